@@ -1,0 +1,138 @@
+# `make` lists the targets. The virtual environment .venv is made on first use, from constraints.txt, and again only when
+# pyproject.toml or constraints.txt changes. pip's own settings (PIP_INDEX_URL, pip.conf, ...) apply as usual.
+#
+#   PYTHON=/path/to/python3.12   the interpreter for .venv (default: the first of python3, python3.13, python3.12,
+#                                python3.11 that is 3.11 or newer)
+#   PYTEST_ARGS='-k fold -x'     more arguments for pytest
+#   DEMO_ARGS=...                arguments for `cdc-pipeline demo`
+#   LOCK_ARGS=--upgrade          let `make lock` move every version, not just what pyproject.toml forces
+
+SHELL := /bin/sh
+.SUFFIXES:
+.DEFAULT_GOAL := help
+
+PYTHON ?=
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+LOCK_ARGS ?=
+CHROMIUM ?= chromium
+CHROMEDRIVER ?= chromedriver
+
+UV_VERSION := 0.13.8
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+# ---------------------------------------------------------------------------------------------------- environment
+
+# The stamp is written last and names the folder and the interpreter that it was made with. An interrupted install, a
+# moved checkout, a removed interpreter, another PYTHON=: each means that .venv is made anew from nothing.
+VENV_GOOD = $(BIN)/python -c '' 2>/dev/null && case "$$(cat $(STAMP) 2>/dev/null)" in \
+	"$$(pwd -P) with "$(if $(PYTHON),'$(PYTHON)',*)) ;; *) false ;; esac
+
+# Answers "ok PATH", or "no MESSAGE" for the first thing missing.
+define FIND_PYTHON
+wanted='$(PYTHON)'; seen=; \
+if [ -n "$$wanted" ]; then set -- "$$wanted"; else set -- python3 python3.13 python3.12 python3.11; fi; \
+for candidate; do \
+	version=$$("$$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue; \
+	seen="$$seen $$candidate is $$version,"; \
+	"$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+	if "$$candidate" -c 'import venv, ensurepip' 2>/dev/null; then echo "ok $$candidate"; exit; fi; \
+	bare="$${bare:-$$candidate $$version}"; \
+done; \
+if [ -n "$$bare" ]; then \
+	echo "no $${bare% *} ($${bare##* }) has no venv or ensurepip module: apt install python3-venv (or python$${bare##* }-venv), or name another interpreter with PYTHON=/path/to/python3"; \
+else \
+	echo "no Python 3.11 or newer is needed, and$${seen:- there is no $${wanted:-python3},} so: apt install python3.11 python3.11-venv, or name another interpreter with PYTHON=/path/to/python3"; \
+fi
+endef
+
+# Sets BASE_PYTHON, or stops with one line.
+NEED_PYTHON = $(eval FOUND := $(shell $(FIND_PYTHON)))$(if $(filter ok,$(firstword $(FOUND))),,$(error \
+	$(wordlist 2,99,$(FOUND))))$(eval BASE_PYTHON := $(wordlist 2,99,$(FOUND)))
+
+$(STAMP): pyproject.toml constraints.txt $(shell $(VENV_GOOD) || echo FORCE)
+	$(NEED_PYTHON)
+	@if $(VENV_GOOD); then \
+		echo 'Updating .venv: pyproject.toml or constraints.txt changed.'; \
+		sed 's/.* with //' $(STAMP) >.venv/.python; rm -f $(STAMP); \
+	else \
+		echo 'Making .venv with $(BASE_PYTHON): a minute or two, once.'; \
+		rm -rf .venv; \
+		'$(BASE_PYTHON)' -m venv .venv && echo '$(BASE_PYTHON)' >.venv/.python; \
+	fi
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location \
+		-c constraints.txt -e '.[sandbox,dev]'
+	@broken=$$($(BIN)/python -m pip check --disable-pip-version-check) || { echo "$$broken"; exit 1; }
+	@echo "$$(pwd -P) with $$(cat .venv/.python)" >$(STAMP).new && mv $(STAMP).new $(STAMP)
+
+.PHONY: FORCE
+FORCE:
+
+.PHONY: venv
+venv: $(STAMP) ## Make .venv, or bring it up to date
+
+# ---------------------------------------------------------------------------------------------------- use
+
+.PHONY: demo
+demo: $(STAMP) ## A local AWS, a table, its lake and queries, end to end (DEMO_ARGS=...)
+	@$(BIN)/cdc-pipeline demo $(DEMO_ARGS)
+
+.PHONY: dev
+dev: $(STAMP) ## Dagster's web interface and daemon on this checkout
+	@$(BIN)/cdc-pipeline dev
+
+# ---------------------------------------------------------------------------------------------------- check
+
+.PHONY: test
+test: $(STAMP) ## The fast tests (PYTEST_ARGS=...)
+	@$(BIN)/python -m pytest -m 'not ui and not slow' $(PYTEST_ARGS)
+
+.PHONY: test-slow
+test-slow: $(STAMP) ## The tests that start servers or take minutes
+	@$(BIN)/python -m pytest -m 'slow and not ui' $(PYTEST_ARGS)
+
+.PHONY: test-ui
+test-ui: $(STAMP) ## The browser tests; need chromium and chromedriver (CHROMIUM=, CHROMEDRIVER=)
+	$(if $(shell command -v '$(CHROMIUM)'),,$(error $(CHROMIUM) was not found: apt install chromium, or CHROMIUM=/path/to/chromium))
+	$(if $(shell command -v '$(CHROMEDRIVER)'),,$(error $(CHROMEDRIVER) was not found: apt install chromium-driver, or CHROMEDRIVER=/path/to/chromedriver))
+	@CHROMIUM="$$(command -v '$(CHROMIUM)')" CHROMEDRIVER="$$(command -v '$(CHROMEDRIVER)')" \
+		$(BIN)/python -m pytest -m ui $(PYTEST_ARGS)
+
+.PHONY: lint
+lint: $(STAMP) ## ruff: rules and formatting
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+.PHONY: format
+format: $(STAMP) ## Let ruff fix and format the code
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+.PHONY: types
+types: $(STAMP) ## pyright over the package and its tests
+	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
+
+# ---------------------------------------------------------------------------------------------------- upkeep
+
+.PHONY: lock
+lock: ## Write constraints.txt anew from pyproject.toml (LOCK_ARGS=--upgrade)
+	$(NEED_PYTHON)
+	@rm -rf .lock-venv
+	@'$(BASE_PYTHON)' -m venv .lock-venv
+	@.lock-venv/bin/python -m pip install --quiet --disable-pip-version-check 'uv==$(UV_VERSION)'
+	@SSL_CERT_FILE="$${SSL_CERT_FILE:-$$PIP_CERT}"; [ -z "$$SSL_CERT_FILE" ] || export SSL_CERT_FILE; \
+	.lock-venv/bin/uv pip compile --quiet --universal --python-version 3.11 --all-extras \
+		--no-emit-index-url --no-emit-find-links --annotation-style line --custom-compile-command 'make lock' \
+		$${PIP_INDEX_URL:+--default-index "$$PIP_INDEX_URL"} $${PIP_EXTRA_INDEX_URL:+--index "$$PIP_EXTRA_INDEX_URL"} \
+		$(LOCK_ARGS) --output-file constraints.txt pyproject.toml
+	@rm -rf .lock-venv
+
+.PHONY: clean
+clean: ## Remove .venv, caches and the demo's files; keeps .dagster_home and any lake
+	@rm -rf .venv .lock-venv .demo build dist cdc_pipeline.egg-info .pytest_cache .ruff_cache .hypothesis
+	@find cdc_pipeline cdc_pipeline_tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile

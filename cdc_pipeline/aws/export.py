@@ -1,0 +1,219 @@
+"""PITR full exports: request, wait, and the files they consist of (DYNAMODB_CDC section 1)."""
+
+import base64
+import hashlib
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from cdc_pipeline.aws.s3 import open_object
+from cdc_pipeline.aws.session import AwsSession, aws_errors
+from cdc_pipeline.core.errors import ExportError
+
+
+@dataclass(frozen=True)
+class ExportTarget:
+    """Where DynamoDB writes an export."""
+
+    bucket: str
+    prefix: str
+
+
+@dataclass(frozen=True)
+class ExportStatus:
+    """What DescribeExport says. `status`: IN_PROGRESS, COMPLETED or FAILED."""
+
+    arn: str
+    status: str
+    bucket: str
+    prefix: str
+    manifest_key: str | None
+    failure: str
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One line of manifest-files.json. `md5`: base64 MD5 of the compressed object."""
+
+    key: str
+    md5: str
+    items: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A finished export: its files, and how many items they hold together."""
+
+    bucket: str
+    items: int
+    table_id: str
+    files: list[DataFile]
+
+
+def request_export(
+    aws: AwsSession, table_arn: str, at: datetime, target: ExportTarget, token: str
+) -> str:
+    """Ask for a full export of the table as of `at`; the same token gives the same export."""
+    with aws_errors(
+        f"export of {table_arn}",
+        ExportError,
+        PointInTimeRecoveryUnavailableException=(
+            "turn on point-in-time recovery: aws dynamodb update-continuous-backups "
+            "--point-in-time-recovery-specification PointInTimeRecoveryEnabled=true --table-name …"
+        ),
+        NoSuchBucket=f"create bucket {target.bucket} or correct `export.bucket` in the settings",
+        S3NoSuchBucket=f"create bucket {target.bucket} or correct `export.bucket` in the settings",
+    ):
+        answer = aws.client("dynamodb").export_table_to_point_in_time(
+            TableArn=table_arn,
+            S3Bucket=target.bucket,
+            S3Prefix=target.prefix,
+            ExportTime=at,
+            ExportFormat="DYNAMODB_JSON",
+            ClientToken=token,
+        )
+    return answer["ExportDescription"]["ExportArn"]
+
+
+def describe_export(aws: AwsSession, arn: str) -> ExportStatus:
+    """DescribeExport; raises `ExportError`."""
+    with aws_errors(f"export {arn}", ExportError):
+        found = aws.client("dynamodb").describe_export(ExportArn=arn)["ExportDescription"]
+    failure = f"{found.get('FailureCode', '')}: {found.get('FailureMessage', '')}"
+    return ExportStatus(
+        arn=arn,
+        status=found["ExportStatus"],
+        bucket=found.get("S3Bucket", ""),
+        prefix=found.get("S3Prefix") or "",
+        manifest_key=found.get("ExportManifest"),
+        failure=failure,
+    )
+
+
+class _Summary(msgspec.Struct):
+    itemCount: int
+    manifestFilesS3Key: str
+    tableId: str = ""
+    outputFormat: str = "DYNAMODB_JSON"
+    exportType: str = "FULL_EXPORT"  # real full exports leave it out
+
+
+class _File(msgspec.Struct):
+    itemCount: int
+    md5Checksum: str
+    dataFileS3Key: str
+
+
+def read_manifest(aws: AwsSession, export: ExportStatus) -> Manifest:
+    """The manifests of a completed export, their checksums verified; raises `ExportError`."""
+    if export.manifest_key is None:
+        raise ExportError(f"export {export.arn} is complete but names no manifest")
+    summary = _decode(_Summary, _verified(aws, export, export.manifest_key), export.manifest_key)
+    if summary.exportType != "FULL_EXPORT" or summary.outputFormat != "DYNAMODB_JSON":
+        raise ExportError(
+            f"export {export.arn} is {summary.exportType} in {summary.outputFormat}; "
+            "expected FULL_EXPORT in DYNAMODB_JSON"
+        )
+    lines = _verified(aws, export, summary.manifestFilesS3Key).splitlines()
+    files = [_decode(_File, line, summary.manifestFilesS3Key) for line in lines if line.strip()]
+    promised = sum(file.itemCount for file in files)
+    if promised != summary.itemCount:
+        raise ExportError(
+            f"export {export.arn}: its summary counts {summary.itemCount} items, "
+            f"its files {promised}"
+        )
+    return Manifest(
+        bucket=export.bucket,
+        items=summary.itemCount,
+        table_id=summary.tableId,
+        files=[DataFile(f.dataFileS3Key, f.md5Checksum, f.itemCount) for f in files],
+    )
+
+
+def _decode(kind: type, data: bytes, key: str) -> Any:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.DecodeError as error:
+        raise ExportError(f"{key} is not an export manifest: {error}") from None
+
+
+def _verified(aws: AwsSession, export: ExportStatus, key: str) -> bytes:
+    """A manifest's bytes, checked against its `.md5` (real exports) or `.checksum` (AWS's docs)."""
+    data = _whole(aws, export, key)
+    if data is None:
+        raise ExportError(f"s3://{export.bucket}/{key} is missing")
+    for suffix in (".md5", ".checksum"):
+        expected = _whole(aws, export, key.removesuffix(".json") + suffix) or _whole(
+            aws, export, key + suffix
+        )
+        if expected is not None:
+            if _md5(data) != expected.decode().strip():
+                raise ExportError(f"s3://{export.bucket}/{key} does not match its checksum")
+            return data
+    raise ExportError(f"s3://{export.bucket}/{key} has no checksum beside it")
+
+
+def _whole(aws: AwsSession, export: ExportStatus, key: str) -> bytes | None:
+    """Keys in manifests are relative to the bucket; AWS's examples leave the prefix out."""
+    for candidate in dict.fromkeys((key, f"{export.prefix}/{key}")):
+        stream = open_object(aws, export.bucket, candidate)
+        if stream is not None:
+            with stream:
+                return stream.read()
+    return None
+
+
+def _md5(data: bytes) -> str:
+    return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+
+
+def read_data_file(
+    aws: AwsSession, export: ExportStatus, file: DataFile, chunk: int = 1 << 20
+) -> Iterator[bytes]:
+    """Decompressed pieces of one data file; its MD5 is checked when its end is reached.
+
+    Nothing read may be used before the last piece was taken: `ExportError` is raised then for a
+    file that is missing, damaged or not GZIP. Memory: a few `chunk` bytes.
+    """
+    where = f"s3://{export.bucket}/{file.key}"
+    stream = open_object(aws, export.bucket, file.key) or open_object(
+        aws, export.bucket, f"{export.prefix}/{file.key}"
+    )
+    if stream is None:
+        raise ExportError(f"data file {where} is missing")
+    digest = hashlib.md5(usedforsecurity=False)
+    inflate = zlib.decompressobj(wbits=31)
+    with stream:
+        while piece := stream.read(chunk):
+            digest.update(piece)
+            while piece:
+                try:
+                    yield inflate.decompress(piece)
+                except zlib.error:
+                    raise ExportError(f"data file {where} is not GZIP or is damaged") from None
+                # Several GZIP members may follow each other in one file.
+                piece = inflate.unused_data
+                if inflate.eof and piece:
+                    inflate = zlib.decompressobj(wbits=31)
+    if base64.b64encode(digest.digest()).decode() != file.md5:
+        raise ExportError(f"data file {where} does not match the MD5 in its manifest")
+    if not inflate.eof:
+        raise ExportError(f"data file {where} ends in the middle")
+
+
+def lines(pieces: Iterator[bytes], emit: Callable[[bytes], None]) -> int:
+    """Pass each line to `emit`; returns how many there were. A last line may lack its newline."""
+    rest, count = b"", 0
+    for piece in pieces:
+        *whole, rest = (rest + piece).split(b"\n")
+        for line in whole:
+            emit(line)
+        count += len(whole)
+    if rest:
+        emit(rest)
+        count += 1
+    return count

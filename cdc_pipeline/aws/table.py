@@ -1,0 +1,68 @@
+"""DynamoDB tables as sources: their description, and consistent scans."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from cdc_pipeline.aws.session import AwsSession, aws_errors
+
+
+@dataclass(frozen=True)
+class TableDescription:
+    """What capture needs to know of a table. `stream_arn` is None while its stream is off."""
+
+    name: str
+    table_id: str
+    arn: str
+    key_names: tuple[str, ...]
+    stream_arn: str | None
+    view_type: str | None
+    item_count: int
+
+
+def describe_table(aws: AwsSession, name: str) -> TableDescription:
+    """DescribeTable; raises `SourceError` when the table is missing or out of reach."""
+    with aws_errors(
+        f"table {name}",
+        ResourceNotFoundException="check the name, the account and the region in the settings",
+    ):
+        found = aws.client("dynamodb").describe_table(TableName=name)["Table"]
+    stream = found.get("StreamSpecification", {})
+    on = stream.get("StreamEnabled", False)
+    return TableDescription(
+        name=name,
+        table_id=found.get("TableId") or found["TableArn"],
+        arn=found["TableArn"],
+        key_names=tuple(key["AttributeName"] for key in found["KeySchema"]),
+        stream_arn=found.get("LatestStreamArn") if on else None,
+        view_type=stream.get("StreamViewType") if on else None,
+        item_count=found.get("ItemCount", 0),
+    )
+
+
+@dataclass(frozen=True)
+class BackupWindow:
+    """Whether point-in-time recovery is on, and since when it can restore."""
+
+    enabled: bool
+    earliest: datetime | None
+
+
+def describe_backups(aws: AwsSession, name: str) -> BackupWindow:
+    """DescribeContinuousBackups; raises `SourceError`."""
+    with aws_errors(f"backups of table {name}"):
+        answer = aws.client("dynamodb").describe_continuous_backups(TableName=name)
+    recovery = answer["ContinuousBackupsDescription"].get("PointInTimeRecoveryDescription", {})
+    return BackupWindow(
+        enabled=recovery.get("PointInTimeRecoveryStatus") == "ENABLED",
+        earliest=recovery.get("EarliestRestorableDateTime"),
+    )
+
+
+def scan_items(aws: AwsSession, name: str) -> Iterator[dict[str, Any]]:
+    """Every item by a consistent Scan, as botocore gives it (binary as bytes)."""
+    pages = aws.client("dynamodb").get_paginator("scan")
+    with aws_errors(f"scan of table {name}"):
+        for page in pages.paginate(TableName=name, ConsistentRead=True):
+            yield from page["Items"]

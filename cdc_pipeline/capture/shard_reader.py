@@ -1,0 +1,115 @@
+"""Reading one shard from its checkpoint to its tip or its end."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from cdc_pipeline.aws.streams import Page
+from cdc_pipeline.capture.pending import Pending, moved
+from cdc_pipeline.capture.source import ShardSource
+from cdc_pipeline.core.capture_log import ShardState, StreamRef
+from cdc_pipeline.core.changes import Change, from_stream_record
+from cdc_pipeline.core.errors import ExpiredIteratorError, SourceError, UnreadableError
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How shards are read; see `settings.Capture`.
+
+    `until_us`: a shard that was read up to this time counts as read to its tip, so that a run
+    ends under traffic that never does. `deadline`: stop here, wherever that is.
+    """
+
+    empty_polls: int
+    poll_seconds: float
+    until_us: int
+    deadline: float
+    clock: Callable[[], float] = time.time
+    sleep: Callable[[float], object] = time.sleep
+
+
+def read_shard(
+    source: ShardSource,
+    stream: StreamRef,
+    shard: ShardState,
+    pending: Pending,
+    options: ReadOptions,
+    stop: threading.Event,
+) -> ShardState:
+    """Read until the tip, the end of the shard, the deadline or `stop`; returns where it stands.
+
+    The tip is where the run began: what is written later is the next run's. A quiet shard's tip
+    is reached after `empty_polls` empty pages in a row: everything written before the
+    first of those polls began has been read. A single empty page means nothing (AWS returns them
+    in the middle of a shard). Only a parsed answer without a next iterator ends a shard.
+    """
+    iterator = source.iterator(stream.arn, shard.shard_id, shard.sequence_number)
+    empty, first_empty_us = 0, 0
+    while not stop.is_set() and options.clock() < options.deadline:
+        started_us = int(options.clock() * 1_000_000)
+        try:
+            page = source.read(iterator)
+        except ExpiredIteratorError:
+            iterator = source.iterator(stream.arn, shard.shard_id, shard.sequence_number)
+            continue
+        finished = page.next_iterator is None
+        changes, unreadable, last = _parse(page, stream, shard)
+        if page.records:
+            empty = 0
+            read_to_us = changes[-1].write_time_us if changes else 0
+        else:
+            first_empty_us = started_us if empty == 0 else first_empty_us
+            empty += 1
+            read_to_us = first_empty_us if empty >= options.empty_polls else 0
+        shard = moved(shard, last=last, read_to_us=read_to_us, rows=len(changes), finished=finished)
+        if page.records or finished or read_to_us:
+            pending.add(shard, changes, unreadable, page.size if page.records else 0)
+        if page.next_iterator is None or shard.read_to_us >= options.until_us:
+            break
+        iterator = page.next_iterator
+        if not page.records:
+            options.sleep(options.poll_seconds)
+    return shard
+
+
+class _Body(msgspec.Struct):
+    SequenceNumber: str
+
+
+class _Head(msgspec.Struct):
+    dynamodb: _Body
+
+
+_decode_head = msgspec.json.Decoder(_Head).decode
+
+
+def _parse(
+    page: Page, stream: StreamRef, shard: ShardState
+) -> tuple[list[Change], list[tuple[str, bytes]], str | None]:
+    """Changes, records that are none (with the reason), and the last sequence number."""
+    changes: list[Change] = []
+    unreadable: list[tuple[str, bytes]] = []
+    last: str | None = None
+    for raw in page.records:
+        try:
+            last = _decode_head(raw).dynamodb.SequenceNumber
+            change = from_stream_record(
+                msgspec.json.decode(raw),
+                table_id=stream.table_id,
+                shard_id=shard.shard_id,
+                depth=shard.depth,
+            )
+            changes.append(change)
+        except UnreadableError as error:
+            unreadable.append((error.reason, bytes(raw)))
+        except msgspec.DecodeError:
+            unreadable.append(("a record that is not one", bytes(raw)))
+    if page.records and last is None:
+        # Without any sequence number there is no checkpoint behind this page.
+        raise SourceError(
+            f"shard {shard.shard_id}: {len(page.records)} records without a sequence number"
+        )
+    return changes, unreadable, last

@@ -1,0 +1,192 @@
+"""The command line: each command reads its arguments, calls one use case and prints."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table as Grid
+
+from cdc_pipeline.core.errors import CdcPipelineError
+
+
+class _Commands(click.Group):
+    """Prints our errors as one readable message instead of a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CdcPipelineError as error:
+            raise click.ClickException(str(error)) from None
+        except BrokenPipeError:
+            # The reader of our output, such as `head`, has had enough.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="cdc-pipeline")
+def main() -> None:
+    """Keep a provably complete analytical copy of DynamoDB tables in a data lake.
+
+    Tables and the lake are named in cdc_pipeline.yaml (or the file in CDC_PIPELINE_CONFIG).
+    """
+
+
+@main.command()
+@click.argument("sql", required=False)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "csv"]),
+    default="table",
+    show_default=True,
+)
+def query(sql: str | None, form: str) -> None:
+    """Run SQL on the lake: an argument, or standard input.
+
+    Each table is a schema with the views current_state, cdc, history, raw_stream and pitr_export;
+    aggregates are in the schema aggregates.
+
+    Example: cdc-pipeline query "SELECT status, count(*) FROM orders.current_state GROUP BY 1"
+    """
+    from cdc_pipeline.lake.query import as_csv, as_json, connect_for, run_query
+
+    text = sys.stdin.read() if sql in (None, "-") else str(sql)
+    if not text.strip():
+        raise click.UsageError("no SQL: give it as an argument or on standard input")
+    with connect_for(_lake(), text) as connection:
+        result = run_query(connection, text)
+        if result is None:
+            return
+        if form == "table":
+            width = Console().width if sys.stdout.isatty() else 200
+            result.show(max_width=width, max_rows=200)
+            return
+        _write(as_json(result) if form == "json" else as_csv(result))
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def status(as_json: bool) -> None:
+    """Show what the lake holds of each table and how far behind it is."""
+    from dataclasses import asdict
+
+    from cdc_pipeline.lake.status import table_status
+
+    lake = _lake()
+    rows = [table_status(lake, table) for table in lake.settings.tables]
+    if as_json:
+        click.echo(json.dumps([asdict(row) for row in rows], indent=1))
+        return
+    headings = (
+        "table",
+        "items",
+        "changes",
+        "last change",
+        "complete to",
+        "lag",
+        "state to",
+        "entries log/state",
+        "open shards",
+        "last export",
+        "unreadable",
+    )
+    grid = Grid(title=f"lake {lake.settings.lake}, database {lake.database}")
+    for heading in headings:
+        grid.add_column(heading, justify="left" if heading == "table" else "right")
+    for row in rows:
+        grid.add_row(
+            row.table,
+            _count(row.items),
+            _count(row.changes),
+            _moment(row.last_change_us),
+            _moment(row.captured_to_us),
+            _lag(row.captured_to_us),
+            _moment(row.state_to_us),
+            f"{row.log_entry}/{'-' if row.state_entry is None else row.state_entry}",
+            str(row.open_shards),
+            _moment(row.last_export_us),
+            _count(row.quarantined),
+        )
+    Console().print(grid)
+
+
+@main.command("settings-schema")
+def settings_schema() -> None:
+    """Print the JSON schema of the settings file, for editors."""
+    from cdc_pipeline.settings import settings_schema as schema
+
+    click.echo(json.dumps(schema(), indent=2))
+
+
+@main.command()
+@click.option("--port", default=4566, show_default=True, help="0 takes any free port.")
+@click.option("--traffic", is_flag=True, help="Create two tables, seed them, keep changing them.")
+@click.option("--orders", default=2000, show_default=True, help="Orders to seed with --traffic.")
+@click.option("--rate", default=5.0, show_default=True, help="Changes per second with --traffic.")
+def sandbox(port: int, traffic: bool, orders: int, rate: float) -> None:
+    """Run a local AWS on 127.0.0.1 (docs/sandbox.md says what is exact in it)."""
+    from cdc_pipeline.sandbox.run import run_sandbox
+
+    run_sandbox(port=port, traffic=traffic, orders=orders, rate=rate)
+
+
+@main.command()
+@click.option("--orders", default=20_000, show_default=True, help="Orders to seed.")
+@click.option("--changes", default=5_000, show_default=True, help="Live changes at least.")
+@click.option("--lake", "kind", type=click.Choice(["s3", "local"]), default="s3", show_default=True)
+def demo(orders: int, changes: int, kind: str) -> None:
+    """Run the whole pipeline once on a local AWS and prove that the lake equals its source."""
+    from cdc_pipeline.sandbox.demo import run_demo
+
+    if not run_demo(orders=orders, changes=changes, kind=kind):
+        sys.exit(1)
+
+
+@main.command()
+@click.option("--port", default=3000, show_default=True, help="Of the Dagster UI.")
+@click.option("--aws-port", default=4566, show_default=True, help="Of the local AWS.")
+@click.option("--orders", default=2000, show_default=True, help="Orders to seed.")
+@click.option("--rate", default=5.0, show_default=True, help="Changes per second.")
+def dev(port: int, aws_port: int, orders: int, rate: float) -> None:
+    """Run a local AWS with live traffic and the Dagster UI, everything on.
+
+    Starts afresh: source tables, lake and Dagster history of an earlier run are gone.
+    """
+    from cdc_pipeline.sandbox.dev import run_dev
+
+    run_dev(port=port, aws_port=aws_port, orders=orders, rate=rate)
+
+
+def _lake() -> Any:
+    from cdc_pipeline.lake.lake import Lake
+    from cdc_pipeline.settings import load_settings
+
+    return Lake.open(load_settings())
+
+
+def _write(parts: Iterator[str]) -> None:
+    for part in parts:
+        sys.stdout.write(part)
+    sys.stdout.flush()
+
+
+def _count(number: int | None) -> str:
+    return "-" if number is None else f"{number:,}"
+
+
+def _moment(time_us: int | None) -> str:
+    if not time_us:
+        return "-"
+    return datetime.fromtimestamp(time_us // 1_000_000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _lag(time_us: int) -> str:
+    if not time_us:
+        return "-"
+    return f"{max(0, int(datetime.now(UTC).timestamp() - time_us / 1_000_000))} s"

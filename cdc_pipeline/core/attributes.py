@@ -1,0 +1,169 @@
+"""DynamoDB attribute values: their canonical typed JSON and their plain JSON.
+
+An attribute value is DynamoDB's tagged JSON, `{"N": "12"}`, binary as base64 text
+(botocore model of `AttributeValue`). Numbers stay text on their whole way: DynamoDB keeps
+38 significant digits between 1E-130 and 9.99E+125, more than a float or a 64-bit integer holds.
+"""
+
+import base64
+import binascii
+import json
+from collections.abc import Callable, Mapping
+from decimal import Context, Decimal, InvalidOperation
+from typing import Any
+
+from cdc_pipeline.core.errors import UnreadableError
+
+AttributeValue = Mapping[str, Any]
+Item = Mapping[str, AttributeValue]
+
+_MAX_DIGITS = 38
+_EXACT = Context(prec=200)
+
+
+def canonical_number(text: Any) -> str:
+    """The one spelling of a DynamoDB number, equal for equal values.
+
+    Plain digits while the number fits 38 places on either side of the point, else scientific
+    (`1.5E+100`), always a valid JSON number token. Raises `UnreadableError` for anything that
+    DynamoDB would not have stored.
+    """
+    if not isinstance(text, str):
+        raise UnreadableError("a number that is not text")
+    if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS and text[0] != "0":
+        return text
+    try:
+        number = Decimal(text)
+    except InvalidOperation:
+        raise UnreadableError("a number that is not a decimal") from None
+    if not number.is_finite():
+        raise UnreadableError("a number that is not finite")
+    if not number:
+        return "0"
+    number = number.normalize(_EXACT)
+    _, digits, exponent = number.as_tuple()
+    if len(digits) > _MAX_DIGITS:
+        raise UnreadableError("a number of more than 38 digits")
+    adjusted = number.adjusted()
+    if not -130 <= adjusted <= 125:
+        raise UnreadableError("a number beyond DynamoDB's range")
+    if isinstance(exponent, int) and exponent >= -_MAX_DIGITS and adjusted < _MAX_DIGITS:
+        return f"{number:f}"
+    return str(number)
+
+
+def _string(value: Any) -> str:
+    if not isinstance(value, str):
+        raise UnreadableError("a string that is not text")
+    return value
+
+
+def _binary(value: Any) -> str:
+    if not isinstance(value, str):
+        raise UnreadableError("a binary that is not base64 text")
+    try:
+        return base64.b64encode(base64.b64decode(value, validate=True)).decode()
+    except (binascii.Error, ValueError):
+        raise UnreadableError("a binary that is not base64 text") from None
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise UnreadableError("a boolean that is neither true nor false")
+    return value
+
+
+def _null(value: Any) -> bool:
+    if value is not True:
+        raise UnreadableError("a NULL that is not true")
+    return True
+
+
+def _list(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list):
+        raise UnreadableError("a list that is not an array")
+    return [canonical_value(element) for element in value]
+
+
+def _set_of(element: Callable[[Any], str], sort_key: Callable[[str], Any] | None) -> Callable:
+    def canonical_set(value: Any) -> list[str]:
+        if not isinstance(value, list) or not value:
+            raise UnreadableError("a set that is not a filled array")
+        return sorted({element(member) for member in value}, key=sort_key)
+
+    return canonical_set
+
+
+def canonical_item(item: Any) -> dict[str, dict[str, Any]]:
+    """An item (or map) with sorted names, sorted sets and canonical numbers, all the way down."""
+    if not isinstance(item, Mapping):
+        raise UnreadableError("an item that is not an object")
+    return {name: canonical_value(item[name]) for name in sorted(item)}
+
+
+_CANONICAL: dict[str, Callable[[Any], Any]] = {
+    "S": _string,
+    "N": canonical_number,
+    "B": _binary,
+    "BOOL": _boolean,
+    "NULL": _null,
+    "M": canonical_item,
+    "L": _list,
+    "SS": _set_of(_string, None),
+    "NS": _set_of(canonical_number, Decimal),
+    "BS": _set_of(_binary, base64.b64decode),
+}
+
+
+def canonical_value(value: Any) -> dict[str, Any]:
+    """One attribute value in canonical form; raises `UnreadableError` for an unknown type."""
+    if not isinstance(value, Mapping) or len(value) != 1:
+        raise UnreadableError("an attribute value that is not one tagged value")
+    ((tag, content),) = value.items()
+    canonical = _CANONICAL.get(tag)
+    if canonical is None:
+        raise UnreadableError("an unknown attribute type")
+    return {tag: canonical(content)}
+
+
+def to_json(value: Any) -> str:
+    """Compact JSON text, unicode as it is; the spelling that identities are made of."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    if not text.isascii():
+        _refuse_lone_surrogates(text)
+    return text
+
+
+def _refuse_lone_surrogates(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UnreadableError("text that is not Unicode") from None
+
+
+def plain_json(item: Item) -> str:
+    """A canonical item as plain JSON: numbers are number tokens with their exact decimal text.
+
+    Sets are arrays, binary is base64 text, NULL is null. Written by hand because `json` can only
+    write numbers that went through a float or an int.
+    """
+    return _plain_object(item)
+
+
+def plain_value(value: AttributeValue) -> str:
+    """One canonical attribute value as plain JSON text."""
+    ((tag, content),) = value.items()
+    if tag == "N":
+        return content
+    if tag == "M":
+        return _plain_object(content)
+    if tag == "L":
+        return "[" + ",".join(map(plain_value, content)) + "]"
+    if tag == "NS":
+        return "[" + ",".join(content) + "]"
+    return "null" if tag == "NULL" else to_json(content)
+
+
+def _plain_object(item: Item) -> str:
+    pairs = (f"{to_json(name)}:{plain_value(value)}" for name, value in item.items())
+    return "{" + ",".join(pairs) + "}"

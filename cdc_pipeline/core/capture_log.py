@@ -1,0 +1,265 @@
+"""The capture log's model: entries, what they add up to, and their JSON.
+
+The log is the one truth about capture. Entry *n* is one atomic step; a state is the sum of all
+entries up to its `n`. How entries are stored and raced for is `lake.log`'s business.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from cdc_pipeline.core.errors import LakeError
+from cdc_pipeline.core.names import entry_number
+
+FORMAT = 1
+
+ShardStatus = Literal["reading", "finished"]
+
+
+@dataclass(frozen=True)
+class StreamRef:
+    """Which stream is captured. `recorded_us`: when its positions were recorded (time of P)."""
+
+    table_id: str
+    arn: str
+    view_type: str
+    generation: int
+    recorded_us: int
+
+
+@dataclass(frozen=True)
+class ShardState:
+    """How far one shard has been landed.
+
+    `sequence_number`: the last one read, None before the first. `read_to_us`: every change
+    written to this shard before that time has been read. `finished` means closed and read to
+    its end, and nothing else.
+    """
+
+    shard_id: str
+    parent_id: str | None
+    depth: int
+    status: ShardStatus = "reading"
+    sequence_number: str | None = None
+    read_to_us: int = 0
+    rows: int = 0
+
+
+@dataclass(frozen=True)
+class LandedObject:
+    """One Parquet object of the landing zone; `key` is relative to the lake root."""
+
+    key: str
+    day: str
+    rows: int
+    bytes: int
+    generation: int
+    min_write_us: int
+    max_write_us: int
+    min_position: str
+    max_position: str
+    shards: tuple[str, ...]
+
+    @property
+    def entry(self) -> int:
+        """The log entry that added this object."""
+        return entry_number(self.key) or 0
+
+
+@dataclass(frozen=True)
+class QuarantinedObject:
+    """One JSON-lines object of records that could not be read, with counts by reason."""
+
+    key: str
+    rows: int
+    reasons: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A full export on its way to being the baseline of a generation.
+
+    `recorded_us`: time(P), when the stream positions it hands over to were recorded.
+    `export_time_us`: T. `snapshot_id`: the Iceberg snapshot of `<table>_snapshot` that holds its
+    verified items; None until it is staged. `attempt` counts exports of it that failed.
+    """
+
+    generation: int
+    recorded_us: int
+    export_time_us: int
+    attempt: int = 0
+    export_arn: str | None = None
+    snapshot_id: int | None = None
+    items: int | None = None
+    bytes: int | None = None
+    staged_us: int | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One atomic step of capture. Only what it changes is in it."""
+
+    n: int
+    nonce: str
+    owner: str
+    at_us: int
+    stream: StreamRef | None = None
+    shards: tuple[ShardState, ...] = ()
+    forgotten: tuple[str, ...] = ()
+    objects: tuple[LandedObject, ...] = ()
+    quarantined: tuple[QuarantinedObject, ...] = ()
+    discovered_us: int | None = None
+    baseline: Baseline | None = None
+
+    def to_json(self) -> str:
+        """Readable JSON; parts that say nothing are left out."""
+        said = {k: v for k, v in dataclasses.asdict(self).items() if v not in (None, ())}
+        return json.dumps({"format": FORMAT, "at": _iso(self.at_us), **said}, indent=1) + "\n"
+
+    @staticmethod
+    def from_json(text: str | bytes, name: str) -> "Entry":
+        """Parse an entry; `name` is used in the error of a file that is not one."""
+        return _parse(text, name, _entry)
+
+
+@dataclass
+class LogState:
+    """Everything the log says up to and including entry `n` (0: nothing was ever captured)."""
+
+    n: int = 0
+    at_us: int = 0
+    stream: StreamRef | None = None
+    shards: dict[str, ShardState] = field(default_factory=dict)
+    objects: dict[str, LandedObject] = field(default_factory=dict)
+    quarantined: dict[str, QuarantinedObject] = field(default_factory=dict)
+    baselines: dict[int, Baseline] = field(default_factory=dict)
+    discovered_us: int = 0
+    last_owner: str = ""
+
+    def apply(self, entry: Entry) -> None:
+        """Add the next entry; entries are applied in order and without holes."""
+        if entry.n != self.n + 1:
+            raise LakeError(f"capture log: entry {entry.n} cannot follow entry {self.n}")
+        self.n, self.at_us = entry.n, entry.at_us
+        if entry.stream is not None:
+            self.stream = entry.stream
+        self.shards.update((s.shard_id, s) for s in entry.shards)
+        for shard_id in entry.forgotten:
+            self.shards.pop(shard_id, None)
+        self.objects.update((o.key, o) for o in entry.objects)
+        self.quarantined.update((q.key, q) for q in entry.quarantined)
+        if entry.discovered_us is not None:
+            self.discovered_us = entry.discovered_us
+        if entry.baseline is not None:
+            self.baselines[entry.baseline.generation] = entry.baseline
+        self.last_owner = entry.owner
+
+    @property
+    def generation(self) -> int:
+        """The generation in which changes land now."""
+        return self.stream.generation if self.stream else 0
+
+    @property
+    def watermark_us(self) -> int:
+        """Every change written before this time has landed (µs since the epoch; 0: unknown).
+
+        The least of what each unfinished shard was read to, and of the last time the list of
+        shards was seen whole, because a shard we do not know of may hold older changes.
+        """
+        reading = (s.read_to_us for s in self.shards.values() if s.status != "finished")
+        return min([self.discovered_us, *reading])
+
+    @property
+    def last_change_us(self) -> int | None:
+        """Write time of the newest landed change."""
+        return max((o.max_write_us for o in self.objects.values()), default=None)
+
+    @property
+    def staged(self) -> Baseline | None:
+        """The newest baseline whose items are verified and in the lake."""
+        done = [b for b in self.baselines.values() if b.snapshot_id is not None]
+        return max(done, key=lambda b: b.generation, default=None)
+
+    def objects_of_day(self, day: str) -> list[LandedObject]:
+        """Landing objects of one write day, in the order they were logged."""
+        return sorted((o for o in self.objects.values() if o.day == day), key=lambda o: o.key)
+
+    def delta(self, *, generation: int, after: int) -> list[LandedObject]:
+        """Landing objects logged after entry `after`, of `generation` and later ones."""
+        chosen = (
+            o for o in self.objects.values() if o.entry > after and o.generation >= generation
+        )
+        return sorted(chosen, key=lambda o: o.key)
+
+    def to_json(self) -> str:
+        """The summary of the log up to `n`."""
+        parts = dataclasses.asdict(self)
+        for name in ("shards", "objects", "quarantined", "baselines"):
+            parts[name] = list(parts[name].values())
+        return json.dumps({"format": FORMAT, "at": _iso(self.at_us), **parts}) + "\n"
+
+    @staticmethod
+    def from_json(text: str | bytes, name: str) -> "LogState":
+        """Parse a summary; `name` is used in the error of a file that is not one."""
+        return _parse(text, name, _state)
+
+
+def _iso(time_us: int) -> str:
+    """For people who read the log; `at_us` is what counts."""
+    moment = datetime.fromtimestamp(time_us / 1_000_000, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _parse(text: str | bytes, name: str, build: Any) -> Any:
+    try:
+        raw = json.loads(text)
+        if raw["format"] != FORMAT:
+            raise LakeError(
+                f"{name} has format {raw['format']}, this version reads {FORMAT}",
+                fix="use the version of cdc-pipeline that wrote it, or a newer one",
+            )
+        return build(raw)
+    except (KeyError, TypeError, ValueError) as error:
+        raise LakeError(f"{name} is not a readable part of the capture log ({error!r})") from error
+
+
+def _entry(raw: Mapping[str, Any]) -> Entry:
+    return Entry(
+        n=raw["n"],
+        nonce=raw["nonce"],
+        owner=raw["owner"],
+        at_us=raw["at_us"],
+        stream=StreamRef(**raw["stream"]) if raw.get("stream") else None,
+        shards=tuple(_each(ShardState, raw)),
+        forgotten=tuple(raw.get("forgotten", ())),
+        objects=tuple(_objects(raw)),
+        quarantined=tuple(QuarantinedObject(**q) for q in raw.get("quarantined", ())),
+        discovered_us=raw.get("discovered_us"),
+        baseline=Baseline(**raw["baseline"]) if raw.get("baseline") else None,
+    )
+
+
+def _state(raw: Mapping[str, Any]) -> LogState:
+    return LogState(
+        n=raw["n"],
+        at_us=raw["at_us"],
+        stream=StreamRef(**raw["stream"]) if raw["stream"] else None,
+        shards={s.shard_id: s for s in _each(ShardState, raw)},
+        objects={o.key: o for o in _objects(raw)},
+        quarantined={q["key"]: QuarantinedObject(**q) for q in raw["quarantined"]},
+        baselines={b["generation"]: Baseline(**b) for b in raw["baselines"]},
+        discovered_us=raw["discovered_us"],
+        last_owner=raw["last_owner"],
+    )
+
+
+def _each(kind: type[ShardState], raw: Mapping[str, Any]) -> Iterable[ShardState]:
+    return (kind(**part) for part in raw.get("shards", ()))
+
+
+def _objects(raw: Mapping[str, Any]) -> Iterable[LandedObject]:
+    for part in raw.get("objects", ()):
+        yield LandedObject(**{**part, "shards": tuple(part["shards"])})

@@ -1,0 +1,119 @@
+"""Change records: one accepted write of one item, and how each transport spells it."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cdc_pipeline.core.attributes import canonical_item, plain_json, to_json
+from cdc_pipeline.core.errors import UnreadableError
+from cdc_pipeline.core.order import position
+
+DYNAMODB_STREAMS = "dynamodb_streams"
+_OPS = {"INSERT": "I", "MODIFY": "U", "REMOVE": "D"}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change as it lands, in the order of the landing columns (`landed_at` is added there).
+
+    `keys`, `new_image`, `old_image`: canonical typed DynamoDB JSON text; `data`: plain JSON of
+    the new image, None for a delete. `is_ttl_delete` None means the transport cannot tell.
+    """
+
+    uuid: str
+    op: str
+    write_time_us: int
+    data: str | None
+    keys: str
+    new_image: str | None
+    old_image: str | None
+    position: str
+    sequence_number: str
+    shard_id: str
+    event_id: str
+    is_ttl_delete: bool | None
+    transport: str
+
+
+def stream_identity(table_id: str, event_id: str) -> str:
+    """The `uuid` of a DynamoDB Streams record: SHA-256 of table id and event id, in hex."""
+    return hashlib.sha256(f"{table_id}\n{event_id}".encode()).hexdigest()
+
+
+def from_stream_record(
+    record: Any, *, table_id: str, shard_id: str, depth: int, full_images: bool = True
+) -> Change:
+    """A change from one record of a GetRecords answer, as its JSON (not botocore's objects).
+
+    `full_images`: the stream's view type has new images, so an insert or update without one is
+    unreadable. Raises `UnreadableError`.
+    """
+    if not isinstance(record, Mapping) or not isinstance(record.get("dynamodb"), Mapping):
+        raise UnreadableError("a record without its dynamodb part")
+    body = record["dynamodb"]
+    op = _OPS.get(record.get("eventName", ""))
+    if op is None:
+        raise UnreadableError("an unknown event name")
+    event_id, sequence_number = record.get("eventID"), body.get("SequenceNumber")
+    if not event_id or not isinstance(event_id, str):
+        raise UnreadableError("a record without an event id")
+    if not isinstance(sequence_number, str) or not sequence_number.isdecimal():
+        raise UnreadableError("a record without a sequence number")
+    keys = canonical_item(body.get("Keys"))
+    if not keys:
+        raise UnreadableError("a record without keys")
+    new = _image(body, "NewImage")
+    if full_images and (new is None) != (op == "D"):
+        raise UnreadableError("a record whose new image does not fit its event name")
+    old = _image(body, "OldImage")
+    return Change(
+        uuid=stream_identity(table_id, event_id),
+        op=op,
+        write_time_us=_seconds_to_us(body.get("ApproximateCreationDateTime")),
+        data=None if new is None else plain_json(new),
+        keys=to_json(keys),
+        new_image=None if new is None else to_json(new),
+        old_image=None if old is None else to_json(old),
+        position=position(depth, sequence_number),
+        sequence_number=sequence_number,
+        shard_id=shard_id,
+        event_id=event_id,
+        is_ttl_delete=op == "D" and _by_ttl(record.get("userIdentity")),
+        transport=DYNAMODB_STREAMS,
+    )
+
+
+def _image(body: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    image = body.get(name)
+    return None if image is None else canonical_item(image)
+
+
+def _seconds_to_us(seconds: Any) -> int:
+    """Stream times are whole seconds (DynamoDB rounds them down); JSON may spell them 1.0."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds <= 0:
+        raise UnreadableError("a record without its creation time")
+    return round(seconds * 1_000_000)
+
+
+def _by_ttl(identity: Any) -> bool:
+    """TTL deletes carry a service identity; botocore and Lambda spell its fields differently."""
+    if not isinstance(identity, Mapping):
+        return False
+    kind = identity.get("Type") or identity.get("type")
+    principal = identity.get("PrincipalId") or identity.get("principalId")
+    return kind == "Service" and principal == "dynamodb.amazonaws.com"
+
+
+def export_item(line: Any, key_names: tuple[str, ...]) -> tuple[str, str]:
+    """Keys and item, canonical, of one line of a full export: `{"Item": {...}}`.
+
+    Raises `UnreadableError`.
+    """
+    if not isinstance(line, Mapping) or "Item" not in line:
+        raise UnreadableError("a line without an Item")
+    item = canonical_item(line["Item"])
+    missing = [name for name in key_names if name not in item]
+    if missing:
+        raise UnreadableError(f"an item without its key attribute {missing[0]}")
+    return to_json({name: item[name] for name in sorted(key_names)}), to_json(item)

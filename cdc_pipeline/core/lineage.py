@@ -1,0 +1,60 @@
+"""Shard lineage of a stream: depths, and which shards may be read now."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard as DescribeStream lists it; `ending` is None while the shard is open."""
+
+    shard_id: str
+    parent_id: str | None
+    starting: str | None
+    ending: str | None
+
+    @property
+    def is_open(self) -> bool:
+        """An open shard may still get records (no EndingSequenceNumber)."""
+        return self.ending is None
+
+
+def depths(listed: Iterable[Shard], known: Mapping[str, int]) -> dict[str, int]:
+    """Lineage depth of every listed shard; `known` holds depths that the log has fixed already.
+
+    A shard whose parent is neither listed nor known is a root: its parent has expired. A root
+    that appears later than others goes deeper than all of them, which is safe: its items' earlier
+    changes, if there are any, are in shards that the log knew before.
+    """
+    root = max(known.values(), default=-1)
+    by_id = {shard.shard_id: shard for shard in listed}
+    result: dict[str, int] = {}
+    for start in by_id:
+        chain: list[str] = []
+        at: str | None = start
+        while at in by_id and at not in result and at not in known and at not in chain:
+            chain.append(at)
+            at = by_id[at].parent_id
+        depth = known.get(at, result.get(at, root)) if at is not None else root
+        for shard_id in reversed(chain):
+            depth += 1
+            result[shard_id] = depth
+        if start in known:
+            result[start] = known[start]
+    return result
+
+
+def readable(
+    listed: Iterable[Shard], is_finished: Callable[[str], bool], is_known: Callable[[str], bool]
+) -> list[Shard]:
+    """Shards not finished whose parent is finished or gone: per item, parents come first."""
+    shards = list(listed)
+    ids = {shard.shard_id for shard in shards}
+
+    def parent_is_done(shard: Shard) -> bool:
+        parent = shard.parent_id
+        if parent is None or is_finished(parent):
+            return True
+        return parent not in ids and not is_known(parent)
+
+    return [s for s in shards if not is_finished(s.shard_id) and parent_is_done(s)]

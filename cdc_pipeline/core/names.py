@@ -1,0 +1,88 @@
+"""Names and places: SQL-safe table names and every path in the lake, relative to its root."""
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+
+_OBJECT_NAME = re.compile(r"(\d{12})-([0-9a-f]{16})\.[a-z.]+")
+
+
+def safe_name(table_name: str) -> str:
+    """The SQL-safe name of a DynamoDB table, `[a-z0-9_]` (its own may hold A-Z, dots, dashes)."""
+    name = re.sub(r"[^a-z0-9_]", "_", table_name.lower())
+    return f"t_{name}" if name[:1].isdigit() else name
+
+
+def day_of(time_us: int) -> date:
+    """The UTC day of a time in µs since the epoch."""
+    return datetime.fromtimestamp(time_us // 1_000_000, UTC).date()
+
+
+def day_folder(day: date) -> str:
+    """The Hive folder of a day, with its trailing slash."""
+    return f"year={day.year:04d}/month={day.month:02d}/day={day.day:02d}/"
+
+
+def object_name(n: int, nonce: str, suffix: str = "parquet") -> str:
+    """The file name of an object that log entry `n`, written under `nonce`, makes valid."""
+    return f"{n:012d}-{nonce}.{suffix}"
+
+
+def entry_number(key: str) -> int | None:
+    """The log entry an object's file name claims, None for a file that is not ours."""
+    match = _OBJECT_NAME.fullmatch(key.rpartition("/")[2])
+    return int(match[1]) if match else None
+
+
+@dataclass(frozen=True)
+class TablePaths:
+    """Where one table lives in the lake (DESIGN section 3); every value is relative to its root."""
+
+    database: str
+    table: str
+
+    @property
+    def landing(self) -> str:
+        """Landing zone: Hive-partitioned Parquet by write day."""
+        return f"dynamo-cdc/{self.database}/{self.table}/"
+
+    @property
+    def quarantine(self) -> str:
+        """Records that could not be read, by kind of error."""
+        return f"dynamo-cdc/{self.database}/error/{self.table}/"
+
+    @property
+    def state(self) -> str:
+        """The capture log and all other state of ours."""
+        return f"_cdc/{self.database}/{self.table}/"
+
+    @property
+    def entries(self) -> str:
+        """Numbered entries of the capture log."""
+        return f"{self.state}log/"
+
+    @property
+    def summaries(self) -> str:
+        """Summaries of the capture log."""
+        return f"{self.state}summaries/"
+
+    @property
+    def exports(self) -> str:
+        """The S3 prefix under which DynamoDB writes PITR exports of this table."""
+        return f"dynamo-export/{self.database}/{self.table}"
+
+    def landed(self, day: date, n: int, nonce: str) -> str:
+        """Key of the landing object of one day in log entry `n`."""
+        return f"{self.landing}{day_folder(day)}{object_name(n, nonce)}"
+
+    def quarantined(self, kind: str, day: date, n: int, nonce: str) -> str:
+        """Key of the quarantine object of one day in log entry `n`."""
+        return f"{self.quarantine}{kind}/{day_folder(day)}{object_name(n, nonce, 'jsonl')}"
+
+    def entry(self, n: int) -> str:
+        """Key of log entry `n`."""
+        return f"{self.entries}{n:012d}.json"
+
+    def summary(self, n: int) -> str:
+        """Key of the summary of the log up to and including entry `n`."""
+        return f"{self.summaries}{n:012d}.json"

@@ -1,0 +1,36 @@
+"""Positions and order keys: which of two changes of one item came later, as plain strings.
+
+`position` = `<shard lineage depth, 6 digits>.<40 digits>`, the digits being a zero-padded
+sequence number (DynamoDB Streams) or write time in microseconds (other transports).
+`order_key` = `<generation, 6 digits>.<position>`. Both compare correctly as strings.
+"""
+
+_DEPTH_DIGITS = 6
+_NUMBER_DIGITS = 40
+
+
+def position(depth: int, number: int | str) -> str:
+    """The place of a change in its generation.
+
+    `number` is a sequence number (21 to 40 digits, botocore model) or a write time in µs.
+    Sequence numbers grow only along a shard lineage, so the lineage depth comes first: a child
+    shard's changes come after its parent's whatever their numbers say.
+    """
+    value = int(number)
+    if value < 0 or value >= 10**_NUMBER_DIGITS or not 0 <= depth < 10**_DEPTH_DIGITS:
+        raise ValueError(f"no position for depth {depth}, number of {len(str(number))} digits")
+    return f"{depth:0{_DEPTH_DIGITS}d}.{value:0{_NUMBER_DIGITS}d}"
+
+
+SNAPSHOT_POSITION = position(0, 0)
+"""Snapshot rows sort before every change of their generation (no sequence number is 0)."""
+
+
+def generation_prefix(generation: int) -> str:
+    """The first part of every order key of a generation, with its dot."""
+    return f"{generation:0{_DEPTH_DIGITS}d}."
+
+
+def order_key(generation: int, at: str) -> str:
+    """The total order of the changes of one item; `at` is a `position`."""
+    return generation_prefix(generation) + at

@@ -1,0 +1,65 @@
+"""Aggregates as assets: one per SQL file, its inputs found by parsing it."""
+
+from datetime import date
+
+import dagster as dg
+
+from cdc_pipeline.defs.failures import readable_failures
+from cdc_pipeline.defs.metadata import arrow_columns
+from cdc_pipeline.defs.partitions import daily
+from cdc_pipeline.defs.resources import LakeResource
+from cdc_pipeline.defs.table import BACKFILL, DOWNSTREAM
+from cdc_pipeline.settings import Settings
+from cdc_pipeline.transform.aggregates import Aggregate, load_aggregates
+
+_ASSET_OF_VIEW = {"history": "cdc"}
+
+
+def build_aggregate_defs(settings: Settings) -> dg.Definitions:
+    """An asset `aggregates/<name>` for every SQL file whose tables the settings name."""
+    names = {table.safe_name for table in settings.tables}
+    found = load_aggregates(settings.aggregates_folder)
+    usable = [a for a in found if {schema for schema, _ in a.inputs} <= names | {"aggregates"}]
+    return dg.Definitions(assets=[_aggregate(aggregate, settings) for aggregate in usable])
+
+
+def _aggregate(aggregate: Aggregate, settings: Settings) -> dg.AssetsDefinition:
+    inputs = {(schema, _ASSET_OF_VIEW.get(view, view)) for schema, view in aggregate.inputs}
+
+    @dg.asset(
+        name=aggregate.name,
+        key_prefix="aggregates",
+        group_name="aggregates",
+        deps=[dg.AssetKey(list(pair)) for pair in sorted(inputs)],
+        kinds={"sql", "duckdb", "iceberg"},
+        owners=[aggregate.owner] if aggregate.owner else None,
+        partitions_def=daily(settings) if aggregate.daily else None,
+        backfill_policy=BACKFILL if aggregate.daily else None,
+        automation_condition=DOWNSTREAM,
+        description=f"{aggregate.description}\n\n```sql\n{aggregate.sql.strip()}\n```",
+    )
+    def built(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
+        from cdc_pipeline.lake.aggregates import build_aggregate
+
+        opened = lake.open()
+        keys = context.partition_keys if aggregate.daily else [None]
+        rows, columns, seconds = 0, [], 0.0
+        for key in keys:
+            with readable_failures():
+                result = build_aggregate(
+                    opened, aggregate, date.fromisoformat(key) if key else None
+                )
+            rows, columns = rows + result.rows, result.columns
+            seconds += result.seconds
+            if key:
+                numbers = {"dagster/partition_row_count": result.rows}
+                context.add_asset_metadata(numbers, partition_key=key)
+        return dg.MaterializeResult(
+            metadata={
+                "dagster/row_count": rows,
+                "seconds": round(seconds, 2),
+                "dagster/column_schema": arrow_columns(columns),
+            }
+        )
+
+    return built

@@ -1,0 +1,67 @@
+"""build_definitions: the one function that production and tests build the code location with."""
+
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from cdc_pipeline.settings import DEFAULT_PATH, Settings
+
+# Two Beta notices would greet every start: our backfill policies are what the one is for, and the
+# other is about a parameter that Dagster itself passes when it copies a sensor.
+for _parameter in ("backfill_policy", "owners"):
+    warnings.filterwarnings(
+        "ignore", message=f"Parameter `{_parameter}` of", category=dg.BetaWarning
+    )
+
+from cdc_pipeline.defs.aggregates import build_aggregate_defs  # noqa: E402
+from cdc_pipeline.defs.capture import capture  # noqa: E402
+from cdc_pipeline.defs.glue import build_glue_sensor, repair_glue_partitions  # noqa: E402
+from cdc_pipeline.defs.resources import LakeResource  # noqa: E402
+from cdc_pipeline.defs.schedules import build_schedules  # noqa: E402
+from cdc_pipeline.defs.shard_sensor import build_shard_sensor  # noqa: E402
+from cdc_pipeline.defs.table import build_table_defs  # noqa: E402
+
+
+def build_definitions(
+    settings: Settings, path: Path, resources: Mapping[str, Any] | None = None
+) -> dg.Definitions:
+    """Everything the settings ask for; `resources` overrides the ones made from `path`.
+
+    No network, no reading of the lake: what is in the lake is the runs' business.
+    """
+    parts = [build_table_defs(table, settings) for table in settings.tables]
+    parts.append(build_aggregate_defs(settings))
+    daily_assets = [
+        key
+        for part in parts
+        for asset in part.assets or ()
+        if isinstance(asset, dg.AssetsDefinition) and asset.partitions_def is not None
+        for key in asset.keys
+    ]
+    own = dg.Definitions(
+        jobs=[capture, repair_glue_partitions],
+        sensors=[build_shard_sensor(settings), build_glue_sensor(settings)],
+        resources=resources or {"lake": LakeResource(settings_path=str(path.resolve()))},
+    )
+    return dg.Definitions.merge(*parts, build_schedules(settings, daily_assets), own)
+
+
+def explain_missing_settings(path: Path) -> dg.Definitions:
+    """What loads when there is no settings file: one asset that says what to do."""
+    text = (
+        f"No settings file at `{path}`, so there are no tables yet.\n\n"
+        f"- to see it work first: `make demo`, then `make dev`\n"
+        f"- to begin with your tables: copy `cdc_pipeline.example.yaml` to `{DEFAULT_PATH}`, edit "
+        "it, reload this code location"
+    )
+    print(f"cdc_pipeline: no settings file at {path}. Try: make demo", file=sys.stderr)
+
+    @dg.asset(name="getting_started", group_name="getting_started", description=text)
+    def getting_started() -> None:
+        raise dg.Failure(description=f"no settings file at {path}; see this asset's description")
+
+    return dg.Definitions(assets=[getting_started])

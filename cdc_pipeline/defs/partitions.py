@@ -1,0 +1,22 @@
+"""Days as partitions; shards never are."""
+
+from datetime import UTC, date, datetime, timedelta
+
+import dagster as dg
+
+from cdc_pipeline.settings import Settings
+
+
+def daily(settings: Settings) -> dg.DailyPartitionsDefinition:
+    """Write days (UTC) up to and including today."""
+    return dg.DailyPartitionsDefinition(start_date=settings.start_date.isoformat(), end_offset=1)
+
+
+def today() -> date:
+    """The UTC day that it is."""
+    return datetime.now(UTC).date()
+
+
+def yesterday() -> date:
+    """The UTC day before."""
+    return today() - timedelta(days=1)

@@ -1,0 +1,39 @@
+"""What runs by itself besides capture: yesterday's partitions, and stale downstream assets."""
+
+from datetime import timedelta
+
+import dagster as dg
+
+from cdc_pipeline.defs.shard_sensor import sensor_status
+from cdc_pipeline.defs.table import schedule_status
+from cdc_pipeline.settings import Settings
+
+
+def build_schedules(settings: Settings, daily_assets: list[dg.AssetKey]) -> dg.Definitions:
+    """The schedule that settles yesterday, and the sensor that follows upstream changes."""
+    job = dg.define_asset_job(
+        "refresh_yesterday",
+        selection=dg.AssetSelection.assets(*daily_assets),
+        description="Rebuilds one day of every daily asset, late changes included.",
+    )
+
+    @dg.schedule(
+        name="yesterday",
+        job=job,
+        cron_schedule=settings.schedules.yesterday,
+        execution_timezone="UTC",
+        default_status=schedule_status(settings),
+        description="After midnight: rebuilds yesterday, when its last changes have arrived.",
+    )
+    def yesterday(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+        day = (context.scheduled_execution_time - timedelta(days=1)).date().isoformat()
+        return dg.RunRequest(run_key=day, partition_key=day)
+
+    follow = dg.AutomationConditionSensorDefinition(
+        "downstream",
+        target=dg.AssetSelection.all(),
+        minimum_interval_seconds=settings.schedules.downstream_seconds,
+        default_status=sensor_status(settings),
+        description="Keeps cdc, current_state and aggregates up with what has landed.",
+    )
+    return dg.Definitions(jobs=[job], schedules=[yesterday], sensors=[follow])

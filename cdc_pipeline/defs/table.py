@@ -1,0 +1,243 @@
+"""The assets of one table: pitr_export, raw_stream, cdc, current_state, and their checks."""
+
+from datetime import date
+
+import dagster as dg
+
+from cdc_pipeline.defs.capture import quarantine_result, report_capture
+from cdc_pipeline.defs.failures import readable_failures
+from cdc_pipeline.defs.metadata import arrow_columns, known, lag_seconds, moment, typed_columns
+from cdc_pipeline.defs.partitions import daily
+from cdc_pipeline.defs.resources import LakeResource
+from cdc_pipeline.settings import Settings, Table
+
+DOWNSTREAM = (
+    dg.AutomationCondition.any_deps_updated().since_last_handled()
+    & ~dg.AutomationCondition.in_progress()
+    & ~dg.AutomationCondition.any_deps_in_progress()
+    & ~dg.AutomationCondition.any_deps_missing()
+)
+"""Follow upstream changes, one run at a time; what has no input yet is left alone."""
+
+WHEN_MISSING = (
+    dg.AutomationCondition.missing()
+    & ~dg.AutomationCondition.in_progress()
+    & ~dg.AutomationCondition.execution_failed()
+)
+"""Take what was never taken; after a failure a person decides."""
+
+BACKFILL = dg.BackfillPolicy.multi_run(max_partitions_per_run=168)
+
+
+def build_table_defs(table: Table, settings: Settings) -> dg.Definitions:
+    """Everything in Dagster that belongs to one DynamoDB table."""
+    assets = [
+        _pitr_export(table),
+        _raw_stream(table, settings),
+        _cdc(table, settings),
+        _current_state(table),
+    ]
+    return dg.Definitions(
+        assets=assets,
+        asset_checks=[_readable_check(table)],
+        schedules=_export_schedule(table, settings),
+    )
+
+
+def _group(table: Table) -> str:
+    return table.group or table.safe_name
+
+
+def _owners(table: Table) -> list[str] | None:
+    return [table.owner] if table.owner else None
+
+
+def _pitr_export(table: Table) -> dg.AssetsDefinition:
+    @dg.asset(
+        name="pitr_export",
+        kinds={"dynamodb", "s3", "iceberg"},
+        automation_condition=WHEN_MISSING if table.snapshot.first == "auto" else None,
+        description=(
+            f"A full export of DynamoDB table `{table.name}` from its backups (no load on the "
+            "table), every file verified against its manifest. It becomes the baseline on which "
+            "changes are applied. Materialise it once to begin, again for a fresh baseline."
+        ),
+        key_prefix=table.safe_name,
+        group_name=_group(table),
+        owners=_owners(table),
+    )
+    def pitr_export(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
+        from cdc_pipeline.capture.snapshot import take_snapshot
+
+        with readable_failures():
+            result = take_snapshot(lake.open(), table, progress=context.log.info)
+        return dg.MaterializeResult(
+            metadata={
+                "dagster/row_count": result.items,
+                "bytes": result.bytes,
+                "files": result.files,
+                "seconds": round(result.seconds, 2),
+                "generation": result.generation,
+                "export_time": moment(result.export_time_us),
+                "export_arn": result.export_arn,
+                "dagster/column_schema": typed_columns(result.columns),
+            }
+        )
+
+    return pitr_export
+
+
+def _raw_stream(table: Table, settings: Settings) -> dg.AssetsDefinition:
+    @dg.asset(
+        name="raw_stream",
+        kinds={"dynamodb", "parquet"},
+        partitions_def=daily(settings),
+        backfill_policy=BACKFILL,
+        description=(
+            f"Every change of DynamoDB table `{table.name}` as it was read from the table's "
+            "stream, by the day it was written. The job `capture` fills it continuously. "
+            "Materialising today or yesterday captures now; for an older day it reports what has "
+            "landed, because a stream keeps its changes for 24 hours only."
+        ),
+        key_prefix=table.safe_name,
+        group_name=_group(table),
+        owners=_owners(table),
+    )
+    def raw_stream(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
+        with readable_failures():
+            opened = lake.open()
+            days = [date.fromisoformat(key) for key in context.partition_keys]
+            summary = report_capture(context, opened, table, days)
+        return dg.MaterializeResult(metadata=summary)
+
+    return raw_stream
+
+
+def _cdc(table: Table, settings: Settings) -> dg.AssetsDefinition:
+    @dg.asset(
+        name="cdc",
+        kinds={"iceberg", "duckdb"},
+        deps=[dg.AssetKey([table.safe_name, "raw_stream"])],
+        partitions_def=daily(settings),
+        backfill_policy=BACKFILL,
+        automation_condition=DOWNSTREAM,
+        metadata={"dagster/table_name": f"{settings.database}.{table.safe_name}_cdc"},
+        description=(
+            f"The changes of `{table.name}` without repeats: one row per change, with the item "
+            "before and after it, by write day. Materialising a day rebuilds just that day."
+        ),
+        key_prefix=table.safe_name,
+        group_name=_group(table),
+        owners=_owners(table),
+    )
+    def cdc(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
+        from cdc_pipeline.lake.cdc import CDC_SCHEMA, build_cdc_day
+
+        opened = lake.open()
+        rows = duplicates = 0
+        for key in context.partition_keys:
+            with readable_failures():
+                built = build_cdc_day(opened, table, date.fromisoformat(key))
+            rows, duplicates = rows + built.rows, duplicates + built.duplicates
+            context.log.info(
+                f"{key}: {built.rows} changes from {built.objects} objects, "
+                f"{built.duplicates} repeats removed, log entry {built.watermark}"
+            )
+            context.add_asset_metadata(
+                {
+                    "dagster/partition_row_count": built.rows,
+                    "duplicates_removed": built.duplicates,
+                    "objects": built.objects,
+                    "watermark": built.watermark,
+                    "seconds": round(built.seconds, 2),
+                },
+                partition_key=key,
+            )
+        schema = arrow_columns((field.name, str(field.type)) for field in CDC_SCHEMA)
+        return dg.MaterializeResult(metadata={"dagster/column_schema": schema})
+
+    return cdc
+
+
+def _current_state(table: Table) -> dg.AssetsDefinition:
+    @dg.asset(
+        name="current_state",
+        kinds={"iceberg", "duckdb"},
+        deps=[
+            dg.AssetKey([table.safe_name, "pitr_export"]),
+            dg.AssetKey([table.safe_name, "raw_stream"]),
+        ],
+        automation_condition=DOWNSTREAM,
+        description=(
+            f"DynamoDB table `{table.name}` as it is now: one row per item, one typed column per "
+            "attribute, `_item` with the exact item. The export with every change applied, "
+            "published in one commit. Queries see changes that landed since, too."
+        ),
+        key_prefix=table.safe_name,
+        group_name=_group(table),
+        owners=_owners(table),
+    )
+    def current_state(
+        context: dg.AssetExecutionContext, lake: LakeResource
+    ) -> dg.MaterializeResult:
+        from cdc_pipeline.lake.current_state import publish_current_state
+
+        with readable_failures():
+            result = publish_current_state(lake.open(), table)
+        context.log.info(
+            f"{result.items} items after {result.changes_folded} changes, "
+            f"up to log entry {result.watermark}"
+        )
+        return dg.MaterializeResult(
+            metadata=known(
+                {
+                    "dagster/row_count": result.items,
+                    "changes_folded": result.changes_folded,
+                    "new_baseline": result.new_baseline,
+                    "generation": result.generation,
+                    "watermark": result.watermark,
+                    "complete_up_to": moment(result.watermark_us),
+                    "lag_seconds": lag_seconds(result.watermark_us),
+                    "seconds": round(result.seconds, 2),
+                    "dagster/table_name": ".".join(result.table.name()),
+                    "dagster/uri": result.table.location(),
+                    "dagster/column_schema": typed_columns(result.columns),
+                }
+            )
+        )
+
+    return current_state
+
+
+def _readable_check(table: Table) -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        name="no_quarantined_records",
+        asset=dg.AssetKey([table.safe_name, "raw_stream"]),
+        description="Every record that the stream returned could be understood and has landed.",
+    )
+    def no_quarantined_records(lake: LakeResource) -> dg.AssetCheckResult:
+        with readable_failures():
+            return quarantine_result(lake.open(), table)
+
+    return no_quarantined_records
+
+
+def _export_schedule(table: Table, settings: Settings) -> list[dg.ScheduleDefinition]:
+    if not table.snapshot.schedule:
+        return []
+    return [
+        dg.ScheduleDefinition(
+            name=f"{table.safe_name}_export",
+            target=dg.AssetSelection.assets(dg.AssetKey([table.safe_name, "pitr_export"])),
+            cron_schedule=table.snapshot.schedule,
+            execution_timezone="UTC",
+            default_status=schedule_status(settings),
+            description=f"Takes a fresh baseline of {table.name}.",
+        )
+    ]
+
+
+def schedule_status(settings: Settings) -> dg.DefaultScheduleStatus:
+    """Whether schedules run as soon as the code location loads."""
+    running = settings.schedules.running
+    return dg.DefaultScheduleStatus.RUNNING if running else dg.DefaultScheduleStatus.STOPPED

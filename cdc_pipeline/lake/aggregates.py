@@ -1,0 +1,86 @@
+"""Aggregates as Iceberg tables: run one's query, commit its result whole or day by day."""
+
+import time
+from dataclasses import dataclass
+from datetime import date
+
+import duckdb
+import pyarrow as pa
+
+from cdc_pipeline.core.errors import NotReadyError, QueryError
+from cdc_pipeline.lake.duck import arrow_table, explain
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.transform.aggregates import Aggregate
+from cdc_pipeline.transform.aggregates import load_aggregates as load_aggregates
+
+
+@dataclass(frozen=True)
+class AggregateResult:
+    """A committed aggregate. `columns`: name and Arrow type."""
+
+    rows: int
+    columns: list[tuple[str, str]]
+    seconds: float
+
+
+def aggregate_table(aggregate: Aggregate) -> str:
+    """The name of its Iceberg table."""
+    return f"aggregates_{aggregate.name}"
+
+
+def build_aggregate(lake: Lake, aggregate: Aggregate, day: date | None = None) -> AggregateResult:
+    """Run the query and commit its result; a daily one replaces just `day`.
+
+    Raises `NotReadyError` when an input does not exist yet, `QueryError` for SQL that fails,
+    `CommitConflictError`, `LakeError`.
+    """
+    from cdc_pipeline.lake.connection import AGGREGATES, connect_lake
+
+    started = time.monotonic()
+    known = {table.safe_name for table in lake.settings.tables}
+    schemas = {schema for schema, _ in aggregate.inputs}
+    with connect_lake(
+        lake, sorted(schemas & known), aggregates=AGGREGATES in schemas
+    ) as connection:
+        try:
+            parameters = {"day": day} if aggregate.daily else None
+            rows = arrow_table(connection, aggregate.sql, parameters)
+        except duckdb.CatalogException as error:
+            named = ", ".join(".".join(pair) for pair in aggregate.inputs)
+            raise NotReadyError(
+                f"aggregate {aggregate.name}: {explain(error).splitlines()[0]}",
+                fix=f"materialise its inputs first: {named}",
+            ) from None
+        except duckdb.Error as error:
+            raise QueryError(f"aggregate {aggregate.name}: {explain(error)}") from None
+    name, rows = aggregate_table(aggregate), _storable(rows)
+    if day is None:
+        lake.tables.replace(name, rows.to_reader(), {}, over=lake.tables.load(name))
+    else:
+        rows = _with_day(rows, day)
+        lake.tables.replace_day(name, day, rows.schema, [rows], {})
+    columns = [(field.name, str(field.type)) for field in rows.schema]
+    return AggregateResult(rows.num_rows, columns, time.monotonic() - started)
+
+
+def _with_day(rows: pa.Table, day: date) -> pa.Table:
+    days = pa.array([day] * rows.num_rows, pa.date32())
+    if "day" in rows.column_names:
+        return rows.set_column(rows.column_names.index("day"), "day", days)
+    return rows.append_column("day", days)
+
+
+def _storable(rows: pa.Table) -> pa.Table:
+    """Types that Iceberg lacks in the nearest exact ones: sums of integers are 128 bits wide."""
+    fields = [pa.field(f.name, _iceberg_type(f.type)) for f in rows.schema]
+    return rows.cast(pa.schema(fields))
+
+
+def _iceberg_type(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_unsigned_integer(kind):
+        return pa.int64() if kind.bit_width < 64 else pa.decimal128(38, 0)
+    if pa.types.is_integer(kind) and kind.bit_width < 32:
+        return pa.int32()
+    if pa.types.is_timestamp(kind):
+        return pa.timestamp("us", kind.tz)
+    return kind

@@ -1,0 +1,117 @@
+"""DuckDB over the lake: connections, file relations, S3 without an extension to download."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, cast
+
+import duckdb
+import pyarrow as pa
+from fsspec.implementations.arrow import ArrowFSWrapper
+from pyarrow.fs import S3FileSystem
+
+from cdc_pipeline.core.capture_log import LandedObject
+from cdc_pipeline.core.order import generation_prefix
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.landing import LANDING_SCHEMA
+
+
+class _S3(ArrowFSWrapper):
+    """pyarrow's S3 client as the fsspec file system that DuckDB takes for `s3://`."""
+
+    protocol = ("s3",)  # type: ignore[assignment]
+    cachable = False
+
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> Any:
+        if isinstance(path, list):
+            return [cls._strip_protocol(p) for p in path]
+        return path.removeprefix("s3://")
+
+
+def open_duckdb(lake: Lake) -> duckdb.DuckDBPyConnection:
+    """An in-memory DuckDB in UTC that reads the lake's files."""
+    connection = duckdb.connect()
+    connection.execute("SET TimeZone = 'UTC'")
+    connection.execute("SET preserve_insertion_order = false")
+    if lake.settings.is_s3:
+        access = lake.aws.s3_access()
+        s3 = S3FileSystem(
+            endpoint_override=access.endpoint_url,
+            region=access.region,
+            access_key=access.access_key,
+            secret_key=access.secret_key,
+            session_token=access.session_token,
+        )
+        connection.register_filesystem(_S3(s3))
+    return connection
+
+
+def arrow_table(
+    connection: duckdb.DuckDBPyConnection, sql: str, parameters: object = None
+) -> pa.Table:
+    """The whole result of a query."""
+    return cast(pa.Table, connection.sql(sql, params=parameters).to_arrow_table())
+
+
+def arrow_batches(
+    connection: duckdb.DuckDBPyConnection, sql: str, rows: int
+) -> pa.RecordBatchReader:
+    """The result of a query in batches of about `rows` rows."""
+    return cast(pa.RecordBatchReader, connection.sql(sql).to_arrow_reader(rows))
+
+
+def literal(value: str) -> str:
+    """A SQL string literal."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def identifier(name: str) -> str:
+    """A quoted SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def files_relation(
+    connection: duckdb.DuckDBPyConnection, paths: Sequence[str], schema: pa.Schema
+) -> str:
+    """SQL for the rows of Parquet files; an empty relation of `schema` for no files."""
+    if paths:
+        listed = ", ".join(literal(path) for path in paths)
+        return f"read_parquet([{listed}], hive_partitioning = false)"
+    return empty_relation(connection, schema)
+
+
+def empty_relation(connection: duckdb.DuckDBPyConnection, schema: pa.Schema) -> str:
+    """SQL for no rows of `schema`."""
+    nothing = connection.from_arrow(schema.empty_table())
+    pairs = zip(nothing.columns, nothing.types, strict=True)
+    columns = ", ".join(f"CAST(NULL AS {kind}) AS {identifier(name)}" for name, kind in pairs)
+    return f"(SELECT {columns} WHERE false)"
+
+
+def landed_relation(
+    connection: duckdb.DuckDBPyConnection, lake: Lake, objects: Sequence[LandedObject]
+) -> str:
+    """SQL for landed rows with their `generation` and `order_key`.
+
+    A row's generation is its object's, which the log knows and the file does not.
+    """
+    by_generation: dict[int, list[str]] = {}
+    for landed in objects:
+        by_generation.setdefault(landed.generation, []).append(lake.store.uri(landed.key))
+    if not by_generation:
+        by_generation = {0: []}
+    parts = [
+        f"SELECT *, {generation} AS generation, "
+        f"{literal(generation_prefix(generation))} || position AS order_key "
+        f"FROM {files_relation(connection, paths, LANDING_SCHEMA)}"
+        for generation, paths in sorted(by_generation.items())
+    ]
+    return "(" + " UNION ALL ".join(parts) + ")"
+
+
+def explain(error: duckdb.Error) -> str:
+    """DuckDB's message without its JSON wrapping."""
+    text = str(error)
+    if text.startswith("{"):
+        return cast(str, json.loads(text).get("exception_message", text))
+    return text

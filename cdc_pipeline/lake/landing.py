@@ -1,0 +1,118 @@
+"""Landing objects: changes as Parquet in the landing columns, by write day."""
+
+import base64
+import json
+from collections.abc import Iterable, Sequence
+from datetime import date
+from itertools import groupby
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cdc_pipeline.core.capture_log import LandedObject, QuarantinedObject
+from cdc_pipeline.core.changes import Change
+from cdc_pipeline.core.names import TablePaths, day_of
+from cdc_pipeline.lake.store import Store
+
+LANDING_SCHEMA = pa.schema(
+    [
+        ("uuid", pa.string()),
+        ("op", pa.string()),
+        ("time_stamp", pa.timestamp("ms", "UTC")),
+        ("data", pa.string()),
+        ("keys", pa.string()),
+        ("new_image", pa.string()),
+        ("old_image", pa.string()),
+        ("write_time_us", pa.int64()),
+        ("position", pa.string()),
+        ("sequence_number", pa.string()),
+        ("shard_id", pa.string()),
+        ("event_id", pa.string()),
+        ("is_ttl_delete", pa.bool_()),
+        ("transport", pa.string()),
+        ("landed_at", pa.timestamp("ms", "UTC")),
+    ]
+)
+"""The landing columns of DESIGN section 3, in their order."""
+
+
+def write_landing(
+    store: Store,
+    paths: TablePaths,
+    changes: Iterable[Change],
+    *,
+    n: int,
+    nonce: str,
+    generation: int,
+    landed_us: int,
+) -> list[LandedObject]:
+    """Write one object per write day; they count only once log entry `n` names them."""
+    by_day = groupby(sorted(changes, key=_day_and_place), key=lambda c: day_of(c.write_time_us))
+    return [
+        _write_day(store, paths.landed(day, n, nonce), day, list(rows), generation, landed_us)
+        for day, rows in by_day
+    ]
+
+
+def _day_and_place(change: Change) -> tuple[date, str, str]:
+    return day_of(change.write_time_us), change.shard_id, change.position
+
+
+def _write_day(
+    store: Store, key: str, day: date, rows: Sequence[Change], generation: int, landed_us: int
+) -> LandedObject:
+    sink = pa.BufferOutputStream()
+    pq.write_table(_to_arrow(rows, landed_us), sink, compression="zstd")
+    data = sink.getvalue().to_pybytes()
+    store.write(key, data)
+    return LandedObject(
+        key=key,
+        day=day.isoformat(),
+        rows=len(rows),
+        bytes=len(data),
+        generation=generation,
+        min_write_us=min(row.write_time_us for row in rows),
+        max_write_us=max(row.write_time_us for row in rows),
+        min_position=min(row.position for row in rows),
+        max_position=max(row.position for row in rows),
+        shards=tuple(sorted({row.shard_id for row in rows})),
+    )
+
+
+def _to_arrow(rows: Sequence[Change], landed_us: int) -> pa.Table:
+    computed = {
+        "time_stamp": [row.write_time_us // 1000 for row in rows],
+        "landed_at": [landed_us // 1000] * len(rows),
+    }
+    arrays = [
+        pa.array(computed.get(field.name) or [getattr(row, field.name) for row in rows], field.type)
+        for field in LANDING_SCHEMA
+    ]
+    return pa.Table.from_arrays(arrays, schema=LANDING_SCHEMA)
+
+
+def write_quarantine(
+    store: Store,
+    paths: TablePaths,
+    records: Sequence[tuple[str, bytes]],
+    *,
+    n: int,
+    nonce: str,
+    landed_us: int,
+) -> list[QuarantinedObject]:
+    """Write records that could not be read, as `(reason, their bytes)`, one JSON per line."""
+    if not records:
+        return []
+    key = paths.quarantined("unreadable-record", day_of(landed_us), n, nonce)
+    reasons: dict[str, int] = {}
+    for reason, _ in records:
+        reasons[reason] = reasons.get(reason, 0) + 1
+    # The record may be anything, valid JSON in the best case: it is kept as base64 of its bytes.
+    body = "".join(_quarantine_line(reason, record) for reason, record in records)
+    store.write(key, body.encode())
+    return [QuarantinedObject(key=key, rows=len(records), reasons=reasons)]
+
+
+def _quarantine_line(reason: str, record: bytes) -> str:
+    line = {"reason": reason, "record_base64": base64.b64encode(record).decode()}
+    return json.dumps(line) + "\n"

@@ -1,0 +1,115 @@
+"""Storage of the capture log: reading its state, and racing for the next entry."""
+
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+from cdc_pipeline.core.capture_log import Entry, LogState
+from cdc_pipeline.core.errors import LakeError
+from cdc_pipeline.core.names import TablePaths, entry_number
+from cdc_pipeline.lake.store import Store
+
+_SUMMARY_EVERY = 100
+_SUMMARIES_KEPT = 3
+
+
+def new_nonce() -> str:
+    """Tells this attempt at an entry from every other one."""
+    return secrets.token_hex(8)
+
+
+def this_owner() -> str:
+    """Who writes, for people: host, process and, in Dagster, run."""
+    run = os.environ.get("DAGSTER_RUN_ID") or ""
+    return f"{socket.gethostname()}:{os.getpid()}" + (f":{run[:8]}" if run else "")
+
+
+class CaptureLog:
+    """The capture log of one table in one lake."""
+
+    def __init__(
+        self, store: Store, paths: TablePaths, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.store = store
+        self.paths = paths
+        self.clock = clock
+
+    def load(self) -> LogState:
+        """The state after the newest entry: the newest summary and the entries behind it."""
+        state = self._newest_summary()
+        self.catch_up(state)
+        return state
+
+    def catch_up(self, state: LogState) -> list[Entry]:
+        """Apply entries that appeared since `state` was read; returns them."""
+        found = list(self.store.list(self.paths.entries, after=self.paths.entry(state.n)))
+        if not found:
+            return []
+        with ThreadPoolExecutor(16) as pool:
+            entries = list(pool.map(self._read_entry, found))
+        for entry in entries:
+            state.apply(entry)
+        return entries
+
+    def append(self, state: LogState, entry: Entry) -> bool:
+        """Make `entry` the next one, if no other writer has; on success `state` includes it.
+
+        When the store says the entry is there already, it is read back: its own nonce means that
+        an earlier attempt had won and only the answer was lost.
+        """
+        entry = replace(entry, n=state.n + 1, at_us=self.now_us())
+        key = self.paths.entry(entry.n)
+        if not self.store.create(key, entry.to_json().encode()):
+            standing = self._read_entry(key)
+            if standing.nonce != entry.nonce:
+                return False
+        state.apply(entry)
+        if entry.n % _SUMMARY_EVERY == 0:
+            self._summarise(state)
+        return True
+
+    def now_us(self) -> int:
+        """The writer's clock in µs since the epoch."""
+        return int(self.clock() * 1_000_000)
+
+    def _read_entry(self, key: str) -> Entry:
+        data = self.store.read(key)
+        if data is None:
+            raise LakeError(f"capture log entry {key} vanished while it was read")
+        return Entry.from_json(data, key)
+
+    def _newest_summary(self) -> LogState:
+        for key in reversed(list(self.store.list(self.paths.summaries))):
+            data = self.store.read(key)
+            if data is not None:
+                return LogState.from_json(data, key)
+        return LogState()
+
+    def _summarise(self, state: LogState) -> None:
+        """Entries are never removed, so a summary is only speed: old ones may go at any time."""
+        self.store.create(self.paths.summary(state.n), state.to_json().encode())
+        keys = list(self.store.list(self.paths.summaries))
+        self.store.delete(keys[:-_SUMMARIES_KEPT])
+
+
+def remove_orphans(store: Store, state: LogState, folders: list[str]) -> list[str]:
+    """Delete objects in `folders` that no log entry names though their entry stands.
+
+    An object is written before its entry `n`; once entry `n` exists and does not name the
+    object, nothing ever will. Objects numbered beyond `state.n` may still be on their way.
+    """
+    orphans = [
+        key
+        for folder in folders
+        for key in store.list(folder)
+        if (n := entry_number(key)) is not None
+        and n <= state.n
+        and key not in state.objects
+        and key not in state.quarantined
+    ]
+    store.delete(orphans)
+    return orphans

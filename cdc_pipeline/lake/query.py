@@ -1,0 +1,104 @@
+"""Queries for people: load only what the SQL names, and say clearly what is missing."""
+
+import csv
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import duckdb
+import msgspec
+import pyarrow as pa
+
+from cdc_pipeline.core.errors import QueryError, SettingsError
+from cdc_pipeline.lake.connection import AGGREGATES, connect_lake
+from cdc_pipeline.lake.duck import explain
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.transform.aggregates import tables_named
+
+_BATCH_ROWS = 10_000
+
+
+def connect_for(lake: Lake, sql: str) -> duckdb.DuckDBPyConnection:
+    """A connection that has loaded the tables the statement names, and no others.
+
+    Raises `QueryError` for SQL that cannot be parsed or names a table we do not have.
+    """
+    try:
+        named = tables_named(sql)
+    except SettingsError as error:
+        raise QueryError(error.message) from None
+    known = {table.safe_name for table in lake.settings.tables}
+    schemas = {schema for schema, _ in named if schema}
+    for schema in sorted(schemas - known - {AGGREGATES, "information_schema"}):
+        raise QueryError(
+            f"there is no table {schema!r} in the settings",
+            fix=f"use one of: {', '.join(sorted(known))}, {AGGREGATES}",
+        )
+    return connect_lake(lake, sorted(schemas & known), aggregates=AGGREGATES in schemas)
+
+
+def run_query(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRelation | None:
+    """The statement's result (None for statements without one); raises `QueryError`."""
+    try:
+        return connection.sql(sql)
+    except duckdb.CatalogException as error:
+        raise QueryError(
+            explain(error),
+            fix=f"views that exist now: {', '.join(_views(connection)) or 'none'}; the others "
+            "appear when their assets have been materialised",
+        ) from None
+    except duckdb.Error as error:
+        raise QueryError(explain(error)) from None
+
+
+def _views(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    rows = connection.execute(
+        "SELECT schema_name || '.' || view_name FROM duckdb_views() WHERE NOT internal ORDER BY 1"
+    ).fetchall()
+    return [name for (name,) in rows if not name.startswith(("main.", "temp."))]
+
+
+def as_json(result: duckdb.DuckDBPyRelation) -> Iterator[str]:
+    """A JSON array, one row per line. Decimals are number tokens with all their digits."""
+    encode = msgspec.json.Encoder(decimal_format="number").encode
+    opening = "["
+    for row in _rows(result):
+        yield f"{opening}\n{encode(row).decode()}"
+        opening = ","
+    yield "[]\n" if opening == "[" else "\n]\n"
+
+
+def as_csv(result: duckdb.DuckDBPyRelation) -> Iterator[str]:
+    """CSV with a header line; NULL is an empty field."""
+    yield _csv_line(result.columns)
+    for row in _rows(result):
+        yield _csv_line([_csv_cell(value) for value in row.values()])
+
+
+def _rows(result: duckdb.DuckDBPyRelation) -> Iterator[dict[str, Any]]:
+    try:
+        reader: Any = result.to_arrow_reader(_BATCH_ROWS)
+        for batch in reader:
+            yield from _unique(batch).to_pylist()
+    except duckdb.Error as error:
+        raise QueryError(explain(error)) from None
+
+
+def _unique(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Columns of one name told apart, as a JSON object needs."""
+    names: list[str] = []
+    for name in batch.schema.names:
+        names.append(name if name not in names else f"{name}_{names.count(name)}")
+    return batch.rename_columns(names)
+
+
+def _csv_line(cells: list[Any]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(cells)
+    return line.getvalue()
+
+
+def _csv_cell(value: Any) -> Any:
+    if isinstance(value, bytes | list | dict):
+        return msgspec.json.encode(value).decode().strip('"')
+    return value

@@ -1,0 +1,49 @@
+"""What the lake holds of each table, from its log and catalogue alone."""
+
+from dataclasses import dataclass
+
+from cdc_pipeline.lake.current_state import published_base
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.tables import table_property
+from cdc_pipeline.settings import Table
+
+
+@dataclass(frozen=True)
+class TableStatus:
+    """One table's state. Times in µs since the epoch; None or 0: not yet.
+
+    `captured_to_us`: every change written before has landed. `state_to_us`: the same for the
+    published current state (queries add what landed since).
+    """
+
+    table: str
+    items: int | None
+    changes: int
+    last_change_us: int | None
+    captured_to_us: int
+    state_to_us: int
+    log_entry: int
+    state_entry: int | None
+    open_shards: int
+    last_export_us: int | None
+    quarantined: int
+
+
+def table_status(lake: Lake, table: Table) -> TableStatus:
+    """Read the status of one table; raises `LakeError`."""
+    state = lake.log(table).load()
+    base = published_base(lake, table)
+    exports = [b.export_time_us for b in state.baselines.values() if b.snapshot_id is not None]
+    return TableStatus(
+        table=table.safe_name,
+        items=base.items if base else None,
+        changes=sum(landed.rows for landed in state.objects.values()),
+        last_change_us=state.last_change_us,
+        captured_to_us=state.watermark_us,
+        state_to_us=int(table_property(base.table, "watermark_us") or 0) if base else 0,
+        log_entry=state.n,
+        state_entry=base.after if base else None,
+        open_shards=sum(1 for shard in state.shards.values() if shard.status == "reading"),
+        last_export_us=max(exports, default=None),
+        quarantined=sum(q.rows for q in state.quarantined.values()),
+    )

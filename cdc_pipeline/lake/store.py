@@ -1,0 +1,133 @@
+"""Object stores: what the lake needs of S3 or a local folder, and the local one."""
+
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from cdc_pipeline.aws.s3 import S3Store
+from cdc_pipeline.aws.session import AwsSession
+from cdc_pipeline.core.errors import LakeError, SettingsError
+from cdc_pipeline.settings import Settings
+
+
+class Store(Protocol):
+    """Whole objects by key relative to the lake root. Every method raises `LakeError`."""
+
+    def uri(self, key: str) -> str:
+        """The object's address for Iceberg and DuckDB."""
+        ...
+
+    def read(self, key: str) -> bytes | None:
+        """The whole object, None if there is none."""
+        ...
+
+    def write(self, key: str, data: bytes) -> None:
+        """Create or replace an object, whole or not at all."""
+        ...
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Create an object unless there is one; False means there was one."""
+        ...
+
+    def list(self, prefix: str, after: str = "") -> Iterator[str]:
+        """Keys under `prefix` in order, behind `after`."""
+        ...
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects; missing ones are fine."""
+        ...
+
+
+class LocalStore:
+    """A folder as an object store, durable: files and their folders are synced."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def uri(self, key: str) -> str:
+        """A plain absolute path, which DuckDB, pyarrow and PyIceberg all take."""
+        return str(self.root / key)
+
+    def read(self, key: str) -> bytes | None:
+        """See `Store`."""
+        with self._errors("reading", key):
+            try:
+                return (self.root / key).read_bytes()
+            except FileNotFoundError:
+                return None
+
+    def write(self, key: str, data: bytes) -> None:
+        """See `Store`."""
+        with self._errors("writing", key):
+            self._temporary(key, data).rename(self.root / key)
+            _sync_folder((self.root / key).parent)
+
+    def create(self, key: str, data: bytes) -> bool:
+        """See `Store`. A hard link fails where a rename would replace."""
+        with self._errors("writing", key):
+            temporary = self._temporary(key, data)
+            try:
+                os.link(temporary, self.root / key)
+            except FileExistsError:
+                return False
+            finally:
+                temporary.unlink()
+            _sync_folder((self.root / key).parent)
+            return True
+
+    def list(self, prefix: str, after: str = "") -> Iterator[str]:
+        """See `Store`."""
+        with self._errors("listing", prefix):
+            folder = self.root / prefix.rpartition("/")[0]
+            files = (p for p in folder.rglob("*") if p.is_file())
+            keys = sorted(path.relative_to(self.root).as_posix() for path in files)
+        yield from (key for key in keys if key.startswith(prefix) and key > after)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """See `Store`."""
+        for key in keys:
+            with self._errors("deleting", key):
+                (self.root / key).unlink(missing_ok=True)
+
+    def _temporary(self, key: str, data: bytes) -> Path:
+        (self.root / key).parent.mkdir(parents=True, exist_ok=True)
+        # Outside the data folders: a crash must not leave a file where readers list.
+        scratch = self.root / "_cdc" / "tmp"
+        scratch.mkdir(parents=True, exist_ok=True)
+        temporary = scratch / secrets.token_hex(8)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        return temporary
+
+    @contextmanager
+    def _errors(self, doing: str, key: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise LakeError(
+                f"lake {self.root}: {doing} {key}: {error.strerror or error}",
+                fix="check that the folder exists, is writable and has room",
+            ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def open_store(settings: Settings, aws: AwsSession) -> Store:
+    """The store that `lake` in the settings names."""
+    if not settings.is_s3:
+        return LocalStore(settings.lake_folder)
+    bucket, _, prefix = settings.lake.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise SettingsError(f"lake {settings.lake!r} names no bucket", fix="s3://bucket/prefix")
+    return S3Store(aws, bucket, prefix)

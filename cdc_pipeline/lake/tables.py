@@ -1,0 +1,229 @@
+"""Iceberg tables through PyIceberg: catalogues, whole-table and whole-day commits, file lists.
+
+A commit asserts the snapshot it was computed from; PyIceberg's automatic retry is off, because
+only the caller knows whether its result still holds. The watermark goes with the data.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.exceptions import (
+    CommitFailedException,
+    CommitStateUnknownException,
+    NamespaceAlreadyExistsError,
+    NoSuchTableError,
+)
+from pyiceberg.table import Table, Transaction
+
+from cdc_pipeline.aws.session import AwsSession
+from cdc_pipeline.core.errors import LakeError
+from cdc_pipeline.lake.store import Store
+from cdc_pipeline.settings import Settings
+
+PROPERTY = "cdc_pipeline."
+_PROPERTIES = {
+    "format-version": "2",
+    "commit.retry.num-retries": "0",
+    "write.parquet.compression-codec": "zstd",
+    "write.parquet.row-group-limit": "20000",
+    "write.metadata.delete-after-commit.enabled": "true",
+    "write.metadata.previous-versions-max": "50",
+}
+
+
+class CommitConflictError(LakeError):
+    """Another writer committed to the table first; nothing of ours became visible."""
+
+
+def open_catalog(settings: Settings, aws: AwsSession, store: Store) -> Catalog:
+    """Glue for a lake in S3, a SQLite file inside the folder for a local lake."""
+    if not settings.is_s3:
+        state = Path(store.uri("_cdc"))
+        try:
+            state.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LakeError(
+                f"lake {settings.lake_folder}: {error.strerror}",
+                fix="check that the folder can be written",
+            ) from error
+        return load_catalog("local", type="sql", uri=f"sqlite:///{state / 'catalog.db'}")
+    access = aws.s3_access()
+    shared = {"region": access.region, "access-key-id": access.access_key}
+    shared |= {"secret-access-key": access.secret_key, "session-token": access.session_token}
+    properties = {f"client.{k}": v for k, v in shared.items() if v}
+    if access.endpoint_url:
+        properties["s3.endpoint"] = access.endpoint_url
+    properties["glue.endpoint"] = aws.client("glue").meta.endpoint_url
+    return load_catalog(
+        "glue", type="glue", **properties, **{"py-io-impl": "pyiceberg.io.pyarrow.PyArrowFileIO"}
+    )
+
+
+class Tables:
+    """The Iceberg tables of one database, under `iceberg/<database>/` of the lake."""
+
+    def __init__(self, catalog: Catalog, database: str, store: Store) -> None:
+        self._catalog = catalog
+        self._database = database
+        self._store = store
+
+    def load(self, name: str) -> Table | None:
+        """The table as it is now, None if it was never committed to."""
+        try:
+            table = self._catalog.load_table((self._database, name))
+        except NoSuchTableError:
+            return None
+        return table if table.current_snapshot() else None
+
+    def replace(
+        self,
+        name: str,
+        rows: pa.RecordBatchReader,
+        properties: Mapping[str, str],
+        *,
+        over: Table | None,
+    ) -> Table:
+        """Make `rows` the whole table in one commit.
+
+        `over`: the table as it was when the rows were computed (None: it had no rows); any
+        commit since then raises `CommitConflictError`. The schema becomes the rows' schema.
+        """
+        table = over or self._ensure(name, rows.schema)
+
+        def change(transaction: Transaction) -> None:
+            _evolve(transaction, rows.schema)
+            if not _has_rows(table):
+                transaction.append(rows)
+            else:
+                transaction.overwrite(rows)
+            transaction.set_properties(_ours(properties))
+
+        return self._commit(table, change)
+
+    def replace_day(
+        self,
+        name: str,
+        day: date,
+        schema: pa.Schema,
+        chunks: Iterable[pa.Table],
+        properties: Mapping[str, str],
+    ) -> Table:
+        """Make `chunks` (with a `day` column) the rows of one day, in one commit."""
+        found = self.load(name)
+        table = found or self._ensure(name, schema, partition="day")
+
+        def change(transaction: Transaction) -> None:
+            _evolve(transaction, schema)
+            if found is not None and day in self.days(table):
+                transaction.delete(f"day = '{day.isoformat()}'")
+            for chunk in chunks:
+                transaction.append(chunk)
+            transaction.set_properties(_ours(properties))
+
+        return self._commit(table, change)
+
+    def days(self, table: Table) -> set[date]:
+        """The days that a table partitioned by day has files for."""
+        return {
+            row["partition"]["day"]
+            for row in table.inspect.partitions().select(["partition"]).to_pylist()
+        }
+
+    def _commit(self, table: Table, change: Callable[[Transaction], None]) -> Table:
+        transaction = table.transaction()
+        try:
+            change(transaction)
+            return transaction.commit_transaction()
+        except CommitFailedException as error:
+            raise CommitConflictError(
+                f"table {'.'.join(table.name())}: another writer committed first",
+                fix="run it again; the next run decides on what stands now",
+            ) from error
+        except CommitStateUnknownException as error:
+            raise LakeError(
+                f"table {'.'.join(table.name())}: the catalogue's answer was lost, so the commit "
+                "may or may not stand",
+                fix="run it again; either way the result is the same",
+            ) from error
+
+    def _ensure(self, name: str, schema: pa.Schema, partition: str | None = None) -> Table:
+        self.ensure_database()
+        identifier = (self._database, name)
+        location = self._store.uri(f"iceberg/{self._database}/{name}")
+        table = self._catalog.create_table_if_not_exists(
+            identifier, schema=schema, location=location, properties=_PROPERTIES
+        )
+        if partition and table.spec().is_unpartitioned():
+            with table.update_spec() as spec:
+                spec.add_identity(partition)
+        return table
+
+    def ensure_database(self) -> None:
+        """Create the database unless it is there."""
+        try:
+            self._catalog.create_namespace_if_not_exists(self._database)
+        except NamespaceAlreadyExistsError:
+            return
+
+
+def _has_rows(table: Table) -> bool:
+    snapshot = table.current_snapshot()
+    summary = snapshot.summary if snapshot else None
+    return summary is not None and summary["total-data-files"] != "0"
+
+
+def _ours(properties: Mapping[str, str]) -> dict[str, str]:
+    return {PROPERTY + name: value for name, value in properties.items()}
+
+
+def table_property(table: Table, name: str) -> str | None:
+    """One of our properties, as the last commit set it."""
+    return table.properties.get(PROPERTY + name)
+
+
+def _evolve(transaction: Transaction, schema: pa.Schema) -> None:
+    """Give the table the schema of rows that replace all it holds.
+
+    A column whose type changed in a way that Iceberg has no promotion for is dropped and added
+    anew; older snapshots keep reading with their own schema.
+    """
+    have = transaction.table_metadata.schema().as_arrow()
+    changed = [
+        f.name for f in have if f.name in schema.names and not _same(f, schema.field(f.name))
+    ]
+    gone = [f.name for f in have if f.name not in schema.names]
+    if changed or gone:
+        with transaction.update_schema(allow_incompatible_changes=True) as update:
+            for column in changed + gone:
+                update.delete_column((column,))
+    if changed or any(name not in have.names for name in schema.names):
+        with transaction.update_schema() as update:
+            update.union_by_name(schema)
+
+
+def _same(one: pa.Field, other: pa.Field) -> bool:
+    return _plain(one.type) == _plain(other.type)
+
+
+def _plain(kind: pa.DataType) -> Any:
+    """Iceberg hands strings, binaries and lists back in their `large_` Arrow variants."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return ("list", _plain(kind.value_type))
+    return str(kind).removeprefix("large_")
+
+
+def data_files(table: Table, snapshot_id: int | None = None) -> list[str]:
+    """Paths of the data files of a snapshot; we write no delete files and accept none."""
+    paths = []
+    for task in table.scan(snapshot_id=snapshot_id).plan_files():
+        if task.delete_files:
+            raise LakeError(
+                f"table {'.'.join(table.name())} has row-level delete files, which are not ours",
+                fix="compact it with the engine that wrote them",
+            )
+        paths.append(task.file.file_path.removeprefix("file://"))
+    return sorted(paths)

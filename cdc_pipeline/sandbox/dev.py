@@ -1,0 +1,96 @@
+"""`cdc-pipeline dev`: a local AWS with live traffic and the Dagster UI, in one command."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cdc_pipeline.sandbox.process import SandboxProcess
+from cdc_pipeline.sandbox.run import local_client, start_traffic
+from cdc_pipeline.sandbox.workspace import BUCKET, write_settings
+from cdc_pipeline.settings import PATH_VARIABLE
+
+_FOLDER = Path(".dev")
+
+
+def run_dev(*, port: int, aws_port: int, orders: int, rate: float) -> None:
+    """Serve until Ctrl-C. Source, lake and Dagster's history begin empty, all together."""
+    ended = threading.Event()
+    for wanted in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(wanted, lambda *_: ended.set())
+    folder = _FOLDER.resolve()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    home = folder / "dagster_home"
+    home.mkdir()
+    instance = Path("dagster.yaml")
+    shutil.copy(instance, home) if instance.exists() else (home / "dagster.yaml").touch()
+    settings = write_settings(folder, kind="s3", running=True)
+    with SandboxProcess(port=_free(aws_port), log_file=folder / "sandbox.log") as sandbox:
+        sandbox.apply_environment(os.environ)
+        client: Any = local_client("s3")
+        client.create_bucket(Bucket=BUCKET)
+        click.echo("Starting afresh: source tables, lake and Dagster history are new and empty.")
+        click.echo(f"Seeding {orders} orders …")
+        traffic = start_traffic(orders, rate)
+        ui_port = _free(port)
+        environment = {
+            **os.environ,
+            "DAGSTER_HOME": str(home),
+            PATH_VARIABLE: str(settings),
+        }
+        command = [
+            str(Path(sys.executable).with_name("dagster")),
+            "dev",
+            *("-m", "cdc_pipeline.definitions"),
+            *("--host", "127.0.0.1", "--port", str(ui_port)),
+        ]
+        click.echo(
+            f"Dagster UI: http://localhost:{ui_port}   Local AWS: {sandbox.endpoint_url}   "
+            "(Ctrl-C ends both)"
+        )
+        click.echo("In another shell, to query the lake while it grows:")
+        click.echo(f"  export {PATH_VARIABLE}={settings} AWS_ENDPOINT_URL={sandbox.endpoint_url}")
+        click.echo("  export AWS_ACCESS_KEY_ID=sandbox AWS_SECRET_ACCESS_KEY=sandbox")
+        click.echo('  .venv/bin/cdc-pipeline query "SELECT count(*) FROM orders.current_state"')
+        dagster = subprocess.Popen(command, env=environment, start_new_session=True)
+        try:
+            while dagster.poll() is None and sandbox.running and not ended.wait(1):
+                pass
+        finally:
+            _stop(dagster)
+            traffic.stop()
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End Dagster's whole process group: the UI, the daemon and its code servers."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGINT)
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _free(port: int) -> int:
+    """The port if nothing listens on it, else one that is free, and says so."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+            return port
+        except OSError:
+            pass
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        chosen = int(probe.getsockname()[1])
+    click.echo(f"Port {port} is in use; taking {chosen} instead.")
+    return chosen

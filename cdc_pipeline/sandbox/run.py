@@ -1,0 +1,54 @@
+"""`cdc-pipeline sandbox`: a local AWS in the foreground, with traffic if wanted."""
+
+import os
+import signal
+import threading
+
+import click
+
+from cdc_pipeline.sandbox.process import UNSET, UNSET_PREFIX, SandboxProcess
+from cdc_pipeline.sandbox.traffic import Traffic, create_tables, seed
+
+_CUSTOMERS_PER_ORDER = 0.1
+
+
+def local_client(service: str) -> object:
+    """A boto3 client from this process's environment, which must point at a sandbox."""
+    import boto3
+
+    return boto3.client(service)  # type: ignore[call-overload]
+
+
+def start_traffic(orders: int, rate: float) -> Traffic:
+    """Create and seed the demo tables, then change them from a thread."""
+    dynamodb = local_client("dynamodb")
+    customers = max(1, int(orders * _CUSTOMERS_PER_ORDER))
+    create_tables(dynamodb)
+    seed(dynamodb, orders=orders, customers=customers)
+    traffic = Traffic(dynamodb, orders=orders, customers=customers, rate=rate)
+    traffic.start()
+    return traffic
+
+
+def run_sandbox(*, port: int, traffic: bool, orders: int, rate: float) -> None:
+    """Serve until Ctrl-C; prints how to point a client at it. Raises `SandboxError`."""
+    ended = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    with SandboxProcess(port=port) as sandbox:
+        click.echo(f"Local AWS at {sandbox.endpoint_url} (Ctrl-C ends it; nothing is kept).")
+        click.echo("Point any AWS client at it with:\n")
+        for name, value in sandbox.environment().items():
+            click.echo(f"  export {name}={value}")
+        click.echo(f"  unset {' '.join(UNSET)}")
+        click.echo(f"  # and every variable that starts with {UNSET_PREFIX}\n")
+        running: Traffic | None = None
+        if traffic:
+            sandbox.apply_environment(os.environ)
+            running = start_traffic(orders, rate)
+            click.echo(f"Tables orders ({orders} items) and customers, {rate:g} changes/s.")
+        try:
+            while sandbox.running and not ended.wait(10):
+                if running is not None:
+                    click.echo(f"  {running.counts}")
+        except KeyboardInterrupt:
+            click.echo("Stopping.")

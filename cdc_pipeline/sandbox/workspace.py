@@ -1,0 +1,37 @@
+"""Settings files for the sandbox's own tables."""
+
+from pathlib import Path
+
+import yaml
+
+BUCKET = "cdc-lake"
+
+
+def write_settings(folder: Path, *, kind: str, running: bool) -> Path:
+    """A settings file for `orders` and `customers` with the pauses of a local AWS.
+
+    `kind`: `s3` or `local` lake. `running`: sensors and schedules start by themselves.
+    """
+    settings = {
+        "lake": f"s3://{BUCKET}/lake" if kind == "s3" else str(folder / "lake"),
+        "database": "cdc",
+        "region": "us-east-1",
+        # DynamoDB's export times are fuzzy by a minute, so the default is 300; these are exact.
+        "handover_margin_seconds": 2,
+        "capture": {"interval_seconds": 5, "poll_seconds": 0.1},
+        "export": {"bucket": BUCKET, "poll_seconds": 0.5},
+        "schedules": {"running": running, "downstream_seconds": 10, "glue_seconds": 30},
+        "aggregates": str(_aggregates()),
+        "tables": [
+            {"name": "orders", "owner": "team:sales", "snapshot": {"first": "auto"}},
+            {"name": "customers", "owner": "team:sales", "snapshot": {"first": "auto"}},
+        ],
+    }
+    path = folder / "cdc_pipeline.yaml"
+    path.write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")
+    return path
+
+
+def _aggregates() -> Path:
+    """The checkout's examples; an installed package has none and gets an empty folder."""
+    return Path(__file__).resolve().parents[2] / "aggregates"

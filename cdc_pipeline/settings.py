@@ -1,0 +1,273 @@
+"""The settings file: its model, how it is found and read, and its errors."""
+
+import os
+import re
+from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
+
+from cdc_pipeline.core.errors import SettingsError
+from cdc_pipeline.core.names import safe_name
+
+PATH_VARIABLE = "CDC_PIPELINE_CONFIG"
+DEFAULT_PATH = "cdc_pipeline.yaml"
+_RESERVED = {"aggregates", "error", "information_schema", "main", "pg_catalog", "system", "temp"}
+
+
+def _cron(value: str) -> str:
+    if not re.fullmatch(r"\S+(\s+\S+){4}", value) and not value.startswith("@"):
+        raise ValueError("a cron expression has five fields, for example '0 3 * * 0'")
+    return value
+
+
+def _owner(value: str) -> str:
+    if not re.fullmatch(r"team:[\w-]+|[^@\s]+@[^@\s]+\.[^@\s]+", value):
+        raise ValueError("an owner is an e-mail address or 'team:name'")
+    return value
+
+
+Cron = Annotated[str, AfterValidator(_cron)]
+Owner = Annotated[str, AfterValidator(_owner)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Snapshot(_Strict):
+    """When full exports are taken."""
+
+    first: Literal["manual", "auto"] = Field(
+        "manual", description="auto: the first export is taken without being asked for (it costs)"
+    )
+    schedule: Cron | None = Field(
+        None, description="cron (UTC) of repeated full exports; none: when materialised by hand"
+    )
+
+
+class Table(_Strict):
+    """One DynamoDB table to keep a copy of."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{3,255}$")]
+    transport: Literal["dynamodb_streams"] = "dynamodb_streams"
+    owner: Owner | None = Field(None, description="e-mail address or team:name")
+    group: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")] | None = Field(
+        None, description="Dagster asset group; default: the table's safe name"
+    )
+    snapshot: Snapshot = Snapshot()  # type: ignore[call-arg]
+
+    @property
+    def safe_name(self) -> str:
+        """The SQL-safe name: asset key prefix, schema and folder name."""
+        return safe_name(self.name)
+
+
+class Capture(_Strict):
+    """How streams are read."""
+
+    interval_seconds: int = Field(60, ge=5, description="a table is captured this often")
+    max_run_seconds: int = Field(240, ge=1, description="a run stops reading after this long")
+    empty_polls: int = Field(
+        3, ge=1, description="consecutive empty reads after which a shard counts as read to its tip"
+    )
+    poll_seconds: float = Field(1.0, gt=0, le=60, description="pause between empty reads")
+    parallel_shards: int = Field(16, ge=1, le=256, description="shards read at the same time")
+    flush_rows: int = Field(50_000, ge=1, description="changes per landing object at most")
+    flush_mb: int = Field(64, ge=1, description="MB of stream answers per landing object at most")
+
+
+class Export(_Strict):
+    """Where DynamoDB writes PITR exports and how long they may take."""
+
+    bucket: str | None = Field(
+        None, description="S3 bucket; default: the lake's. Needed when the lake is a local folder"
+    )
+    prefix: str = Field("", description="S3 prefix in that bucket when `bucket` is given")
+    poll_seconds: float = Field(15.0, gt=0, description="pause between looks at a running export")
+    timeout_minutes: int = Field(24 * 60, ge=1, description="give up waiting after this long")
+
+
+class Schedules(_Strict):
+    """Cron expressions (UTC) and pauses of the automation."""
+
+    yesterday: Cron = Field("20 0 * * *", description="re-materialise yesterday's partitions")
+    downstream_seconds: int = Field(
+        60, ge=5, description="pause between two looks for stale cdc, current_state, aggregates"
+    )
+    glue_seconds: int = Field(
+        300, ge=5, description="pause between two looks for missing Glue partitions"
+    )
+    running: bool = Field(
+        False, description="start sensors and schedules as soon as Dagster loads the tables"
+    )
+
+
+class Settings(_Strict):
+    """Everything a deployment can say. Secrets never: they come from AWS's credential chain."""
+
+    lake: str = Field(description="lake root: s3://bucket/prefix or a local folder")
+    database: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")] = Field(
+        "cdc", description="Glue database (S3 lake) or catalogue namespace (local lake)"
+    )
+    region: str | None = Field(None, description="AWS region; default: AWS's own chain")
+    endpoint_url: str | None = Field(
+        None, description="one endpoint for every AWS service; default: AWS_ENDPOINT_URL, then AWS"
+    )
+    handover_margin_seconds: float = Field(
+        300, ge=1, description="distance between stream positions and export time at a handover"
+    )
+    start_date: date = Field(date(2026, 1, 1), description="first daily partition (UTC)")
+    aggregates: str = Field("aggregates", description="folder of *.sql aggregates")
+    capture: Capture = Capture()  # type: ignore[call-arg]
+    export: Export = Export()  # type: ignore[call-arg]
+    schedules: Schedules = Schedules()  # type: ignore[call-arg]
+    tables: Annotated[list[Table], Field(min_length=1)]
+
+    _folder: Path = PrivateAttr(default=Path())
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Settings":
+        seen: dict[str, str] = {}
+        for table in self.tables:
+            name = table.safe_name
+            if name in _RESERVED:
+                raise ValueError(f"table {table.name!r}: the name {name!r} is taken by the lake")
+            if name in seen and seen[name] == table.name:
+                raise ValueError(f"table {table.name!r} is listed twice")
+            if name in seen:
+                raise ValueError(
+                    f"tables {seen[name]!r} and {table.name!r} have one safe name, {name!r}"
+                )
+            seen[name] = table.name
+        if not self.is_s3 and self.lake.startswith(("http://", "https://", "gs://", "s3a://")):
+            raise ValueError(
+                f"lake {self.lake!r}: allowed are s3://bucket/prefix and local folders"
+            )
+        return self
+
+    @property
+    def is_s3(self) -> bool:
+        """Whether the lake is in S3 (else a local folder)."""
+        return self.lake.startswith("s3://")
+
+    @property
+    def lake_folder(self) -> Path:
+        """The local lake's folder; a relative one counts from the settings file."""
+        return (self._folder / Path(self.lake).expanduser()).resolve()
+
+    @property
+    def aggregates_folder(self) -> Path:
+        """Where aggregates' SQL files are; a relative one counts from the settings file."""
+        return (self._folder / self.aggregates).resolve()
+
+    def table(self, name: str) -> Table:
+        """The table with this DynamoDB or safe name; raises `SettingsError`."""
+        for table in self.tables:
+            if name in (table.name, table.safe_name):
+                return table
+        known = ", ".join(t.name for t in self.tables)
+        raise SettingsError(f"no table {name!r} in the settings", fix=f"use one of: {known}")
+
+
+def settings_path() -> Path:
+    """Where the settings file is expected."""
+    return Path(os.environ.get(PATH_VARIABLE) or DEFAULT_PATH)
+
+
+def load_settings(path: Path | None = None) -> Settings:
+    """Read and check the settings file; raises `SettingsError` with every mistake in it."""
+    path = path or settings_path()
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        raise SettingsError(
+            f"no settings file at {path}",
+            fix=f"copy cdc_pipeline.example.yaml to {DEFAULT_PATH} and edit it, or set "
+            f"{PATH_VARIABLE}; `make demo` needs none",
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}") from None
+    try:
+        raw = yaml.load(text, Loader=_UniqueKeys)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path} is not YAML: {_one_line(error)}") from None
+    return parse_settings(raw, path)
+
+
+def parse_settings(raw: Any, path: Path) -> Settings:
+    """Check settings that were read from `path`, which errors name."""
+    if not isinstance(raw, Mapping):
+        raise SettingsError(f"{path} holds no settings", fix="see cdc_pipeline.example.yaml")
+    try:
+        settings = Settings.model_validate(raw)
+    except ValidationError as error:
+        mistakes = "\n".join(f"  - {_mistake(e)}" for e in error.errors(include_url=False))
+        raise SettingsError(f"{path}:\n{mistakes}") from None
+    settings._folder = path.resolve().parent
+    return settings
+
+
+def settings_schema() -> dict[str, Any]:
+    """JSON schema of the settings file, for editors."""
+    return Settings.model_json_schema()
+
+
+def _mistake(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"]) or "(whole file)"
+    found, kind = error["input"], error["type"]
+    if kind == "extra_forbidden":
+        model: type[BaseModel] = Settings
+        for part in error["loc"][:-1]:
+            model = _submodel(model, part)
+        return f"{where}: unknown key; allowed: {', '.join(model.model_fields)}"
+    if kind == "missing":
+        return f"{where}: required, but missing"
+    if kind == "too_short" and where == "tables":
+        return "tables: no tables; name at least one"
+    message = error["msg"].removeprefix("Value error, ")
+    return message if where == "(whole file)" else f"{where}: found {found!r}; {_lower(message)}"
+
+
+def _submodel(model: type[BaseModel], part: str | int) -> type[BaseModel]:
+    if isinstance(part, int):
+        return model
+    annotation = model.model_fields[part].annotation
+    arguments = getattr(annotation, "__args__", ())
+    for candidate in (*arguments, annotation):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return model
+
+
+def _lower(message: str) -> str:
+    return message[:1].lower() + message[1:]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key given twice is an error, not a silent override."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key_node.value!r} is given twice", key_node.start_mark
+                )
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)

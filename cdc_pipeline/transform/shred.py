@@ -1,0 +1,147 @@
+"""Typed DynamoDB JSON into typed Arrow columns, batch by batch.
+
+The exact path: any item, any attribute name. It is what faster paths are tested against.
+"""
+
+import base64
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+
+from cdc_pipeline.core.attributes import plain_value, to_json
+from cdc_pipeline.core.columns import AttributeStats, Column, Stats, observe
+
+NARROW_SCHEMA = pa.schema(
+    [
+        pa.field("item_key", pa.string(), nullable=False),
+        pa.field("order_key", pa.string(), nullable=False),
+        pa.field("item", pa.string(), nullable=False),
+        pa.field("write_time_us", pa.int64(), nullable=False),
+    ]
+)
+"""Items before typing: canonical keys, order key, canonical typed JSON, write time."""
+
+_SYSTEM_FIELDS = [
+    pa.field("_key", pa.string(), nullable=False),
+    pa.field("_order_key", pa.string(), nullable=False),
+    pa.field("_write_time_us", pa.int64(), nullable=False),
+    pa.field("_item", pa.string(), nullable=False),
+    pa.field("_rescued", pa.string()),
+]
+
+_decode = msgspec.json.decode
+
+
+def collect_stats(batches: Iterable[pa.RecordBatch]) -> Stats:
+    """What every attribute of the `item` column holds, over all batches."""
+    stats: Stats = {}
+    for batch in batches:
+        for text in batch.column("item").to_pylist():
+            observe(stats, _decode(text))
+    return stats
+
+
+def stats_to_json(stats: Stats) -> str:
+    """Statistics as text, to be kept with the table they describe."""
+    return to_json({name: vars(seen) for name, seen in sorted(stats.items())})
+
+
+def stats_from_json(text: str) -> Stats:
+    """The reverse of `stats_to_json`."""
+    return {
+        name: AttributeStats(Counter(seen["tags"]), seen["integer_digits"], seen["scale"])
+        for name, seen in json.loads(text).items()
+    }
+
+
+def arrow_type(kind: str) -> pa.DataType:
+    """The Arrow type of a `core.columns.Column` type."""
+    if kind.startswith("list<"):
+        return pa.list_(arrow_type(kind[5:-1]))
+    if kind.startswith("decimal("):
+        precision, scale = kind[8:-1].split(",")
+        return pa.decimal128(int(precision), int(scale))
+    return _ARROW_TYPES[kind]
+
+
+_ARROW_TYPES = {
+    "string": pa.string(),
+    "json": pa.string(),
+    "boolean": pa.bool_(),
+    "binary": pa.binary(),
+    "int64": pa.int64(),
+}
+
+
+def typed_schema(columns: Sequence[Column]) -> pa.Schema:
+    """System columns, then one field per column."""
+    return pa.schema([*_SYSTEM_FIELDS, *(pa.field(c.name, arrow_type(c.type)) for c in columns)])
+
+
+def shred(batches: Iterable[pa.RecordBatch], columns: Sequence[Column]) -> Iterator[pa.RecordBatch]:
+    """Batches of `NARROW_SCHEMA` as batches of `typed_schema(columns)`, rows in the same order.
+
+    A value whose tag is not its column's goes to `_rescued`, a JSON object of typed values by
+    attribute name. NULL is null in the column and visible in `_item`.
+    """
+    schema = typed_schema(columns)
+    places = {c.attribute: (i, c.tag, _converter(c)) for i, c in enumerate(columns)}
+    for batch in batches:
+        yield _shred_batch(batch, schema, places, len(columns))
+
+
+def _shred_batch(
+    batch: pa.RecordBatch,
+    schema: pa.Schema,
+    places: dict[str, tuple[int, str, Callable[[Any], Any]]],
+    width: int,
+) -> pa.RecordBatch:
+    items = batch.column("item")
+    cells: list[list[Any]] = [[None] * batch.num_rows for _ in range(width)]
+    rescued: list[str | None] = [None] * batch.num_rows
+    for row, text in enumerate(items.to_pylist()):
+        misfits: dict[str, Any] = {}
+        for name, value in _decode(text).items():
+            ((tag, content),) = value.items()
+            column, expected, convert = places[name]
+            if tag == expected:
+                cells[column][row] = convert(content)
+            elif tag != "NULL":
+                misfits[name] = value
+        if misfits:
+            rescued[row] = to_json(misfits)
+    arrays = [
+        batch.column("item_key"),
+        batch.column("order_key"),
+        batch.column("write_time_us"),
+        items,
+        pa.array(rescued, pa.string()),
+        *(
+            pa.array(values, field.type)
+            for values, field in zip(cells, list(schema)[len(_SYSTEM_FIELDS) :], strict=True)
+        ),
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _converter(column: Column) -> Callable[[Any], Any]:
+    kind = column.type
+    if kind == "json":
+        return lambda content: plain_value({column.tag: content})
+    if kind.startswith("list<"):
+        element = _scalar(kind[5:-1])
+        return lambda content: [element(member) for member in content]
+    return _scalar(kind)
+
+
+def _scalar(kind: str) -> Callable[[Any], Any]:
+    if kind == "int64":
+        return int
+    if kind == "binary":
+        return base64.b64decode
+    return Decimal if kind.startswith("decimal(") else lambda content: content

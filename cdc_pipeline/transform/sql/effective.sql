@@ -1,0 +1,8 @@
+-- Winners that are news: later than the item in `base`, not older than its tombstone.
+-- Equal to its tombstone counts: tombstones are committed before the base they belong to.
+SELECT w.item_key, w.order_key, w.op, w.item, w.write_time_us
+FROM winners AS w
+LEFT JOIN base AS b ON b.item_key = w.item_key
+LEFT JOIN tombstones AS t ON t.item_key = w.item_key
+WHERE (b.item_key IS NULL OR w.order_key > b.order_key)
+  AND (t.item_key IS NULL OR w.order_key >= t.order_key)

@@ -1,0 +1,9 @@
+-- The state after the effective changes: items they do not touch, and the items they leave.
+SELECT b.item_key, b.order_key, b.item, b.write_time_us
+FROM base AS b
+LEFT JOIN effective AS e ON e.item_key = b.item_key
+WHERE e.item_key IS NULL
+UNION ALL
+SELECT e.item_key, e.order_key, e.item, e.write_time_us
+FROM effective AS e
+WHERE e.op <> 'D'

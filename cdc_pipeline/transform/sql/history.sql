@@ -1,0 +1,13 @@
+-- One row per version of an item (SCD2): a version is valid until the item's next change.
+SELECT
+    keys AS item_key,
+    op,
+    time_stamp AS valid_from,
+    LEAD(time_stamp) OVER (PARTITION BY keys ORDER BY order_key) AS valid_to,
+    LEAD(order_key) OVER (PARTITION BY keys ORDER BY order_key) IS NULL AND op <> 'D' AS is_current,
+    is_ttl_delete,
+    data,
+    new_image AS item,
+    order_key,
+    uuid
+FROM cdc
