@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from cdc_pipeline.core.errors import SettingsError
 from cdc_pipeline.defs.build import build_definitions, explain_missing_settings
 from cdc_pipeline.settings import load_settings, settings_path
 
@@ -12,4 +13,8 @@ def defs() -> dg.Definitions:
     path = settings_path()
     if not path.exists():
         return explain_missing_settings(path)
-    return build_definitions(load_settings(path), path)
+    try:
+        return build_definitions(load_settings(path), path)
+    except SettingsError as error:
+        # Dagster prints the frames that an error passed through; this one needs none.
+        raise error.with_traceback(None) from None

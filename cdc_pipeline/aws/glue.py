@@ -28,7 +28,7 @@ class Glue:
         self._client = aws.client("glue")
         self._database = database
 
-    def ensure_table(
+    def create_table(
         self, name: str, location: str, columns: Columns, partition_keys: Columns
     ) -> None:
         """Create an external Parquet table unless it is there, and its database before it."""
@@ -82,6 +82,17 @@ class Glue:
                 )
             existed |= self._existing(name, answer.get("Errors", ()))
         return [values for values in locations if values not in existed]
+
+    def has_table(self, name: str) -> bool:
+        """Whether the database has this table."""
+        with aws_errors(f"Glue table {self._database}.{name}", LakeError):
+            try:
+                self._client.get_table(DatabaseName=self._database, Name=name)
+            except ClientError as error:
+                if error_code(error) != "EntityNotFoundException":
+                    raise
+                return False
+        return True
 
     def _existing(self, name: str, errors: Iterable[Mapping[str, Any]]) -> set[Values]:
         there: set[Values] = set()

@@ -13,7 +13,7 @@ from cdc_pipeline.capture.drain import (
     open_source,
 )
 from cdc_pipeline.core.capture_log import LandedObject
-from cdc_pipeline.core.errors import CdcPipelineError
+from cdc_pipeline.core.errors import CdcPipelineError, LakeError
 from cdc_pipeline.lake.glue import register_days
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings import Table
@@ -45,7 +45,15 @@ class Failed:
     error: CdcPipelineError
 
 
-Event = Landed | Captured | Failed
+@dataclass(frozen=True)
+class Unregistered:
+    """Landed days that Glue did not take; `glue_partition_sensor` tries again."""
+
+    table: Table
+    error: CdcPipelineError
+
+
+Event = Landed | Captured | Failed | Unregistered
 
 
 def capture_options(lake: Lake) -> CaptureOptions:
@@ -82,16 +90,25 @@ def capture_tables(lake: Lake, tables: Sequence[Table]) -> Iterator[Event]:
             event = events.get()
             if isinstance(event, BaseException):
                 raise event
-            remaining -= not isinstance(event, Landed)
+            remaining -= isinstance(event, Captured | Failed)
             yield event
 
 
 def _capture(
     lake: Lake, table: Table, options: CaptureOptions, events: "SimpleQueue[Event | BaseException]"
 ) -> CaptureResult:
+    registered: set[date] = set()
+
     def landed(objects: list[LandedObject]) -> None:
-        register_days(lake, table, {date.fromisoformat(o.day) for o in objects})
-        if objects:
-            events.put(Landed(table, objects))
+        if not objects:
+            return
+        days = {date.fromisoformat(o.day) for o in objects} - registered
+        try:
+            register_days(lake, table, days)
+            registered.update(days)
+        except LakeError as error:
+            # The stream loses what is not read in time; the catalogue can wait.
+            events.put(Unregistered(table, error))
+        events.put(Landed(table, objects))
 
     return capture_table(lake.log(table), open_source(lake, table), options, report=landed)

@@ -225,7 +225,7 @@ def _stage(
     progress: Progress,
 ) -> tuple[TypedResult, int]:
     """Verify and convert every file, then commit them together as `<table>_snapshot`."""
-    with tempfile.TemporaryDirectory() as folder, open_duckdb(lake) as connection:
+    with tempfile.TemporaryDirectory() as folder, open_duckdb(lake, Path(folder)) as connection:
         scratch, paths, size, items = Path(folder), [], 0, 0
         for number, file in enumerate(manifest.files, start=1):
             path = scratch / f"narrow-{number:06d}.parquet"
@@ -245,7 +245,6 @@ def _stage(
             "generation": str(baseline.generation),
             "export_arn": status.arn,
             "export_time_us": str(baseline.export_time_us),
-            "items": str(manifest.items),
         }
         over = lake.tables.load(name)
         staged = replace_typed(

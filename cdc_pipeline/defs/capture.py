@@ -34,7 +34,7 @@ def capture_streams(
     context: dg.OpExecutionContext, config: CaptureConfig, lake: LakeResource
 ) -> None:
     """Capture the chosen tables; a table that fails does not stop the others."""
-    from cdc_pipeline.capture.run import Captured, Failed, Landed, capture_tables
+    from cdc_pipeline.capture.run import Captured, Failed, Landed, Unregistered, capture_tables
 
     failures: list[str] = []
     with readable_failures():
@@ -48,6 +48,8 @@ def capture_streams(
                     context.log.info(describe_capture(result))
                     if result.quarantined:
                         _report_quarantine(context, opened, table)
+                case Unregistered(table, error):
+                    context.log.warning(f"{table.name}: {error}")
                 case Failed(table, error):
                     context.log.error(f"{table.name}: {error}")
                     failures.append(str(error))

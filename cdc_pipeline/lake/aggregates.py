@@ -8,10 +8,10 @@ import duckdb
 import pyarrow as pa
 
 from cdc_pipeline.core.errors import NotReadyError, QueryError
+from cdc_pipeline.lake.connection import connect_lake
 from cdc_pipeline.lake.duck import arrow_table, explain
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.transform.aggregates import Aggregate
-from cdc_pipeline.transform.aggregates import load_aggregates as load_aggregates
+from cdc_pipeline.transform.aggregates import AGGREGATES, Aggregate
 
 
 @dataclass(frozen=True)
@@ -23,20 +23,14 @@ class AggregateResult:
     seconds: float
 
 
-def aggregate_table(aggregate: Aggregate) -> str:
-    """The name of its Iceberg table."""
-    return f"aggregates_{aggregate.name}"
-
-
 def build_aggregate(lake: Lake, aggregate: Aggregate, day: date | None = None) -> AggregateResult:
     """Run the query and commit its result; a daily one replaces just `day`.
 
     Raises `NotReadyError` when an input does not exist yet, `QueryError` for SQL that fails,
     `CommitConflictError`, `LakeError`.
     """
-    from cdc_pipeline.lake.connection import AGGREGATES, connect_lake
-
     started = time.monotonic()
+    before = lake.tables.load(aggregate.table)
     known = {table.safe_name for table in lake.settings.tables}
     schemas = {schema for schema, _ in aggregate.inputs}
     with connect_lake(
@@ -53,9 +47,9 @@ def build_aggregate(lake: Lake, aggregate: Aggregate, day: date | None = None) -
             ) from None
         except duckdb.Error as error:
             raise QueryError(f"aggregate {aggregate.name}: {explain(error)}") from None
-    name, rows = aggregate_table(aggregate), _storable(rows)
+    name, rows = aggregate.table, _storable(rows)
     if day is None:
-        lake.tables.replace(name, rows.to_reader(), {}, over=lake.tables.load(name))
+        lake.tables.replace(name, rows.to_reader(), {}, over=before)
     else:
         rows = _with_day(rows, day)
         lake.tables.replace_day(name, day, rows.schema, [rows], {})

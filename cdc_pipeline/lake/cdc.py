@@ -1,9 +1,11 @@
 """cdc: one row per change, by write day, repeats of an identity removed."""
 
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -53,7 +55,10 @@ def build_cdc_day(lake: Lake, table: Table, day: date) -> CdcDay:
 
     def chunks() -> Iterator[pa.Table]:
         nonlocal rows
-        with open_duckdb(lake) as connection:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            open_duckdb(lake, Path(folder)) as connection,
+        ):
             landed = landed_relation(connection, lake, objects)
             connection.execute(f"CREATE TEMP VIEW landed AS SELECT * FROM {landed}")
             for batch in arrow_batches(connection, load_sql("cdc"), _CHUNK_ROWS):

@@ -17,18 +17,16 @@ from cdc_pipeline.lake.duck import (
     arrow_table,
     files_relation,
     landed_relation,
-    literal,
     open_duckdb,
 )
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.tables import data_files, table_property
-from cdc_pipeline.lake.typed import prior_columns, replace_typed
+from cdc_pipeline.lake.typed import TypedResult, prior_columns, replace_typed
 from cdc_pipeline.settings import Table
 from cdc_pipeline.transform.shred import NARROW_SCHEMA, typed_schema
 from cdc_pipeline.transform.sql import load_sql
 
 _TOMBSTONE_DAYS = 35
-_MEMORY_LIMIT = "1GB"
 _TOMBSTONE_SCHEMA = pa.schema([NARROW_SCHEMA.field(n) for n in ("item_key", "order_key")]).append(
     NARROW_SCHEMA.field("write_time_us")
 )
@@ -36,9 +34,13 @@ _TOMBSTONE_SCHEMA = pa.schema([NARROW_SCHEMA.field(n) for n in ("item_key", "ord
 
 @dataclass(frozen=True)
 class Base:
-    """Items to fold a delta over: objects of `generation` and later, logged after `after`."""
+    """Items to fold a delta over: objects of `generation` and later, logged after `after`.
+
+    `over`: the published table that a new base replaces, as it was read; None: there is none.
+    """
 
     table: IcebergTable
+    over: IcebergTable | None
     snapshot_id: int | None
     generation: int
     after: int
@@ -67,6 +69,7 @@ def published_base(lake: Lake, table: Table) -> Base | None:
         return None
     return Base(
         table=found,
+        over=found,
         snapshot_id=None,
         generation=int(table_property(found, "generation") or 0),
         after=int(table_property(found, "watermark") or 0),
@@ -84,7 +87,7 @@ def next_base(lake: Lake, table: Table, state: LogState) -> Base:
     staged = state.staged
     if staged is not None and (current is None or staged.generation > current.generation):
         if state.watermark_us >= handover_us(lake, staged):
-            return _staged_base(lake, table, staged)
+            return _staged_base(lake, table, staged, current)
         if current is None:
             raise NotReadyError(
                 f"{table.safe_name}/current_state: the export shows the table at "
@@ -106,10 +109,11 @@ def handover_us(lake: Lake, baseline: Baseline) -> int:
     return baseline.export_time_us + int(lake.settings.handover_margin_seconds * 1_000_000)
 
 
-def _staged_base(lake: Lake, table: Table, staged: Baseline) -> Base:
+def _staged_base(lake: Lake, table: Table, staged: Baseline, current: Base | None) -> Base:
     found = lake.tables.load(f"{table.safe_name}_snapshot")
     assert found is not None  # the log says that it was committed
-    return Base(found, staged.snapshot_id, staged.generation, 0, staged.items or 0)
+    over = current.table if current else None
+    return Base(found, over, staged.snapshot_id, staged.generation, 0, staged.items or 0)
 
 
 def _time(time_us: int) -> str:
@@ -128,35 +132,13 @@ def publish_current_state(lake: Lake, table: Table) -> PublishResult:
     started = time.monotonic()
     state = lake.log(table).load()
     base = next_base(lake, table, state)
-    is_new = base.table.name()[-1].endswith("_snapshot")
+    is_new = base.table is not base.over
     delta = state.delta(generation=base.generation, after=base.after)
-    if not delta and not is_new:
-        columns = prior_columns(base.table)
-        committed, items = base.table, base.items
+    if delta or is_new:
+        published = _publish(lake, table, state, base, delta)
+        columns, items, committed = published.columns, published.rows, published.table
     else:
-        current = published_base(lake, table)
-        with tempfile.TemporaryDirectory() as folder, open_duckdb(lake) as connection:
-            connection.execute(f"SET memory_limit = '{_MEMORY_LIMIT}'")
-            connection.execute(f"SET temp_directory = {literal(folder)}")
-            _fold_views(connection, lake, table, base, delta)
-            _replace_tombstones(connection, lake, table)
-            counted = connection.execute(f"SELECT count(*) FROM ({load_sql('fold')})").fetchall()
-            items = counted[0][0]
-            result = replace_typed(
-                lake.tables,
-                f"{table.safe_name}_current_state",
-                connection,
-                load_sql("fold"),
-                {
-                    "generation": str(base.generation),
-                    "watermark": str(state.n),
-                    "watermark_us": str(state.watermark_us),
-                    "items": str(items),
-                },
-                over=current.table if current else None,
-                scratch=Path(folder),
-            )
-        columns, committed = result.columns, result.table
+        columns, items, committed = prior_columns(base.table), base.items, base.table
     return PublishResult(
         items=items,
         columns=columns,
@@ -170,28 +152,42 @@ def publish_current_state(lake: Lake, table: Table) -> PublishResult:
     )
 
 
-def _fold_views(
-    connection: duckdb.DuckDBPyConnection,
-    lake: Lake,
-    table: Table,
-    base: Base,
-    delta: list[LandedObject],
-) -> None:
-    """Views `base`, `tombstones`, `changes`, and tables `winners`, `effective` for the fold."""
-    files = data_files(base.table, base.snapshot_id)
-    relation = files_relation(connection, files, typed_schema([]))
-    connection.execute(
-        "CREATE TEMP VIEW base AS SELECT _key AS item_key, _order_key AS order_key, _item AS item, "
-        f"_write_time_us AS write_time_us FROM {relation}"
-    )
-    create_winners(connection, lake, table, delta)
-    connection.execute(f"CREATE TEMP TABLE effective AS {load_sql('effective')}")
+def _publish(
+    lake: Lake, table: Table, state: LogState, base: Base, delta: list[LandedObject]
+) -> TypedResult:
+    with tempfile.TemporaryDirectory() as folder, open_duckdb(lake, Path(folder)) as connection:
+        files = files_relation(
+            connection, data_files(base.table, base.snapshot_id), typed_schema([])
+        )
+        connection.execute(
+            "CREATE TEMP VIEW base AS SELECT _key AS item_key, _order_key AS order_key, "
+            f"_item AS item, _write_time_us AS write_time_us FROM {files}"
+        )
+        stones = create_winners(connection, lake, table, delta)
+        connection.execute(f"CREATE TEMP TABLE effective AS {load_sql('effective')}")
+        _replace_tombstones(connection, lake, table, stones)
+        return replace_typed(
+            lake.tables,
+            f"{table.safe_name}_current_state",
+            connection,
+            load_sql("fold"),
+            {
+                "generation": str(base.generation),
+                "watermark": str(state.n),
+                "watermark_us": str(state.watermark_us),
+            },
+            over=base.over,
+            scratch=Path(folder),
+        )
 
 
 def create_winners(
     connection: duckdb.DuckDBPyConnection, lake: Lake, table: Table, delta: list[LandedObject]
-) -> None:
-    """View `tombstones` and table `winners`: the last change of each item in the delta."""
+) -> IcebergTable | None:
+    """View `tombstones` and table `winners`: the last change of each item in the delta.
+
+    Returns the tombstones' table as it was read.
+    """
     stones = lake.tables.load(f"{table.safe_name}_tombstones")
     files = data_files(stones) if stones else []
     relation = files_relation(connection, files, _TOMBSTONE_SCHEMA)
@@ -202,11 +198,16 @@ def create_winners(
         f"new_image AS item, write_time_us FROM {landed}"
     )
     connection.execute(f"CREATE OR REPLACE TEMP TABLE winners AS {load_sql('winners')}")
+    return stones
 
 
-def _replace_tombstones(connection: duckdb.DuckDBPyConnection, lake: Lake, table: Table) -> None:
+def _replace_tombstones(
+    connection: duckdb.DuckDBPyConnection,
+    lake: Lake,
+    table: Table,
+    stones: IcebergTable | None,
+) -> None:
     """Commit the tombstones after this fold, those too old to matter left out."""
-    name = f"{table.safe_name}_tombstones"
     kept_from = datetime.now(UTC) - timedelta(days=_TOMBSTONE_DAYS)
     found = arrow_table(
         connection,
@@ -214,4 +215,4 @@ def _replace_tombstones(connection: duckdb.DuckDBPyConnection, lake: Lake, table
         [int(kept_from.timestamp() * 1_000_000)],
     )
     rows = found.select(_TOMBSTONE_SCHEMA.names).cast(_TOMBSTONE_SCHEMA)
-    lake.tables.replace(name, rows.to_reader(), {}, over=lake.tables.load(name))
+    lake.tables.replace(f"{table.safe_name}_tombstones", rows.to_reader(), {}, over=stones)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import duckdb
@@ -13,6 +14,8 @@ from cdc_pipeline.core.capture_log import LandedObject
 from cdc_pipeline.core.order import generation_prefix
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.landing import LANDING_SCHEMA
+
+_MEMORY_LIMIT = "1GB"
 
 
 class _S3(ArrowFSWrapper):
@@ -28,9 +31,15 @@ class _S3(ArrowFSWrapper):
         return path.removeprefix("s3://")
 
 
-def open_duckdb(lake: Lake) -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB in UTC that reads the lake's files."""
+def open_duckdb(lake: Lake, scratch: Path | None = None) -> duckdb.DuckDBPyConnection:
+    """An in-memory DuckDB in UTC that reads the lake's files.
+
+    With a `scratch` folder its memory is bounded, and what does not fit goes to that folder.
+    """
     connection = duckdb.connect()
+    if scratch is not None:
+        connection.execute(f"SET memory_limit = '{_MEMORY_LIMIT}'")
+        connection.execute(f"SET temp_directory = {literal(str(scratch))}")
     connection.execute("SET TimeZone = 'UTC'")
     connection.execute("SET preserve_insertion_order = false")
     if lake.settings.is_s3:

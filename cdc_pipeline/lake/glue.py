@@ -40,7 +40,8 @@ def register_days(lake: Lake, table: Table, days: Iterable[date]) -> list[date]:
         return []
     glue = Glue(lake.aws, lake.database)
     zone, name = lake.paths(table).landing, landing_table(table)
-    glue.ensure_table(name, lake.store.uri(zone), _COLUMNS, _KEYS)
+    if not glue.has_table(name):
+        glue.create_table(name, lake.store.uri(zone), _COLUMNS, _KEYS)
     locations = {v: lake.store.uri(zone + day_folder(day)) for v, day in wanted.items()}
     return [wanted[values] for values in glue.add_partitions(name, _COLUMNS, locations)]
 

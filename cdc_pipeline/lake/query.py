@@ -10,10 +10,10 @@ import msgspec
 import pyarrow as pa
 
 from cdc_pipeline.core.errors import QueryError, SettingsError
-from cdc_pipeline.lake.connection import AGGREGATES, connect_lake
+from cdc_pipeline.lake.connection import connect_lake
 from cdc_pipeline.lake.duck import explain
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.transform.aggregates import tables_named
+from cdc_pipeline.transform.aggregates import AGGREGATES, tables_named
 
 _BATCH_ROWS = 10_000
 

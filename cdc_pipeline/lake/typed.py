@@ -60,6 +60,7 @@ def replace_typed(
         reader = pa.RecordBatchReader.from_batches(typed_schema(columns), shred(batches, columns))
         described = {
             **properties,
+            "items": str(narrow.metadata.num_rows),
             "columns": json.dumps([asdict(column) for column in columns]),
             "statistics": stats_to_json(stats),
         }

@@ -10,6 +10,7 @@ from sqlglot.errors import SqlglotError
 
 from cdc_pipeline.core.errors import SettingsError
 
+AGGREGATES = "aggregates"
 DAY_PARAMETER = "$day"
 
 
@@ -23,6 +24,11 @@ class Aggregate:
     daily: bool
     inputs: tuple[tuple[str, str], ...]
     owner: str | None = None
+
+    @property
+    def table(self) -> str:
+        """The name of its Iceberg table."""
+        return f"{AGGREGATES}_{self.name}"
 
 
 def load_aggregates(folder: Path) -> list[Aggregate]:

@@ -1,0 +1,117 @@
+"""The merged view: a published base and everything that has landed since, typed alike."""
+
+from dataclasses import replace
+
+import duckdb
+import pyarrow as pa
+
+from cdc_pipeline.core.capture_log import LandedObject
+from cdc_pipeline.core.columns import AttributeStats, Column, columns_of
+from cdc_pipeline.lake.current_state import Base, create_winners
+from cdc_pipeline.lake.duck import arrow_table, files_relation, identifier
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.tables import data_files
+from cdc_pipeline.lake.typed import prior_columns, prior_stats
+from cdc_pipeline.settings import Table
+from cdc_pipeline.transform.shred import collect_stats, shred, typed_schema
+
+_BATCH_ROWS = 20_000
+
+
+def merged_relation(
+    connection: duckdb.DuckDBPyConnection,
+    lake: Lake,
+    table: Table,
+    base: Base,
+    delta: list[LandedObject],
+) -> str:
+    """SQL for the items of `base` after `delta`, for views of this connection.
+
+    The delta is folded and typed now, the join with the base is left to the query: only the
+    columns it asks for are read. Columns are the base's, widened where the delta needs it.
+    """
+    had = prior_columns(base.table)
+    files = files_relation(connection, data_files(base.table), typed_schema(had))
+    if not delta:
+        return f"SELECT * FROM {files}"
+    create_winners(connection, lake, table, delta)
+    columns = _delta_tables(connection, table, base, had)
+    system = [field.name for field in typed_schema([])]
+    old = ", ".join([*(f"b.{name}" for name in system), *(_widened(c, had) for c in columns)])
+    new = ", ".join(f"d.{identifier(name)}" for name in [*system, *(c.name for c in columns)])
+    keys, items = _temporary(table, "touched_keys"), _temporary(table, "fresh_items")
+    # A row that landed late may be older than the base's: the later order key wins either way.
+    return (
+        f"SELECT {old} FROM {files} AS b LEFT JOIN {keys} AS k ON k.item_key = b._key "
+        "WHERE k.item_key IS NULL OR b._order_key >= k.order_key "
+        f"UNION ALL SELECT {new} FROM {items} AS d "
+        f"LEFT JOIN (SELECT _key, _order_key FROM {files}) AS b "
+        "ON b._key = d._key AND b._order_key >= d._order_key WHERE b._key IS NULL"
+    )
+
+
+def _delta_tables(
+    connection: duckdb.DuckDBPyConnection, table: Table, base: Base, had: list[Column]
+) -> list[Column]:
+    """Temporary tables of the keys that the delta touches and of the items it leaves, typed.
+
+    A change that an older tombstone rules out is in neither. Returns the merged columns.
+    """
+    effective = (
+        "FROM winners AS w LEFT JOIN tombstones AS t ON t.item_key = w.item_key "
+        "WHERE (t.item_key IS NULL OR w.order_key >= t.order_key)"
+    )
+    keys, items = _temporary(table, "touched_keys"), _temporary(table, "fresh_items")
+    connection.execute(f"CREATE TEMP TABLE {keys} AS SELECT w.item_key, w.order_key {effective}")
+    fresh = arrow_table(
+        connection,
+        f"SELECT w.item_key, w.order_key, w.item, w.write_time_us {effective} AND w.op <> 'D'",
+    )
+    stats = prior_stats(base.table)
+    for name, seen in collect_stats(fresh.to_batches(_BATCH_ROWS)).items():
+        stats.setdefault(name, AttributeStats()).merge(seen)
+    columns = columns_of(stats, had, keep_tags=True)
+    batches = shred(fresh.to_batches(_BATCH_ROWS), columns)
+    typed = pa.Table.from_batches(batches, typed_schema(columns))
+    connection.register("typed_delta", typed)
+    connection.execute(f"CREATE TEMP TABLE {items} AS SELECT * FROM typed_delta")
+    connection.unregister("typed_delta")
+    return columns
+
+
+def _temporary(table: Table, part: str) -> str:
+    return identifier(f"{table.safe_name}_{part}")
+
+
+_SQL_TYPES = {"string": "VARCHAR", "json": "VARCHAR", "boolean": "BOOLEAN", "binary": "BLOB"}
+
+
+def _sql_type(kind: str) -> str:
+    if kind.startswith("list<"):
+        return f"{_sql_type(kind[5:-1])}[]"
+    if kind == "int64":
+        return "BIGINT"
+    return kind.upper() if kind.startswith("decimal(") else _SQL_TYPES[kind]
+
+
+def _widened(column: Column, had: list[Column]) -> str:
+    """A base column in the type that base and delta share; NULL where the base lacks it."""
+    name, target = identifier(column.name), _sql_type(column.type)
+    before = next((c for c in had if c.name == column.name), None)
+    if before is None:
+        return f"CAST(NULL AS {target}) AS {name}"
+    if before == column:
+        return f"b.{name}"
+    if column.type in ("string", "list<string>") and "decimal" in before.type:
+        return f"{_canonical_text(f'b.{name}', replace(before, name=name))} AS {name}"
+    return f"CAST(b.{name} AS {target}) AS {name}"
+
+
+def _canonical_text(value: str, before: Column) -> str:
+    """A decimal as DynamoDB spells it: a stored scale adds zeros that are not its own."""
+    trim = "rtrim(rtrim(CAST({0} AS VARCHAR), '0'), '.')"
+    if before.type.endswith(",0)"):
+        trim = "CAST({0} AS VARCHAR)"
+    if before.type.startswith("list<"):
+        return f"list_transform({value}, lambda x: {trim.format('x')})"
+    return trim.format(value)
