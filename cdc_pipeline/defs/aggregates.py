@@ -1,6 +1,6 @@
 """Aggregates as assets: one per SQL file, its inputs found by parsing it."""
 
-from datetime import date
+from datetime import date, timedelta
 
 import dagster as dg
 
@@ -8,11 +8,12 @@ from cdc_pipeline.defs.failures import readable_failures
 from cdc_pipeline.defs.metadata import arrow_columns
 from cdc_pipeline.defs.partitions import daily
 from cdc_pipeline.defs.resources import LakeResource
-from cdc_pipeline.defs.table import BACKFILL, DOWNSTREAM
+from cdc_pipeline.defs.table import BACKFILL, follow
 from cdc_pipeline.settings import Settings
 from cdc_pipeline.transform.aggregates import Aggregate, load_aggregates
 
 _ASSET_OF_VIEW = {"history": "cdc"}
+_UNPARTITIONED = ("current_state", "pitr_export")
 
 
 def build_aggregate_defs(settings: Settings) -> dg.Definitions:
@@ -21,6 +22,17 @@ def build_aggregate_defs(settings: Settings) -> dg.Definitions:
     found = load_aggregates(settings.aggregates_folder)
     usable = [a for a in found if {schema for schema, _ in a.inputs} <= names | {"aggregates"}]
     return dg.Definitions(assets=[_aggregate(aggregate, settings) for aggregate in usable])
+
+
+def _condition(aggregate: Aggregate, inputs: set[tuple[str, str]]) -> dg.AutomationCondition:
+    """Follow the inputs; a daily aggregate only today and yesterday, else each fold would ask
+    for every day there is.
+    """
+    whole = [dg.AssetKey(list(pair)) for pair in sorted(inputs) if pair[1] in _UNPARTITIONED]
+    condition = follow(*whole)
+    if aggregate.daily:
+        return condition & dg.AutomationCondition.in_latest_time_window(timedelta(days=2))
+    return condition
 
 
 def _aggregate(aggregate: Aggregate, settings: Settings) -> dg.AssetsDefinition:
@@ -35,7 +47,7 @@ def _aggregate(aggregate: Aggregate, settings: Settings) -> dg.AssetsDefinition:
         owners=[aggregate.owner] if aggregate.owner else None,
         partitions_def=daily(settings) if aggregate.daily else None,
         backfill_policy=BACKFILL if aggregate.daily else None,
-        automation_condition=DOWNSTREAM,
+        automation_condition=_condition(aggregate, inputs),
         description=f"{aggregate.description}\n\n```sql\n{aggregate.sql.strip()}\n```",
     )
     def built(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:

@@ -11,14 +11,6 @@ from cdc_pipeline.defs.partitions import daily
 from cdc_pipeline.defs.resources import LakeResource
 from cdc_pipeline.settings import Settings, Table
 
-DOWNSTREAM = (
-    dg.AutomationCondition.any_deps_updated().since_last_handled()
-    & ~dg.AutomationCondition.in_progress()
-    & ~dg.AutomationCondition.any_deps_in_progress()
-    & ~dg.AutomationCondition.any_deps_missing()
-)
-"""Follow upstream changes, one run at a time; what has no input yet is left alone."""
-
 WHEN_MISSING = (
     dg.AutomationCondition.missing()
     & ~dg.AutomationCondition.in_progress()
@@ -27,6 +19,22 @@ WHEN_MISSING = (
 """Take what was never taken; after a failure a person decides."""
 
 BACKFILL = dg.BackfillPolicy.multi_run(max_partitions_per_run=168)
+
+
+def follow(*needed: dg.AssetKey) -> dg.AutomationCondition:
+    """Run again when an input changed, one run at a time, once every asset in `needed` exists.
+
+    `needed` names unpartitioned inputs only: of a partitioned one some day is always missing.
+    """
+    condition = (
+        dg.AutomationCondition.any_deps_updated().since_last_handled()
+        & ~dg.AutomationCondition.in_progress()
+        & ~dg.AutomationCondition.any_deps_in_progress()
+    )
+    if not needed:
+        return condition
+    missing = dg.AutomationCondition.any_deps_match(dg.AutomationCondition.missing())
+    return condition & ~missing.allow(dg.AssetSelection.assets(*needed))
 
 
 def build_table_defs(table: Table, settings: Settings) -> dg.Definitions:
@@ -120,7 +128,7 @@ def _cdc(table: Table, settings: Settings) -> dg.AssetsDefinition:
         deps=[dg.AssetKey([table.safe_name, "raw_stream"])],
         partitions_def=daily(settings),
         backfill_policy=BACKFILL,
-        automation_condition=DOWNSTREAM,
+        automation_condition=follow(),
         metadata={"dagster/table_name": f"{settings.database}.{table.safe_name}_cdc"},
         description=(
             f"The changes of `{table.name}` without repeats: one row per change, with the item "
@@ -167,7 +175,7 @@ def _current_state(table: Table) -> dg.AssetsDefinition:
             dg.AssetKey([table.safe_name, "pitr_export"]),
             dg.AssetKey([table.safe_name, "raw_stream"]),
         ],
-        automation_condition=DOWNSTREAM,
+        automation_condition=follow(dg.AssetKey([table.safe_name, "pitr_export"])),
         description=(
             f"DynamoDB table `{table.name}` as it is now: one row per item, one typed column per "
             "attribute, `_item` with the exact item. The export with every change applied, "

@@ -1,5 +1,6 @@
 """Settings files for the sandbox's own tables."""
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import yaml
@@ -18,6 +19,7 @@ def write_settings(folder: Path, *, kind: str, running: bool) -> Path:
         "region": "us-east-1",
         # DynamoDB's export times are fuzzy by a minute, so the default is 300; these are exact.
         "handover_margin_seconds": 2,
+        "start_date": (datetime.now(UTC) - timedelta(days=7)).date().isoformat(),
         "capture": {"interval_seconds": 5, "poll_seconds": 0.1},
         "export": {"bucket": BUCKET, "poll_seconds": 0.5},
         "schedules": {"running": running, "downstream_seconds": 10, "glue_seconds": 30},
