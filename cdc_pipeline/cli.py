@@ -95,6 +95,8 @@ def status(as_json: bool) -> None:
         "open shards",
         "last export",
         "unreadable",
+        "hours left",
+        "gaps",
     )
     grid = Grid(title=f"lake {lake.settings.lake}, database {lake.database}")
     for heading in headings:
@@ -112,8 +114,18 @@ def status(as_json: bool) -> None:
             str(row.open_shards),
             _moment(row.last_export_us),
             _count(row.quarantined),
+            _hours_left(row.captured_to_us),
+            str(len(row.gaps)),
         )
-    Console().print(grid)
+    console = Console()
+    console.print(grid)
+    for row in rows:
+        for gap in row.gaps:
+            console.print(
+                f"[red]gap[/] {row.table} (entry {gap.entry}): {gap.cause}, "
+                f"{len(gap.shards)} shards, changes from {_moment(gap.from_us)} to "
+                f"{_moment(gap.to_us)} UTC are missing. Fix: materialise {row.table}/pitr_export"
+            )
 
 
 @main.command("settings-schema")
@@ -184,6 +196,13 @@ def _moment(time_us: int | None) -> str:
     if not time_us:
         return "-"
     return datetime.fromtimestamp(time_us // 1_000_000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _hours_left(time_us: int) -> str:
+    """Until AWS trims the oldest change that may be unread (24 h after it was written)."""
+    if not time_us:
+        return "-"
+    return f"{24 - (datetime.now(UTC).timestamp() - time_us / 1_000_000) / 3600:.1f}"
 
 
 def _lag(time_us: int) -> str:

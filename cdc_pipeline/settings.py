@@ -86,6 +86,16 @@ class Capture(_Strict):
     parallel_shards: int = Field(16, ge=1, le=256, description="shards read at the same time")
     flush_rows: int = Field(50_000, ge=1, description="changes per landing object at most")
     flush_mb: int = Field(64, ge=1, description="MB of stream answers per landing object at most")
+    linger_seconds: int = Field(
+        0, ge=0, description="a run goes on reading at the tip for this long (continuous mode)"
+    )
+    flush_seconds: float = Field(
+        1.0, gt=0, description="least pause between landing objects while a run lingers"
+    )
+    tables_per_run: int = Field(8, ge=1, le=64, description="tables that one run captures")
+    runs: int = Field(2, ge=1, description="capture runs at the same time")
+    warn_hours: float = Field(4, gt=0, lt=24, description="hours behind at which a check warns")
+    fail_hours: float = Field(12, gt=0, lt=24, description="hours behind at which a check fails")
 
 
 class Export(_Strict):

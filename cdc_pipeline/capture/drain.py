@@ -4,18 +4,28 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from cdc_pipeline.aws.streams import DynamoDBStreams
+from cdc_pipeline.capture.continuity import open_capture, shard_gap, unread_since_us
 from cdc_pipeline.capture.pending import Batch, Pending
-from cdc_pipeline.capture.shard_reader import ReadOptions, read_shard
-from cdc_pipeline.capture.source import ShardSource, table_with_stream
-from cdc_pipeline.core.capture_log import Entry, LandedObject, LogState, ShardState, StreamRef
+from cdc_pipeline.capture.shard_reader import ReadOptions, Start, read_shard
+from cdc_pipeline.capture.source import Source, table_with_stream
+from cdc_pipeline.core.capture_log import (
+    Cause,
+    Entry,
+    Gap,
+    LandedObject,
+    LogState,
+    ShardState,
+    StreamRef,
+)
 from cdc_pipeline.core.errors import (
     CaptureConflictError,
     CdcPipelineError,
-    ContinuityError,
+    HeadTrimmedError,
     ShardGoneError,
     SourceError,
     TrimmedDataError,
@@ -32,19 +42,8 @@ _FLUSH_WAIT_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
-class Source:
-    """A table's stream as it is now: which table, which stream, and how to read it."""
-
-    table: str
-    table_id: str
-    arn: str
-    view_type: str
-    shards: ShardSource
-
-
-@dataclass(frozen=True)
 class CaptureOptions:
-    """See `settings.Capture`."""
+    """See `settings.Capture`. `linger_seconds`: how long a run goes on at the shards' tips."""
 
     max_run_seconds: float = 240
     empty_polls: int = 3
@@ -52,6 +51,8 @@ class CaptureOptions:
     parallel_shards: int = 16
     flush_rows: int = 50_000
     flush_bytes: int = 64 << 20
+    linger_seconds: float = 0
+    flush_seconds: float = 1
 
 
 @dataclass
@@ -70,6 +71,7 @@ class CaptureResult:
     watermark_us: int = 0
     seconds: float = 0.0
     failed_shards: dict[str, str] = field(default_factory=dict)
+    gaps: list[Gap] = field(default_factory=list)
 
 
 class CaptureFailedError(CdcPipelineError):
@@ -84,43 +86,6 @@ def open_source(lake: Lake, table: Table) -> Source:
     return Source(table.name, found.table_id, found.stream_arn, found.view_type or "", streams)
 
 
-def open_capture(log: CaptureLog, state: LogState, source: Source) -> None:
-    """Make sure that the log follows the table's present stream; the first call records P.
-
-    P, the positions that a snapshot hands over to, is every listed shard at its oldest record.
-    Raises `ContinuityError` when the stream or the table is not the one the log follows.
-    """
-    known = state.stream
-    if known is not None:
-        if known.table_id != source.table_id:
-            raise ContinuityError(
-                f"table {source.table} was deleted and created again (table id "
-                f"{source.table_id}, the lake holds {known.table_id})",
-                fix="use a new lake root or database for the new table",
-            )
-        if known.arn != source.arn:
-            raise ContinuityError(
-                f"table {source.table}: its stream was turned off and on; the lake follows "
-                f"{known.arn}, the table now has {source.arn}; changes between them are not in it",
-                fix="use a new lake root or database, or restore the old stream within 24 h",
-            )
-        return
-    recorded_us = log.now_us()
-    listed = source.shards.describe(source.arn).shards
-    levels = depths(listed, {})
-    entry = Entry(
-        n=0,
-        nonce=new_nonce(),
-        owner=this_owner(),
-        at_us=0,
-        stream=StreamRef(source.table_id, source.arn, source.view_type, 0, recorded_us),
-        shards=tuple(ShardState(s.shard_id, s.parent_id, levels[s.shard_id]) for s in listed),
-    )
-    if not log.append(state, entry):
-        log.catch_up(state)
-        open_capture(log, state, source)
-
-
 def capture_table(
     log: CaptureLog,
     source: Source,
@@ -133,8 +98,15 @@ def capture_table(
 
     Safe to kill at any moment and to run twice at once. Raises `CaptureConflictError` when
     another capture of the table was faster, `CaptureFailedError` when shards failed (after
-    landing the others), `ContinuityError`, `SourceError`, `LakeError`.
+    landing the others), `SourceError`, `LakeError`. A break in continuity is no error but a gap.
     """
+    state = log.load()
+    followed = state.stream
+    if followed is not None and followed.arn != source.arn:
+        # A stream that was turned off is readable for 24 more hours: take what is left of it.
+        old = replace(source, arn=followed.arn, table_id=followed.table_id)
+        with suppress(ShardGoneError):
+            _Run(log, old, options, report, sleep).run()
     return _Run(log, source, options, report, sleep).run()
 
 
@@ -157,8 +129,8 @@ class _Run:
         self.reading = ReadOptions(
             empty_polls=options.empty_polls,
             poll_seconds=options.poll_seconds,
-            until_us=int(self.started * 1_000_000),
-            deadline=self.started + options.max_run_seconds,
+            until_us=int((self.started + options.linger_seconds) * 1_000_000),
+            deadline=self.started + max(options.max_run_seconds, options.linger_seconds),
             clock=log.clock,
             sleep=sleep,
         )
@@ -173,10 +145,13 @@ class _Run:
         self.discovered_us: int | None = None
         self.at_tip: set[str] = set()
         self.running: dict[Future[ShardState], str] = {}
+        self.flushed = time.monotonic()
+        self.flush_pause = options.flush_seconds
 
     def run(self) -> CaptureResult:
         self.state = self.log.load()
-        open_capture(self.log, self.state, self.source)
+        gap = open_capture(self.log, self.state, self.source)
+        self.result.gaps += [gap] if gap else []
         assert self.state.stream is not None  # open_capture saw to it
         self.stream = self.state.stream
         self.shards = dict(self.state.shards)
@@ -197,55 +172,66 @@ class _Run:
             if not self.running:
                 return
             done, _ = wait(self.running, timeout=_FLUSH_WAIT_SECONDS, return_when=FIRST_COMPLETED)
-            for future in done:
-                self._settle(future)
-            if self.pending.is_full():
+            ended = [self._settle(future) for future in done]
+            if self.pending.is_full() or self._is_time_to_flush():
                 self._land()
             due = (self.discovered_us or 0) + _DISCOVERY_SECONDS * 1_000_000
-            if any(self._is_finished(s) for s in self._just_done(done)) or self.log.now_us() > due:
+            if any(map(self._is_done, ended)) or self.log.now_us() > due:
                 self._discover()
 
-    def _just_done(self, done: Iterable[Future[ShardState]]) -> list[str]:
-        return [f.result().shard_id for f in done if f.exception() is None]
+    def _is_time_to_flush(self) -> bool:
+        """While lingering, land often enough to be fresh and seldom enough to be cheap."""
+        lingering = self.options.linger_seconds > 0 and self.pending.has_changes()
+        return lingering and time.monotonic() - self.flushed >= self.flush_pause
 
-    def _is_finished(self, shard_id: str) -> bool:
+    def _is_done(self, shard_id: str) -> bool:
         shard = self.shards.get(shard_id)
-        return shard is not None and shard.status == "finished"
+        return shard is not None and shard.status != "reading"
 
     def _submit(self, pool: ThreadPoolExecutor) -> None:
         """Start readers for shards that may be read, parents before children."""
         if self.log.clock() >= self.reading.deadline:
             return
         busy = {*self.running.values(), *self.at_tip, *self.result.failed_shards}
-        for shard in readable(self.listed, self._is_finished, self.shards.__contains__):
-            if shard.shard_id not in busy:
+        for listed in readable(self.listed, self._is_done, self.shards.__contains__):
+            if listed.shard_id not in busy:
+                shard = self.shards[listed.shard_id]
                 future = pool.submit(
                     read_shard,
                     self.source.shards,
                     self.stream,
-                    self.shards[shard.shard_id],
+                    Start(shard, listed.starting, unread_since_us(self.state, shard)),
                     self.pending,
                     self.reading,
                     self.stop,
                 )
                 self.running[future] = shard.shard_id
 
-    def _settle(self, future: Future[ShardState]) -> None:
+    def _settle(self, future: Future[ShardState]) -> str:
         """Take over where a reader stopped. One that failed does not stop the others."""
         shard_id = self.running.pop(future)
         try:
-            shard = future.result()
+            self.shards[shard_id] = future.result()
+            self.at_tip.add(shard_id)
+        except HeadTrimmedError:
+            self._open_gap(shard_id, "head trimmed")
         except TrimmedDataError:
-            self.result.failed_shards[shard_id] = (
-                "changes behind the checkpoint are older than 24 h and were trimmed unread"
-            )
+            self._open_gap(shard_id, "trimmed")
         except ShardGoneError:
-            self.result.failed_shards[shard_id] = "the shard vanished before it was read to its end"
+            self._open_gap(shard_id, "shard vanished")
         except SourceError as error:
             self.result.failed_shards[shard_id] = error.message
-        else:
-            self.shards[shard_id] = shard
-            self.at_tip.add(shard_id)
+        return shard_id
+
+    def _open_gap(self, shard_id: str, cause: Cause) -> None:
+        """Record what can no longer be read, then go on with what can."""
+        self._land()
+        entry = shard_gap(self.state, shard_id, cause, self.log.now_us())
+        while not self.log.append(self.state, entry):
+            self._give_way()
+            entry = shard_gap(self.state, shard_id, cause, self.log.now_us())
+        self.shards[shard_id] = self.state.shards[shard_id]
+        self.result.gaps.append(self.state.gaps[self.state.n])
 
     def _discover(self) -> None:
         """List the stream's shards and take up new ones.
@@ -254,11 +240,7 @@ class _Run:
         closed shard that was read must show its children (listings can lag behind).
         """
         started_us = self.log.now_us()
-        try:
-            found = self.source.shards.describe(self.source.arn)
-        except ShardGoneError:
-            raise ContinuityError(f"stream {self.source.arn} no longer exists") from None
-        self.listed = found.shards
+        found = self.source.shards.describe(self.source.arn)
         levels = depths(found.shards, {s.shard_id: s.depth for s in self.shards.values()})
         for shard in found.shards:
             if shard.shard_id not in self.shards:
@@ -270,18 +252,19 @@ class _Run:
                     read_to_us=parent.read_to_us if parent else 0,
                 )
         listed = {shard.shard_id for shard in found.shards}
-        for shard_id, shard in self.shards.items():
-            if shard_id not in listed and shard.status != "finished":
-                self.result.failed_shards[shard_id] = (
-                    "the shard vanished before it was read to its end"
-                )
+        # A listing may leave a shard out for a while; only reading it tells whether it is gone.
+        missing = [s for s in self.shards.values() if s.status == "reading"]
+        self.listed = found.shards + [
+            Shard(s.shard_id, s.parent_id, None, None) for s in missing if s.shard_id not in listed
+        ]
         parents = {shard.parent_id for shard in found.shards}
-        childless = [s for s in listed if self._is_finished(s) and s not in parents]
+        childless = [s for s in listed if self._is_done(s) and s not in parents]
         if not childless or found.status != "ENABLED":
             self.discovered_us = started_us
 
     def _land(self) -> None:
         """Make one log entry of everything gathered; on a lost race decide again."""
+        started = time.monotonic()
         batch = self.pending.take()
         while True:
             n, nonce, now_us = self.state.n + 1, new_nonce(), self.log.now_us()
@@ -313,6 +296,9 @@ class _Run:
             if self.log.append(self.state, entry):
                 self._count(objects, len(batch.unreadable))
                 self.report(objects)
+                self.flushed = time.monotonic()
+                # At most a fifth of the time goes into landing.
+                self.flush_pause = max(self.options.flush_seconds, 4 * (self.flushed - started))
                 return
             store.delete([o.key for o in objects] + [q.key for q in quarantined])
             self._give_way()
@@ -341,7 +327,7 @@ class _Run:
     def _forgotten(self) -> Iterable[str]:
         """Finished shards that the stream no longer lists; their children carry their depth."""
         listed = {shard.shard_id for shard in self.listed}
-        return [s for s in self.state.shards if self._is_finished(s) and s not in listed]
+        return [s for s in self.state.shards if self._is_done(s) and s not in listed]
 
     def _count(self, objects: list[LandedObject], unreadable: int) -> None:
         result = self.result

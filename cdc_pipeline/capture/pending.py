@@ -54,6 +54,11 @@ class Pending:
             self._changed.notify_all()
             return batch
 
+    def has_changes(self) -> bool:
+        """Whether there is anything that readers of the lake wait for."""
+        with self._changed:
+            return bool(self._batch.changes or self._batch.unreadable)
+
     def is_full(self) -> bool:
         """Whether there is enough for one landing object."""
         with self._changed:

@@ -18,8 +18,6 @@ from cdc_pipeline.lake.glue import register_days
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings import Table
 
-_TABLES_AT_ONCE = 8
-
 
 @dataclass(frozen=True)
 class Landed:
@@ -56,8 +54,8 @@ class Unregistered:
 Event = Landed | Captured | Failed | Unregistered
 
 
-def capture_options(lake: Lake) -> CaptureOptions:
-    """The settings' capture section."""
+def capture_options(lake: Lake, linger_seconds: float | None = None) -> CaptureOptions:
+    """The settings' capture section; `linger_seconds` overrides it."""
     chosen = lake.settings.capture
     return CaptureOptions(
         max_run_seconds=chosen.max_run_seconds,
@@ -66,13 +64,22 @@ def capture_options(lake: Lake) -> CaptureOptions:
         parallel_shards=chosen.parallel_shards,
         flush_rows=chosen.flush_rows,
         flush_bytes=chosen.flush_mb << 20,
+        linger_seconds=chosen.linger_seconds if linger_seconds is None else linger_seconds,
+        flush_seconds=chosen.flush_seconds,
     )
 
 
-def capture_tables(lake: Lake, tables: Sequence[Table]) -> Iterator[Event]:
-    """Capture the tables and tell what happens as it happens, one `Captured` or `Failed` each."""
+def capture_tables(
+    lake: Lake, tables: Sequence[Table], linger_seconds: float | None = None
+) -> Iterator[Event]:
+    """Capture the tables side by side and tell what happens as it happens.
+
+    Each ends with one `Captured` or `Failed`. More tables than `tables_per_run` wait for a place,
+    and then none lingers.
+    """
     events: SimpleQueue[Event | BaseException] = SimpleQueue()
-    options = capture_options(lake)
+    places = lake.settings.capture.tables_per_run
+    options = capture_options(lake, linger_seconds if len(tables) <= places else 0)
 
     def capture(table: Table) -> None:
         try:
@@ -82,7 +89,7 @@ def capture_tables(lake: Lake, tables: Sequence[Table]) -> Iterator[Event]:
         except BaseException as error:  # noqa: BLE001 - raised again by the reader of the queue
             events.put(error)
 
-    with ThreadPoolExecutor(_TABLES_AT_ONCE) as pool:
+    with ThreadPoolExecutor(places) as pool:
         for table in tables:
             pool.submit(capture, table)
         remaining = len(tables)

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,7 +13,14 @@ from cdc_pipeline.capture.pending import Pending, moved
 from cdc_pipeline.capture.source import ShardSource
 from cdc_pipeline.core.capture_log import ShardState, StreamRef
 from cdc_pipeline.core.changes import Change, from_stream_record
-from cdc_pipeline.core.errors import ExpiredIteratorError, SourceError, UnreadableError
+from cdc_pipeline.core.errors import (
+    ExpiredIteratorError,
+    HeadTrimmedError,
+    SourceError,
+    UnreadableError,
+)
+
+_RETENTION_US = 24 * 3600 * 1_000_000  # DynamoDB Streams; older records may vanish any moment
 
 
 @dataclass(frozen=True)
@@ -31,23 +39,38 @@ class ReadOptions:
     sleep: Callable[[float], object] = time.sleep
 
 
+@dataclass(frozen=True)
+class Start:
+    """A shard to read and what is known of its beginning.
+
+    `starting`: the shard's first sequence number as listed, None if unknown. `unread_since_us`:
+    changes written since then have not been read by anyone.
+    """
+
+    shard: ShardState
+    starting: str | None
+    unread_since_us: int
+
+
 def read_shard(
     source: ShardSource,
     stream: StreamRef,
-    shard: ShardState,
+    start: Start,
     pending: Pending,
     options: ReadOptions,
     stop: threading.Event,
 ) -> ShardState:
     """Read until the tip, the end of the shard, the deadline or `stop`; returns where it stands.
 
-    The tip is where the run began: what is written later is the next run's. A quiet shard's tip
-    is reached after `empty_polls` empty pages in a row: everything written before the
-    first of those polls began has been read. A single empty page means nothing (AWS returns them
-    in the middle of a shard). Only a parsed answer without a next iterator ends a shard.
+    The tip is where `until_us` lies: what is written later is the next run's. A quiet shard is
+    read up to the time at which the first of the last `empty_polls` reads in a row began, all of
+    them empty; a single empty page means nothing (AWS returns them in the middle of a shard).
+    Only a parsed answer without a next iterator ends a shard. Raises `HeadTrimmedError`,
+    `TrimmedDataError`, `ShardGoneError`, `SourceError`.
     """
+    shard = start.shard
     iterator = source.iterator(stream.arn, shard.shard_id, shard.sequence_number)
-    empty, first_empty_us = 0, 0
+    empty: deque[int] = deque(maxlen=options.empty_polls)
     while not stop.is_set() and options.clock() < options.deadline:
         started_us = int(options.clock() * 1_000_000)
         try:
@@ -57,13 +80,14 @@ def read_shard(
             continue
         finished = page.next_iterator is None
         changes, unreadable, last = _parse(page, stream, shard)
+        if shard.sequence_number is None and (page.records or finished):
+            _check_head(start, page, started_us)
         if page.records:
-            empty = 0
+            empty.clear()
             read_to_us = changes[-1].write_time_us if changes else 0
         else:
-            first_empty_us = started_us if empty == 0 else first_empty_us
-            empty += 1
-            read_to_us = first_empty_us if empty >= options.empty_polls else 0
+            empty.append(started_us)
+            read_to_us = empty[0] if len(empty) == options.empty_polls else 0
         shard = moved(shard, last=last, read_to_us=read_to_us, rows=len(changes), finished=finished)
         if page.records or finished or read_to_us:
             pending.add(shard, changes, unreadable, page.size if page.records else 0)
@@ -75,6 +99,19 @@ def read_shard(
     return shard
 
 
+def _check_head(start: Start, page: Page, now_us: int) -> None:
+    """Reading from a shard's beginning hides a head that was trimmed unread.
+
+    It is whole if nothing unread can be older than the retention, or if the first record is the
+    one that the listing calls the shard's first.
+    """
+    if now_us - start.unread_since_us < _RETENTION_US:
+        return
+    first = next((number for raw in page.records if (number := _number(raw))), None)
+    if first is None or first != start.starting:
+        raise HeadTrimmedError(f"shard {start.shard.shard_id}: its oldest records were trimmed")
+
+
 class _Body(msgspec.Struct):
     SequenceNumber: str
 
@@ -84,6 +121,13 @@ class _Head(msgspec.Struct):
 
 
 _decode_head = msgspec.json.Decoder(_Head).decode
+
+
+def _number(raw: msgspec.Raw) -> str | None:
+    try:
+        return _decode_head(raw).dynamodb.SequenceNumber
+    except msgspec.DecodeError:
+        return None
 
 
 def _parse(

@@ -24,7 +24,8 @@ from cdc_pipeline.aws.export import (
     read_manifest,
     request_export,
 )
-from cdc_pipeline.capture.drain import open_capture, open_source
+from cdc_pipeline.capture.continuity import open_capture
+from cdc_pipeline.capture.drain import open_source
 from cdc_pipeline.capture.source import require_backups, table_with_stream
 from cdc_pipeline.core.capture_log import Baseline, Entry, LogState
 from cdc_pipeline.core.changes import export_item
@@ -76,7 +77,8 @@ def take_snapshot(
     target = export_target(lake, table)
     log = lake.log(table)
     state = log.load()
-    open_capture(log, state, open_source(lake, table))
+    if state.stream is None:
+        open_capture(log, state, open_source(lake, table))
     baseline = _begin(lake, log, state)
     if baseline.export_arn is None:
         _wait_until(log, baseline.export_time_us, progress, sleep)

@@ -1,5 +1,6 @@
 """What capture needs of a table's source, checked before anything is read."""
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from cdc_pipeline.aws.session import AwsSession
@@ -8,6 +9,17 @@ from cdc_pipeline.aws.table import TableDescription, describe_backups, describe_
 from cdc_pipeline.core.errors import SourceError
 
 _MIRROR_VIEWS = ("NEW_AND_OLD_IMAGES", "NEW_IMAGE")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A table's stream as it is now: which table, which stream, and how to read it."""
+
+    table: str
+    table_id: str
+    arn: str
+    view_type: str
+    shards: "ShardSource"
 
 
 class ShardSource(Protocol):

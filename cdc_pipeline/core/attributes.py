@@ -9,7 +9,7 @@ import base64
 import binascii
 import json
 from collections.abc import Callable, Mapping
-from decimal import Context, Decimal, InvalidOperation
+from decimal import Context, Decimal, Inexact, InvalidOperation
 from typing import Any
 
 from cdc_pipeline.core.errors import UnreadableError
@@ -18,7 +18,7 @@ AttributeValue = Mapping[str, Any]
 Item = Mapping[str, AttributeValue]
 
 _MAX_DIGITS = 38
-_EXACT = Context(prec=200)
+_EXACT = Context(prec=200, traps=[Inexact, InvalidOperation])
 
 
 def canonical_number(text: Any) -> str:
@@ -33,14 +33,15 @@ def canonical_number(text: Any) -> str:
     if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS and text[0] != "0":
         return text
     try:
-        number = Decimal(text)
+        number = Decimal(text).normalize(_EXACT)
     except InvalidOperation:
         raise UnreadableError("a number that is not a decimal") from None
+    except Inexact:
+        raise UnreadableError("a number beyond DynamoDB's range") from None
     if not number.is_finite():
         raise UnreadableError("a number that is not finite")
     if not number:
         return "0"
-    number = number.normalize(_EXACT)
     _, digits, exponent = number.as_tuple()
     if len(digits) > _MAX_DIGITS:
         raise UnreadableError("a number of more than 38 digits")

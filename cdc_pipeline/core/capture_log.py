@@ -16,7 +16,8 @@ from cdc_pipeline.core.names import entry_number
 
 FORMAT = 1
 
-ShardStatus = Literal["reading", "finished"]
+ShardStatus = Literal["reading", "finished", "lost"]
+Cause = Literal["trimmed", "head trimmed", "shard vanished", "new stream", "table recreated"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class ShardState:
 
     `sequence_number`: the last one read, None before the first. `read_to_us`: every change
     written to this shard before that time has been read. `finished` means closed and read to
-    its end, and nothing else.
+    its end, and nothing else; `lost`: gone before that, its rest is in a gap.
     """
 
     shard_id: str
@@ -99,6 +100,24 @@ class Baseline:
 
 
 @dataclass(frozen=True)
+class Gap:
+    """Changes that were accepted in a time range and can no longer be read from the stream.
+
+    Everything written to `shards` before `from_us` has been read, and everything written from
+    `to_us` on can be read again. `heal_generation` is reserved for what heals it: later than all
+    that landed before the gap, earlier than all that lands after it. `entry`: the log entry that
+    opened it, which is its name.
+    """
+
+    cause: Cause
+    shards: tuple[str, ...]
+    from_us: int
+    to_us: int
+    heal_generation: int
+    entry: int = 0
+
+
+@dataclass(frozen=True)
 class Entry:
     """One atomic step of capture. Only what it changes is in it."""
 
@@ -113,6 +132,7 @@ class Entry:
     quarantined: tuple[QuarantinedObject, ...] = ()
     discovered_us: int | None = None
     baseline: Baseline | None = None
+    gap: Gap | None = None
 
     def to_json(self) -> str:
         """Readable JSON; parts that say nothing are left out."""
@@ -136,6 +156,7 @@ class LogState:
     objects: dict[str, LandedObject] = field(default_factory=dict)
     quarantined: dict[str, QuarantinedObject] = field(default_factory=dict)
     baselines: dict[int, Baseline] = field(default_factory=dict)
+    gaps: dict[int, Gap] = field(default_factory=dict)
     discovered_us: int = 0
     last_owner: str = ""
 
@@ -155,6 +176,8 @@ class LogState:
             self.discovered_us = entry.discovered_us
         if entry.baseline is not None:
             self.baselines[entry.baseline.generation] = entry.baseline
+        if entry.gap is not None:
+            self.gaps[entry.n] = dataclasses.replace(entry.gap, entry=entry.n)
         self.last_owner = entry.owner
 
     @property
@@ -169,7 +192,7 @@ class LogState:
         The least of what each unfinished shard was read to, and of the last time the list of
         shards was seen whole, because a shard we do not know of may hold older changes.
         """
-        reading = (s.read_to_us for s in self.shards.values() if s.status != "finished")
+        reading = (s.read_to_us for s in self.shards.values() if s.status == "reading")
         return min([self.discovered_us, *reading])
 
     @property
@@ -187,17 +210,35 @@ class LogState:
         """Landing objects of one write day, in the order they were logged."""
         return sorted((o for o in self.objects.values() if o.day == day), key=lambda o: o.key)
 
+    def open_gaps(self, generation: int = 0) -> list[Gap]:
+        """Gaps that a state of this generation suffers from, oldest first.
+
+        A baseline of a later generation was exported behind the gap and needs no healing of it.
+        """
+        return [g for _, g in sorted(self.gaps.items()) if g.heal_generation >= generation]
+
+    def horizon(self, generation: int) -> int:
+        """The last log entry that a state of this generation may show: none behind an open gap."""
+        return min((gap.entry for gap in self.open_gaps(generation)), default=self.n)
+
+    def complete_to_us(self, generation: int = 0) -> int:
+        """Like the watermark, but not beyond the beginning of an open gap."""
+        return min([self.watermark_us, *(gap.from_us for gap in self.open_gaps(generation))])
+
     def delta(self, *, generation: int, after: int) -> list[LandedObject]:
-        """Landing objects logged after entry `after`, of `generation` and later ones."""
+        """Landing objects of `generation` and later, logged after `after`, up to the horizon."""
+        until = self.horizon(generation)
         chosen = (
-            o for o in self.objects.values() if o.entry > after and o.generation >= generation
+            o
+            for o in self.objects.values()
+            if after < o.entry <= until and o.generation >= generation
         )
         return sorted(chosen, key=lambda o: o.key)
 
     def to_json(self) -> str:
         """The summary of the log up to `n`."""
         parts = dataclasses.asdict(self)
-        for name in ("shards", "objects", "quarantined", "baselines"):
+        for name in ("shards", "objects", "quarantined", "baselines", "gaps"):
             parts[name] = list(parts[name].values())
         return json.dumps({"format": FORMAT, "at": _iso(self.at_us), **parts}) + "\n"
 
@@ -239,6 +280,7 @@ def _entry(raw: Mapping[str, Any]) -> Entry:
         quarantined=tuple(QuarantinedObject(**q) for q in raw.get("quarantined", ())),
         discovered_us=raw.get("discovered_us"),
         baseline=Baseline(**raw["baseline"]) if raw.get("baseline") else None,
+        gap=_gap(raw["gap"]) if raw.get("gap") else None,
     )
 
 
@@ -251,6 +293,7 @@ def _state(raw: Mapping[str, Any]) -> LogState:
         objects={o.key: o for o in _objects(raw)},
         quarantined={q["key"]: QuarantinedObject(**q) for q in raw["quarantined"]},
         baselines={b["generation"]: Baseline(**b) for b in raw["baselines"]},
+        gaps={g["entry"]: _gap(g) for g in raw["gaps"]},
         discovered_us=raw["discovered_us"],
         last_owner=raw["last_owner"],
     )
@@ -258,6 +301,10 @@ def _state(raw: Mapping[str, Any]) -> LogState:
 
 def _each(kind: type[ShardState], raw: Mapping[str, Any]) -> Iterable[ShardState]:
     return (kind(**part) for part in raw.get("shards", ()))
+
+
+def _gap(raw: Mapping[str, Any]) -> Gap:
+    return Gap(**{**raw, "shards": tuple(raw["shards"])})
 
 
 def _objects(raw: Mapping[str, Any]) -> Iterable[LandedObject]:

@@ -1,6 +1,7 @@
 """Change records: one accepted write of one item, and how each transport spells it."""
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from cdc_pipeline.core.order import position
 
 DYNAMODB_STREAMS = "dynamodb_streams"
 _OPS = {"INSERT": "I", "MODIFY": "U", "REMOVE": "D"}
+_YEAR_10000 = 253_402_300_800
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +54,13 @@ def from_stream_record(
     if not isinstance(record, Mapping) or not isinstance(record.get("dynamodb"), Mapping):
         raise UnreadableError("a record without its dynamodb part")
     body = record["dynamodb"]
-    op = _OPS.get(record.get("eventName", ""))
+    op = _OPS.get(str(record.get("eventName")))
     if op is None:
         raise UnreadableError("an unknown event name")
     event_id, sequence_number = record.get("eventID"), body.get("SequenceNumber")
-    if not event_id or not isinstance(event_id, str):
+    if not isinstance(event_id, str) or not event_id or not event_id.isascii():
         raise UnreadableError("a record without an event id")
-    if not isinstance(sequence_number, str) or not sequence_number.isdecimal():
+    if not isinstance(sequence_number, str) or not re.fullmatch("[0-9]{1,40}", sequence_number):
         raise UnreadableError("a record without a sequence number")
     keys = canonical_item(body.get("Keys"))
     if not keys:
@@ -91,8 +93,10 @@ def _image(body: Mapping[str, Any], name: str) -> dict[str, Any] | None:
 
 def _seconds_to_us(seconds: Any) -> int:
     """Stream times are whole seconds (DynamoDB rounds them down); JSON may spell them 1.0."""
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds <= 0:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise UnreadableError("a record without its creation time")
+    if not 0 < seconds < _YEAR_10000:
+        raise UnreadableError("a record with an impossible creation time")
     return round(seconds * 1_000_000)
 
 

@@ -129,8 +129,10 @@ def _column_names(attributes: Iterable[str], names: dict[str, str]) -> dict[str,
     fresh = [a for a in attributes if a not in names]
     for attribute in sorted(fresh, key=lambda a: (a != _plain_name(a), a)):
         name = _plain_name(attribute)
+        digest = hashlib.sha256(attribute.encode()).hexdigest()
         if not name or name in taken:
-            name = f"{name}_{hashlib.sha256(attribute.encode()).hexdigest()[:6]}"
+            candidates = (f"{name}_{digest[:length]}" for length in range(6, 65))
+            name = next(candidate for candidate in candidates if candidate not in taken)
         names[attribute] = name
         taken.add(name)
     return names

@@ -34,10 +34,6 @@ class CaptureConflictError(CdcPipelineError):
     """Another writer advanced the capture log of the same table first."""
 
 
-class ContinuityError(CdcPipelineError):
-    """Changes may have been lost between what was read and what can still be read."""
-
-
 class NotReadyError(CdcPipelineError):
     """An input of this step does not exist yet; nothing is broken."""
 
@@ -63,6 +59,10 @@ class ExpiredIteratorError(Exception):
 
 class TrimmedDataError(Exception):
     """The stream no longer has the data at the checkpoint (24 h retention)."""
+
+
+class HeadTrimmedError(TrimmedDataError):
+    """A shard's oldest records may have been trimmed before anyone read it."""
 
 
 class ShardGoneError(Exception):

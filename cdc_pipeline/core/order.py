@@ -28,6 +28,8 @@ SNAPSHOT_POSITION = position(0, 0)
 
 def generation_prefix(generation: int) -> str:
     """The first part of every order key of a generation, with its dot."""
+    if not 0 <= generation < 10**_DEPTH_DIGITS:
+        raise ValueError(f"no order key for generation {generation}")
     return f"{generation:0{_DEPTH_DIGITS}d}."
 
 

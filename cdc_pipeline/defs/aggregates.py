@@ -25,8 +25,9 @@ def build_aggregate_defs(settings: Settings) -> dg.Definitions:
 
 
 def _condition(aggregate: Aggregate, inputs: set[tuple[str, str]]) -> dg.AutomationCondition:
-    """Follow the inputs; a daily aggregate only today and yesterday, else each fold would ask
-    for every day there is.
+    """Follow the inputs; a daily aggregate for today and yesterday only.
+
+    Otherwise each fold of an unpartitioned input would ask for every day there is.
     """
     whole = [dg.AssetKey(list(pair)) for pair in sorted(inputs) if pair[1] in _UNPARTITIONED]
     condition = follow(*whole)

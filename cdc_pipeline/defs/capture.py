@@ -1,14 +1,16 @@
 """The job `capture`, and how landed changes appear as materialisations of raw_stream."""
 
-from collections.abc import Sequence
-from datetime import date, timedelta
+from collections.abc import Callable, Sequence
+from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from pydantic import Field
 
+from cdc_pipeline.core.capture_log import Gap
 from cdc_pipeline.core.errors import NotReadyError
 from cdc_pipeline.core.names import day_of
+from cdc_pipeline.defs.checks import report_checks
 from cdc_pipeline.defs.failures import readable_failures
 from cdc_pipeline.defs.metadata import known, lag_seconds, moment
 from cdc_pipeline.defs.partitions import today
@@ -24,9 +26,13 @@ _STREAM_DAYS = 1  # a stream keeps changes for 24 hours
 
 
 class CaptureConfig(dg.Config):
-    """Which tables one run captures; all of them when none is named."""
+    """Which tables one run captures; all of them when none is named.
+
+    `linger_seconds`: how long it goes on reading at the tip; None: as the settings say.
+    """
 
     tables: list[str] = Field(default_factory=list)
+    linger_seconds: float | None = Field(None, ge=0)
 
 
 @dg.op(description="Reads every shard of the tables' streams and lands what they hold.")
@@ -40,14 +46,16 @@ def capture_streams(
     with readable_failures():
         opened = lake.open()
         chosen = [opened.settings.table(name) for name in config.tables]
-        for event in capture_tables(opened, chosen or opened.settings.tables):
+        for event in capture_tables(
+            opened, chosen or opened.settings.tables, config.linger_seconds
+        ):
             match event:
                 case Landed():
                     report_landed(context, event)
                 case Captured(table, result):
                     context.log.info(describe_capture(result))
-                    if result.quarantined:
-                        _report_quarantine(context, opened, table)
+                    report_gaps(context.log.error, result)
+                    report_checks(context.instance, opened, table)
                 case Unregistered(table, error):
                     context.log.warning(f"{table.name}: {error}")
                 case Failed(table, error):
@@ -103,10 +111,11 @@ def report_capture(
 
     metadata: dict[str, Any] = {}
     if max(days) >= today() - timedelta(days=_STREAM_DAYS):
-        for event in capture_tables(lake, [table]):
+        for event in capture_tables(lake, [table], linger_seconds=0):
             match event:
                 case Captured(_, result):
                     context.log.info(describe_capture(result))
+                    report_gaps(context.log.error, result)
                     metadata |= _capture_metadata(result)
                 case Failed(_, error):
                     raise error
@@ -146,35 +155,16 @@ def _capture_metadata(result: "CaptureResult") -> dict[str, Any]:
     )
 
 
-def quarantine_result(lake: "Lake", table: Table) -> dg.AssetCheckResult:
-    """Whether anything of the table is in quarantine, and why, by reason."""
-    passed, metadata = _quarantine(lake, table)
-    return dg.AssetCheckResult(passed=passed, metadata=metadata)
+def report_gaps(log: Callable[[str], object], result: "CaptureResult") -> None:
+    """Say what was lost; the check `no_open_gaps` keeps failing until it is made good."""
+    for gap in result.gaps:
+        log(f"{result.table}: {describe_gap(gap)}")
 
 
-def _quarantine(lake: "Lake", table: Table) -> tuple[bool, dict[str, Any]]:
-    reasons: dict[str, int] = {}
-    objects = lake.log(table).load().quarantined.values()
-    for quarantined in objects:
-        for reason, count in quarantined.reasons.items():
-            reasons[reason] = reasons.get(reason, 0) + count
-    metadata: dict[str, Any] = {"records": sum(reasons.values())}
-    if reasons:
-        lines = [f"| {reason} | {count} |" for reason, count in sorted(reasons.items())]
-        table_text = "\n".join(["| reason | records |", "|---|---|", *lines])
-        metadata["reasons"] = dg.MetadataValue.md(table_text)
-        metadata["folder"] = lake.store.uri(lake.paths(table).quarantine)
-    return not reasons, metadata
-
-
-def _report_quarantine(context: dg.OpExecutionContext, lake: "Lake", table: Table) -> None:
-    """The job is no asset run, so it reports the check's new result itself."""
-    passed, metadata = _quarantine(lake, table)
-    context.instance.report_runless_asset_event(
-        dg.AssetCheckEvaluation(
-            asset_key=dg.AssetKey([table.safe_name, "raw_stream"]),
-            check_name="no_quarantined_records",
-            passed=passed,
-            metadata=metadata,
-        )
+def describe_gap(gap: Gap) -> str:
+    """One line about a gap."""
+    begin, end = (datetime.fromtimestamp(us / 1e6, UTC) for us in (gap.from_us, gap.to_us))
+    return (
+        f"gap (entry {gap.entry}): {gap.cause}, {len(gap.shards)} shards; changes written from "
+        f"{begin:%Y-%m-%d %H:%M:%S} to {end:%Y-%m-%d %H:%M:%S} UTC may be missing"
     )

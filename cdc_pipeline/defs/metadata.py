@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 
 from cdc_pipeline.core.columns import SYSTEM_COLUMNS, Column
+from cdc_pipeline.core.landing import LANDING_COLUMNS
 
 _SYSTEM_DESCRIPTIONS = {
     "_key": "the item's key, exact typed DynamoDB JSON",
@@ -33,6 +34,12 @@ def typed_columns(columns: Iterable[Column]) -> dg.TableSchema:
 def arrow_columns(fields: Iterable[tuple[str, str]]) -> dg.TableSchema:
     """A column schema from names and Arrow types."""
     return dg.TableSchema(columns=[dg.TableColumn(name, kind) for name, kind in fields])
+
+
+def landing_columns(more: Iterable[tuple[str, str, str]] = ()) -> dg.TableSchema:
+    """The landing columns, and columns that follow them."""
+    columns = [(c.name, c.type, c.description) for c in LANDING_COLUMNS]
+    return dg.TableSchema(columns=[dg.TableColumn(*column) for column in (*columns, *more)])
 
 
 def lag_seconds(watermark_us: int) -> float | None:

@@ -1,17 +1,20 @@
 """shard_sensor: which tables are due for capture, from their logs and shard lists alone."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
+import msgspec
 
 from cdc_pipeline.core.capture_log import LogState
-from cdc_pipeline.core.errors import CdcPipelineError
+from cdc_pipeline.core.errors import CdcPipelineError, ShardGoneError
 from cdc_pipeline.defs.capture import capture
+from cdc_pipeline.defs.checks import report_checks
 from cdc_pipeline.defs.resources import LakeResource
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.settings import Settings, Table
+from cdc_pipeline.settings import Capture, Settings, Table
 
 _BUDGET_SECONDS = 30  # Dagster ends a tick after 60
 _IN_FLIGHT = [
@@ -25,15 +28,19 @@ _IN_FLIGHT = [
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a table is due, and why or why not, in numbers."""
+    """Whether a table is due, and why or why not, in numbers.
 
-    table: Table
+    `read_to_us`: everything written before has been read; the smaller, the nearer to loss.
+    """
+
+    table: str
     due: bool
     why: str
+    read_to_us: int = 0
 
 
 def judge(
-    table: Table, state: LogState, listed: set[str], now_us: int, interval_seconds: int
+    table: str, state: LogState, listed: set[str], now_us: int, interval_seconds: float
 ) -> Verdict:
     """Due when its interval has passed or the stream lists shards the log does not know."""
     if state.stream is None:
@@ -41,10 +48,24 @@ def judge(
     age = (now_us - state.at_us) / 1_000_000
     unknown = len(listed - set(state.shards))
     reading = sum(1 for shard in state.shards.values() if shard.status == "reading")
-    why = f"captured {age:.0f} s ago (every {interval_seconds} s), {reading} shards to read"
+    why = f"captured {age:.0f} s ago (every {interval_seconds:g} s), {reading} shards to read"
     if unknown:
-        return Verdict(table, True, f"{why}, {unknown} new")
-    return Verdict(table, age >= interval_seconds, why)
+        return Verdict(table, True, f"{why}, {unknown} new", state.watermark_us)
+    return Verdict(table, age >= interval_seconds, why, state.watermark_us)
+
+
+def plan_runs(
+    verdicts: Sequence[Verdict], all_tables: int, running: int, options: Capture
+) -> list[dict[str, Any]]:
+    """Configurations of the capture runs to start now: groups of due tables, most urgent first.
+
+    While not every table has a place in a run, runs do not linger, so that all get their turn.
+    """
+    due = [v.table for v in sorted(verdicts, key=lambda v: v.read_to_us) if v.due]
+    size, free = options.tables_per_run, max(0, options.runs - running)
+    groups = [due[i : i + size] for i in range(0, len(due), size)][:free]
+    crowded = all_tables > size * options.runs
+    return [{"tables": g, **({"linger_seconds": 0.0} if crowded else {})} for g in groups]
 
 
 def build_shard_sensor(settings: Settings) -> dg.SensorDefinition:
@@ -56,37 +77,66 @@ def build_shard_sensor(settings: Settings) -> dg.SensorDefinition:
         minimum_interval_seconds=max(5, min(30, settings.capture.interval_seconds)),
         default_status=sensor_status(settings),
         description=(
-            "Starts the job `capture` for tables that are due. A table whose capture is still "
-            "running is left alone; one whose last run failed is due again at once."
+            "Starts the job `capture` for tables that are due, the one nearest to losing changes "
+            "first. A table whose capture is still running is left alone; one whose last run "
+            "failed is due again at once."
         ),
     )
     def shard_sensor(
         context: dg.SensorEvaluationContext, lake: LakeResource
     ) -> dg.SensorResult | dg.SkipReason:
         opened = lake.open()
-        busy = tables_in_flight(context.instance, [t.name for t in opened.settings.tables])
-        tables = _from(opened.settings.tables, context.cursor)
-        verdicts: list[Verdict] = []
-        deadline = time.monotonic() + _BUDGET_SECONDS
-        for table in tables:
-            if time.monotonic() > deadline:
-                break
-            if table.name in busy:
-                verdicts.append(Verdict(table, False, f"in flight (run {busy[table.name][:8]})"))
-                continue
-            verdicts.append(_look(opened, table))
-        due = [v.table.name for v in verdicts if v.due]
-        reasons = "; ".join(f"{v.table.name}: {v.why}" for v in verdicts)
-        # The next tick goes on behind the last table that this one had time for.
-        cursor = verdicts[-1].table.name if len(verdicts) < len(tables) else ""
-        if not due:
-            context.update_cursor(cursor)
+        options, tables = opened.settings.capture, opened.settings.tables
+        busy = tables_in_flight(context.instance, [table.name for table in tables])
+        memory = _Memory.parse(context.cursor)
+        verdicts = _look_at_all(context.instance, opened, busy, memory)
+        context.update_cursor(memory.to_cursor())
+        reasons = "; ".join(f"{v.table}: {v.why}" for v in verdicts)
+        runs = plan_runs(verdicts, len(tables), len(set(busy.values())), options)
+        if not runs:
             return dg.SkipReason(reasons)
         context.log.info(reasons)
-        config = {"ops": {"capture_streams": {"config": {"tables": due}}}}
-        return dg.SensorResult(run_requests=[dg.RunRequest(run_config=config)], cursor=cursor)
+        configs = [{"ops": {"capture_streams": {"config": config}}} for config in runs]
+        return dg.SensorResult(
+            run_requests=[dg.RunRequest(run_config=config) for config in configs],
+            cursor=memory.to_cursor(),
+        )
 
     return shard_sensor
+
+
+class _Memory(msgspec.Struct):
+    """The sensor's cursor: where the next tick begins, and hours behind as last reported."""
+
+    after: str = ""
+    hours: dict[str, int] = msgspec.field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, cursor: str | None) -> "_Memory":
+        return msgspec.json.decode(cursor, type=cls) if cursor else cls()
+
+    def to_cursor(self) -> str:
+        return msgspec.json.encode(self).decode()
+
+
+def _look_at_all(
+    instance: dg.DagsterInstance, lake: Lake, busy: dict[str, str], memory: _Memory
+) -> list[Verdict]:
+    """A verdict on each table that the time of a tick allows for; the next tick goes on there."""
+    tables = _from(lake.settings.tables, memory.after)
+    verdicts: list[Verdict] = []
+    deadline = time.monotonic() + _BUDGET_SECONDS
+    for table in tables:
+        if time.monotonic() > deadline:
+            break
+        if table.name in busy:
+            why = f"in flight (run {busy[table.name][:8]})"
+            verdicts.append(Verdict(table.name, False, why))
+            continue
+        verdicts.append(_look(lake, table))
+        _warn(instance, lake, table, verdicts[-1], memory)
+    memory.after = verdicts[-1].table if len(verdicts) < len(tables) else ""
+    return verdicts
 
 
 def _look(lake: Lake, table: Table) -> Verdict:
@@ -96,19 +146,34 @@ def _look(lake: Lake, table: Table) -> Verdict:
         log = lake.log(table)
         state = log.load()
         if state.stream is None:
-            return judge(table, state, set(), log.now_us(), 0)
+            return judge(table.name, state, set(), log.now_us(), 0)
         source = open_source(lake, table)
         listed = {shard.shard_id for shard in source.shards.describe(source.arn).shards}
-        interval = lake.settings.capture.interval_seconds
-        return judge(table, state, listed, log.now_us(), interval)
-    except CdcPipelineError as error:
+        options = lake.settings.capture
+        # A run that lingers is followed by the next one at once.
+        interval = 0 if options.linger_seconds else options.interval_seconds
+        return judge(table.name, state, listed, log.now_us(), interval)
+    except (CdcPipelineError, ShardGoneError) as error:
         # The run says it in full; here one table's trouble must not hide the others.
-        return Verdict(table, True, f"cannot be inspected: {error.message}")
+        return Verdict(table.name, True, f"cannot be inspected: {error}")
 
 
-def _from(tables: list[Table], cursor: str | None) -> list[Table]:
+def _warn(
+    instance: dg.DagsterInstance, lake: Lake, table: Table, verdict: Verdict, memory: _Memory
+) -> None:
+    """Report the checks of a table that falls behind, each hour: capture itself may be down."""
+    if not verdict.read_to_us:
+        return
+    hours = (time.time() - verdict.read_to_us / 1_000_000) / 3600
+    late = int(hours) if hours >= lake.settings.capture.warn_hours else 0
+    if late != memory.hours.get(table.name, 0):
+        memory.hours[table.name] = late
+        report_checks(instance, lake, table)
+
+
+def _from(tables: list[Table], after: str) -> list[Table]:
     names = [table.name for table in tables]
-    start = names.index(cursor) + 1 if cursor in names else 0
+    start = names.index(after) + 1 if after in names else 0
     return tables[start:] + tables[:start]
 
 

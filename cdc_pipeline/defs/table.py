@@ -4,9 +4,11 @@ from datetime import date
 
 import dagster as dg
 
-from cdc_pipeline.defs.capture import quarantine_result, report_capture
+from cdc_pipeline.core.names import TablePaths
+from cdc_pipeline.defs.capture import report_capture
+from cdc_pipeline.defs.checks import build_checks
 from cdc_pipeline.defs.failures import readable_failures
-from cdc_pipeline.defs.metadata import arrow_columns, known, lag_seconds, moment, typed_columns
+from cdc_pipeline.defs.metadata import known, lag_seconds, landing_columns, moment, typed_columns
 from cdc_pipeline.defs.partitions import daily
 from cdc_pipeline.defs.resources import LakeResource
 from cdc_pipeline.settings import Settings, Table
@@ -47,9 +49,21 @@ def build_table_defs(table: Table, settings: Settings) -> dg.Definitions:
     ]
     return dg.Definitions(
         assets=assets,
-        asset_checks=[_readable_check(table)],
+        asset_checks=build_checks(table),
         schedules=_export_schedule(table, settings),
     )
+
+
+_CDC_COLUMNS = (
+    ("generation", "int", "grows with every break of continuity"),
+    ("order_key", "string", "total order of an item's changes, compare as text"),
+    ("day", "date", "write day, the partition"),
+)
+
+
+def _uri(settings: Settings, key: str) -> str:
+    root = settings.lake if settings.is_s3 else str(settings.lake_folder)
+    return f"{root.rstrip('/')}/{key}"
 
 
 def _group(table: Table) -> str:
@@ -101,6 +115,11 @@ def _raw_stream(table: Table, settings: Settings) -> dg.AssetsDefinition:
         kinds={"dynamodb", "parquet"},
         partitions_def=daily(settings),
         backfill_policy=BACKFILL,
+        metadata={
+            "dagster/table_name": f"{settings.database}.{table.safe_name}_raw_stream",
+            "dagster/uri": _uri(settings, TablePaths(settings.database, table.safe_name).landing),
+            "dagster/column_schema": landing_columns(),
+        },
         description=(
             f"Every change of DynamoDB table `{table.name}` as it was read from the table's "
             "stream, by the day it was written. The job `capture` fills it continuously. "
@@ -129,7 +148,11 @@ def _cdc(table: Table, settings: Settings) -> dg.AssetsDefinition:
         partitions_def=daily(settings),
         backfill_policy=BACKFILL,
         automation_condition=follow(),
-        metadata={"dagster/table_name": f"{settings.database}.{table.safe_name}_cdc"},
+        metadata={
+            "dagster/table_name": f"{settings.database}.{table.safe_name}_cdc",
+            "dagster/uri": _uri(settings, f"iceberg/{settings.database}/{table.safe_name}_cdc"),
+            "dagster/column_schema": landing_columns(_CDC_COLUMNS),
+        },
         description=(
             f"The changes of `{table.name}` without repeats: one row per change, with the item "
             "before and after it, by write day. Materialising a day rebuilds just that day."
@@ -139,7 +162,7 @@ def _cdc(table: Table, settings: Settings) -> dg.AssetsDefinition:
         owners=_owners(table),
     )
     def cdc(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
-        from cdc_pipeline.lake.cdc import CDC_SCHEMA, build_cdc_day
+        from cdc_pipeline.lake.cdc import build_cdc_day
 
         opened = lake.open()
         rows = duplicates = 0
@@ -161,8 +184,7 @@ def _cdc(table: Table, settings: Settings) -> dg.AssetsDefinition:
                 },
                 partition_key=key,
             )
-        schema = arrow_columns((field.name, str(field.type)) for field in CDC_SCHEMA)
-        return dg.MaterializeResult(metadata={"dagster/column_schema": schema})
+        return dg.MaterializeResult(metadata={"duplicates_removed": duplicates, "rows": rows})
 
     return cdc
 
@@ -204,6 +226,7 @@ def _current_state(table: Table) -> dg.AssetsDefinition:
                     "new_baseline": result.new_baseline,
                     "generation": result.generation,
                     "watermark": result.watermark,
+                    "open_gaps": result.open_gaps,
                     "complete_up_to": moment(result.watermark_us),
                     "lag_seconds": lag_seconds(result.watermark_us),
                     "seconds": round(result.seconds, 2),
@@ -215,19 +238,6 @@ def _current_state(table: Table) -> dg.AssetsDefinition:
         )
 
     return current_state
-
-
-def _readable_check(table: Table) -> dg.AssetChecksDefinition:
-    @dg.asset_check(
-        name="no_quarantined_records",
-        asset=dg.AssetKey([table.safe_name, "raw_stream"]),
-        description="Every record that the stream returned could be understood and has landed.",
-    )
-    def no_quarantined_records(lake: LakeResource) -> dg.AssetCheckResult:
-        with readable_failures():
-            return quarantine_result(lake.open(), table)
-
-    return no_quarantined_records
 
 
 def _export_schedule(table: Table, settings: Settings) -> list[dg.ScheduleDefinition]:

@@ -49,13 +49,17 @@ class Base:
 
 @dataclass(frozen=True)
 class PublishResult:
-    """A published current state. `watermark`: the last log entry folded into it."""
+    """A published current state. `watermark`: the last log entry folded into it.
+
+    With an open gap the state stays where the gap begins: behind it some changes are missing.
+    """
 
     items: int
     columns: list[Column]
     generation: int
     watermark: int
     watermark_us: int
+    open_gaps: int
     changes_folded: int
     new_baseline: bool
     seconds: float
@@ -86,13 +90,14 @@ def next_base(lake: Lake, table: Table, state: LogState) -> Base:
     current = published_base(lake, table)
     staged = state.staged
     if staged is not None and (current is None or staged.generation > current.generation):
-        if state.watermark_us >= handover_us(lake, staged):
+        landed_us = state.complete_to_us(staged.generation)
+        if landed_us >= handover_us(lake, staged):
             return _staged_base(lake, table, staged, current)
         if current is None:
             raise NotReadyError(
                 f"{table.safe_name}/current_state: the export shows the table at "
                 f"{_time(staged.export_time_us)}, and changes have landed up to "
-                f"{_time(state.watermark_us)}; both must meet at "
+                f"{_time(landed_us)}; both must meet at "
                 f"{_time(handover_us(lake, staged))} before a state can be published",
                 fix="run the job `capture` (or materialise raw_stream) once more, then this again",
             )
@@ -143,8 +148,9 @@ def publish_current_state(lake: Lake, table: Table) -> PublishResult:
         items=items,
         columns=columns,
         generation=base.generation,
-        watermark=state.n,
-        watermark_us=state.watermark_us,
+        watermark=state.horizon(base.generation),
+        watermark_us=state.complete_to_us(base.generation),
+        open_gaps=len(state.open_gaps(base.generation)),
         changes_folded=sum(landed.rows for landed in delta),
         new_baseline=is_new,
         seconds=time.monotonic() - started,
@@ -173,8 +179,8 @@ def _publish(
             load_sql("fold"),
             {
                 "generation": str(base.generation),
-                "watermark": str(state.n),
-                "watermark_us": str(state.watermark_us),
+                "watermark": str(state.horizon(base.generation)),
+                "watermark_us": str(state.complete_to_us(base.generation)),
             },
             over=base.over,
             scratch=Path(folder),

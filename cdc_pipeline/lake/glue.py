@@ -4,27 +4,12 @@ from collections.abc import Iterable
 from datetime import date
 
 from cdc_pipeline.aws.glue import Glue, Values
+from cdc_pipeline.core.landing import LANDING_COLUMNS
 from cdc_pipeline.core.names import day_folder
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings import Table
 
-_COLUMNS = (
-    ("uuid", "string"),
-    ("op", "string"),
-    ("time_stamp", "timestamp"),
-    ("data", "string"),
-    ("keys", "string"),
-    ("new_image", "string"),
-    ("old_image", "string"),
-    ("write_time_us", "bigint"),
-    ("position", "string"),
-    ("sequence_number", "string"),
-    ("shard_id", "string"),
-    ("event_id", "string"),
-    ("is_ttl_delete", "boolean"),
-    ("transport", "string"),
-    ("landed_at", "timestamp"),
-)
+_COLUMNS = tuple((column.name, column.type) for column in LANDING_COLUMNS)
 _KEYS = (("year", "string"), ("month", "string"), ("day", "string"))
 
 

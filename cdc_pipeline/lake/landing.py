@@ -11,29 +11,18 @@ import pyarrow.parquet as pq
 
 from cdc_pipeline.core.capture_log import LandedObject, QuarantinedObject
 from cdc_pipeline.core.changes import Change
+from cdc_pipeline.core.landing import LANDING_COLUMNS
 from cdc_pipeline.core.names import TablePaths, day_of
 from cdc_pipeline.lake.store import Store
 
-LANDING_SCHEMA = pa.schema(
-    [
-        ("uuid", pa.string()),
-        ("op", pa.string()),
-        ("time_stamp", pa.timestamp("ms", "UTC")),
-        ("data", pa.string()),
-        ("keys", pa.string()),
-        ("new_image", pa.string()),
-        ("old_image", pa.string()),
-        ("write_time_us", pa.int64()),
-        ("position", pa.string()),
-        ("sequence_number", pa.string()),
-        ("shard_id", pa.string()),
-        ("event_id", pa.string()),
-        ("is_ttl_delete", pa.bool_()),
-        ("transport", pa.string()),
-        ("landed_at", pa.timestamp("ms", "UTC")),
-    ]
-)
-"""The landing columns of DESIGN section 3, in their order."""
+_ARROW_TYPES = {
+    "string": pa.string(),
+    "boolean": pa.bool_(),
+    "bigint": pa.int64(),
+    "timestamp": pa.timestamp("ms", "UTC"),
+}
+LANDING_SCHEMA = pa.schema([(c.name, _ARROW_TYPES[c.type]) for c in LANDING_COLUMNS])
+"""The landing columns in Arrow. Athena reads no timestamps finer than milliseconds."""
 
 
 def write_landing(

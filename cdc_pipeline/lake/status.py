@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from cdc_pipeline.core.capture_log import Gap
 from cdc_pipeline.lake.current_state import published_base
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.tables import table_property
@@ -12,8 +13,8 @@ from cdc_pipeline.settings import Table
 class TableStatus:
     """One table's state. Times in µs since the epoch; None or 0: not yet.
 
-    `captured_to_us`: every change written before has landed. `state_to_us`: the same for the
-    published current state (queries add what landed since).
+    `captured_to_us`: every change written before has been read. `state_to_us`: the same for the
+    published current state (queries add what landed since). `gaps`: ranges that the stream lost.
     """
 
     table: str
@@ -27,6 +28,7 @@ class TableStatus:
     open_shards: int
     last_export_us: int | None
     quarantined: int
+    gaps: list[Gap]
 
 
 def table_status(lake: Lake, table: Table) -> TableStatus:
@@ -46,4 +48,5 @@ def table_status(lake: Lake, table: Table) -> TableStatus:
         open_shards=sum(1 for shard in state.shards.values() if shard.status == "reading"),
         last_export_us=max(exports, default=None),
         quarantined=sum(q.rows for q in state.quarantined.values()),
+        gaps=state.open_gaps(base.generation if base else 0),
     )

@@ -128,10 +128,10 @@ class Tables:
 
     def days(self, table: Table) -> set[date]:
         """The days that a table partitioned by day has files for."""
-        return {
-            row["partition"]["day"]
-            for row in table.inspect.partitions().select(["partition"]).to_pylist()
-        }
+        found = table.inspect.partitions()
+        if "partition" not in found.column_names:  # PyIceberg leaves it out while there are none
+            return set()
+        return {row["day"] for row in found.column("partition").to_pylist()}
 
     def _commit(self, table: Table, change: Callable[[Transaction], None]) -> Table:
         transaction = table.transaction()

@@ -1,5 +1,6 @@
 """`cdc-pipeline dev`: a local AWS with live traffic and the Dagster UI, in one command."""
 
+import fcntl
 import os
 import shutil
 import signal
@@ -8,10 +9,11 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
+from cdc_pipeline.sandbox.errors import SandboxError
 from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline.sandbox.run import local_client, start_traffic
 from cdc_pipeline.sandbox.workspace import BUCKET, write_settings
@@ -26,6 +28,7 @@ def run_dev(*, port: int, aws_port: int, orders: int, rate: float) -> None:
     for wanted in (signal.SIGTERM, signal.SIGINT):
         signal.signal(wanted, lambda *_: ended.set())
     folder = _FOLDER.resolve()
+    lock = _lock(folder.with_name(f"{folder.name}.lock"))
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     home = folder / "dagster_home"
@@ -67,6 +70,20 @@ def run_dev(*, port: int, aws_port: int, orders: int, rate: float) -> None:
         finally:
             _stop(dagster)
             traffic.stop()
+            lock.close()
+
+
+def _lock(path: Path) -> IO[str]:
+    """Held while this process lives: a second one would pull the files from under the first."""
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise SandboxError(
+            f"another `cdc-pipeline dev` is running in {path.parent}",
+            fix="end it with Ctrl-C first, or use another checkout",
+        ) from None
+    return file
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

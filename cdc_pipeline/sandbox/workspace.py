@@ -20,7 +20,11 @@ def write_settings(folder: Path, *, kind: str, running: bool) -> Path:
         # DynamoDB's export times are fuzzy by a minute, so the default is 300; these are exact.
         "handover_margin_seconds": 2,
         "start_date": (datetime.now(UTC) - timedelta(days=7)).date().isoformat(),
-        "capture": {"interval_seconds": 5, "poll_seconds": 0.1},
+        "capture": {
+            "interval_seconds": 5,
+            "poll_seconds": 0.2,
+            "linger_seconds": 120 if running else 0,
+        },
         "export": {"bucket": BUCKET, "poll_seconds": 0.5},
         "schedules": {"running": running, "downstream_seconds": 10, "glue_seconds": 30},
         "aggregates": str(_aggregates()),

@@ -1,0 +1,129 @@
+"""Shard lineage: parents before children, whatever the list looks like."""
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cdc_pipeline.core.lineage import Shard, depths, readable
+
+
+def _shard(shard_id: str, parent: str | None = None, *, is_open: bool = True) -> Shard:
+    return Shard(shard_id, parent, "1", None if is_open else "2")
+
+
+@st.composite
+def _trees(draw: st.DrawFn) -> list[Shard]:
+    """A forest of shards in any order; some parents are not listed."""
+    shards: list[Shard] = []
+    for number in range(draw(st.integers(1, 12))):
+        parent = draw(st.none() | st.integers(0, number)) if number else None
+        name = None if parent is None else (f"s{parent}" if parent < number else "expired")
+        shards.append(_shard(f"s{number}", name))
+    return draw(st.permutations(shards))
+
+
+_any_shards = st.lists(
+    st.builds(
+        _shard, st.sampled_from("abcdef"), st.none() | st.sampled_from("abcdefx"), is_open=st.booleans()
+    ),
+    unique_by=lambda shard: shard.shard_id,
+)
+
+
+@given(_trees())
+def test_parents_are_shallower_than_their_children(shards: list[Shard]) -> None:
+    found = depths(shards, {})
+    assert set(found) == {shard.shard_id for shard in shards}
+    for shard in shards:
+        if shard.parent_id in found:
+            assert found[shard.parent_id] < found[shard.shard_id]
+        else:
+            assert found[shard.shard_id] == 0
+
+
+@given(_trees(), st.data())
+def test_known_depths_stay_and_what_follows_is_deeper(
+    shards: list[Shard], data: st.DataObject
+) -> None:
+    """The list grows from ancestors to descendants, as streams do."""
+    by_age = sorted(shards, key=lambda shard: int(shard.shard_id[1:]))
+    cut = data.draw(st.integers(0, len(by_age)))
+    known = depths(by_age[:cut], {})
+    found = depths(shards, known)
+    assert {name: found[name] for name in known} == known
+    for shard in shards:
+        if shard.parent_id in found:
+            assert found[shard.parent_id] < found[shard.shard_id]
+
+
+@given(_any_shards, st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 9)))
+def test_any_list_gets_depths_cycles_included(shards: list[Shard], known: dict[str, int]) -> None:
+    found = depths(shards, known)
+    assert set(found) == {shard.shard_id for shard in shards}
+    assert all(found[name] == depth for name, depth in known.items() if name in found)
+    assert all(depth >= 0 for depth in found.values())
+
+
+def test_a_child_of_an_expired_parent_is_a_root() -> None:
+    assert depths([_shard("b", "gone"), _shard("c", "b")], {}) == {"b": 0, "c": 1}
+
+
+def test_a_parent_that_is_known_but_no_longer_listed_counts() -> None:
+    assert depths([_shard("b", "a")], {"a": 7, "z": 9}) == {"b": 8}
+
+
+def test_late_roots_go_deeper_than_everything_known() -> None:
+    found = depths([_shard("a"), _shard("late"), _shard("late-child", "late")], {"a": 3, "b": 5})
+    assert found == {"a": 3, "late": 6, "late-child": 7}
+
+
+def test_a_long_lineage_is_no_recursion() -> None:
+    shards = [_shard(f"s{n}", f"s{n - 1}" if n else None) for n in range(3000)]
+    assert depths(reversed(shards), {})["s2999"] == 2999
+
+
+def test_a_cycle_does_not_hang_and_is_never_read() -> None:
+    shards = [_shard("a", "b"), _shard("b", "a"), _shard("c", "c")]
+    assert set(depths(shards, {})) == {"a", "b", "c"}
+    assert readable(shards, lambda _: False, lambda _: False) == []
+
+
+@given(_trees(), st.randoms(use_true_random=False))
+def test_reading_all_that_is_readable_goes_parents_first(
+    shards: list[Shard], chance: random.Random
+) -> None:
+    finished: set[str] = set()
+    order: list[str] = []
+    while offered := readable(shards, finished.__contains__, finished.__contains__):
+        for shard in offered:
+            listed = {s.shard_id for s in shards}
+            assert shard.parent_id not in listed - finished
+            assert shard.shard_id not in finished
+        done = chance.choice(offered).shard_id
+        finished.add(done)
+        order.append(done)
+    assert sorted(order) == sorted(shard.shard_id for shard in shards)
+
+
+@given(_any_shards, st.sets(st.sampled_from("abcdef")), st.sets(st.sampled_from("abcdefx")))
+def test_no_child_is_offered_before_its_parent_is_finished(
+    shards: list[Shard], finished: set[str], known: set[str]
+) -> None:
+    listed = {shard.shard_id for shard in shards}
+    for shard in readable(shards, finished.__contains__, known.__contains__):
+        parent = shard.parent_id
+        assert shard.shard_id not in finished
+        assert parent is None or parent in finished or parent not in listed | known
+
+
+def test_an_unlisted_parent_that_was_never_finished_holds_its_child_back() -> None:
+    child = _shard("b", "a")
+    assert readable([child], lambda _: False, {"a"}.__contains__) == []
+    assert readable([child], lambda _: False, lambda _: False) == [child]
+    assert readable([child], {"a"}.__contains__, {"a"}.__contains__) == [child]
+
+
+def test_open_is_without_an_ending() -> None:
+    assert _shard("a").is_open
+    assert not _shard("a", is_open=False).is_open

@@ -1,0 +1,208 @@
+"""SIGKILL at every durable operation of every step: run again, and nothing shows of it.
+
+Right after one operation and right before the next are one state of the lake, but for files that
+nothing names yet. So in S3, where each operation costs a request, a step is killed once in every
+gap; in a local lake right before and right after each.
+"""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from cdc_pipeline.sandbox.process import SandboxProcess
+from cdc_pipeline_tests.e2e.checkpoint import Checkpoint
+from cdc_pipeline_tests.e2e.killer import AFTER, BEFORE, Killer, with_small_margin
+from cdc_pipeline_tests.e2e.world import (
+    World,
+    assert_mirrors,
+    assert_no_orphans,
+    assert_nothing_twice,
+    make_world,
+)
+
+pytestmark = pytest.mark.slow
+
+NAME = "killed"
+
+
+@dataclass
+class Scene:
+    """A world, its lake at several moments, and a process whose children die there."""
+
+    world: World
+    killer: Killer
+    moments: dict[str, Checkpoint]
+
+
+@pytest.fixture(scope="module", params=["s3", "local"])
+def scene(
+    request: pytest.FixtureRequest,
+    sandbox: SandboxProcess,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Scene]:
+    world = make_world(sandbox, tmp_path_factory.mktemp(request.param), request.param)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        world.activate(monkeypatch)
+        world.make_table(NAME)
+        # Few rows per object, so that one capture makes several entries.
+        capture = {"poll_seconds": 0.01, "empty_polls": 1, "flush_rows": 4}
+        world.configure(NAME, capture=capture)
+        with_small_margin(world.lake())
+        killer = Killer(world.environment({}), world.settings_path)
+        try:
+            yield Scene(world, killer, _moments(world))
+        finally:
+            killer.close()
+
+
+def _moments(world: World) -> dict[str, Checkpoint]:
+    """Walk through the pipeline once; what comes later in the source is only news to a lake."""
+    moments: dict[str, Checkpoint] = {}
+
+    def here(*names: str) -> None:
+        moments.update(dict.fromkeys(names, Checkpoint.take(world)))
+
+    here("first snapshot")
+    for number in range(6):
+        world.put(NAME, f"i{number}", v={"N": str(number)})
+    world.snapshot(NAME)
+    world.delete(NAME, "i5")
+    here("first capture")
+    _capture_past_handover(world)
+    here("first publish", "first cdc")
+    world.publish(NAME)
+    world.build_cdc(NAME)
+    for number in range(4):
+        world.put(NAME, f"i{number}", v={"S": f"changed {number}"})
+    world.delete(NAME, "i0")
+    world.delete(NAME, "i1")
+    world.put(NAME, "i1", v={"S": "again"})
+    world.put(NAME, "new", v={"N": "1E-130"})
+    here("later capture")
+    world.capture(NAME)
+    here("later publish", "later cdc")
+    world.publish(NAME)
+    world.build_cdc(NAME)
+    here("later snapshot")
+    world.snapshot(NAME)
+    world.put(NAME, "i2", v={"S": "after the second export"})
+    world.delete(NAME, "i3")
+    _capture_past_handover(world)
+    here("swap")
+    return moments
+
+
+def _capture_past_handover(world: World) -> None:
+    from cdc_pipeline.lake.current_state import handover_us
+
+    lake, table = world.lake(), world.table(NAME)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        world.capture(NAME)
+        state = lake.log(table).load()
+        if state.staged and state.watermark_us >= handover_us(lake, state.staged):
+            return
+        time.sleep(0.02)
+    pytest.fail("the stream never passed the export time")
+
+
+def _finish(world: World, step: str) -> None:
+    """What the next runs do: the step that was killed again, then everything behind it."""
+    again: dict[str, Callable[[], Any]] = {
+        "snapshot": lambda: world.snapshot(NAME),
+        "capture": lambda: world.capture(NAME),
+        "publish": lambda: world.publish(NAME),
+        "cdc": lambda: world.build_cdc(NAME),
+    }
+    again[step]()
+    _capture_past_handover(world)
+    world.publish(NAME)
+    world.build_cdc(NAME)
+
+
+def _verify(world: World) -> None:
+    assert_mirrors(world, NAME)
+    assert_nothing_twice(world, NAME)
+    assert_no_orphans(world, NAME)
+
+
+def _points(operations: int, *, both_sides: bool) -> list[tuple[int, str]]:
+    if both_sides:
+        return [(n, when) for n in range(1, operations + 1) for when in (BEFORE, AFTER)]
+    return [*((n, BEFORE) for n in range(1, operations + 1)), (operations, AFTER)]
+
+
+# Which operations each moment must at least go through: a test that kills nowhere proves nothing.
+MOMENTS = [
+    ("first snapshot", "snapshot", {"request export": 1, "create _cdc/": 4, "Iceberg commit": 1}),
+    ("later snapshot", "snapshot", {"request export": 1, "create _cdc/": 3, "Iceberg commit": 1}),
+    ("first capture", "capture", {"write dynamo-cdc/": 2, "create _cdc/": 2}),
+    ("later capture", "capture", {"write dynamo-cdc/": 2, "create _cdc/": 2}),
+    ("first publish", "publish", {"create Iceberg table": 2, "Iceberg commit": 2}),
+    ("later publish", "publish", {"Iceberg commit": 2}),
+    ("swap", "publish", {"Iceberg commit": 2}),
+    ("first cdc", "cdc", {"create Iceberg table": 1, "Iceberg commit": 2}),
+    ("later cdc", "cdc", {"Iceberg commit": 1}),
+]
+
+
+@pytest.mark.parametrize(("moment", "step", "at_least"), MOMENTS, ids=[m[0] for m in MOMENTS])
+def test_killed_anywhere(scene: Scene, moment: str, step: str, at_least: dict[str, int]) -> None:
+    world, checkpoint = scene.world, scene.moments[moment]
+    checkpoint.restore()
+    whole = scene.killer.run(step, NAME)
+    assert (whole.signal, whole.code) == (None, 0), whole.error
+    for label, count in at_least.items():
+        assert sum(op.startswith(label) for op in whole.operations) >= count, whole.operations
+    _finish(world, step)
+    _verify(world)
+    for number, when in _points(len(whole.operations), both_sides=world.kind == "local"):
+        checkpoint.restore()
+        killed = scene.killer.run(step, NAME, kill_at=number, when=when)
+        where = f"{when} operation {number}, {killed.operations[-1]}"
+        assert killed.signal == signal.SIGKILL, f"{where}: {killed.error}"
+        try:
+            _finish(world, step)
+            _verify(world)
+        except Exception as error:
+            error.add_note(f"killed {where}")
+            raise
+
+
+def test_killed_again_and_again(scene: Scene) -> None:
+    """Each attempt at everything dies one operation later than the one before."""
+    world = scene.world
+    scene.moments["first snapshot"].restore()
+    for step in ("snapshot", "capture", "publish", "cdc"):
+        for number in range(1, 40):
+            outcome = scene.killer.run(step, NAME, kill_at=number, when=AFTER)
+            if outcome.signal is None:
+                assert outcome.code == 0, outcome.error
+                break
+        else:
+            pytest.fail(f"{step} never finished")
+        if step == "capture":
+            _capture_past_handover(world)
+    _finish(world, "capture")
+    _verify(world)
+
+
+def test_a_kill_is_seen_by_the_checks(scene: Scene) -> None:
+    """The proof of these tests: a lake that did lose or double something does not pass."""
+    world = scene.world
+    scene.moments["later publish"].restore()
+    _finish(world, "publish")
+    stray = next(iter(world.landing_files(NAME)))
+    lake = world.lake()
+    data = lake.store.read(stray)
+    assert data is not None
+    folder, _, name = stray.rpartition("/")
+    lake.store.write(f"{folder}/{name[:12]}-{'0' * 16}.parquet", data)
+    with pytest.raises(AssertionError):
+        assert_no_orphans(world, NAME)
+    world.capture(NAME)
+    assert_no_orphans(world, NAME)

@@ -1,0 +1,56 @@
+"""Simulators of AWS that misbehave on request. Here: DynamoDB Streams, over HTTP.
+
+    clock = SimulatedClock()
+    with StreamsSimulator(clock=clock) as sim:
+        sim.create_table("orders", key=("pk", "sk"), shards=4)
+        sim.put("orders", {"pk": {"S": "a"}, "sk": {"N": "1"}})
+        sim.rotate("orders")
+        sim.faults.script("GetRecords", faults.throttled(), faults.cut())
+        ...                      # any AWS client, pointed at sim.endpoint_url
+        sim.records("orders")    # every record ever written: the truth to compare with
+        sim.items("orders")      # the table as it is now
+
+Modules: `clock` (settable time), `items` (attribute values), `streams_model` (tables, streams,
+shards; no HTTP), `streams_service` (the API's operations on the model), `faults` (what goes
+wrong, when, how often it did), `streams_server` (HTTP, and `StreamsSimulator`, which ties them),
+`clients` (real clients of a simulator).
+
+What is modelled
+- AWS JSON 1.0: ListStreams, DescribeStream, GetShardIterator, GetRecords; of DynamoDB itself
+  DescribeTable, DescribeContinuousBackups, GetItem, BatchGetItem, Scan. Any other operation, and
+  any parameter that is not modelled, is refused, never ignored.
+- Shards own ranges of a hash of the partition key. A rotation closes a shard and opens one child,
+  a split opens two. A shard is open while it has no EndingSequenceNumber. Listings page at 100,
+  in the order of shard ids, which within one millisecond says nothing: a child can precede its
+  parent.
+- Sequence numbers have 21 digits or more, of differing length, with holes, and rise along a
+  lineage. Unrelated shards live in unrelated number ranges, so comparing their numbers gives
+  nonsense.
+- Records: view types, creation times in whole seconds of the simulated clock, TTL deletes,
+  SizeBytes. A write that changes nothing by value (1 and 1.0, sets in any order) has no record.
+- 24 hours of retention by the clock: records go one by one from the head of a shard; a closed
+  shard is unlisted when its last record's (if empty: its closing's) 24 hours have passed; an idle
+  open shard stays. A disabled stream is readable for 24 hours and then gone; enabling makes a new
+  one.
+- Iterators are opaque, expire after 15 minutes of the clock, and are told when what they point at
+  was trimmed. Pages hold at most 1000 records or 1 MB. Only the end of a closed shard has no
+  NextShardIterator.
+
+What AWS does here is unconfirmed, so code under test must not depend on it
+- An AFTER_SEQUENCE_NUMBER position whose own record is trimmed raises TrimmedDataAccessException,
+  even if nothing behind it was trimmed (the API reference: "a sequence number older than the trim
+  point"); `StreamsSimulator(strict_trim=False)` raises only if records behind it are gone.
+- The answer with a closed shard's last record already lacks NextShardIterator. (A shard that closes
+  under a reader at its tip ends with an empty page.)
+- A shard's StartingSequenceNumber lies below its first record, its ending one above its last.
+- An unlisted shard: GetShardIterator says ResourceNotFoundException; an iterator in it gets
+  TrimmedDataAccessException if there were records behind it, else ResourceNotFoundException.
+- 1 MB is measured as the serialised records. SizeBytes counts keys and the images in the record.
+- ThrottlingException and ValidationException carry the `com.amazon.coral` prefixes.
+- x-amz-crc32 is sent with DynamoDB's answers, not with those of DynamoDB Streams.
+
+What is not modelled: signatures and permissions, request rates and the limit of two readers per
+shard (script a throttling fault instead), AT_TIMESTAMP iterators, ENABLING/DISABLING and creation
+states (changes are immediate), writes over HTTP, transactions, global tables, expressions,
+secondary indexes, validation of items (so that tests can write what AWS would refuse),
+DescribeTable's six hours of lag in ItemCount."""

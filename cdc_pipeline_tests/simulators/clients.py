@@ -1,0 +1,42 @@
+"""Real clients of a simulator."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import boto3
+import pytest
+from botocore.config import Config
+
+from cdc_pipeline.aws.session import AwsSession
+from cdc_pipeline_tests.simulators.streams_model import REGION
+from cdc_pipeline_tests.simulators.streams_server import StreamsSimulator
+
+
+def session(sim: StreamsSimulator) -> AwsSession:
+    """The package's own session; its credentials come from `sim.environment()`."""
+    return AwsSession(region=REGION, endpoint_url=sim.endpoint_url)
+
+
+def plain_client(sim: StreamsSimulator, service: str = "dynamodbstreams", **config: Any) -> Any:
+    """A client as boto3 makes it, without anything of the package's."""
+    made = boto3.Session(
+        aws_access_key_id="simulator", aws_secret_access_key="simulator", region_name=REGION
+    )
+    return made.client(
+        service,  # type: ignore[call-overload]
+        endpoint_url=sim.endpoint_url,
+        config=Config(proxies={}, **config),
+    )
+
+
+def use(sim: StreamsSimulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Point the environment at a simulator, and let botocore retry without its pauses.
+
+    botocore sleeps up to seconds before each retry and offers no hook; its endpoint module uses
+    `time` for nothing else.
+    """
+    for name, value in sim.environment().items():
+        monkeypatch.setenv(name, value)
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("botocore.endpoint.time", SimpleNamespace(sleep=lambda seconds: None))

@@ -1,0 +1,143 @@
+"""A sandbox with traffic and a real `dagster dev` on it, with all automation off."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.error import URLError
+from urllib.request import ProxyHandler, Request, build_opener
+
+import pytest
+import yaml
+
+import cdc_pipeline
+from cdc_pipeline.sandbox.process import SandboxProcess
+from cdc_pipeline.sandbox.run import local_client, start_traffic
+from cdc_pipeline.sandbox.traffic import Traffic
+from cdc_pipeline.sandbox.workspace import BUCKET, write_settings
+from cdc_pipeline.settings import PATH_VARIABLE
+
+_T = TypeVar("_T")
+
+DAYS = 4
+ORDERS = 300
+_CHANGES_PER_SECOND = 40
+_START_SECONDS = 60
+_STOP_SECONDS = 15
+_ROOT = Path(cdc_pipeline.__file__).resolve().parents[1]
+_DIRECT = build_opener(ProxyHandler({}))
+
+
+@dataclass(frozen=True)
+class Stack:
+    """What the test talks to besides the browser."""
+
+    address: str
+    traffic: Traffic
+
+    def ask(self, query: str, **variables: Any) -> Any:
+        """The data of a GraphQL answer."""
+        body = json.dumps({"query": query, "variables": variables}).encode()
+        request = Request(f"{self.address}/graphql", body, {"Content-Type": "application/json"})
+        with _DIRECT.open(request, timeout=20) as response:
+            answer = json.load(response)
+        assert "errors" not in answer, answer["errors"]
+        return answer["data"]
+
+
+def wait_for(attempt: Callable[[], _T], what: str, seconds: float) -> _T:
+    """The first true answer, or a failure that says what was waited for."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = attempt()
+        if found:
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"{what}: not within {seconds:g} s")
+
+
+@contextmanager
+def running_stack(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
+    """Everything up and the code location loaded; this process's environment points at it too."""
+    with SandboxProcess(log_file=folder / "sandbox.log") as sandbox:
+        _enter(sandbox, _settings(folder), monkeypatch)
+        client: Any = local_client("s3")
+        client.create_bucket(Bucket=BUCKET)
+        with _dagster(folder) as address:
+            traffic = start_traffic(ORDERS, _CHANGES_PER_SECOND)
+            try:
+                stack = Stack(address, traffic)
+                wait_for(lambda: _loaded(stack), "Dagster loads the assets", _START_SECONDS)
+                yield stack
+            finally:
+                traffic.stop()
+
+
+def _settings(folder: Path) -> Path:
+    """Few days, so that "All" in the backfill dialog means a few partitions."""
+    path = write_settings(folder, kind="s3", running=False)
+    settings = yaml.safe_load(path.read_text("utf-8"))
+    first = datetime.now(UTC).date() - timedelta(days=DAYS - 1)
+    path.write_text(yaml.safe_dump(settings | {"start_date": first.isoformat()}), "utf-8")
+    return path
+
+
+def _enter(sandbox: SandboxProcess, settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = dict(os.environ)
+    sandbox.apply_environment(wanted)
+    for name in set(os.environ) - set(wanted):
+        monkeypatch.delenv(name)
+    for name, value in (wanted | {PATH_VARIABLE: str(settings)}).items():
+        monkeypatch.setenv(name, value)
+
+
+@contextmanager
+def _dagster(folder: Path) -> Iterator[str]:
+    home = folder / "dagster_home"
+    home.mkdir()
+    shutil.copy(_ROOT / "dagster.yaml", home)
+    port = _free_port()
+    command = [sys.executable, "-m", "dagster", "dev", "-m", "cdc_pipeline.definitions"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    environment = os.environ | {"DAGSTER_HOME": str(home), "PYTHONPATH": str(_ROOT)}
+    with (folder / "dagster.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """As Ctrl-C does; then whatever is left of its group."""
+    os.killpg(process.pid, signal.SIGINT)
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _loaded(stack: Stack) -> bool:
+    try:
+        return bool(stack.ask("{ assetNodes { id } }")["assetNodes"])
+    except (URLError, ConnectionError, TimeoutError):
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
