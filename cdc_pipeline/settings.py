@@ -43,7 +43,7 @@ Owner = Annotated[str, AfterValidator(_owner)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Snapshot(_Strict):
@@ -211,7 +211,8 @@ def load_settings(path: Path | None = None) -> Settings:
         raise SettingsError(f"{path} cannot be read: {error}") from None
     try:
         raw = yaml.load(text, Loader=_UniqueKeys)
-    except yaml.YAMLError as error:
+    # Contents that do not fit their tag and keys that are no scalars: PyYAML's other exceptions.
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise SettingsError(f"{path} is not YAML: {_one_line(error)}") from None
     return parse_settings(raw, path)
 
@@ -281,3 +282,7 @@ class _UniqueKeys(yaml.SafeLoader):
                 )
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
+
+
+# A date stays text until its key is known, so that a mistake in it is one of that key.
+_UniqueKeys.add_constructor("tag:yaml.org,2002:timestamp", yaml.SafeLoader.construct_yaml_str)

@@ -6,18 +6,15 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import msgspec
-
 from cdc_pipeline.aws.streams import Page
 from cdc_pipeline.capture.pending import Pending, moved
+from cdc_pipeline.capture.records import parse_records, sequence_number
 from cdc_pipeline.capture.source import ShardSource
 from cdc_pipeline.core.capture_log import ShardState, StreamRef
-from cdc_pipeline.core.changes import Change, from_stream_record
 from cdc_pipeline.core.errors import (
     ExpiredIteratorError,
     HeadTrimmedError,
     SourceError,
-    UnreadableError,
 )
 
 _RETENTION_US = 24 * 3600 * 1_000_000  # DynamoDB Streams; older records may vanish any moment
@@ -79,7 +76,8 @@ def read_shard(
             iterator = source.iterator(stream.arn, shard.shard_id, shard.sequence_number)
             continue
         finished = page.next_iterator is None
-        changes, unreadable, last = _parse(page, stream, shard)
+        changes, unreadable = parse_records(page.records, stream, shard)
+        last = _checkpoint(page, shard)
         if shard.sequence_number is None and (page.records or finished):
             _check_head(start, page, started_us)
         if page.records:
@@ -107,53 +105,20 @@ def _check_head(start: Start, page: Page, now_us: int) -> None:
     """
     if now_us - start.unread_since_us < _RETENTION_US:
         return
-    first = next((number for raw in page.records if (number := _number(raw))), None)
+    first = next((n for raw in page.records if (n := sequence_number(raw))), None)
     if first is None or first != start.starting:
         raise HeadTrimmedError(f"shard {start.shard.shard_id}: its oldest records were trimmed")
 
 
-class _Body(msgspec.Struct):
-    SequenceNumber: str
-
-
-class _Head(msgspec.Struct):
-    dynamodb: _Body
-
-
-_decode_head = msgspec.json.Decoder(_Head).decode
-
-
-def _number(raw: msgspec.Raw) -> str | None:
-    try:
-        return _decode_head(raw).dynamodb.SequenceNumber
-    except msgspec.DecodeError:
-        return None
-
-
-def _parse(
-    page: Page, stream: StreamRef, shard: ShardState
-) -> tuple[list[Change], list[tuple[str, bytes]], str | None]:
-    """Changes, records that are none (with the reason), and the last sequence number."""
-    changes: list[Change] = []
-    unreadable: list[tuple[str, bytes]] = []
-    last: str | None = None
-    for raw in page.records:
-        try:
-            last = _decode_head(raw).dynamodb.SequenceNumber
-            change = from_stream_record(
-                msgspec.json.decode(raw),
-                table_id=stream.table_id,
-                shard_id=shard.shard_id,
-                depth=shard.depth,
-            )
-            changes.append(change)
-        except UnreadableError as error:
-            unreadable.append((error.reason, bytes(raw)))
-        except msgspec.DecodeError:
-            unreadable.append(("a record that is not one", bytes(raw)))
-    if page.records and last is None:
-        # Without any sequence number there is no checkpoint behind this page.
+def _checkpoint(page: Page, shard: ShardState) -> str | None:
+    """The last sequence number of the page, None for an empty one."""
+    for raw in reversed(page.records):
+        number = sequence_number(raw)
+        if number is not None:
+            return number
+    if page.records:
         raise SourceError(
-            f"shard {shard.shard_id}: {len(page.records)} records without a sequence number"
+            f"shard {shard.shard_id}: {len(page.records)} records without a sequence number, "
+            "so there is no position behind them"
         )
-    return changes, unreadable, last
+    return None

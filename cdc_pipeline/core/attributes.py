@@ -8,6 +8,7 @@ An attribute value is DynamoDB's tagged JSON, `{"N": "12"}`, binary as base64 te
 import base64
 import binascii
 import json
+import re
 from collections.abc import Callable, Mapping
 from decimal import Context, Decimal, Inexact, InvalidOperation
 from typing import Any
@@ -18,6 +19,9 @@ AttributeValue = Mapping[str, Any]
 Item = Mapping[str, AttributeValue]
 
 _MAX_DIGITS = 38
+# Most numbers are spelled canonically; up to 38 characters they cannot have too many digits.
+_CANONICAL_NUMBER = re.compile(r"0|-?(?:0\.[0-9]*[1-9]|[1-9][0-9]*(?:\.[0-9]*[1-9])?)").fullmatch
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _EXACT = Context(prec=200, traps=[Inexact, InvalidOperation])
 
 
@@ -30,7 +34,7 @@ def canonical_number(text: Any) -> str:
     """
     if not isinstance(text, str):
         raise UnreadableError("a number that is not text")
-    if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS and text[0] != "0":
+    if len(text) <= _MAX_DIGITS and _CANONICAL_NUMBER(text):
         return text
     try:
         number = Decimal(text).normalize(_EXACT)
@@ -97,7 +101,7 @@ def _set_of(element: Callable[[Any], str], sort_key: Callable[[str], Any] | None
 
 def canonical_item(item: Any) -> dict[str, dict[str, Any]]:
     """An item (or map) with sorted names, sorted sets and canonical numbers, all the way down."""
-    if not isinstance(item, Mapping):
+    if not isinstance(item, dict):
         raise UnreadableError("an item that is not an object")
     return {name: canonical_value(item[name]) for name in sorted(item)}
 
@@ -118,7 +122,7 @@ _CANONICAL: dict[str, Callable[[Any], Any]] = {
 
 def canonical_value(value: Any) -> dict[str, Any]:
     """One attribute value in canonical form; raises `UnreadableError` for an unknown type."""
-    if not isinstance(value, Mapping) or len(value) != 1:
+    if not isinstance(value, dict) or len(value) != 1:
         raise UnreadableError("an attribute value that is not one tagged value")
     ((tag, content),) = value.items()
     canonical = _CANONICAL.get(tag)
@@ -129,7 +133,7 @@ def canonical_value(value: Any) -> dict[str, Any]:
 
 def to_json(value: Any) -> str:
     """Compact JSON text, unicode as it is; the spelling that identities are made of."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    text = _encode(value)
     if not text.isascii():
         _refuse_lone_surrogates(text)
     return text

@@ -3,20 +3,18 @@
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from cdc_pipeline.core.attributes import canonical_item, plain_json, to_json
 from cdc_pipeline.core.errors import UnreadableError
 from cdc_pipeline.core.order import position
 
 DYNAMODB_STREAMS = "dynamodb_streams"
-_OPS = {"INSERT": "I", "MODIFY": "U", "REMOVE": "D"}
+OPS = {"INSERT": "I", "MODIFY": "U", "REMOVE": "D"}
 _YEAR_10000 = 253_402_300_800
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """One change as it lands, in the order of the landing columns (`landed_at` is added there).
 
     `keys`, `new_image`, `old_image`: canonical typed DynamoDB JSON text; `data`: plain JSON of
@@ -54,7 +52,7 @@ def from_stream_record(
     if not isinstance(record, Mapping) or not isinstance(record.get("dynamodb"), Mapping):
         raise UnreadableError("a record without its dynamodb part")
     body = record["dynamodb"]
-    op = _OPS.get(str(record.get("eventName")))
+    op = OPS.get(str(record.get("eventName")))
     if op is None:
         raise UnreadableError("an unknown event name")
     event_id, sequence_number = record.get("eventID"), body.get("SequenceNumber")
@@ -72,7 +70,7 @@ def from_stream_record(
     return Change(
         uuid=stream_identity(table_id, event_id),
         op=op,
-        write_time_us=_seconds_to_us(body.get("ApproximateCreationDateTime")),
+        write_time_us=seconds_to_us(body.get("ApproximateCreationDateTime")),
         data=None if new is None else plain_json(new),
         keys=to_json(keys),
         new_image=None if new is None else to_json(new),
@@ -81,7 +79,7 @@ def from_stream_record(
         sequence_number=sequence_number,
         shard_id=shard_id,
         event_id=event_id,
-        is_ttl_delete=op == "D" and _by_ttl(record.get("userIdentity")),
+        is_ttl_delete=op == "D" and by_ttl(record.get("userIdentity")),
         transport=DYNAMODB_STREAMS,
     )
 
@@ -91,8 +89,11 @@ def _image(body: Mapping[str, Any], name: str) -> dict[str, Any] | None:
     return None if image is None else canonical_item(image)
 
 
-def _seconds_to_us(seconds: Any) -> int:
-    """Stream times are whole seconds (DynamoDB rounds them down); JSON may spell them 1.0."""
+def seconds_to_us(seconds: Any) -> int:
+    """A stream's time in µs; raises `UnreadableError`.
+
+    Stream times are whole seconds (DynamoDB rounds them down); JSON may spell them 1.0.
+    """
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise UnreadableError("a record without its creation time")
     if not 0 < seconds < _YEAR_10000:
@@ -100,8 +101,11 @@ def _seconds_to_us(seconds: Any) -> int:
     return round(seconds * 1_000_000)
 
 
-def _by_ttl(identity: Any) -> bool:
-    """TTL deletes carry a service identity; botocore and Lambda spell its fields differently."""
+def by_ttl(identity: Any) -> bool:
+    """Whether a `userIdentity` is that of TTL.
+
+    TTL deletes carry a service identity; botocore and Lambda spell its fields differently.
+    """
     if not isinstance(identity, Mapping):
         return False
     kind = identity.get("Type") or identity.get("type")

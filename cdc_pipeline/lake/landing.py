@@ -3,8 +3,8 @@
 import base64
 import json
 from collections.abc import Iterable, Sequence
-from datetime import date
 from itertools import groupby
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +24,9 @@ _ARROW_TYPES = {
 LANDING_SCHEMA = pa.schema([(c.name, _ARROW_TYPES[c.type]) for c in LANDING_COLUMNS])
 """The landing columns in Arrow. Athena reads no timestamps finer than milliseconds."""
 
+# Worth a dictionary; the other columns hold a new value in each row.
+_REPEATING = ["op", "time_stamp", "shard_id", "transport", "landed_at"]
+
 
 def write_landing(
     store: Store,
@@ -36,47 +39,62 @@ def write_landing(
     landed_us: int,
 ) -> list[LandedObject]:
     """Write one object per write day; they count only once log entry `n` names them."""
-    by_day = groupby(sorted(changes, key=_day_and_place), key=lambda c: day_of(c.write_time_us))
+    ordered = sorted(changes, key=_day_and_place)
     return [
-        _write_day(store, paths.landed(day, n, nonce), day, list(rows), generation, landed_us)
-        for day, rows in by_day
+        _write_day(
+            store, paths.landed(day_of(day * _DAY_US), n, nonce), list(rows), generation, landed_us
+        )
+        for day, rows in groupby(ordered, key=_day)
     ]
 
 
-def _day_and_place(change: Change) -> tuple[date, str, str]:
-    return day_of(change.write_time_us), change.shard_id, change.position
+_DAY_US = 24 * 3600 * 1_000_000
+
+
+def _day(change: Change) -> int:
+    return change.write_time_us // _DAY_US
+
+
+def _day_and_place(change: Change) -> tuple[int, str, str]:
+    return change.write_time_us // _DAY_US, change.shard_id, change.position
 
 
 def _write_day(
-    store: Store, key: str, day: date, rows: Sequence[Change], generation: int, landed_us: int
+    store: Store, key: str, rows: Sequence[Change], generation: int, landed_us: int
 ) -> LandedObject:
     sink = pa.BufferOutputStream()
-    pq.write_table(_to_arrow(rows, landed_us), sink, compression="zstd")
+    pq.write_table(
+        landing_table(rows, landed_us),
+        sink,
+        compression="zstd",
+        use_dictionary=_REPEATING,  # type: ignore[arg-type]
+    )
     data = sink.getvalue().to_pybytes()
     store.write(key, data)
+    times = [row.write_time_us for row in rows]
+    positions = [row.position for row in rows]
     return LandedObject(
         key=key,
-        day=day.isoformat(),
+        day=day_of(times[0]).isoformat(),
         rows=len(rows),
         bytes=len(data),
         generation=generation,
-        min_write_us=min(row.write_time_us for row in rows),
-        max_write_us=max(row.write_time_us for row in rows),
-        min_position=min(row.position for row in rows),
-        max_position=max(row.position for row in rows),
+        min_write_us=min(times),
+        max_write_us=max(times),
+        min_position=min(positions),
+        max_position=max(positions),
         shards=tuple(sorted({row.shard_id for row in rows})),
     )
 
 
-def _to_arrow(rows: Sequence[Change], landed_us: int) -> pa.Table:
-    computed = {
-        "time_stamp": [row.write_time_us // 1000 for row in rows],
-        "landed_at": [landed_us // 1000] * len(rows),
-    }
-    arrays = [
-        pa.array(computed.get(field.name) or [getattr(row, field.name) for row in rows], field.type)
-        for field in LANDING_SCHEMA
-    ]
+def landing_table(rows: Sequence[Change], landed_us: int) -> pa.Table:
+    """Changes in the landing columns."""
+    columns: dict[str, Sequence[Any]] = dict(
+        zip(Change._fields, zip(*rows, strict=True), strict=True)
+    )
+    columns["time_stamp"] = [time_us // 1000 for time_us in columns["write_time_us"]]
+    columns["landed_at"] = [landed_us // 1000] * len(rows)
+    arrays = [pa.array(columns[field.name], field.type) for field in LANDING_SCHEMA]
     return pa.Table.from_arrays(arrays, schema=LANDING_SCHEMA)
 
 

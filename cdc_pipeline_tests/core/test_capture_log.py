@@ -12,6 +12,7 @@ from cdc_pipeline.core.capture_log import (
     FORMAT,
     Baseline,
     Entry,
+    Gap,
     LandedObject,
     LogState,
     QuarantinedObject,
@@ -200,16 +201,29 @@ def test_shards_are_updated_and_forgotten() -> None:
     assert state.watermark_us == 5
 
 
-@given(_logs, st.integers(0, 4), st.integers(0, 40))
-def test_a_delta_is_what_was_logged_after_an_entry_in_a_generation(
-    log: list[Entry], generation: int, after: int
+@given(
+    st.lists(st.integers(1, 4), max_size=8),
+    st.none() | st.tuples(st.integers(1, 8), st.integers(1, 5)),
+    st.integers(0, 5),
+    st.integers(0, 9),
+)
+def test_a_delta_is_what_was_logged_after_an_entry_in_a_generation_before_any_gap(
+    generations: list[int], gap: tuple[int, int] | None, generation: int, after: int
 ) -> None:
-    state = _replay(log)
-    chosen = state.delta(generation=generation, after=after)
-    for landed in state.objects.values():
-        wanted = landed.generation >= generation and landed.entry > after
-        assert (landed in chosen) == wanted
-    assert [o.key for o in chosen] == sorted(o.key for o in chosen)
+    state = LogState()
+    until = len(generations)
+    for n, landed_in in enumerate(generations, start=1):
+        opened = None
+        if gap is not None and gap[0] == n:
+            opened = Gap("trimmed", ("s",), 1, 2, heal_generation=gap[1])
+            until = n if gap[1] >= generation else until
+        state.apply(_entry(n, objects=(_object(n, landed_in),), gap=opened))
+    expected = [
+        n
+        for n, landed_in in enumerate(generations, start=1)
+        if after < n <= until and landed_in >= generation
+    ]
+    assert [o.entry for o in state.delta(generation=generation, after=after)] == expected
 
 
 def test_the_delta_of_an_entry_begins_with_the_next_one() -> None:

@@ -39,9 +39,9 @@ class Checkpoint:
 
     def restore(self) -> None:
         """Make the lake what it was; the source and its stream stay as they are."""
-        # Its catalogue may be a file that is about to be replaced.
-        self.world.lake().__dict__.pop("tables", None)
         if self.world.kind == "local":
+            # Its catalogue is a file that is about to be replaced.
+            self.world.lake().__dict__.pop("tables", None)
             root = self.world.folder / "lake"
             shutil.rmtree(root, ignore_errors=True)
             for key, data in self.objects.items():

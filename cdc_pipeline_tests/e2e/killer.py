@@ -23,6 +23,7 @@ BEFORE, AFTER = "before", "after"
 # The least that the settings allow is a second, and each of some hundred children would wait it
 # out. The sandbox's exports are exact, so any margin is safe there.
 MARGIN_SECONDS = 0.05
+_PAGE_RECORDS = 2
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,32 @@ class _CountingStore:
             self._points.around(f"delete {key}", lambda key=key: self._store.delete([key]))
 
 
+def _serve_small_pages() -> None:
+    """Let the stream answer with few records at a time, so that one capture lands several times."""
+    from cdc_pipeline.aws.streams import DynamoDBStreams, Page
+
+    make_iterator, read_page = DynamoDBStreams.iterator, DynamoDBStreams.read
+    places: dict[str, tuple[str, str]] = {}
+
+    def iterator(self: DynamoDBStreams, arn: str, shard_id: str, after: str | None) -> str:
+        made = make_iterator(self, arn, shard_id, after)
+        places[made] = (arn, shard_id)
+        return made
+
+    def read(self: DynamoDBStreams, at: str) -> Page:
+        page = read_page(self, at)
+        if len(page.records) <= _PAGE_RECORDS:
+            if page.next_iterator is not None:
+                places[page.next_iterator] = places[at]
+            return page
+        records = page.records[:_PAGE_RECORDS]
+        last = json.loads(bytes(records[-1]))["dynamodb"]["SequenceNumber"]
+        return Page(records, iterator(self, *places[at], last), page.size)
+
+    DynamoDBStreams.iterator = iterator
+    DynamoDBStreams.read = read
+
+
 def with_small_margin(lake: Any) -> Any:
     """The lake with `MARGIN_SECONDS` between stream positions and export time."""
     lake.settings = lake.settings.model_copy(update={"handover_margin_seconds": MARGIN_SECONDS})
@@ -166,6 +193,7 @@ def _child(lake: Any, job: dict[str, Any], tell: Callable[[str], None]) -> None:
     points.wrap(catalog, "create_table_if_not_exists", "create Iceberg table")
     points.wrap(catalog, "commit_table", "Iceberg commit")
     lake.store = _CountingStore(lake.store, points)
+    _serve_small_pages()
     _run_step(job["step"], lake, job["table"])
 
 
@@ -227,6 +255,9 @@ def serve(settings: Path) -> None:
     DynamoDBStreams(lake.aws)
     for service in ("dynamodb", "s3", "glue"):
         lake.aws.client(service)
+    if lake.settings.is_s3:
+        # A local lake's catalogue holds a connection to a file, which no two processes may share.
+        _ = lake.tables
     for job in _jobs():
         print(json.dumps(vars(_fork(lake, job))), flush=True)
 

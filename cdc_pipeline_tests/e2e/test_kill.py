@@ -49,7 +49,7 @@ def scene(
         world.activate(monkeypatch)
         world.make_table(NAME)
         # Few rows per object, so that one capture makes several entries.
-        capture = {"poll_seconds": 0.01, "empty_polls": 1, "flush_rows": 4}
+        capture = {"poll_seconds": 0.01, "empty_polls": 1, "flush_rows": 2}
         world.configure(NAME, capture=capture)
         with_small_margin(world.lake())
         killer = Killer(world.environment({}), world.settings_path)
@@ -140,8 +140,8 @@ def _points(operations: int, *, both_sides: bool) -> list[tuple[int, str]]:
 MOMENTS = [
     ("first snapshot", "snapshot", {"request export": 1, "create _cdc/": 4, "Iceberg commit": 1}),
     ("later snapshot", "snapshot", {"request export": 1, "create _cdc/": 3, "Iceberg commit": 1}),
-    ("first capture", "capture", {"write dynamo-cdc/": 2, "create _cdc/": 2}),
-    ("later capture", "capture", {"write dynamo-cdc/": 2, "create _cdc/": 2}),
+    ("first capture", "capture", {"write dynamo-cdc/": 2, "create _cdc/": 3}),
+    ("later capture", "capture", {"write dynamo-cdc/": 2, "create _cdc/": 3}),
     ("first publish", "publish", {"create Iceberg table": 2, "Iceberg commit": 2}),
     ("later publish", "publish", {"Iceberg commit": 2}),
     ("swap", "publish", {"Iceberg commit": 2}),

@@ -115,12 +115,11 @@ def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
         ("x: !!python/object:os.system {}\n", "not YAML"),
         ("x: \x01\n", "not YAML"),
         # What the YAML library itself answers with other exceptions than its own.
-        ("lake: a\nstart_date: 2026-13-01\n", "2026-13-01"),
+        ("lake: a\nstart_date: 2026-13-01\n", "start_date: found '2026-13-01'"),
         ("? [a, b]\n: x\n", "not YAML"),
         ("? {a: b}\n: x\n", "not YAML"),
         ("x: !!int abc\n", "not YAML"),
         ("x: !!bool 5\n", "not YAML"),
-        ("x: !!timestamp 5\n", "not YAML"),
         ("x: " + "[" * 3000, "not YAML"),
     ],
     ids=lambda part: part[:20],

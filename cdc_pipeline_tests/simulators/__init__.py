@@ -42,7 +42,8 @@ What AWS does here is unconfirmed, so code under test must not depend on it
   point"); `StreamsSimulator(strict_trim=False)` raises only if records behind it are gone.
 - The answer with a closed shard's last record already lacks NextShardIterator. (A shard that closes
   under a reader at its tip ends with an empty page.)
-- A shard's StartingSequenceNumber lies below its first record, its ending one above its last.
+- A shard's StartingSequenceNumber is its first record's, its ending one its last record's (the API
+  reference's words); `StreamsSimulator(exact_bounds=False)` puts them below and above.
 - An unlisted shard: GetShardIterator says ResourceNotFoundException; an iterator in it gets
   TrimmedDataAccessException if there were records behind it, else ResourceNotFoundException.
 - 1 MB is measured as the serialised records. SizeBytes counts keys and the images in the record.

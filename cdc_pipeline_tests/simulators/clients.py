@@ -1,20 +1,30 @@
 """Real clients of a simulator."""
 
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
 import boto3
 import pytest
 from botocore.config import Config
+from botocore.loaders import Loader, create_loader
 
 from cdc_pipeline.aws.session import AwsSession
 from cdc_pipeline_tests.simulators.streams_model import REGION
 from cdc_pipeline_tests.simulators.streams_server import StreamsSimulator
 
 
+@cache
+def _models() -> Loader:
+    """botocore's service models, read once instead of once per session."""
+    return create_loader()
+
+
 def session(sim: StreamsSimulator) -> AwsSession:
     """The package's own session; its credentials come from `sim.environment()`."""
-    return AwsSession(region=REGION, endpoint_url=sim.endpoint_url)
+    made = AwsSession(region=REGION, endpoint_url=sim.endpoint_url)
+    made.session._session.register_component("data_loader", _models())
+    return made
 
 
 def plain_client(sim: StreamsSimulator, service: str = "dynamodbstreams", **config: Any) -> Any:
@@ -22,6 +32,7 @@ def plain_client(sim: StreamsSimulator, service: str = "dynamodbstreams", **conf
     made = boto3.Session(
         aws_access_key_id="simulator", aws_secret_access_key="simulator", region_name=REGION
     )
+    made._session.register_component("data_loader", _models())
     return made.client(
         service,  # type: ignore[call-overload]
         endpoint_url=sim.endpoint_url,

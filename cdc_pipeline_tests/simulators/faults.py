@@ -196,6 +196,21 @@ def children_missing() -> Fault:
     return _listing("children missing", change)
 
 
+def lagging() -> Fault:
+    """The listing as it was before its youngest shards: these missing, their parents open."""
+
+    def change(shards: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        parents = {shard.get("ParentShardId") for shard in shards}
+        young = [s for s in shards if "ParentShardId" in s and s["ShardId"] not in parents]
+        left = [shard for shard in shards if shard not in young]
+        for shard in left:
+            if any(shard["ShardId"] == child["ParentShardId"] for child in young):
+                shard["SequenceNumberRange"].pop("EndingSequenceNumber", None)
+        return left
+
+    return _listing("lagging", change)
+
+
 def shard_missing(shard_id: str | None = None) -> Fault:
     """One shard, or the first of a page, is not in the listing."""
 

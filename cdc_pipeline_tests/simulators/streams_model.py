@@ -145,7 +145,9 @@ class Stream:
     def close(self, shard: Shard) -> None:
         if not shard.is_open:
             raise ValueError(f"{shard.shard_id} is closed already")
-        shard.ending = shard.last_number = shard.last_number + self._model.step()
+        if not self._model.exact_bounds:
+            shard.last_number += self._model.step()
+        shard.ending = shard.last_number
         shard.closed_at = self._model.clock()
         self._open.remove(shard)
         self._lows = [s.low for s in self._open]
@@ -220,10 +222,14 @@ class Table:
 
 
 class StreamsModel:
-    """All tables and streams of one account. Random choices come from `seed`."""
+    """All tables and streams of one account. Random choices come from `seed`.
 
-    def __init__(self, clock: Clock, seed: int = 0) -> None:
+    `exact_bounds`: shards are listed with the numbers of their first and last record.
+    """
+
+    def __init__(self, clock: Clock, seed: int = 0, *, exact_bounds: bool = True) -> None:
         self.clock = clock
+        self.exact_bounds = exact_bounds
         self.random = random.Random(seed)
         self.tables: dict[str, Table] = {}
         self.streams: dict[str, Stream] = {}
@@ -297,7 +303,8 @@ class StreamsModel:
         by_ttl: bool,
     ) -> Record:
         shard = stream.owner(key)
-        number = shard.last_number + self.step()
+        first = not shard.numbers and self.exact_bounds
+        number = shard.starting if first else shard.last_number + self.step()
         self._writes += 1
         event_id = f"{self.random.getrandbits(128):032x}"
         event_name = "REMOVE" if new is None else "MODIFY" if old else "INSERT"

@@ -41,16 +41,21 @@ class StreamsSimulator:
     """DynamoDB Streams of one account. Safe to use from several threads.
 
     `clock`: any callable giving seconds since the epoch. `seed`: of all random choices, the
-    faults' included. `strict_trim`: see the package's docstring.
+    faults' included. `strict_trim`, `exact_bounds`: see the package's docstring.
     """
 
     def __init__(
-        self, *, clock: Clock | None = None, seed: int = 0, strict_trim: bool = True
+        self,
+        *,
+        clock: Clock | None = None,
+        seed: int = 0,
+        strict_trim: bool = True,
+        exact_bounds: bool = True,
     ) -> None:
         self.clock = clock or SimulatedClock()
         self.faults = Faults(seed)
         self.requests: list[Request] = []
-        self._model = StreamsModel(self.clock, seed)
+        self._model = StreamsModel(self.clock, seed, exact_bounds=exact_bounds)
         self._service = StreamsService(self._model, strict_trim=strict_trim)
         self._lock = threading.RLock()
         self._server = _Server(self)

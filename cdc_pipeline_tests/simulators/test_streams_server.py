@@ -88,7 +88,7 @@ def test_pages_hold_a_megabyte_or_one_record(
         sim.put("orders", {"pk": {"S": str(size)}, "text": {"S": ""}})
     sim.rotate("orders")
     pages = read(client, iterator(client, sim, shard))
-    assert [len(page["Records"]) for page in pages] == [1, 2, 2, 1, 1, 3]
+    assert [len(page["Records"]) for page in pages] == [1, 2, 3, 1, 1, 2]
     assert "NextShardIterator" not in pages[-1]
 
 
@@ -191,6 +191,28 @@ def test_a_lenient_trim_forgives_a_trimmed_checkpoint_with_nothing_lost(
             client, sim, shard, "AFTER_SEQUENCE_NUMBER", SequenceNumber=first.sequence_number
         )
         assert numbers(read(client, after)) == [second.sequence_number]
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_bounds_of_shards(clock: SimulatedClock, exact: bool) -> None:
+    with StreamsSimulator(clock=clock, exact_bounds=exact) as sim:
+        sim.create_table("orders", shards=1)
+        records = [sim.put("orders", item("a", n=str(number))) for number in range(3)]
+        sim.rotate("orders")
+        sim.rotate("orders")
+        ids = [shard.shard_id for shard in sim.shards("orders")]
+        by_id = {s["ShardId"]: s["SequenceNumberRange"] for s in listing(plain_client(sim), sim)}
+        bounds = [
+            int(by_id[shard_id][name])
+            for shard_id in ids
+            for name in ("StartingSequenceNumber", "EndingSequenceNumber")
+            if name in by_id[shard_id]
+        ]
+        found = [int(r.sequence_number) for r in records if r]
+        assert bounds == sorted(bounds)
+        assert bounds[0] <= found[0] <= found[-1] <= bounds[1] < bounds[2]
+        assert (bounds[:2] == [found[0], found[-1]]) == exact
+        assert (bounds[2] == bounds[3]) == exact
 
 
 def test_closed_shards_are_unlisted_when_their_last_record_is_trimmed(

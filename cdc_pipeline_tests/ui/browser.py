@@ -71,7 +71,7 @@ class Browser:
 
     def see_text(self, text: str, *, seconds: float = _WAIT_SECONDS) -> None:
         """Wait until the page shows `text` as the whole text of some element."""
-        self.see(f"//*[normalize-space(text())='{text}']", seconds=seconds)
+        self.see(f"//*[not(*) and normalize-space()='{text}']", seconds=seconds)
 
     def click(self, xpath: str, *, seconds: float = _WAIT_SECONDS) -> None:
         """Click the first visible and enabled element, as soon as nothing covers it."""
