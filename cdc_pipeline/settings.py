@@ -66,6 +66,10 @@ class Table(_Strict):
     group: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")] | None = Field(
         None, description="Dagster asset group; default: the table's safe name"
     )
+    complete_by_read: bool = Field(
+        False,
+        description="allow a stream without new images; every changed item is read from the table",
+    )
     snapshot: Snapshot = Snapshot()  # type: ignore[call-arg]
 
     @property
@@ -91,6 +95,9 @@ class Capture(_Strict):
     )
     flush_seconds: float = Field(
         1.0, gt=0, description="least pause between landing objects while a run lingers"
+    )
+    reads_per_second: float = Field(
+        200, gt=0, description="items read per second and table with complete_by_read"
     )
     tables_per_run: int = Field(8, ge=1, le=64, description="tables that one run captures")
     runs: int = Field(2, ge=1, description="capture runs at the same time")

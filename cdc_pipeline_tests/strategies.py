@@ -6,11 +6,40 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-HOSTILE_NAMES = (
-    ["S", "N", "M", "L", "BOOL", "NULL", "", "a.b", "`", "日本", "中国", "Id", "id", "$n", "İ", "K"]
-    + ["_key", "_item", "_order_key", "_rescued", "_write_time_us", "select", "a b", '"', "'", "1"]
-    + ["item_key", "ID", "_", "é", "\x00", "day"]
-)
+HOSTILE_NAMES = [
+    "S",
+    "N",
+    "M",
+    "L",
+    "BOOL",
+    "NULL",
+    "",
+    "a.b",
+    "`",
+    "日本",
+    "中国",
+    "Id",
+    "id",
+    "$n",
+    "İ",
+    "K",
+    "_key",
+    "_item",
+    "_order_key",
+    "_rescued",
+    "_write_time_us",
+    "select",
+    "a b",
+    '"',
+    "'",
+    "1",
+    "item_key",
+    "ID",
+    "_",
+    "é",
+    "\x00",
+    "day",
+]
 
 texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=6)
 names = st.sampled_from(HOSTILE_NAMES) | texts
@@ -34,8 +63,19 @@ numbers = st.one_of(
     st.decimals(-(10**6), 10**6, places=3).map(str),
     _extreme_numbers(),
     st.sampled_from(
-        ["0", "-0", "0.0", "1E-130", "9.9999999999999999999999999999999999999E+125", "1E+37"]
-        + ["9" * 38, "0." + "9" * 38, "123456789012345678", "1234567890123456789", "-1E-38"]
+        [
+            "0",
+            "-0",
+            "0.0",
+            "1E-130",
+            "9.9999999999999999999999999999999999999E+125",
+            "1E+37",
+            "9" * 38,
+            "0." + "9" * 38,
+            "123456789012345678",
+            "1234567890123456789",
+            "-1E-38",
+        ]
     ),
 )
 """Spellings of numbers that DynamoDB stores."""

@@ -6,6 +6,8 @@ enforced for this service), which would read as "shard finished". Signing, crede
 and retries stay botocore's: only the parser of this one answer is exchanged.
 """
 
+import random
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +25,8 @@ from cdc_pipeline.core.errors import (
 from cdc_pipeline.core.lineage import Shard
 
 _ATTEMPTS = 5
+_RETRY_SECONDS = 0.05
+_PAGE = "Page"
 
 
 @dataclass(frozen=True)
@@ -65,15 +69,10 @@ class DynamoDBStreams:
         shards: list[Shard] = []
         start: dict[str, str] = {}
         while True:
-            try:
-                with aws_errors(f"stream {arn}"):
-                    answer = self._client.describe_stream(StreamArn=arn, **start)
-            except SourceError as error:
-                if _code_behind(error) == "ResourceNotFoundException":
-                    raise ShardGoneError(f"stream {arn} no longer exists") from error
-                raise
-            found = answer["StreamDescription"]
-            shards += map(_shard, found["Shards"])
+            found = self._call(
+                "describe_stream", f"stream {arn}", "StreamDescription", StreamArn=arn, **start
+            )
+            shards += map(_shard, found.get("Shards", ()))
             last = found.get("LastEvaluatedShardId")
             if not last:
                 return StreamDescription(
@@ -89,35 +88,45 @@ class DynamoDBStreams:
             else {"ShardIteratorType": "AFTER_SEQUENCE_NUMBER", "SequenceNumber": after}
         )
         return self._call(
-            "get_shard_iterator", f"shard {shard_id}", StreamArn=arn, ShardId=shard_id, **place
-        )["ShardIterator"]
+            "get_shard_iterator",
+            f"shard {shard_id}",
+            "ShardIterator",
+            StreamArn=arn,
+            ShardId=shard_id,
+            **place,
+        )
 
     def read(self, iterator: str) -> Page:
         """One page of records; an answer that was cut short is asked for again.
 
         Raises `ExpiredIteratorError`, `TrimmedDataError`, `ShardGoneError`, `SourceError`.
         """
-        for _ in range(_ATTEMPTS):
-            answer = self._call("get_records", "records of a shard", ShardIterator=iterator)
-            body, expected = answer["Body"], answer["ContentLength"]
-            if expected is not None and expected != len(body):
-                continue
-            try:
-                parsed = _decode_answer(body)
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                continue
-            return Page(parsed.Records, parsed.NextShardIterator, len(body))
-        raise SourceError(f"GetRecords was cut short {_ATTEMPTS} times in a row")
+        return self._call("get_records", "records of a shard", _PAGE, ShardIterator=iterator)
 
-    def _call(self, operation: str, what: str, **arguments: Any) -> Any:
-        try:
-            with aws_errors(what):
-                return getattr(self._client, operation)(**arguments)
-        except SourceError as error:
-            special = _SPECIAL.get(_code_behind(error))
-            if special is not None:
-                raise special(error.message) from error
-            raise
+    def _call(self, operation: str, what: str, wanted: str, **arguments: Any) -> Any:
+        """One part of an answer; asks again for answers and errors that were cut short.
+
+        None of these calls has side effects. botocore retries what it recognises: throttling, 5xx,
+        broken connections.
+        """
+        for attempt in range(_ATTEMPTS):
+            if attempt:
+                time.sleep(_RETRY_SECONDS * 2**attempt * random.random())
+            try:
+                with aws_errors(what):
+                    answer = getattr(self._client, operation)(**arguments)
+            except SourceError as error:
+                code = _code_behind(error)
+                # botocore names an error whose body it could not parse after the HTTP status.
+                if code.isdigit() and attempt < _ATTEMPTS - 1:
+                    continue
+                special = _SPECIAL.get(code)
+                if special is not None:
+                    raise special(error.message) from error
+                raise
+            if wanted in answer:
+                return answer[wanted]
+        raise SourceError(f"{what}: {operation} was cut short {_ATTEMPTS} times in a row")
 
 
 _SPECIAL: dict[str, type[Exception]] = {
@@ -151,12 +160,20 @@ class _RawRecordsParser:
     def parse(self, response: dict[str, Any], shape: Any) -> Any:
         if shape is None or shape.name != "GetRecordsOutput" or response["status_code"] != 200:
             return self._parser.parse(response, shape)
-        length = response["headers"].get("content-length")
-        return {
-            "Body": response["body"],
-            "ContentLength": int(length) if length else None,
-            "ResponseMetadata": {"HTTPStatusCode": 200, "HTTPHeaders": response["headers"]},
-        }
+        metadata = {"HTTPStatusCode": 200, "HTTPHeaders": response["headers"]}
+        page = _page(response["body"], response["headers"].get("content-length"))
+        return {"ResponseMetadata": metadata, **({_PAGE: page} if page else {})}
+
+
+def _page(body: bytes, length: str | None) -> Page | None:
+    """A whole answer, None for one that was cut short."""
+    if length and int(length) != len(body):
+        return None
+    try:
+        parsed = _decode_answer(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return Page(parsed.Records, parsed.NextShardIterator, len(body))
 
 
 class _RawRecordsFactory(ResponseParserFactory):

@@ -1,5 +1,6 @@
 """DynamoDB tables as sources: their description, and consistent scans."""
 
+import base64
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -66,3 +67,21 @@ def scan_items(aws: AwsSession, name: str) -> Iterator[dict[str, Any]]:
     with aws_errors(f"scan of table {name}"):
         for page in pages.paginate(TableName=name, ConsistentRead=True):
             yield from page["Items"]
+
+
+def wire_form(item: dict[str, Any]) -> dict[str, Any]:
+    """An item as botocore gives it in the form it has on the wire: binary as base64 text."""
+    return {name: _wire_value(value) for name, value in item.items()}
+
+
+def _wire_value(value: dict[str, Any]) -> dict[str, Any]:
+    ((tag, content),) = value.items()
+    if tag == "B":
+        return {tag: base64.b64encode(content).decode()}
+    if tag == "BS":
+        return {tag: [base64.b64encode(member).decode() for member in content]}
+    if tag == "L":
+        return {tag: [_wire_value(element) for element in content]}
+    if tag == "M":
+        return {tag: wire_form(content)}
+    return value

@@ -1,11 +1,10 @@
 """Comparison of current_state with its source, item by item, by exact typed value."""
 
-import base64
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from cdc_pipeline.aws.table import describe_table, scan_items
+from cdc_pipeline.aws.table import describe_table, scan_items, wire_form
 from cdc_pipeline.core.attributes import canonical_item, to_json
 from cdc_pipeline.lake.connection import connect_lake
 from cdc_pipeline.lake.duck import arrow_batches, identifier
@@ -61,18 +60,4 @@ def _key(item: dict[str, Any], key_names: tuple[str, ...]) -> str:
 
 def _canonical_scan(lake: Lake, table: Table) -> Iterator[dict[str, Any]]:
     for item in scan_items(lake.aws, table.name):
-        yield canonical_item({name: _base64(value) for name, value in item.items()})
-
-
-def _base64(value: dict[str, Any]) -> dict[str, Any]:
-    """Binary as base64 text, as on the wire; botocore decodes it."""
-    ((tag, content),) = value.items()
-    if tag == "B":
-        return {tag: base64.b64encode(content).decode()}
-    if tag == "BS":
-        return {tag: [base64.b64encode(member).decode() for member in content]}
-    if tag == "L":
-        return {tag: [_base64(element) for element in content]}
-    if tag == "M":
-        return {tag: {name: _base64(element) for name, element in content.items()}}
-    return value
+        yield canonical_item(wire_form(item))

@@ -2,13 +2,15 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from typing import Any
 
 from cdc_pipeline.aws.streams import DynamoDBStreams
+from cdc_pipeline.capture.completion import ItemReader, completing_rows
 from cdc_pipeline.capture.continuity import open_capture, shard_gap, unread_since_us
 from cdc_pipeline.capture.pending import Batch, Pending
 from cdc_pipeline.capture.shard_reader import ReadOptions, Start, read_shard
@@ -22,6 +24,7 @@ from cdc_pipeline.core.capture_log import (
     ShardState,
     StreamRef,
 )
+from cdc_pipeline.core.changes import Change
 from cdc_pipeline.core.errors import (
     CaptureConflictError,
     CdcPipelineError,
@@ -33,7 +36,7 @@ from cdc_pipeline.core.errors import (
 from cdc_pipeline.core.lineage import Shard, depths, readable
 from cdc_pipeline.core.names import TablePaths, day_folder, day_of
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.lake.landing import write_landing, write_quarantine
+from cdc_pipeline.lake.landing import read_landing, write_landing, write_quarantine
 from cdc_pipeline.lake.log import CaptureLog, new_nonce, remove_orphans, this_owner
 from cdc_pipeline.settings import Table
 
@@ -80,10 +83,17 @@ class CaptureFailedError(CdcPipelineError):
 
 def open_source(lake: Lake, table: Table) -> Source:
     """The stream of a table, checked to be one that can be mirrored; raises `SourceError`."""
-    found = table_with_stream(lake.aws, table.name)
+    found = table_with_stream(lake.aws, table.name, complete_by_read=table.complete_by_read)
     assert found.stream_arn  # table_with_stream saw to it
-    streams = DynamoDBStreams(lake.aws)
-    return Source(table.name, found.table_id, found.stream_arn, found.view_type or "", streams)
+    pace = lake.settings.capture.reads_per_second
+    return Source(
+        table=table.name,
+        table_id=found.table_id,
+        arn=found.stream_arn,
+        view_type=found.view_type or "",
+        shards=DynamoDBStreams(lake.aws),
+        reader=ItemReader(lake.aws, table.name, found.key_names, pace),
+    )
 
 
 def capture_table(
@@ -142,7 +152,8 @@ class _Run:
         # Where every shard stands, ahead of the log by what is pending.
         self.shards: dict[str, ShardState] = {}
         self.listed: list[Shard] = []
-        self.discovered_us: int | None = None
+        self.listing_us = 0
+        self.enabled = False
         self.at_tip: set[str] = set()
         self.running: dict[Future[ShardState], str] = {}
         self.flushed = time.monotonic()
@@ -156,6 +167,7 @@ class _Run:
         self.stream = self.state.stream
         self.shards = dict(self.state.shards)
         self._remove_orphans()
+        self._complete()
         with ThreadPoolExecutor(self.options.parallel_shards) as pool:
             try:
                 self._read_all(pool)
@@ -175,7 +187,7 @@ class _Run:
             ended = [self._settle(future) for future in done]
             if self.pending.is_full() or self._is_time_to_flush():
                 self._land()
-            due = (self.discovered_us or 0) + _DISCOVERY_SECONDS * 1_000_000
+            due = self.listing_us + _DISCOVERY_SECONDS * 1_000_000
             if any(map(self._is_done, ended)) or self.log.now_us() > due:
                 self._discover()
 
@@ -257,48 +269,90 @@ class _Run:
         self.listed = found.shards + [
             Shard(s.shard_id, s.parent_id, None, None) for s in missing if s.shard_id not in listed
         ]
-        parents = {shard.parent_id for shard in found.shards}
-        childless = [s for s in listed if self._is_done(s) and s not in parents]
-        if not childless or found.status != "ENABLED":
-            self.discovered_us = started_us
+        self.listing_us, self.enabled = started_us, found.status == "ENABLED"
+
+    def _listed_whole_us(self) -> int | None:
+        """When the shards were last listed, if that listing was whole, else None.
+
+        Listings lag behind. Every shard that has ended, by the listing or by our reading, must
+        show a child, or changes may be in a shard that we do not know of yet.
+        """
+        parents = {shard.parent_id for shard in self.listed}
+        ended = (s.shard_id for s in self.listed if not s.is_open or self._is_done(s.shard_id))
+        if self.enabled and any(shard_id not in parents for shard_id in ended):
+            return None
+        return self.listing_us
 
     def _land(self) -> None:
-        """Make one log entry of everything gathered; on a lost race decide again."""
+        """Make log entries of everything gathered, and complete events that lack their images."""
         started = time.monotonic()
         batch = self.pending.take()
+        bare = not self.source.full_images
+        self._append(
+            batch.changes,
+            batch.unreadable,
+            lambda: {
+                "shards": tuple(self._changed_shards(batch)),
+                "forgotten": tuple(self._forgotten()),
+                "discovered_us": self._listed_whole_us(),
+            },
+            bare=bare,
+        )
+        self._complete()
+        self.flushed = time.monotonic()
+        # At most a fifth of the time goes into landing.
+        self.flush_pause = max(self.options.flush_seconds, 4 * (self.flushed - started))
+
+    def _complete(self) -> None:
+        """Read the items of events that landed without their images, and land them behind."""
+        for n in list(self.state.incomplete):
+            if self.source.reader is None:
+                return
+            objects = [o for o in self.state.objects.values() if o.entry == n]
+            events = [c for o in objects for c in read_landing(self.log.store, o.key)]
+            rows = completing_rows(events, self.source.reader, self.stream.table_id)
+            self._append(rows, [], lambda n=n: {"completes": (n,)})
+
+    def _append(
+        self,
+        changes: Sequence[Change],
+        unreadable: Sequence[tuple[str, bytes]],
+        parts: Callable[[], dict[str, Any]],
+        *,
+        bare: bool = False,
+    ) -> None:
+        """Write objects and the entry that makes them valid; on a lost race decide again.
+
+        `parts`: what else the entry says, asked for at each attempt.
+        """
+        store, paths = self.log.store, self.log.paths
         while True:
             n, nonce, now_us = self.state.n + 1, new_nonce(), self.log.now_us()
-            store, paths = self.log.store, self.log.paths
-            generation = self.state.generation
             objects = write_landing(
                 store,
                 paths,
-                batch.changes,
+                changes,
                 n=n,
                 nonce=nonce,
-                generation=generation,
+                generation=self.state.generation,
                 landed_us=now_us,
+                bare=bare,
             )
             quarantined = write_quarantine(
-                store, paths, batch.unreadable, n=n, nonce=nonce, landed_us=now_us
+                store, paths, unreadable, n=n, nonce=nonce, landed_us=now_us
             )
             entry = Entry(
                 n=n,
                 nonce=nonce,
                 owner=this_owner(),
                 at_us=now_us,
-                shards=tuple(self._changed_shards(batch)),
-                forgotten=tuple(self._forgotten()),
                 objects=tuple(objects),
                 quarantined=tuple(quarantined),
-                discovered_us=self.discovered_us,
+                **parts(),
             )
             if self.log.append(self.state, entry):
-                self._count(objects, len(batch.unreadable))
+                self._count(objects, len(unreadable))
                 self.report(objects)
-                self.flushed = time.monotonic()
-                # At most a fifth of the time goes into landing.
-                self.flush_pause = max(self.options.flush_seconds, 4 * (self.flushed - started))
                 return
             store.delete([o.key for o in objects] + [q.key for q in quarantined])
             self._give_way()
@@ -325,9 +379,15 @@ class _Run:
                 yield shard
 
     def _forgotten(self) -> Iterable[str]:
-        """Finished shards that the stream no longer lists; their children carry their depth."""
+        """Shards that ended long ago and are not listed any more; their children know their depth.
+
+        A listing may leave a shard out for a while, so one that could still be listed is kept.
+        """
         listed = {shard.shard_id for shard in self.listed}
-        return [s for s in self.state.shards if self._is_done(s) and s not in listed]
+        old_us = self.log.now_us() - 2 * 24 * 3600 * 1_000_000
+        for shard_id, shard in self.state.shards.items():
+            if shard.status != "reading" and shard_id not in listed and shard.read_to_us < old_us:
+                yield shard_id
 
     def _count(self, objects: list[LandedObject], unreadable: int) -> None:
         result = self.result

@@ -96,7 +96,7 @@ def _parse(raw: msgspec.Raw, stream: StreamRef, shard: ShardState) -> Change:
         return _slowly(raw, stream, shard)
     body, op = record.dynamodb, OPS.get(record.eventName)
     number = body.SequenceNumber
-    usual = op and record.eventID and number.isdecimal() and body.Keys
+    usual = record.eventID and number.isdecimal() and body.Keys
     if op is None or not usual or (body.NewImage is None) != (op == "D"):
         return _slowly(raw, stream, shard)
     new = None if body.NewImage is None else _image(body.NewImage)
@@ -123,7 +123,11 @@ def _slowly(raw: msgspec.Raw, stream: StreamRef, shard: ShardState) -> Change:
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise UnreadableError("a record that is not JSON") from None
     return from_stream_record(
-        record, table_id=stream.table_id, shard_id=shard.shard_id, depth=shard.depth
+        record,
+        table_id=stream.table_id,
+        shard_id=shard.shard_id,
+        depth=shard.depth,
+        full_images=stream.full_images,
     )
 
 

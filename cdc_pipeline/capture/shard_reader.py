@@ -15,6 +15,7 @@ from cdc_pipeline.core.errors import (
     ExpiredIteratorError,
     HeadTrimmedError,
     SourceError,
+    TrimmedDataError,
 )
 
 _RETENTION_US = 24 * 3600 * 1_000_000  # DynamoDB Streams; older records may vanish any moment
@@ -66,7 +67,7 @@ def read_shard(
     `TrimmedDataError`, `ShardGoneError`, `SourceError`.
     """
     shard = start.shard
-    iterator = source.iterator(stream.arn, shard.shard_id, shard.sequence_number)
+    iterator = _iterator(source, stream, start, int(options.clock() * 1_000_000))
     empty: deque[int] = deque(maxlen=options.empty_polls)
     while not stop.is_set() and options.clock() < options.deadline:
         started_us = int(options.clock() * 1_000_000)
@@ -95,6 +96,21 @@ def read_shard(
         if not page.records:
             options.sleep(options.poll_seconds)
     return shard
+
+
+def _iterator(source: ShardSource, stream: StreamRef, start: Start, now_us: int) -> str:
+    """Where to read on. A checkpoint may be trimmed although nothing behind it was lost.
+
+    That happens to a shard that nobody wrote to for a day: its last record is gone, and it was
+    seen empty since. Everything it still holds is then new.
+    """
+    shard = start.shard
+    try:
+        return source.iterator(stream.arn, shard.shard_id, shard.sequence_number)
+    except TrimmedDataError:
+        if now_us - start.unread_since_us >= _RETENTION_US:
+            raise
+        return source.iterator(stream.arn, shard.shard_id, None)
 
 
 def _check_head(start: Start, page: Page, now_us: int) -> None:

@@ -40,6 +40,7 @@ from cdc_pipeline.settings import Table
 from cdc_pipeline.transform.shred import NARROW_SCHEMA
 
 _BATCH_ROWS = 10_000
+_ASK_ANEW = "remove the cause and materialise pitr_export again; it asks for a new export"
 Progress = Callable[[str], None]
 
 
@@ -72,7 +73,7 @@ def take_snapshot(
     `SourceError`, `ExportError`, `LakeError`.
     """
     started = time.monotonic()
-    described = table_with_stream(lake.aws, table.name)
+    described = table_with_stream(lake.aws, table.name, complete_by_read=table.complete_by_read)
     require_backups(lake.aws, table.name)
     target = export_target(lake, table)
     log = lake.log(table)
@@ -91,10 +92,16 @@ def take_snapshot(
         )
         baseline = _record(log, state, replace(baseline, export_arn=arn))
     status = _wait_for(lake, log, state, baseline, progress, sleep)
-    manifest = read_manifest(lake.aws, status)
-    if manifest.table_id and manifest.table_id != described.table_id:
-        raise ExportError(f"export {status.arn} is of another table ({manifest.table_id})")
-    staged, size = _stage(lake, table, status, manifest, baseline, described.key_names, progress)
+    try:
+        manifest = read_manifest(lake.aws, status)
+        if manifest.table_id and manifest.table_id != described.table_id:
+            raise ExportError(f"export {status.arn} is of another table ({manifest.table_id})")
+        staged, size = _stage(
+            lake, table, status, manifest, baseline, described.key_names, progress
+        )
+    except ExportError as error:
+        _give_up(log, state, baseline)
+        raise ExportError(error.message, fix=_ASK_ANEW) from error
     snapshot = staged.table.current_snapshot()
     assert snapshot is not None  # it was just committed
     _record(
@@ -163,6 +170,11 @@ def _record(log: CaptureLog, state: LogState, baseline: Baseline) -> Baseline:
     return baseline
 
 
+def _give_up(log: CaptureLog, state: LogState, baseline: Baseline) -> None:
+    """Forget an export that is of no use, so that the next run asks for another one."""
+    _record(log, state, replace(baseline, export_arn=None, attempt=baseline.attempt + 1))
+
+
 def _entry(**parts: object) -> Entry:
     return Entry(n=0, nonce=new_nonce(), owner=this_owner(), at_us=0, **parts)  # type: ignore[arg-type]
 
@@ -202,12 +214,8 @@ def _wait_for(
             return status
         waited = log.clock() - started
         if status.status == "FAILED":
-            again = replace(baseline, export_arn=None, attempt=baseline.attempt + 1)
-            _record(log, state, again)
-            raise ExportError(
-                f"export {status.arn} failed: {status.failure}",
-                fix="remove the cause and materialise pitr_export again; it asks for a new export",
-            )
+            _give_up(log, state, baseline)
+            raise ExportError(f"export {status.arn} failed: {status.failure}", fix=_ASK_ANEW)
         if waited > options.timeout_minutes * 60:
             raise ExportError(
                 f"export {status.arn} is still {status.status} after {waited / 60:.0f} minutes",

@@ -6,20 +6,29 @@ from typing import Protocol
 from cdc_pipeline.aws.session import AwsSession
 from cdc_pipeline.aws.streams import Page, StreamDescription
 from cdc_pipeline.aws.table import TableDescription, describe_backups, describe_table
+from cdc_pipeline.capture.completion import ItemReader
+from cdc_pipeline.core.capture_log import MIRROR_VIEWS
 from cdc_pipeline.core.errors import SourceError
-
-_MIRROR_VIEWS = ("NEW_AND_OLD_IMAGES", "NEW_IMAGE")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A table's stream as it is now: which table, which stream, and how to read it."""
+    """A table's stream as it is now: which table, which stream, and how to read it.
+
+    `reader` completes the events of a stream without new images.
+    """
 
     table: str
     table_id: str
     arn: str
     view_type: str
     shards: "ShardSource"
+    reader: ItemReader | None = None
+
+    @property
+    def full_images(self) -> bool:
+        """Whether the stream's events hold the new item."""
+        return self.view_type in MIRROR_VIEWS
 
 
 class ShardSource(Protocol):
@@ -38,7 +47,9 @@ class ShardSource(Protocol):
         ...
 
 
-def table_with_stream(aws: AwsSession, name: str) -> TableDescription:
+def table_with_stream(
+    aws: AwsSession, name: str, *, complete_by_read: bool = False
+) -> TableDescription:
     """The table, known to have a stream that a mirror can be made from; raises `SourceError`."""
     table = describe_table(aws, name)
     if table.stream_arn is None:
@@ -47,11 +58,12 @@ def table_with_stream(aws: AwsSession, name: str) -> TableDescription:
             fix=f"aws dynamodb update-table --table-name {name} --stream-specification "
             "StreamEnabled=true,StreamViewType=NEW_AND_OLD_IMAGES",
         )
-    if table.view_type not in _MIRROR_VIEWS:
+    if table.view_type not in MIRROR_VIEWS and not complete_by_read:
         raise SourceError(
             f"table {name}: its stream has view type {table.view_type}, which lacks new images; "
-            f"a mirror needs one of {', '.join(_MIRROR_VIEWS)}",
-            fix="disable the stream and enable it with NEW_AND_OLD_IMAGES",
+            f"a mirror needs one of {', '.join(MIRROR_VIEWS)}",
+            fix="disable the stream and enable it with NEW_AND_OLD_IMAGES, or set "
+            "`complete_by_read: true` for the table (reads every changed item)",
         )
     return table
 

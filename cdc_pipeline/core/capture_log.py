@@ -15,6 +15,8 @@ from cdc_pipeline.core.errors import LakeError
 from cdc_pipeline.core.names import entry_number
 
 FORMAT = 1
+MIRROR_VIEWS = ("NEW_AND_OLD_IMAGES", "NEW_IMAGE")
+"""Stream view types whose events hold the new item."""
 
 ShardStatus = Literal["reading", "finished", "lost"]
 Cause = Literal["trimmed", "head trimmed", "shard vanished", "new stream", "table recreated"]
@@ -29,6 +31,11 @@ class StreamRef:
     view_type: str
     generation: int
     recorded_us: int
+
+    @property
+    def full_images(self) -> bool:
+        """Whether its events hold the new item."""
+        return self.view_type in MIRROR_VIEWS
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,10 @@ class ShardState:
 
 @dataclass(frozen=True)
 class LandedObject:
-    """One Parquet object of the landing zone; `key` is relative to the lake root."""
+    """One Parquet object of the landing zone; `key` is relative to the lake root.
+
+    `bare`: its events lack new images; reads of the items complete them in a later entry.
+    """
 
     key: str
     day: str
@@ -63,6 +73,7 @@ class LandedObject:
     min_position: str
     max_position: str
     shards: tuple[str, ...]
+    bare: bool = False
 
     @property
     def entry(self) -> int:
@@ -119,7 +130,10 @@ class Gap:
 
 @dataclass(frozen=True)
 class Entry:
-    """One atomic step of capture. Only what it changes is in it."""
+    """One atomic step of capture. Only what it changes is in it.
+
+    `completes`: earlier entries whose bare events this one completes.
+    """
 
     n: int
     nonce: str
@@ -133,6 +147,7 @@ class Entry:
     discovered_us: int | None = None
     baseline: Baseline | None = None
     gap: Gap | None = None
+    completes: tuple[int, ...] = ()
 
     def to_json(self) -> str:
         """Readable JSON; parts that say nothing are left out."""
@@ -157,6 +172,7 @@ class LogState:
     quarantined: dict[str, QuarantinedObject] = field(default_factory=dict)
     baselines: dict[int, Baseline] = field(default_factory=dict)
     gaps: dict[int, Gap] = field(default_factory=dict)
+    incomplete: list[int] = field(default_factory=list)
     discovered_us: int = 0
     last_owner: str = ""
 
@@ -172,6 +188,9 @@ class LogState:
             self.shards.pop(shard_id, None)
         self.objects.update((o.key, o) for o in entry.objects)
         self.quarantined.update((q.key, q) for q in entry.quarantined)
+        if any(landed.bare for landed in entry.objects):
+            self.incomplete.append(entry.n)
+        self.incomplete = [n for n in self.incomplete if n not in entry.completes]
         if entry.discovered_us is not None:
             self.discovered_us = entry.discovered_us
         if entry.baseline is not None:
@@ -281,6 +300,7 @@ def _entry(raw: Mapping[str, Any]) -> Entry:
         discovered_us=raw.get("discovered_us"),
         baseline=Baseline(**raw["baseline"]) if raw.get("baseline") else None,
         gap=_gap(raw["gap"]) if raw.get("gap") else None,
+        completes=tuple(raw.get("completes", ())),
     )
 
 
@@ -294,6 +314,7 @@ def _state(raw: Mapping[str, Any]) -> LogState:
         quarantined={q["key"]: QuarantinedObject(**q) for q in raw["quarantined"]},
         baselines={b["generation"]: Baseline(**b) for b in raw["baselines"]},
         gaps={g["entry"]: _gap(g) for g in raw["gaps"]},
+        incomplete=raw["incomplete"],
         discovered_us=raw["discovered_us"],
         last_owner=raw["last_owner"],
     )

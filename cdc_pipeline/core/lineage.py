@@ -19,29 +19,50 @@ class Shard:
         return self.ending is None
 
 
+ROOT_DEPTH = 1000
+"""Depth of the first roots: listings can be late, so there is room for parents that show later."""
+
+
 def depths(listed: Iterable[Shard], known: Mapping[str, int]) -> dict[str, int]:
     """Lineage depth of every listed shard; `known` holds depths that the log has fixed already.
 
-    A shard whose parent is neither listed nor known is a root: its parent has expired. A root
-    that appears later than others goes deeper than all of them, which is safe: its items' earlier
-    changes, if there are any, are in shards that the log knew before.
+    A child is one deeper than its parent. A shard whose parent is neither listed nor known is a
+    root: its parent has expired. A root that appears later than others goes deeper than all of
+    them, which is safe: its items' earlier changes, if there are any, are in shards that the log
+    knew before. A parent that appears later than its child goes above it.
     """
-    root = max(known.values(), default=-1)
     by_id = {shard.shard_id: shard for shard in listed}
+    fixed = dict(known)
+    for shard in by_id.values():
+        _above_known_children(shard, by_id, fixed)
+    root = max(known.values(), default=ROOT_DEPTH - 1)
     result: dict[str, int] = {}
     for start in by_id:
         chain: list[str] = []
         at: str | None = start
-        while at in by_id and at not in result and at not in known and at not in chain:
+        while at in by_id and at not in result and at not in fixed and at not in chain:
             chain.append(at)
             at = by_id[at].parent_id
-        depth = known.get(at, result.get(at, root)) if at is not None else root
+        depth = fixed.get(at, result.get(at, root)) if at is not None else root
         for shard_id in reversed(chain):
             depth += 1
             result[shard_id] = depth
-        if start in known:
-            result[start] = known[start]
+        if start in fixed:
+            result[start] = fixed[start]
     return result
+
+
+def _above_known_children(shard: Shard, by_id: Mapping[str, Shard], fixed: dict[str, int]) -> None:
+    """Give unknown ancestors of a known shard the depths above it."""
+    seen = {shard.shard_id}
+    while shard.shard_id in fixed:
+        parent = by_id.get(shard.parent_id or "")
+        if parent is None or parent.shard_id in seen:
+            return
+        if parent.shard_id not in fixed:
+            fixed[parent.shard_id] = max(0, fixed[shard.shard_id] - 1)
+        seen.add(parent.shard_id)
+        shard = parent
 
 
 def readable(

@@ -90,10 +90,10 @@ def build_shard_sensor(settings: Settings) -> dg.SensorDefinition:
         busy = tables_in_flight(context.instance, [table.name for table in tables])
         memory = _Memory.parse(context.cursor)
         verdicts = _look_at_all(context.instance, opened, busy, memory)
-        context.update_cursor(memory.to_cursor())
         reasons = "; ".join(f"{v.table}: {v.why}" for v in verdicts)
         runs = plan_runs(verdicts, len(tables), len(set(busy.values())), options)
         if not runs:
+            context.update_cursor(memory.to_cursor())
             return dg.SkipReason(reasons)
         context.log.info(reasons)
         configs = [{"ops": {"capture_streams": {"config": config}}} for config in runs]

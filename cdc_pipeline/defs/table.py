@@ -1,9 +1,11 @@
 """The assets of one table: pitr_export, raw_stream, cdc, current_state, and their checks."""
 
+from collections.abc import Iterator
 from datetime import date
 
 import dagster as dg
 
+from cdc_pipeline.core.errors import NotReadyError
 from cdc_pipeline.core.names import TablePaths
 from cdc_pipeline.defs.capture import report_capture
 from cdc_pipeline.defs.checks import build_checks
@@ -23,15 +25,19 @@ WHEN_MISSING = (
 BACKFILL = dg.BackfillPolicy.multi_run(max_partitions_per_run=168)
 
 
-def follow(*needed: dg.AssetKey) -> dg.AutomationCondition:
+def follow(*needed: dg.AssetKey, retry: bool = False) -> dg.AutomationCondition:
     """Run again when an input changed, one run at a time, once every asset in `needed` exists.
 
     `needed` names unpartitioned inputs only: of a partitioned one some day is always missing.
+    `retry`: while the asset itself is missing, try each minute; what it waits for need not show as
+    an update of its inputs.
     """
+    due = dg.AutomationCondition.any_deps_updated().since_last_handled()
+    if retry:
+        minute = dg.AutomationCondition.cron_tick_passed("* * * * *")
+        due = due | (dg.AutomationCondition.missing() & minute)
     condition = (
-        dg.AutomationCondition.any_deps_updated().since_last_handled()
-        & ~dg.AutomationCondition.in_progress()
-        & ~dg.AutomationCondition.any_deps_in_progress()
+        due & ~dg.AutomationCondition.in_progress() & ~dg.AutomationCondition.any_deps_in_progress()
     )
     if not needed:
         return condition
@@ -197,7 +203,8 @@ def _current_state(table: Table) -> dg.AssetsDefinition:
             dg.AssetKey([table.safe_name, "pitr_export"]),
             dg.AssetKey([table.safe_name, "raw_stream"]),
         ],
-        automation_condition=follow(dg.AssetKey([table.safe_name, "pitr_export"])),
+        automation_condition=follow(dg.AssetKey([table.safe_name, "pitr_export"]), retry=True),
+        output_required=False,
         description=(
             f"DynamoDB table `{table.name}` as it is now: one row per item, one typed column per "
             "attribute, `_item` with the exact item. The export with every change applied, "
@@ -209,16 +216,22 @@ def _current_state(table: Table) -> dg.AssetsDefinition:
     )
     def current_state(
         context: dg.AssetExecutionContext, lake: LakeResource
-    ) -> dg.MaterializeResult:
+    ) -> Iterator[dg.MaterializeResult]:
         from cdc_pipeline.lake.current_state import publish_current_state
 
         with readable_failures():
-            result = publish_current_state(lake.open(), table)
+            try:
+                result = publish_current_state(lake.open(), table)
+            except NotReadyError as error:
+                if not is_automatic(context.run):
+                    raise
+                context.log.info(f"not yet: {error}")
+                return
         context.log.info(
             f"{result.items} items after {result.changes_folded} changes, "
             f"up to log entry {result.watermark}"
         )
-        return dg.MaterializeResult(
+        yield dg.MaterializeResult(
             metadata=known(
                 {
                     "dagster/row_count": result.items,
@@ -253,6 +266,11 @@ def _export_schedule(table: Table, settings: Settings) -> list[dg.ScheduleDefini
             description=f"Takes a fresh baseline of {table.name}.",
         )
     ]
+
+
+def is_automatic(run: dg.DagsterRun) -> bool:
+    """Whether an automation condition asked for the run, so that nobody waits for an answer."""
+    return "dagster/from_automation_condition" in run.tags
 
 
 def schedule_status(settings: Settings) -> dg.DefaultScheduleStatus:

@@ -91,7 +91,7 @@ def next_base(lake: Lake, table: Table, state: LogState) -> Base:
     staged = state.staged
     if staged is not None and (current is None or staged.generation > current.generation):
         landed_us = state.complete_to_us(staged.generation)
-        if landed_us >= handover_us(lake, staged):
+        if landed_us >= handover_us(lake, staged) and not state.incomplete:
             return _staged_base(lake, table, staged, current)
         if current is None:
             raise NotReadyError(
@@ -201,7 +201,9 @@ def create_winners(
     landed = landed_relation(connection, lake, delta)
     connection.execute(
         "CREATE OR REPLACE TEMP VIEW changes AS SELECT keys AS item_key, order_key, op, "
-        f"new_image AS item, write_time_us FROM {landed}"
+        f"new_image AS item, write_time_us FROM {landed} "
+        # Events of streams without new images say nothing of the item; the read behind them does.
+        "WHERE op = 'D' OR new_image IS NOT NULL"
     )
     connection.execute(f"CREATE OR REPLACE TEMP TABLE winners AS {load_sql('winners')}")
     return stones

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from cdc_pipeline.core.capture_log import LandedObject, QuarantinedObject
 from cdc_pipeline.core.changes import Change
+from cdc_pipeline.core.errors import LakeError
 from cdc_pipeline.core.landing import LANDING_COLUMNS
 from cdc_pipeline.core.names import TablePaths, day_of
 from cdc_pipeline.lake.store import Store
@@ -37,15 +38,15 @@ def write_landing(
     nonce: str,
     generation: int,
     landed_us: int,
+    bare: bool = False,
 ) -> list[LandedObject]:
     """Write one object per write day; they count only once log entry `n` names them."""
     ordered = sorted(changes, key=_day_and_place)
-    return [
-        _write_day(
-            store, paths.landed(day_of(day * _DAY_US), n, nonce), list(rows), generation, landed_us
-        )
-        for day, rows in groupby(ordered, key=_day)
-    ]
+    objects = []
+    for day, group in groupby(ordered, key=_day):
+        key, rows = paths.landed(day_of(day * _DAY_US), n, nonce), list(group)
+        objects.append(_write_day(store, key, rows, generation, landed_us, bare))
+    return objects
 
 
 _DAY_US = 24 * 3600 * 1_000_000
@@ -60,7 +61,12 @@ def _day_and_place(change: Change) -> tuple[int, str, str]:
 
 
 def _write_day(
-    store: Store, key: str, rows: Sequence[Change], generation: int, landed_us: int
+    store: Store,
+    key: str,
+    rows: Sequence[Change],
+    generation: int,
+    landed_us: int,
+    bare: bool,
 ) -> LandedObject:
     sink = pa.BufferOutputStream()
     pq.write_table(
@@ -84,6 +90,7 @@ def _write_day(
         min_position=min(positions),
         max_position=max(positions),
         shards=tuple(sorted({row.shard_id for row in rows})),
+        bare=bare and any(row.op != "D" for row in rows),
     )
 
 
@@ -96,6 +103,15 @@ def landing_table(rows: Sequence[Change], landed_us: int) -> pa.Table:
     columns["landed_at"] = [landed_us // 1000] * len(rows)
     arrays = [pa.array(columns[field.name], field.type) for field in LANDING_SCHEMA]
     return pa.Table.from_arrays(arrays, schema=LANDING_SCHEMA)
+
+
+def read_landing(store: Store, key: str) -> list[Change]:
+    """The changes of a landing object; raises `LakeError` when it is gone."""
+    data = store.read(key)
+    if data is None:
+        raise LakeError(f"landing object {key} is in the capture log but not in the lake")
+    rows = pq.read_table(pa.BufferReader(data), columns=list(Change._fields))
+    return [Change(**row) for row in rows.to_pylist()]
 
 
 def write_quarantine(

@@ -108,8 +108,13 @@ def _widened(column: Column, had: list[Column]) -> str:
 
 
 def _canonical_text(value: str, before: Column) -> str:
-    """A decimal as DynamoDB spells it: a stored scale adds zeros that are not its own."""
-    trim = "rtrim(rtrim(CAST({0} AS VARCHAR), '0'), '.')"
+    """A decimal as DynamoDB spells it: a stored scale adds zeros that are not its own.
+
+    Where all digits are scale, DuckDB leaves out the zero before the point.
+    """
+    # DuckDB leaves the zero before the point out when all digits are behind it.
+    trim = "rtrim(rtrim(regexp_replace(CAST({0} AS VARCHAR), '^(-?)[.]', '\\10.'), '0'), '.')"
+    trim = rf"regexp_replace({trim}, '^(-?)(\.|$)', '\10\2')"
     if before.type.endswith(",0)"):
         trim = "CAST({0} AS VARCHAR)"
     if before.type.startswith("list<"):

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import duckdb
@@ -88,7 +89,8 @@ def _unique(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Columns of one name told apart, as a JSON object needs."""
     names: list[str] = []
     for name in batch.schema.names:
-        names.append(name if name not in names else f"{name}_{names.count(name)}")
+        others = (f"{name}_{number}" for number in count(1))
+        names.append(name if name not in names else next(n for n in others if n not in names))
     return batch.rename_columns(names)
 
 

@@ -4,7 +4,8 @@ A commit asserts the snapshot it was computed from; PyIceberg's automatic retry 
 only the caller knows whether its result still holds. The watermark goes with the data.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,8 @@ class Tables:
         commit since then raises `CommitConflictError`. The schema becomes the rows' schema.
         """
         table = over or self._ensure(name, rows.schema)
+        if over is None and table.current_snapshot():
+            raise _conflict(table)
 
         def change(transaction: Transaction) -> None:
             _evolve(transaction, rows.schema)
@@ -118,7 +121,8 @@ class Tables:
 
         def change(transaction: Transaction) -> None:
             _evolve(transaction, schema)
-            if found is not None and day in self.days(table):
+            # Not `found`: the day may have been written since that was read.
+            if table.current_snapshot() and day in self.days(table):
                 transaction.delete(f"day = '{day.isoformat()}'")
             for chunk in chunks:
                 transaction.append(chunk)
@@ -136,13 +140,11 @@ class Tables:
     def _commit(self, table: Table, change: Callable[[Transaction], None]) -> Table:
         transaction = table.transaction()
         try:
-            change(transaction)
-            return transaction.commit_transaction()
+            with _storage_errors(table.location()):
+                change(transaction)
+                return transaction.commit_transaction()
         except CommitFailedException as error:
-            raise CommitConflictError(
-                f"table {'.'.join(table.name())}: another writer committed first",
-                fix="run it again; the next run decides on what stands now",
-            ) from error
+            raise _conflict(table) from error
         except CommitStateUnknownException as error:
             raise LakeError(
                 f"table {'.'.join(table.name())}: the catalogue's answer was lost, so the commit "
@@ -154,12 +156,13 @@ class Tables:
         self.ensure_database()
         identifier = (self._database, name)
         location = self._store.uri(f"iceberg/{self._database}/{name}")
-        table = self._catalog.create_table_if_not_exists(
-            identifier, schema=schema, location=location, properties=_PROPERTIES
-        )
-        if partition and table.spec().is_unpartitioned():
-            with table.update_spec() as spec:
-                spec.add_identity(partition)
+        with _storage_errors(location):
+            table = self._catalog.create_table_if_not_exists(
+                identifier, schema=schema, location=location, properties=_PROPERTIES
+            )
+            if partition and table.spec().is_unpartitioned():
+                with table.update_spec() as spec:
+                    spec.add_identity(partition)
         return table
 
     def ensure_database(self) -> None:
@@ -170,10 +173,28 @@ class Tables:
             return
 
 
+def _conflict(table: Table) -> CommitConflictError:
+    return CommitConflictError(
+        f"table {'.'.join(table.name())}: another writer committed first",
+        fix="run it again; the next run decides on what stands now",
+    )
+
+
 def _has_rows(table: Table) -> bool:
     snapshot = table.current_snapshot()
     summary = snapshot.summary if snapshot else None
     return summary is not None and summary["total-data-files"] != "0"
+
+
+@contextmanager
+def _storage_errors(location: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise LakeError(
+            f"lake: writing below {location}: {error}",
+            fix="check that the place exists, is writable and has room",
+        ) from error
 
 
 def _ours(properties: Mapping[str, str]) -> dict[str, str]:

@@ -364,7 +364,7 @@ def test_everything_at_once(bench: Bench, seed: int) -> None:
     for operation in ("DescribeStream", "GetShardIterator"):
         faults.chance(operation, 0.1, *every_call)
     faults.chance("GetRecords", 0.2, *every_call, *honest, reset(after_headers=True))
-    faults.chance("DescribeStream", 0.2, parent_looks_open(), children_missing())
+    faults.chance("DescribeStream", 0.2, parent_looks_open(), lagging())
 
     def churn(step: int) -> None:
         bench.write(chance.randrange(300), seed=step)
@@ -382,7 +382,7 @@ def test_everything_at_once(bench: Bench, seed: int) -> None:
     faults.clear()
     for _ in range(3):
         bench.capture()
-    assert len([what for what, count in faults.counts.items() if count]) > 8
+    assert len([what for what, count in faults.counts.items() if count]) > 5
     check(bench)
 
 
@@ -579,7 +579,7 @@ def test_shards_that_expire_after_they_were_read_are_forgotten(bench: Bench) -> 
     bench.write(100)
     bench.sim.rotate("orders")
     bench.capture()
-    for round_ in range(1, 4):
+    for round_ in range(1, 9):
         bench.clock.advance(10 * HOUR)
         bench.write(100, seed=round_)
         bench.sim.rotate("orders")
@@ -697,7 +697,10 @@ def test_captures_racing_for_the_first_entry(bench: Bench) -> None:
 # ---------------------------------------------------- known to fail; each is a promise broken
 
 
-@pytest.mark.xfail(reason="a finished shard that one listing misses is read and landed again")
+@pytest.mark.xfail(
+    reason="a finished shard that one listing misses is read and landed again",
+    raises=AssertionError,
+)
 def test_a_finished_shard_missing_from_a_listing_is_not_landed_again(bench: Bench) -> None:
     bench.write(200)
     parent = bench.sim.open_shards("orders")[0]
@@ -711,7 +714,9 @@ def test_a_finished_shard_missing_from_a_listing_is_not_landed_again(bench: Benc
     check(bench)
 
 
-@pytest.mark.xfail(reason="a parent that the first listing misses sorts behind its child")
+@pytest.mark.xfail(
+    reason="a parent that the first listing misses sorts behind its child", raises=AssertionError
+)
 def test_a_parent_missing_from_the_first_listing_keeps_its_place(bench: Bench) -> None:
     bench.write(200, keys=6)
     parents = bench.sim.open_shards("orders")
@@ -724,7 +729,7 @@ def test_a_parent_missing_from_the_first_listing_keeps_its_place(bench: Bench) -
     check(bench)
 
 
-@pytest.mark.xfail(reason="a cut DescribeStream answer is a KeyError")
+@pytest.mark.xfail(reason="a cut DescribeStream answer is a KeyError", raises=KeyError)
 @pytest.mark.parametrize("make", [lambda: cut(honest_length=True), empty_body])
 def test_cut_listings_are_asked_for_again(bench: Bench, make: Callable[[], Fault]) -> None:
     bench.write(100)
@@ -733,7 +738,9 @@ def test_cut_listings_are_asked_for_again(bench: Bench, make: Callable[[], Fault
     check(bench)
 
 
-@pytest.mark.xfail(reason="a cut GetShardIterator answer is a KeyError, and stops all shards")
+@pytest.mark.xfail(
+    reason="a cut GetShardIterator answer is a KeyError, and stops all shards", raises=KeyError
+)
 def test_cut_iterators_are_asked_for_again(bench: Bench) -> None:
     bench.write(100)
     bench.sim.faults.script("GetShardIterator", cut(honest_length=True))
@@ -741,7 +748,10 @@ def test_cut_iterators_are_asked_for_again(bench: Bench) -> None:
     check(bench)
 
 
-@pytest.mark.xfail(reason='a cut throttling answer has the code "400" and is not retried')
+@pytest.mark.xfail(
+    reason='a cut throttling answer has the code "400" and is not retried',
+    raises=CaptureFailedError,
+)
 def test_cut_throttling_answers_are_retried(bench: Bench) -> None:
     bench.write(100)
     bench.sim.faults.script("GetRecords", cut_error())
@@ -749,7 +759,10 @@ def test_cut_throttling_answers_are_retried(bench: Bench) -> None:
     check(bench)
 
 
-@pytest.mark.xfail(reason="an idle shard whose checkpoint is trimmed opens a gap (strict AWS)")
+@pytest.mark.xfail(
+    reason="an idle shard whose checkpoint is trimmed opens a gap (strict AWS)",
+    raises=AssertionError,
+)
 def test_a_shard_idle_for_a_day_has_lost_nothing(bench: Bench) -> None:
     bench.write(100)
     gaps = []
@@ -759,7 +772,10 @@ def test_a_shard_idle_for_a_day_has_lost_nothing(bench: Bench) -> None:
     assert gaps == []
 
 
-@pytest.mark.xfail(reason="closed shards without listed children do not hold the watermark back")
+@pytest.mark.xfail(
+    reason="closed shards without listed children do not hold the watermark back",
+    raises=AssertionError,
+)
 @pytest.mark.parametrize("make", [children_missing, lagging])
 def test_the_watermark_waits_for_shards_that_are_not_listed_yet(
     bench: Bench, make: Callable[[], Fault]
@@ -777,7 +793,10 @@ def test_the_watermark_waits_for_shards_that_are_not_listed_yet(
     assert late.watermark_us <= unlisted_us
 
 
-@pytest.mark.xfail(reason="a malformed sequence number at a page's end is quarantined in each run")
+@pytest.mark.xfail(
+    reason="a malformed sequence number at a page's end is quarantined in each run",
+    raises=AssertionError,
+)
 def test_a_malformed_sequence_number_does_not_block_its_shard(bench: Bench) -> None:
     bench.write(100)
     last = bench.sim.records("orders")[-1]

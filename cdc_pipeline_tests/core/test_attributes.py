@@ -95,6 +95,7 @@ def test_numbers_keep_their_value_and_unequal_ones_differ(one: str, other: str) 
 def test_a_neighbour_in_the_last_digit_differs(number: str) -> None:
     near = Decimal(number)
     sign, digits, exponent = near.as_tuple()
+    assert isinstance(exponent, int)
     other = Decimal((sign, (*digits[:-1], (digits[-1] + 1) % 10), exponent))
     assert (canonical_number(number) == canonical_number(f"{other:E}")) == (near == other)
 

@@ -118,7 +118,18 @@ def test_entries_say_only_what_they_change_and_are_readable() -> None:
     }
 
 
-_GARBAGE = ["", "{", "null", "[]", "5", '"x"', "{}", '{"format": 1}', '{"format": 1, "n": 1}', "NaN"]
+_GARBAGE = [
+    "",
+    "{",
+    "null",
+    "[]",
+    "5",
+    '"x"',
+    "{}",
+    '{"format": 1}',
+    '{"format": 1, "n": 1}',
+    "NaN",
+]
 _GARBAGE_BYTES = [b"\xff\xfe\x00", b"PAR1", '{"format": 1, "shards": [5]}'.encode("utf-16")]
 
 

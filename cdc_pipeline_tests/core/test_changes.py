@@ -182,13 +182,17 @@ def test_records_with_missing_or_broken_parts_are_unreadable(record: Any) -> Non
 
 _json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
     max_leaves=4,
 )
 _PARTS = ["eventID", "eventName", "SequenceNumber", "Keys", "NewImage", "OldImage", "userIdentity"]
 
 
-@given(st.dictionaries(st.sampled_from([*_PARTS, "ApproximateCreationDateTime"]), _json, max_size=3))
+@given(
+    st.dictionaries(st.sampled_from([*_PARTS, "ApproximateCreationDateTime"]), _json, max_size=3)
+)
 def test_no_record_raises_anything_but_unreadable(parts: dict[str, Any]) -> None:
     try:
         change = _change(_record(**parts))

@@ -160,7 +160,10 @@ def test_kept_tags_stay_whatever_comes(before: dict[str, Any], then: dict[str, A
     prior = columns_of(_stats(before))
     kept = {c.attribute: c for c in columns_of(_stats(before, then, then), prior, keep_tags=True)}
     for column in prior:
-        assert (kept[column.attribute].name, kept[column.attribute].tag) == (column.name, column.tag)
+        assert (kept[column.attribute].name, kept[column.attribute].tag) == (
+            column.name,
+            column.tag,
+        )
     free = {c.attribute: c.tag for c in columns_of(_stats(then), prior)}
     assert free == {c.attribute: c.tag for c in columns_of(_stats(then))}
 

@@ -25,7 +25,10 @@ def _trees(draw: st.DrawFn) -> list[Shard]:
 
 _any_shards = st.lists(
     st.builds(
-        _shard, st.sampled_from("abcdef"), st.none() | st.sampled_from("abcdefx"), is_open=st.booleans()
+        _shard,
+        st.sampled_from("abcdef"),
+        st.none() | st.sampled_from("abcdefx"),
+        is_open=st.booleans(),
     ),
     unique_by=lambda shard: shard.shard_id,
 )

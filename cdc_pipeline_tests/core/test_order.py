@@ -52,7 +52,8 @@ def test_the_spelling_that_is_stored() -> None:
 
 
 @pytest.mark.parametrize(
-    ("depth", "number"), [(-1, 1), (10**6, 1), (0, -1), (0, 10**40), (0, "1" * 41), (0, "x"), (0, "")]
+    ("depth", "number"),
+    [(-1, 1), (10**6, 1), (0, -1), (0, 10**40), (0, "1" * 41), (0, "x"), (0, "")],
 )
 def test_places_that_do_not_fit_raise(depth: int, number: Any) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - int() words its own

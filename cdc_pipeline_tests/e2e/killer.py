@@ -124,6 +124,18 @@ class _CountingStore:
             self._points.around(f"delete {key}", lambda key=key: self._store.delete([key]))
 
 
+def _count_writes(client: Any, points: _Points) -> None:
+    """Let each call of an AWS client that changes something be an operation that counts."""
+    call = client._make_api_call
+
+    def counted(name: str, arguments: Any) -> Any:
+        if name.startswith(("Get", "Describe", "List")):
+            return call(name, arguments)
+        return points.around(name, lambda: call(name, arguments))
+
+    client._make_api_call = counted
+
+
 def _serve_small_pages() -> None:
     """Let the stream answer with few records at a time, so that one capture lands several times."""
     from cdc_pipeline.aws.streams import DynamoDBStreams, Page
@@ -181,13 +193,11 @@ def _run_step(step: str, lake: Any, name: str) -> None:
 
 
 def _child(lake: Any, job: dict[str, Any], tell: Callable[[str], None]) -> None:
-    from cdc_pipeline.aws.glue import Glue
     from cdc_pipeline.capture import snapshot
 
     points = _Points(job["kill_at"], job["when"], tell)
     points.wrap(snapshot, "request_export", "request export")
-    points.wrap(Glue, "ensure_table", "create Glue table")
-    points.wrap(Glue, "add_partitions", "add Glue partitions")
+    _count_writes(lake.aws.client("glue"), points)
     catalog = lake.tables._catalog
     points.wrap(catalog, "create_namespace_if_not_exists", "create namespace")
     points.wrap(catalog, "create_table_if_not_exists", "create Iceberg table")

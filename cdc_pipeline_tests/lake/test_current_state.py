@@ -155,9 +155,7 @@ _stories = _writes.flatmap(
     lambda writes: st.tuples(
         st.just(writes),
         st.lists(
-            st.builds(
-                _Step, st.lists(st.integers(0, len(writes) - 1), max_size=5), st.booleans()
-            ),
+            st.builds(_Step, st.lists(st.integers(0, len(writes) - 1), max_size=5), st.booleans()),
             min_size=1,
             max_size=3,
         ),
@@ -186,7 +184,7 @@ def _no_syncing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cdc_pipeline.lake.store.os.fsync", lambda handle: None)
 
 
-@budget(max_examples=12)
+@budget(max_examples=8)
 @given(st.dictionaries(_names, _attributes, max_size=3), _stories)
 def test_any_story_ends_where_the_reference_fold_says(
     base: dict[str, dict[str, Any]],
@@ -211,8 +209,9 @@ def test_numbers_stay_exact_while_the_delta_widens_their_column(
     for number, width in enumerate(_WIDTHS, start=1):
         built.land([change(f"k{number}", number, kind(width))])
         _check(built)
-        _publish(built)
-        _check(built)
+        if number % 3 == 0:
+            _publish(built)
+            _check(built)
 
 
 @pytest.mark.parametrize("before", ["0.5", "-0.5", "0", "0." + "1" * 18, "0." + "1" * 38])

@@ -39,7 +39,9 @@ def test_one_of_many_racing_creators_wins(store: LocalStore) -> None:
             if store.create(f"log/{number}", str(me).encode()):
                 won.append(me)
 
-        threads = [threading.Thread(target=create, args=(me, start, won, number)) for me in range(8)]
+        threads = [
+            threading.Thread(target=create, args=(me, start, won, number)) for me in range(8)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:

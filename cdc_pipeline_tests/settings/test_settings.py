@@ -53,22 +53,34 @@ def _table(**parts: Any) -> dict[str, Any]:
             ["tables.0.snapshot.when: unknown key", "allowed: first, schedule"],
         ),
         ({**_GOOD, "capture": {"x": 1}}, ["capture.x: unknown key", "interval_seconds"]),
-        ({**_GOOD, "capture": {"interval_seconds": "often"}}, ["capture.interval_seconds", "'often'"]),
+        (
+            {**_GOOD, "capture": {"interval_seconds": "often"}},
+            ["capture.interval_seconds", "'often'"],
+        ),
         ({**_GOOD, "capture": {"interval_seconds": 1}}, ["interval_seconds: found 1", "5"]),
         ({**_GOOD, "capture": 5}, ["capture: found 5"]),
         ({**_GOOD, "handover_margin_seconds": float("inf")}, ["handover_margin_seconds", "inf"]),
         ({**_GOOD, "handover_margin_seconds": float("nan")}, ["handover_margin_seconds", "nan"]),
         ({**_GOOD, "lake": 5}, ["lake: found 5", "string"]),
-        ({**_GOOD, "lake": "https://x/y"}, ["'https://x/y'", "s3://bucket/prefix", "local folders"]),
+        (
+            {**_GOOD, "lake": "https://x/y"},
+            ["'https://x/y'", "s3://bucket/prefix", "local folders"],
+        ),
         ({**_GOOD, "database": "My-Db"}, ["database: found 'My-Db'", "^[a-z0-9_]+$"]),
         ({**_GOOD, "start_date": "soon"}, ["start_date: found 'soon'", "date"]),
-        (_table(snapshot={"first": "always"}), ["snapshot.first: found 'always'", "'manual'", "'auto'"]),
+        (
+            _table(snapshot={"first": "always"}),
+            ["snapshot.first: found 'always'", "'manual'", "'auto'"],
+        ),
         (_table(transport="kafka"), ["tables.0.transport: found 'kafka'", "'dynamodb_streams'"]),
         (_table(name="x"), ["tables.0.name: found 'x'"]),
         (_table(name="a b c"), ["tables.0.name: found 'a b c'"]),
         (_table(owner="Jo"), ["tables.0.owner: found 'Jo'", "e-mail", "team:"]),
         (_table(group="my group"), ["tables.0.group: found 'my group'"]),
-        (_table(snapshot={"schedule": "daily"}), ["snapshot.schedule: found 'daily'", "five fields"]),
+        (
+            _table(snapshot={"schedule": "daily"}),
+            ["snapshot.schedule: found 'daily'", "five fields"],
+        ),
         ({**_GOOD, "schedules": {"yesterday": "* * *"}}, ["schedules.yesterday: found '* * *'"]),
         ({"lake": "x"}, ["tables: required, but missing"]),
         ({"tables": [{"name": "orders"}]}, ["lake: required, but missing"]),
@@ -152,7 +164,9 @@ _scalars = st.one_of(
     st.binary(max_size=3),
     st.sampled_from(["s3://b/p", "orders", "auto", "a b c d e", "team:x"]),
 )
-_keys = st.sampled_from([*Settings.model_fields, "name", "snapshot", "first", "x"]) | st.text(max_size=3)
+_keys = st.sampled_from([*Settings.model_fields, "name", "snapshot", "first", "x"]) | st.text(
+    max_size=3
+)
 _anything = st.recursive(
     _scalars,
     lambda inner: (

@@ -55,7 +55,10 @@ def test_files_are_loaded_in_order_of_name(tmp_path: Path) -> None:
         ("SELECT * FROM a.x UNION ALL SELECT * FROM a.x", (("a", "x"),)),
         ("SELECT (SELECT max(n) FROM a.y) FROM a.x", (("a", "x"), ("a", "y"))),
         ("WITH t AS (SELECT * FROM a.x) SELECT * FROM t", (("a", "x"),)),
-        ("WITH x AS (SELECT * FROM a.x) SELECT * FROM x JOIN b.x USING (i)", (("a", "x"), ("b", "x"))),
+        (
+            "WITH x AS (SELECT * FROM a.x) SELECT * FROM x JOIN b.x USING (i)",
+            (("a", "x"), ("b", "x")),
+        ),
         ("WITH t AS (SELECT 1), u AS (SELECT * FROM t, a.x) SELECT * FROM u", (("a", "x"),)),
         ("SELECT * FROM aggregates.revenue", (("aggregates", "revenue"),)),
         ("SELECT 'FROM a.x' AS text -- FROM a.y", ()),

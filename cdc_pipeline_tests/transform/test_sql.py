@@ -1,5 +1,6 @@
 """The portable SQL against the reference fold, through DuckDB, and its portability."""
 
+import itertools
 import random
 from importlib.resources import files
 from typing import Any
@@ -10,6 +11,7 @@ import sqlglot
 from hypothesis import given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
+from sqlglot import exp
 
 from cdc_pipeline.core.fold import KeyedChange, Row, fold
 from cdc_pipeline.core.order import order_key, position
@@ -103,14 +105,12 @@ def test_the_sql_fold_is_the_reference_fold(
 
 @budget(max_examples=40)
 @given(_changes, st.lists(st.integers(0, 20), max_size=3))
-def test_folding_in_steps_is_folding_at_once(
-    changes: list[KeyedChange], cuts: list[int]
-) -> None:
+def test_folding_in_steps_is_folding_at_once(changes: list[KeyedChange], cuts: list[int]) -> None:
     """Whatever arrives late, deleted items included, the steps end in the same state."""
     with duckdb.connect() as connection:
         state: tuple[dict[str, Row], dict[str, Row]] = ({}, {})
         places = [0, *sorted(cuts), len(changes)]
-        for start, end in zip(places, places[1:], strict=False):
+        for start, end in itertools.pairwise(places):
             state = _sql_fold(connection, *state, changes[start:end])
         assert state == _split(fold({}, changes))
 
@@ -218,11 +218,11 @@ def test_history_orders_versions_of_one_time_by_their_place() -> None:
 @pytest.mark.parametrize("name", _FILES)
 def test_every_file_is_one_statement_in_every_dialect(name: str, dialect: str) -> None:
     (statement,) = sqlglot.parse(load_sql(name), read=dialect)
-    assert isinstance(statement, sqlglot.exp.Query)
+    assert isinstance(statement, exp.Query)
     # What parses differently would run differently; no column that is ordered by is ever null.
     read_by_duckdb = sqlglot.parse_one(load_sql(name), read="duckdb")
     for tree in (statement, read_by_duckdb):
-        for ordered in tree.find_all(sqlglot.exp.Ordered):
+        for ordered in tree.find_all(exp.Ordered):
             ordered.set("nulls_first", None)
     assert statement == read_by_duckdb
 

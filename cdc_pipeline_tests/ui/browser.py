@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import pytest
 
@@ -69,22 +69,24 @@ class Browser:
         """The first visible element, as soon as there is one."""
         return self._until(lambda: self._visible(xpath), f"nothing visible at {xpath}", seconds)
 
-    def see_text(self, text: str, *, seconds: float = _WAIT_SECONDS) -> None:
-        """Wait until the page shows `text` as the whole text of some element."""
-        self.see(f"//*[not(*) and normalize-space()='{text}']", seconds=seconds)
-
     def click(self, xpath: str, *, seconds: float = _WAIT_SECONDS) -> None:
         """Click the first visible and enabled element, as soon as nothing covers it."""
         self._until(lambda: self._clicked(xpath), f"nothing to click at {xpath}", seconds)
 
+    @property
+    def path(self) -> str:
+        """Of the page that is open."""
+        return self._driver.current_url.removeprefix(self._address)
+
     def click_button(self, text: str, *, within: str = "") -> None:
         self.click(f"{within}//button[normalize-space()='{text}' and not(@disabled)]")
 
-    def count(self, xpath: str) -> int:
-        return len(self._driver.find_elements("xpath", xpath))
+    def press_alt(self, key: str) -> None:
+        from selenium.webdriver.common.action_chains import ActionChains
+        from selenium.webdriver.common.keys import Keys
 
-    def text_of(self, xpath: str) -> str:
-        return self.see(xpath).text
+        chain = ActionChains(self._driver)
+        chain.key_down(Keys.ALT).send_keys(key).key_up(Keys.ALT).perform()
 
     def picture(self, name: str) -> None:
         """Save what is seen now, if screenshots were asked for."""
@@ -94,18 +96,20 @@ class Browser:
             folder.mkdir(parents=True, exist_ok=True)
             self._driver.save_screenshot(str(folder / f"{name}.png"))
 
-    def _visible(self, xpath: str) -> "WebElement | None":
+    def _visible(self, xpath: str) -> "WebElement | Literal[False]":
         found = self._driver.find_elements("xpath", xpath)
-        return next((element for element in found if element.is_displayed()), None)
+        return next((element for element in found if element.is_displayed()), False)
 
     def _clicked(self, xpath: str) -> bool:
         element = self._visible(xpath)
-        if element is None or not element.is_enabled():
+        if not element or not element.is_enabled():
             return False
         element.click()
         return True
 
-    def _until(self, attempt: Callable[[], _T | None], complaint: str, seconds: float) -> _T:
+    def _until(
+        self, attempt: Callable[[], _T | Literal[False]], complaint: str, seconds: float
+    ) -> _T:
         """Try until the answer is true. The page may redraw an element while we look at it."""
         from selenium.common.exceptions import (
             ElementClickInterceptedException,
@@ -147,7 +151,11 @@ def _start(profile: Path) -> Any:
     options = webdriver.ChromeOptions()
     options.binary_location = _program("CHROMIUM", "chromium", "apt install chromium")
     service = Service(_program("CHROMEDRIVER", "chromedriver", "apt install chromium-driver"))
-    for argument in (*_ARGUMENTS, f"--window-size={_WIDTH},{_HEIGHT}", f"--user-data-dir={profile}"):
+    for argument in (
+        *_ARGUMENTS,
+        f"--window-size={_WIDTH},{_HEIGHT}",
+        f"--user-data-dir={profile}",
+    ):
         options.add_argument(argument)
     return webdriver.Chrome(options, service)
 

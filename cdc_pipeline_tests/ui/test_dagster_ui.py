@@ -1,13 +1,12 @@
 """What a newcomer does in Dagster's web interface, by clicking, and whether it came true."""
 
 from collections.abc import Iterator
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cdc_pipeline import lake as lake_package
+from cdc_pipeline import lake
 from cdc_pipeline.capture.compare import compare_with_source
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.sandbox.run import local_client
@@ -15,14 +14,22 @@ from cdc_pipeline.settings import load_settings
 from cdc_pipeline_tests.ui.browser import Browser
 from cdc_pipeline_tests.ui.stack import DAYS, ORDERS, Stack, running_stack, wait_for
 
-pytestmark = [pytest.mark.ui, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ui, pytest.mark.timeout(280)]
 
 _GROUPS = ("orders", "customers", "aggregates")
-_RUN_SECONDS = 45
+_ASSETS = ("pitr_export", "raw_stream", "cdc", "current_state", "order_revenue_by_country")
+_AUTOMATION = ("shard_sensor", "glue_partition_sensor", "downstream", "yesterday")
+_RUN_SECONDS = 60
+# Dagster looks for new backfills, and for finished ones, each 30 s.
+_BACKFILL_SECONDS = 100
 _DIALOG = "//*[@role='dialog']"
-_STATUS = "//*[not(*) and normalize-space()='Latest materialization']/.."
+_GRAPH = "//*[name()='foreignObject']"
 _SUCCESS = "//*[@aria-label='run_success']"
-_ROW_COUNT = "//*[not(*) and normalize-space()='Row count']/..//*[number(.) = number(.)]"
+
+
+def _exactly(text: str) -> str:
+    """An element that shows just this, in one text node or in several."""
+    return f"//*[not(*) and normalize-space()='{text}']"
 
 
 @pytest.fixture
@@ -34,72 +41,135 @@ def stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
 def test_a_first_session_in_the_browser(stack: Stack, tmp_path: Path) -> None:
     with Browser(stack.address, tmp_path) as browser:
         _see_every_group(browser)
-        _see_that_nothing_runs_by_itself(browser)
+        _see_the_automation(browser)
         exported = _materialize(browser, "pitr_export")
-        assert exported >= ORDERS / 2
+        assert exported >= ORDERS
         _let_traffic_end(stack)
         _capture(browser)
+        backfill = _launch_backfill(browser, "cdc")
         items = _materialize(browser, "current_state")
         browser.picture("current-state")
-        _backfill(browser, stack)
+        _see_completion(browser, backfill)
         browser.picture("cdc-backfill")
         _see_every_asset(browser)
         browser.picture("asset-graph")
-    _check_dagster(stack, items)
-    _check_lake(stack, items)
+        _check_dagster(stack, exported, items)
+        _check_lake(items)
 
 
 def _see_every_group(browser: Browser) -> None:
     browser.open("/asset-groups")
     for group in _GROUPS:
-        browser.see(f"//*[contains(@class, 'raph')]//*[not(*) and normalize-space()='{group}']")
+        browser.see(_GRAPH + _exactly(group))
 
 
 def _see_every_asset(browser: Browser) -> None:
-    pass
+    """The graph with every group expanded (Alt+E), small enough to be seen whole."""
+    _see_every_group(browser)
+    browser.press_alt("e")
+    for _ in range(2):
+        browser.click("//button[.//*[@aria-label='zoom_out']]")
+    for asset in _ASSETS:
+        browser.see(_GRAPH + _exactly(asset))
+    browser.see(_GRAPH + _exactly("Materialized"))
 
 
-def _see_that_nothing_runs_by_itself(browser: Browser) -> None:
+def _see_the_automation(browser: Browser) -> None:
     browser.open("/automation")
-    for name in ("shard_sensor", "glue_partition_sensor", "downstream", "yesterday"):
-        browser.see_text(name)
+    for name in _AUTOMATION:
+        browser.see(_exactly(name))
     browser.picture("sensors")
 
 
 def _materialize(browser: Browser, asset: str) -> int:
     """Click Materialize on the asset's page; its row count, as shown when the run is done."""
     browser.open(f"/assets/orders/{asset}")
-    browser.see_text("Never materialized")
+    browser.see(_exactly("Never materialized"))
     browser.click_button("Materialize")
-    browser.see(_STATUS + _SUCCESS, seconds=_RUN_SECONDS)
-    browser.open(f"/assets/orders/{asset}")  # the page shows the new numbers when loaded anew
-    return int(browser.text_of(_ROW_COUNT).replace(",", ""))
+    browser.see(_exactly("Latest materialization") + "/.." + _SUCCESS, seconds=_RUN_SECONDS)
+    # An open page shows that a run has ended, but not yet its numbers.
+    browser.open(f"/assets/orders/{asset}")
+    shown = browser.see(_exactly("Row count") + "/..//*[not(*) and number() = number()]")
+    return int(shown.text)
 
 
 def _let_traffic_end(stack: Stack) -> None:
-    """Traffic ran under the export; the rest is easier to compare with a source at rest."""
+    """It ran under the export; from here on, a source at rest is easier to compare with."""
     stack.traffic.stop()
     dynamodb: Any = local_client("dynamodb")
 
     def expired() -> bool:
-        pages = dynamodb.get_paginator("scan").paginate(TableName="orders")
-        return not any("expires_at" in item for page in pages for item in page["Items"])
+        pages = dynamodb.get_paginator("scan").paginate(
+            TableName="orders", FilterExpression="attribute_exists(expires_at)", Select="COUNT"
+        )
+        return not any(page["Count"] for page in pages)
 
     wait_for(expired, "TTL deletes the expiring orders", 30)
 
 
 def _capture(browser: Browser) -> None:
-    """Through the jobs page and its launchpad."""
+    """The job, from the jobs page through its launchpad to the page of its run."""
     browser.open("/jobs")
     browser.click("//a[normalize-space()='capture']")
-    browser.click("//*[normalize-space()='Launchpad']")
+    browser.click("//a[normalize-space()='Launchpad']")
     browser.click_button("Launch Run")
-    browser.see_text("Success", seconds=_RUN_SECONDS)
+    browser.see(_exactly("Success"), seconds=_RUN_SECONDS)
 
 
-def _backfill(browser: Browser, stack: Stack) -> None:
-    """All days of orders/cdc, through the dialog, until the page of the backfill says it is done."""
-    browser.open("/assets/orders/cdc")
-    browser.click_button("Materialize…")
+def _launch_backfill(browser: Browser, asset: str) -> str:
+    """All days, through the dialog; where the page of the backfill is."""
+    browser.open(f"/assets/orders/{asset}")
+    browser.click_button("Materialize\N{HORIZONTAL ELLIPSIS}")
     browser.click_button("All", within=_DIALOG)
+    browser.see(_DIALOG + _exactly(f"{DAYS} partitions"))
     browser.click_button("Launch backfill", within=_DIALOG)
+    browser.click("//*[self::a or self::button][normalize-space()='View']")
+    browser.see(_exactly("Partitions targeted"))
+    return browser.path
+
+
+def _see_completion(browser: Browser, backfill: str) -> None:
+    browser.open(backfill)
+    browser.see(_exactly("100% completed"), seconds=_BACKFILL_SECONDS)
+
+
+def _check_dagster(stack: Stack, exported: int, items: int) -> None:
+    runs = stack.ask("{ runsOrError { ... on Runs { results { status jobName } } } }")
+    assert {run["status"] for run in runs["runsOrError"]["results"]} == {"SUCCESS"}
+    assert _row_count(stack, "pitr_export") == exported
+    assert _row_count(stack, "current_state") == items
+    statuses = stack.ask(
+        """query ($key: AssetKeyInput!) { assetNodeOrError(assetKey: $key) { ... on AssetNode {
+        partitionStats { numMaterialized numFailed numPartitions } } } }""",
+        key={"path": ["orders", "cdc"]},
+    )["assetNodeOrError"]["partitionStats"]
+    assert statuses == {"numMaterialized": DAYS, "numFailed": 0, "numPartitions": DAYS}
+
+
+def _row_count(stack: Stack, asset: str) -> int:
+    found = stack.ask(
+        """query ($key: AssetKeyInput!) { assetNodeOrError(assetKey: $key) { ... on AssetNode {
+        assetMaterializations(limit: 1) { metadataEntries { label
+        ... on IntMetadataEntry { intValue } } } } } }""",
+        key={"path": ["orders", asset]},
+    )["assetNodeOrError"]["assetMaterializations"]
+    (materialization,) = found
+    entries = materialization["metadataEntries"]
+    return next(e["intValue"] for e in entries if e["label"] == "dagster/row_count")
+
+
+def _check_lake(items: int) -> None:
+    settings = load_settings()
+    compared = compare_with_source(Lake.open(settings), settings.table("orders"))
+    assert compared.differences == 0, compared
+    assert compared.items == items
+    with lake.connect(["orders"]) as connection:
+        counts = connection.execute(
+            """SELECT (SELECT count(*) FROM orders.current_state),
+                      (SELECT count(*) FROM orders.cdc),
+                      (SELECT count(DISTINCT uuid) FROM orders.cdc),
+                      (SELECT count(DISTINCT uuid) FROM orders.raw_stream)"""
+        ).fetchone()
+    assert counts is not None
+    assert counts[0] == items
+    assert counts[1] == counts[2] == counts[3] > ORDERS
