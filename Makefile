@@ -113,6 +113,10 @@ format: $(STAMP) ## Let ruff fix and format the code
 types: $(STAMP) ## pyright over the package and its tests
 	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
 
+.PHONY: bench
+bench: $(STAMP) ## Compare with named peers; writes benchmarks/RESULTS.md
+	@$(BIN)/python -m benchmarks
+
 # ---------------------------------------------------------------------------------------------------- upkeep
 
 .PHONY: lock

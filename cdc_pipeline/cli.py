@@ -64,8 +64,7 @@ def query(sql: str | None, form: str) -> None:
         if result is None:
             return
         if form == "table":
-            width = Console().width if sys.stdout.isatty() else 200
-            result.show(max_width=width, max_rows=200)
+            result.show(max_width=_console().width, max_rows=200)
             return
         _write(as_json(result) if form == "json" else as_csv(result))
 
@@ -98,9 +97,10 @@ def status(as_json: bool) -> None:
         "hours left",
         "gaps",
     )
-    grid = Grid(title=f"lake {lake.settings.lake}, database {lake.database}")
+    grid = Grid(title=f"lake {lake.settings.lake}, database {lake.database} (times in UTC)")
     for heading in headings:
-        grid.add_column(heading, justify="left" if heading == "table" else "right")
+        justify = "left" if heading == "table" else "right"
+        grid.add_column(heading, justify=justify, no_wrap=heading == "table")
     for row in rows:
         grid.add_row(
             row.table,
@@ -117,7 +117,7 @@ def status(as_json: bool) -> None:
             _hours_left(row.captured_to_us),
             str(len(row.gaps)),
         )
-    console = Console()
+    console = _console()
     console.print(grid)
     for row in rows:
         for gap in row.gaps:
@@ -180,6 +180,11 @@ def _lake() -> Any:
     from cdc_pipeline.settings import load_settings
 
     return Lake.open(load_settings())
+
+
+def _console() -> Console:
+    """As wide as the terminal; wide enough for a table where there is none."""
+    return Console(width=None if sys.stdout.isatty() else 200)
 
 
 def _write(parts: Iterator[str]) -> None:

@@ -1,9 +1,9 @@
 """DynamoDB Streams: shard listings and pages of records as they came over the wire.
 
 GetRecords answers are not parsed by botocore. It turns a thousand records into a million Python
-objects, and it takes an answer that was cut short for an empty one (content length is not
-enforced for this service), which would read as "shard finished". Signing, credentials, endpoints
-and retries stay botocore's: only the parser of this one answer is exchanged.
+objects, and it takes an answer whose body was cut short, or is empty, for one without records and
+without a next iterator, which would read as "shard finished". Signing, credentials, endpoints and
+retries stay botocore's: only the parser of this one answer is exchanged.
 """
 
 import random
@@ -161,12 +161,12 @@ class _RawRecordsParser:
         if shape is None or shape.name != "GetRecordsOutput" or response["status_code"] != 200:
             return self._parser.parse(response, shape)
         metadata = {"HTTPStatusCode": 200, "HTTPHeaders": response["headers"]}
-        page = _page(response["body"], response["headers"].get("content-length"))
+        page = parse_page(response["body"], response["headers"].get("content-length"))
         return {"ResponseMetadata": metadata, **({_PAGE: page} if page else {})}
 
 
-def _page(body: bytes, length: str | None) -> Page | None:
-    """A whole answer, None for one that was cut short."""
+def parse_page(body: bytes, length: str | None) -> Page | None:
+    """A whole GetRecords answer, None for one that was cut short (`length`: Content-Length)."""
     if length and int(length) != len(body):
         return None
     try:

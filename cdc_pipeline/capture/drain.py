@@ -76,6 +76,20 @@ class CaptureResult:
     failed_shards: dict[str, str] = field(default_factory=dict)
     gaps: list[Gap] = field(default_factory=list)
 
+    def add(self, other: "CaptureResult") -> None:
+        """Add what was done on an earlier stream of the same table."""
+        self.rows += other.rows
+        self.quarantined += other.quarantined
+        self.entries += other.entries
+        self.conflicts += other.conflicts
+        self.orphans_removed += other.orphans_removed
+        self.seconds += other.seconds
+        self.failed_shards |= other.failed_shards
+        self.gaps = other.gaps + self.gaps
+        for day, (rows, size) in other.days.items():
+            have = self.days.get(day, (0, 0))
+            self.days[day] = (have[0] + rows, have[1] + size)
+
 
 class CaptureFailedError(CdcPipelineError):
     """Some shards could not be read; what the others held has landed."""
@@ -112,12 +126,25 @@ def capture_table(
     """
     state = log.load()
     followed = state.stream
+    before: CaptureResult | None = None
     if followed is not None and followed.arn != source.arn:
         # A stream that was turned off is readable for 24 more hours: take what is left of it.
         old = replace(source, arn=followed.arn, table_id=followed.table_id)
         with suppress(ShardGoneError):
-            _Run(log, old, options, report, sleep).run()
-    return _Run(log, source, options, report, sleep).run()
+            before = _Run(log, old, options, report, sleep).run()
+    try:
+        result = _Run(log, source, options, report, sleep).run()
+    except ShardGoneError as error:
+        raise SourceError(f"table {source.table}: {error}") from error
+    if before is not None:
+        result.add(before)
+    if result.failed_shards:
+        listed = "; ".join(f"{s}: {why}" for s, why in sorted(result.failed_shards.items()))
+        raise CaptureFailedError(
+            f"table {result.table}: {len(result.failed_shards)} shards could not be read "
+            f"({result.rows} changes of the others landed): {listed}"
+        )
+    return result
 
 
 class _Run:
@@ -404,12 +431,6 @@ class _Run:
         result.shards_finished = sum(1 for s in shards if s.status == "finished")
         result.watermark_us = self.state.watermark_us
         result.seconds = self.log.clock() - self.started
-        if result.failed_shards:
-            listed = "; ".join(f"{s}: {why}" for s, why in sorted(result.failed_shards.items()))
-            raise CaptureFailedError(
-                f"table {result.table}: {len(result.failed_shards)} shards could not be read "
-                f"({result.rows} changes of the others landed): {listed}"
-            )
         return result
 
     def _remove_orphans(self) -> None:

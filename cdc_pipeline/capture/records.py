@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from cdc_pipeline.core.attributes import canonical_value, plain_value, to_json
+from cdc_pipeline.core.attributes import Spelling, spell_value, to_json
 from cdc_pipeline.core.capture_log import ShardState, StreamRef
 from cdc_pipeline.core.changes import (
     DYNAMODB_STREAMS,
@@ -34,7 +34,6 @@ _CANONICAL_NUMBER = re.compile(
 ).fullmatch
 
 _RawImage = dict[str, msgspec.Raw]
-_Spelling = tuple[str, str]
 
 
 class _Body(msgspec.Struct):
@@ -132,10 +131,10 @@ def _slowly(raw: msgspec.Raw, stream: StreamRef, shard: ShardState) -> Change:
 
 
 _shapes: dict[tuple[str, ...], list[tuple[str, str]]] = {}
-_values: dict[bytes, _Spelling] = {}
+_values: dict[bytes, Spelling] = {}
 
 
-def _image(image: _RawImage) -> _Spelling:
+def _image(image: _RawImage) -> Spelling:
     """Canonical typed JSON and plain JSON of an item."""
     names = tuple(image)
     shape = _shapes.get(names)
@@ -152,7 +151,7 @@ def _image(image: _RawImage) -> _Spelling:
     return f"{{{','.join(typed)}}}", f"{{{','.join(plain)}}}"
 
 
-def _value(raw: bytes) -> _Spelling:
+def _value(raw: bytes) -> Spelling:
     """Canonical typed JSON and plain JSON of one attribute value."""
     known = _values.get(raw)
     if known is not None:
@@ -165,7 +164,7 @@ def _value(raw: bytes) -> _Spelling:
     return spelling
 
 
-def _spell(raw: bytes) -> _Spelling:
+def _spell(raw: bytes) -> Spelling:
     if raw.startswith(b'{"S":"') and raw.find(b'"', 6) == len(raw) - 2 and b"\\" not in raw:
         text = raw.decode()
         return text, text[5:-1]
@@ -173,7 +172,7 @@ def _spell(raw: bytes) -> _Spelling:
         text = raw.decode()
         return text, text[6:-2]
     try:
-        value = canonical_value(msgspec.json.decode(raw))
+        value = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise UnreadableError("text that is not Unicode") from None
-    return to_json(value), plain_value(value)
+    return spell_value(value)

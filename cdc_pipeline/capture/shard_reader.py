@@ -18,6 +18,7 @@ from cdc_pipeline.core.errors import (
     TrimmedDataError,
 )
 
+_ITERATORS_TRIED = 5
 _RETENTION_US = 24 * 3600 * 1_000_000  # DynamoDB Streams; older records may vanish any moment
 
 
@@ -69,16 +70,21 @@ def read_shard(
     shard = start.shard
     iterator = _iterator(source, stream, start, int(options.clock() * 1_000_000))
     empty: deque[int] = deque(maxlen=options.empty_polls)
+    expired = 0
     while not stop.is_set() and options.clock() < options.deadline:
         started_us = int(options.clock() * 1_000_000)
         try:
             page = source.read(iterator)
-        except ExpiredIteratorError:
+            expired = 0
+        except ExpiredIteratorError as error:
+            expired += 1
+            if expired > _ITERATORS_TRIED:
+                raise SourceError(f"shard {shard.shard_id}: every iterator is expired") from error
             iterator = source.iterator(stream.arn, shard.shard_id, shard.sequence_number)
             continue
         finished = page.next_iterator is None
         changes, unreadable = parse_records(page.records, stream, shard)
-        last = _checkpoint(page, shard)
+        last = _checkpoint(page)
         if shard.sequence_number is None and (page.records or finished):
             _check_head(start, page, started_us)
         if page.records:
@@ -126,15 +132,10 @@ def _check_head(start: Start, page: Page, now_us: int) -> None:
         raise HeadTrimmedError(f"shard {start.shard.shard_id}: its oldest records were trimmed")
 
 
-def _checkpoint(page: Page, shard: ShardState) -> str | None:
-    """The last sequence number of the page, None for an empty one."""
-    for raw in reversed(page.records):
-        number = sequence_number(raw)
-        if number is not None:
-            return number
-    if page.records:
-        raise SourceError(
-            f"shard {shard.shard_id}: {len(page.records)} records without a sequence number, "
-            "so there is no position behind them"
-        )
-    return None
+def _checkpoint(page: Page) -> str | None:
+    """The last sequence number of the page; None for an empty one, or if no record has one.
+
+    Then the position stays where it was: the same records are read, and quarantined, again.
+    """
+    numbers = map(sequence_number, reversed(page.records))
+    return next((number for number in numbers if number is not None), None)

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from decimal import Context, Decimal, Inexact, InvalidOperation
+from json.encoder import encode_basestring
 from typing import Any
 
 from cdc_pipeline.core.errors import UnreadableError
@@ -146,29 +147,70 @@ def _refuse_lone_surrogates(text: str) -> None:
         raise UnreadableError("text that is not Unicode") from None
 
 
-def plain_json(item: Item) -> str:
-    """A canonical item as plain JSON: numbers are number tokens with their exact decimal text.
+Spelling = tuple[str, str]
+"""One value twice: canonical typed JSON, and plain JSON."""
 
-    Sets are arrays, binary is base64 text, NULL is null. Written by hand because `json` can only
-    write numbers that went through a float or an int.
+
+def spell_item(item: Any) -> Spelling:
+    """An item's canonical typed JSON and its plain JSON, as `canonical_item` defines them.
+
+    In plain JSON numbers are number tokens with their exact decimal text, sets are arrays, binary
+    is base64 text, NULL is null. Both texts are made in one walk and by hand: this is what every
+    change goes through, and `json` can write numbers only from floats or integers.
     """
-    return _plain_object(item)
+    if not isinstance(item, dict):
+        raise UnreadableError("an item that is not an object")
+    typed: list[str] = []
+    plain: list[str] = []
+    for name in sorted(item):
+        quoted = _quoted(name)
+        spelling = spell_value(item[name])
+        typed.append(f"{quoted}:{spelling[0]}")
+        plain.append(f"{quoted}:{spelling[1]}")
+    return f"{{{','.join(typed)}}}", f"{{{','.join(plain)}}}"
+
+
+def spell_value(value: Any) -> Spelling:
+    """One attribute value in both spellings; raises `UnreadableError`."""
+    if not isinstance(value, dict) or len(value) != 1:
+        raise UnreadableError("an attribute value that is not one tagged value")
+    ((tag, content),) = value.items()
+    if tag == "S":
+        text = _quoted(_string(content))
+        return f'{{"S":{text}}}', text
+    if tag == "N":
+        text = canonical_number(content)
+        return f'{{"N":"{text}"}}', text
+    if tag == "M":
+        typed, plain = spell_item(content)
+        return f'{{"M":{typed}}}', plain
+    if tag == "L":
+        if not isinstance(content, list):
+            raise UnreadableError("a list that is not an array")
+        spelled = [spell_value(element) for element in content]
+        typed = ",".join(element[0] for element in spelled)
+        return f'{{"L":[{typed}]}}', f"[{','.join(element[1] for element in spelled)}]"
+    canonical = canonical_value(value)
+    return to_json(canonical), plain_value(canonical)
+
+
+def _quoted(text: str) -> str:
+    quoted = encode_basestring(text)
+    if not text.isascii():
+        _refuse_lone_surrogates(text)
+    return quoted
+
+
+def plain_json(item: Item) -> str:
+    """A canonical item as plain JSON."""
+    return spell_item(item)[1]
 
 
 def plain_value(value: AttributeValue) -> str:
-    """One canonical attribute value as plain JSON text."""
+    """One canonical attribute value as plain JSON."""
     ((tag, content),) = value.items()
-    if tag == "N":
-        return content
-    if tag == "M":
-        return _plain_object(content)
-    if tag == "L":
-        return "[" + ",".join(map(plain_value, content)) + "]"
+    if tag in ("N", "M", "L"):
+        return spell_value(value)[1]
     if tag == "NS":
-        return "[" + ",".join(content) + "]"
+        return f"[{','.join(content)}]"
     return "null" if tag == "NULL" else to_json(content)
-
-
-def _plain_object(item: Item) -> str:
-    pairs = (f"{to_json(name)}:{plain_value(value)}" for name, value in item.items())
-    return "{" + ",".join(pairs) + "}"

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from cdc_pipeline.core.attributes import canonical_item, plain_json, to_json
+from cdc_pipeline.core.attributes import Spelling, spell_item
 from cdc_pipeline.core.errors import UnreadableError
 from cdc_pipeline.core.order import position
 
@@ -60,21 +60,20 @@ def from_stream_record(
         raise UnreadableError("a record without an event id")
     if not isinstance(sequence_number, str) or not re.fullmatch("[0-9]{1,40}", sequence_number):
         raise UnreadableError("a record without a sequence number")
-    keys = canonical_item(body.get("Keys"))
-    if not keys:
+    if not body.get("Keys"):
         raise UnreadableError("a record without keys")
-    new = _image(body, "NewImage")
+    keys, new, old = (_image(body, part) for part in ("Keys", "NewImage", "OldImage"))
+    assert keys is not None  # they are there
     if full_images and (new is None) != (op == "D"):
         raise UnreadableError("a record whose new image does not fit its event name")
-    old = _image(body, "OldImage")
     return Change(
         uuid=stream_identity(table_id, event_id),
         op=op,
         write_time_us=seconds_to_us(body.get("ApproximateCreationDateTime")),
-        data=None if new is None else plain_json(new),
-        keys=to_json(keys),
-        new_image=None if new is None else to_json(new),
-        old_image=None if old is None else to_json(old),
+        data=new[1] if new else None,
+        keys=keys[0],
+        new_image=new[0] if new else None,
+        old_image=old[0] if old else None,
         position=position(depth, sequence_number),
         sequence_number=sequence_number,
         shard_id=shard_id,
@@ -84,9 +83,9 @@ def from_stream_record(
     )
 
 
-def _image(body: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+def _image(body: Mapping[str, Any], name: str) -> Spelling | None:
     image = body.get(name)
-    return None if image is None else canonical_item(image)
+    return None if image is None else spell_item(image)
 
 
 def seconds_to_us(seconds: Any) -> int:
@@ -120,8 +119,9 @@ def export_item(line: Any, key_names: tuple[str, ...]) -> tuple[str, str]:
     """
     if not isinstance(line, Mapping) or "Item" not in line:
         raise UnreadableError("a line without an Item")
-    item = canonical_item(line["Item"])
+    item = line["Item"]
+    typed = spell_item(item)[0]
     missing = [name for name in key_names if name not in item]
     if missing:
         raise UnreadableError(f"an item without its key attribute {missing[0]}")
-    return to_json({name: item[name] for name in sorted(key_names)}), to_json(item)
+    return spell_item({name: item[name] for name in key_names})[0], typed

@@ -34,7 +34,7 @@ def depths(listed: Iterable[Shard], known: Mapping[str, int]) -> dict[str, int]:
     by_id = {shard.shard_id: shard for shard in listed}
     fixed = dict(known)
     for shard in by_id.values():
-        _above_known_children(shard, by_id, fixed)
+        _above_known_children(shard, by_id, known, fixed)
     root = max(known.values(), default=ROOT_DEPTH - 1)
     result: dict[str, int] = {}
     for start in by_id:
@@ -52,15 +52,18 @@ def depths(listed: Iterable[Shard], known: Mapping[str, int]) -> dict[str, int]:
     return result
 
 
-def _above_known_children(shard: Shard, by_id: Mapping[str, Shard], fixed: dict[str, int]) -> None:
-    """Give unknown ancestors of a known shard the depths above it."""
+def _above_known_children(
+    shard: Shard, by_id: Mapping[str, Shard], known: Mapping[str, int], fixed: dict[str, int]
+) -> None:
+    """Give unknown ancestors of a known shard the depths above it and above its siblings."""
     seen = {shard.shard_id}
     while shard.shard_id in fixed:
         parent = by_id.get(shard.parent_id or "")
         if parent is None or parent.shard_id in seen:
             return
-        if parent.shard_id not in fixed:
-            fixed[parent.shard_id] = max(0, fixed[shard.shard_id] - 1)
+        if parent.shard_id not in known:
+            above = max(0, fixed[shard.shard_id] - 1)
+            fixed[parent.shard_id] = min(above, fixed.get(parent.shard_id, above))
         seen.add(parent.shard_id)
         shard = parent
 

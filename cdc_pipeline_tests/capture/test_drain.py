@@ -638,6 +638,79 @@ def test_a_service_that_denies_is_said_so(bench: Bench) -> None:
         bench.capture()
 
 
+def test_a_finished_shard_missing_from_a_listing_is_not_landed_again(bench: Bench) -> None:
+    bench.write(200)
+    parent = bench.sim.open_shards("orders")[0]
+    bench.sim.rotate("orders")
+    bench.write(200, seed=1)
+    bench.capture()
+    bench.sim.faults.script("DescribeStream", shard_missing(parent))
+    bench.capture()
+    assert bench.sim.faults.count("shard missing") == 1
+    bench.capture()
+    check(bench)
+
+
+def test_a_parent_missing_from_the_first_listing_keeps_its_place(bench: Bench) -> None:
+    bench.write(200, keys=6)
+    parents = bench.sim.open_shards("orders")
+    bench.sim.rotate("orders")
+    bench.write(200, keys=6, seed=1)
+    filled = next(p for p in parents if any(r.shard_id == p for r in bench.sim.records("orders")))
+    bench.sim.faults.script("DescribeStream", *[shard_missing(filled)] * 2)
+    for _ in range(3):
+        bench.capture()
+    check(bench)
+
+
+@pytest.mark.parametrize("make", [lambda: cut(honest_length=True), empty_body])
+def test_cut_listings_are_asked_for_again(bench: Bench, make: Callable[[], Fault]) -> None:
+    bench.write(100)
+    bench.sim.faults.script("DescribeStream", make())
+    bench.capture()
+    check(bench)
+
+
+def test_cut_iterators_are_asked_for_again(bench: Bench) -> None:
+    bench.write(100)
+    bench.sim.faults.script("GetShardIterator", cut(honest_length=True))
+    bench.capture()
+    check(bench)
+
+
+def test_cut_throttling_answers_are_retried(bench: Bench) -> None:
+    bench.write(100)
+    bench.sim.faults.script("GetRecords", cut_error())
+    bench.capture()
+    check(bench)
+
+
+def test_a_shard_idle_for_a_day_has_lost_nothing(bench: Bench) -> None:
+    bench.write(100)
+    gaps = []
+    for _ in range(6):
+        gaps += bench.capture().gaps
+        bench.clock.advance(6 * HOUR)
+    assert gaps == []
+
+
+@pytest.mark.parametrize("make", [children_missing, lagging])
+def test_the_watermark_waits_for_shards_that_are_not_listed_yet(
+    bench: Bench, make: Callable[[], Fault]
+) -> None:
+    bench.write(200)
+    bench.capture()
+    bench.clock.advance(10)
+    bench.sim.rotate("orders")
+    unlisted_us = int(bench.clock() * 1_000_000)
+    bench.write(200, seed=1)
+    bench.clock.advance(10)
+    bench.sim.faults.always("DescribeStream", make())
+    late = bench.capture()
+    assert late.rows == 0
+    assert late.watermark_us <= unlisted_us
+
+
 # ------------------------------------------------------------------------------ two at once
 
 
@@ -694,110 +767,11 @@ def test_captures_racing_for_the_first_entry(bench: Bench) -> None:
         bench.sim.rotate("orders")
 
 
-# ---------------------------------------------------- known to fail; each is a promise broken
+# --------------------------------------------------------------------------- known to fail
 
 
-@pytest.mark.xfail(
-    reason="a finished shard that one listing misses is read and landed again",
-    raises=AssertionError,
-)
-def test_a_finished_shard_missing_from_a_listing_is_not_landed_again(bench: Bench) -> None:
-    bench.write(200)
-    parent = bench.sim.open_shards("orders")[0]
-    bench.sim.rotate("orders")
-    bench.write(200, seed=1)
-    bench.capture()
-    bench.sim.faults.script("DescribeStream", shard_missing(parent))
-    bench.capture()
-    assert bench.sim.faults.count("shard missing") == 1
-    bench.capture()
-    check(bench)
-
-
-@pytest.mark.xfail(
-    reason="a parent that the first listing misses sorts behind its child", raises=AssertionError
-)
-def test_a_parent_missing_from_the_first_listing_keeps_its_place(bench: Bench) -> None:
-    bench.write(200, keys=6)
-    parents = bench.sim.open_shards("orders")
-    bench.sim.rotate("orders")
-    bench.write(200, keys=6, seed=1)
-    filled = next(p for p in parents if any(r.shard_id == p for r in bench.sim.records("orders")))
-    bench.sim.faults.script("DescribeStream", *[shard_missing(filled)] * 2)
-    for _ in range(3):
-        bench.capture()
-    check(bench)
-
-
-@pytest.mark.xfail(reason="a cut DescribeStream answer is a KeyError", raises=KeyError)
-@pytest.mark.parametrize("make", [lambda: cut(honest_length=True), empty_body])
-def test_cut_listings_are_asked_for_again(bench: Bench, make: Callable[[], Fault]) -> None:
-    bench.write(100)
-    bench.sim.faults.script("DescribeStream", make())
-    bench.capture()
-    check(bench)
-
-
-@pytest.mark.xfail(
-    reason="a cut GetShardIterator answer is a KeyError, and stops all shards", raises=KeyError
-)
-def test_cut_iterators_are_asked_for_again(bench: Bench) -> None:
-    bench.write(100)
-    bench.sim.faults.script("GetShardIterator", cut(honest_length=True))
-    bench.capture()
-    check(bench)
-
-
-@pytest.mark.xfail(
-    reason='a cut throttling answer has the code "400" and is not retried',
-    raises=CaptureFailedError,
-)
-def test_cut_throttling_answers_are_retried(bench: Bench) -> None:
-    bench.write(100)
-    bench.sim.faults.script("GetRecords", cut_error())
-    bench.capture()
-    check(bench)
-
-
-@pytest.mark.xfail(
-    reason="an idle shard whose checkpoint is trimmed opens a gap (strict AWS)",
-    raises=AssertionError,
-)
-def test_a_shard_idle_for_a_day_has_lost_nothing(bench: Bench) -> None:
-    bench.write(100)
-    gaps = []
-    for _ in range(6):
-        gaps += bench.capture().gaps
-        bench.clock.advance(6 * HOUR)
-    assert gaps == []
-
-
-@pytest.mark.xfail(
-    reason="closed shards without listed children do not hold the watermark back",
-    raises=AssertionError,
-)
-@pytest.mark.parametrize("make", [children_missing, lagging])
-def test_the_watermark_waits_for_shards_that_are_not_listed_yet(
-    bench: Bench, make: Callable[[], Fault]
-) -> None:
-    bench.write(200)
-    bench.capture()
-    bench.clock.advance(10)
-    bench.sim.rotate("orders")
-    unlisted_us = int(bench.clock() * 1_000_000)
-    bench.write(200, seed=1)
-    bench.clock.advance(10)
-    bench.sim.faults.always("DescribeStream", make())
-    late = bench.capture()
-    assert late.rows == 0
-    assert late.watermark_us <= unlisted_us
-
-
-@pytest.mark.xfail(
-    reason="a malformed sequence number at a page's end is quarantined in each run",
-    raises=AssertionError,
-)
-def test_a_malformed_sequence_number_does_not_block_its_shard(bench: Bench) -> None:
+def test_a_record_without_a_sequence_number_does_not_block_its_shard(bench: Bench) -> None:
+    """There is no position behind it, so it is quarantined again; what follows it lands."""
     bench.write(100)
     last = bench.sim.records("orders")[-1]
     bench.sim.spoil(
@@ -805,4 +779,5 @@ def test_a_malformed_sequence_number_does_not_block_its_shard(bench: Bench) -> N
     )
     assert bench.capture().quarantined == 1
     bench.write(100, seed=1)
+    assert bench.capture().quarantined == 1
     assert bench.capture().quarantined == 0

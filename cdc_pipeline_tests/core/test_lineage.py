@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc_pipeline.core.lineage import Shard, depths, readable
+from cdc_pipeline.core.lineage import ROOT_DEPTH, Shard, depths, readable
 
 
 def _shard(shard_id: str, parent: str | None = None, *, is_open: bool = True) -> Shard:
@@ -42,7 +42,7 @@ def test_parents_are_shallower_than_their_children(shards: list[Shard]) -> None:
         if shard.parent_id in found:
             assert found[shard.parent_id] < found[shard.shard_id]
         else:
-            assert found[shard.shard_id] == 0
+            assert found[shard.shard_id] == ROOT_DEPTH
 
 
 @given(_trees(), st.data())
@@ -69,11 +69,30 @@ def test_any_list_gets_depths_cycles_included(shards: list[Shard], known: dict[s
 
 
 def test_a_child_of_an_expired_parent_is_a_root() -> None:
-    assert depths([_shard("b", "gone"), _shard("c", "b")], {}) == {"b": 0, "c": 1}
+    assert depths([_shard("b", "gone"), _shard("c", "b")], {}) == {
+        "b": ROOT_DEPTH,
+        "c": ROOT_DEPTH + 1,
+    }
 
 
 def test_a_parent_that_is_known_but_no_longer_listed_counts() -> None:
     assert depths([_shard("b", "a")], {"a": 7, "z": 9}) == {"b": 8}
+
+
+@given(
+    st.dictionaries(st.sampled_from("abcd"), st.integers(10, 20), min_size=1),
+    st.integers(1, 4),
+    st.data(),
+)
+def test_a_line_of_parents_that_shows_late_goes_above_all_its_children(
+    children: dict[str, int], length: int, data: st.DataObject
+) -> None:
+    line = [_shard(f"p{n}", f"p{n - 1}" if n else None) for n in range(length)]
+    shards = [*line, *(_shard(name, line[-1].shard_id) for name in children)]
+    found = depths(data.draw(st.permutations(shards)), children)
+    assert {name: found[name] for name in children} == children
+    for shard in shards:
+        assert shard.parent_id is None or found[shard.parent_id] < found[shard.shard_id]
 
 
 def test_late_roots_go_deeper_than_everything_known() -> None:
@@ -81,9 +100,14 @@ def test_late_roots_go_deeper_than_everything_known() -> None:
     assert found == {"a": 3, "late": 6, "late-child": 7}
 
 
+def test_a_parent_that_is_listed_later_goes_above_its_child() -> None:
+    found = depths([_shard("b", "a"), _shard("a", "o"), _shard("o")], {"b": ROOT_DEPTH})
+    assert found == {"b": ROOT_DEPTH, "a": ROOT_DEPTH - 1, "o": ROOT_DEPTH - 2}
+
+
 def test_a_long_lineage_is_no_recursion() -> None:
     shards = [_shard(f"s{n}", f"s{n - 1}" if n else None) for n in range(3000)]
-    assert depths(reversed(shards), {})["s2999"] == 2999
+    assert depths(reversed(shards), {})["s2999"] == ROOT_DEPTH + 2999
 
 
 def test_a_cycle_does_not_hang_and_is_never_read() -> None:

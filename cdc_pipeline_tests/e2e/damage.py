@@ -48,9 +48,7 @@ class Export:
         self.put(key, data)
         self.put(f"{key.removesuffix('.json')}.md5", md5(data).encode())
 
-    def rewrite(
-        self, lines: list[bytes] | None = None, *, compressed: bytes | None = None
-    ) -> None:
+    def rewrite(self, lines: list[bytes] | None = None, *, compressed: bytes | None = None) -> None:
         """Replace the filled data file; MD5 and counts in the manifests are made to fit."""
         key, files, summary = self.filled, self.files, self.summary
         if compressed is None:

@@ -143,22 +143,22 @@ def _serve_small_pages() -> None:
     make_iterator, read_page = DynamoDBStreams.iterator, DynamoDBStreams.read
     places: dict[str, tuple[str, str]] = {}
 
-    def iterator(self: DynamoDBStreams, arn: str, shard_id: str, after: str | None) -> str:
+    def iterator_behind(self: DynamoDBStreams, arn: str, shard_id: str, after: str | None) -> str:
         made = make_iterator(self, arn, shard_id, after)
         places[made] = (arn, shard_id)
         return made
 
-    def read(self: DynamoDBStreams, at: str) -> Page:
-        page = read_page(self, at)
+    def read(self: DynamoDBStreams, iterator: str) -> Page:
+        page = read_page(self, iterator)
         if len(page.records) <= _PAGE_RECORDS:
             if page.next_iterator is not None:
-                places[page.next_iterator] = places[at]
+                places[page.next_iterator] = places[iterator]
             return page
         records = page.records[:_PAGE_RECORDS]
         last = json.loads(bytes(records[-1]))["dynamodb"]["SequenceNumber"]
-        return Page(records, iterator(self, *places[at], last), page.size)
+        return Page(records, iterator_behind(self, *places[iterator], last), page.size)
 
-    DynamoDBStreams.iterator = iterator
+    DynamoDBStreams.iterator = iterator_behind
     DynamoDBStreams.read = read
 
 

