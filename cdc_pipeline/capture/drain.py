@@ -2,31 +2,27 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from datetime import timedelta
-from typing import Any
+from dataclasses import dataclass, replace
 
 from cdc_pipeline.aws.streams import DynamoDBStreams
-from cdc_pipeline.capture.completion import ItemReader, completing_rows
+from cdc_pipeline.capture.completion import ItemReader
 from cdc_pipeline.capture.continuity import open_capture, shard_gap, unread_since_us
+from cdc_pipeline.capture.lander import Lander
 from cdc_pipeline.capture.pending import Batch, Pending
+from cdc_pipeline.capture.result import CaptureResult
 from cdc_pipeline.capture.shard_reader import ReadOptions, Start, read_shard
 from cdc_pipeline.capture.source import Source, table_with_stream
 from cdc_pipeline.core.capture_log import (
     Cause,
-    Entry,
-    Gap,
     LandedObject,
     LogState,
     ShardState,
     StreamRef,
 )
-from cdc_pipeline.core.changes import Change
 from cdc_pipeline.core.errors import (
-    CaptureConflictError,
     CdcPipelineError,
     HeadTrimmedError,
     ShardGoneError,
@@ -34,10 +30,8 @@ from cdc_pipeline.core.errors import (
     TrimmedDataError,
 )
 from cdc_pipeline.core.lineage import Shard, depths, readable
-from cdc_pipeline.core.names import TablePaths, day_folder, day_of
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.lake.landing import read_landing, write_landing, write_quarantine
-from cdc_pipeline.lake.log import CaptureLog, new_nonce, remove_orphans, this_owner
+from cdc_pipeline.lake.log import CaptureLog
 from cdc_pipeline.settings import Table
 
 _DISCOVERY_SECONDS = 60
@@ -56,39 +50,6 @@ class CaptureOptions:
     flush_bytes: int = 64 << 20
     linger_seconds: float = 0
     flush_seconds: float = 1
-
-
-@dataclass
-class CaptureResult:
-    """What one capture run did. `days`: rows and bytes landed, by write day."""
-
-    table: str
-    rows: int = 0
-    quarantined: int = 0
-    days: dict[str, tuple[int, int]] = field(default_factory=dict)
-    entries: int = 0
-    conflicts: int = 0
-    orphans_removed: int = 0
-    shards_open: int = 0
-    shards_finished: int = 0
-    watermark_us: int = 0
-    seconds: float = 0.0
-    failed_shards: dict[str, str] = field(default_factory=dict)
-    gaps: list[Gap] = field(default_factory=list)
-
-    def add(self, other: "CaptureResult") -> None:
-        """Add what was done on an earlier stream of the same table."""
-        self.rows += other.rows
-        self.quarantined += other.quarantined
-        self.entries += other.entries
-        self.conflicts += other.conflicts
-        self.orphans_removed += other.orphans_removed
-        self.seconds += other.seconds
-        self.failed_shards |= other.failed_shards
-        self.gaps = other.gaps + self.gaps
-        for day, (rows, size) in other.days.items():
-            have = self.days.get(day, (0, 0))
-            self.days[day] = (have[0] + rows, have[1] + size)
 
 
 class CaptureFailedError(CdcPipelineError):
@@ -176,6 +137,7 @@ class _Run:
         self.result = CaptureResult(source.table)
         self.state = LogState()
         self.stream: StreamRef
+        self.lander: Lander
         # Where every shard stands, ahead of the log by what is pending.
         self.shards: dict[str, ShardState] = {}
         self.listed: list[Shard] = []
@@ -193,8 +155,9 @@ class _Run:
         assert self.state.stream is not None  # open_capture saw to it
         self.stream = self.state.stream
         self.shards = dict(self.state.shards)
-        self._remove_orphans()
-        self._complete()
+        self.lander = Lander(self.log, self.state, self.source, self.result, self.report)
+        self.lander.remove_orphans()
+        self.lander.complete()
         with ThreadPoolExecutor(self.options.parallel_shards) as pool:
             try:
                 self._read_all(pool)
@@ -202,7 +165,8 @@ class _Run:
                 self.stop.set()
                 self.pending.close()
         self._land()
-        return self._finish()
+        self.result.close(self.state, self.log.clock() - self.started)
+        return self.result
 
     def _read_all(self, pool: ThreadPoolExecutor) -> None:
         self._discover()
@@ -265,10 +229,7 @@ class _Run:
     def _open_gap(self, shard_id: str, cause: Cause) -> None:
         """Record what can no longer be read, then go on with what can."""
         self._land()
-        entry = shard_gap(self.state, shard_id, cause, self.log.now_us())
-        while not self.log.append(self.state, entry):
-            self._give_way()
-            entry = shard_gap(self.state, shard_id, cause, self.log.now_us())
+        self.lander.append(lambda: shard_gap(self.state, shard_id, cause, self.log.now_us()))
         self.shards[shard_id] = self.state.shards[shard_id]
         self.result.gaps.append(self.state.gaps[self.state.n])
 
@@ -314,8 +275,7 @@ class _Run:
         """Make log entries of everything gathered, and complete events that lack their images."""
         started = time.monotonic()
         batch = self.pending.take()
-        bare = not self.source.full_images
-        self._append(
+        self.lander.land(
             batch.changes,
             batch.unreadable,
             lambda: {
@@ -323,78 +283,11 @@ class _Run:
                 "forgotten": tuple(self._forgotten()),
                 "discovered_us": self._listed_whole_us(),
             },
-            bare=bare,
         )
-        self._complete()
+        self.lander.complete()
         self.flushed = time.monotonic()
         # At most a fifth of the time goes into landing.
         self.flush_pause = max(self.options.flush_seconds, 4 * (self.flushed - started))
-
-    def _complete(self) -> None:
-        """Read the items of events that landed without their images, and land them behind."""
-        for n in list(self.state.incomplete):
-            if self.source.reader is None:
-                return
-            objects = [o for o in self.state.objects.values() if o.entry == n]
-            events = [c for o in objects for c in read_landing(self.log.store, o.key)]
-            rows = completing_rows(events, self.source.reader, self.stream.table_id)
-            self._append(rows, [], lambda n=n: {"completes": (n,)})
-
-    def _append(
-        self,
-        changes: Sequence[Change],
-        unreadable: Sequence[tuple[str, bytes]],
-        parts: Callable[[], dict[str, Any]],
-        *,
-        bare: bool = False,
-    ) -> None:
-        """Write objects and the entry that makes them valid; on a lost race decide again.
-
-        `parts`: what else the entry says, asked for at each attempt.
-        """
-        store, paths = self.log.store, self.log.paths
-        while True:
-            n, nonce, now_us = self.state.n + 1, new_nonce(), self.log.now_us()
-            objects = write_landing(
-                store,
-                paths,
-                changes,
-                n=n,
-                nonce=nonce,
-                generation=self.state.generation,
-                landed_us=now_us,
-                bare=bare,
-            )
-            quarantined = write_quarantine(
-                store, paths, unreadable, n=n, nonce=nonce, landed_us=now_us
-            )
-            entry = Entry(
-                n=n,
-                nonce=nonce,
-                owner=this_owner(),
-                at_us=now_us,
-                objects=tuple(objects),
-                quarantined=tuple(quarantined),
-                **parts(),
-            )
-            if self.log.append(self.state, entry):
-                self._count(objects, len(unreadable))
-                self.report(objects)
-                return
-            store.delete([o.key for o in objects] + [q.key for q in quarantined])
-            self._give_way()
-
-    def _give_way(self) -> None:
-        """Another writer took our entry's number. If it captured too, what we read is its now."""
-        self.result.conflicts += 1
-        for entry in self.log.catch_up(self.state):
-            same = entry.stream is None or entry.stream.arn == self.stream.arn
-            if entry.shards or entry.objects or not same:
-                raise CaptureConflictError(
-                    f"table {self.source.table}: another capture ({entry.owner}) landed entry "
-                    f"{entry.n} first; this one stops, nothing is lost and nothing doubled",
-                    fix="run one capture per table at a time",
-                )
 
     def _changed_shards(self, batch: Batch) -> Iterable[ShardState]:
         """Shards that this entry moves, and new ones, which the log must know of at once."""
@@ -415,32 +308,3 @@ class _Run:
         for shard_id, shard in self.state.shards.items():
             if shard.status != "reading" and shard_id not in listed and shard.read_to_us < old_us:
                 yield shard_id
-
-    def _count(self, objects: list[LandedObject], unreadable: int) -> None:
-        result = self.result
-        result.entries += 1
-        result.quarantined += unreadable
-        for landed in objects:
-            rows, size = result.days.get(landed.day, (0, 0))
-            result.days[landed.day] = (rows + landed.rows, size + landed.bytes)
-            result.rows += landed.rows
-
-    def _finish(self) -> CaptureResult:
-        result, shards = self.result, self.state.shards.values()
-        result.shards_open = sum(1 for s in shards if s.status == "reading")
-        result.shards_finished = sum(1 for s in shards if s.status == "finished")
-        result.watermark_us = self.state.watermark_us
-        result.seconds = self.log.clock() - self.started
-        return result
-
-    def _remove_orphans(self) -> None:
-        folders = _recent_folders(self.log.paths, self.log.now_us())
-        self.result.orphans_removed = len(remove_orphans(self.log.store, self.state, folders))
-
-
-def _recent_folders(paths: TablePaths, now_us: int) -> list[str]:
-    """Folders in which a killed capture can have left objects: a stream holds 24 hours."""
-    today = day_of(now_us)
-    days = [today + timedelta(days=offset) for offset in (-2, -1, 0, 1)]
-    zones = (paths.landing, f"{paths.quarantine}unreadable-record/")
-    return [f"{zone}{day_folder(day)}" for zone in zones for day in days]

@@ -38,14 +38,13 @@ def write_landing(
     nonce: str,
     generation: int,
     landed_us: int,
-    bare: bool = False,
 ) -> list[LandedObject]:
     """Write one object per write day; they count only once log entry `n` names them."""
     ordered = sorted(changes, key=_day_and_place)
     objects = []
     for day, group in groupby(ordered, key=_day):
         key, rows = paths.landed(day_of(day * _DAY_US), n, nonce), list(group)
-        objects.append(_write_day(store, key, rows, generation, landed_us, bare))
+        objects.append(_write_day(store, key, rows, generation, landed_us))
     return objects
 
 
@@ -66,7 +65,6 @@ def _write_day(
     rows: Sequence[Change],
     generation: int,
     landed_us: int,
-    bare: bool,
 ) -> LandedObject:
     sink = pa.BufferOutputStream()
     pq.write_table(
@@ -90,7 +88,7 @@ def _write_day(
         min_position=min(positions),
         max_position=max(positions),
         shards=tuple(sorted({row.shard_id for row in rows})),
-        bare=bare and any(row.op != "D" for row in rows),
+        bare=any(row.new_image is None and row.op != "D" for row in rows),
     )
 
 

@@ -1,0 +1,117 @@
+"""Landing: objects first, then the log entry that makes them valid, and what a lost race means."""
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+from cdc_pipeline.capture.completion import completing_rows
+from cdc_pipeline.capture.result import CaptureResult
+from cdc_pipeline.capture.source import Source
+from cdc_pipeline.core.capture_log import Entry, LandedObject, LogState
+from cdc_pipeline.core.changes import Change
+from cdc_pipeline.core.errors import CaptureConflictError
+from cdc_pipeline.core.names import TablePaths, day_folder, day_of
+from cdc_pipeline.lake.landing import read_landing, write_landing, write_quarantine
+from cdc_pipeline.lake.log import CaptureLog, new_nonce, remove_orphans, this_owner
+
+
+class Lander:
+    """The one writer of a capture run. `state` is the log as it knows it, and moves with it."""
+
+    def __init__(
+        self,
+        log: CaptureLog,
+        state: LogState,
+        source: Source,
+        result: CaptureResult,
+        report: Callable[[list[LandedObject]], None],
+    ) -> None:
+        self._log = log
+        self._state = state
+        self._source = source
+        self._result = result
+        self._report = report
+
+    def land(
+        self,
+        changes: Sequence[Change],
+        unreadable: Sequence[tuple[str, bytes]],
+        parts: Callable[[], dict[str, Any]],
+    ) -> None:
+        """Write objects and the entry that names them; on a lost race decide again.
+
+        `parts`: what else the entry says, asked for at each attempt. Raises
+        `CaptureConflictError`, `LakeError`.
+        """
+        store, paths, state = self._log.store, self._log.paths, self._state
+        while True:
+            n, nonce, now_us = state.n + 1, new_nonce(), self._log.now_us()
+            objects = write_landing(
+                store,
+                paths,
+                changes,
+                n=n,
+                nonce=nonce,
+                generation=state.generation,
+                landed_us=now_us,
+            )
+            quarantined = write_quarantine(
+                store, paths, unreadable, n=n, nonce=nonce, landed_us=now_us
+            )
+            entry = Entry(
+                n=n,
+                nonce=nonce,
+                owner=this_owner(),
+                at_us=now_us,
+                objects=tuple(objects),
+                quarantined=tuple(quarantined),
+                **parts(),
+            )
+            if self._log.append(state, entry):
+                self._result.count(objects, len(unreadable))
+                self._report(objects)
+                return
+            store.delete([o.key for o in objects] + [q.key for q in quarantined])
+            self._give_way()
+
+    def append(self, entry: Callable[[], Entry]) -> None:
+        """Append an entry without objects, made anew at each attempt."""
+        while not self._log.append(self._state, entry()):
+            self._give_way()
+
+    def complete(self) -> None:
+        """Read the items of events that landed without their images, and land them behind."""
+        reader, stream = self._source.reader, self._state.stream
+        for n in list(self._state.incomplete):
+            if reader is None or stream is None:
+                return
+            objects = [o for o in self._state.objects.values() if o.entry == n]
+            events = [change for o in objects for change in read_landing(self._log.store, o.key)]
+            rows = completing_rows(events, reader, stream.table_id)
+            self.land(rows, [], lambda n=n: {"completes": (n,)})
+
+    def remove_orphans(self) -> None:
+        """Remove what a killed capture left behind."""
+        folders = _recent_folders(self._log.paths, self._log.now_us())
+        removed = remove_orphans(self._log.store, self._state, folders)
+        self._result.orphans_removed += len(removed)
+
+    def _give_way(self) -> None:
+        """Another writer took our entry's number. If it captured too, what we read is its now."""
+        self._result.conflicts += 1
+        for entry in self._log.catch_up(self._state):
+            same = entry.stream is None or entry.stream.arn == self._source.arn
+            if entry.shards or entry.objects or not same:
+                raise CaptureConflictError(
+                    f"table {self._source.table}: another capture ({entry.owner}) landed entry "
+                    f"{entry.n} first; this one stops, nothing is lost and nothing doubled",
+                    fix="run one capture per table at a time",
+                )
+
+
+def _recent_folders(paths: TablePaths, now_us: int) -> list[str]:
+    """Folders in which a killed capture can have left objects: a stream holds 24 hours."""
+    today = day_of(now_us)
+    days = [today + timedelta(days=offset) for offset in (-2, -1, 0, 1)]
+    zones = (paths.landing, f"{paths.quarantine}unreadable-record/")
+    return [f"{zone}{day_folder(day)}" for zone in zones for day in days]

@@ -1,0 +1,411 @@
+"""Any story of writes, shards, faults, crashes and races: everything lands once, or in a gap.
+
+A story is a list of steps in plain data, so that one that failed can be kept as it was printed
+(`FOUND`). `CDC_PIPELINE_STORIES=20000` tells that many new ones, not the same ones as always.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, Phase, event, given, settings
+from hypothesis import strategies as st
+
+from cdc_pipeline.aws.streams import DynamoDBStreams
+from cdc_pipeline.capture.drain import (
+    CaptureFailedError,
+    CaptureOptions,
+    CaptureResult,
+    capture_table,
+)
+from cdc_pipeline.capture.source import Source
+from cdc_pipeline.core.attributes import canonical_item, to_json
+from cdc_pipeline.core.capture_log import Gap, LogState
+from cdc_pipeline.core.errors import CaptureConflictError, SourceError
+from cdc_pipeline.core.fold import KeyedChange, fold, items
+from cdc_pipeline.core.names import TablePaths
+from cdc_pipeline.core.order import order_key
+from cdc_pipeline.lake.log import CaptureLog
+from cdc_pipeline.lake.store import Store
+from cdc_pipeline_tests.simulators import faults
+from cdc_pipeline_tests.simulators.clients import session, use
+from cdc_pipeline_tests.simulators.clock import SimulatedClock
+from cdc_pipeline_tests.simulators.streams_model import Record, StreamsModel
+from cdc_pipeline_tests.simulators.streams_server import StreamsSimulator
+from cdc_pipeline_tests.simulators.streams_service import StreamsService
+
+pytestmark = pytest.mark.slow
+
+LONG = int(os.environ.get("CDC_PIPELINE_STORIES", "0"))
+HOUR = 3600
+PATHS = TablePaths("cdc", "orders")
+OPTIONS = CaptureOptions(poll_seconds=0, empty_polls=1, parallel_shards=4)
+
+Step = tuple[Any, ...]
+
+# ----------------------------------------------------------------------------------- stories
+
+FAULTS: dict[str, Callable[[], faults.Fault]] = {
+    "throttled": faults.throttled,
+    "limit": faults.limit_exceeded,
+    "5xx": faults.internal_error,
+    "503": faults.unavailable,
+    "reset": faults.reset,
+    "late reset": lambda: faults.reset(after_headers=True),
+    "cut": faults.cut,
+    "cut, honest": lambda: faults.cut(honest_length=True),
+    "cut error": faults.cut_error,
+    "empty body": faults.empty_body,
+    "denied": lambda: faults.error("AccessDeniedException"),
+    "empty page": faults.empty_page,
+    "lagging": faults.lagging,
+    "children missing": faults.children_missing,
+    "parent looks open": faults.parent_looks_open,
+    "shard missing": faults.shard_missing,
+}
+_ANY_CALL = [name for name in FAULTS if name not in ("empty page",) and "ing" not in name[-3:]]
+_LISTING = ["lagging", "children missing", "parent looks open", "shard missing"]
+
+_writes = st.tuples(st.just("write"), st.lists(st.integers(0, 15), min_size=1, max_size=6))
+_shards = st.one_of(
+    st.tuples(st.just("rotate"), st.integers(0, 3)),
+    st.tuples(st.just("split"), st.integers(0, 3)),
+)
+_time = st.tuples(
+    st.just("advance"), st.sampled_from([1, 30, 16 * 60, 4 * HOUR, 13 * HOUR, 25 * HOUR, 49 * HOUR])
+)
+_stream = st.sampled_from([("off",), ("on",), ("off",), ("on",), ("recreate",)])
+_faults = st.one_of(
+    st.tuples(
+        st.just("fault"),
+        st.sampled_from(["GetRecords", "GetShardIterator", "DescribeStream"]),
+        st.sampled_from(_ANY_CALL),
+        st.integers(1, 7),
+    ),
+    st.tuples(st.just("fault"), st.just("GetRecords"), st.just("empty page"), st.integers(1, 3)),
+    st.tuples(
+        st.just("fault"), st.just("DescribeStream"), st.sampled_from(_LISTING), st.integers(1, 4)
+    ),
+)
+_meanwhile = st.tuples(
+    st.just("meanwhile"),
+    st.sampled_from(["GetRecords", "GetRecords", "GetShardIterator", "DescribeStream"]),
+    st.integers(0, 5),
+    st.one_of(_writes, _shards, _time, _stream),
+)
+_captures = st.one_of(
+    st.just(("capture",)),
+    st.just(("capture",)),
+    st.tuples(st.just("killed"), st.integers(0, 4), st.booleans()),
+    st.tuples(st.just("raced"), st.integers(0, 4), st.booleans()),
+    st.just(("in small batches",)),
+)
+_steps = st.one_of(
+    _writes, _writes, _shards, _shards, _time, _stream, _faults, _meanwhile, _captures, _captures
+)
+stories = st.lists(_steps, min_size=2, max_size=14)
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """What AWS may do one way or another, and where the story's keys fall."""
+
+    seed: int = 0
+    shards: int = 1
+    strict_trim: bool = True
+    exact_bounds: bool = True
+
+
+behaviours = st.builds(
+    Behaviour, st.integers(0, 999), st.integers(1, 2), st.booleans(), st.booleans()
+)
+
+# -------------------------------------------------------------------------------- the machine
+
+
+class Killed(BaseException):
+    """The process is no more. Not an `Exception`: nothing may catch it."""
+
+
+class MemoryStore:
+    """A lake in memory; `before` and `after` are called with the number of each change."""
+
+    def __init__(self, objects: dict[str, bytes] | None = None) -> None:
+        self.objects: dict[str, bytes] = {} if objects is None else objects
+        self.before: Callable[[int], None] = lambda _: None
+        self.after: Callable[[int], None] = lambda _: None
+        self._changes = 0
+
+    def _change(self, change: Callable[[], bool]) -> bool:
+        number, self._changes = self._changes, self._changes + 1
+        self.before(number)
+        done = change()
+        self.after(number)
+        return done
+
+    def uri(self, key: str) -> str:
+        return key
+
+    def read(self, key: str) -> bytes | None:
+        return self.objects.get(key)
+
+    def write(self, key: str, data: bytes) -> None:
+        self._change(lambda: self.objects.update({key: data}) is None)
+
+    def create(self, key: str, data: bytes) -> bool:
+        return self._change(lambda: self.objects.setdefault(key, data) is data)
+
+    def list(self, prefix: str, after: str = "") -> Iterator[str]:
+        yield from sorted(k for k in list(self.objects) if k.startswith(prefix) and k > after)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self._change(lambda key=key: self.objects.pop(key, None) is not None)
+
+
+class ReusedSimulator(StreamsSimulator):
+    """One HTTP server for many stories; each has an account and a clock of its own."""
+
+    def begin(self, how: Behaviour) -> SimulatedClock:
+        clock = SimulatedClock()
+        self.clock, self.requests, self.faults = clock, [], faults.Faults(how.seed)
+        self._model = StreamsModel(clock, how.seed, exact_bounds=how.exact_bounds)
+        self._service = StreamsService(self._model, strict_trim=how.strict_trim)
+        self.create_table("orders", shards=how.shards)
+        return clock
+
+
+@dataclass
+class World:
+    """A table, its stream and its lake while a story is told."""
+
+    sim: ReusedSimulator
+    streams: DynamoDBStreams
+    how: Behaviour
+    objects: dict[str, bytes] = field(default_factory=dict)
+    written: int = 0
+    conflicts: int = 0
+
+    def __post_init__(self) -> None:
+        self.clock = self.sim.begin(self.how)
+        self.on = True
+        self.capture()
+
+    # ---------------------------------------------------------------------------- steps
+
+    def tell(self, step: Step) -> None:
+        match step:
+            case ("write", what):
+                for number in what:
+                    self.write(number % 4, number // 4)
+            case ("rotate", which) if self.on:
+                shards = self.sim.open_shards("orders")
+                self.sim.rotate("orders", shards[which % len(shards)])
+            case ("split", which) if self.on:
+                shards = self.sim.open_shards("orders")
+                if len(shards) < 4:
+                    self.sim.split("orders", shards[which % len(shards)])
+            case ("advance", seconds):
+                self.clock.advance(seconds)
+            case ("off",) if self.on:
+                self.sim.disable_stream("orders")
+                self.on = False
+            case ("on",) if not self.on:
+                self.sim.enable_stream("orders", shards=self.how.shards)
+                self.on = True
+            case ("recreate",) if self.on:
+                self.sim.recreate_table("orders")
+            case ("fault", operation, name, times):
+                self.sim.faults.script(operation, *[FAULTS[name]()] * times)
+            case ("meanwhile", operation, calls, then):
+                happens = faults.meanwhile(lambda: self.tell(then))
+                self.sim.faults.script(operation, *[None] * calls, happens)
+            case ("capture",):
+                self.attempt()
+            case ("in small batches",):
+                options = CaptureOptions(poll_seconds=0, empty_polls=2, flush_rows=2)
+                self.attempt(options=options)
+            case ("killed", change, after):
+                self.attempt(self.store_that_kills(change, after))
+            case ("raced", change, after):
+                self.attempt(self.store_that_is_raced_for(change, after))
+
+    def write(self, key: int, what: int) -> None:
+        item = {"pk": {"S": f"k{key}"}}
+        self.written += 1
+        if what < 2:
+            self.sim.put("orders", {**item, "n": {"N": f"{self.written}.50"}})
+        else:
+            self.sim.delete("orders", item, by_ttl=what == 3)
+
+    def store_that_kills(self, change: int, after: bool) -> MemoryStore:
+        def kill(number: int) -> None:
+            if number == change:
+                raise Killed
+
+        return self.store(kill, after)
+
+    def store_that_is_raced_for(self, change: int, after: bool) -> MemoryStore:
+        def race(number: int) -> None:
+            if number == change:
+                self.attempt()
+
+        return self.store(race, after)
+
+    def store(self, hook: Callable[[int], None], after: bool) -> MemoryStore:
+        store = MemoryStore(self.objects)
+        if after:
+            store.after = hook
+        else:
+            store.before = hook
+        return store
+
+    # -------------------------------------------------------------------------- captures
+
+    def log(self, store: Store | None = None) -> CaptureLog:
+        return CaptureLog(store or MemoryStore(self.objects), PATHS, self.clock)
+
+    def capture(
+        self, store: Store | None = None, options: CaptureOptions = OPTIONS
+    ) -> CaptureResult:
+        table_id, arn = self.sim.table_id("orders"), self.sim.stream_arn("orders")
+        source = Source("orders", table_id, arn, "NEW_AND_OLD_IMAGES", self.streams)
+        return capture_table(self.log(store), source, options, sleep=lambda _: None)
+
+    def attempt(
+        self, store: MemoryStore | None = None, options: CaptureOptions = OPTIONS
+    ) -> None:
+        """A run that may fail, be killed or lose a race; what it says must be true at any time."""
+        if not self.on:
+            return  # `open_source` refuses a table whose stream is off
+        try:
+            self.capture(store, options)
+            event("a run ended well")
+        except Killed:
+            event("a run was killed")
+        except CaptureConflictError:
+            event("a run lost a race")
+            assert store is not None  # nobody races with a run that is alone
+        except CaptureFailedError:
+            event("shards failed")
+            assert self.sim.faults.on
+        except SourceError:
+            event("the source failed")
+            assert self.sim.faults.on
+        self.check(self.log().load())
+
+    def catch_up(self) -> None:
+        self.sim.faults.clear()
+        self.tell(("on",))
+        self.clock.advance(2)
+        begun_us = int(self.clock() * 1_000_000)
+        for _ in range(6):
+            result = self.capture()
+            if not result.rows and not result.gaps:
+                break
+        else:
+            raise AssertionError("capture goes on landing something")
+        state = self.log().load()
+        assert state.watermark_us >= begun_us, "capture is stuck"
+        self.check(state, until_us=begun_us)
+
+    # -------------------------------------------------------------------------- the truth
+
+    def check(self, state: LogState, until_us: int | None = None) -> None:
+        """What was written before `until_us` (the log's watermark) is there, or in a gap."""
+        rows = self.rows(state)
+        records = self.sim.records("orders")
+        by_place = {(r.shard_id, r.sequence_number): r for r in records}
+        landed = Counter((row["shard_id"], row["sequence_number"]) for row in rows)
+        twice = [place for place, times in landed.items() if times > 1]
+        assert not twice, f"landed twice: {twice}"
+        assert landed.keys() <= by_place.keys(), "landed, but never written"
+        assert not state.quarantined
+        whole_until_us = state.watermark_us if until_us is None else until_us
+        for place, record in by_place.items():
+            if place not in landed and (record.created + 1) * 1_000_000 <= whole_until_us:
+                gaps = list(state.gaps.values())
+                assert any(is_in(gap, record) for gap in gaps), f"lost: {place}; gaps: {gaps}"
+        ordered = sorted(rows, key=lambda row: row["order_key"])
+        for key in {row["keys"] for row in rows}:
+            mine = [r for r in ordered if r["keys"] == key]
+            order = [by_place[r["shard_id"], r["sequence_number"]].order for r in mine]
+            assert order == sorted(order), f"changes of {key} are out of order"
+        if until_us is not None and not state.gaps:
+            self.check_items(rows)
+
+    def check_items(self, rows: list[dict[str, Any]]) -> None:
+        changes = (KeyedChange(r["keys"], r["order_key"], r["new_image"]) for r in rows)
+        there = [to_json(canonical_item(item)) for item in self.sim.items("orders")]
+        assert sorted(items(fold({}, changes)).values()) == sorted(there)
+
+    def rows(self, state: LogState) -> list[dict[str, Any]]:
+        columns = ["shard_id", "sequence_number", "keys", "new_image", "position"]
+        found: list[dict[str, Any]] = []
+        for landed in state.objects.values():
+            table = pq.read_table(pa.BufferReader(self.objects[landed.key]), columns=columns)
+            assert table.num_rows == landed.rows
+            for row in table.to_pylist():
+                found.append({**row, "order_key": order_key(landed.generation, row["position"])})
+        return found
+
+
+def is_in(gap: Gap, record: Record) -> bool:
+    """Whether a gap owns up to a missing record. Stream times are rounded down to seconds."""
+    from_us = gap.from_us // 1_000_000 * 1_000_000
+    in_time = from_us <= record.created * 1_000_000 <= gap.to_us
+    return in_time and record.shard_id in gap.shards
+
+
+@pytest.fixture(scope="module")
+def sim() -> Iterator[ReusedSimulator]:
+    with ReusedSimulator() as simulator, pytest.MonkeyPatch.context() as patch:
+        use(simulator, patch)
+        # Thousands of stories share one client, and its budget of retries would run out.
+        patch.setattr("botocore.retries.quota.RetryQuota.acquire", lambda *_: True)
+        patch.setattr("cdc_pipeline.aws.streams._RETRY_SECONDS", 0)
+        patch.setattr("cdc_pipeline.capture.drain._FLUSH_WAIT_SECONDS", 0.002)
+        yield simulator
+
+
+@pytest.fixture(scope="module")
+def streams(sim: ReusedSimulator) -> DynamoDBStreams:
+    return DynamoDBStreams(session(sim))
+
+
+def tell(sim: ReusedSimulator, streams: DynamoDBStreams, how: Behaviour, story: list[Step]) -> None:
+    world = World(sim, streams, how)
+    for step in story:
+        world.tell(step)
+    world.catch_up()
+
+
+FOUND: list[tuple[Behaviour, list[Step]]] = []
+"""Stories that failed once."""
+
+
+@settings(
+    max_examples=LONG or 500,
+    derandomize=not LONG,
+    print_blob=True,
+    report_multiple_bugs=False,
+    phases=[Phase.explicit, Phase.generate, Phase.shrink],
+    suppress_health_check=list(HealthCheck),
+)
+@given(how=behaviours, story=stories)
+def test_any_story_lands_everything_once_or_says_what_is_missing(
+    sim: ReusedSimulator, streams: DynamoDBStreams, how: Behaviour, story: list[Step]
+) -> None:
+    tell(sim, streams, how, story)
+
+
+@pytest.mark.parametrize(("how", "story"), FOUND)
+def test_stories_that_failed_once(
+    sim: ReusedSimulator, streams: DynamoDBStreams, how: Behaviour, story: list[Step]
+) -> None:
+    tell(sim, streams, how, story)
