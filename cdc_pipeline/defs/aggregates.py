@@ -1,6 +1,6 @@
 """Aggregates as assets: one per SQL file, its inputs found by parsing it."""
 
-from datetime import date, timedelta
+from datetime import date
 
 import dagster as dg
 
@@ -25,14 +25,15 @@ def build_aggregate_defs(settings: Settings) -> dg.Definitions:
 
 
 def _condition(aggregate: Aggregate, inputs: set[tuple[str, str]]) -> dg.AutomationCondition:
-    """Follow the inputs; a daily aggregate for today and yesterday only.
+    """Follow the inputs; a daily aggregate for today only.
 
-    Otherwise each fold of an unpartitioned input would ask for every day there is.
+    Otherwise each fold of an unpartitioned input would ask for every day there is. Yesterday is
+    settled by the schedule `yesterday`.
     """
     whole = [dg.AssetKey(list(pair)) for pair in sorted(inputs) if pair[1] in _UNPARTITIONED]
     condition = follow(*whole)
     if aggregate.daily:
-        return condition & dg.AutomationCondition.in_latest_time_window(timedelta(days=2))
+        return condition & dg.AutomationCondition.in_latest_time_window()
     return condition
 
 

@@ -1,5 +1,6 @@
 """The job `capture`, and how landed changes appear as materialisations of raw_stream."""
 
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from pydantic import Field
 
-from cdc_pipeline.core.capture_log import Gap
+from cdc_pipeline.core.capture_log import Gap, LandedObject
 from cdc_pipeline.core.errors import NotReadyError
 from cdc_pipeline.core.names import day_of
 from cdc_pipeline.defs.checks import report_checks
@@ -19,9 +20,9 @@ from cdc_pipeline.settings import Table
 
 if TYPE_CHECKING:
     from cdc_pipeline.capture.drain import CaptureResult
-    from cdc_pipeline.capture.run import Landed
     from cdc_pipeline.lake.lake import Lake
 
+_REPORT_SECONDS = 30
 _STREAM_DAYS = 1  # a stream keeps changes for 24 hours
 
 
@@ -43,6 +44,7 @@ def capture_streams(
     from cdc_pipeline.capture.run import Captured, Failed, Landed, Unregistered, capture_tables
 
     failures: list[str] = []
+    landings = Landings(context)
     with readable_failures():
         opened = lake.open()
         chosen = [opened.settings.table(name) for name in config.tables]
@@ -50,9 +52,10 @@ def capture_streams(
             opened, chosen or opened.settings.tables, config.linger_seconds
         ):
             match event:
-                case Landed():
-                    report_landed(context, event)
+                case Landed(table, objects):
+                    landings.add(table, objects)
                 case Captured(table, result):
+                    landings.report(table)
                     context.log.info(describe_capture(result))
                     report_gaps(context.log.error, result)
                     report_checks(context.instance, opened, table)
@@ -74,23 +77,50 @@ def capture() -> None:
     capture_streams()
 
 
-def report_landed(context: dg.OpExecutionContext, landed: "Landed") -> None:
-    """One materialisation of raw_stream per write day of a landed batch."""
-    for part in landed.objects:
-        context.log_event(
-            dg.AssetMaterialization(
-                asset_key=dg.AssetKey([landed.table.safe_name, "raw_stream"]),
-                partition=part.day,
-                metadata={
-                    "rows_landed": part.rows,
-                    "bytes": part.bytes,
-                    "shards": len(part.shards),
-                    "newest_change": moment(part.max_write_us),
-                    "lag_seconds": lag_seconds(part.max_write_us),
-                    "entry": part.entry,
-                },
+class Landings:
+    """Landed objects on their way to being materialisations of raw_stream, one per write day.
+
+    A run that lingers lands every second or so; a materialisation of each would flood the event
+    log, so they are gathered for a while.
+    """
+
+    def __init__(self, context: dg.OpExecutionContext) -> None:
+        self._context = context
+        self._waiting: dict[tuple[str, str], list[LandedObject]] = {}
+        self._reported = time.monotonic()
+
+    def add(self, table: Table, objects: Sequence[LandedObject]) -> None:
+        """Gather, and report what was gathered when it is time to."""
+        for landed in objects:
+            self._waiting.setdefault((table.safe_name, landed.day), []).append(landed)
+        if time.monotonic() - self._reported >= _REPORT_SECONDS:
+            for name in {name for name, _ in self._waiting}:
+                self._report(name)
+            self._reported = time.monotonic()
+
+    def report(self, table: Table) -> None:
+        """Report what is left of a table whose capture is done."""
+        self._report(table.safe_name)
+
+    def _report(self, name: str) -> None:
+        for _, day in sorted(key for key in self._waiting if key[0] == name):
+            objects = self._waiting.pop((name, day))
+            newest = max(landed.max_write_us for landed in objects)
+            self._context.log_event(
+                dg.AssetMaterialization(
+                    asset_key=dg.AssetKey([name, "raw_stream"]),
+                    partition=day,
+                    metadata={
+                        "rows_landed": sum(landed.rows for landed in objects),
+                        "bytes": sum(landed.bytes for landed in objects),
+                        "objects": len(objects),
+                        "shards": len({shard for landed in objects for shard in landed.shards}),
+                        "newest_change": moment(newest),
+                        "lag_seconds": lag_seconds(newest),
+                        "entry": max(landed.entry for landed in objects),
+                    },
+                )
             )
-        )
 
 
 def describe_capture(result: "CaptureResult") -> str:

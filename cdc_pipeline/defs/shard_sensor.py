@@ -98,7 +98,11 @@ def build_shard_sensor(settings: Settings) -> dg.SensorDefinition:
         context.log.info(reasons)
         configs = [{"ops": {"capture_streams": {"config": config}}} for config in runs]
         return dg.SensorResult(
-            run_requests=[dg.RunRequest(run_config=config) for config in configs],
+            # Before asset runs: those can wait, the stream forgets.
+            run_requests=[
+                dg.RunRequest(run_config=config, tags={"dagster/priority": "10"})
+                for config in configs
+            ],
             cursor=memory.to_cursor(),
         )
 

@@ -129,7 +129,7 @@ class _Demo:
             if e.is_step_materialization
         ]
         rows = sum(int(m.metadata["rows_landed"].value) for m in landed)  # type: ignore[arg-type]
-        self._done(f"job capture: {rows:,} changes landed in {len(landed)} objects")
+        self._done(f"job capture: {rows:,} changes landed for {len(landed)} table days")
 
     def _fold(self) -> None:
         for table in self.settings.tables:

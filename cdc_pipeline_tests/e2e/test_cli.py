@@ -64,7 +64,7 @@ def _refused(result: Result, *said: str) -> None:
     assert result.exit_code == 1, result.output
     assert result.stdout == ""
     assert result.stderr.startswith("Error: ")
-    assert result.stderr.count("Error: ") == 1
+    assert "\nError: " not in result.stderr
     assert "Traceback" not in result.stderr
     for part in said:
         assert part in result.stderr

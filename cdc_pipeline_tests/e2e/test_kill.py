@@ -122,6 +122,8 @@ def _finish(world: World, step: str) -> None:
     _capture_past_handover(world)
     if step in ("snapshot", "capture"):
         world.publish(NAME)
+    if step != "publish":
+        # The capture before it brought what the source has since.
         world.build_cdc(NAME)
 
 

@@ -256,6 +256,11 @@ def test_a_late_row_never_resurrects_an_item(built: LakeBuilder) -> None:
     _publish(built)
     built.land([change("a", 3, None)])
     _check(built)
+    _publish(built)
+    built.land([change("a", 2, {"n": {"N": "2"}})])
+    _check(built)
+    _publish(built)
+    _check(built)
 
 
 def test_hostile_attribute_names_have_columns_of_their_own(built: LakeBuilder) -> None:
@@ -347,23 +352,24 @@ def test_a_crash_between_tombstones_and_base_is_made_good(
 
 
 @pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("before", ["create_winners", "_replace_tombstones", "replace_typed"])
 def test_the_loser_of_a_race_leaves_the_winners_state(
-    first: bool, built: LakeBuilder, monkeypatch: pytest.MonkeyPatch
+    before: str, first: bool, built: LakeBuilder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another publisher commits a later state while this one is folding."""
+    """Another publisher commits a later state behind this one's reads or between its commits."""
     _ready(built, {"a": {"n": _N}})
     if not first:
         _publish(built)
     built.land([change("a", 1, {"n": {"N": "2"}})])
-    replace = current_state._replace_tombstones
+    commit = getattr(current_state, before)
 
-    def overtaken(*args: Any) -> None:
-        monkeypatch.setattr(current_state, "_replace_tombstones", replace)
+    def overtaken(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(current_state, before, commit)
         built.land([change("a", 5, None)])
         _publish(built)
-        replace(*args)
+        return commit(*args, **kwargs)
 
-    monkeypatch.setattr(current_state, "_replace_tombstones", overtaken)
+    monkeypatch.setattr(current_state, before, overtaken)
     with pytest.raises(CommitConflictError):
         _publish(built)
     winner = built.lake.tables.load("orders_current_state")

@@ -1,5 +1,6 @@
 """A sandbox with traffic and a real `dagster dev` on it, with all automation off."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -121,13 +122,14 @@ def _dagster(folder: Path) -> Iterator[str]:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """As Ctrl-C does; then whatever is left of its group."""
-    os.killpg(process.pid, signal.SIGINT)
-    try:
-        process.wait(_STOP_SECONDS)
-    except subprocess.TimeoutExpired:
+    """As Ctrl-C does; then by force whatever is left of its group."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    process.wait()
 
 
 def _loaded(stack: Stack) -> bool:

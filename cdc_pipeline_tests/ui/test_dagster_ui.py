@@ -67,7 +67,7 @@ def _see_every_asset(browser: Browser) -> None:
     """The graph with every group expanded (Alt+E), small enough to be seen whole."""
     _see_every_group(browser)
     browser.press_alt("e")
-    for _ in range(2):
+    for _ in range(4):
         browser.click("//button[.//*[@aria-label='zoom_out']]")
     for asset in _ASSETS:
         browser.see(_GRAPH + _exactly(asset))
