@@ -75,11 +75,13 @@ def _renewed(log: CaptureLog, state: LogState, source: Source) -> Entry:
     assert old is not None  # there was a stream to renew
     recorded_us = log.now_us()
     unread = [s.read_to_us for s in state.shards.values() if s.status == "reading"]
-    last = max((s.read_to_us for s in state.shards.values()), default=0)
+    # The old stream was the live one when its shards were last listed whole; beyond that, reading
+    # it to its end proves nothing.
+    live_us = state.discovered_us or old.recorded_us
     gap = Gap(
         cause="new stream" if old.table_id == source.table_id else "table recreated",
         shards=tuple(sorted(state.shards)),
-        from_us=min(unread, default=last) or old.recorded_us,
+        from_us=min([*(us or old.recorded_us for us in unread), live_us]),
         to_us=recorded_us,
         heal_generation=state.generation + 1,
     )

@@ -85,14 +85,14 @@ def read_shard(
         finished = page.next_iterator is None
         changes, unreadable = parse_records(page.records, stream, shard)
         last = _checkpoint(page)
-        if shard.sequence_number is None and (page.records or finished):
-            _check_head(start, page, started_us)
         if page.records:
             empty.clear()
             read_to_us = changes[-1].write_time_us if changes else 0
         else:
             empty.append(started_us)
             read_to_us = empty[0] if len(empty) == options.empty_polls else 0
+        if shard.sequence_number is None and (page.records or finished or read_to_us):
+            _check_head(start, page, started_us)
         shard = moved(shard, last=last, read_to_us=read_to_us, rows=len(changes), finished=finished)
         if page.records or finished or read_to_us:
             pending.add(shard, changes, unreadable, page.size if page.records else 0)
@@ -120,7 +120,7 @@ def _iterator(source: ShardSource, stream: StreamRef, start: Start, now_us: int)
 
 
 def _check_head(start: Start, page: Page, now_us: int) -> None:
-    """Reading from a shard's beginning hides a head that was trimmed unread.
+    """Reading from a shard's beginning hides a head, or all of it, that was trimmed unread.
 
     It is whole if nothing unread can be older than the retention, or if the first record is the
     one that the listing calls the shard's first.

@@ -1,7 +1,7 @@
 """The job `capture`, and how landed changes appear as materialisations of raw_stream."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -39,12 +39,16 @@ class CaptureConfig(dg.Config):
 @dg.op(description="Reads every shard of the tables' streams and lands what they hold.")
 def capture_streams(
     context: dg.OpExecutionContext, config: CaptureConfig, lake: LakeResource
-) -> None:
-    """Capture the chosen tables; a table that fails does not stop the others."""
+) -> Iterator[dg.AssetMaterialization | dg.Output[None]]:
+    """Capture the chosen tables; a table that fails does not stop the others.
+
+    Yields what it tells: Dagster records yielded events at once, logged ones only if the op ends
+    well.
+    """
     from cdc_pipeline.capture.run import Captured, Failed, Landed, Unregistered, capture_tables
 
     failures: list[str] = []
-    landings = Landings(context)
+    landings = Landings()
     with readable_failures():
         opened = lake.open()
         chosen = [opened.settings.table(name) for name in config.tables]
@@ -53,9 +57,9 @@ def capture_streams(
         ):
             match event:
                 case Landed(table, objects):
-                    landings.add(table, objects)
+                    yield from landings.add(table, objects)
                 case Captured(table, result):
-                    landings.report(table)
+                    yield from landings.report(table)
                     context.log.info(describe_capture(result))
                     report_gaps(context.log.error, result)
                     report_checks(context.instance, opened, table)
@@ -66,6 +70,7 @@ def capture_streams(
                     failures.append(str(error))
     if failures:
         raise dg.Failure(description="\n".join(failures))
+    yield dg.Output(None)
 
 
 @dg.job(
@@ -84,43 +89,42 @@ class Landings:
     log, so they are gathered for a while.
     """
 
-    def __init__(self, context: dg.OpExecutionContext) -> None:
-        self._context = context
+    def __init__(self) -> None:
         self._waiting: dict[tuple[str, str], list[LandedObject]] = {}
         self._reported = time.monotonic()
 
-    def add(self, table: Table, objects: Sequence[LandedObject]) -> None:
+    def add(
+        self, table: Table, objects: Sequence[LandedObject]
+    ) -> Iterator[dg.AssetMaterialization]:
         """Gather, and report what was gathered when it is time to."""
         for landed in objects:
             self._waiting.setdefault((table.safe_name, landed.day), []).append(landed)
         if time.monotonic() - self._reported >= _REPORT_SECONDS:
-            for name in {name for name, _ in self._waiting}:
-                self._report(name)
+            for key in sorted(self._waiting):
+                yield self._report(*key)
             self._reported = time.monotonic()
 
-    def report(self, table: Table) -> None:
+    def report(self, table: Table) -> Iterator[dg.AssetMaterialization]:
         """Report what is left of a table whose capture is done."""
-        self._report(table.safe_name)
+        for key in sorted(key for key in self._waiting if key[0] == table.safe_name):
+            yield self._report(*key)
 
-    def _report(self, name: str) -> None:
-        for _, day in sorted(key for key in self._waiting if key[0] == name):
-            objects = self._waiting.pop((name, day))
-            newest = max(landed.max_write_us for landed in objects)
-            self._context.log_event(
-                dg.AssetMaterialization(
-                    asset_key=dg.AssetKey([name, "raw_stream"]),
-                    partition=day,
-                    metadata={
-                        "rows_landed": sum(landed.rows for landed in objects),
-                        "bytes": sum(landed.bytes for landed in objects),
-                        "objects": len(objects),
-                        "shards": len({shard for landed in objects for shard in landed.shards}),
-                        "newest_change": moment(newest),
-                        "lag_seconds": lag_seconds(newest),
-                        "entry": max(landed.entry for landed in objects),
-                    },
-                )
-            )
+    def _report(self, name: str, day: str) -> dg.AssetMaterialization:
+        objects = self._waiting.pop((name, day))
+        newest = max(landed.max_write_us for landed in objects)
+        return dg.AssetMaterialization(
+            asset_key=dg.AssetKey([name, "raw_stream"]),
+            partition=day,
+            metadata={
+                "rows_landed": sum(landed.rows for landed in objects),
+                "bytes": sum(landed.bytes for landed in objects),
+                "objects": len(objects),
+                "shards": len({shard for landed in objects for shard in landed.shards}),
+                "newest_change": moment(newest),
+                "lag_seconds": lag_seconds(newest),
+                "entry": max(landed.entry for landed in objects),
+            },
+        )
 
 
 def describe_capture(result: "CaptureResult") -> str:
@@ -137,13 +141,22 @@ def report_capture(
     context: dg.AssetExecutionContext, lake: "Lake", table: Table, days: Sequence[date]
 ) -> dict[str, Any]:
     """Capture now if one of the days can still get changes; metadata for each day asked for."""
-    from cdc_pipeline.capture.run import Captured, Failed, capture_tables
+    from cdc_pipeline.capture.run import Captured, Failed, Landed, capture_tables
 
+    landings = Landings()
+    asked = {day.isoformat() for day in days}
     metadata: dict[str, Any] = {}
     if max(days) >= today() - timedelta(days=_STREAM_DAYS):
         for event in capture_tables(lake, [table], linger_seconds=0):
             match event:
+                case Landed(_, objects):
+                    # The days asked for are materialised by the run itself.
+                    others = [landed for landed in objects if landed.day not in asked]
+                    for materialization in landings.add(table, others):
+                        context.log_event(materialization)
                 case Captured(_, result):
+                    for materialization in landings.report(table):
+                        context.log_event(materialization)
                     context.log.info(describe_capture(result))
                     report_gaps(context.log.error, result)
                     metadata |= _capture_metadata(result)

@@ -240,12 +240,13 @@ class World:
     def write(self, key: int, what: int) -> None:
         item = {"pk": {"S": f"k{key}"}}
         self.written += 1
-        if not self.on:
-            self.unseen.append(int(self.clock() * 1_000_000))
+        before = self.sim.items("orders")
         if what < 2:
             self.sim.put("orders", {**item, "n": {"N": f"{self.written}.50"}})
         else:
             self.sim.delete("orders", item, by_ttl=what == 3)
+        if not self.on and self.sim.items("orders") != before:
+            self.unseen.append(int(self.clock() * 1_000_000))
 
     def store_that_kills(self, change: int, after: bool) -> MemoryStore:
         def kill(number: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cdc_pipeline.core.errors import NotReadyError
 from cdc_pipeline.lake.aggregates import build_aggregate
 from cdc_pipeline.lake.glue import missing_days, registered_days
 from cdc_pipeline.sandbox.traffic import Traffic, TrafficCounts, create_tables, seed
@@ -343,6 +344,9 @@ def test_a_second_export_swaps_in(world: World) -> None:
     world.capture(name)
     second = world.snapshot(name)
     assert second.generation == first.generation + 1
+    early = world.publish(name)
+    assert not early.new_baseline, "changes have not passed the export's time yet"
+    assert early.generation == first.generation
 
     world.delete(name, "i5")
     world.put(name, "i3", v={"S": "after the export"})
@@ -371,7 +375,11 @@ def test_a_second_export_swaps_in(world: World) -> None:
 def test_an_empty_table(world: World) -> None:
     name = world.make_table("nothing_yet")
     world.configure(name)
-    published = world.bootstrap(name)
+    world.snapshot(name)
+    with pytest.raises(NotReadyError, match="both must meet"):
+        world.publish(name)
+    world.capture_past_handover(name)
+    published = world.publish(name)
     assert published.items == 0
     assert assert_mirrors(world, name) == 0
     assert world.build_cdc(name) == []

@@ -64,14 +64,14 @@ def _see_every_group(browser: Browser) -> None:
 
 
 def _see_every_asset(browser: Browser) -> None:
-    """The graph with every group expanded (Alt+E), small enough to be seen whole."""
+    """The graph with every group expanded (Alt+E); then smaller, to be in the picture whole."""
     _see_every_group(browser)
     browser.press_alt("e")
-    for _ in range(4):
-        browser.click("//button[.//*[@aria-label='zoom_out']]")
     for asset in _ASSETS:
         browser.see(_GRAPH + _exactly(asset))
     browser.see(_GRAPH + _exactly("Materialized"))
+    for _ in range(3):
+        browser.click("//button[.//*[@aria-label='zoom_out']]")
 
 
 def _see_the_automation(browser: Browser) -> None:
