@@ -54,7 +54,7 @@ def query(sql: str | None, form: str) -> None:
 
     Example: cdc-pipeline query "SELECT status, count(*) FROM orders.current_state GROUP BY 1"
     """
-    from cdc_pipeline.lake.query import as_csv, as_json, connect_for, run_query
+    from cdc_pipeline.lake.query import as_csv, as_json, connect_for, run_query, show
 
     text = sys.stdin.read() if sql in (None, "-") else str(sql)
     if not text.strip():
@@ -64,7 +64,7 @@ def query(sql: str | None, form: str) -> None:
         if result is None:
             return
         if form == "table":
-            result.show(max_width=_console().width, max_rows=200)
+            show(result, _console().width)
             return
         _write(as_json(result) if form == "json" else as_csv(result))
 

@@ -26,9 +26,21 @@ DEFAULT_PATH = "cdc_pipeline.yaml"
 _RESERVED = {"aggregates", "error", "information_schema", "main", "pg_catalog", "system", "temp"}
 
 
+_CRON_NAMES = ("@hourly", "@daily", "@weekly", "@monthly", "@yearly", "@midnight", "@annually")
+_CRON_LIMITS = (59, 23, 31, 12, 7)
+_CRON_FIELD = re.compile(r"[0-9*/,-]+|(?:[A-Za-z]{3}[,-]?)+").fullmatch
+
+
 def _cron(value: str) -> str:
-    if not re.fullmatch(r"\S+(\s+\S+){4}", value) and not value.startswith("@"):
+    if value in _CRON_NAMES:
+        return value
+    fields = value.split()
+    if len(fields) != len(_CRON_LIMITS) or not all(map(_CRON_FIELD, fields)):
         raise ValueError("a cron expression has five fields, for example '0 3 * * 0'")
+    for field, limit in zip(fields, _CRON_LIMITS, strict=True):
+        too_big = [number for number in re.findall(r"\d+", field) if int(number) > limit]
+        if too_big:
+            raise ValueError(f"a cron expression's field {field!r} goes up to {limit}")
     return value
 
 
@@ -168,7 +180,7 @@ class Settings(_Strict):
                     f"tables {seen[name]!r} and {table.name!r} have one safe name, {name!r}"
                 )
             seen[name] = table.name
-        if not self.is_s3 and self.lake.startswith(("http://", "https://", "gs://", "s3a://")):
+        if not self.is_s3 and "://" in self.lake:
             raise ValueError(
                 f"lake {self.lake!r}: allowed are s3://bucket/prefix and local folders"
             )

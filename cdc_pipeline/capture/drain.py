@@ -262,8 +262,9 @@ class _Run:
     def _listed_whole_us(self) -> int | None:
         """When the shards were last listed, if that listing was whole, else None.
 
-        A stream that was turned off says nothing of what is written since. Listings lag behind: every shard that has ended, by the listing or by our reading, must
-        show a child, or changes may be in a shard that we do not know of yet.
+        A stream that was turned off says nothing of what is written since. And listings lag
+        behind: every shard that has ended, by the listing or by our reading, must show a child,
+        or changes may be in a shard that we do not know of yet.
         """
         parents = {shard.parent_id for shard in self.listed}
         ended = (s.shard_id for s in self.listed if not s.is_open or self._is_done(s.shard_id))

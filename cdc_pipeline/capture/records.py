@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from cdc_pipeline.core.attributes import Spelling, spell_value, to_json
+from cdc_pipeline.core.attributes import TOO_DEEP, Spelling, spell_value, to_json
 from cdc_pipeline.core.capture_log import ShardState, StreamRef
 from cdc_pipeline.core.changes import (
     DYNAMODB_STREAMS,
@@ -85,6 +85,8 @@ def parse_records(
             changes.append(_parse(raw, stream, shard))
         except UnreadableError as error:
             unreadable.append((error.reason, bytes(raw)))
+        except RecursionError:
+            unreadable.append((TOO_DEEP, bytes(raw)))
     return changes, unreadable
 
 
@@ -172,7 +174,6 @@ def _spell(raw: bytes) -> Spelling:
         text = raw.decode()
         return text, text[6:-2]
     try:
-        value = msgspec.json.decode(raw)
+        return spell_value(msgspec.json.decode(raw))
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise UnreadableError("text that is not Unicode") from None
-    return spell_value(value)

@@ -27,6 +27,7 @@ from cdc_pipeline.aws.export import (
 from cdc_pipeline.capture.continuity import open_capture
 from cdc_pipeline.capture.drain import open_source
 from cdc_pipeline.capture.source import require_backups, table_with_stream
+from cdc_pipeline.core.attributes import TOO_DEEP
 from cdc_pipeline.core.capture_log import Baseline, Entry, LogState
 from cdc_pipeline.core.changes import export_item
 from cdc_pipeline.core.columns import Column
@@ -303,8 +304,9 @@ class _FileConverter:
             keys, item = export_item(msgspec.json.decode(line), self._key_names)
         except msgspec.DecodeError:
             raise ExportError(f"{self._where}, line {self._line}: not JSON") from None
-        except UnreadableError as error:
-            raise ExportError(f"{self._where}, line {self._line}: {error.reason}") from None
+        except (UnreadableError, RecursionError) as error:
+            reason = getattr(error, "reason", TOO_DEEP)
+            raise ExportError(f"{self._where}, line {self._line}: {reason}") from None
         self._keys.append(keys)
         self._items.append(item)
         if len(self._keys) >= _BATCH_ROWS:

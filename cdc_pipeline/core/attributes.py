@@ -19,9 +19,11 @@ from cdc_pipeline.core.errors import UnreadableError
 AttributeValue = Mapping[str, Any]
 Item = Mapping[str, AttributeValue]
 
+TOO_DEEP = "a value nested deeper than DynamoDB allows"
 _MAX_DIGITS = 38
 # Most numbers are spelled canonically; up to 38 characters they cannot have too many digits.
 _CANONICAL_NUMBER = re.compile(r"0|-?(?:0\.[0-9]*[1-9]|[1-9][0-9]*(?:\.[0-9]*[1-9])?)").fullmatch
+_NUMBER = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?").fullmatch
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _EXACT = Context(prec=200, traps=[Inexact, InvalidOperation])
 
@@ -37,6 +39,8 @@ def canonical_number(text: Any) -> str:
         raise UnreadableError("a number that is not text")
     if len(text) <= _MAX_DIGITS and _CANONICAL_NUMBER(text):
         return text
+    if not _NUMBER(text):  # Decimal also takes spaces, underscores and other scripts' digits
+        raise UnreadableError("a number that is not a decimal")
     try:
         number = Decimal(text).normalize(_EXACT)
     except InvalidOperation:

@@ -20,13 +20,15 @@ class Shard:
 
 
 ROOT_DEPTH = 1000
-"""Depth of the first roots: listings can be late, so there is room for parents that show later."""
+STEP = 16
+"""Listings can be late: between a parent's depth and its child's, and above the first roots, there
+is room for shards that show later."""
 
 
 def depths(listed: Iterable[Shard], known: Mapping[str, int]) -> dict[str, int]:
     """Lineage depth of every listed shard; `known` holds depths that the log has fixed already.
 
-    A child is one deeper than its parent. A shard whose parent is neither listed nor known is a
+    A child is a step deeper than its parent. A shard whose parent is neither listed nor known is a
     root: its parent has expired. A root that appears later than others goes deeper than all of
     them, which is safe: its items' earlier changes, if there are any, are in shards that the log
     knew before. A parent that appears later than its child goes above it.
@@ -35,7 +37,7 @@ def depths(listed: Iterable[Shard], known: Mapping[str, int]) -> dict[str, int]:
     fixed = dict(known)
     for shard in by_id.values():
         _above_known_children(shard, by_id, known, fixed)
-    root = max(known.values(), default=ROOT_DEPTH - 1)
+    root = max(known.values(), default=ROOT_DEPTH - STEP)
     result: dict[str, int] = {}
     for start in by_id:
         chain: list[str] = []
@@ -45,7 +47,7 @@ def depths(listed: Iterable[Shard], known: Mapping[str, int]) -> dict[str, int]:
             at = by_id[at].parent_id
         depth = fixed.get(at, result.get(at, root)) if at is not None else root
         for shard_id in reversed(chain):
-            depth += 1
+            depth += STEP
             result[shard_id] = depth
         if start in fixed:
             result[start] = fixed[start]

@@ -1,6 +1,7 @@
 """Aggregates as Iceberg tables: run one's query, commit its result whole or day by day."""
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 
@@ -11,7 +12,10 @@ from cdc_pipeline.core.errors import NotReadyError, QueryError
 from cdc_pipeline.lake.connection import connect_lake
 from cdc_pipeline.lake.duck import arrow_table, explain
 from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.tables import CommitConflictError
 from cdc_pipeline.transform.aggregates import AGGREGATES, Aggregate
+
+_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -26,9 +30,18 @@ class AggregateResult:
 def build_aggregate(lake: Lake, aggregate: Aggregate, day: date | None = None) -> AggregateResult:
     """Run the query and commit its result; a daily one replaces just `day`.
 
+    Overtaken by another commit it runs again.
+
     Raises `NotReadyError` when an input does not exist yet, `QueryError` for SQL that fails,
     `CommitConflictError`, `LakeError`.
     """
+    for _ in range(_ATTEMPTS - 1):
+        with suppress(CommitConflictError):
+            return _build(lake, aggregate, day)
+    return _build(lake, aggregate, day)
+
+
+def _build(lake: Lake, aggregate: Aggregate, day: date | None) -> AggregateResult:
     started = time.monotonic()
     before = lake.tables.load(aggregate.table)
     known = {table.safe_name for table in lake.settings.tables}
@@ -52,7 +65,7 @@ def build_aggregate(lake: Lake, aggregate: Aggregate, day: date | None = None) -
         lake.tables.replace(name, rows.to_reader(), {}, over=before)
     else:
         rows = _with_day(rows, day)
-        lake.tables.replace_day(name, day, rows.schema, [rows], {})
+        lake.tables.replace_day(name, day, rows.schema, [rows], {}, over=before)
     columns = [(field.name, str(field.type)) for field in rows.schema]
     return AggregateResult(rows.num_rows, columns, time.monotonic() - started)
 

@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -12,6 +13,7 @@ import pyarrow as pa
 from cdc_pipeline.lake.duck import arrow_batches, landed_relation, open_duckdb
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.landing import LANDING_SCHEMA
+from cdc_pipeline.lake.tables import CommitConflictError
 from cdc_pipeline.settings import Table
 from cdc_pipeline.transform.sql import load_sql
 
@@ -28,6 +30,7 @@ CDC_SCHEMA = pa.schema(
 """The landing columns, then what the log adds."""
 
 _CHUNK_ROWS = 100_000
+_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,20 @@ def build_cdc_day(lake: Lake, table: Table, day: date) -> CdcDay:
     """Rebuild one write day of `<table>_cdc` from every landing object logged for it.
 
     Always rewrites the day, so that an explicit run is never a silent no-op. A day without
-    landing objects has no rows and is no error. Raises `CommitConflictError`, `LakeError`.
+    landing objects has no rows and is no error. Overtaken by another commit it decides again;
+    raises `CommitConflictError` when that happens again and again, `LakeError`.
     """
+    for _ in range(_ATTEMPTS - 1):
+        with suppress(CommitConflictError):
+            return _build(lake, table, day)
+    return _build(lake, table, day)
+
+
+def _build(lake: Lake, table: Table, day: date) -> CdcDay:
     started = time.monotonic()
+    name = f"{table.safe_name}_cdc"
+    # The table before the log: what is committed over it is then never older than it.
+    before = lake.tables.load(name)
     state = lake.log(table).load()
     objects = state.objects_of_day(day.isoformat())
     rows = 0
@@ -68,12 +82,11 @@ def build_cdc_day(lake: Lake, table: Table, day: date) -> CdcDay:
                 yield chunk.append_column("day", days).cast(CDC_SCHEMA)
 
     properties = {f"watermark.{day.isoformat()}": str(state.n)}
-    lake.tables.replace_day(f"{table.safe_name}_cdc", day, CDC_SCHEMA, chunks(), properties)
-    landed_rows = sum(landed.rows for landed in objects)
+    lake.tables.replace_day(name, day, CDC_SCHEMA, chunks(), properties, over=before)
     return CdcDay(
         day=day,
         rows=rows,
-        duplicates=landed_rows - rows,
+        duplicates=sum(landed.rows for landed in objects) - rows,
         objects=len(objects),
         watermark=state.n,
         seconds=time.monotonic() - started,

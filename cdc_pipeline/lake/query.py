@@ -59,6 +59,14 @@ def _views(connection: duckdb.DuckDBPyConnection) -> list[str]:
     return [name for (name,) in rows if not name.startswith(("main.", "temp."))]
 
 
+def show(result: duckdb.DuckDBPyRelation, width: int, rows: int = 200) -> None:
+    """Print the result as a table; raises `QueryError`."""
+    try:
+        result.show(max_width=width, max_rows=rows)
+    except duckdb.Error as error:
+        raise QueryError(explain(error)) from None
+
+
 def as_json(result: duckdb.DuckDBPyRelation) -> Iterator[str]:
     """A JSON array, one row per line. Decimals are number tokens with all their digits."""
     encode = msgspec.json.Encoder(decimal_format="number").encode

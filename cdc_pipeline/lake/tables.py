@@ -5,7 +5,7 @@ only the caller knows whether its result still holds. The watermark goes with th
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -114,18 +114,31 @@ class Tables:
         schema: pa.Schema,
         chunks: Iterable[pa.Table],
         properties: Mapping[str, str],
+        *,
+        over: Table | None,
     ) -> Table:
-        """Make `chunks` (with a `day` column) the rows of one day, in one commit."""
-        found = self.load(name)
-        table = found or self._ensure(name, schema, partition="day")
+        """Make `chunks` (with a `day` column) the rows of one day, in one commit.
+
+        `over`: as for `replace`. The schema is the chunks'; where it gives a column of other days
+        another type, those days are rewritten in it, or `LakeError` says that it cannot hold them.
+        """
+        table = over or self._ensure(name, schema, partition="day")
+        if over is None and table.current_snapshot():
+            raise _conflict(table)
 
         def change(transaction: Transaction) -> None:
+            others = _other_days(table, day, schema)
             _evolve(transaction, schema)
-            # Not `found`: the day may have been written since that was read.
-            if table.current_snapshot() and day in self.days(table):
+            if others is not None:
+                transaction.overwrite(others)
+            elif _has_rows(table) and day in self.days(table):
                 transaction.delete(f"day = '{day.isoformat()}'")
+            empty = table.current_snapshot() is None
             for chunk in chunks:
                 transaction.append(chunk)
+                empty = False
+            if empty:
+                transaction.append(schema.empty_table())  # a table of no rows is a table, too
             transaction.set_properties(_ours(properties))
 
         return self._commit(table, change)
@@ -161,8 +174,10 @@ class Tables:
                 identifier, schema=schema, location=location, properties=_PROPERTIES
             )
             if partition and table.spec().is_unpartitioned():
-                with table.update_spec() as spec:
+                # Another first writer may do the same at the same time; then its spec stands.
+                with suppress(CommitFailedException), table.update_spec() as spec:
                     spec.add_identity(partition)
+                table = self._catalog.load_table(identifier)
         return table
 
     def ensure_database(self) -> None:
@@ -171,6 +186,40 @@ class Tables:
             self._catalog.create_namespace_if_not_exists(self._database)
         except NamespaceAlreadyExistsError:
             return
+
+
+def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """Cast, or raise `pa.ArrowInvalid` when a value would change."""
+    if pa.types.is_integer(column.type) and pa.types.is_decimal(kind):
+        # Arrow asks for room for any integer of that width first, whatever the values are.
+        column = column.cast(pa.decimal128(38, kind.scale))
+    return column.cast(kind)
+
+
+def _other_days(table: Table, day: date, schema: pa.Schema) -> pa.Table | None:
+    """The rows of all other days in `schema` if it changes the type of a column, else None."""
+    have = table.schema().as_arrow()
+    kept = [field for field in have if field.name in schema.names]
+    if not _has_rows(table) or all(_same(f, schema.field(f.name)) for f in kept):
+        return None
+    rows = table.scan(row_filter=f"day <> '{day.isoformat()}'").to_arrow()
+    if not rows.num_rows:
+        return None
+    columns = []
+    for field in schema:
+        if field.name not in rows.column_names:
+            columns.append(pa.nulls(rows.num_rows, field.type))
+            continue
+        try:
+            columns.append(_cast(rows.column(field.name), field.type))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            was = rows.column(field.name).type
+            raise LakeError(
+                f"table {'.'.join(table.name())}: column {field.name} of {day} is {field.type}, "
+                f"which cannot hold the {was} of other days",
+                fix="cast it in the SQL to a type that holds both",
+            ) from error
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def _conflict(table: Table) -> CommitConflictError:

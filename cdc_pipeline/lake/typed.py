@@ -21,7 +21,7 @@ from cdc_pipeline.transform.shred import (
     typed_schema,
 )
 
-_BATCH_ROWS = 20_000
+_BATCH_ROWS = 4_000  # items are up to 400 kB
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,12 @@ def test_numbers_keep_their_digits__data_prepper_3840(bench: Bench) -> None:
 
     Here: the landed images, the plain JSON beside them, and a line of an export.
     """
-    numbers = ["1702062202420", "12345678901234567890123456789012345678", "-0.1", "9007199254740993"]
+    numbers = [
+        "1702062202420",
+        "12345678901234567890123456789012345678",
+        "-0.1",
+        "9007199254740993",
+    ]
     for number in numbers:
         put(bench, number, n={"N": number}, deep={"M": {"l": {"L": [{"N": number}]}}})
     bench.capture()

@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc_pipeline.core.lineage import ROOT_DEPTH, Shard, depths, readable
+from cdc_pipeline.core.lineage import ROOT_DEPTH, STEP, Shard, depths, readable
 
 
 def _shard(shard_id: str, parent: str | None = None, *, is_open: bool = True) -> Shard:
@@ -71,12 +71,12 @@ def test_any_list_gets_depths_cycles_included(shards: list[Shard], known: dict[s
 def test_a_child_of_an_expired_parent_is_a_root() -> None:
     assert depths([_shard("b", "gone"), _shard("c", "b")], {}) == {
         "b": ROOT_DEPTH,
-        "c": ROOT_DEPTH + 1,
+        "c": ROOT_DEPTH + STEP,
     }
 
 
 def test_a_parent_that_is_known_but_no_longer_listed_counts() -> None:
-    assert depths([_shard("b", "a")], {"a": 7, "z": 9}) == {"b": 8}
+    assert depths([_shard("b", "a")], {"a": 7, "z": 9}) == {"b": 7 + STEP}
 
 
 @given(
@@ -97,7 +97,7 @@ def test_a_line_of_parents_that_shows_late_goes_above_all_its_children(
 
 def test_late_roots_go_deeper_than_everything_known() -> None:
     found = depths([_shard("a"), _shard("late"), _shard("late-child", "late")], {"a": 3, "b": 5})
-    assert found == {"a": 3, "late": 6, "late-child": 7}
+    assert found == {"a": 3, "late": 5 + STEP, "late-child": 5 + 2 * STEP}
 
 
 def test_a_parent_that_is_listed_later_goes_above_its_child() -> None:
@@ -107,7 +107,7 @@ def test_a_parent_that_is_listed_later_goes_above_its_child() -> None:
 
 def test_a_long_lineage_is_no_recursion() -> None:
     shards = [_shard(f"s{n}", f"s{n - 1}" if n else None) for n in range(3000)]
-    assert depths(reversed(shards), {})["s2999"] == ROOT_DEPTH + 2999
+    assert depths(reversed(shards), {})["s2999"] == ROOT_DEPTH + 2999 * STEP
 
 
 def test_a_cycle_does_not_hang_and_is_never_read() -> None:
@@ -154,3 +154,12 @@ def test_an_unlisted_parent_that_was_never_finished_holds_its_child_back() -> No
 def test_open_is_without_an_ending() -> None:
     assert _shard("a").is_open
     assert not _shard("a", is_open=False).is_open
+
+
+def test_a_shard_that_shows_between_two_known_ones_goes_between_them() -> None:
+    first = depths([_shard("s0"), _shard("s2", "s1")], {})
+    found = depths([_shard("s0"), _shard("s1", "s0"), _shard("s2", "s1")], {"s0": first["s0"]})
+    assert found["s0"] < found["s1"] < found["s2"]
+    known = {"s0": ROOT_DEPTH, "s2": ROOT_DEPTH + STEP}
+    found = depths([_shard("s0"), _shard("s1", "s0"), _shard("s2", "s1")], known)
+    assert found["s0"] < found["s1"] < found["s2"]
