@@ -26,12 +26,6 @@ from cdc_pipeline.defs.shard_sensor import build_shard_sensor  # noqa: E402
 from cdc_pipeline.defs.table import build_table_defs  # noqa: E402
 
 
-@dg.configured(dg.colored_console_logger, {"log_level": dg.Field(str, default_value="INFO")})
-def console(config: dict[str, str]) -> dict[str, str]:
-    """What runs print: Dagster's default is DEBUG, a dozen lines of events per step."""
-    return {"log_level": config["log_level"]}
-
-
 def build_definitions(
     settings: Settings, path: Path, resources: Mapping[str, Any] | None = None
 ) -> dg.Definitions:
@@ -51,7 +45,6 @@ def build_definitions(
     own = dg.Definitions(
         jobs=[capture, repair_glue_partitions],
         sensors=[build_shard_sensor(settings), build_glue_sensor(settings)],
-        loggers={"console": console},
         resources=resources or {"lake": LakeResource(settings_path=str(path.resolve()))},
     )
     return dg.Definitions.merge(*parts, build_schedules(settings, daily_assets), own)

@@ -57,7 +57,11 @@ def capture_streams(
         ):
             match event:
                 case Landed(table, objects):
-                    yield from landings.add(table, objects)
+                    told = list(landings.add(table, objects))
+                    yield from told
+                    # A check counts while it is newer than what it checked.
+                    for name in {materialization.asset_key.path[0] for materialization in told}:
+                        report_checks(context.instance, opened, opened.settings.table(name))
                 case Captured(table, result):
                     yield from landings.report(table)
                     context.log.info(describe_capture(result))

@@ -14,7 +14,7 @@ from typing import IO, Any
 import click
 
 from cdc_pipeline.sandbox.errors import SandboxError
-from cdc_pipeline.sandbox.process import SandboxProcess
+from cdc_pipeline.sandbox.process import SandboxProcess, child_environment
 from cdc_pipeline.sandbox.run import local_client, start_traffic
 from cdc_pipeline.sandbox.workspace import BUCKET, write_settings
 from cdc_pipeline.settings import PATH_VARIABLE
@@ -45,15 +45,17 @@ def run_dev(*, port: int, aws_port: int, orders: int, rate: float) -> None:
         traffic = start_traffic(orders, rate)
         ui_port = _free(port)
         environment = {
-            **os.environ,
+            **child_environment(),
             "DAGSTER_HOME": str(home),
             PATH_VARIABLE: str(settings),
         }
         command = [
+            *(sys.executable, "-m", "cdc_pipeline.sandbox.guard"),
             str(Path(sys.executable).with_name("dagster")),
             "dev",
             *("-m", "cdc_pipeline.definitions"),
             *("--host", "127.0.0.1", "--port", str(ui_port)),
+            *("--log-level", "warning"),
         ]
         click.echo(
             f"Dagster UI: http://localhost:{ui_port}   Local AWS: {sandbox.endpoint_url}   "
@@ -63,11 +65,27 @@ def run_dev(*, port: int, aws_port: int, orders: int, rate: float) -> None:
         click.echo(f"  export {PATH_VARIABLE}={settings} AWS_ENDPOINT_URL={sandbox.endpoint_url}")
         click.echo("  export AWS_ACCESS_KEY_ID=sandbox AWS_SECRET_ACCESS_KEY=sandbox")
         click.echo('  .venv/bin/cdc-pipeline query "SELECT count(*) FROM orders.current_state"')
-        dagster = subprocess.Popen(command, env=environment, start_new_session=True)
+        log = folder / "dagster.log"
+        click.echo(f"Dagster's output: {log}")
+        with log.open("wb") as output:
+            # From a folder without a dagster.yaml, which Dagster would warn of.
+            dagster = subprocess.Popen(
+                command,
+                env=environment,
+                cwd=folder,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         try:
-            while dagster.poll() is None and sandbox.running and not ended.wait(1):
-                pass
+            while dagster.poll() is None and sandbox.running and not ended.wait(30):
+                click.echo(f"  traffic: {traffic.counts}")
+            if not ended.is_set():
+                what = "the local AWS" if dagster.poll() is None else "Dagster"
+                click.echo(f"{what} ended by itself; see {folder}/*.log", err=True)
         finally:
+            click.echo("Stopping …")
             _stop(dagster)
             traffic.stop()
             lock.close()
@@ -86,15 +104,11 @@ def _lock(path: Path) -> IO[str]:
     return file
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End Dagster's whole process group: the UI, the daemon and its code servers."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGINT)
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+def _stop(guard: subprocess.Popen[bytes]) -> None:
+    """End Dagster: the UI, the daemon, its code servers and runs."""
+    assert guard.stdin is not None  # it was started with a pipe
+    guard.stdin.close()
+    guard.wait()
 
 
 def _free(port: int) -> int:

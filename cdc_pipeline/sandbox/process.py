@@ -195,11 +195,11 @@ class SandboxProcess:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env=_child_environment(),
+                env=child_environment(),
             )
 
 
-def _child_environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """Return our environment with this package importable from any working directory."""
     env = dict(os.environ)
     root = str(Path(__file__).resolve().parents[2])

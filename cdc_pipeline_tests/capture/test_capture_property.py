@@ -206,6 +206,7 @@ class World:
     written: int = 0
     unseen: list[int] = field(default_factory=list)
     emptied: set[str | None] = field(default_factory=set)
+    trusting: bool = True
 
     def __post_init__(self) -> None:
         self.clock = self.sim.begin(self.how)
@@ -240,6 +241,8 @@ class World:
                 self.sim.recreate_table("orders")
             case ("fault", operation, name, times):
                 self.sim.faults.script(operation, *[FAULTS[name]()] * times)
+                # That one of two children is missing cannot be told from a listing.
+                self.trusting &= name != "shard missing"
             case ("empty page",):
                 self.sim.faults.script("GetRecords", self.lone_empty_page())
             case ("meanwhile", operation, calls, then):
@@ -361,7 +364,8 @@ class World:
         assert not twice, f"landed twice: {twice}"
         assert landed.keys() <= by_place.keys(), "landed, but never written"
         assert not state.quarantined
-        whole_until_us = state.watermark_us if until_us is None else until_us
+        promised_us = state.watermark_us if self.trusting else 0
+        whole_until_us = promised_us if until_us is None else until_us
         for place, record in by_place.items():
             if place not in landed and (record.created + 1) * 1_000_000 <= whole_until_us:
                 gaps = list(state.gaps.values())
@@ -441,7 +445,7 @@ FOUND: list[tuple[Behaviour, list[Step]]] = []
     print_blob=True,
     report_multiple_bugs=False,
     phases=[Phase.explicit, Phase.generate, Phase.shrink],
-    suppress_health_check=list(HealthCheck),
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(how=behaviours, story=stories)
 def test_any_story_lands_everything_once_or_says_what_is_missing(

@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -89,7 +90,7 @@ class Ticks:
     def longest_wait(self, name: str) -> int:
         """The most ticks between two of a table's runs, the present one included."""
         times = [*self.started[name], self.tick]
-        return max(later - earlier for earlier, later in zip(times, times[1:], strict=False))
+        return max(later - earlier for earlier, later in pairwise(times))
 
     def bound(self) -> int:
         """As long as all other tables, one after another in runs of the longest time."""

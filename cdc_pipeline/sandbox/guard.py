@@ -1,0 +1,47 @@
+"""A command that ends, with all it started, when whoever started it ends: `-m ... COMMAND`.
+
+Our end of its standard input closes however we die, by `kill -9` too.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+_GRACE_SECONDS = 15
+
+
+def main() -> int:
+    """Run the command in a process group of its own until it ends or standard input does."""
+    child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)
+    for wanted in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(wanted, lambda *_: _end(child))
+    threading.Thread(target=_end_with_input, args=(child,), daemon=True).start()
+    try:
+        return child.wait()
+    finally:
+        _signal_group(child, signal.SIGKILL)
+
+
+def _end_with_input(child: subprocess.Popen[bytes]) -> None:
+    sys.stdin.buffer.read()
+    _end(child)
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    _signal_group(child, signal.SIGINT)
+    killer = threading.Timer(_GRACE_SECONDS, _signal_group, (child, signal.SIGKILL))
+    killer.daemon = True
+    killer.start()
+
+
+def _signal_group(child: subprocess.Popen[bytes], wanted: signal.Signals) -> None:
+    try:
+        os.killpg(child.pid, wanted)
+    except ProcessLookupError:
+        return
+
+
+if __name__ == "__main__":
+    sys.exit(main())
