@@ -100,7 +100,7 @@ class Capture(_Strict):
     )
     poll_seconds: float = Field(1.0, gt=0, le=60, description="pause between empty reads")
     parallel_shards: int = Field(16, ge=1, le=256, description="shards read at the same time")
-    flush_rows: int = Field(50_000, ge=1, description="changes per landing object at most")
+    flush_rows: int = Field(25_000, ge=1, description="changes per landing object at most")
     flush_mb: int = Field(64, ge=1, description="MB of stream answers per landing object at most")
     linger_seconds: int = Field(
         0, ge=0, description="a run goes on reading at the tip for this long (continuous mode)"

@@ -46,7 +46,7 @@ class CaptureOptions:
     empty_polls: int = 3
     poll_seconds: float = 1.0
     parallel_shards: int = 16
-    flush_rows: int = 50_000
+    flush_rows: int = 25_000
     flush_bytes: int = 64 << 20
     linger_seconds: float = 0
     flush_seconds: float = 1
@@ -241,15 +241,18 @@ class _Run:
         """
         started_us = self.log.now_us()
         found = self.source.shards.describe(self.source.arn)
-        levels = depths(found.shards, {s.shard_id: s.depth for s in self.shards.values()})
-        for shard in found.shards:
+        shards = found.shards + self._unseen_parents(found.shards)
+        levels = depths(shards, {s.shard_id: s.depth for s in self.shards.values()})
+        for shard in shards:
             if shard.shard_id not in self.shards:
                 parent = self.shards.get(shard.parent_id or "")
                 self.shards[shard.shard_id] = ShardState(
                     shard.shard_id,
                     shard.parent_id,
                     levels[shard.shard_id],
-                    read_to_us=parent.read_to_us if parent else 0,
+                    # A child holds nothing older than its parent's end; of any other new shard
+                    # it is only certain that it held nothing unread when all were known.
+                    read_to_us=parent.read_to_us if parent else self.state.discovered_us,
                 )
         listed = {shard.shard_id for shard in found.shards}
         # A listing may leave a shard out for a while; only reading it tells whether it is gone.
@@ -258,6 +261,14 @@ class _Run:
             Shard(s.shard_id, s.parent_id, None, None) for s in missing if s.shard_id not in listed
         ]
         self.listing_us, self.enabled = started_us, found.status == "ENABLED"
+
+    def _unseen_parents(self, listed: list[Shard]) -> list[Shard]:
+        """Parents that no listing ever showed: reading them tells whether they have expired."""
+        if not self.shards:
+            return []  # the stream's first listing: what had expired before is not ours to miss
+        ids = {shard.shard_id for shard in listed} | self.shards.keys()
+        fresh = (s.parent_id for s in listed if s.shard_id not in self.shards)
+        return [Shard(p, None, None, None) for p in sorted({p for p in fresh if p} - ids)]
 
     def _listed_whole_us(self) -> int | None:
         """When the shards were last listed, if that listing was whole, else None.
@@ -286,6 +297,7 @@ class _Run:
             },
         )
         self.lander.complete()
+        self.pending.landed()
         self.flushed = time.monotonic()
         # At most a fifth of the time goes into landing.
         self.flush_pause = max(self.options.flush_seconds, 4 * (self.flushed - started))

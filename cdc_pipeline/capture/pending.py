@@ -16,6 +16,11 @@ class Batch:
     shards: dict[str, ShardState] = field(default_factory=dict)
     size: int = 0
 
+    @property
+    def rows(self) -> int:
+        """Changes and unreadable records."""
+        return len(self.changes) + len(self.unreadable)
+
 
 class Pending:
     """A bounded buffer between the shard readers and the one thread that lands.
@@ -28,6 +33,7 @@ class Pending:
         self._max_rows = max_rows
         self._max_bytes = max_bytes
         self._batch = Batch()
+        self._landing = Batch()
         self._changed = threading.Condition()
         self._closed = False
 
@@ -48,11 +54,16 @@ class Pending:
             self._changed.notify_all()
 
     def take(self) -> Batch:
-        """Everything gathered so far; the buffer is empty afterwards."""
+        """Everything gathered so far; it counts against the bound until it has `landed`."""
         with self._changed:
-            batch, self._batch = self._batch, Batch()
+            self._landing, self._batch = self._batch, Batch()
+            return self._landing
+
+    def landed(self) -> None:
+        """What was taken last has landed and no longer takes memory."""
+        with self._changed:
+            self._landing = Batch()
             self._changed.notify_all()
-            return batch
 
     def has_changes(self) -> bool:
         """Whether there is anything that readers of the lake wait for."""
@@ -62,7 +73,7 @@ class Pending:
     def is_full(self) -> bool:
         """Whether there is enough for one landing object."""
         with self._changed:
-            return self._over(1)
+            return self._batch.rows >= self._max_rows or self._batch.size >= self._max_bytes
 
     def close(self) -> None:
         """Let waiting readers go on; the run is ending."""
@@ -71,9 +82,9 @@ class Pending:
             self._changed.notify_all()
 
     def _over(self, times: int) -> bool:
-        batch = self._batch
-        rows = len(batch.changes) + len(batch.unreadable)
-        return rows >= times * self._max_rows or batch.size >= times * self._max_bytes
+        held = (self._batch, self._landing)
+        rows, size = sum(b.rows for b in held), sum(b.size for b in held)
+        return rows >= times * self._max_rows or size >= times * self._max_bytes
 
 
 def moved(

@@ -70,6 +70,7 @@ def capture_streams(
                 case Unregistered(table, error):
                     context.log.warning(f"{table.name}: {error}")
                 case Failed(table, error):
+                    yield from landings.report(table)  # what landed before it failed
                     context.log.error(f"{table.name}: {error}")
                     failures.append(str(error))
     if failures:

@@ -1,8 +1,9 @@
 """shard_sensor: which tables are due for capture, from their logs and shard lists alone."""
 
+import itertools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dagster as dg
@@ -31,12 +32,14 @@ class Verdict:
     """Whether a table is due, and why or why not, in numbers.
 
     `read_to_us`: everything written before has been read; the smaller, the nearer to loss.
+    `started`: the tick at which its last run was asked for, 0 for none.
     """
 
     table: str
     due: bool
     why: str
     read_to_us: int = 0
+    started: int = 0
 
 
 def judge(
@@ -57,13 +60,18 @@ def judge(
 def plan_runs(
     verdicts: Sequence[Verdict], all_tables: int, running: int, options: Capture
 ) -> list[dict[str, Any]]:
-    """Configurations of the capture runs to start now: groups of due tables, most urgent first.
+    """Configurations of the capture runs to start now: groups of due tables.
 
     While not every table has a place in a run, runs do not linger, so that all get their turn.
     """
-    due = [v.table for v in sorted(verdicts, key=lambda v: v.read_to_us) if v.due]
+    due = [v for v in verdicts if v.due]
+    urgent = [v.table for v in sorted(due, key=lambda v: v.read_to_us)]
+    waiting = [v.table for v in sorted(due, key=lambda v: (v.started, v.read_to_us))]
+    # Half of the places go to those nearest to loss, half to those that waited longest: a table
+    # whose captures fail stays urgent for ever and must not keep the others out.
+    in_turn = list(dict.fromkeys(itertools.chain.from_iterable(zip(urgent, waiting, strict=True))))
     size, free = options.tables_per_run, max(0, options.runs - running)
-    groups = [due[i : i + size] for i in range(0, len(due), size)][:free]
+    groups = [in_turn[i : i + size] for i in range(0, len(in_turn), size)][:free]
     crowded = all_tables > size * options.runs
     return [{"tables": g, **({"linger_seconds": 0.0} if crowded else {})} for g in groups]
 
@@ -91,7 +99,9 @@ def build_shard_sensor(settings: Settings) -> dg.SensorDefinition:
         memory = _Memory.parse(context.cursor)
         verdicts = _look_at_all(context.instance, opened, busy, memory)
         reasons = "; ".join(f"{v.table}: {v.why}" for v in verdicts)
+        memory.tick += 1
         runs = plan_runs(verdicts, len(tables), len(set(busy.values())), options)
+        memory.started |= {name: memory.tick for run in runs for name in run["tables"]}
         if not runs:
             context.update_cursor(memory.to_cursor())
             return dg.SkipReason(reasons)
@@ -110,9 +120,15 @@ def build_shard_sensor(settings: Settings) -> dg.SensorDefinition:
 
 
 class _Memory(msgspec.Struct):
-    """The sensor's cursor: where the next tick begins, and hours behind as last reported."""
+    """The sensor's cursor.
+
+    `after`: the next tick begins behind this table. `hours`: hours behind as last reported, by
+    table. `started`: the tick of a table's last run.
+    """
 
     after: str = ""
+    tick: int = 0
+    started: dict[str, int] = msgspec.field(default_factory=dict)
     hours: dict[str, int] = msgspec.field(default_factory=dict)
 
     @classmethod
@@ -137,7 +153,8 @@ def _look_at_all(
             why = f"in flight (run {busy[table.name][:8]})"
             verdicts.append(Verdict(table.name, False, why))
             continue
-        verdicts.append(_look(lake, table))
+        started = memory.started.get(table.name, 0)
+        verdicts.append(replace(_look(lake, table), started=started))
         _warn(instance, lake, table, verdicts[-1], memory)
     memory.after = verdicts[-1].table if len(verdicts) < len(tables) else ""
     return verdicts

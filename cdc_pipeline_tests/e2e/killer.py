@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cdc_pipeline_tests.e2e.world import World, open_lake
+
 BEFORE, AFTER = "before", "after"
-# The least that the settings allow is a second, and each of some hundred children would wait it
-# out. The sandbox's exports are exact, so any margin is safe there.
-MARGIN_SECONDS = 0.05
 _PAGE_RECORDS = 2
 
 
@@ -39,10 +38,10 @@ class Outcome:
 class Killer:
     """The forking process, seen from the tests."""
 
-    def __init__(self, environment: dict[str, str], settings: Path) -> None:
+    def __init__(self, world: World) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(settings)],
-            env=environment,
+            [sys.executable, "-m", __name__, str(world.settings_path), str(world.margin_seconds)],
+            env=world.environment({}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -162,12 +161,6 @@ def _serve_small_pages() -> None:
     DynamoDBStreams.read = read
 
 
-def with_small_margin(lake: Any) -> Any:
-    """The lake with `MARGIN_SECONDS` between stream positions and export time."""
-    lake.settings = lake.settings.model_copy(update={"handover_margin_seconds": MARGIN_SECONDS})
-    return lake
-
-
 def _run_step(step: str, lake: Any, name: str) -> None:
     from cdc_pipeline.capture.run import Failed, capture_tables
     from cdc_pipeline.capture.snapshot import take_snapshot
@@ -244,11 +237,9 @@ def _jobs() -> Iterator[dict[str, Any]]:
         yield json.loads(line)
 
 
-def serve(settings: Path) -> None:
+def serve(settings_path: Path, margin_seconds: float) -> None:
     """Fork a child for each line of standard input; one line of outcome each."""
     from cdc_pipeline.aws.streams import DynamoDBStreams
-    from cdc_pipeline.lake.lake import Lake
-    from cdc_pipeline.settings import load_settings
 
     with contextlib.suppress(ImportError):
         # What the steps import when they need it, imported before the forks.
@@ -261,7 +252,7 @@ def serve(settings: Path) -> None:
     import cdc_pipeline.lake.current_state
     import cdc_pipeline.lake.tables  # noqa: F401
 
-    lake = with_small_margin(Lake.open(load_settings(settings)))
+    lake = open_lake(settings_path, margin_seconds)
     DynamoDBStreams(lake.aws)
     for service in ("dynamodb", "s3", "glue"):
         lake.aws.client(service)
@@ -273,4 +264,4 @@ def serve(settings: Path) -> None:
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]))
+    serve(Path(sys.argv[1]), float(sys.argv[2]))

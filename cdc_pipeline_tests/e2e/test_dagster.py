@@ -63,7 +63,7 @@ def shop(
     sandbox: SandboxProcess, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Deployment, dict[str, Any]]]:
     """Orders and customers, every asset materialised once through the implicit job."""
-    world = make_world(sandbox, tmp_path_factory.mktemp("shop"), "s3")
+    world = make_world(sandbox, tmp_path_factory.mktemp("shop"), "local")
     with pytest.MonkeyPatch.context() as monkeypatch:
         world.activate(monkeypatch)
         world.configure(*ORDERS_AND_CUSTOMERS)

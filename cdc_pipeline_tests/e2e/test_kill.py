@@ -1,12 +1,11 @@
 """SIGKILL at every durable operation of every step: run again, and nothing shows of it.
 
 Right after one operation and right before the next are one state of the lake, but for files that
-nothing names yet. Where a repetition takes seconds (in S3, and wherever DynamoDB exports) a step is
+nothing names yet. Where a repetition takes seconds (in S3, and before the first publication) a step is
 therefore killed once in every gap; elsewhere right before and right after each operation.
 """
 
 import signal
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ import pytest
 
 from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline_tests.e2e.checkpoint import Checkpoint
-from cdc_pipeline_tests.e2e.killer import AFTER, BEFORE, Killer, with_small_margin
+from cdc_pipeline_tests.e2e.killer import AFTER, BEFORE, Killer
 from cdc_pipeline_tests.e2e.world import (
     World,
     assert_mirrors,
@@ -49,10 +48,9 @@ def scene(
         world.activate(monkeypatch)
         world.make_table(NAME)
         # Few rows per object, so that one capture makes several entries.
-        capture = {"poll_seconds": 0.01, "empty_polls": 1, "flush_rows": 2}
+        capture = {"poll_seconds": 0.01, "empty_polls": 1, "flush_rows": 3}
         world.configure(NAME, capture=capture)
-        with_small_margin(world.lake())
-        killer = Killer(world.environment({}), world.settings_path)
+        killer = Killer(world)
         try:
             yield Scene(world, killer, _moments(world))
         finally:
@@ -72,7 +70,7 @@ def _moments(world: World) -> dict[str, Checkpoint]:
     world.snapshot(NAME)
     world.delete(NAME, "i5")
     here("first capture")
-    _capture_past_handover(world)
+    world.capture_past_handover(NAME)
     here("first publish", "first cdc")
     world.publish(NAME)
     world.build_cdc(NAME)
@@ -91,23 +89,9 @@ def _moments(world: World) -> dict[str, Checkpoint]:
     world.snapshot(NAME)
     world.put(NAME, "i2", v={"S": "after the second export"})
     world.delete(NAME, "i3")
-    _capture_past_handover(world)
+    world.capture_past_handover(NAME)
     here("swap")
     return moments
-
-
-def _capture_past_handover(world: World) -> None:
-    from cdc_pipeline.lake.current_state import handover_us
-
-    lake, table = world.lake(), world.table(NAME)
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        world.capture(NAME)
-        state = lake.log(table).load()
-        if state.staged and state.watermark_us >= handover_us(lake, state.staged):
-            return
-        time.sleep(0.02)
-    pytest.fail("the stream never passed the export time")
 
 
 def _finish(world: World, step: str) -> None:
@@ -119,7 +103,7 @@ def _finish(world: World, step: str) -> None:
         "cdc": world.build_cdc,
     }
     again[step](NAME)
-    _capture_past_handover(world)
+    world.capture_past_handover(NAME)
     if step in ("snapshot", "capture"):
         world.publish(NAME)
     if step != "publish":
@@ -169,6 +153,7 @@ CASES = [("s3", *moment) for moment in S3] + [("local", *moment) for moment in L
     CASES,
     ids=[f"{case[0]}-{case[1]}" for case in CASES],
     indirect=["scene"],
+    scope="module",
 )
 def test_killed_anywhere(scene: Scene, moment: str, step: str, at_least: dict[str, int]) -> None:
     world, checkpoint = scene.world, scene.moments[moment]
@@ -177,7 +162,7 @@ def test_killed_anywhere(scene: Scene, moment: str, step: str, at_least: dict[st
     assert (whole.signal, whole.code) == (None, 0), whole.error
     for label, count in at_least.items():
         assert sum(op.startswith(label) for op in whole.operations) >= count, whole.operations
-    both_sides = world.kind == "local" and step != "snapshot"
+    both_sides = world.kind == "local" and step in ("publish", "cdc")
     for number, when in _points(len(whole.operations), both_sides=both_sides):
         checkpoint.restore()
         killed = scene.killer.run(step, NAME, kill_at=number, when=when)
@@ -204,7 +189,7 @@ def test_killed_again_and_again(scene: Scene) -> None:
         else:
             pytest.fail(f"{step} never finished")
         if step == "capture":
-            _capture_past_handover(world)
+            world.capture_past_handover(NAME)
     _finish(world, "capture")
     _verify(world, "capture")
 

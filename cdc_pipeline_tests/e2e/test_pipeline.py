@@ -58,6 +58,7 @@ def _expected_changes(counts: TrafficCounts) -> int:
 
 
 def test_a_snapshot_under_traffic_and_all_that_follows(world: World) -> None:
+    world.margin_seconds = 1  # as a deployment on the sandbox has it
     world.configure(*ORDERS_AND_CUSTOMERS)
     names = ("orders", "customers")
     create_tables(world.dynamodb)
