@@ -17,6 +17,8 @@ from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.transform.aggregates import AGGREGATES, tables_named
 
 _BATCH_ROWS = 10_000
+VIEWS = ("pitr_export", "raw_stream", "cdc", "current_state", "history")
+"""The views of every table."""
 
 
 def connect_for(lake: Lake, sql: str) -> duckdb.DuckDBPyConnection:
@@ -38,16 +40,28 @@ def connect_for(lake: Lake, sql: str) -> duckdb.DuckDBPyConnection:
     return connect_lake(lake, sorted(schemas & known), aggregates=AGGREGATES in schemas)
 
 
+def _missing(schema: str, view: str, views: list[str]) -> QueryError:
+    there = f"views that exist now: {', '.join(views) or 'none'}"
+    if schema != AGGREGATES and view not in VIEWS:
+        return QueryError(
+            f"there is no view {schema}.{view}", fix=f"use one of: {', '.join(VIEWS)}; {there}"
+        )
+    asset = "cdc" if view == "history" else view
+    return QueryError(
+        f"{schema}.{view} does not exist yet", fix=f"materialise {schema}/{asset}; {there}"
+    )
+
+
 def run_query(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRelation | None:
     """The statement's result (None for statements without one); raises `QueryError`."""
     try:
         return connection.sql(sql)
     except duckdb.CatalogException as error:
-        raise QueryError(
-            explain(error),
-            fix=f"views that exist now: {', '.join(_views(connection)) or 'none'}; the others "
-            "appear when their assets have been materialised",
-        ) from None
+        views = _views(connection)
+        for schema, view in tables_named(sql):
+            if schema and f"{schema}.{view}" not in views:
+                raise _missing(schema, view, views) from None
+        raise QueryError(explain(error)) from None
     except duckdb.Error as error:
         raise QueryError(explain(error)) from None
 

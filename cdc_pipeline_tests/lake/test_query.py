@@ -86,7 +86,8 @@ def test_an_unknown_table_lists_the_known_ones(ready: LakeBuilder) -> None:
 def test_a_view_that_is_not_there_yet_lists_those_that_are(ready: LakeBuilder) -> None:
     message = _error(ready, "SELECT * FROM orders.cdc")
     assert "orders.current_state, orders.pitr_export, orders.raw_stream" in message
-    assert "materialised" in message
+    assert "orders.cdc does not exist yet" in message
+    assert "materialise orders/cdc" in message
     assert "exist now: none" in _error(ready, "SELECT * FROM my_customers.current_state")
 
 
