@@ -118,7 +118,7 @@ def landed_relation(
     return "(" + " UNION ALL ".join(parts) + ")"
 
 
-def explain(error: duckdb.Error) -> str:
+def explain(error: Exception) -> str:
     """DuckDB's message without its JSON wrapping."""
     text = str(error)
     if text.startswith("{"):

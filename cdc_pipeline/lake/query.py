@@ -103,7 +103,8 @@ def _rows(result: duckdb.DuckDBPyRelation) -> Iterator[dict[str, Any]]:
         reader: Any = result.to_arrow_reader(_BATCH_ROWS)
         for batch in reader:
             yield from _unique(batch).to_pylist()
-    except duckdb.Error as error:
+    except (duckdb.Error, OSError) as error:
+        # Behind the first batch Arrow hands DuckDB's errors on as its own.
         raise QueryError(explain(error)) from None
 
 

@@ -1,8 +1,8 @@
 """SIGKILL at every durable operation of every step: run again, and nothing shows of it.
 
 Right after one operation and right before the next are one state of the lake, but for files that
-nothing names yet. Where a repetition takes seconds (in S3, and before the first publication) a step is
-therefore killed once in every gap; elsewhere right before and right after each operation.
+nothing names yet. Where a repetition takes long (in S3, snapshots, captures) a step is therefore
+killed once in every gap; elsewhere right before and right after each operation.
 """
 
 import signal
