@@ -277,11 +277,17 @@ class _Run:
         behind: every shard that has ended, by the listing or by our reading, must show a child,
         or changes may be in a shard that we do not know of yet.
         """
-        parents = {shard.parent_id for shard in self.listed}
-        ended = (s.shard_id for s in self.listed if not s.is_open or self._is_done(s.shard_id))
-        if not self.enabled or any(shard_id not in parents for shard_id in ended):
-            return None
-        return self.listing_us
+        listed = {shard.shard_id for shard in self.listed}
+        parents = {shard.parent_id for shard in (*self.listed, *self.shards.values())}
+        done = {shard_id for shard_id in self.shards if self._is_done(shard_id)}
+        closed = {shard.shard_id for shard in self.listed if not shard.is_open}
+        deepest = max((shard.depth for shard in self.shards.values()), default=0)
+        for shard_id in (done | closed) - parents:
+            # One that has expired may have lost its children's names with it; something deeper
+            # shows that the listing has come to what followed.
+            if shard_id in listed or self.shards[shard_id].depth >= deepest:
+                return None
+        return self.listing_us if self.enabled else None
 
     def _land(self) -> None:
         """Make log entries of everything gathered, and complete events that lack their images."""

@@ -45,6 +45,8 @@ def write_landing(
     for day, group in groupby(ordered, key=_day):
         key, rows = paths.landed(day_of(day * _DAY_US), n, nonce), list(group)
         objects.append(_write_day(store, key, rows, generation, landed_us))
+    # Arrow's pool keeps what it freed, and a backlog is landed object after object.
+    pa.default_memory_pool().release_unused()
     return objects
 
 
