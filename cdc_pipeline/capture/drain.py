@@ -245,14 +245,11 @@ class _Run:
         levels = depths(shards, {s.shard_id: s.depth for s in self.shards.values()})
         for shard in shards:
             if shard.shard_id not in self.shards:
-                parent = self.shards.get(shard.parent_id or "")
                 self.shards[shard.shard_id] = ShardState(
                     shard.shard_id,
                     shard.parent_id,
                     levels[shard.shard_id],
-                    # A child holds nothing older than its parent's end; of any other new shard
-                    # it is only certain that it held nothing unread when all were known.
-                    read_to_us=parent.read_to_us if parent else self.state.discovered_us,
+                    read_to_us=self._unread_since_us(shard),
                 )
         listed = {shard.shard_id for shard in found.shards}
         # A listing may leave a shard out for a while; only reading it tells whether it is gone.
@@ -277,17 +274,38 @@ class _Run:
         behind: every shard that has ended, by the listing or by our reading, must show a child,
         or changes may be in a shard that we do not know of yet.
         """
+        if not self.enabled:
+            return None
         listed = {shard.shard_id for shard in self.listed}
-        parents = {shard.parent_id for shard in (*self.listed, *self.shards.values())}
-        done = {shard_id for shard_id in self.shards if self._is_done(shard_id)}
         closed = {shard.shard_id for shard in self.listed if not shard.is_open}
-        deepest = max((shard.depth for shard in self.shards.values()), default=0)
-        for shard_id in (done | closed) - parents:
-            # One that has expired may have lost its children's names with it; something deeper
-            # shows that the listing has come to what followed.
-            if shard_id in listed or self.shards[shard_id].depth >= deepest:
+        parents = {shard.parent_id for shard in self.listed}
+        late_roots = [s.depth for s in self.shards.values() if s.parent_id not in self.shards]
+        for shard_id in (closed - parents) | self._childless():
+            # One that has expired may have lost its children's names with it. A later root is
+            # what is left of them.
+            gone = shard_id in self.shards and shard_id not in listed
+            if not gone or max(late_roots, default=0) <= self.shards[shard_id].depth:
                 return None
-        return self.listing_us if self.enabled else None
+        return self.listing_us
+
+    def _childless(self) -> set[str]:
+        """Shards that have ended and whose children no listing has shown."""
+        parents = {shard.parent_id for shard in (*self.listed, *self.shards.values())}
+        return {shard_id for shard_id in self.shards if self._is_done(shard_id)} - parents
+
+    def _unread_since_us(self, shard: Shard) -> int:
+        """Since when a new shard may hold changes that nobody has read.
+
+        A child holds nothing older than its parent's end. Another one may be a descendant of any
+        shard that was lost or whose children were never shown; else it is younger than the last
+        whole listing.
+        """
+        parent = self.shards.get(shard.parent_id or "")
+        if parent is not None:
+            return parent.read_to_us
+        lost = {s.shard_id for s in self.shards.values() if s.status == "lost"}
+        ends = (self.shards[shard_id].read_to_us for shard_id in lost | self._childless())
+        return min([self.state.discovered_us, *ends])
 
     def _land(self) -> None:
         """Make log entries of everything gathered, and complete events that lack their images."""

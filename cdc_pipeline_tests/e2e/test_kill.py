@@ -37,24 +37,37 @@ class Scene:
     moments: dict[str, Checkpoint]
 
 
-@pytest.fixture(scope="module", params=["s3", "local"])
+@pytest.fixture(scope="module")
+def scenes() -> Iterator[dict[str, Scene]]:
+    """The scenes made so far, by kind of lake: preparing one takes longer than most tests."""
+    made: dict[str, Scene] = {}
+    try:
+        yield made
+    finally:
+        for scene in made.values():
+            scene.killer.close()
+
+
+@pytest.fixture
 def scene(
-    request: pytest.FixtureRequest,
+    kind: str,
+    scenes: dict[str, Scene],
     sandbox: SandboxProcess,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Scene]:
-    world = make_world(sandbox, tmp_path_factory.mktemp(request.param), request.param)
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        world.activate(monkeypatch)
-        world.make_table(NAME)
-        # Few rows per object, so that one capture makes several entries.
-        capture = {"poll_seconds": 0.01, "empty_polls": 1, "flush_rows": 3}
-        world.configure(NAME, capture=capture)
-        killer = Killer(world)
-        try:
-            yield Scene(world, killer, _moments(world))
-        finally:
-            killer.close()
+    monkeypatch: pytest.MonkeyPatch,
+) -> Scene:
+    if kind in scenes:
+        scenes[kind].world.activate(monkeypatch)
+        return scenes[kind]
+    world = make_world(sandbox, tmp_path_factory.mktemp(kind), kind)
+    world.activate(monkeypatch)
+    world.make_table(NAME)
+    # Few rows per object, so that one capture makes several entries.
+    capture = {"poll_seconds": 0.01, "empty_polls": 1, "flush_rows": 3}
+    world.configure(NAME, capture=capture)
+    moments = _moments(world)
+    scenes[kind] = Scene(world, Killer(world), moments)
+    return scenes[kind]
 
 
 def _moments(world: World) -> dict[str, Checkpoint]:
@@ -149,11 +162,10 @@ CASES = [("s3", *moment) for moment in S3] + [("local", *moment) for moment in L
 
 
 @pytest.mark.parametrize(
-    ("scene", "moment", "step", "at_least"),
+    ("kind", "moment", "step", "at_least"),
     CASES,
     ids=[f"{case[0]}-{case[1]}" for case in CASES],
-    indirect=["scene"],
-    scope="module",
+    indirect=["kind"],
 )
 def test_killed_anywhere(scene: Scene, moment: str, step: str, at_least: dict[str, int]) -> None:
     world, checkpoint = scene.world, scene.moments[moment]
