@@ -296,13 +296,13 @@ class _Run:
     def _unread_since_us(self, shard: Shard) -> int:
         """Since when a new shard may hold changes that nobody has read.
 
-        A child holds nothing older than its parent's end. Another one may be a descendant of any
-        shard that was lost or whose children were never shown; else it is younger than the last
-        whole listing.
+        It is younger than the last whole listing, which did not show it, and than what was read
+        of its parent. A parent that is not known may be any shard that was lost or whose children
+        were never shown.
         """
         parent = self.shards.get(shard.parent_id or "")
         if parent is not None:
-            return parent.read_to_us
+            return min(self.state.discovered_us, parent.read_to_us)
         lost = {s.shard_id for s in self.shards.values() if s.status == "lost"}
         ends = (self.shards[shard_id].read_to_us for shard_id in lost | self._childless())
         return min([self.state.discovered_us, *ends])
