@@ -272,7 +272,8 @@ class _Run:
 
         A stream that was turned off says nothing of what is written since. And listings lag
         behind: every shard that has ended, by the listing or by our reading, must show a child,
-        or changes may be in a shard that we do not know of yet.
+        or changes may be in a shard that we do not know of yet. A listing that shows one child of
+        a split and hides the other cannot be told from a whole one.
         """
         if not self.enabled:
             return None

@@ -67,8 +67,10 @@ FAULTS: dict[str, Callable[[], faults.Fault]] = {
     "parent looks open": faults.parent_looks_open,
     "shard missing": faults.shard_missing,
 }
-_LISTING = ["lagging", "children missing", "parent looks open", "shard missing"]
-_ANY_CALL = [name for name in FAULTS if name not in _LISTING]
+# "lagging" is told only in `FOUND` and in test_drain: a listing that hides one child of a split,
+# with an outage of days, leaves nothing to tell where the loss began: no range can be asked for.
+_LISTING = ["children missing", "parent looks open", "shard missing"]
+_ANY_CALL = [name for name in FAULTS if name not in (*_LISTING, "lagging")]
 
 _writes = st.tuples(st.just("write"), st.lists(st.integers(0, 15), min_size=1, max_size=6))
 _shards = st.one_of(
@@ -110,9 +112,6 @@ _steps = st.one_of(
 _outages = st.one_of(
     st.tuples(_writes, _shards, st.just(("advance", 25 * HOUR))),
     st.tuples(_shards, _writes, _shards, st.just(("advance", 25 * HOUR)), _writes),
-    st.tuples(
-        _shards, st.just(("fault", "DescribeStream", "lagging", 4)), st.just(("capture",)), _writes
-    ),
     st.tuples(st.just(("off",)), _writes, _time, st.just(("on",)), _writes),
 )
 """Chapters that seldom come about by chance."""
@@ -258,8 +257,9 @@ class World:
                 self.sim.recreate_table("orders")
             case ("fault", operation, name, times):
                 self.sim.faults.script(operation, *[FAULTS[name]()] * times)
-                # That one of two children is missing cannot be told from a listing.
-                self.trusting &= name != "shard missing"
+                # That one of two children is missing cannot be told from a listing; both faults
+                # can hide just one child of a split.
+                self.trusting &= name not in ("shard missing", "lagging")
             case ("empty page",):
                 self.sim.faults.script("GetRecords", self.lone_empty_page())
             case ("meanwhile", operation, calls, then):
@@ -388,7 +388,7 @@ class World:
                 gaps = list(state.gaps.values())
                 names = self.sim.names_of(record.shard_id, state)
                 lost = f"lost: {place}; gaps: {gaps}"
-                assert any(is_in(gap, record, names) for gap in gaps), lost
+                assert any(is_in(gap, record, names, self.trusting) for gap in gaps), lost
         for gap in state.gaps.values():
             before = {o.generation for o in state.objects.values() if o.entry < gap.entry}
             behind = {o.generation for o in state.objects.values() if o.entry > gap.entry}
@@ -427,9 +427,13 @@ WHOLE_TABLE = ("new stream", "table recreated")
 """Between two streams anything may have been missed, whole streams included."""
 
 
-def is_in(gap: Gap, record: Record, names: set[str]) -> bool:
-    """Whether a gap owns up to a missing record. Stream times are rounded down to seconds."""
-    from_us = gap.from_us // 1_000_000 * 1_000_000
+def is_in(gap: Gap, record: Record, names: set[str], trusting: bool) -> bool:
+    """Whether a gap owns up to a missing record. Stream times are rounded down to seconds.
+
+    Where a listing hid one child of a split (`trusting` false) and that child was lost unread, the
+    gap names it, but its beginning is only as good as the listing was.
+    """
+    from_us = gap.from_us // 1_000_000 * 1_000_000 if trusting else 0
     in_time = from_us <= record.created * 1_000_000 <= gap.to_us
     return in_time and (not names.isdisjoint(gap.shards) or gap.cause in WHOLE_TABLE)
 
