@@ -259,3 +259,10 @@ def test_every_default_is_said_to_editors() -> None:
             continue
         value = getattr(settings, name)
         assert part["default"] == (value.isoformat() if isinstance(value, date) else value)
+
+
+def test_the_schema_for_editors_is_the_present_one() -> None:
+    path = Path(__file__).parents[2] / "docs" / "settings.schema.json"
+    assert json.loads(path.read_text("utf-8")) == settings_schema(), (
+        "run: cdc-pipeline settings-schema > docs/settings.schema.json"
+    )
