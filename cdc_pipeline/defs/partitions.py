@@ -1,6 +1,6 @@
 """Days as partitions; shards never are."""
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 
 import dagster as dg
 
@@ -15,8 +15,3 @@ def daily(settings: Settings) -> dg.DailyPartitionsDefinition:
 def today() -> date:
     """The UTC day that it is."""
     return datetime.now(UTC).date()
-
-
-def yesterday() -> date:
-    """The UTC day before."""
-    return today() - timedelta(days=1)
