@@ -18,6 +18,9 @@ from cdc_pipeline.core.capture_log import (
 from cdc_pipeline.core.lineage import depths
 from cdc_pipeline.lake.log import CaptureLog, new_nonce, this_owner
 
+RETENTION_US = 24 * 3600 * 1_000_000
+"""How long DynamoDB Streams keeps a record; older ones may vanish any moment."""
+
 
 def open_capture(log: CaptureLog, state: LogState, source: Source) -> Gap | None:
     """Make the log follow the table's present stream; the first call records P.
@@ -52,6 +55,24 @@ def shard_gap(state: LogState, shard_id: str, cause: Cause, now_us: int) -> Entr
     )
     stream = replace(state.stream, generation=state.generation + 2)
     return _entry(stream=stream, shards=(after,), gap=gap)
+
+
+def vouched(state: LogState, listed_us: int, lag_us: int) -> dict[str, int]:
+    """What a listing of the stream's shards proves: the log's `discovered_us`, if it moves.
+
+    A listing shows every shard that began `lag_us` before it or earlier and has not expired. One
+    that has expired was in the listing before, if that is less than the retention ago. If it is
+    not, shards may have come and gone unseen. Their descendants give them away, but the youngest
+    of these may be hidden for `lag_us` more: the next listing behind that is the one that counts.
+    """
+    assert state.stream is not None  # its shards were listed
+    moved = {"discovered_us": listed_us - lag_us}
+    known_us = state.discovered_us or state.stream.recorded_us - lag_us
+    if listed_us - known_us < RETENTION_US:
+        return moved
+    if listed_us - state.resumed_us >= RETENTION_US - lag_us:
+        return {"resumed_us": listed_us}
+    return moved if listed_us - state.resumed_us >= lag_us else {}
 
 
 def unread_since_us(state: LogState, shard: ShardState) -> int:

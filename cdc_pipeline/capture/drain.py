@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from cdc_pipeline.aws.streams import DynamoDBStreams
 from cdc_pipeline.capture.completion import ItemReader
-from cdc_pipeline.capture.continuity import open_capture, shard_gap, unread_since_us
+from cdc_pipeline.capture.continuity import open_capture, shard_gap, unread_since_us, vouched
 from cdc_pipeline.capture.lander import Lander
 from cdc_pipeline.capture.pending import Batch, Pending
 from cdc_pipeline.capture.result import CaptureResult
@@ -50,6 +50,7 @@ class CaptureOptions:
     flush_bytes: int = 64 << 20
     linger_seconds: float = 0
     flush_seconds: float = 1
+    listing_lag_seconds: float = 300
 
 
 class CaptureFailedError(CdcPipelineError):
@@ -236,8 +237,8 @@ class _Run:
     def _discover(self) -> None:
         """List the stream's shards and take up new ones.
 
-        The time of a listing counts towards the watermark only if the listing was whole: every
-        closed shard that was read must show its children (listings can lag behind).
+        A listing may leave out what is younger than `listing_lag_seconds`; only what is older
+        than that counts towards the watermark.
         """
         started_us = self.log.now_us()
         found = self.source.shards.describe(self.source.arn)
@@ -249,7 +250,8 @@ class _Run:
                     shard.shard_id,
                     shard.parent_id,
                     levels[shard.shard_id],
-                    read_to_us=self._unread_since_us(shard),
+                    # It was in no listing yet, so it is younger than what those vouch for.
+                    read_to_us=self.state.discovered_us,
                 )
         listed = {shard.shard_id for shard in found.shards}
         # A listing may leave a shard out for a while; only reading it tells whether it is gone.
@@ -267,46 +269,20 @@ class _Run:
         fresh = (s.parent_id for s in listed if s.shard_id not in self.shards)
         return [Shard(p, None, None, None) for p in sorted({p for p in fresh if p} - ids)]
 
-    def _listed_whole_us(self) -> int | None:
-        """When the shards were last listed, if that listing was whole, else None.
+    def _vouched(self) -> dict[str, int]:
+        """What the last listing says about shards that we may not know of; nothing: no news.
 
-        A stream that was turned off says nothing of what is written since. And listings lag
-        behind: every shard that has ended, by the listing or by our reading, must show a child,
-        or changes may be in a shard that we do not know of yet. A listing that shows one child of
-        a split and hides the other cannot be told from a whole one.
+        A stream that was turned off says nothing of what is written since. And listings are late:
+        AWS documents that children may be missing, and no bound for it, so ours is a setting. If a
+        shard has ended, by the listing or by our reading, and shows no child, this one is late
+        whatever the setting says.
         """
-        if not self.enabled:
-            return None
-        listed = {shard.shard_id for shard in self.listed}
-        closed = {shard.shard_id for shard in self.listed if not shard.is_open}
         parents = {shard.parent_id for shard in self.listed}
-        late_roots = [s.depth for s in self.shards.values() if s.parent_id not in self.shards]
-        for shard_id in (closed - parents) | self._childless():
-            # One that has expired may have lost its children's names with it. A later root is
-            # what is left of them.
-            gone = shard_id in self.shards and shard_id not in listed
-            if not gone or max(late_roots, default=0) <= self.shards[shard_id].depth:
-                return None
-        return self.listing_us
-
-    def _childless(self) -> set[str]:
-        """Shards that have ended and whose children no listing has shown."""
-        parents = {shard.parent_id for shard in (*self.listed, *self.shards.values())}
-        return {shard_id for shard_id in self.shards if self._is_done(shard_id)} - parents
-
-    def _unread_since_us(self, shard: Shard) -> int:
-        """Since when a new shard may hold changes that nobody has read.
-
-        It is younger than the last whole listing, which did not show it, and than what was read
-        of its parent. A parent that is not known may be any shard that was lost or whose children
-        were never shown.
-        """
-        parent = self.shards.get(shard.parent_id or "")
-        if parent is not None:
-            return min(self.state.discovered_us, parent.read_to_us)
-        lost = {s.shard_id for s in self.shards.values() if s.status == "lost"}
-        ends = (self.shards[shard_id].read_to_us for shard_id in lost | self._childless())
-        return min([self.state.discovered_us, *ends])
+        ended = {s.shard_id for s in self.listed if not s.is_open or self._is_done(s.shard_id)}
+        if not self.enabled or ended - parents:
+            return {}
+        lag_us = int(self.options.listing_lag_seconds * 1_000_000)
+        return vouched(self.state, self.listing_us, lag_us)
 
     def _land(self) -> None:
         """Make log entries of everything gathered, and complete events that lack their images."""
@@ -318,7 +294,7 @@ class _Run:
             lambda: {
                 "shards": tuple(self._changed_shards(batch)),
                 "forgotten": tuple(self._forgotten()),
-                "discovered_us": self._listed_whole_us(),
+                **self._vouched(),
             },
         )
         self.lander.complete()

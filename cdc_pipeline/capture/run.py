@@ -66,6 +66,7 @@ def capture_options(lake: Lake, linger_seconds: float | None = None) -> CaptureO
         flush_bytes=chosen.flush_mb << 20,
         linger_seconds=chosen.linger_seconds if linger_seconds is None else linger_seconds,
         flush_seconds=chosen.flush_seconds,
+        listing_lag_seconds=chosen.listing_lag_seconds,
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cdc_pipeline.aws.streams import Page
+from cdc_pipeline.capture.continuity import RETENTION_US
 from cdc_pipeline.capture.pending import Pending, moved
 from cdc_pipeline.capture.records import parse_records, sequence_number
 from cdc_pipeline.capture.source import ShardSource
@@ -19,7 +20,6 @@ from cdc_pipeline.core.errors import (
 )
 
 _ITERATORS_TRIED = 5
-_RETENTION_US = 24 * 3600 * 1_000_000  # DynamoDB Streams; older records may vanish any moment
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _iterator(source: ShardSource, stream: StreamRef, start: Start, now_us: int)
     try:
         return source.iterator(stream.arn, shard.shard_id, shard.sequence_number)
     except TrimmedDataError:
-        if now_us - start.unread_since_us >= _RETENTION_US:
+        if now_us - start.unread_since_us >= RETENTION_US:
             raise
         return source.iterator(stream.arn, shard.shard_id, None)
 
@@ -125,7 +125,7 @@ def _check_head(start: Start, page: Page, now_us: int) -> None:
     It is whole if nothing unread can be older than the retention, or if the first record is the
     one that the listing calls the shard's first.
     """
-    if now_us - start.unread_since_us < _RETENTION_US:
+    if now_us - start.unread_since_us < RETENTION_US:
         return
     first = next((n for raw in page.records if (n := sequence_number(raw))), None)
     if first is None or first != start.starting:

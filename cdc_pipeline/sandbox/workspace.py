@@ -17,12 +17,14 @@ def write_settings(folder: Path, *, kind: str, running: bool) -> Path:
         "lake": f"s3://{BUCKET}/lake" if kind == "s3" else str(folder / "lake"),
         "database": "cdc",
         "region": "us-east-1",
-        # DynamoDB's export times are fuzzy by a minute, so the default is 300; these are exact.
+        # DynamoDB's export times are fuzzy by a minute and its listings late, so both have a
+        # default of 300; the sandbox's are exact.
         "handover_margin_seconds": 2,
         "start_date": (datetime.now(UTC) - timedelta(days=7)).date().isoformat(),
         "capture": {
             "interval_seconds": 5,
             "poll_seconds": 0.2,
+            "listing_lag_seconds": 0,
             "linger_seconds": 120 if running else 0,
         },
         "export": {"bucket": BUCKET, "poll_seconds": 0.5},

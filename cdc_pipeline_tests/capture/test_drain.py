@@ -54,7 +54,7 @@ from cdc_pipeline_tests.simulators.streams_model import Record
 from cdc_pipeline_tests.simulators.streams_server import StreamsSimulator
 
 HOUR = 3600
-OPTIONS = CaptureOptions(poll_seconds=0, empty_polls=2)
+OPTIONS = CaptureOptions(poll_seconds=0, empty_polls=2, listing_lag_seconds=0)
 
 
 @dataclass

@@ -221,6 +221,27 @@ def shard_missing(shard_id: str | None = None) -> Fault:
     return _listing("shard missing", change)
 
 
+def only_hiding(fault: Fault, may_hide: Callable[[str], bool]) -> Fault:
+    """A faulty listing in which all the shards are that may not be hidden."""
+
+    def answer(call: Call) -> Reply | None:
+        reply, true = fault.answer(call), call.ask()
+        if reply is None or reply.status != 200 or true.status != 200:
+            return None
+        listing, whole = msgspec.json.decode(reply.body), msgspec.json.decode(true.body)
+        shown = {shard["ShardId"]: shard for shard in listing["StreamDescription"]["Shards"]}
+        description = whole["StreamDescription"]
+        description["Shards"] = [
+            shown.get(shard["ShardId"], shard)
+            for shard in description["Shards"]
+            if shard["ShardId"] in shown or not may_hide(shard["ShardId"])
+        ]
+        body = msgspec.json.encode(whole)
+        return None if body == true.body else replace(true, body=body)
+
+    return Fault(fault.name, answer)
+
+
 def meanwhile(action: Callable[[], object]) -> Fault:
     """No fault: something happens just before the call is answered."""
 
