@@ -99,6 +99,9 @@ class Capture(_Strict):
         3, ge=1, description="consecutive empty reads after which a shard counts as read to its tip"
     )
     poll_seconds: float = Field(1.0, gt=0, le=60, description="pause between empty reads")
+    listing_lag_seconds: float = Field(
+        300, ge=0, le=3600, description="how long listings may lack a new shard"
+    )
     parallel_shards: int = Field(16, ge=1, le=256, description="shards read at the same time")
     flush_rows: int = Field(25_000, ge=1, description="changes per landing object at most")
     flush_mb: int = Field(64, ge=1, description="MB of stream answers per landing object at most")
@@ -143,6 +146,21 @@ class Schedules(_Strict):
     )
 
 
+class Maintenance(_Strict):
+    """What the asset `maintenance` may remove, and when."""
+
+    schedule: Cron = Field("41 * * * *", description="when small objects are merged (UTC)")
+    keep_replaced_minutes: int = Field(
+        60, ge=1, description="landing objects stay this long after others took their place"
+    )
+    keep_snapshot_days: int = Field(
+        7, ge=1, description="Iceberg snapshots kept; those that are baselines are kept for ever"
+    )
+    unreferenced_hours: int = Field(
+        48, ge=24, description="age at which a file that nothing refers to is removed"
+    )
+
+
 class Settings(_Strict):
     """Everything a deployment can say. Secrets never: they come from AWS's credential chain."""
 
@@ -162,6 +180,7 @@ class Settings(_Strict):
     capture: Capture = Capture()  # type: ignore[call-arg]
     export: Export = Export()  # type: ignore[call-arg]
     schedules: Schedules = Schedules()  # type: ignore[call-arg]
+    maintenance: Maintenance = Maintenance()  # type: ignore[call-arg]
     tables: Annotated[list[Table], Field(min_length=1)]
 
     _folder: Path = PrivateAttr(default=Path())

@@ -1,6 +1,7 @@
 """S3: one prefix of a bucket as an object store, and streamed reads from any bucket."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
 from botocore.exceptions import ClientError
@@ -12,6 +13,15 @@ _FIXES = {
     "NoSuchBucket": "create the bucket or correct `lake` in the settings",
     "AccessDenied": "grant the role s3:GetObject, PutObject, DeleteObject and ListBucket on it",
 }
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A stored object. `modified`: seconds since the epoch."""
+
+    key: str
+    bytes: int
+    modified: float
 
 
 class S3Store:
@@ -68,12 +78,20 @@ class S3Store:
 
     def list(self, prefix: str, after: str = "") -> Iterator[str]:
         """Keys under `prefix`, in order, behind `after`."""
+        return (entry["Key"].removeprefix(self.prefix) for entry in self._listed(prefix, after))
+
+    def files(self, prefix: str) -> Iterator[StoredFile]:
+        """What lies under `prefix`."""
+        for entry in self._listed(prefix):
+            key = entry["Key"].removeprefix(self.prefix)
+            yield StoredFile(key, entry["Size"], entry["LastModified"].timestamp())
+
+    def _listed(self, prefix: str, after: str = "") -> Iterator[Any]:
         start = {"StartAfter": self.prefix + after} if after else {}
         pages = self._client.get_paginator("list_objects_v2")
         with self._errors(f"listing {prefix}"):
             for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix + prefix, **start):
-                for entry in page.get("Contents", ()):
-                    yield entry["Key"].removeprefix(self.prefix)
+                yield from page.get("Contents", ())
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects; missing ones are fine."""

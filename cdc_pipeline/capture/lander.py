@@ -101,7 +101,8 @@ class Lander:
         self._result.conflicts += 1
         for entry in self._log.catch_up(self._state):
             same = entry.stream is None or entry.stream.arn == self._source.arn
-            if entry.shards or entry.objects or not same:
+            landed = entry.objects and not entry.replaced
+            if entry.shards or landed or not same:
                 raise CaptureConflictError(
                     f"table {self._source.table}: another capture ({entry.owner}) landed entry "
                     f"{entry.n} first; this one stops, nothing is lost and nothing doubled",

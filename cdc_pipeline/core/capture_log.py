@@ -61,6 +61,7 @@ class LandedObject:
     """One Parquet object of the landing zone; `key` is relative to the lake root.
 
     `bare`: its events lack new images; reads of the items complete them in a later entry.
+    `through`: of an object made by compaction, the last entry whose rows it holds.
     """
 
     key: str
@@ -74,11 +75,12 @@ class LandedObject:
     max_position: str
     shards: tuple[str, ...]
     bare: bool = False
+    through: int = 0
 
     @property
     def entry(self) -> int:
-        """The log entry that added this object."""
-        return entry_number(self.key) or 0
+        """The log entry that added this object's rows, the last one of a compacted object."""
+        return self.through or entry_number(self.key) or 0
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,10 @@ class Gap:
 class Entry:
     """One atomic step of capture. Only what it changes is in it.
 
-    `completes`: earlier entries whose bare events this one completes.
+    `completes`: earlier entries whose bare events this one completes. `discovered_us`: every shard
+    that began before that time is known. `resumed_us`: the first listing after an outage as long
+    as the stream's retention. `replaced`: objects whose rows are in `objects` from now on;
+    `removed`: replaced objects that are deleted.
     """
 
     n: int
@@ -145,9 +150,12 @@ class Entry:
     objects: tuple[LandedObject, ...] = ()
     quarantined: tuple[QuarantinedObject, ...] = ()
     discovered_us: int | None = None
+    resumed_us: int | None = None
     baseline: Baseline | None = None
     gap: Gap | None = None
     completes: tuple[int, ...] = ()
+    replaced: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """Readable JSON; parts that say nothing are left out."""
@@ -162,7 +170,10 @@ class Entry:
 
 @dataclass
 class LogState:
-    """Everything the log says up to and including entry `n` (0: nothing was ever captured)."""
+    """Everything the log says up to and including entry `n` (0: nothing was ever captured).
+
+    `replaced`: objects that compaction took the place of and that are still there, with the time.
+    """
 
     n: int = 0
     at_us: int = 0
@@ -174,6 +185,8 @@ class LogState:
     gaps: dict[int, Gap] = field(default_factory=dict)
     incomplete: list[int] = field(default_factory=list)
     discovered_us: int = 0
+    resumed_us: int = 0
+    replaced: dict[str, int] = field(default_factory=dict)
     last_owner: str = ""
 
     def apply(self, entry: Entry) -> None:
@@ -187,12 +200,19 @@ class LogState:
         for shard_id in entry.forgotten:
             self.shards.pop(shard_id, None)
         self.objects.update((o.key, o) for o in entry.objects)
+        for key in entry.replaced:
+            del self.objects[key]
+            self.replaced[key] = entry.at_us
+        for key in entry.removed:
+            self.replaced.pop(key, None)
         self.quarantined.update((q.key, q) for q in entry.quarantined)
         if any(landed.bare for landed in entry.objects):
             self.incomplete.append(entry.n)
         self.incomplete = [n for n in self.incomplete if n not in entry.completes]
         if entry.discovered_us is not None:
             self.discovered_us = entry.discovered_us
+        if entry.resumed_us is not None:
+            self.resumed_us = entry.resumed_us
         if entry.baseline is not None:
             self.baselines[entry.baseline.generation] = entry.baseline
         if entry.gap is not None:
@@ -256,10 +276,12 @@ class LogState:
 
     def to_json(self) -> str:
         """The summary of the log up to `n`."""
-        parts = dataclasses.asdict(self)
+        # `asdict` would copy every object, which takes longer than all the rest.
+        parts = dict(vars(self))
         for name in ("shards", "objects", "quarantined", "baselines", "gaps"):
             parts[name] = list(parts[name].values())
-        return json.dumps({"format": FORMAT, "at": _iso(self.at_us), **parts}) + "\n"
+        said = {"format": FORMAT, "at": _iso(self.at_us), **parts}
+        return json.dumps(said, default=vars) + "\n"
 
     @staticmethod
     def from_json(text: str | bytes, name: str) -> "LogState":
@@ -298,9 +320,12 @@ def _entry(raw: Mapping[str, Any]) -> Entry:
         objects=tuple(_objects(raw)),
         quarantined=tuple(QuarantinedObject(**q) for q in raw.get("quarantined", ())),
         discovered_us=raw.get("discovered_us"),
+        resumed_us=raw.get("resumed_us"),
         baseline=Baseline(**raw["baseline"]) if raw.get("baseline") else None,
         gap=_gap(raw["gap"]) if raw.get("gap") else None,
         completes=tuple(raw.get("completes", ())),
+        replaced=tuple(raw.get("replaced", ())),
+        removed=tuple(raw.get("removed", ())),
     )
 
 
@@ -316,6 +341,8 @@ def _state(raw: Mapping[str, Any]) -> LogState:
         gaps={g["entry"]: _gap(g) for g in raw["gaps"]},
         incomplete=raw["incomplete"],
         discovered_us=raw["discovered_us"],
+        resumed_us=raw.get("resumed_us", 0),
+        replaced=raw.get("replaced", {}),
         last_owner=raw["last_owner"],
     )
 

@@ -75,6 +75,15 @@ class TablePaths:
         """Key of the landing object of one day in log entry `n`."""
         return f"{self.landing}{day_folder(day)}{object_name(n, nonce)}"
 
+    def compacted(self, day: date, first: int, last: int, nonce: str) -> str:
+        """Key of an object that holds the landed rows of one day from entries `first` to `last`.
+
+        It claims no entry of its own: capture may run at the same time, and who comes first
+        decides which entry it becomes valid with.
+        """
+        name = f"compacted-{first:012d}-{last:012d}-{nonce}.parquet"
+        return f"{self.landing}{day_folder(day)}{name}"
+
     def quarantined(self, kind: str, day: date, n: int, nonce: str) -> str:
         """Key of the quarantine object of one day in log entry `n`."""
         return f"{self.quarantine}{kind}/{day_folder(day)}{object_name(n, nonce, 'jsonl')}"

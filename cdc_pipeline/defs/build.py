@@ -20,6 +20,7 @@ for _parameter in ("backfill_policy", "owners"):
 from cdc_pipeline.defs.aggregates import build_aggregate_defs  # noqa: E402
 from cdc_pipeline.defs.capture import capture  # noqa: E402
 from cdc_pipeline.defs.glue import build_glue_sensor, repair_glue_partitions  # noqa: E402
+from cdc_pipeline.defs.maintenance import build_maintenance_defs  # noqa: E402
 from cdc_pipeline.defs.resources import LakeResource  # noqa: E402
 from cdc_pipeline.defs.schedules import build_schedules  # noqa: E402
 from cdc_pipeline.defs.shard_sensor import build_shard_sensor  # noqa: E402
@@ -34,7 +35,7 @@ def build_definitions(
     No network, no reading of the lake: what is in the lake is the runs' business.
     """
     parts = [build_table_defs(table, settings) for table in settings.tables]
-    parts.append(build_aggregate_defs(settings))
+    parts += [build_aggregate_defs(settings), build_maintenance_defs(settings)]
     daily_assets = [
         key
         for part in parts

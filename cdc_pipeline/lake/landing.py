@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -51,6 +51,7 @@ def write_landing(
 
 
 _DAY_US = 24 * 3600 * 1_000_000
+_ROW_GROUP = 20_000
 
 
 def _day(change: Change) -> int:
@@ -112,6 +113,44 @@ def read_landing(store: Store, key: str) -> list[Change]:
         raise LakeError(f"landing object {key} is in the capture log but not in the lake")
     rows = pq.read_table(pa.BufferReader(data), columns=list(Change._fields))
     return [Change(**row) for row in rows.to_pylist()]
+
+
+def merge_landing(store: Store, objects: Sequence[LandedObject]) -> bytes:
+    """The rows of some objects, as one Parquet file; raises `LakeError` if rows are missing."""
+    sink = pa.BufferOutputStream()
+    rows = 0
+    with pq.ParquetWriter(
+        sink,
+        LANDING_SCHEMA,
+        compression="zstd",
+        use_dictionary=_REPEATING,  # type: ignore[arg-type]
+    ) as writer:
+        for group in _groups(objects):
+            table = pa.concat_tables([_read(store, landed) for landed in group])
+            rows += table.num_rows
+            writer.write_table(table)
+    if rows != sum(landed.rows for landed in objects):
+        raise LakeError(f"{rows} rows in {len(objects)} landing objects, the log says otherwise")
+    return sink.getvalue().to_pybytes()
+
+
+def _groups(objects: Sequence[LandedObject]) -> Iterator[list[LandedObject]]:
+    """Neighbours that make a row group together."""
+    group: list[LandedObject] = []
+    for landed in objects:
+        group.append(landed)
+        if sum(o.rows for o in group) >= _ROW_GROUP:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _read(store: Store, landed: LandedObject) -> pa.Table:
+    data = store.read(landed.key)
+    if data is None:
+        raise LakeError(f"landing object {landed.key} is in the capture log but not in the lake")
+    return pq.read_table(pa.BufferReader(data)).cast(LANDING_SCHEMA)
 
 
 def write_quarantine(

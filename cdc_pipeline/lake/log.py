@@ -15,6 +15,9 @@ from cdc_pipeline.lake.store import Store
 
 _SUMMARY_EVERY = 100
 _SUMMARIES_KEPT = 3
+# A summary holds every live object (some 500 bytes each). Its cost is spread over so many entries
+# that each bears no more than these; a reader then has about 1 % as many entries to read behind it.
+_OBJECTS_PER_ENTRY = 100
 
 
 def new_nonce() -> str:
@@ -68,7 +71,7 @@ class CaptureLog:
             if standing.nonce != entry.nonce:
                 return False
         state.apply(entry)
-        if entry.n % _SUMMARY_EVERY == 0:
+        if entry.n % _summary_interval(len(state.objects)) == 0:
             self._summarise(state)
         return True
 
@@ -96,6 +99,17 @@ class CaptureLog:
         self.store.delete(keys[:-_SUMMARIES_KEPT])
 
 
+def _summary_interval(objects: int) -> int:
+    """After how many entries a summary of so many objects is due; in powers of two.
+
+    So whoever writes an entry knows whether its summary is due without knowing the last one.
+    """
+    interval = _SUMMARY_EVERY
+    while interval * _OBJECTS_PER_ENTRY < objects:
+        interval *= 2
+    return interval
+
+
 def remove_orphans(store: Store, state: LogState, folders: list[str]) -> list[str]:
     """Delete objects in `folders` that no log entry names though their entry stands.
 
@@ -109,6 +123,7 @@ def remove_orphans(store: Store, state: LogState, folders: list[str]) -> list[st
         if (n := entry_number(key)) is not None
         and n <= state.n
         and key not in state.objects
+        and key not in state.replaced
         and key not in state.quarantined
     ]
     store.delete(orphans)

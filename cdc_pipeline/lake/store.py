@@ -3,11 +3,11 @@
 import os
 import secrets
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
-from cdc_pipeline.aws.s3 import S3Store
+from cdc_pipeline.aws.s3 import S3Store, StoredFile
 from cdc_pipeline.aws.session import AwsSession
 from cdc_pipeline.core.errors import LakeError, SettingsError
 from cdc_pipeline.settings import Settings
@@ -34,6 +34,10 @@ class Store(Protocol):
 
     def list(self, prefix: str, after: str = "") -> Iterator[str]:
         """Keys under `prefix` in order, behind `after`."""
+        ...
+
+    def files(self, prefix: str) -> Iterator[StoredFile]:
+        """What lies under `prefix`, in any order."""
         ...
 
     def delete(self, keys: Iterable[str]) -> None:
@@ -85,6 +89,13 @@ class LocalStore:
             files = (p for p in folder.rglob("*") if p.is_file())
             keys = sorted(path.relative_to(self.root).as_posix() for path in files)
         yield from (key for key in keys if key.startswith(prefix) and key > after)
+
+    def files(self, prefix: str) -> Iterator[StoredFile]:
+        """See `Store`."""
+        for key in self.list(prefix):
+            with suppress(FileNotFoundError):
+                found = (self.root / key).stat()
+                yield StoredFile(key, found.st_size, found.st_mtime)
 
     def delete(self, keys: Iterable[str]) -> None:
         """See `Store`."""

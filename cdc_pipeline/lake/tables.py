@@ -4,9 +4,9 @@ A commit asserts the snapshot it was computed from; PyIceberg's automatic retry 
 only the caller knows whether its result still holds. The watermark goes with the data.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +149,25 @@ class Tables:
         if "partition" not in found.column_names:  # PyIceberg leaves it out while there are none
             return set()
         return {row["day"] for row in found.column("partition").to_pylist()}
+
+    def expire(self, table: Table, until: datetime, keep: Collection[int | None]) -> int:
+        """Forget snapshots older than `until`, but the current one and those to `keep`; how many.
+
+        Their files stay until nothing refers to them and maintenance removes them.
+        """
+        current = table.metadata.current_snapshot_id
+        old = [
+            snapshot.snapshot_id
+            for snapshot in table.metadata.snapshots
+            if snapshot.timestamp_ms < until.timestamp() * 1000
+            and snapshot.snapshot_id != current
+            and snapshot.snapshot_id not in keep
+        ]
+        if old:
+            with suppress(CommitFailedException):  # the next maintenance will do
+                table.maintenance.expire_snapshots().by_ids(old).commit()
+                return len(old)
+        return 0
 
     def _commit(self, table: Table, change: Callable[[Transaction], None]) -> Table:
         transaction = table.transaction()

@@ -159,6 +159,26 @@ def test_summaries_make_a_long_log_quick_and_change_nothing(
     assert store.reads == 41 + 540
 
 
+def test_the_larger_a_summary_the_rarer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cdc_pipeline.lake.store.os.fsync", lambda handle: None)
+    monkeypatch.setattr("cdc_pipeline.lake.log._OBJECTS_PER_ENTRY", 1)
+    store = _CountingStore(tmp_path)
+    log = CaptureLog(store, _PATHS)
+    state = log.load()
+    written = []
+    for n in range(1, 841):
+        key = f"landing/{object_name(n, 'a' * 16)}"
+        assert log.append(state, _entry(objects=(_landed(key),)))
+        if store.read(_PATHS.summary(n)):
+            written.append(n)
+    assert written == [100, 200, 400, 800]
+    # Compaction leaves few objects; then summaries are frequent again.
+    state.objects.clear()
+    for _ in range(100):
+        assert log.append(state, _entry())
+    assert list(store.list(_PATHS.summaries))[-1] == _PATHS.summary(900)
+
+
 def test_a_damaged_log_is_an_error_that_names_the_file(log: CaptureLog, store: LocalStore) -> None:
     state = log.load()
     for _ in range(3):

@@ -1,0 +1,118 @@
+"""Compaction of landing objects: many small ones into few, through the capture log."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+from itertools import groupby
+
+from cdc_pipeline.core.capture_log import Entry, LandedObject, LogState
+from cdc_pipeline.core.names import day_of
+from cdc_pipeline.lake.landing import merge_landing
+from cdc_pipeline.lake.log import CaptureLog, new_nonce, this_owner
+
+_TARGET_BYTES = 64 << 20
+_LEAST_OBJECTS = 8
+"""Of a day that may still get changes; a day that is over has its last two merged."""
+
+
+@dataclass
+class Compaction:
+    """What was compacted: objects before and after, and their rows."""
+
+    before: int = 0
+    after: int = 0
+    rows: int = 0
+
+
+def compact_landing(log: CaptureLog, published: int) -> Compaction:
+    """Merge small neighbours of one day and generation; what they hold stays the same.
+
+    `published`: the log entry up to which the published state holds everything; objects behind it
+    are kept apart from those before, so that nothing is folded again. Capture may go on meanwhile.
+    Merged objects stay until `remove_replaced`. Raises `LakeError`.
+    """
+    state, done = log.load(), Compaction()
+    for group in mergeable(state, day_of(log.now_us()), published):
+        if _merge(log, state, group):
+            done.before += len(group)
+            done.after += 1
+            done.rows += sum(landed.rows for landed in group)
+    return done
+
+
+def mergeable(state: LogState, today: date, published: int) -> Iterator[list[LandedObject]]:
+    """Groups of objects that should be one, each in the order in which it was logged.
+
+    Objects of a group have one generation, so no gap and no baseline lies between their entries.
+    Events that wait for a read of their items are found by their entry and stay as they are.
+    """
+
+    def kind(landed: LandedObject) -> tuple[str, int, bool]:
+        return landed.day, landed.generation, landed.entry > published
+
+    small = [
+        landed
+        for landed in state.objects.values()
+        if landed.bytes < _TARGET_BYTES // 2 and landed.entry not in state.incomplete
+    ]
+    small.sort(key=lambda landed: (kind(landed), landed.entry))
+    for (day, _, _), alike in groupby(small, key=kind):
+        least = 2 if day < today.isoformat() else _LEAST_OBJECTS
+        group: list[LandedObject] = []
+        size = 0
+        for landed in alike:
+            if size + landed.bytes > _TARGET_BYTES:
+                yield group
+                group, size = [], 0
+            group.append(landed)
+            size += landed.bytes
+        if len(group) >= least:
+            yield group
+
+
+def _merge(log: CaptureLog, state: LogState, group: list[LandedObject]) -> bool:
+    """Write the merged object and log it; False if another compaction was faster."""
+    first, last = group[0], group[-1]
+    key = log.paths.compacted(date.fromisoformat(first.day), first.entry, last.entry, new_nonce())
+    data = merge_landing(log.store, group)
+    log.store.write(key, data)
+    merged = LandedObject(
+        key=key,
+        day=first.day,
+        rows=sum(landed.rows for landed in group),
+        bytes=len(data),
+        generation=first.generation,
+        min_write_us=min(landed.min_write_us for landed in group),
+        max_write_us=max(landed.max_write_us for landed in group),
+        min_position=min(landed.min_position for landed in group),
+        max_position=max(landed.max_position for landed in group),
+        shards=tuple(sorted({shard for landed in group for shard in landed.shards})),
+        bare=any(landed.bare for landed in group),
+        through=last.entry,
+    )
+    replaced = tuple(landed.key for landed in group)
+    entry = _entry(objects=(merged,), replaced=replaced)
+    while all(key in state.objects for key in replaced):
+        if log.append(state, entry):
+            return True
+        log.catch_up(state)
+    log.store.delete([key])
+    return False
+
+
+def remove_replaced(log: CaptureLog, before_us: int) -> int:
+    """Delete objects that were replaced before `before_us`; how many.
+
+    Deleted first and logged then: a crash in between leaves them to be deleted once more.
+    """
+    state = log.load()
+    while old := tuple(key for key, at_us in state.replaced.items() if at_us < before_us):
+        log.store.delete(old)
+        if log.append(state, _entry(removed=old)):
+            return len(old)
+        log.catch_up(state)
+    return 0
+
+
+def _entry(**parts: object) -> Entry:
+    return Entry(n=0, nonce=new_nonce(), owner=this_owner(), at_us=0, **parts)  # type: ignore[arg-type]

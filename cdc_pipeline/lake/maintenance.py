@@ -1,0 +1,119 @@
+"""Maintenance: merging small objects, expiring snapshots, removing what nothing refers to."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from pyiceberg.table import Table as IcebergTable
+
+from cdc_pipeline.aws.s3 import StoredFile
+from cdc_pipeline.core.names import entry_number
+from cdc_pipeline.lake.compaction import Compaction, compact_landing, remove_replaced
+from cdc_pipeline.lake.current_state import published_base
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.settings import Table
+
+_OF_A_TABLE = ("snapshot", "current_state", "tombstones", "cdc")
+
+
+@dataclass
+class Upkeep:
+    """What was done. `files` and `bytes`: removed because nothing referred to them any more."""
+
+    compaction: Compaction = field(default_factory=Compaction)
+    replaced_removed: int = 0
+    snapshots_expired: int = 0
+    files: int = 0
+    bytes: int = 0
+
+    def removed(self, files: Iterable[StoredFile]) -> None:
+        """Count removed files."""
+        for file in files:
+            self.files += 1
+            self.bytes += file.bytes
+
+
+def maintain_table(lake: Lake, table: Table) -> Upkeep:
+    """Tidy up one table's landing zone and Iceberg tables; safe beside everything else.
+
+    Never touches what a log entry or a kept snapshot names, nor the snapshots that are baselines
+    of the log: time travel starts from them. Raises `LakeError`.
+    """
+    options, log = lake.settings.maintenance, lake.log(table)
+    base = published_base(lake, table)
+    done = Upkeep(compact_landing(log, base.after if base else 0))
+    replaced_us = options.keep_replaced_minutes * 60_000_000
+    done.replaced_removed = remove_replaced(log, log.now_us() - replaced_us)
+    _remove_unlogged(lake, table, done)
+    baselines = {b.snapshot_id for b in log.load().baselines.values()}
+    for kind in _OF_A_TABLE:
+        _maintain_iceberg(lake, f"{table.safe_name}_{kind}", baselines, done)
+    return done
+
+
+def maintain_aggregate(lake: Lake, name: str) -> Upkeep:
+    """Tidy up the Iceberg table of an aggregate."""
+    done = Upkeep()
+    _maintain_iceberg(lake, name, set(), done)
+    return done
+
+
+def _remove_unlogged(lake: Lake, table: Table, done: Upkeep) -> None:
+    """Remove what killed runs left in the landing zone, of any day."""
+    log, paths = lake.log(table), lake.paths(table)
+    found = [
+        file
+        for zone in (paths.landing, paths.quarantine)
+        for file in _old_files(lake, zone)
+        if entry_number(file.key) is not None or "/compacted-" in file.key
+    ]
+    # The log after the files: what was logged in between is in it.
+    state = log.load()
+    live = state.objects.keys() | state.replaced.keys() | state.quarantined.keys()
+    _remove(lake, [file for file in found if file.key not in live], done)
+
+
+def _maintain_iceberg(lake: Lake, name: str, keep: set[int | None], done: Upkeep) -> None:
+    found = list(_old_files(lake, f"iceberg/{lake.database}/{name}/"))
+    table = lake.tables.load(name)
+    if table is None:
+        return  # never committed to: what lies there may be a first commit under way
+    until = datetime.now(UTC) - timedelta(days=lake.settings.maintenance.keep_snapshot_days)
+    done.snapshots_expired += lake.tables.expire(table, until, keep)
+    table = lake.tables.load(name)
+    assert table is not None  # it was there
+    referenced = set(_referenced(table))
+    _remove(lake, [f for f in found if lake.store.uri(f.key) not in referenced], done)
+
+
+def _referenced(table: IcebergTable) -> Iterator[str]:
+    """Every file that a snapshot of the table, or its metadata's history, names."""
+
+    def plain(path: str) -> str:
+        return path.removeprefix("file://")
+
+    yield plain(table.metadata_location)
+    for earlier in table.metadata.metadata_log:
+        yield plain(earlier.metadata_file)
+    seen: set[str] = set()
+    for snapshot in table.metadata.snapshots:
+        yield plain(snapshot.manifest_list)
+        for manifest in snapshot.manifests(table.io):
+            if manifest.manifest_path in seen:
+                continue
+            seen.add(manifest.manifest_path)
+            yield plain(manifest.manifest_path)
+            for entry in manifest.fetch_manifest_entry(table.io, discard_deleted=False):
+                yield plain(entry.data_file.file_path)
+
+
+def _old_files(lake: Lake, prefix: str) -> Iterator[StoredFile]:
+    """Files old enough that no writer can still be about to refer to them."""
+    hours = lake.settings.maintenance.unreferenced_hours
+    until = datetime.now(UTC).timestamp() - hours * 3600
+    return (file for file in lake.store.files(prefix) if file.modified < until)
+
+
+def _remove(lake: Lake, files: list[StoredFile], done: Upkeep) -> None:
+    lake.store.delete(file.key for file in files)
+    done.removed(files)
