@@ -228,4 +228,4 @@ def test_every_file_is_one_statement_in_every_dialect(name: str, dialect: str) -
 
 
 def test_the_files_are_all_tested() -> None:
-    assert _FILES == ["cdc", "effective", "fold", "history", "tombstones", "winners"]
+    assert _FILES == ["breaks", "cdc", "effective", "fold", "history", "tombstones", "winners"]

@@ -1,0 +1,82 @@
+"""The chain of images: every change's old image must be the new image of the change before.
+
+A missed change shows up as a break, without asking the source.
+"""
+
+import hashlib
+import tempfile
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from cdc_pipeline.core.capture_log import Gap, LogState
+from cdc_pipeline.lake.cdc import CDC_SCHEMA
+from cdc_pipeline.lake.duck import files_relation, open_duckdb
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.tables import data_files
+from cdc_pipeline.settings import Table
+from cdc_pipeline.transform.sql import load_sql
+
+_EXAMPLES = 20
+
+
+@dataclass(frozen=True)
+class Break:
+    """Two neighbouring changes of an item that do not meet. `key`: a digest of the item's key."""
+
+    key: str
+    from_us: int
+    to_us: int
+    order_key: str
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What was compared. `in_gaps`: breaks across a recorded gap, which are no news.
+
+    `examples`: the first breaks that no gap explains.
+    """
+
+    links: int
+    breaks: int
+    in_gaps: int
+    examples: list[Break]
+
+
+def check_chain(lake: Lake, table: Table, since: date) -> Chain:
+    """Compare neighbouring changes of each item in `<table>_cdc` from the day `since` on."""
+    cdc = lake.tables.load(f"{table.safe_name}_cdc")
+    if cdc is None:
+        return Chain(0, 0, 0, [])
+    state = lake.log(table).load()
+    with tempfile.TemporaryDirectory() as folder, open_duckdb(lake, Path(folder)) as connection:
+        files = files_relation(connection, data_files(cdc), CDC_SCHEMA)
+        connection.execute(
+            f"CREATE TEMP VIEW cdc AS SELECT * FROM {files} WHERE day >= DATE '{since}'"
+        )
+        connection.execute(f"CREATE TEMP TABLE links AS {load_sql('breaks')}")
+        ((links,),) = connection.execute("SELECT count(*) FROM links").fetchall()
+        rows = connection.execute(
+            "SELECT keys, previous_write_time_us, write_time_us, order_key, previous_generation, "
+            "generation FROM links WHERE is_break ORDER BY order_key"
+        )
+        breaks, in_gaps, examples = 0, 0, []
+        while found := rows.fetchmany(10_000):
+            for keys, from_us, to_us, order_key, before, after in found:
+                if _gap_between(state, before, after):
+                    in_gaps += 1
+                    continue
+                breaks += 1
+                if len(examples) < _EXAMPLES:
+                    examples.append(Break(_digest(keys), from_us, to_us, order_key))
+    return Chain(links, breaks, in_gaps, examples)
+
+
+def _gap_between(state: LogState, before: int, after: int) -> Gap | None:
+    """A gap moves the table to a later generation; what changed in it was not seen."""
+    gaps = (gap for gap in state.gaps.values() if before < gap.heal_generation < after)
+    return next(gaps, None)
+
+
+def _digest(keys: str) -> str:
+    return hashlib.sha256(keys.encode()).hexdigest()[:16]
