@@ -262,9 +262,10 @@ class _Run:
         self.listing_us, self.enabled = started_us, found.status == "ENABLED"
 
     def _unseen_parents(self, listed: list[Shard]) -> list[Shard]:
-        """Parents that no listing ever showed: reading them tells whether they have expired."""
-        if not self.shards:
-            return []  # the stream's first listing: what had expired before is not ours to miss
+        """Parents that no listing ever showed: reading them tells whether they have expired.
+
+        Those of the stream's first listing are not ours to miss; its shards are known already.
+        """
         ids = {shard.shard_id for shard in listed} | self.shards.keys()
         fresh = (s.parent_id for s in listed if s.shard_id not in self.shards)
         return [Shard(p, None, None, None) for p in sorted({p for p in fresh if p} - ids)]
