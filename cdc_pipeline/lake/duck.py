@@ -24,6 +24,23 @@ class _S3(ArrowFSWrapper):
     protocol = ("s3",)  # type: ignore[assignment]
     cachable = False
 
+    def __init__(self, fs: S3FileSystem) -> None:
+        super().__init__(fs)
+        self._infos: dict[str, Any] = {}
+
+    def glob(self, path: str, maxdepth: int | None = None, **kwargs: Any) -> Any:
+        """Our own paths are exact: asking S3 for each would cost a request per file and view."""
+        if any(sign in path for sign in "*?["):
+            return super().glob(path, maxdepth, **kwargs)
+        return [path]
+
+    def info(self, path: str, **kwargs: Any) -> Any:
+        """DuckDB asks for size and time apart; the lake's files never change."""
+        found = self._infos.get(path)
+        if found is None:
+            found = self._infos[path] = super().info(path, **kwargs)
+        return found
+
     @classmethod
     def _strip_protocol(cls, path: Any) -> Any:
         if isinstance(path, list):

@@ -11,6 +11,7 @@ from cdc_pipeline.core.names import entry_number
 from cdc_pipeline.lake.compaction import Compaction, compact_landing, remove_replaced
 from cdc_pipeline.lake.current_state import published_base
 from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.store import TEMPORARY
 from cdc_pipeline.settings import Table
 
 _OF_A_TABLE = ("snapshot", "current_state", "tombstones", "cdc")
@@ -71,6 +72,7 @@ def _remove_unlogged(lake: Lake, table: Table, done: Upkeep) -> None:
     state = log.load()
     live = state.objects.keys() | state.replaced.keys() | state.quarantined.keys()
     _remove(lake, [file for file in found if file.key not in live], done)
+    _remove(lake, list(_old_files(lake, TEMPORARY)), done)
 
 
 def _maintain_iceberg(lake: Lake, name: str, keep: set[int | None], done: Upkeep) -> None:

@@ -12,6 +12,9 @@ from cdc_pipeline.aws.session import AwsSession
 from cdc_pipeline.core.errors import LakeError, SettingsError
 from cdc_pipeline.settings import Settings
 
+TEMPORARY = "_cdc/tmp/"
+"""Where a local lake's files are before they have their names."""
+
 
 class Store(Protocol):
     """Whole objects by key relative to the lake root. Every method raises `LakeError`."""
@@ -85,10 +88,9 @@ class LocalStore:
     def list(self, prefix: str, after: str = "") -> Iterator[str]:
         """See `Store`."""
         with self._errors("listing", prefix):
-            folder = self.root / prefix.rpartition("/")[0]
-            files = (p for p in folder.rglob("*") if p.is_file())
-            keys = sorted(path.relative_to(self.root).as_posix() for path in files)
-        yield from (key for key in keys if key.startswith(prefix) and key > after)
+            found = self._keys(prefix.rpartition("/")[0])
+            keys = sorted(key for key in found if key.startswith(prefix) and key > after)
+        yield from keys
 
     def files(self, prefix: str) -> Iterator[StoredFile]:
         """See `Store`."""
@@ -103,10 +105,20 @@ class LocalStore:
             with self._errors("deleting", key):
                 (self.root / key).unlink(missing_ok=True)
 
+    def _keys(self, folder: str) -> Iterator[str]:
+        """All files below a folder, by their names alone: a log may have a million entries."""
+        base = f"{folder}/" if folder else ""
+        with suppress(FileNotFoundError), os.scandir(self.root / folder) as found:
+            for entry in found:
+                if entry.is_dir(follow_symlinks=False):
+                    yield from self._keys(base + entry.name)
+                else:
+                    yield base + entry.name
+
     def _temporary(self, key: str, data: bytes) -> Path:
-        (self.root / key).parent.mkdir(parents=True, exist_ok=True)
+        _make_folder((self.root / key).parent)
         # Outside the data folders: a crash must not leave a file where readers list.
-        scratch = self.root / "_cdc" / "tmp"
+        scratch = self.root / TEMPORARY
         scratch.mkdir(parents=True, exist_ok=True)
         temporary = scratch / secrets.token_hex(8)
         with temporary.open("wb") as file:
@@ -124,6 +136,15 @@ class LocalStore:
                 f"lake {self.root}: {doing} {key}: {error.strerror or error}",
                 fix="check that the folder exists, is writable and has room",
             ) from error
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and its parents, durably: the name of a folder is data of its parent's."""
+    if folder.exists():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
 
 
 def _sync_folder(folder: Path) -> None:
