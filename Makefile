@@ -4,7 +4,9 @@
 #   PYTHON=/path/to/python3.12   the interpreter for .venv (default: the first of python3, python3.13, python3.12,
 #                                python3.11 that is 3.11 or newer)
 #   PYTEST_ARGS='-k fold -x'     more arguments for pytest
+#   STORIES=20000                how many stories `make test-nightly` tells
 #   DEMO_ARGS=...                arguments for `cdc-pipeline demo`
+#   LATENCY_ARGS='--probes 20'   arguments for `make latency`
 #   LOCK_ARGS=--upgrade          let `make lock` move every version, not just what pyproject.toml forces
 
 SHELL := /bin/sh
@@ -13,8 +15,10 @@ SHELL := /bin/sh
 
 PYTHON ?=
 PYTEST_ARGS ?=
+STORIES ?= 20000
 DEMO_ARGS ?=
 LOCK_ARGS ?=
+LATENCY_ARGS ?=
 CHROMIUM ?= chromium
 CHROMEDRIVER ?= chromedriver
 
@@ -86,11 +90,20 @@ dev: $(STAMP) ## Dagster's web interface and daemon on this checkout
 
 .PHONY: test
 test: $(STAMP) ## The fast tests (PYTEST_ARGS=...)
-	@$(BIN)/python -m pytest -m 'not ui and not slow' $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m 'not ui and not slow and not contract' $(PYTEST_ARGS)
 
 .PHONY: test-slow
 test-slow: $(STAMP) ## The tests that start servers or take minutes
-	@$(BIN)/python -m pytest -m 'slow and not ui' $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m 'slow and not ui and not contract' $(PYTEST_ARGS)
+
+.PHONY: test-nightly
+test-nightly: $(STAMP) ## Thousands of new random stories; takes hours: STORIES=20000
+	@CDC_PIPELINE_STORIES='$(STORIES)' $(BIN)/python -m pytest -m slow --timeout=0 \
+		cdc_pipeline_tests/capture/test_capture_property.py $(PYTEST_ARGS)
+
+.PHONY: test-contract
+test-contract: $(STAMP) ## Our local AWS and Amazon's own by one set of rules; wants Java 17 and Maven
+	@$(BIN)/python -m pytest -m contract $(PYTEST_ARGS)
 
 .PHONY: test-ui
 test-ui: $(STAMP) ## The browser tests; need chromium and chromedriver (CHROMIUM=, CHROMEDRIVER=)
@@ -116,6 +129,10 @@ types: $(STAMP) ## pyright over the package and its tests
 .PHONY: bench
 bench: $(STAMP) ## Compare with named peers; writes benchmarks/RESULTS.md
 	@$(BIN)/python -m benchmarks
+
+.PHONY: latency
+latency: $(STAMP) ## From a write until a query shows it, as in make dev; some minutes (LATENCY_ARGS=...)
+	@$(BIN)/python -m benchmarks.latency $(LATENCY_ARGS)
 
 # ---------------------------------------------------------------------------------------------------- upkeep
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,9 +14,10 @@ from pyarrow.fs import S3FileSystem
 from cdc_pipeline.core.capture_log import LandedObject
 from cdc_pipeline.core.order import generation_prefix
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.lake.landing import LANDING_SCHEMA
+from cdc_pipeline.lake.landing import LANDING_SCHEMA, read_object
 
 _MEMORY_LIMIT = "1GB"
+_FETCH_BYTES = 8 << 20  # of Parquet; it may take ten times that in memory
 
 
 class _S3(ArrowFSWrapper):
@@ -115,24 +117,46 @@ def empty_relation(connection: duckdb.DuckDBPyConnection, schema: pa.Schema) -> 
 
 
 def landed_relation(
-    connection: duckdb.DuckDBPyConnection, lake: Lake, objects: Sequence[LandedObject]
+    connection: duckdb.DuckDBPyConnection,
+    lake: Lake,
+    objects: Sequence[LandedObject],
+    *,
+    fetch: bool = False,
 ) -> str:
     """SQL for landed rows with their `generation` and `order_key`.
 
-    A row's generation is its object's, which the log knows and the file does not.
+    A row's generation is its object's, which the log knows and the file does not. `fetch`: every
+    row is needed now, so few small objects in S3 are better fetched side by side than opened one
+    after the other by each statement.
     """
-    by_generation: dict[int, list[str]] = {}
+    by_generation: dict[int, list[LandedObject]] = {}
     for landed in objects:
-        by_generation.setdefault(landed.generation, []).append(lake.store.uri(landed.key))
+        by_generation.setdefault(landed.generation, []).append(landed)
     if not by_generation:
         by_generation = {0: []}
-    parts = [
-        f"SELECT *, {generation} AS generation, "
-        f"{literal(generation_prefix(generation))} || position AS order_key "
-        f"FROM {files_relation(connection, paths, LANDING_SCHEMA)}"
-        for generation, paths in sorted(by_generation.items())
-    ]
+    fetch = fetch and lake.settings.is_s3 and sum(o.bytes for o in objects) <= _FETCH_BYTES
+    parts = []
+    for generation, of_it in sorted(by_generation.items()):
+        if fetch and of_it:
+            rows = _fetched(connection, lake, of_it)
+        else:
+            paths = [lake.store.uri(landed.key) for landed in of_it]
+            rows = files_relation(connection, paths, LANDING_SCHEMA)
+        prefix = literal(generation_prefix(generation))
+        parts.append(
+            f"SELECT *, {generation} AS generation, {prefix} || position AS order_key FROM {rows}"
+        )
     return "(" + " UNION ALL ".join(parts) + ")"
+
+
+def _fetched(
+    connection: duckdb.DuckDBPyConnection, lake: Lake, objects: Sequence[LandedObject]
+) -> str:
+    with ThreadPoolExecutor(10) as pool:  # botocore's connections
+        tables = list(pool.map(lambda landed: read_object(lake.store, landed), objects))
+    name = f"fetched_{objects[0].generation}_{objects[-1].key}"
+    connection.register(name, pa.concat_tables(tables))
+    return identifier(name)
 
 
 def explain(error: Exception) -> str:

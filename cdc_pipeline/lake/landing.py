@@ -126,7 +126,7 @@ def merge_landing(store: Store, objects: Sequence[LandedObject]) -> bytes:
         use_dictionary=_REPEATING,  # type: ignore[arg-type]
     ) as writer:
         for group in _groups(objects):
-            table = pa.concat_tables([_read(store, landed) for landed in group])
+            table = pa.concat_tables([read_object(store, landed) for landed in group])
             rows += table.num_rows
             writer.write_table(table)
     if rows != sum(landed.rows for landed in objects):
@@ -146,7 +146,8 @@ def _groups(objects: Sequence[LandedObject]) -> Iterator[list[LandedObject]]:
         yield group
 
 
-def _read(store: Store, landed: LandedObject) -> pa.Table:
+def read_object(store: Store, landed: LandedObject) -> pa.Table:
+    """A landing object in the landing columns; raises `LakeError` when it is gone."""
     data = store.read(landed.key)
     if data is None:
         raise LakeError(f"landing object {landed.key} is in the capture log but not in the lake")

@@ -1,0 +1,57 @@
+"""The backends, each started once; every test of the folder runs over each of them."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from cdc_pipeline.sandbox.process import SandboxProcess, apply_environment
+from cdc_pipeline_tests.contract import dynamodb_local
+from cdc_pipeline_tests.contract.backends import (
+    DYNAMODB_LOCAL,
+    SANDBOX,
+    SIMULATOR,
+    Backend,
+    Simulated,
+)
+from cdc_pipeline_tests.simulators.clock import SimulatedClock
+from cdc_pipeline_tests.simulators.streams_server import StreamsSimulator
+
+
+@pytest.fixture(scope="session")
+def simulator() -> Iterator[Backend]:
+    clock = SimulatedClock()
+    with StreamsSimulator(clock=clock) as started:
+        yield Simulated(started, clock)
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> Iterator[Backend]:
+    with SandboxProcess() as process:
+        yield Backend(SANDBOX, process.endpoint_url)
+
+
+@pytest.fixture(scope="session")
+def local() -> Iterator[Backend]:
+    """The one backend that needs what a machine may lack; then its tests say so and are skipped."""
+    try:
+        with dynamodb_local.running() as endpoint_url:
+            yield Backend(DYNAMODB_LOCAL, endpoint_url)
+    except dynamodb_local.Unavailable as reason:
+        pytest.skip(f"DynamoDB Local: {reason}")
+
+
+_FIXTURES = {SIMULATOR: "simulator", SANDBOX: "sandbox", DYNAMODB_LOCAL: "local"}
+
+
+@pytest.fixture(params=_FIXTURES)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
+    """A backend; this process's environment points at it, too."""
+    found: Backend = request.getfixturevalue(_FIXTURES[request.param])
+    wanted = dict(os.environ)
+    apply_environment(wanted, found.endpoint_url)
+    for name in set(os.environ) - set(wanted):
+        monkeypatch.delenv(name)
+    for name, value in wanted.items():
+        monkeypatch.setenv(name, value)
+    return found
