@@ -1,8 +1,9 @@
 """From GetRecords answers to a landing Parquet file: ours, boto3's way, and dynamodb_json's.
 
 Run by `make bench`. Every contender gets the same answers as bytes, as they come from the socket,
-and writes one Parquet file with identity, operation, time, key and both images of each change.
-The peers write less: one spelling of the images instead of two, and no canonical form.
+and writes a Parquet file for every few of them, with identity, operation, time, key and both
+images of each change. The peers write less: one spelling of the images instead of two, and no
+canonical form.
 """
 
 import base64
@@ -17,9 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.measure import Cost, in_own_process, measure, report
-from benchmarks.stream_pages import TABLE_ID, pages
+from benchmarks.stream_pages import DATA_SETS, TABLE_ID, pages
+from cdc_pipeline.lake.landing import _REPEATING
 
-_PAGES = 40
+_PAGES = 24
+_PAGES_A_FILE = 6
 _RUNS = 3
 
 
@@ -88,8 +91,8 @@ def _peer_table(
                     "uuid": record["eventID"],
                     "op": record["eventName"],
                     "time_stamp": change["ApproximateCreationDateTime"],
-                    "data": plain(change["NewImage"]),
-                    "old": plain(change["OldImage"]),
+                    "data": plain(change["NewImage"]) if "NewImage" in change else None,
+                    "old": plain(change["OldImage"]) if "OldImage" in change else None,
                     "keys": plain(change["Keys"]),
                     "sequence_number": change["SequenceNumber"],
                 }
@@ -109,45 +112,57 @@ def _plain(value: Any) -> Any:
 CONTENDERS = {"ours": ours, "boto3": boto3_way, "dynamodb_json": dynamodb_json_way}
 
 
-def check_equal() -> None:
+def check_equal(data: str) -> None:
     """The same changes with the same values, before anything is timed.
 
     boto3's numbers are compared as decimals; dynamodb_json turns some into floats, so of its rows
     only keys and sequence numbers are compared.
     """
-    bodies = pages(1)
+    bodies = pages(data, 2)
     mine, theirs, library = (make(bodies).to_pylist() for make in CONTENDERS.values())
     for a, b, c in zip(mine, theirs, library, strict=True):
         assert a["sequence_number"] == b["sequence_number"] == c["sequence_number"]
         assert json.loads(b["keys"]) == json.loads(c["keys"])
         assert _numbers_as_text(a["data"]) == _numbers_as_text(b["data"])
+        assert (a["old_image"] is None) == (b["old"] is None) == (c["old"] is None)
 
 
-def _numbers_as_text(text: str) -> Any:
-    return json.loads(text, parse_float=str, parse_int=str)
+def _numbers_as_text(text: str | None) -> Any:
+    return None if text is None else json.loads(text, parse_float=str, parse_int=str)
 
 
-def run() -> list[tuple[str, Cost]]:
+def run() -> list[tuple[str, str, Cost]]:
     """The best of some runs of each contender, each run in a process of its own."""
-    check_equal()
     found = []
-    for name in CONTENDERS:
-        costs = [in_own_process("benchmarks.landing", name) for _ in range(_RUNS)]
-        found.append((name, min(costs, key=lambda cost: cost.cpu)))
+    for data in DATA_SETS:
+        check_equal(data)
+        for name in CONTENDERS:
+            costs = [in_own_process("benchmarks.landing", name, data) for _ in range(_RUNS)]
+            best = min(costs, key=lambda cost: cost.cpu)
+            found.append((f"GetRecords answers → landing Parquet, {data}", name, best))
     return found
 
 
-def _contend(name: str) -> None:
-    bodies = pages(_PAGES if name == "ours" else _PAGES // 8)
+def _contend(name: str, data: str) -> None:
+    bodies = pages(data, _PAGES)
     CONTENDERS[name](bodies[:1])  # imports and caches of the libraries
 
     def work() -> int:
-        table = CONTENDERS[name](bodies)
-        pq.write_table(table, io.BytesIO(), compression="zstd")
-        return table.num_rows
+        rows = 0
+        for first in range(0, _PAGES, _PAGES_A_FILE):
+            table = CONTENDERS[name](bodies[first : first + _PAGES_A_FILE])
+            repeating = _REPEATING if name == "ours" else ["op", "time_stamp"]
+            pq.write_table(
+                table,
+                io.BytesIO(),
+                compression="zstd",
+                use_dictionary=repeating,  # type: ignore[arg-type]
+            )
+            rows += table.num_rows
+        return rows
 
     report(measure(work))
 
 
 if __name__ == "__main__":
-    _contend(sys.argv[1])
+    _contend(*sys.argv[1:])

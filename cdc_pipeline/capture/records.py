@@ -1,8 +1,8 @@
 """Stream records into changes, fast: no Python object per attribute where none is needed.
 
 Must give what `core.changes.from_stream_record` gives, which is the definition and takes over for
-every record that is not of the usual form. An attribute's value is kept as the bytes it came in;
-most are canonical already, and values repeat: between the two images of a change and between items.
+every record that is not of the usual form. Images stay text and are spelled by their shape
+(`core.spelling`). Fields that a change does not use are not looked at.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from cdc_pipeline.core.attributes import TOO_DEEP, Spelling, spell_value, to_json
+from cdc_pipeline.core.attributes import TOO_DEEP, Spelling, spell_item
 from cdc_pipeline.core.capture_log import ShardState, StreamRef
 from cdc_pipeline.core.changes import (
     DYNAMODB_STREAMS,
@@ -24,24 +24,17 @@ from cdc_pipeline.core.changes import (
 )
 from cdc_pipeline.core.errors import UnreadableError
 from cdc_pipeline.core.order import position
+from cdc_pipeline.core.spelling import Speller
 
-_CACHED_BYTES = 1024
-_CACHED_VALUES = 20_000
-_CACHED_SHAPES = 1_000
-_NUMBER_BYTES = len('{"N":""}') + 38
-_CANONICAL_NUMBER = re.compile(
-    rb'\{"N":"(?:0|-?(?:0\.[0-9]*[1-9]|[1-9][0-9]*(?:\.[0-9]*[1-9])?))"\}'
-).fullmatch
-
-_RawImage = dict[str, msgspec.Raw]
+_SEQUENCE_NUMBER = re.compile("[0-9]{1,40}").fullmatch
 
 
 class _Body(msgspec.Struct):
-    Keys: _RawImage
+    Keys: msgspec.Raw
     SequenceNumber: str
     ApproximateCreationDateTime: int | float
-    NewImage: _RawImage | None = None
-    OldImage: _RawImage | None = None
+    NewImage: msgspec.Raw = msgspec.Raw()
+    OldImage: msgspec.Raw = msgspec.Raw()
 
 
 class _Record(msgspec.Struct):
@@ -92,27 +85,35 @@ def parse_records(
 
 def _parse(raw: msgspec.Raw, stream: StreamRef, shard: ShardState) -> Change:
     try:
-        record = _decode_record(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return _slowly(raw, stream, shard)
-    body, op = record.dynamodb, OPS.get(record.eventName)
-    number = body.SequenceNumber
-    usual = record.eventID and number.isdecimal() and body.Keys
-    if op is None or not usual or (body.NewImage is None) != (op == "D"):
-        return _slowly(raw, stream, shard)
-    new = None if body.NewImage is None else _image(body.NewImage)
+        change = _fast(raw, stream, shard)
+    except (msgspec.DecodeError, UnicodeDecodeError, UnreadableError):
+        change = None
+    return change or _slowly(raw, stream, shard)
+
+
+def _fast(raw: msgspec.Raw, stream: StreamRef, shard: ShardState) -> Change | None:
+    """The change of a record of the usual form; whatever is wrong with others is not said here."""
+    record = _decode_record(raw)
+    body, op, event_id = record.dynamodb, OPS.get(record.eventName), record.eventID
+    usual = event_id and event_id.isascii() and _SEQUENCE_NUMBER(body.SequenceNumber)
+    if op is None or not usual or _absent(body.NewImage) != (op == "D"):
+        return None
+    keys = _image(body.Keys)[0]
+    if keys == "{}":
+        return None
+    new = None if op == "D" else _image(body.NewImage)
     return Change(
-        uuid=stream_identity(stream.table_id, record.eventID),
+        uuid=stream_identity(stream.table_id, event_id),
         op=op,
         write_time_us=seconds_to_us(body.ApproximateCreationDateTime),
         data=new[1] if new else None,
-        keys=_image(body.Keys)[0],
+        keys=keys,
         new_image=new[0] if new else None,
-        old_image=None if body.OldImage is None else _image(body.OldImage)[0],
-        position=position(shard.depth, number),
-        sequence_number=number,
+        old_image=None if _absent(body.OldImage) else _image(body.OldImage)[0],
+        position=position(shard.depth, body.SequenceNumber),
+        sequence_number=body.SequenceNumber,
         shard_id=shard.shard_id,
-        event_id=record.eventID,
+        event_id=event_id,
         is_ttl_delete=op == "D" and by_ttl(record.userIdentity),
         transport=DYNAMODB_STREAMS,
     )
@@ -132,48 +133,13 @@ def _slowly(raw: msgspec.Raw, stream: StreamRef, shard: ShardState) -> Change:
     )
 
 
-_shapes: dict[tuple[str, ...], list[tuple[str, str]]] = {}
-_values: dict[bytes, Spelling] = {}
+def _absent(raw: msgspec.Raw) -> bool:
+    return not bytes(raw)
 
 
-def _image(image: _RawImage) -> Spelling:
-    """Canonical typed JSON and plain JSON of an item."""
-    names = tuple(image)
-    shape = _shapes.get(names)
-    if shape is None:
-        if len(_shapes) >= _CACHED_SHAPES:
-            _shapes.clear()
-        shape = _shapes[names] = [(name, f"{to_json(name)}:") for name in sorted(names)]
-    typed: list[str] = []
-    plain: list[str] = []
-    for name, prefix in shape:
-        spelling = _value(bytes(image[name]))
-        typed.append(prefix + spelling[0])
-        plain.append(prefix + spelling[1])
-    return f"{{{','.join(typed)}}}", f"{{{','.join(plain)}}}"
+_spell_item = Speller(spell_item).spell
 
 
-def _value(raw: bytes) -> Spelling:
-    """Canonical typed JSON and plain JSON of one attribute value."""
-    known = _values.get(raw)
-    if known is not None:
-        return known
-    spelling = _spell(raw)
-    if len(raw) <= _CACHED_BYTES:
-        if len(_values) >= _CACHED_VALUES:
-            _values.clear()
-        _values[raw] = spelling
-    return spelling
-
-
-def _spell(raw: bytes) -> Spelling:
-    if raw.startswith(b'{"S":"') and raw.find(b'"', 6) == len(raw) - 2 and b"\\" not in raw:
-        text = raw.decode()
-        return text, text[5:-1]
-    if len(raw) <= _NUMBER_BYTES and _CANONICAL_NUMBER(raw):
-        text = raw.decode()
-        return text, text[6:-2]
-    try:
-        return spell_value(msgspec.json.decode(raw))
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise UnreadableError("text that is not Unicode") from None
+def _image(raw: msgspec.Raw) -> Spelling:
+    """Canonical typed JSON and plain JSON of an item; raises what makes the record unusual."""
+    return _spell_item(str(raw, "utf-8")) or spell_item(msgspec.json.decode(raw))

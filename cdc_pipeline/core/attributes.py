@@ -24,6 +24,7 @@ _MAX_DIGITS = 38
 # Most numbers are spelled canonically; up to 38 characters they cannot have too many digits.
 _CANONICAL_NUMBER = re.compile(r"0|-?(?:0\.[0-9]*[1-9]|[1-9][0-9]*(?:\.[0-9]*[1-9])?)").fullmatch
 _NUMBER = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?").fullmatch
+_CANONICAL_BASE64 = re.compile(r"[A-Za-z0-9+/]*(?:[AQgw]==|[AEIMQUYcgkosw048]=)?").fullmatch
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _EXACT = Context(prec=200, traps=[Inexact, InvalidOperation])
 
@@ -71,6 +72,8 @@ def _string(value: Any) -> str:
 def _binary(value: Any) -> str:
     if not isinstance(value, str):
         raise UnreadableError("a binary that is not base64 text")
+    if len(value) % 4 == 0 and _CANONICAL_BASE64(value):
+        return value
     try:
         return base64.b64encode(base64.b64decode(value, validate=True)).decode()
     except (binascii.Error, ValueError):
@@ -99,6 +102,8 @@ def _set_of(element: Callable[[Any], str], sort_key: Callable[[str], Any] | None
     def canonical_set(value: Any) -> list[str]:
         if not isinstance(value, list) or not value:
             raise UnreadableError("a set that is not a filled array")
+        if len(value) == 1:
+            return [element(value[0])]
         return sorted({element(member) for member in value}, key=sort_key)
 
     return canonical_set
@@ -111,7 +116,7 @@ def canonical_item(item: Any) -> dict[str, dict[str, Any]]:
     return {name: canonical_value(item[name]) for name in sorted(item)}
 
 
-_CANONICAL: dict[str, Callable[[Any], Any]] = {
+CANONICAL: dict[str, Callable[[Any], Any]] = {
     "S": _string,
     "N": canonical_number,
     "B": _binary,
@@ -123,6 +128,7 @@ _CANONICAL: dict[str, Callable[[Any], Any]] = {
     "NS": _set_of(canonical_number, Decimal),
     "BS": _set_of(_binary, base64.b64decode),
 }
+"""What makes the content of a value canonical, by its type; raises `UnreadableError`."""
 
 
 def canonical_value(value: Any) -> dict[str, Any]:
@@ -130,7 +136,7 @@ def canonical_value(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict) or len(value) != 1:
         raise UnreadableError("an attribute value that is not one tagged value")
     ((tag, content),) = value.items()
-    canonical = _CANONICAL.get(tag)
+    canonical = CANONICAL.get(tag)
     if canonical is None:
         raise UnreadableError("an unknown attribute type")
     return {tag: canonical(content)}
@@ -167,10 +173,10 @@ def spell_item(item: Any) -> Spelling:
     typed: list[str] = []
     plain: list[str] = []
     for name in sorted(item):
-        quoted = _quoted(name)
+        label = quoted(name)
         spelling = spell_value(item[name])
-        typed.append(f"{quoted}:{spelling[0]}")
-        plain.append(f"{quoted}:{spelling[1]}")
+        typed.append(f"{label}:{spelling[0]}")
+        plain.append(f"{label}:{spelling[1]}")
     return f"{{{','.join(typed)}}}", f"{{{','.join(plain)}}}"
 
 
@@ -180,7 +186,7 @@ def spell_value(value: Any) -> Spelling:
         raise UnreadableError("an attribute value that is not one tagged value")
     ((tag, content),) = value.items()
     if tag == "S":
-        text = _quoted(_string(content))
+        text = quoted(_string(content))
         return f'{{"S":{text}}}', text
     if tag == "N":
         text = canonical_number(content)
@@ -198,11 +204,12 @@ def spell_value(value: Any) -> Spelling:
     return to_json(canonical), plain_value(canonical)
 
 
-def _quoted(text: str) -> str:
-    quoted = encode_basestring(text)
+def quoted(text: str) -> str:
+    """A string as canonical JSON; raises `UnreadableError` for lone surrogates."""
+    json_text = encode_basestring(text)
     if not text.isascii():
         _refuse_lone_surrogates(text)
-    return quoted
+    return json_text
 
 
 def plain_json(item: Item) -> str:

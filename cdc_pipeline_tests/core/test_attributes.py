@@ -1,5 +1,6 @@
 """Attribute values: one canonical spelling, exact plain JSON, readable refusals."""
 
+import base64
 import json
 import random
 import re
@@ -10,16 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cdc_pipeline.core import spelling
 from cdc_pipeline.core.attributes import (
     canonical_item,
     canonical_number,
     canonical_value,
     plain_json,
     plain_value,
+    spell_item,
+    spell_value,
     to_json,
 )
 from cdc_pipeline.core.errors import UnreadableError
-from cdc_pipeline_tests.strategies import items, numbers, respelled, values
+from cdc_pipeline.core.spelling import Speller
+from cdc_pipeline_tests.strategies import binaries, items, numbers, respelled, values
 
 _JSON_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _SETS = ("SS", "NS", "BS")
@@ -222,3 +227,48 @@ def test_identity_text_is_compact_and_keeps_unicode() -> None:
     assert to_json(canonical_item({"b": {"S": "日本"}, "a": {"N": "1.0"}})) == (
         '{"a":{"N":"1"},"b":{"S":"日本"}}'
     )
+
+
+@given(binaries | st.text("AQgwBI+/=-", max_size=9))
+def test_binary_is_read_as_base64_says(text: str) -> None:
+    try:
+        expected = base64.b64encode(base64.b64decode(text, validate=True)).decode()
+    except ValueError:
+        with pytest.raises(UnreadableError):
+            canonical_value({"B": text})
+    else:
+        assert canonical_value({"B": text}) == {"B": expected}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        '{"S":"%"}',
+        '{"S":"a\\"b"}',
+        '{"N":"%"}',
+        '{"M":{"z":{"S":"%"},"S":{"N":"%"},"a":{"L":[{"B":"QQ=="},{"BOOL":true}]}}}',
+        '{"SS":["b","%","a","a"]}',
+        '{"NS":["3","%","1"]}',
+        '{"BS":["Qg==","QQ=="]}',
+    ],
+)
+def test_a_shape_that_is_met_often_becomes_known(value: str) -> None:
+    speller = Speller(spell_value)
+    for _ in range(spelling._OFTEN - 1):
+        assert speller.spell(value.replace("%", "7")) is None
+    for number in ("1", "1.5", "2.50", "1E2"):
+        text = value.replace("%", number)
+        assert speller.spell(text) == spell_value(json.loads(text))
+
+
+def test_what_shapes_remember_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spelling, "_LEARNT_CHARACTERS", 10_000)
+    monkeypatch.setattr(spelling, "_OFTEN", 2)
+    speller = Speller(spell_item)
+    for number in range(500):
+        for value in ("x", "y", "z"):
+            text = f'{{"name-{number}":{{"S":"{value}"}}}}'
+            assert speller.spell(text) in (None, spell_item(json.loads(text)))
+    assert 0 < sum(map(len, speller._shapes)) <= 10_000
+    assert 0 < sum(map(len, speller._met)) <= 10_000
+    assert speller._learnt <= 10_000
