@@ -44,10 +44,11 @@ def describe_table(aws: AwsSession, name: str) -> TableDescription:
 
 @dataclass(frozen=True)
 class BackupWindow:
-    """Whether point-in-time recovery is on, and since when it can restore."""
+    """Whether point-in-time recovery is on, and the times that it can restore."""
 
     enabled: bool
     earliest: datetime | None
+    latest: datetime | None
 
 
 def describe_backups(aws: AwsSession, name: str) -> BackupWindow:
@@ -58,6 +59,7 @@ def describe_backups(aws: AwsSession, name: str) -> BackupWindow:
     return BackupWindow(
         enabled=recovery.get("PointInTimeRecoveryStatus") == "ENABLED",
         earliest=recovery.get("EarliestRestorableDateTime"),
+        latest=recovery.get("LatestRestorableDateTime"),
     )
 
 

@@ -101,7 +101,7 @@ class Lander:
         self._result.conflicts += 1
         for entry in self._log.catch_up(self._state):
             same = entry.stream is None or entry.stream.arn == self._source.arn
-            landed = entry.objects and not entry.replaced
+            landed = entry.objects and not (entry.replaced or entry.heal)
             if entry.shards or landed or not same:
                 raise CaptureConflictError(
                     f"table {self._source.table}: another capture ({entry.owner}) landed entry "

@@ -131,6 +131,36 @@ class Gap:
 
 
 @dataclass(frozen=True)
+class HealWindow:
+    """One incremental export of a heal: changes written in [from_us, to_us).
+
+    `attempt` counts exports of it that failed; `files`: data files whose lines have landed;
+    `done`: all of them, or an export that was not needed.
+    """
+
+    from_us: int
+    to_us: int
+    attempt: int = 0
+    export_arn: str | None = None
+    files: tuple[str, ...] = ()
+    done: bool = False
+
+
+@dataclass(frozen=True)
+class Heal:
+    """How far the healing of a gap is. `gap`: the entry that opened it.
+
+    `reread`: items read again by key, because an insert and a delete within a window leave no
+    line; None until that is done. `healed`: everything that the gap lost has landed.
+    """
+
+    gap: int
+    windows: tuple[HealWindow, ...]
+    reread: int | None = None
+    healed: bool = False
+
+
+@dataclass(frozen=True)
 class Entry:
     """One atomic step of capture. Only what it changes is in it.
 
@@ -153,6 +183,7 @@ class Entry:
     resumed_us: int | None = None
     baseline: Baseline | None = None
     gap: Gap | None = None
+    heal: Heal | None = None
     completes: tuple[int, ...] = ()
     replaced: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
@@ -183,6 +214,7 @@ class LogState:
     quarantined: dict[str, QuarantinedObject] = field(default_factory=dict)
     baselines: dict[int, Baseline] = field(default_factory=dict)
     gaps: dict[int, Gap] = field(default_factory=dict)
+    heals: dict[int, Heal] = field(default_factory=dict)
     incomplete: list[int] = field(default_factory=list)
     discovered_us: int = 0
     resumed_us: int = 0
@@ -199,7 +231,10 @@ class LogState:
         self.shards.update((s.shard_id, s) for s in entry.shards)
         for shard_id in entry.forgotten:
             self.shards.pop(shard_id, None)
-        self.objects.update((o.key, o) for o in entry.objects)
+        for landed in entry.objects:
+            # The name of an object that was not made for a certain entry does not tell it.
+            known = landed if landed.entry else dataclasses.replace(landed, through=entry.n)
+            self.objects[landed.key] = known
         for key in entry.replaced:
             del self.objects[key]
             self.replaced[key] = entry.at_us
@@ -217,6 +252,8 @@ class LogState:
             self.baselines[entry.baseline.generation] = entry.baseline
         if entry.gap is not None:
             self.gaps[entry.n] = dataclasses.replace(entry.gap, entry=entry.n)
+        if entry.heal is not None:
+            self.heals[entry.heal.gap] = entry.heal
         self.last_owner = entry.owner
 
     @property
@@ -254,7 +291,16 @@ class LogState:
 
         A baseline of a later generation was exported behind the gap and needs no healing of it.
         """
-        return [g for _, g in sorted(self.gaps.items()) if g.heal_generation >= generation]
+        return [
+            gap
+            for n, gap in sorted(self.gaps.items())
+            if gap.heal_generation >= generation and not self.is_healed(n)
+        ]
+
+    def is_healed(self, gap: int) -> bool:
+        """Whether everything that this gap lost has landed."""
+        heal = self.heals.get(gap)
+        return heal is not None and heal.healed
 
     def horizon(self, generation: int) -> int:
         """The last log entry that a state of this generation may show: none behind an open gap."""
@@ -278,7 +324,7 @@ class LogState:
         """The summary of the log up to `n`."""
         # `asdict` would copy every object, which takes longer than all the rest.
         parts = dict(vars(self))
-        for name in ("shards", "objects", "quarantined", "baselines", "gaps"):
+        for name in ("shards", "objects", "quarantined", "baselines", "gaps", "heals"):
             parts[name] = list(parts[name].values())
         said = {"format": FORMAT, "at": _iso(self.at_us), **parts}
         return json.dumps(said, default=vars) + "\n"
@@ -323,6 +369,7 @@ def _entry(raw: Mapping[str, Any]) -> Entry:
         resumed_us=raw.get("resumed_us"),
         baseline=Baseline(**raw["baseline"]) if raw.get("baseline") else None,
         gap=_gap(raw["gap"]) if raw.get("gap") else None,
+        heal=_heal(raw["heal"]) if raw.get("heal") else None,
         completes=tuple(raw.get("completes", ())),
         replaced=tuple(raw.get("replaced", ())),
         removed=tuple(raw.get("removed", ())),
@@ -339,6 +386,7 @@ def _state(raw: Mapping[str, Any]) -> LogState:
         quarantined={q["key"]: QuarantinedObject(**q) for q in raw["quarantined"]},
         baselines={b["generation"]: Baseline(**b) for b in raw["baselines"]},
         gaps={g["entry"]: _gap(g) for g in raw["gaps"]},
+        heals={h["gap"]: _heal(h) for h in raw.get("heals", ())},
         incomplete=raw["incomplete"],
         discovered_us=raw["discovered_us"],
         resumed_us=raw.get("resumed_us", 0),
@@ -353,6 +401,11 @@ def _each(kind: type[ShardState], raw: Mapping[str, Any]) -> Iterable[ShardState
 
 def _gap(raw: Mapping[str, Any]) -> Gap:
     return Gap(**{**raw, "shards": tuple(raw["shards"])})
+
+
+def _heal(raw: Mapping[str, Any]) -> Heal:
+    windows = (HealWindow(**{**w, "files": tuple(w["files"])}) for w in raw["windows"])
+    return Heal(**{**raw, "windows": tuple(windows)})
 
 
 def _objects(raw: Mapping[str, Any]) -> Iterable[LandedObject]:

@@ -10,6 +10,7 @@ from cdc_pipeline.core.errors import UnreadableError
 from cdc_pipeline.core.order import position
 
 DYNAMODB_STREAMS = "dynamodb_streams"
+EXPORT = "export"
 OPS = {"INSERT": "I", "MODIFY": "U", "REMOVE": "D"}
 _YEAR_10000 = 253_402_300_800
 
@@ -125,3 +126,51 @@ def export_item(line: Any, key_names: tuple[str, ...]) -> tuple[str, str]:
     if missing:
         raise UnreadableError(f"an item without its key attribute {missing[0]}")
     return spell_item({name: item[name] for name in key_names})[0], typed
+
+
+def content_identity(
+    table_id: str, keys: str, write_time_us: int, op: str, new: str | None, old: str | None
+) -> str:
+    """The `uuid` of a change that no stream numbered: a SHA-256 of everything it says, in hex."""
+    parts = (table_id, keys, str(write_time_us), op, new or "", old or "")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def from_export_line(line: Any, *, table_id: str) -> Change:
+    """A change from one line of an incremental export: the last of its item in a window.
+
+    A line without a new image is a delete; insert and update differ only where there are old
+    images (DYNAMODB_CDC section 1). Raises `UnreadableError`.
+    """
+    if not isinstance(line, Mapping) or not isinstance(line.get("Keys"), Mapping):
+        raise UnreadableError("a line without Keys")
+    keys, new, old = (_image(line, part) for part in ("Keys", "NewImage", "OldImage"))
+    assert keys is not None  # they are there
+    op = "D" if new is None else ("I" if old is None else "U")
+    time_us = _micros(line.get("Metadata"))
+    images = (new[0] if new else None, old[0] if old else None)
+    return Change(
+        uuid=content_identity(table_id, keys[0], time_us, op, *images),
+        op=op,
+        write_time_us=time_us,
+        data=new[1] if new else None,
+        keys=keys[0],
+        new_image=images[0],
+        old_image=images[1],
+        position=position(0, time_us),
+        sequence_number="",
+        shard_id="",
+        event_id="",
+        is_ttl_delete=None if op == "D" else False,
+        transport=EXPORT,
+    )
+
+
+def _micros(metadata: Any) -> int:
+    """AWS writes {"N": "..."}; some of its texts show a bare number or string."""
+    found = metadata.get("WriteTimestampMicros") if isinstance(metadata, Mapping) else None
+    if isinstance(found, Mapping):
+        found = found.get("N")
+    if isinstance(found, bool) or not re.fullmatch("[0-9]{1,17}", str(found)):
+        raise UnreadableError("a line without its write time")
+    return int(str(found))

@@ -38,6 +38,10 @@ class NotReadyError(CdcPipelineError):
     """An input of this step does not exist yet; nothing is broken."""
 
 
+class SchemaContractError(CdcPipelineError):
+    """The data no longer has the columns that the settings promise to readers."""
+
+
 class QueryError(CdcPipelineError):
     """A SQL statement cannot be run on the lake."""
 
@@ -67,3 +71,7 @@ class HeadTrimmedError(TrimmedDataError):
 
 class ShardGoneError(Exception):
     """The shard or its whole stream no longer exists."""
+
+
+class CannotHealError(CdcPipelineError):
+    """A gap that incremental exports cannot heal; a new baseline can."""

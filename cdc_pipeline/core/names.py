@@ -67,6 +67,11 @@ class TablePaths:
         return f"{self.state}summaries/"
 
     @property
+    def staging(self) -> str:
+        """Converted files of exports that are not staged yet, in a folder for each export."""
+        return f"{self.state}staging/"
+
+    @property
     def exports(self) -> str:
         """The S3 prefix under which DynamoDB writes PITR exports of this table."""
         return f"dynamo-export/{self.database}/{self.table}"
@@ -83,6 +88,10 @@ class TablePaths:
         """
         name = f"compacted-{first:012d}-{last:012d}-{nonce}.parquet"
         return f"{self.landing}{day_folder(day)}{name}"
+
+    def healed(self, day: date, gap: int, nonce: str) -> str:
+        """Key of an object of one day that heals the gap opened by entry `gap`."""
+        return f"{self.landing}{day_folder(day)}heal-{gap:012d}-{nonce}.parquet"
 
     def quarantined(self, kind: str, day: date, n: int, nonce: str) -> str:
         """Key of the quarantine object of one day in log entry `n`."""

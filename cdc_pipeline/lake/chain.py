@@ -73,8 +73,10 @@ def check_chain(lake: Lake, table: Table, since: date) -> Chain:
 
 
 def _gap_between(state: LogState, before: int, after: int) -> Gap | None:
-    """A gap moves the table to a later generation; what changed in it was not seen."""
-    gaps = (gap for gap in state.gaps.values() if before < gap.heal_generation < after)
+    """A gap moves the table to later generations; what changed in it was not seen one by one."""
+    if before == after:
+        return None
+    gaps = (gap for gap in state.gaps.values() if before <= gap.heal_generation <= after)
     return next(gaps, None)
 
 

@@ -2,7 +2,9 @@
 
 import base64
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import date
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -40,11 +42,23 @@ def write_landing(
     landed_us: int,
 ) -> list[LandedObject]:
     """Write one object per write day; they count only once log entry `n` names them."""
+    keys = partial(paths.landed, n=n, nonce=nonce)
+    return write_days(store, changes, keys, generation, landed_us)
+
+
+def write_days(
+    store: Store,
+    changes: Iterable[Change],
+    key_of: Callable[[date], str],
+    generation: int,
+    landed_us: int,
+) -> list[LandedObject]:
+    """Write one object per write day; `key_of` gives the key of a day's."""
     ordered = sorted(changes, key=_day_and_place)
     objects = []
     for day, group in groupby(ordered, key=_day):
-        key, rows = paths.landed(day_of(day * _DAY_US), n, nonce), list(group)
-        objects.append(_write_day(store, key, rows, generation, landed_us))
+        key = key_of(day_of(day * _DAY_US))
+        objects.append(_write_day(store, key, list(group), generation, landed_us))
     # Arrow's pool keeps what it freed, and a backlog is landed object after object.
     pa.default_memory_pool().release_unused()
     return objects

@@ -14,6 +14,7 @@ from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.store import TEMPORARY
 from cdc_pipeline.settings import Table
 
+_UNNUMBERED = ("/compacted-", "/heal-")
 _OF_A_TABLE = ("snapshot", "current_state", "tombstones", "cdc")
 
 
@@ -66,7 +67,7 @@ def _remove_unlogged(lake: Lake, table: Table, done: Upkeep) -> None:
         file
         for zone in (paths.landing, paths.quarantine)
         for file in _old_files(lake, zone)
-        if entry_number(file.key) is not None or "/compacted-" in file.key
+        if entry_number(file.key) is not None or any(part in file.key for part in _UNNUMBERED)
     ]
     # The log after the files: what was logged in between is in it.
     state = log.load()

@@ -15,6 +15,7 @@ from cdc_pipeline.core.changes import (
     DYNAMODB_STREAMS,
     Change,
     export_item,
+    from_export_line,
     from_stream_record,
     stream_identity,
 )
@@ -221,3 +222,63 @@ def test_export_lines_without_a_readable_item_are_refused(line: Any) -> None:
 def test_an_exported_item_without_its_key_is_refused() -> None:
     with pytest.raises(UnreadableError, match="key attribute sk"):
         export_item({"Item": _NEW}, ("pk", "sk"))
+
+
+_LINE_KEYS = {"pk": {"S": "a"}}
+_TIME = 1_768_386_096_366_933
+
+
+def _line(time: Any = None, **images: Any) -> dict[str, Any]:
+    written = {"N": str(_TIME)} if time is None else time
+    return {"Metadata": {"WriteTimestampMicros": written}, "Keys": _LINE_KEYS, **images}
+
+
+@pytest.mark.parametrize("time", [{"N": str(_TIME)}, str(_TIME), _TIME])
+def test_a_line_of_an_incremental_export_is_a_change(time: Any) -> None:
+    old = {**_NEW, "n": {"N": "0"}}
+    for images, op in (
+        ({"NewImage": _NEW}, "I"),
+        ({"OldImage": old, "NewImage": _NEW}, "U"),
+        ({"OldImage": old}, "D"),
+        ({}, "D"),  # of the view NEW_IMAGE
+    ):
+        change = from_export_line(_line(time, **images), table_id="t")
+        assert (change.op, change.write_time_us) == (op, _TIME)
+        assert change.keys == to_json(_LINE_KEYS)
+        assert (change.new_image is None) == (change.data is None) == (op == "D")
+        assert (change.old_image is None) == ("OldImage" not in images)
+        again = from_export_line(_line(_TIME, **images), table_id="t")
+        assert change == again  # the same identity, however the time is spelled
+
+
+def test_the_identity_of_an_exported_change_is_everything_it_says() -> None:
+    lines = [
+        _line(NewImage=_NEW),
+        _line(_TIME + 1, NewImage=_NEW),
+        _line(NewImage={**_NEW, "n": {"N": "9"}}),
+        _line(OldImage=_NEW),
+        _line(OldImage=_NEW, NewImage=_NEW),
+        _line(),
+    ]
+    found = {from_export_line(line, table_id=table).uuid for line in lines for table in "ab"}
+    assert len(found) == 2 * len(lines)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        None,
+        {},
+        {"Item": _NEW},
+        _line({"S": "now"}),
+        _line(True),
+        _line(1.5),
+        _line(-1),
+        _line({"N": "1e15"}),
+        {"Keys": _LINE_KEYS, "NewImage": _NEW},
+        _line(NewImage={"n": 1}),
+    ],
+)
+def test_lines_that_are_no_change_are_refused(line: Any) -> None:
+    with pytest.raises(UnreadableError):
+        from_export_line(line, table_id="t")

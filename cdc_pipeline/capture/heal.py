@@ -1,0 +1,345 @@
+"""Gap healing: what a stream lost, from incremental exports, landed in the gap's own generation.
+
+The generation is later than everything that landed before the gap and earlier than everything
+behind it, so a heal may take its time: it never beats newer changes (DYNAMODB_CDC section 8).
+"""
+
+import hashlib
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from cdc_pipeline.aws.export import (
+    INCREMENTAL,
+    DataFile,
+    ExportStatus,
+    describe_export,
+    read_data_file,
+    read_manifest,
+    request_incremental,
+    whole_lines,
+)
+from cdc_pipeline.aws.table import TableDescription, describe_backups
+from cdc_pipeline.capture.completion import READ, ItemReader
+from cdc_pipeline.capture.snapshot import export_target
+from cdc_pipeline.capture.source import require_backups, table_with_stream
+from cdc_pipeline.core.attributes import TOO_DEEP, plain_json, to_json
+from cdc_pipeline.core.capture_log import Entry, Gap, Heal, HealWindow, LandedObject, LogState
+from cdc_pipeline.core.changes import Change, content_identity, from_export_line
+from cdc_pipeline.core.errors import (
+    CannotHealError,
+    CaptureConflictError,
+    ExportError,
+    NotReadyError,
+    UnreadableError,
+)
+from cdc_pipeline.core.heal_plan import Backups, plan_windows
+from cdc_pipeline.core.order import position
+from cdc_pipeline.lake.duck import landed_relation, open_duckdb
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.landing import write_days
+from cdc_pipeline.lake.log import CaptureLog, new_nonce, this_owner
+from cdc_pipeline.settings import Table
+
+_BATCH_ROWS = 10_000
+_WAIT_SECONDS = 5
+Progress = Callable[[str], None]
+_T = TypeVar("_T")
+
+
+@dataclass
+class HealResult:
+    """A healed gap. `lines`: items that changed in it; `reread`: items read again by key."""
+
+    gap: int
+    windows: int
+    lines: int
+    reread: int
+    seconds: float
+
+
+def open_gaps(lake: Lake, table: Table) -> list[Gap]:
+    """Gaps that the newest baseline suffers from, oldest first."""
+    state = lake.log(table).load()
+    return state.open_gaps(state.staged.generation if state.staged else 0)
+
+
+def heal_gap(
+    lake: Lake,
+    table: Table,
+    gap: Gap,
+    *,
+    progress: Progress = lambda _: None,
+    sleep: Callable[[float], object] = time.sleep,
+) -> HealResult:
+    """Heal one gap, or go on healing it; safe to kill at any moment.
+
+    Raises `CannotHealError` when only a new baseline helps, `NotReadyError` when capture has not
+    come past the gap's end yet, `ExportError`, `SourceError`, `CaptureConflictError`, `LakeError`.
+    """
+    started = time.monotonic()
+    described = table_with_stream(lake.aws, table.name, complete_by_read=table.complete_by_read)
+    require_backups(lake.aws, table.name)
+    healing = _Healing(lake, table, gap, described, progress, sleep)
+    healing.run()
+    heal = healing.heal
+    return HealResult(
+        gap=gap.entry,
+        windows=len(heal.windows),
+        lines=healing.lines,
+        reread=heal.reread or 0,
+        seconds=time.monotonic() - started,
+    )
+
+
+class _Healing:
+    """One run of one heal; `heal` is how far it is, as the log says."""
+
+    def __init__(
+        self,
+        lake: Lake,
+        table: Table,
+        gap: Gap,
+        described: TableDescription,
+        progress: Progress,
+        sleep: Callable[[float], object],
+    ) -> None:
+        self.lake, self.table, self.gap = lake, table, gap
+        self.described = described
+        self.progress, self.sleep = progress, sleep
+        self.log: CaptureLog = lake.log(table)
+        self.state: LogState = self.log.load()
+        self.lines = 0
+        self.heal = self.state.heals.get(gap.entry) or self._plan()
+
+    def run(self) -> None:
+        for number in range(len(self.heal.windows)):
+            while not self.heal.windows[number].done:
+                self._export(number)
+        if self.heal.reread is None:
+            self._reread()
+        if not self.heal.healed:
+            self._finish()
+
+    def _plan(self) -> Heal:
+        backups = describe_backups(self.lake.aws, self.table.name)
+        assert backups.earliest is not None  # recovery is on
+        least = self.lake.settings.export.least_window_minutes * 60_000_000
+        earliest_us = int(backups.earliest.timestamp() * 1_000_000)
+        margin_us = int(self.lake.settings.handover_margin_seconds * 1_000_000)
+        try:
+            windows = plan_windows(self.gap, margin_us, Backups(earliest_us, int(least)))
+        except CannotHealError as error:
+            raise CannotHealError(
+                f"table {self.table.name}: the gap of entry {self.gap.entry} cannot be healed from "
+                f"incremental exports: {error.message}",
+                fix=f"materialise {self.table.safe_name}/pitr_export: a new baseline behind it",
+            ) from None
+        return self._record(Heal(self.gap.entry, windows))
+
+    def _export(self, number: int) -> None:
+        """One window: export it if that was not asked for yet, then land file after file."""
+        window = self.heal.windows[number]
+        where = f"window {number + 1} of {len(self.heal.windows)}"
+        if window.export_arn is None:
+            self._wait_until_restorable(window.to_us, where)
+            arn = request_incremental(
+                self.lake.aws,
+                self.described.arn,
+                (_moment(window.from_us), _moment(window.to_us)),
+                export_target(self.lake, self.table),
+                self._token(window),
+            )
+            window = self._move(number, replace(window, export_arn=arn))
+        status = self._wait_for(number, window, where)
+        manifest = read_manifest(self.lake.aws, status, INCREMENTAL)
+        if manifest.table_id and manifest.table_id != self.described.table_id:
+            raise ExportError(f"export {status.arn} is of another table ({manifest.table_id})")
+        for file in manifest.files:
+            if file.key not in window.files:
+                objects = self._land(self._changes(status, file))
+                landed = replace(window, files=(*window.files, file.key))
+                window = self._move(number, landed, objects)
+            self.progress(f"{where}: {len(window.files)} of {len(manifest.files)} files landed")
+        self._move(number, replace(window, done=True))
+
+    def _wait_until_restorable(self, until_us: int, where: str) -> None:
+        while True:
+            latest = describe_backups(self.lake.aws, self.table.name).latest
+            if latest is not None and latest.timestamp() * 1_000_000 >= until_us:
+                return
+            self.progress(f"{where}: waiting until recovery reaches {_moment(until_us):%H:%M:%S}")
+            self.sleep(_WAIT_SECONDS)
+
+    def _wait_for(self, number: int, window: HealWindow, where: str) -> ExportStatus:
+        """Poll until the export is complete; one that failed is given up and asked for anew."""
+        assert window.export_arn is not None
+        while True:
+            status = describe_export(self.lake.aws, window.export_arn)
+            if status.status == "COMPLETED":
+                return status
+            if status.status == "FAILED":
+                again = replace(window, export_arn=None, attempt=window.attempt + 1)
+                self._move(number, again)
+                raise ExportError(
+                    f"export {status.arn} failed: {status.failure}",
+                    fix="heal again: it asks for a new export of the same window",
+                )
+            self.progress(f"{where}: export is {status.status}")
+            self.sleep(self.lake.settings.export.poll_seconds)
+
+    def _changes(self, status: ExportStatus, file: DataFile) -> Iterator[Change]:
+        where, number = f"data file {file.key}", 0
+        for block in whole_lines(read_data_file(self.lake.aws, status, file), where):
+            for line in block.splitlines():
+                number += 1
+                yield self._change(line, f"{where}, line {number}")
+        if number != file.items:
+            raise ExportError(f"{where} holds {number} items, its manifest promises {file.items}")
+        self.lines += number
+
+    def _change(self, line: bytes, where: str) -> Change:
+        try:
+            return from_export_line(msgspec.json.decode(line), table_id=self.described.table_id)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise ExportError(f"{where}: not JSON") from None
+        except (UnreadableError, RecursionError) as error:
+            raise ExportError(f"{where}: {getattr(error, 'reason', TOO_DEEP)}") from None
+
+    def _land(self, changes: Iterable[Change]) -> list[LandedObject]:
+        """Write objects, some thousand changes at a time; they count when they are logged."""
+        objects: list[LandedObject] = []
+        for batch in _batches(changes):
+            keys = partial(self.log.paths.healed, gap=self.gap.entry, nonce=new_nonce())
+            generation, now_us = self.gap.heal_generation, self.log.now_us()
+            objects += write_days(self.log.store, batch, keys, generation, now_us)
+        return objects
+
+    def _reread(self) -> None:
+        """The ghost rule: items that exports do not speak of although our log touched them.
+
+        An insert and a delete within a window leave no line. If we landed the insert and the
+        delete was lost, the item would stay for ever.
+        """
+        settings = self.lake.settings.capture
+        reader = ItemReader(
+            self.lake.aws, self.table.name, self.described.key_names, settings.reads_per_second
+        )
+        until_us = self.heal.windows[-1].to_us - 1
+        suspects = self._suspects()
+        self.progress(f"reading {len(suspects)} items that the exports do not speak of")
+        rows = (
+            self._read_row(keys, item, until_us)
+            for batch in _batches(suspects)
+            for keys, item in reader.read(batch).items()
+        )
+        objects = self._land(rows)
+        self._record(replace(self.heal, reread=len(suspects)), objects)
+
+    def _suspects(self) -> list[str]:
+        """Keys touched in the windows before the gap, not deleted, and not seen since."""
+        start, end = self.heal.windows[0].from_us, self.heal.windows[-1].to_us
+        self.log.catch_up(self.state)
+        objects = list(self.state.objects.values())
+        later = [o for o in objects if o.generation >= self.gap.heal_generation]
+        before = [
+            o
+            for o in objects
+            if o.generation < self.gap.heal_generation
+            and o.max_write_us >= start
+            and o.min_write_us < end
+        ]
+        with tempfile.TemporaryDirectory() as folder, open_duckdb(self.lake, Path(folder)) as duck:
+            touched = landed_relation(duck, self.lake, before)
+            seen = landed_relation(duck, self.lake, later)
+            rows = duck.execute(
+                f"SELECT keys FROM {touched} AS touched "
+                f"WHERE write_time_us >= {start} AND write_time_us < {end} "
+                f"AND NOT EXISTS (SELECT 1 FROM {seen} AS seen WHERE seen.keys = touched.keys) "
+                "GROUP BY keys HAVING arg_max(op, order_key) <> 'D' ORDER BY keys"
+            ).fetchall()
+        return [keys for (keys,) in rows]
+
+    def _read_row(self, keys: str, item: dict[str, Any] | None, time_us: int) -> Change:
+        op, image = ("D", None) if item is None else ("U", to_json(item))
+        return Change(
+            uuid=content_identity(self.described.table_id, keys, time_us, op, image, None),
+            op=op,
+            write_time_us=time_us,
+            data=None if item is None else plain_json(item),
+            keys=keys,
+            new_image=image,
+            old_image=None,
+            position=f"{position(0, time_us)}.{READ}",
+            sequence_number="",
+            shard_id="",
+            event_id="",
+            is_ttl_delete=None,
+            transport=READ,
+        )
+
+    def _finish(self) -> None:
+        """A healed state shows everything up to the end of the windows, so capture must, too."""
+        end_us = self.heal.windows[-1].to_us
+        self.log.catch_up(self.state)
+        if self.state.watermark_us < end_us:
+            raise NotReadyError(
+                f"table {self.table.name}: everything that the gap lost has landed; capture is at "
+                f"{_moment(self.state.watermark_us)} and must come past {_moment(end_us)}",
+                fix="run the job `capture`, then heal again",
+            )
+        self._record(replace(self.heal, healed=True))
+
+    def _move(
+        self, number: int, window: HealWindow, objects: list[LandedObject] | None = None
+    ) -> HealWindow:
+        windows = list(self.heal.windows)
+        windows[number] = window
+        self._record(replace(self.heal, windows=tuple(windows)), objects)
+        return window
+
+    def _record(self, heal: Heal, objects: list[LandedObject] | None = None) -> Heal:
+        """Log a step; of two heals at once the second one stops."""
+        before = self.state.heals.get(self.gap.entry)
+        entry = Entry(
+            n=0,
+            nonce=new_nonce(),
+            owner=this_owner(),
+            at_us=0,
+            heal=heal,
+            objects=tuple(objects or ()),
+        )
+        while not self.log.append(self.state, entry):
+            self.log.catch_up(self.state)
+            if self.state.heals.get(self.gap.entry) != before:
+                self.log.store.delete(landed.key for landed in entry.objects)
+                raise CaptureConflictError(
+                    f"table {self.table.name}: another run heals the gap of entry "
+                    f"{self.gap.entry}; this one stops, nothing is lost and nothing doubled",
+                    fix="let the other run finish",
+                )
+        self.heal = heal
+        return heal
+
+    def _token(self, window: HealWindow) -> str:
+        """The same attempt at the same window asks for the same export, whoever asks."""
+        what = (self.described.table_id, self.gap.entry, window.from_us, window.attempt)
+        return hashlib.sha256("/".join(map(str, what)).encode()).hexdigest()[:32]
+
+
+def _batches(rows: Iterable[_T]) -> Iterator[list[_T]]:
+    left = iter(rows)
+    while batch := list(islice(left, _BATCH_ROWS)):
+        yield batch
+
+
+def _moment(time_us: int) -> datetime:
+    return datetime.fromtimestamp(time_us // 1_000_000, UTC)
