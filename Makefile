@@ -90,11 +90,11 @@ dev: $(STAMP) ## Dagster's web interface and daemon on this checkout
 
 .PHONY: test
 test: $(STAMP) ## The fast tests (PYTEST_ARGS=...)
-	@$(BIN)/python -m pytest -m 'not ui and not slow and not contract' $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m 'not ui and not slow and not contract and not spark' $(PYTEST_ARGS)
 
 .PHONY: test-slow
 test-slow: $(STAMP) ## The tests that start servers or take minutes
-	@$(BIN)/python -m pytest -m 'slow and not ui and not contract' $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m 'slow and not ui and not contract and not spark' $(PYTEST_ARGS)
 
 .PHONY: test-nightly
 test-nightly: $(STAMP) ## Thousands of new random stories; takes hours: STORIES=20000
@@ -104,6 +104,15 @@ test-nightly: $(STAMP) ## Thousands of new random stories; takes hours: STORIES=
 .PHONY: test-contract
 test-contract: $(STAMP) ## Our local AWS and Amazon's own by one set of rules; wants Java 17 and Maven
 	@$(BIN)/python -m pytest -m contract $(PYTEST_ARGS)
+
+# Spark is large, so it comes into .venv with the first run of this, and only where it can run.
+.PHONY: test-spark
+test-spark: $(STAMP) ## The portable SQL on Spark beside DuckDB; wants Java 17, installs 450 MB once
+	@reason=$$($(BIN)/python -m cdc_pipeline_tests.spark.session) || exit 1; \
+	if [ -n "$$reason" ]; then echo "Nothing was run on Spark: $$reason"; exit 0; fi; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location \
+		-c constraints.txt -e '.[spark]' && \
+	$(BIN)/python -m pytest -m spark cdc_pipeline_tests/spark $(PYTEST_ARGS)
 
 .PHONY: test-ui
 test-ui: $(STAMP) ## The browser tests; need chromium and chromedriver (CHROMIUM=, CHROMEDRIVER=)

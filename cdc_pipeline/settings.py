@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from cdc_pipeline.core.columns import tags_of_type
 from cdc_pipeline.core.errors import SettingsError
 from cdc_pipeline.core.names import safe_name
 
@@ -50,6 +51,17 @@ def _owner(value: str) -> str:
     return value
 
 
+def _column_type(value: str) -> str:
+    kind = "".join(value.split())
+    if not tags_of_type(kind):
+        raise ValueError(
+            "a column type is string, boolean, binary, json, int64, decimal(p,s) with p up to 38, "
+            "or list<...> of string, binary, int64 or decimal(p,s)"
+        )
+    return kind
+
+
+ColumnType = Annotated[str, AfterValidator(_column_type)]
 Cron = Annotated[str, AfterValidator(_cron)]
 Owner = Annotated[str, AfterValidator(_owner)]
 
@@ -69,6 +81,24 @@ class Snapshot(_Strict):
     )
 
 
+class ColumnRule(_Strict):
+    """What becomes of one top-level attribute on its way to readers: exactly one of these."""
+
+    hash: bool = Field(False, description="replaced by its HMAC-SHA256, equal for equal values")
+    drop: bool = Field(False, description="left out, of `_item` too")
+    mask: str | None = Field(None, description="replaced by this text")
+    type: ColumnType | None = Field(
+        None, description="the column's type; what does not fit it goes to `_rescued`"
+    )
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> "ColumnRule":
+        said = [self.hash, self.drop, self.mask is not None, self.type is not None]
+        if sum(said) != 1:
+            raise ValueError("say exactly one of hash: true, drop: true, mask, type")
+        return self
+
+
 class Table(_Strict):
     """One DynamoDB table to keep a copy of."""
 
@@ -83,6 +113,16 @@ class Table(_Strict):
         description="allow a stream without new images; every changed item is read from the table",
     )
     snapshot: Snapshot = Snapshot()  # type: ignore[call-arg]
+    columns: dict[str, ColumnRule] = Field(
+        {}, description="rules for top-level attributes, by exact attribute name"
+    )
+    heal: Literal["auto", "ask"] = Field(
+        "auto", description="auto: gaps are healed from exports (which cost) as soon as they open"
+    )
+    schema_contract: Literal["evolve", "refuse"] = Field(
+        "evolve",
+        description="refuse: current_state stays as it is when attributes are new or change type",
+    )
 
     @property
     def safe_name(self) -> str:
@@ -129,6 +169,9 @@ class Export(_Strict):
     prefix: str = Field("", description="S3 prefix in that bucket when `bucket` is given")
     poll_seconds: float = Field(15.0, gt=0, description="pause between looks at a running export")
     timeout_minutes: int = Field(24 * 60, ge=1, description="give up waiting after this long")
+    least_window_minutes: float = Field(
+        15, gt=0, description="shortest incremental export; AWS takes none below 15 minutes"
+    )
 
 
 class Schedules(_Strict):
@@ -144,6 +187,15 @@ class Schedules(_Strict):
     running: bool = Field(
         False, description="start sensors and schedules as soon as Dagster loads the tables"
     )
+
+
+class CurrentState(_Strict):
+    """When changes are folded into the published state by themselves; queries see them anyway."""
+
+    fold_percent: float = Field(
+        5, ge=0, description="fold when the changes are this many percent of the items"
+    )
+    fold_minutes: float = Field(15, ge=0, description="or when the last fold is this old")
 
 
 class Maintenance(_Strict):
@@ -177,9 +229,13 @@ class Settings(_Strict):
     )
     start_date: date = Field(date(2026, 1, 1), description="first daily partition (UTC)")
     aggregates: str = Field("aggregates", description="folder of *.sql aggregates")
+    masking_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = Field(
+        "CDC_MASKING_KEY", description="environment variable with the key of hashed columns"
+    )
     capture: Capture = Capture()  # type: ignore[call-arg]
     export: Export = Export()  # type: ignore[call-arg]
     schedules: Schedules = Schedules()  # type: ignore[call-arg]
+    current_state: CurrentState = CurrentState()  # type: ignore[call-arg]
     maintenance: Maintenance = Maintenance()  # type: ignore[call-arg]
     tables: Annotated[list[Table], Field(min_length=1)]
 
@@ -291,6 +347,8 @@ def _mistake(error: Any) -> str:
 
 def _submodel(model: type[BaseModel], part: str | int) -> type[BaseModel]:
     if isinstance(part, int):
+        return model
+    if part not in model.model_fields:  # a name that the user chose
         return model
     annotation = model.model_fields[part].annotation
     arguments = getattr(annotation, "__args__", ())

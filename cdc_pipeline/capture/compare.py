@@ -9,6 +9,7 @@ from cdc_pipeline.core.attributes import canonical_item, to_json
 from cdc_pipeline.lake.connection import connect_lake
 from cdc_pipeline.lake.duck import arrow_batches, identifier
 from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.masked import masking_of
 from cdc_pipeline.settings import Table
 
 _BATCH_ROWS = 20_000
@@ -34,10 +35,15 @@ def compare_with_source(lake: Lake, table: Table) -> Comparison:
     """Compare every item of `current_state` with a consistent Scan of a source at rest.
 
     Both sides are compared as canonical typed JSON, so numbers count by value and sets by
-    content. Holds the source's items in memory: for the demo and tests, not for big tables.
+    content. Where the settings mask, the source is masked alike. Holds the source's items in
+    memory: for the demo and tests, not for big tables.
     """
     key_names = describe_table(lake.aws, table.name).key_names
-    source = {_key(item, key_names): to_json(item) for item in _canonical_scan(lake, table)}
+    masking = masking_of(lake.settings, table, writing=True)
+    source = {
+        masking.item(_key(item, key_names)): masking.item(to_json(item))
+        for item in _canonical_scan(lake, table)
+    }
     compared, unexpected, different = len(source), 0, 0
     examples: list[str] = []
     with connect_lake(lake, [table.name], aggregates=False) as connection:

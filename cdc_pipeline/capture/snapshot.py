@@ -2,16 +2,15 @@
 
 import hashlib
 import math
+import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-
-import msgspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cdc_pipeline.aws.export import (
     DataFile,
@@ -19,7 +18,6 @@ from cdc_pipeline.aws.export import (
     ExportTarget,
     Manifest,
     describe_export,
-    lines,
     read_data_file,
     read_manifest,
     request_export,
@@ -27,20 +25,22 @@ from cdc_pipeline.aws.export import (
 from cdc_pipeline.capture.continuity import open_capture
 from cdc_pipeline.capture.drain import open_source
 from cdc_pipeline.capture.source import require_backups, table_with_stream
-from cdc_pipeline.core.attributes import TOO_DEEP
+from cdc_pipeline.capture.staging import Converted, Staging
 from cdc_pipeline.core.capture_log import Baseline, Entry, LogState
-from cdc_pipeline.core.changes import export_item
 from cdc_pipeline.core.columns import Column
-from cdc_pipeline.core.errors import ExportError, SettingsError, UnreadableError
+from cdc_pipeline.core.errors import ExportError, SettingsError
 from cdc_pipeline.core.order import SNAPSHOT_POSITION, order_key
 from cdc_pipeline.lake.duck import files_relation, open_duckdb
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.log import CaptureLog, new_nonce, this_owner
-from cdc_pipeline.lake.typed import TypedResult, replace_typed
+from cdc_pipeline.lake.typed import Seen, TypedResult, replace_typed
 from cdc_pipeline.settings import Table
-from cdc_pipeline.transform.shred import NARROW_SCHEMA
+from cdc_pipeline.transform.shred import NARROW_SCHEMA, merge_stats
 
-_BATCH_ROWS = 10_000
+# One for each core, up to what an hour of a 100 GB export needs; each takes some 60 MB.
+_WORKERS = 4
+_FEW_ITEMS = 50_000
+_SORT_MEMORY = "400MB"
 _ASK_ANEW = "remove the cause and materialise pitr_export again; it asks for a new export"
 Progress = Callable[[str], None]
 
@@ -116,6 +116,7 @@ def take_snapshot(
             staged_us=log.now_us(),
         ),
     )
+    lake.store.delete(list(lake.store.list(lake.paths(table).staging)))
     return SnapshotResult(
         generation=baseline.generation,
         export_arn=status.arn,
@@ -237,88 +238,77 @@ def _stage(
 ) -> tuple[TypedResult, int]:
     """Verify and convert every file, then commit them together as `<table>_snapshot`."""
     with tempfile.TemporaryDirectory() as folder, open_duckdb(lake, Path(folder)) as connection:
-        scratch, paths, size, items = Path(folder), [], 0, 0
-        for number, file in enumerate(manifest.files, start=1):
-            path = scratch / f"narrow-{number:06d}.parquet"
-            convert = _FileConverter(path, baseline, key_names, f"data file {file.key}")
-            size += convert.run(lake, status, file)
-            items += file.items
-            paths.append(str(path))
-            progress(f"file {number} of {len(manifest.files)}: {items} of {manifest.items} items")
+        connection.execute(f"SET memory_limit = '{_SORT_MEMORY}'")
+        connection.execute("SET threads = 2")  # each takes its share of that
+        root = lake.paths(table).staging
+        staging = Staging(
+            lake.store,
+            f"{root}{status.arn.rpartition('/')[2]}/",
+            Path(folder),
+            key_names,
+            order_key(baseline.generation, SNAPSHOT_POSITION),
+            baseline.export_time_us,
+        )
+        staging.open(root)
+        files = _convert_all(lake, status, manifest, staging, progress)
+        paths = [str(path) for file in files for path in file.paths]
         narrow = f"SELECT * FROM {files_relation(connection, paths, NARROW_SCHEMA)}"
-        counts = connection.execute(f"SELECT count(DISTINCT item_key) FROM ({narrow})").fetchall()
-        if counts[0][0] != manifest.items:
-            raise ExportError(
-                f"export {status.arn} holds {manifest.items} items but {counts[0][0]} keys"
-            )
+        keys = f"SELECT count(*) FROM (SELECT DISTINCT item_key FROM ({narrow}))"
+        ((count,),) = connection.execute(keys).fetchall()
+        if count != manifest.items:
+            raise ExportError(f"export {status.arn} holds {manifest.items} items but {count} keys")
+        progress(f"sorting and typing {manifest.items} items")
         name = f"{table.safe_name}_snapshot"
         properties = {
             "generation": str(baseline.generation),
             "export_arn": status.arn,
             "export_time_us": str(baseline.export_time_us),
         }
-        over = lake.tables.load(name)
         staged = replace_typed(
-            lake.tables, name, connection, narrow, properties, over=over, scratch=scratch
+            lake.tables,
+            name,
+            connection,
+            narrow,
+            properties,
+            over=lake.tables.load(name),
+            scratch=Path(folder),
+            seen=Seen(manifest.items, merge_stats(*(file.stats for file in files))),
         )
-        return staged, size
+        return staged, sum(file.bytes for file in files)
 
 
-class _FileConverter:
-    """One data file of an export to narrow Parquet, a batch of items in memory at a time."""
+def _convert_all(
+    lake: Lake,
+    status: ExportStatus,
+    manifest: Manifest,
+    staging: Staging,
+    progress: Progress,
+) -> list[Converted]:
+    """Convert the data files, several at once; the first failure stops the rest."""
+    stop = threading.Event()
 
-    def __init__(
-        self, path: Path, baseline: Baseline, key_names: tuple[str, ...], where: str
-    ) -> None:
-        self._path = path
-        self._order_key = order_key(baseline.generation, SNAPSHOT_POSITION)
-        self._write_time_us = baseline.export_time_us
-        self._key_names = key_names
-        self._where = where
-        self._line = 0
-        self._keys: list[str] = []
-        self._items: list[str] = []
-
-    def run(self, lake: Lake, status: ExportStatus, file: DataFile) -> int:
-        """Convert and verify; returns the decompressed size in bytes. Raises `ExportError`."""
-        size = 0
-
-        def measured() -> Iterator[bytes]:
-            nonlocal size
+    def convert(file: DataFile) -> Converted:
+        def pieces() -> Iterator[bytes]:
             for piece in read_data_file(lake.aws, status, file):
-                size += len(piece)
+                if stop.is_set():
+                    raise CancelledError
                 yield piece
 
-        with pq.ParquetWriter(self._path, NARROW_SCHEMA, compression="zstd") as writer:
-            count = lines(measured(), lambda line: self._add(writer, line))
-            self._flush(writer)
-        if count != file.items:
-            raise ExportError(
-                f"{self._where} holds {count} items, its manifest promises {file.items}"
-            )
-        return size
+        return staging.kept(file) or staging.convert(file, pieces(), f"data file {file.key}")
 
-    def _add(self, writer: pq.ParquetWriter, line: bytes) -> None:
-        self._line += 1
+    workers = min(os.cpu_count() or 1, _WORKERS) if manifest.items > _FEW_ITEMS else 1
+    done, items = 0, 0
+    with ThreadPoolExecutor(workers, "convert") as pool:
+        running = [pool.submit(convert, file) for file in manifest.files]
         try:
-            keys, item = export_item(msgspec.json.decode(line), self._key_names)
-        except msgspec.DecodeError:
-            raise ExportError(f"{self._where}, line {self._line}: not JSON") from None
-        except (UnreadableError, RecursionError) as error:
-            reason = getattr(error, "reason", TOO_DEEP)
-            raise ExportError(f"{self._where}, line {self._line}: {reason}") from None
-        self._keys.append(keys)
-        self._items.append(item)
-        if len(self._keys) >= _BATCH_ROWS:
-            self._flush(writer)
-
-    def _flush(self, writer: pq.ParquetWriter) -> None:
-        count = len(self._keys)
-        rows = {
-            "item_key": self._keys,
-            "order_key": [self._order_key] * count,
-            "item": self._items,
-            "write_time_us": [self._write_time_us] * count,
-        }
-        writer.write_batch(pa.RecordBatch.from_pydict(rows, schema=NARROW_SCHEMA))
-        self._keys, self._items = [], []
+            for future in as_completed(running):
+                items += future.result().items
+                done += 1
+                progress(
+                    f"file {done} of {len(running)}: {items} of {manifest.items} items converted"
+                )
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return [future.result() for future in running]

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 INT64_DIGITS = 18
 DECIMAL_DIGITS = 38
@@ -65,12 +65,14 @@ class Column:
 
     `type` is one of `string`, `boolean`, `binary`, `int64`, `decimal(p,s)`, `json`, and
     `list<...>` of the first five for sets. Values of other tags are in the rescue column.
+    `pinned`: the settings say the type, and numbers that do not fit it are rescued, too.
     """
 
     name: str
     attribute: str
     tag: str
     type: str
+    pinned: bool = False
 
 
 _FIXED_TYPES = {
@@ -94,34 +96,159 @@ def number_type(stats: AttributeStats) -> str:
     return f"decimal({INT64_DIGITS if digits <= INT64_DIGITS else DECIMAL_DIGITS},{stats.scale})"
 
 
-def _main_tag(stats: AttributeStats) -> str | None:
+_PIN_TAGS = {
+    "string": ("S", "N"),
+    "boolean": ("BOOL",),
+    "binary": ("B",),
+    "json": ("M", "L"),
+    "list<string>": ("SS", "NS"),
+    "list<binary>": ("BS",),
+}
+_DECIMAL = re.compile(r"decimal\(([1-9][0-9]?),(0|[1-9][0-9]?)\)").fullmatch
+
+
+def tags_of_type(kind: str) -> tuple[str, ...]:
+    """The DynamoDB types whose values a column of this type can hold, none for no type of ours."""
+    if kind in _PIN_TAGS:
+        return _PIN_TAGS[kind]
+    element = kind.removeprefix("list<").removesuffix(">")
+    found = _DECIMAL(element)
+    sound = found and int(found[2]) <= int(found[1]) <= DECIMAL_DIGITS
+    if element != "int64" and not sound:
+        return ()
+    return ("NS",) if kind == f"list<{element}>" else ("N",) if kind == element else ()
+
+
+def _main_tag(stats: AttributeStats, among: Iterable[str] | None = None) -> str | None:
     tags = [(count, tag) for tag, count in stats.tags.items() if tag != "NULL"]
-    return max(tags)[1] if tags else None
+    return max((t for t in tags if among is None or t[1] in among), default=(0, None))[1]
 
 
 def columns_of(
-    stats: Stats, prior: Iterable[Column] = (), *, keep_tags: bool = False
+    stats: Stats,
+    prior: Iterable[Column] = (),
+    *,
+    keep_tags: bool = False,
+    pins: Mapping[str, str] | None = None,
 ) -> list[Column]:
     """Typed columns for everything seen, sorted by name.
 
     A column name in `prior` stays with its attribute; with `keep_tags` so does its tag, as it
     must where new rows meet a table that is typed already. An attribute that was only ever NULL
     is a string column. Names are lower case: Athena, Glue and DuckDB do not tell `a` from `A`.
+    `pins`: types by attribute that hold whatever was seen.
     """
     before = {column.attribute: column for column in prior}
     names = _column_names(stats, {a: column.name for a, column in before.items()})
     columns = []
     for attribute, seen in stats.items():
+        pin = (pins or {}).get(attribute)
+        tags = tags_of_type(pin) if pin else None
         kept = before.get(attribute) if keep_tags else None
-        tag = kept.tag if kept else _main_tag(seen) or "S"
-        columns.append(Column(names[attribute], attribute, tag, _type_of(tag, seen)))
+        tag = kept.tag if kept else _main_tag(seen, tags) or (tags or "S")[0]
+        kind = pin or _natural_type(tag, seen)
+        columns.append(Column(names[attribute], attribute, tag, kind, pin is not None))
     return sorted(columns, key=lambda column: column.name)
 
 
-def _type_of(tag: str, stats: AttributeStats) -> str:
+def _natural_type(tag: str, stats: AttributeStats) -> str:
     if tag == "N":
         return number_type(stats)
     return f"list<{number_type(stats)}>" if tag == "NS" else _FIXED_TYPES[tag]
+
+
+def carry_widths(stats: Stats, prior: Stats) -> None:
+    """Make the numbers of `stats` as wide as they ever were: types widen and stay so."""
+    for attribute in stats.keys() & prior.keys():
+        seen, was = stats[attribute], prior[attribute]
+        seen.integer_digits = max(seen.integer_digits, was.integer_digits)
+        seen.scale = max(seen.scale, was.scale)
+
+
+_INT64 = 2**63
+
+
+def number_fits(kind: str, number: str) -> bool:
+    """Whether a canonical number is exact in a scalar type."""
+    value = Decimal(number)
+    _, digits, exponent = value.as_tuple()
+    assert isinstance(exponent, int)  # canonical numbers are finite
+    if kind == "int64":
+        return value.adjusted() < 20 and value == int(value) and -_INT64 <= value < _INT64
+    found = _DECIMAL(kind)
+    if not found or not value:
+        return True
+    precision, scale = int(found[1]), int(found[2])
+    return -exponent <= scale and len(digits) + exponent <= precision - scale
+
+
+def too_narrow(column: Column, stats: AttributeStats) -> bool:
+    """Whether some number that was seen may not fit a pinned column."""
+    if not column.pinned or column.tag not in ("N", "NS"):
+        return False
+    kind = column.type.removeprefix("list<").removesuffix(">")
+    if kind == "int64":
+        return number_type(stats) != "int64"
+    found = _DECIMAL(kind)
+    if not found:
+        return False
+    precision, scale = int(found[1]), int(found[2])
+    return stats.scale > scale or stats.integer_digits > precision - scale
+
+
+@dataclass(frozen=True)
+class ColumnChange:
+    """One difference between two versions of a table's columns; None: not there."""
+
+    kind: Literal["added", "widened", "retyped", "gone"]
+    attribute: str
+    before: Column | None
+    after: Column | None
+
+
+def column_changes(before: Iterable[Column], after: Iterable[Column]) -> list[ColumnChange]:
+    """What became of each attribute's column, by attribute."""
+    had = {column.attribute: column for column in before}
+    have = {column.attribute: column for column in after}
+    changes = []
+    for attribute in sorted(had.keys() | have.keys()):
+        old, new = had.get(attribute), have.get(attribute)
+        if old is None:
+            changes.append(ColumnChange("added", attribute, None, new))
+        elif new is None:
+            changes.append(ColumnChange("gone", attribute, old, None))
+        elif (old.tag, old.type) != (new.tag, new.type):
+            inferred = old.tag == new.tag and not (old.pinned or new.pinned)
+            kind = "widened" if inferred else "retyped"
+            changes.append(ColumnChange(kind, attribute, old, new))
+    return changes
+
+
+@dataclass(frozen=True)
+class TypeConflict:
+    """An attribute with values that its column does not hold.
+
+    `values`: all of them by DynamoDB type; `rescued`: those in the rescue column.
+    """
+
+    attribute: str
+    column: Column
+    values: dict[str, int]
+    rescued: int
+
+
+def type_conflicts(
+    columns: Iterable[Column], stats: Stats, misfits: Mapping[str, int]
+) -> list[TypeConflict]:
+    """Every attribute of which something is rescued; `misfits`: numbers that do not fit a pin."""
+    found = []
+    for column in columns:
+        values = {t: n for t, n in sorted(stats[column.attribute].tags.items()) if t != "NULL"}
+        others = sum(n for tag, n in values.items() if tag != column.tag)
+        rescued = others + misfits.get(column.attribute, 0)
+        if rescued:
+            found.append(TypeConflict(column.attribute, column, values, rescued))
+    return found
 
 
 def _column_names(attributes: Iterable[str], names: dict[str, str]) -> dict[str, str]:

@@ -20,6 +20,7 @@ for _parameter in ("backfill_policy", "owners"):
 from cdc_pipeline.defs.aggregates import build_aggregate_defs  # noqa: E402
 from cdc_pipeline.defs.capture import capture  # noqa: E402
 from cdc_pipeline.defs.glue import build_glue_sensor, repair_glue_partitions  # noqa: E402
+from cdc_pipeline.defs.heal import build_gap_sensor, heal  # noqa: E402
 from cdc_pipeline.defs.maintenance import build_maintenance_defs  # noqa: E402
 from cdc_pipeline.defs.resources import LakeResource  # noqa: E402
 from cdc_pipeline.defs.schedules import build_schedules  # noqa: E402
@@ -44,8 +45,12 @@ def build_definitions(
         for key in asset.keys
     ]
     own = dg.Definitions(
-        jobs=[capture, repair_glue_partitions],
-        sensors=[build_shard_sensor(settings), build_glue_sensor(settings)],
+        jobs=[capture, heal, repair_glue_partitions],
+        sensors=[
+            build_shard_sensor(settings),
+            build_gap_sensor(settings),
+            build_glue_sensor(settings),
+        ],
         resources=resources or {"lake": LakeResource(settings_path=str(path.resolve()))},
     )
     return dg.Definitions.merge(*parts, build_schedules(settings, daily_assets), own)

@@ -1,8 +1,8 @@
-"""Asset checks of raw_stream: nothing unreadable, no gap, far from the stream's retention."""
+"""Asset checks: nothing is lost (raw_stream, cdc), columns hold everything (current_state)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dagster as dg
@@ -10,12 +10,13 @@ import dagster as dg
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.names import TablePaths
 from cdc_pipeline.defs.failures import readable_failures
-from cdc_pipeline.defs.metadata import moment
+from cdc_pipeline.defs.metadata import grid, moment
 from cdc_pipeline.defs.resources import LakeResource
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings import Table
 
 _RETENTION_HOURS = 24  # DynamoDB Streams
+_MOST_ROWS = 50
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def quarantine(lake: Lake, table: Table, state: LogState) -> Finding:
     metadata: dict[str, Any] = {"records": sum(reasons.values())}
     if reasons:
         rows = [(reason, str(count)) for reason, count in sorted(reasons.items())]
-        metadata["reasons"] = _grid(("reason", "records"), rows)
+        metadata["reasons"] = grid(("reason", "records"), rows)
         metadata["folder"] = lake.store.uri(TablePaths(lake.database, table.safe_name).quarantine)
     return Finding(not reasons, metadata)
 
@@ -51,8 +52,8 @@ def gaps(lake: Lake, table: Table, state: LogState) -> Finding:
             (str(g.entry), g.cause, str(len(g.shards)), _utc(g.from_us), _utc(g.to_us))
             for g in found
         ]
-        metadata["missing"] = _grid(("entry", "cause", "shards", "from", "to"), rows)
-        metadata["fix"] = f"materialise {table.safe_name}/pitr_export: a new baseline behind it"
+        metadata["missing"] = grid(("entry", "cause", "shards", "from", "to"), rows)
+        metadata["fix"] = f"cdc-pipeline heal {table.safe_name}, or the job heal"
     return Finding(not found, metadata)
 
 
@@ -72,24 +73,81 @@ def retention(lake: Lake, table: Table, state: LogState) -> Finding:
     return Finding(behind < options.warn_hours, metadata, severity)
 
 
+def type_conflicts(lake: Lake, table: Table, state: LogState) -> Finding:
+    """Every published value is in its attribute's column; the others are exact in `_rescued`."""
+    from cdc_pipeline.lake.current_state import published_base
+    from cdc_pipeline.lake.typed import published_conflicts
+
+    base = published_base(lake, table)
+    if base is None:
+        return Finding(True, {"note": "nothing has been published yet"})
+    found = published_conflicts(base.table)
+    metadata: dict[str, Any] = {
+        "attributes": len(found),
+        "rescued_values": sum(conflict.rescued for conflict in found),
+    }
+    if found:
+        worst = sorted(found, key=lambda conflict: -conflict.rescued)[:_MOST_ROWS]
+        rows = [
+            (repr(c.attribute), c.column.type, _counts(c.values), str(c.rescued)) for c in worst
+        ]
+        headings = ("attribute", "column type", "values by DynamoDB type", "rescued")
+        metadata["conflicts"] = grid(headings, rows)
+        metadata["fix"] = (
+            "say the type under the table's `columns` in the settings, or read `_rescued` and "
+            "`_item`; nothing is lost"
+        )
+    return Finding(not found, metadata, dg.AssetCheckSeverity.WARN)
+
+
+def chain(lake: Lake, table: Table, state: LogState) -> Finding:
+    """Each change begins with the image that the item's change before it left behind."""
+    from cdc_pipeline.lake.chain import check_chain
+
+    since = datetime.now(UTC).date() - timedelta(days=1)
+    found = check_chain(lake, table, since)
+    metadata: dict[str, Any] = {
+        "pairs_compared": found.links,
+        "breaks": found.breaks,
+        "explained_by_gaps": found.in_gaps,
+        "since": since.isoformat(),
+    }
+    if found.examples:
+        rows = [(b.key, _utc(b.from_us), _utc(b.to_us), b.order_key) for b in found.examples]
+        headings = ("SHA-256 of the key", "change before", "change behind", "its order key")
+        metadata["examples"] = grid(headings, rows)
+        metadata["fix"] = f"compare with the source: materialise {table.safe_name}/pitr_export"
+    return Finding(not found.breaks, metadata)
+
+
+def _counts(values: dict[str, int]) -> str:
+    return ", ".join(f"{tag} {count}" for tag, count in values.items())
+
+
 CHECKS: dict[str, Callable[[Lake, Table, LogState], Finding]] = {
     "no_quarantined_records": quarantine,
     "no_open_gaps": gaps,
     "retention_budget": retention,
 }
+"""The checks of raw_stream."""
 
 
 def build_checks(table: Table) -> list[dg.AssetChecksDefinition]:
-    """The checks of one table's raw_stream."""
-    return [_check(table, name, find) for name, find in CHECKS.items()]
+    """The checks of one table's assets."""
+    checks = [_check(table, "raw_stream", name, find) for name, find in CHECKS.items()]
+    return [
+        *checks,
+        _check(table, "cdc", "unbroken_chain", chain),
+        _check(table, "current_state", "type_conflicts", type_conflicts),
+    ]
 
 
 def _check(
-    table: Table, name: str, find: Callable[[Lake, Table, LogState], Finding]
+    table: Table, asset: str, name: str, find: Callable[[Lake, Table, LogState], Finding]
 ) -> dg.AssetChecksDefinition:
     @dg.asset_check(
         name=name,
-        asset=dg.AssetKey([table.safe_name, "raw_stream"]),
+        asset=dg.AssetKey([table.safe_name, asset]),
         description=(find.__doc__ or "").strip(),
     )
     def check(lake: LakeResource) -> dg.AssetCheckResult:
@@ -104,7 +162,7 @@ def _check(
 
 
 def report_checks(instance: dg.DagsterInstance, lake: Lake, table: Table) -> None:
-    """Record the checks as they are now; for runs that are no asset runs, and for sensors."""
+    """Record raw_stream's checks as they are now; for runs that are no asset runs, and sensors."""
     state = lake.log(table).load()
     for name, find in CHECKS.items():
         found = find(lake, table, state)
@@ -117,11 +175,6 @@ def report_checks(instance: dg.DagsterInstance, lake: Lake, table: Table) -> Non
                 metadata=found.metadata,
             )
         )
-
-
-def _grid(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> dg.MarkdownMetadataValue:
-    lines = [headings, tuple("---" for _ in headings), *rows]
-    return dg.MetadataValue.md("\n".join(f"| {' | '.join(line)} |" for line in lines))
 
 
 def _utc(time_us: int) -> str:

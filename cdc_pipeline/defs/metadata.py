@@ -6,8 +6,9 @@ from typing import Any
 
 import dagster as dg
 
-from cdc_pipeline.core.columns import SYSTEM_COLUMNS, Column
+from cdc_pipeline.core.columns import SYSTEM_COLUMNS, Column, ColumnChange
 from cdc_pipeline.core.landing import LANDING_COLUMNS
+from cdc_pipeline.settings import ColumnRule, Table
 
 _SYSTEM_DESCRIPTIONS = {
     "_key": "the item's key, exact typed DynamoDB JSON",
@@ -40,6 +41,45 @@ def landing_columns(more: Iterable[tuple[str, str, str]] = ()) -> dg.TableSchema
     """The landing columns, and columns that follow them."""
     columns = [(c.name, c.type, c.description) for c in LANDING_COLUMNS]
     return dg.TableSchema(columns=[dg.TableColumn(*column) for column in (*columns, *more)])
+
+
+def column_changes(changes: list[ColumnChange] | None, columns: Iterable[Column]) -> dict[str, Any]:
+    """How many columns there are, and what became of those of the version before, if anything."""
+    told: dict[str, Any] = {"columns": len(list(columns))}
+    if changes:
+        rows = [
+            (c.kind, repr(c.attribute), *(_type(side) for side in (c.before, c.after)))
+            for c in changes
+        ]
+        told["column_changes"] = grid(("change", "attribute", "before", "after"), rows)
+    return told
+
+
+def _type(column: Column | None) -> str:
+    return f"{column.name} {column.type}" if column else ""
+
+
+def column_rules(table: Table, unseen: Iterable[str]) -> dict[str, Any]:
+    """The table's column rules, and which of them name attributes that no item had so far."""
+    missing = set(unseen)
+    rows = [
+        (repr(name), _rule(rule), "no" if name in missing else "yes")
+        for name, rule in sorted(table.columns.items())
+    ]
+    return {"column_rules": grid(("attribute", "rule", "seen"), rows)} if rows else {}
+
+
+def _rule(rule: ColumnRule) -> str:
+    if rule.type:
+        return f"type {rule.type}"
+    return "hash" if rule.hash else "drop" if rule.drop else "mask"
+
+
+def grid(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> dg.MarkdownMetadataValue:
+    """A table in Markdown, whatever its cells hold."""
+    lines = [headings, tuple("---" for _ in headings), *rows]
+    cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    return dg.MetadataValue.md("\n".join(f"| {' | '.join(line)} |" for line in cells))
 
 
 def lag_seconds(watermark_us: int) -> float | None:

@@ -10,7 +10,15 @@ from cdc_pipeline.core.names import TablePaths
 from cdc_pipeline.defs.capture import report_capture
 from cdc_pipeline.defs.checks import build_checks
 from cdc_pipeline.defs.failures import readable_failures
-from cdc_pipeline.defs.metadata import known, lag_seconds, landing_columns, moment, typed_columns
+from cdc_pipeline.defs.metadata import (
+    column_changes,
+    column_rules,
+    known,
+    lag_seconds,
+    landing_columns,
+    moment,
+    typed_columns,
+)
 from cdc_pipeline.defs.partitions import daily
 from cdc_pipeline.defs.resources import LakeResource
 from cdc_pipeline.settings import Settings, Table
@@ -217,11 +225,15 @@ def _current_state(table: Table) -> dg.AssetsDefinition:
     def current_state(
         context: dg.AssetExecutionContext, lake: LakeResource
     ) -> Iterator[dg.MaterializeResult]:
-        from cdc_pipeline.lake.current_state import publish_current_state
+        from cdc_pipeline.lake.current_state import is_worth_folding, publish_current_state
 
         with readable_failures():
+            opened = lake.open()
+            if is_automatic(context.run) and not is_worth_folding(opened, table):
+                context.log.info("not worth a fold yet; queries see what has landed without it")
+                return
             try:
-                result = publish_current_state(lake.open(), table)
+                result = publish_current_state(opened, table)
             except NotReadyError as error:
                 if not is_automatic(context.run):
                     raise
@@ -237,6 +249,7 @@ def _current_state(table: Table) -> dg.AssetsDefinition:
                     "dagster/row_count": result.items,
                     "changes_folded": result.changes_folded,
                     "new_baseline": result.new_baseline,
+                    "rebuilt": result.rebuilt,
                     "generation": result.generation,
                     "watermark": result.watermark,
                     "open_gaps": result.open_gaps,
@@ -246,6 +259,8 @@ def _current_state(table: Table) -> dg.AssetsDefinition:
                     "dagster/table_name": ".".join(result.table.name()),
                     "dagster/uri": result.table.location(),
                     "dagster/column_schema": typed_columns(result.columns),
+                    **column_changes(result.changes, result.columns),
+                    **column_rules(table, result.unseen_rules),
                 }
             )
         )

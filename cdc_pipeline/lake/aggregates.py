@@ -7,13 +7,22 @@ from datetime import date
 
 import duckdb
 import pyarrow as pa
+from pyiceberg.table import Table as IcebergTable
 
 from cdc_pipeline.core.errors import NotReadyError, QueryError
 from cdc_pipeline.lake.connection import connect_lake
 from cdc_pipeline.lake.duck import arrow_table, explain
 from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.masked import (
+    PUBLISHED,
+    fingerprints,
+    forget_earlier,
+    masking_of,
+    published_rules,
+    sources_of,
+)
 from cdc_pipeline.lake.tables import CommitConflictError
-from cdc_pipeline.transform.aggregates import AGGREGATES, Aggregate
+from cdc_pipeline.transform.aggregates import AGGREGATES, Aggregate, load_aggregates
 
 _ATTEMPTS = 5
 
@@ -30,18 +39,51 @@ class AggregateResult:
 def build_aggregate(lake: Lake, aggregate: Aggregate, day: date | None = None) -> AggregateResult:
     """Run the query and commit its result; a daily one replaces just `day`.
 
-    Overtaken by another commit it runs again.
+    Days that were built under other masking rules are rebuilt first. Overtaken by another commit
+    it runs again.
 
-    Raises `NotReadyError` when an input does not exist yet, `QueryError` for SQL that fails,
-    `CommitConflictError`, `LakeError`.
+    Raises `NotReadyError` when an input does not exist yet, `QueryError` for SQL that fails or
+    reads what masking keeps from readers, `CommitConflictError`, `LakeError`, `SettingsError`.
     """
+    _refuse_exact_inputs(lake, aggregate)
+    every = load_aggregates(lake.settings.aggregates_folder)
+    rules = fingerprints(lake, sources_of(lake, aggregate, every))
+    before = lake.tables.load(aggregate.table)
+    days: list[date | None] = [*lake.tables.days(before)] if before and day else [None]
+    stale = [d for d in days if published_rules(before, d) != rules] if before else []
+    for other in stale:
+        if other != day:
+            _build_at_last(lake, aggregate, other, rules)
+    result, committed = _build_at_last(lake, aggregate, day, rules)
+    if stale:
+        forget_earlier(lake, committed)
+    return result
+
+
+def _refuse_exact_inputs(lake: Lake, aggregate: Aggregate) -> None:
+    for schema, view in aggregate.inputs:
+        if view not in ("raw_stream", "pitr_export") or schema == AGGREGATES:
+            continue
+        if masking_of(lake.settings, lake.settings.table(schema), writing=False):
+            raise QueryError(
+                f"aggregate {aggregate.name}: {schema}.{view} has the exact values of columns that "
+                "the settings mask, and an aggregate would show them",
+                fix=f"read {schema}.current_state, {schema}.cdc or {schema}.history",
+            )
+
+
+def _build_at_last(
+    lake: Lake, aggregate: Aggregate, day: date | None, rules: str
+) -> tuple[AggregateResult, IcebergTable]:
     for _ in range(_ATTEMPTS - 1):
         with suppress(CommitConflictError):
-            return _build(lake, aggregate, day)
-    return _build(lake, aggregate, day)
+            return _build(lake, aggregate, day, rules)
+    return _build(lake, aggregate, day, rules)
 
 
-def _build(lake: Lake, aggregate: Aggregate, day: date | None) -> AggregateResult:
+def _build(
+    lake: Lake, aggregate: Aggregate, day: date | None, rules: str
+) -> tuple[AggregateResult, IcebergTable]:
     started = time.monotonic()
     before = lake.tables.load(aggregate.table)
     known = {table.safe_name for table in lake.settings.tables}
@@ -62,12 +104,13 @@ def _build(lake: Lake, aggregate: Aggregate, day: date | None) -> AggregateResul
             raise QueryError(f"aggregate {aggregate.name}: {explain(error)}") from None
     name, rows = aggregate.table, _storable(rows)
     if day is None:
-        lake.tables.replace(name, rows.to_reader(), {}, over=before)
+        properties = {PUBLISHED: rules}
+        committed = lake.tables.replace(name, rows.to_reader(), properties, over=before)
     else:
-        rows = _with_day(rows, day)
-        lake.tables.replace_day(name, day, rows.schema, [rows], {}, over=before)
+        rows, properties = _with_day(rows, day), {f"{PUBLISHED}.{day}": rules}
+        committed = lake.tables.replace_day(name, day, rows.schema, [rows], properties, over=before)
     columns = [(field.name, str(field.type)) for field in rows.schema]
-    return AggregateResult(rows.num_rows, columns, time.monotonic() - started)
+    return AggregateResult(rows.num_rows, columns, time.monotonic() - started), committed
 
 
 def _with_day(rows: pa.Table, day: date) -> pa.Table:

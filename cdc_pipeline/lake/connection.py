@@ -1,12 +1,18 @@
 """connect(): a DuckDB connection with a schema per table and the views of DESIGN section 3."""
 
+import shutil
+import tempfile
+import warnings
+import weakref
 from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
 
 import duckdb
 
 from cdc_pipeline.core.capture_log import Baseline
-from cdc_pipeline.core.errors import LakeError
-from cdc_pipeline.lake.cdc import CDC_SCHEMA
+from cdc_pipeline.core.errors import LakeError, SettingsError
+from cdc_pipeline.lake.cdc import CDC_SCHEMA, require_rules_of_days
 from cdc_pipeline.lake.current_state import published_base
 from cdc_pipeline.lake.duck import (
     files_relation,
@@ -16,8 +22,10 @@ from cdc_pipeline.lake.duck import (
     open_duckdb,
 )
 from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.masked import OtherRulesError, refusing_view, require_rules_of_aggregate
 from cdc_pipeline.lake.merge import merged_relation
 from cdc_pipeline.lake.tables import data_files
+from cdc_pipeline.lake.time_travel import find_state, write_state
 from cdc_pipeline.lake.typed import prior_columns
 from cdc_pipeline.settings import Table
 from cdc_pipeline.transform.aggregates import AGGREGATES, load_aggregates
@@ -26,7 +34,11 @@ from cdc_pipeline.transform.sql import load_sql
 
 
 def connect_lake(
-    lake: Lake, tables: Iterable[str] | None = None, *, aggregates: bool = True
+    lake: Lake,
+    tables: Iterable[str] | None = None,
+    *,
+    aggregates: bool = True,
+    as_of: datetime | None = None,
 ) -> duckdb.DuckDBPyConnection:
     """See `cdc_pipeline.lake.connect`."""
     settings = lake.settings
@@ -34,8 +46,11 @@ def connect_lake(
     connection = open_duckdb(lake)
     try:
         for table in chosen:
-            _create_schema(connection, lake, table)
-        if aggregates:
+            if as_of is None:
+                _create_schema(connection, lake, table)
+            else:
+                _create_past_schema(connection, lake, table, as_of)
+        if aggregates and as_of is None:
             _create_aggregates(connection, lake)
     except duckdb.Error as error:
         connection.close()
@@ -63,18 +78,53 @@ def _create_schema(connection: duckdb.DuckDBPyConnection, lake: Lake, table: Tab
         _create_pitr_export(connection, lake, table, schema, baseline)
     if base is not None:
         delta = state.delta(generation=base.generation, after=base.after)
-        merged = merged_relation(connection, lake, table, base, delta)
-        connection.execute(f"CREATE VIEW {schema}.current_state AS {merged}")
+        view = f"{schema}.current_state"
+        try:
+            merged = merged_relation(connection, lake, table, base, delta)
+        except (OtherRulesError, SettingsError) as error:
+            files = files_relation(connection, data_files(base.table), typed_schema([]))
+            refusing_view(connection, view, files, error)
+        else:
+            connection.execute(f"CREATE VIEW {view} AS {merged}")
+
+
+def _create_past_schema(
+    connection: duckdb.DuckDBPyConnection, lake: Lake, table: Table, as_of: datetime
+) -> None:
+    schema = identifier(table.safe_name)
+    connection.execute(f"CREATE SCHEMA {schema}")
+    state = lake.log(table).load()
+    found = find_state(lake, table, state, as_of)
+    for warning in found.warnings:
+        warnings.warn(warning, stacklevel=4)
+    landed = landed_relation(connection, lake, list(state.objects.values()))
+    until = f"WHERE write_time_us <= {found.at_us}"
+    connection.execute(f"CREATE VIEW {schema}.raw_stream AS SELECT * FROM {landed} {until}")
+    _create_cdc(connection, lake, table, schema, until)
+    _create_pitr_export(connection, lake, table, schema, found.baseline)
+    folder = Path(tempfile.mkdtemp(prefix="cdc_pipeline-"))
+    weakref.finalize(connection, shutil.rmtree, folder, ignore_errors=True)
+    items = folder / f"{table.safe_name}.parquet"
+    with open_duckdb(lake, folder) as scratch:
+        write_state(scratch, lake, table, state, found, items)
+    connection.execute(
+        f"CREATE VIEW {schema}.current_state AS SELECT * FROM read_parquet({literal(str(items))})"
+    )
 
 
 def _create_cdc(
-    connection: duckdb.DuckDBPyConnection, lake: Lake, table: Table, schema: str
+    connection: duckdb.DuckDBPyConnection, lake: Lake, table: Table, schema: str, where: str = ""
 ) -> None:
     built = lake.tables.load(f"{table.safe_name}_cdc")
     if built is None:
         return
     files = files_relation(connection, data_files(built), CDC_SCHEMA)
-    connection.execute(f"CREATE VIEW {schema}.cdc AS SELECT * FROM {files}")
+    try:
+        require_rules_of_days(lake, table, built)
+    except (OtherRulesError, SettingsError) as error:
+        refusing_view(connection, f"{schema}.cdc", files, error)
+    else:
+        connection.execute(f"CREATE VIEW {schema}.cdc AS SELECT * FROM {files} {where}")
     # The portable statement names its input `cdc`; here that is this schema's view.
     history = load_sql("history").replace("FROM cdc", f"FROM {schema}.cdc")
     connection.execute(f"CREATE VIEW {schema}.history AS {history}")
@@ -97,7 +147,8 @@ def _create_pitr_export(
 
 def _create_aggregates(connection: duckdb.DuckDBPyConnection, lake: Lake) -> None:
     connection.execute(f"CREATE SCHEMA {AGGREGATES}")
-    for aggregate in load_aggregates(lake.settings.aggregates_folder):
+    every = load_aggregates(lake.settings.aggregates_folder)
+    for aggregate in every:
         built = lake.tables.load(aggregate.table)
         if built is None:
             continue
@@ -105,7 +156,13 @@ def _create_aggregates(connection: duckdb.DuckDBPyConnection, lake: Lake) -> Non
         if not files:
             continue
         listed = ", ".join(map(literal, files))
-        connection.execute(
-            f"CREATE VIEW {AGGREGATES}.{identifier(aggregate.name)} AS "
-            f"SELECT * FROM read_parquet([{listed}], hive_partitioning = false)"
+        view, rows = (
+            f"{AGGREGATES}.{identifier(aggregate.name)}",
+            f"read_parquet([{listed}], hive_partitioning = false)",
         )
+        try:
+            require_rules_of_aggregate(lake, aggregate, every, built)
+        except (OtherRulesError, SettingsError) as error:
+            refusing_view(connection, view, rows, error)
+        else:
+            connection.execute(f"CREATE VIEW {view} AS SELECT * FROM {rows}")

@@ -1,7 +1,9 @@
 """current_state: the compacted base, its tombstones, and when a state may be published."""
 
+import json
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,8 +13,17 @@ import pyarrow as pa
 from pyiceberg.table import Table as IcebergTable
 
 from cdc_pipeline.core.capture_log import Baseline, LandedObject, LogState
-from cdc_pipeline.core.columns import Column
+from cdc_pipeline.core.columns import (
+    Column,
+    ColumnChange,
+    Stats,
+    carry_widths,
+    column_changes,
+    columns_of,
+)
 from cdc_pipeline.core.errors import NotReadyError
+from cdc_pipeline.core.masking import Masking
+from cdc_pipeline.lake.contract import pinned_types, require_contract
 from cdc_pipeline.lake.duck import (
     arrow_table,
     files_relation,
@@ -20,13 +31,23 @@ from cdc_pipeline.lake.duck import (
     open_duckdb,
 )
 from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.masked import (
+    PUBLISHED,
+    forget_earlier,
+    masked,
+    masking_functions,
+    masking_of,
+    published_rules,
+    require_maskable_keys,
+)
 from cdc_pipeline.lake.tables import data_files, table_property
-from cdc_pipeline.lake.typed import TypedResult, prior_columns, replace_typed
+from cdc_pipeline.lake.typed import TypedResult, prior_columns, prior_stats, replace_typed
 from cdc_pipeline.settings import Table
 from cdc_pipeline.transform.shred import NARROW_SCHEMA, typed_schema
 from cdc_pipeline.transform.sql import load_sql
 
 _TOMBSTONE_DAYS = 35
+_TYPES, _SEEN = "types", "rules_seen"
 _TOMBSTONE_SCHEMA = pa.schema([NARROW_SCHEMA.field(n) for n in ("item_key", "order_key")]).append(
     NARROW_SCHEMA.field("write_time_us")
 )
@@ -52,6 +73,9 @@ class PublishResult:
     """A published current state. `watermark`: the last log entry folded into it.
 
     With an open gap the state stays where the gap begins: behind it some changes are missing.
+    `changes`: what became of the columns of the version before, None where there was none.
+    `rebuilt`: made anew from the exact data, because masking rules have changed.
+    `unseen_rules`: attributes that have a rule in the settings and were in no item so far.
     """
 
     items: int
@@ -62,6 +86,9 @@ class PublishResult:
     open_gaps: int
     changes_folded: int
     new_baseline: bool
+    rebuilt: bool
+    changes: list[ColumnChange] | None
+    unseen_rules: list[str]
     seconds: float
     table: IcebergTable
 
@@ -75,7 +102,7 @@ def published_base(lake: Lake, table: Table) -> Base | None:
         table=found,
         over=found,
         snapshot_id=None,
-        generation=int(table_property(found, "generation") or 0),
+        generation=_generation(found),
         after=int(table_property(found, "watermark") or 0),
         items=int(table_property(found, "items") or 0),
     )
@@ -106,7 +133,21 @@ def next_base(lake: Lake, table: Table, state: LogState) -> Base:
             f"{table.safe_name}/current_state: there is no export of table {table.name} yet",
             fix=f"materialise {table.safe_name}/pitr_export first",
         )
+    if not _is_masked_alike(lake, table, current):
+        # What is published does not tell the exact values; the baseline and the landing zone do.
+        return _staged_base(lake, table, state.baselines[current.generation], current)
     return current
+
+
+def _is_masked_alike(lake: Lake, table: Table, current: Base) -> bool:
+    masking = masking_of(lake.settings, table, writing=True)
+    stones = lake.tables.load(f"{table.safe_name}_tombstones")
+    return all(masking.made(published_rules(t)) for t in (current.table, stones) if t)
+
+
+def _is_typed_alike(table: Table, current: Base) -> bool:
+    published = json.loads(table_property(current.table, _TYPES) or "{}")
+    return published == pinned_types(table)
 
 
 def handover_us(lake: Lake, baseline: Baseline) -> int:
@@ -127,23 +168,47 @@ def _time(time_us: int) -> str:
     return datetime.fromtimestamp(time_us // 1_000_000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
+def is_worth_folding(lake: Lake, table: Table) -> bool:
+    """Whether the delta is large or the base old enough for a fold that nobody asked for.
+
+    Readers merge the delta, so they do not wait for it; folding rewrites the whole base.
+    """
+    base, state = published_base(lake, table), lake.log(table).load()
+    if base is None or (state.staged and state.staged.generation > base.generation):
+        return True
+    if not (_is_typed_alike(table, base) and _is_masked_alike(lake, table, base)):
+        return True
+    options = lake.settings.current_state
+    changes = sum(o.rows for o in state.delta(generation=base.generation, after=base.after))
+    if changes * 100 >= base.items * options.fold_percent:
+        return True
+    committed = base.table.current_snapshot()
+    assert committed is not None  # it is published
+    age_us = lake.log(table).now_us() - committed.timestamp_ms * 1000
+    return age_us >= options.fold_minutes * 60_000_000
+
+
 def publish_current_state(lake: Lake, table: Table) -> PublishResult:
     """Fold everything that landed into a new base and commit it with its watermark.
 
-    Raises `NotReadyError`, `CommitConflictError`, `LakeError`. A run that finds nothing new
-    leaves the base as it is. Tombstones are committed first: a crash in between leaves readers
-    with the old base, and the next fold with tombstones that its own delta explains.
+    Raises `NotReadyError`, `CommitConflictError`, `LakeError`, `SchemaContractError`, and
+    `SettingsError` for masking that cannot be. A run that finds nothing new leaves the base as it
+    is. Tombstones are committed first: a crash in between leaves readers with the old base, and
+    the next fold with tombstones that its own delta explains.
     """
     started = time.monotonic()
     state = lake.log(table).load()
     base = next_base(lake, table, state)
-    is_new = base.table is not base.over
+    # Now, because a commit over a table brings the object up to date, too.
+    is_new, before = base.table is not base.over, prior_columns(base.over)
+    is_first, new_baseline = base.over is None, _generation(base.over) != base.generation
     delta = state.delta(generation=base.generation, after=base.after)
-    if delta or is_new:
+    if delta or is_new or not _is_typed_alike(table, base):
         published = _publish(lake, table, state, base, delta)
         columns, items, committed = published.columns, published.rows, published.table
     else:
-        columns, items, committed = prior_columns(base.table), base.items, base.table
+        columns, items, committed = before, base.items, base.table
+    seen = json.loads(table_property(committed, _SEEN) or "[]")
     return PublishResult(
         items=items,
         columns=columns,
@@ -152,27 +217,36 @@ def publish_current_state(lake: Lake, table: Table) -> PublishResult:
         watermark_us=state.complete_to_us(base.generation),
         open_gaps=len(state.open_gaps(base.generation)),
         changes_folded=sum(landed.rows for landed in delta),
-        new_baseline=is_new,
+        new_baseline=new_baseline,
+        rebuilt=is_new and not new_baseline,
+        changes=None if is_first else column_changes(before, columns),
+        unseen_rules=sorted(table.columns.keys() - seen),
         seconds=time.monotonic() - started,
         table=committed,
     )
 
 
+def _generation(table: IcebergTable | None) -> int:
+    return int(table_property(table, "generation") or 0) if table else 0
+
+
 def _publish(
     lake: Lake, table: Table, state: LogState, base: Base, delta: list[LandedObject]
 ) -> TypedResult:
-    with tempfile.TemporaryDirectory() as folder, open_duckdb(lake, Path(folder)) as connection:
-        files = files_relation(
-            connection, data_files(base.table, base.snapshot_id), typed_schema([])
-        )
-        connection.execute(
-            "CREATE TEMP VIEW base AS SELECT _key AS item_key, _order_key AS order_key, "
-            f"_item AS item, _write_time_us AS write_time_us FROM {files}"
-        )
+    masking = masking_of(lake.settings, table, writing=True)
+    shows_too_much = base.over is not None and not masking.made(published_rules(base.over))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open_duckdb(lake, Path(folder)) as connection,
+        masking_functions(connection, masking),
+    ):
+        files = data_files(base.table, base.snapshot_id)
+        is_exact = base.table is not base.over
+        create_base(connection, table, files, masking if is_exact else Masking())
         stones = create_winners(connection, lake, table, delta)
         connection.execute(f"CREATE TEMP TABLE effective AS {load_sql('effective')}")
-        _replace_tombstones(connection, lake, table, stones)
-        return replace_typed(
+        _replace_tombstones(connection, lake, table, stones, masking)
+        published = replace_typed(
             lake.tables,
             f"{table.safe_name}_current_state",
             connection,
@@ -184,28 +258,78 @@ def _publish(
             },
             over=base.over,
             scratch=Path(folder),
+            plan=_plan(table, base.over, masking),
         )
+    if shows_too_much:
+        forget_earlier(lake, published.table)
+    return published
+
+
+def _plan(
+    table: Table, over: IcebergTable | None, masking: Masking
+) -> Callable[[Stats], tuple[list[Column], dict[str, str]]]:
+    """Columns of the next version, if the contract allows them, and by which rules it was made."""
+    pins = pinned_types(table)
+
+    def plan(stats: Stats) -> tuple[list[Column], dict[str, str]]:
+        before = prior_columns(over)
+        carry_widths(stats, prior_stats(over))
+        columns = columns_of(stats, before, pins=pins)
+        require_contract(table, before, columns)
+        earlier = table_property(over, _SEEN) if over else None
+        seen = {*json.loads(earlier or "[]"), *masking.seen, *(pins.keys() & stats.keys())}
+        rules = {PUBLISHED: masking.fingerprint, _TYPES: json.dumps(pins)}
+        return columns, {**rules, _SEEN: json.dumps(sorted(seen))}
+
+    return plan
+
+
+def create_base(
+    connection: duckdb.DuckDBPyConnection, table: Table, files: list[str], masking: Masking
+) -> None:
+    """View `base`: the items in `files`, to be masked; read it within `masking_functions`."""
+    items = files_relation(connection, files, typed_schema([]))
+    require_maskable_keys(connection, table, masking, f"SELECT _key FROM {items}")
+    connection.execute(
+        f"CREATE OR REPLACE TEMP VIEW base AS SELECT {masked(masking, '_key')} AS item_key, "
+        f"_order_key AS order_key, {masked(masking, '_item')} AS item, "
+        f"_write_time_us AS write_time_us FROM {items}"
+    )
 
 
 def create_winners(
-    connection: duckdb.DuckDBPyConnection, lake: Lake, table: Table, delta: list[LandedObject]
+    connection: duckdb.DuckDBPyConnection,
+    lake: Lake,
+    table: Table,
+    delta: list[LandedObject],
+    until_us: int | None = None,
 ) -> IcebergTable | None:
     """View `tombstones` and table `winners`: the last change of each item in the delta.
 
-    Returns the tombstones' table as it was read.
+    Both are masked as the settings say; tombstones that are masked otherwise are left out, where
+    they are younger than the base their delta has them all. `until_us`: changes written later do
+    not count. Returns the tombstones' table as it was read.
     """
+    masking = masking_of(lake.settings, table, writing=True)
     stones = lake.tables.load(f"{table.safe_name}_tombstones")
-    files = data_files(stones) if stones else []
+    files = data_files(stones) if stones and masking.made(published_rules(stones)) else []
     relation = files_relation(connection, files, _TOMBSTONE_SCHEMA)
     connection.execute(f"CREATE OR REPLACE TEMP VIEW tombstones AS SELECT * FROM {relation}")
-    landed = landed_relation(connection, lake, delta)
+    landed = landed_relation(connection, lake, delta, fetch=True)
     connection.execute(
         "CREATE OR REPLACE TEMP VIEW changes AS SELECT keys AS item_key, order_key, op, "
         f"new_image AS item, write_time_us FROM {landed} "
         # Events of streams without new images say nothing of the item; the read behind them does.
-        "WHERE op = 'D' OR new_image IS NOT NULL"
+        "WHERE (op = 'D' OR new_image IS NOT NULL)"
+        + (f" AND write_time_us <= {until_us}" if until_us is not None else "")
     )
-    connection.execute(f"CREATE OR REPLACE TEMP TABLE winners AS {load_sql('winners')}")
+    require_maskable_keys(connection, table, masking, "SELECT item_key FROM changes")
+    with masking_functions(connection, masking):
+        connection.execute(
+            f"CREATE OR REPLACE TEMP TABLE winners AS SELECT {masked(masking, 'item_key')} AS "
+            f"item_key, order_key, op, {masked(masking, 'item')} AS item, write_time_us "
+            f"FROM ({load_sql('winners')})"
+        )
     return stones
 
 
@@ -214,6 +338,7 @@ def _replace_tombstones(
     lake: Lake,
     table: Table,
     stones: IcebergTable | None,
+    masking: Masking,
 ) -> None:
     """Commit the tombstones after this fold, those too old to matter left out."""
     kept_from = datetime.now(UTC) - timedelta(days=_TOMBSTONE_DAYS)
@@ -223,4 +348,9 @@ def _replace_tombstones(
         [int(kept_from.timestamp() * 1_000_000)],
     )
     rows = found.select(_TOMBSTONE_SCHEMA.names).cast(_TOMBSTONE_SCHEMA)
-    lake.tables.replace(f"{table.safe_name}_tombstones", rows.to_reader(), {}, over=stones)
+    name = f"{table.safe_name}_tombstones"
+    shows_too_much = stones is not None and not masking.made(published_rules(stones))
+    properties = {PUBLISHED: masking.fingerprint}
+    committed = lake.tables.replace(name, rows.to_reader(), properties, over=stones)
+    if shows_too_much:
+        forget_earlier(lake, committed)

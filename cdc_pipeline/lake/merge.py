@@ -7,13 +7,16 @@ import pyarrow as pa
 
 from cdc_pipeline.core.capture_log import LandedObject
 from cdc_pipeline.core.columns import AttributeStats, Column, columns_of
+from cdc_pipeline.lake.contract import breaches, pinned_types
 from cdc_pipeline.lake.current_state import Base, create_winners
 from cdc_pipeline.lake.duck import arrow_table, files_relation, identifier
 from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.masked import masking_of, published_rules, require_rules
 from cdc_pipeline.lake.tables import data_files
 from cdc_pipeline.lake.typed import prior_columns, prior_stats
 from cdc_pipeline.settings import Table
-from cdc_pipeline.transform.shred import collect_stats, shred, typed_schema
+from cdc_pipeline.transform.pins import shred_pinned
+from cdc_pipeline.transform.shred import collect_stats, typed_schema
 
 _BATCH_ROWS = 20_000
 
@@ -28,14 +31,22 @@ def merged_relation(
     """SQL for the items of `base` after `delta`, for views of this connection.
 
     The delta is folded and typed now, the join with the base is left to the query: only the
-    columns it asks for are read. Columns are the base's, widened where the delta needs it.
+    columns it asks for are read. Columns are the base's, widened where the delta needs it. A delta
+    that breaks the table's schema contract is left out, as it cannot be published. Raises
+    `OtherRulesError`, `SettingsError` where base and delta cannot be masked alike.
     """
     had = prior_columns(base.table)
     files = files_relation(connection, data_files(base.table), typed_schema(had))
+    masking = masking_of(lake.settings, table, writing=True)
+    stones = create_winners(connection, lake, table, delta) if delta else None
+    published = [published_rules(t) for t in (base.table, stones) if t]
+    name = table.safe_name
+    require_rules(masking, published, f"{name}.current_state", f"{name}/current_state")
     if not delta:
         return f"SELECT * FROM {files}"
-    create_winners(connection, lake, table, delta)
     columns = _delta_tables(connection, table, base, had)
+    if breaches(table, had, columns):
+        return f"SELECT * FROM {files}"  # as the last publication left it
     system = [field.name for field in typed_schema([])]
     old = ", ".join([*(f"b.{name}" for name in system), *(_widened(c, had) for c in columns)])
     new = ", ".join(f"d.{identifier(name)}" for name in [*system, *(c.name for c in columns)])
@@ -70,13 +81,20 @@ def _delta_tables(
     stats = prior_stats(base.table)
     for name, seen in collect_stats(fresh.to_batches(_BATCH_ROWS)).items():
         stats.setdefault(name, AttributeStats()).merge(seen)
-    columns = columns_of(stats, had, keep_tags=True)
-    batches = shred(fresh.to_batches(_BATCH_ROWS), columns)
+    columns = columns_of(stats, had, keep_tags=True, pins=_pins(table, had))
+    batches = shred_pinned(fresh.to_batches(_BATCH_ROWS), columns, stats)
     typed = pa.Table.from_batches(batches, typed_schema(columns))
     connection.register("typed_delta", typed)
     connection.execute(f"CREATE TEMP TABLE {items} AS SELECT * FROM typed_delta")
     connection.unregister("typed_delta")
     return columns
+
+
+def _pins(table: Table, had: list[Column]) -> dict[str, str]:
+    """Types as the base was published with, those of the settings for new attributes."""
+    published = {column.attribute: column.type for column in had if column.pinned}
+    known = {column.attribute for column in had}
+    return published | {a: kind for a, kind in pinned_types(table).items() if a not in known}
 
 
 def _temporary(table: Table, part: str) -> str:

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Iterator
+from datetime import datetime
 from itertools import count
 from typing import Any
 
@@ -21,9 +22,10 @@ VIEWS = ("pitr_export", "raw_stream", "cdc", "current_state", "history")
 """The views of every table."""
 
 
-def connect_for(lake: Lake, sql: str) -> duckdb.DuckDBPyConnection:
+def connect_for(lake: Lake, sql: str, as_of: datetime | None = None) -> duckdb.DuckDBPyConnection:
     """A connection that has loaded the tables the statement names, and no others.
 
+    `as_of`: show them as they were at that time; aggregates have no past.
     Raises `QueryError` for SQL that cannot be parsed or names a table we do not have.
     """
     try:
@@ -37,7 +39,14 @@ def connect_for(lake: Lake, sql: str) -> duckdb.DuckDBPyConnection:
             f"there is no table {schema!r} in the settings",
             fix=f"use one of: {', '.join(sorted(known))}, {AGGREGATES}",
         )
-    return connect_lake(lake, sorted(schemas & known), aggregates=AGGREGATES in schemas)
+    if as_of and AGGREGATES in schemas:
+        raise QueryError(
+            "aggregates are kept as they are now, not as of a time",
+            fix="run the aggregate's SQL on the tables it reads, with --as-of",
+        )
+    return connect_lake(
+        lake, sorted(schemas & known), aggregates=AGGREGATES in schemas, as_of=as_of
+    )
 
 
 def _missing(schema: str, view: str, views: list[str]) -> QueryError:

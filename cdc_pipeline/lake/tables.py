@@ -18,10 +18,11 @@ from pyiceberg.exceptions import (
     NamespaceAlreadyExistsError,
     NoSuchTableError,
 )
-from pyiceberg.table import Table, Transaction
+from pyiceberg.table import ALWAYS_TRUE, Table, Transaction
 
 from cdc_pipeline.aws.session import AwsSession
 from cdc_pipeline.core.errors import LakeError
+from cdc_pipeline.lake.append import append_stream
 from cdc_pipeline.lake.store import Store
 from cdc_pipeline.settings import Settings
 
@@ -99,10 +100,9 @@ class Tables:
 
         def change(transaction: Transaction) -> None:
             _evolve(transaction, rows.schema)
-            if not _has_rows(table):
-                transaction.append(rows)
-            else:
-                transaction.overwrite(rows)
+            if _has_rows(table):
+                transaction.delete(ALWAYS_TRUE)
+            append_stream(transaction, rows)
             transaction.set_properties(_ours(properties))
 
         return self._commit(table, change)
@@ -277,21 +277,33 @@ def table_property(table: Table, name: str) -> str | None:
 def _evolve(transaction: Transaction, schema: pa.Schema) -> None:
     """Give the table the schema of rows that replace all it holds.
 
-    A column whose type changed in a way that Iceberg has no promotion for is dropped and added
-    anew; older snapshots keep reading with their own schema.
+    A column keeps its field id where its type stays or Iceberg has a promotion for the change.
+    Where not, it is dropped and added anew; older snapshots keep reading with their own schema.
     """
     have = transaction.table_metadata.schema().as_arrow()
-    changed = [
-        f.name for f in have if f.name in schema.names and not _same(f, schema.field(f.name))
-    ]
+    changed = [f for f in have if f.name in schema.names and not _same(f, schema.field(f.name))]
+    anew = [f.name for f in changed if not _promotes(f.type, schema.field(f.name).type)]
     gone = [f.name for f in have if f.name not in schema.names]
-    if changed or gone:
+    if anew or gone:
         with transaction.update_schema(allow_incompatible_changes=True) as update:
-            for column in changed + gone:
+            for column in anew + gone:
                 update.delete_column((column,))
     if changed or any(name not in have.names for name in schema.names):
         with transaction.update_schema() as update:
             update.union_by_name(schema)
+
+
+def _promotes(old: pa.DataType, new: pa.DataType) -> bool:
+    """Whether Iceberg lets readers of the new type read the old one's values."""
+    if _is_list(old) and _is_list(new):
+        return _promotes(old.value_type, new.value_type)
+    if isinstance(old, pa.Decimal128Type) and isinstance(new, pa.Decimal128Type):
+        return old.scale == new.scale and old.precision < new.precision
+    return pa.types.is_int32(old) and pa.types.is_int64(new)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
 
 
 def _same(one: pa.Field, other: pa.Field) -> bool:
@@ -300,7 +312,7 @@ def _same(one: pa.Field, other: pa.Field) -> bool:
 
 def _plain(kind: pa.DataType) -> Any:
     """Iceberg hands strings, binaries and lists back in their `large_` Arrow variants."""
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if _is_list(kind):
         return ("list", _plain(kind.value_type))
     return str(kind).removeprefix("large_")
 

@@ -1,7 +1,9 @@
 """Typed item tables: narrow rows from DuckDB into an Iceberg table of one column per attribute."""
 
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import duckdb
@@ -9,13 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyiceberg.table import Table
 
-from cdc_pipeline.core.columns import Column, Stats, columns_of
-from cdc_pipeline.lake.duck import literal
+from cdc_pipeline.core.columns import Column, Stats, TypeConflict, columns_of, type_conflicts
+from cdc_pipeline.lake.duck import arrow_batches, literal
 from cdc_pipeline.lake.tables import Tables, table_property
+from cdc_pipeline.transform.pins import count_misfits, shred_pinned
 from cdc_pipeline.transform.shred import (
     NARROW_SCHEMA,
     collect_stats,
-    shred,
     stats_from_json,
     stats_to_json,
     typed_schema,
@@ -33,6 +35,14 @@ class TypedResult:
     rows: int
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What is known of narrow rows before they are read."""
+
+    rows: int
+    stats: Stats
+
+
 def replace_typed(
     tables: Tables,
     name: str,
@@ -42,30 +52,53 @@ def replace_typed(
     *,
     over: Table | None,
     scratch: Path,
+    plan: Callable[[Stats], tuple[list[Column], dict[str, str]]] | None = None,
+    seen: Seen | None = None,
 ) -> TypedResult:
     """Make the rows of `narrow_sql` (`NARROW_SCHEMA`) the whole table, typed and sorted by key.
 
     Columns come from all rows, not from a sample, so the rows are spooled to disk between the
-    pass that looks and the pass that types. Memory: a few batches, and what DuckDB sorts in.
+    pass that looks and the pass that types. Rows that were `seen` go from the sort into the table;
+    where settings pin types, `narrow_sql` may run twice. Memory: a few batches, and what DuckDB
+    sorts in. `plan`: columns and more properties from the statistics, by default the columns that
+    hold all values; what it raises refuses the commit.
     """
-    spool = scratch / f"{name}.parquet"
-    connection.execute(
-        f"COPY (SELECT item_key, order_key, item, write_time_us FROM ({narrow_sql}) "
-        f"ORDER BY item_key) TO {literal(str(spool))} (FORMAT parquet, ROW_GROUP_SIZE 20480)"
+    sql = f"SELECT item_key, order_key, item, write_time_us FROM ({narrow_sql}) ORDER BY item_key"
+    read = partial(_sorted, connection, sql)
+    if seen is None:
+        spool = scratch / f"{name}.parquet"
+        connection.execute(
+            f"COPY ({sql}) TO {literal(str(spool))} (FORMAT parquet, ROW_GROUP_SIZE 20480)"
+        )
+        read = partial(_spooled, spool)
+        seen = Seen(pq.read_metadata(spool).num_rows, collect_stats(read()))
+    stats = seen.stats
+    columns, more = plan(stats) if plan else (columns_of(stats, prior_columns(over)), {})
+    misfits = count_misfits(read(), columns, stats)
+    reader = pa.RecordBatchReader.from_batches(
+        typed_schema(columns), shred_pinned(read(), columns, stats)
     )
+    described = {
+        **properties,
+        **more,
+        "items": str(seen.rows),
+        "columns": json.dumps([asdict(column) for column in columns]),
+        "statistics": stats_to_json(stats),
+        "misfits": json.dumps(misfits),
+    }
+    table = tables.replace(name, reader, described, over=over)
+    return TypedResult(table, columns, seen.rows)
+
+
+def _sorted(connection: duckdb.DuckDBPyConnection, sql: str) -> Iterator[pa.RecordBatch]:
+    for batch in arrow_batches(connection, sql, _BATCH_ROWS):
+        yield batch.cast(NARROW_SCHEMA)
+
+
+def _spooled(spool: Path) -> Iterator[pa.RecordBatch]:
     with pq.ParquetFile(spool) as narrow:
-        stats = collect_stats(narrow.iter_batches(_BATCH_ROWS, columns=["item"]))
-        columns = columns_of(stats, prior_columns(over))
-        batches = (b.cast(NARROW_SCHEMA) for b in narrow.iter_batches(_BATCH_ROWS))
-        reader = pa.RecordBatchReader.from_batches(typed_schema(columns), shred(batches, columns))
-        described = {
-            **properties,
-            "items": str(narrow.metadata.num_rows),
-            "columns": json.dumps([asdict(column) for column in columns]),
-            "statistics": stats_to_json(stats),
-        }
-        table = tables.replace(name, reader, described, over=over)
-        return TypedResult(table, columns, narrow.metadata.num_rows)
+        for batch in narrow.iter_batches(_BATCH_ROWS):
+            yield batch.cast(NARROW_SCHEMA)
 
 
 def prior_columns(table: Table | None) -> list[Column]:
@@ -78,3 +111,9 @@ def prior_stats(table: Table | None) -> Stats:
     """What was seen in the rows of a typed table when it was committed."""
     text = table_property(table, "statistics") if table else None
     return stats_from_json(text) if text else {}
+
+
+def published_conflicts(table: Table) -> list[TypeConflict]:
+    """The attributes of a typed table of which something is in the rescue column."""
+    misfits = json.loads(table_property(table, "misfits") or "{}")
+    return type_conflicts(prior_columns(table), prior_stats(table), misfits)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from cdc_pipeline.sandbox.errors import SandboxError
+from cdc_pipeline.sandbox.exports import ExportOptions
 from cdc_pipeline.sandbox.server import serve
 
 
@@ -17,7 +18,9 @@ def main(arguments: list[str] | None = None) -> int:
             port=options.port,
             ready_file=options.ready_file,
             ttl_interval_seconds=options.ttl_interval,
-            export_delay_seconds=options.export_delay,
+            export_options=ExportOptions(
+                options.export_delay, options.least_window, options.restorable_lag
+            ),
             until=_end_of_input if options.until_eof else None,
         )
     except SandboxError as error:
@@ -31,7 +34,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, default=4566, help="0 takes any free port")
     parser.add_argument("--ready-file", type=Path, help="gets the endpoint URL when ready")
     parser.add_argument("--ttl-interval", type=float, default=1.0, help="seconds")
-    parser.add_argument("--export-delay", type=float, default=0.5, help="seconds")
+    exports = ExportOptions()
+    parser.add_argument("--export-delay", type=float, default=exports.delay_seconds, help="seconds")
+    parser.add_argument(
+        "--least-window",
+        type=float,
+        default=exports.least_window_seconds,
+        help="seconds that an incremental export spans at least; AWS's 900 by default",
+    )
+    parser.add_argument(
+        "--restorable-lag",
+        type=float,
+        default=exports.restorable_lag_seconds,
+        help="seconds from LatestRestorableDateTime to now; AWS's 300 by default",
+    )
     parser.add_argument(
         "--until-eof", action="store_true", help="also stop when standard input is closed"
     )

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from cdc_pipeline.core.errors import CdcPipelineError
-from cdc_pipeline.sandbox.process import SandboxProcess
+from cdc_pipeline.sandbox.process import QUICK_WINDOW_SECONDS, SandboxProcess
 from cdc_pipeline.sandbox.run import local_client
 from cdc_pipeline.sandbox.traffic import Traffic, create_tables, seed
 from cdc_pipeline.sandbox.workspace import BUCKET, write_settings
@@ -31,7 +31,9 @@ def run_demo(*, orders: int, changes: int, kind: str) -> bool:
     """Seed, export under traffic, capture, fold, aggregate, compare; True: no differences."""
     with (
         tempfile.TemporaryDirectory(prefix="cdc-demo-") as folder,
-        SandboxProcess() as sandbox,
+        SandboxProcess(
+            least_window_seconds=QUICK_WINDOW_SECONDS, restorable_lag_seconds=0
+        ) as sandbox,
         dg.DagsterInstance.ephemeral() as instance,
     ):
         sandbox.apply_environment(os.environ)

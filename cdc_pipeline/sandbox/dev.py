@@ -14,7 +14,11 @@ from typing import IO, Any
 import click
 
 from cdc_pipeline.sandbox.errors import SandboxError
-from cdc_pipeline.sandbox.process import SandboxProcess, child_environment
+from cdc_pipeline.sandbox.process import (
+    QUICK_WINDOW_SECONDS,
+    SandboxProcess,
+    child_environment,
+)
 from cdc_pipeline.sandbox.run import local_client, start_traffic
 from cdc_pipeline.sandbox.workspace import BUCKET, write_settings
 from cdc_pipeline.settings import PATH_VARIABLE
@@ -36,7 +40,12 @@ def run_dev(*, port: int, aws_port: int, orders: int, rate: float) -> None:
     instance = Path("dagster.yaml")
     shutil.copy(instance, home) if instance.exists() else (home / "dagster.yaml").touch()
     settings = write_settings(folder, kind="s3", running=True)
-    with SandboxProcess(port=_free(aws_port), log_file=folder / "sandbox.log") as sandbox:
+    with SandboxProcess(
+        port=_free(aws_port),
+        log_file=folder / "sandbox.log",
+        least_window_seconds=QUICK_WINDOW_SECONDS,
+        restorable_lag_seconds=0,
+    ) as sandbox:
         sandbox.apply_environment(os.environ)
         client: Any = local_client("s3")
         client.create_bucket(Bucket=BUCKET)

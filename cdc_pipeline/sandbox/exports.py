@@ -1,35 +1,43 @@
-"""Point-in-time recovery and full exports to S3, which the emulator lacks.
+"""Exports to S3, which the emulator lacks: requests, their states, describing and listing them.
 
-Layout, names, field order and gzip header are those of real exports of January 2026. What AWS does
-not document is decided here and said in docs/sandbox.md. Incremental exports need nothing but
-`TableJournal.changes`.
+What AWS does not document is decided here and in the modules it uses, and said in docs/sandbox.md.
 """
 
 import asyncio
 import base64
 import contextlib
-import hashlib
-import json
 import secrets
-import struct
 import threading
-import zlib
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
-from cdc_pipeline.sandbox.journal import Change, Clock, Item, TableJournal, roll_back
+from cdc_pipeline.sandbox.export_files import (
+    WRITE_TIMES,
+    DataFile,
+    FailedError,
+    TableState,
+    WindowChanges,
+    manifest_files,
+    manifest_summary,
+    md5,
+)
+from cdc_pipeline.sandbox.export_requests import (
+    FULL,
+    INCREMENTAL,
+    check_parameters,
+    export_window,
+    full_export_micros,
+    iso,
+)
+from cdc_pipeline.sandbox.journal import Clock, Item
+from cdc_pipeline.sandbox.recovery import Recovery
+from cdc_pipeline.sandbox.responses import RefusedError, answering
 from cdc_pipeline.sandbox.streams import Writes
 
-Response = tuple[int, dict[str, str], bytes]
-
-_DAY_MICROS = 24 * 3600 * 1_000_000
 # ClientToken: "valid for 8 hours after the first request that uses it is completed".
 _TOKEN_MICROS = 8 * 3600 * 1_000_000
-_DEFAULT_RECOVERY_DAYS = 35
 _PAGE_LIMIT = 25
-_ITEMS_PER_FILE = 10_000
 _DESCRIBED = (
     "ClientToken",
     "S3Bucket",
@@ -39,29 +47,56 @@ _DESCRIBED = (
     "S3SseKmsKeyId",
 )
 
-
-class RefusedError(Exception):
-    """A request that DynamoDB answers with an error code and a message."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
+Content = TableState | WindowChanges
 
 
-class _FailedError(Exception):
-    """An export that was accepted and cannot be finished: FailureCode and FailureMessage."""
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """How exports differ from AWS's: `delay_seconds`: how long one is IN_PROGRESS at least.
 
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
+    The others default to what AWS does. `least_window_seconds`: the shortest incremental export.
+    `restorable_lag_seconds`: how far LatestRestorableDateTime is behind the present.
+    """
+
+    delay_seconds: float = 0.5
+    least_window_seconds: float = 15 * 60
+    restorable_lag_seconds: float = 5 * 60
+
+
+@dataclass(slots=True)
+class Faults:
+    """What tests ask for: exports that FAIL, other spellings; see `control.control`."""
+
+    fail_exports: int = 0
+    failure_code: str = "S3AccessDenied"
+    failure_message: str = "Access Denied (Service: Amazon S3; Status Code: 403)"
+    write_time: str = "typed"
+
+    def set_write_time(self, spelling: str) -> None:
+        """Spell WriteTimestampMicros so; raises ValueError unless it is one of WRITE_TIMES."""
+        if spelling not in WRITE_TIMES:
+            raise ValueError(f"write_time is one of {', '.join(WRITE_TIMES)}")
+        self.write_time = spelling
+
+    def next_failure(self) -> FailedError | None:
+        """Return the failure of the export requested now, if it is to fail."""
+        if self.fail_exports <= 0:
+            return None
+        self.fail_exports -= 1
+        return FailedError(self.failure_code, self.failure_message)
 
 
 @dataclass(slots=True)
 class Export:
-    """One accepted export: the ExportDescription it answers with, and what it started from."""
+    """One accepted export: the ExportDescription it answers with, and what it started from.
+
+    `times` holds exportTime, or exportFromTime and exportToTime, as in its manifest.
+    """
 
     description: dict[str, Any]
     request: dict[str, Any]
+    times: dict[str, str]
+    failure: FailedError | None = None
     end_micros: int | None = None
 
     @property
@@ -72,26 +107,25 @@ class Export:
     @property
     def folder(self) -> str:
         """`<S3Prefix>/AWSDynamoDB/<ExportId>`, without the prefix if there is none."""
+        return f"{self._root}/{self.arn.rsplit('/', 1)[1]}"
+
+    @property
+    def data_folder(self) -> str:
+        """Where its data files go; all incremental exports of a prefix share one folder."""
+        shared = self.description["ExportType"] == INCREMENTAL
+        return f"{self._root if shared else self.folder}/data"
+
+    @property
+    def _root(self) -> str:
         prefix = self.description.get("S3Prefix")
-        tail = f"AWSDynamoDB/{self.arn.rsplit('/', 1)[1]}"
-        return f"{prefix}/{tail}" if prefix else tail
-
-
-@dataclass(frozen=True, slots=True)
-class DataFile:
-    """One compressed data file of an export and what the manifest says of it."""
-
-    name: str
-    body: bytes
-    item_count: int
-    item_bytes: int
+        return f"{prefix}/AWSDynamoDB" if prefix else "AWSDynamoDB"
 
 
 class Exports:
-    """Answers the export and continuous-backup operations in place of the emulator.
+    """Answers the export operations in place of the emulator.
 
     `put_object(bucket, key, body, headers)` writes to the sandbox's S3 and returns the ETag; it is
-    awaited on the event loop that serves requests.
+    awaited on the event loop that serves requests. `faults` may be changed at any time.
     """
 
     def __init__(
@@ -100,31 +134,29 @@ class Exports:
         writes: Writes,
         clock: Clock,
         put_object: Callable[..., Any],
-        *,
-        delay_seconds: float,
+        options: ExportOptions,
     ) -> None:
+        self.faults = Faults()
         self._dynamodb = dynamodb
         self._writes = writes
         self._clock = clock
         self._put_object = put_object
-        self._delay_seconds = delay_seconds
+        self._options = options
+        self._recovery = Recovery(
+            dynamodb, writes, clock, lag_seconds=options.restorable_lag_seconds
+        )
         self._exports: dict[str, Export] = {}
-        self._recovery_days: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = threading.Event()
 
     def install(self) -> None:
         """Replace the emulator's handlers; once per process."""
         module = self._dynamodb
-        self._update_backups = module._update_continuous_backups
-        self._delete_table = module._delete_table
+        self._recovery.install()
         self._reset = module.reset
-        module._export_table_to_point_in_time = _answering(self._start)
-        module._describe_export = _answering(self._describe)
-        module._list_exports = _answering(self._list)
-        module._describe_continuous_backups = _answering(self._describe_backups)
-        module._update_continuous_backups = _answering(self._change_backups)
-        module._delete_table = self._forget_table
+        module._export_table_to_point_in_time = answering(self._start)
+        module._describe_export = answering(self._describe)
+        module._list_exports = answering(self._list)
         module.reset = self._forget_all
 
     def stop(self) -> None:
@@ -133,98 +165,41 @@ class Exports:
         for task in self._tasks:
             task.cancel()
 
-    # Continuous backups
-
-    def _table(self, data: dict[str, Any]) -> dict[str, Any]:
-        name = self._dynamodb._normalize_table_name(data.get("TableName"))
-        table = self._dynamodb._tables.get(name)
-        if table is None:
-            raise RefusedError("TableNotFoundException", f"Table not found: {name}")
-        return table
-
-    def _change_backups(self, data: dict[str, Any]) -> dict[str, Any]:
-        table = self._table(data)
-        specification = data.get("PointInTimeRecoverySpecification") or {}
-        enabled = bool(specification.get("PointInTimeRecoveryEnabled"))
-        days = specification.get("RecoveryPeriodInDays", _DEFAULT_RECOVERY_DAYS)
-        if not 1 <= days <= _DEFAULT_RECOVERY_DAYS:
-            raise RefusedError(
-                "ValidationException", "RecoveryPeriodInDays must be between 1 and 35"
-            )
-        self._update_backups(data)
-        table_id = table["TableId"]
-        self._recovery_days[table_id] = days
-        if not enabled:
-            # Turning recovery off loses its history, in AWS too.
-            self._writes.journals.pop(table_id, None)
-        elif table_id not in self._writes.journals:
-            self._writes.journals[table_id] = TableJournal(self._clock.tick())
-        return self._describe_backups(data)
-
-    def _describe_backups(self, data: dict[str, Any]) -> dict[str, Any]:
-        table = self._table(data)
-        journal = self._writes.journals.get(table["TableId"])
-        recovery: dict[str, Any] = {"PointInTimeRecoveryStatus": "DISABLED"}
-        if journal is not None:
-            recovery = {
-                "PointInTimeRecoveryStatus": "ENABLED",
-                "RecoveryPeriodInDays": self._days(table["TableId"]),
-                # Up to the next millisecond: the time reported must itself be restorable.
-                "EarliestRestorableDateTime": -(-self._earliest(table) // 1000) / 1000,
-                "LatestRestorableDateTime": self._clock.now() // 1000 / 1000,
-            }
-        return {
-            "ContinuousBackupsDescription": {
-                "ContinuousBackupsStatus": "ENABLED",
-                "PointInTimeRecoveryDescription": recovery,
-            }
-        }
-
-    def _days(self, table_id: str) -> int:
-        return self._recovery_days.get(table_id, _DEFAULT_RECOVERY_DAYS)
-
-    def _earliest(self, table: dict[str, Any]) -> int:
-        window = self._days(table["TableId"]) * _DAY_MICROS
-        enabled = self._writes.journals[table["TableId"]].enabled_micros
-        return max(enabled, self._clock.now() - window)
-
-    def _forget_table(self, data: dict[str, Any]) -> Response:
-        name = self._dynamodb._normalize_table_name(data.get("TableName"))
-        table = self._dynamodb._tables.get(name)
-        response = self._delete_table(data)
-        if response[0] == 200 and table is not None:
-            self._writes.journals.pop(table["TableId"], None)
-            self._writes.ttl.configure(table, None)
-        return response
-
     def _forget_all(self) -> None:
         self._reset()
         self._writes.clear()
+        self._recovery.clear()
         self._exports.clear()
-        self._recovery_days.clear()
 
-    # Exports
+    # Requests
 
     def _start(self, data: dict[str, Any]) -> dict[str, Any]:
-        for name in ("TableArn", "S3Bucket"):
-            if not data.get(name):
-                raise RefusedError("ValidationException", f"{name} must not be null or empty")
+        check_parameters(data)
+        table = self._table(data["TableArn"])
         request = {key: value for key, value in data.items() if key != "ClientToken"}
         known = self._by_token(data.get("ClientToken"))
-        if known is not None:
-            if known.request != request:
-                raise RefusedError(
-                    "ExportConflictException",
-                    "There was a conflict when writing to the specified S3 bucket: the "
-                    "ClientToken was used before with other parameters",
-                )
-            return {"ExportDescription": known.description}
-        _refuse_unsupported(data)
-        table = self._exportable(data["TableArn"])
-        micros = self._export_micros(table, data.get("ExportTime"))
-        export = self._accept(table, data, request, micros)
-        self._launch(table, export, micros)
-        return {"ExportDescription": dict(export.description)}
+        if known is None:
+            incremental = data.get("ExportType") == INCREMENTAL
+            accept = self._accept_incremental if incremental else self._accept_full
+            known, content = accept(table, data, request)
+            self._launch(known, content)
+        elif known.request != request:
+            raise RefusedError(
+                "ExportConflictException",
+                "Export conflict: Duplicate request detected with conflicting parameters",
+            )
+        return {"ExportDescription": dict(known.description)}
+
+    def _table(self, arn: str) -> dict[str, Any]:
+        table = self._present_table(arn)
+        if table is None:
+            raise RefusedError("TableNotFoundException", f"Table not found: {arn}")
+        return table
+
+    def _present_table(self, arn: str) -> dict[str, Any] | None:
+        name = self._dynamodb._table_name_from_arn(arn)
+        table = self._dynamodb._tables.get(name) if name else None
+        return table if table is not None and table["TableArn"] == arn else None
 
     def _by_token(self, token: str | None) -> Export | None:
         horizon = self._clock.now() - _TOKEN_MICROS
@@ -234,55 +209,12 @@ class Exports:
                 return export
         return None
 
-    def _exportable(self, arn: str) -> dict[str, Any]:
-        name = self._dynamodb._table_name_from_arn(arn)
-        table = self._dynamodb._tables.get(name) if name else None
-        if table is None or table["TableArn"] != arn:
-            raise RefusedError("TableNotFoundException", f"Table not found: {arn}")
-        if table["TableId"] not in self._writes.journals:
-            raise RefusedError(
-                "PointInTimeRecoveryUnavailableException",
-                f"Point in time recovery is not enabled for table '{name}'",
-            )
-        return table
-
-    def _export_micros(self, table: dict[str, Any], requested: float | str | None) -> int:
-        now = self._clock.now()
-        # Whole milliseconds, as reported: the content is the state at the time we name.
-        micros = now // 1000 * 1000 if requested is None else _micros(requested)
-        earliest = self._earliest(table)
-        # Right after recovery was turned on there is no whole millisecond yet.
-        micros = max(micros, earliest) if requested is None else micros
-        if not earliest <= micros <= now:
-            raise RefusedError(
-                "InvalidExportTimeException",
-                f"ExportTime {_iso(micros)} is not between EarliestRestorableDateTime "
-                f"{_iso(earliest)} and LatestRestorableDateTime {_iso(now)}",
-            )
-        return micros
-
-    def _accept(
-        self, table: dict[str, Any], data: dict[str, Any], request: dict[str, Any], micros: int
-    ) -> Export:
-        start = self._clock.tick() // 1000
-        export_id = f"{start:014d}-{secrets.token_hex(4)}"
-        description = {
-            "ExportArn": f"{table['TableArn']}/export/{export_id}",
-            "ExportStatus": "IN_PROGRESS",
-            "StartTime": start / 1000,
-            "TableArn": table["TableArn"],
-            "TableId": table["TableId"],
-            "ExportTime": micros // 1000 / 1000,
-            "S3SseAlgorithm": "AES256",
-            **{name: data[name] for name in _DESCRIBED if data.get(name) is not None},
-            "ExportFormat": "DYNAMODB_JSON",
-            "ExportType": "FULL_EXPORT",
-        }
-        export = Export(description, request)
-        self._exports[export.arn] = export
-        return export
-
-    def _launch(self, table: dict[str, Any], export: Export, micros: int) -> None:
+    def _accept_full(
+        self, table: dict[str, Any], data: dict[str, Any], request: dict[str, Any]
+    ) -> tuple[Export, Content]:
+        micros = full_export_micros(
+            self._recovery, table, data.get("ExportTime"), self._clock.now()
+        )
         # No request runs while this does, and stored items are never changed in place: a copy of
         # the references is a consistent snapshot.
         items: dict[Hashable, Item] = {
@@ -290,28 +222,85 @@ class Exports:
             for pk, partition in table["items"].items()
             for sk, item in partition.items()
         }
-        later = self._writes.journals[table["TableId"]].after(micros)
-        task = asyncio.get_running_loop().create_task(self._run(export, items, later))
+        content = TableState(items, self._recovery.journal(table).since(micros))
+        description = self._description(table, data, self._clock.tick() // 1000)
+        description |= {"ExportTime": micros // 1000 / 1000, "ExportType": FULL}
+        return self._accept(description, request, {"exportTime": iso(micros)}), content
+
+    def _accept_incremental(
+        self, table: dict[str, Any], data: dict[str, Any], request: dict[str, Any]
+    ) -> tuple[Export, Content]:
+        window = export_window(
+            self._recovery,
+            table,
+            data["IncrementalExportSpecification"],
+            self._clock.now(),
+            least_seconds=self._options.least_window_seconds,
+        )
+        content = WindowChanges(
+            self._recovery.journal(table).between(window.start, window.end),
+            window,
+            [key["AttributeName"] for key in table["KeySchema"]],
+            self.faults.write_time,
+        )
+        # Real ones start at a whole second, and so do their ExportIds.
+        description = self._description(table, data, self._clock.tick() // 1_000_000 * 1000)
+        description |= {
+            "ExportType": INCREMENTAL,
+            "IncrementalExportSpecification": window.described(),
+        }
+        times = {"exportFromTime": iso(window.start), "exportToTime": iso(window.end)}
+        return self._accept(description, request, times), content
+
+    def _description(
+        self, table: dict[str, Any], data: dict[str, Any], start_millis: int
+    ) -> dict[str, Any]:
+        export_id = f"{start_millis:014d}-{secrets.token_hex(4)}"
+        return {
+            "ExportArn": f"{table['TableArn']}/export/{export_id}",
+            "ExportStatus": "IN_PROGRESS",
+            "StartTime": start_millis / 1000,
+            "TableArn": table["TableArn"],
+            "TableId": table["TableId"],
+            "S3SseAlgorithm": "AES256",
+            **{name: data[name] for name in _DESCRIBED if data.get(name) is not None},
+            "ExportFormat": "DYNAMODB_JSON",
+        }
+
+    def _accept(
+        self, description: dict[str, Any], request: dict[str, Any], times: dict[str, str]
+    ) -> Export:
+        export = Export(description, request, times, self.faults.next_failure())
+        self._exports[export.arn] = export
+        return export
+
+    # Work
+
+    def _launch(self, export: Export, content: Content) -> None:
+        task = asyncio.get_running_loop().create_task(self._run(export, content))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, export: Export, items: dict[Hashable, Item], later: list[Change]) -> None:
-        due = asyncio.get_running_loop().time() + self._delay_seconds
+    async def _run(self, export: Export, content: Content) -> None:
+        due = asyncio.get_running_loop().time() + self._options.delay_seconds
         description = export.description
         try:
-            await self._put(export, "_started", b"")
+            await self._put(export, f"{export.folder}/_started", b"")
+            size_of = self._dynamodb._item_size_bytes
             files = await asyncio.to_thread(
-                lambda: list(data_files(items, later, self._dynamodb, self._stopping))
+                lambda: list(content.data_files(size_of, self._stopping))
             )
             entries = [await self._put_data(export, file) for file in files]
             await asyncio.sleep(due - asyncio.get_running_loop().time())
+            if export.failure is not None:
+                raise export.failure
             counts = {
-                "billedSizeBytes": sum(file.item_bytes for file in files),
+                "billedSizeBytes": content.billed_bytes(sum(file.item_bytes for file in files)),
                 "itemCount": sum(file.item_count for file in files),
             }
             export.end_micros = self._clock.now()
             await self._put_manifests(export, entries, counts)
-        except _FailedError as failure:
+        except FailedError as failure:
             export.end_micros = self._clock.now()
             description["FailureCode"] = failure.code
             description["FailureMessage"] = str(failure)
@@ -323,34 +312,34 @@ class Exports:
             description["ExportStatus"] = "COMPLETED"
         description["EndTime"] = export.end_micros // 1000 / 1000
 
-    async def _put(self, export: Export, name: str, body: bytes) -> str:
+    async def _put(self, export: Export, key: str, body: bytes) -> str:
         description = export.description
         headers = {"x-amz-server-side-encryption": _s3_sse(description["S3SseAlgorithm"])}
         if "S3SseKmsKeyId" in description:
             headers["x-amz-server-side-encryption-aws-kms-key-id"] = description["S3SseKmsKeyId"]
-        key = f"{export.folder}/{name}"
         return await self._put_object(description["S3Bucket"], key, body, headers)
 
-    async def _put_data(self, export: Export, file: DataFile) -> dict[str, Any]:
-        name = f"data/{file.name}"
-        etag = await self._put(export, name, file.body)
-        return {
-            "itemCount": file.item_count,
-            "md5Checksum": _md5(file.body),
-            "etag": etag,
-            "dataFileS3Key": f"{export.folder}/{name}",
-        }
+    async def _put_data(self, export: Export, file: DataFile) -> tuple[DataFile, str, str]:
+        key = f"{export.data_folder}/{file.name}"
+        return file, await self._put(export, key, file.body), key
 
     async def _put_manifests(
-        self, export: Export, entries: list[dict[str, Any]], counts: dict[str, int]
+        self, export: Export, entries: list[tuple[DataFile, str, str]], counts: dict[str, int]
     ) -> None:
-        lines = "".join(f"{_json(entry)}\n" for entry in entries).encode()
-        await self._put(export, "manifest-files.json", lines)
-        await self._put(export, "manifest-files.md5", _md5(lines).encode())
-        summary = _json(_summary(export, counts)).encode()
+        start_micros = round(export.description["StartTime"] * 1_000_000)
+        times = {"startTime": iso(start_micros), "endTime": iso(export.end_micros or 0)}
+        manifest = f"{export.folder}/manifest"
+        lines = manifest_files(entries)
+        summary = manifest_summary(
+            export.description, f"{manifest}-files.json", counts, times | export.times
+        )
+        await self._put(export, f"{manifest}-files.json", lines)
+        await self._put(export, f"{manifest}-files.md5", md5(lines).encode())
         # The summary last: readers take its presence as "all of it is there".
-        await self._put(export, "manifest-summary.md5", _md5(summary).encode())
-        await self._put(export, "manifest-summary.json", summary)
+        await self._put(export, f"{manifest}-summary.md5", md5(summary).encode())
+        await self._put(export, f"{manifest}-summary.json", summary)
+
+    # Answers about exports
 
     def _describe(self, data: dict[str, Any]) -> dict[str, Any]:
         export = self._exports.get(data.get("ExportArn") or "")
@@ -364,11 +353,7 @@ class Exports:
         size = data.get("MaxResults", _PAGE_LIMIT)
         if not 1 <= size <= _PAGE_LIMIT:
             raise RefusedError("ValidationException", f"MaxResults must be from 1 to {_PAGE_LIMIT}")
-        arns = [
-            export.arn
-            for export in self._exports.values()
-            if data.get("TableArn") in (None, export.description["TableArn"])
-        ]
+        arns = self._listed(data.get("TableArn"))
         start = _position(arns, data.get("NextToken"))
         page = arns[start : start + size]
         answer: dict[str, Any] = {"ExportSummaries": [self._summarised(arn) for arn in page]}
@@ -376,119 +361,21 @@ class Exports:
             answer["NextToken"] = base64.urlsafe_b64encode(page[-1].encode()).decode()
         return answer
 
+    def _listed(self, table_arn: str | None) -> list[str]:
+        """The newest first; those of a table as it is now, not of one that had its name before.
+
+        As seen in AWS (ack-api-quirks, DDB-EXPORT-017 and -020); describing goes on working.
+        """
+        newest_first = reversed(self._exports.values())
+        if table_arn is None:
+            return [export.arn for export in newest_first]
+        table = self._present_table(table_arn)
+        table_id = None if table is None else table["TableId"]
+        return [e.arn for e in newest_first if e.description["TableId"] == table_id]
+
     def _summarised(self, arn: str) -> dict[str, str]:
         description = self._exports[arn].description
         return {name: description[name] for name in ("ExportArn", "ExportStatus", "ExportType")}
-
-
-def data_files(
-    items: dict[Hashable, Item], later: list[Change], dynamodb: Any, stopping: threading.Event
-) -> Iterator[DataFile]:
-    """Yield the data files of a full export: `items` before `later`, spread by partition key.
-
-    As in AWS each file holds a hash range of partition keys, the order inside means nothing, and
-    an empty range gives an empty file; the last file is always empty.
-    """
-    state = roll_back(items, later)
-    parts: list[list[tuple[int, Item]]] = [[] for _ in range(4 + len(state) // _ITEMS_PER_FILE)]
-    for key, item in state.items():
-        pk, _ = key  # type: ignore[misc]
-        part = zlib.crc32(str(pk).encode()) % (len(parts) - 1)
-        parts[part].append((zlib.crc32(str(key).encode()), item))
-    for part in parts:
-        lines = []
-        size = 0
-        for _, item in sorted(part, key=lambda entry: entry[0]):
-            if stopping.is_set():
-                return
-            lines.append(f'{{"Item":{_json(item)}}}\n')
-            size += dynamodb._item_size_bytes(item)
-        body = _gzip("".join(lines).encode())
-        yield DataFile(_file_name(), body, len(part), size)
-
-
-async def multipart_put(
-    s3: Any, bucket: str, key: str, body: bytes, headers: dict[str, str]
-) -> str:
-    """Write one object as a multipart upload of one part, as exports do; return its ETag.
-
-    The ETag of a multipart object is `<md5 of the part md5s>-<parts>`, which manifests repeat.
-    """
-    path = f"/{bucket}/{key}"
-    common = {"host": "127.0.0.1"}
-    created = await s3.handle_request("POST", path, {**common, **headers}, b"", {"uploads": [""]})
-    text = _checked(bucket, created).decode()
-    upload = text.partition("<UploadId>")[2].partition("</UploadId>")[0]
-    part = {"partNumber": ["1"], "uploadId": [upload]}
-    _checked(bucket, await s3.handle_request("PUT", path, common, body, part))
-    etag = hashlib.md5(body, usedforsecurity=False).hexdigest()
-    complete = (
-        "<CompleteMultipartUpload><Part><PartNumber>1</PartNumber>"
-        f"<ETag>{etag}</ETag></Part></CompleteMultipartUpload>"
-    )
-    done = await s3.handle_request("POST", path, common, complete.encode(), {"uploadId": [upload]})
-    _checked(bucket, done)
-    digest = hashlib.md5(body, usedforsecurity=False).digest()
-    return f"{hashlib.md5(digest, usedforsecurity=False).hexdigest()}-1"
-
-
-def _checked(bucket: str, response: tuple[int, Any, Any]) -> bytes:
-    status, _, body = response
-    if status < 300:
-        return body
-    code = bytes(body).decode(errors="replace").partition("<Code>")[2].partition("</Code>")[0]
-    messages = {
-        "NoSuchBucket": f"The specified bucket does not exist: {bucket}",
-        "AccessDenied": f"Access to the bucket is denied: {bucket}",
-    }
-    raise _FailedError(f"S3{code or status}", messages.get(code, f"S3 answered {status} {code}"))
-
-
-def _answering(operation: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[..., Response]:
-    def handler(data: dict[str, Any]) -> Response:
-        from ministack.core.responses import error_response_json, json_response
-
-        try:
-            return json_response(operation(data))
-        except RefusedError as refused:
-            return error_response_json(refused.code, str(refused), 400)
-
-    return handler
-
-
-def _refuse_unsupported(data: dict[str, Any]) -> None:
-    if data.get("ExportFormat", "DYNAMODB_JSON") != "DYNAMODB_JSON":
-        raise RefusedError(
-            "ValidationException", "The sandbox exports in DYNAMODB_JSON only, not in ION"
-        )
-    if data.get("ExportType", "FULL_EXPORT") != "FULL_EXPORT":
-        raise RefusedError(
-            "ValidationException", "The sandbox makes full exports only, no INCREMENTAL_EXPORT yet"
-        )
-    for name in ("FilterSpecification", "IncrementalExportSpecification"):
-        if data.get(name):
-            raise RefusedError("ValidationException", f"{name} is not supported by the sandbox")
-
-
-def _summary(export: Export, counts: dict[str, int]) -> dict[str, Any]:
-    """Return manifest-summary.json of a full export; note that it has no exportType."""
-    description = export.description
-    return {
-        "version": "2020-06-30",
-        "exportArn": export.arn,
-        "startTime": _iso(round(description["StartTime"] * 1_000_000)),
-        "endTime": _iso(export.end_micros or 0),
-        "tableArn": description["TableArn"],
-        "tableId": description["TableId"],
-        "exportTime": _iso(round(description["ExportTime"] * 1_000_000)),
-        "s3Bucket": description["S3Bucket"],
-        "s3Prefix": description.get("S3Prefix"),
-        "s3SseAlgorithm": description["S3SseAlgorithm"],
-        "s3SseKmsKeyId": description.get("S3SseKmsKeyId"),
-        "manifestFilesS3Key": f"{export.folder}/manifest-files.json",
-        **counts,
-        "outputFormat": "DYNAMODB_JSON",
-    }
 
 
 def _position(arns: list[str], token: str | None) -> int:
@@ -501,41 +388,3 @@ def _position(arns: list[str], token: str | None) -> int:
 
 def _s3_sse(algorithm: str) -> str:
     return "aws:kms" if algorithm == "KMS" else algorithm
-
-
-def _micros(moment: float | str) -> int:
-    """Return microseconds of a time on the wire: epoch seconds, or ISO text."""
-    if isinstance(moment, str):
-        try:
-            parsed = datetime.fromisoformat(moment)
-        except ValueError:
-            raise RefusedError(
-                "ValidationException", f"ExportTime is not a time: {moment}"
-            ) from None
-        moment = (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
-    return round(moment * 1000) * 1000
-
-
-def _iso(micros: int) -> str:
-    moment = datetime.fromtimestamp(micros // 1_000_000, tz=UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{micros // 1000 % 1000:03d}Z"
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-def _md5(body: bytes) -> str:
-    return base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
-
-
-def _file_name() -> str:
-    return base64.b32encode(secrets.token_bytes(16)).decode().rstrip("=").lower() + ".json.gz"
-
-
-def _gzip(body: bytes) -> bytes:
-    """Compress with the gzip header of real exports: an empty file is the same 20 bytes."""
-    compressor = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
-    header = b"\x1f\x8b\x08" + bytes(6) + b"\xff"
-    data = compressor.compress(body) + compressor.flush()
-    return header + data + struct.pack("<LL", zlib.crc32(body), len(body) & 0xFFFFFFFF)

@@ -5,8 +5,8 @@ changes after they were handed over.
 """
 
 import time
-from bisect import bisect_right
-from collections.abc import Hashable, Mapping
+from bisect import bisect_left
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,15 +21,28 @@ class Clock:
 
     def __init__(self) -> None:
         self._last = 0
+        self._standing: int | None = None
 
     def tick(self) -> int:
         """Return a time later than every earlier tick."""
-        self._last = max(self._last + 1, time.time_ns() // 1000)
+        self._last = max(self._last + 1, self._present())
         return self._last
 
     def now(self) -> int:
         """Return the present time, not before the last tick."""
-        return max(self._last, time.time_ns() // 1000)
+        return max(self._last, self._present())
+
+    def stand_at(self, micros: int) -> None:
+        """Stop at a later time, for tests: the next tick is `micros` exactly, then 1 µs each.
+
+        Raises ValueError for a time that is not later: a journal's times only rise.
+        """
+        if micros <= self.now():
+            raise ValueError(f"the clock shows {self.now()} and cannot be set to {micros}")
+        self._standing = micros
+
+    def _present(self) -> int:
+        return time.time_ns() // 1000 if self._standing is None else self._standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +62,29 @@ class TableJournal:
     enabled_micros: int
     changes: list[Change] = field(default_factory=list)
 
-    def after(self, micros: int) -> list[Change]:
-        """Return the changes written later than `micros`, oldest first."""
-        start = bisect_right(self.changes, micros, key=lambda change: change.micros)
-        return self.changes[start:]
+    def since(self, micros: int) -> list[Change]:
+        """Return the changes written at `micros` or later, oldest first."""
+        return self.changes[self._index(micros) :]
+
+    def between(self, start: int, end: int) -> list[Change]:
+        """Return the changes written at `start` or later and before `end`, oldest first."""
+        return self.changes[self._index(start) : self._index(end)]
+
+    def _index(self, micros: int) -> int:
+        return bisect_left(self.changes, micros, key=lambda change: change.micros)
+
+
+def compact(changes: Iterable[Change]) -> list[Change]:
+    """Return one change per item: from before its first to after its last, at its last's time.
+
+    An item that was neither there before nor is after leaves none; one that was changed and
+    changed back leaves one. `changes` are oldest first.
+    """
+    net: dict[Hashable, Change] = {}
+    for change in changes:
+        first = net.get(change.key, change)
+        net[change.key] = Change(change.micros, change.key, first.old, change.new)
+    return [change for change in net.values() if change.old is not None or change.new is not None]
 
 
 def roll_back(items: Mapping[Hashable, Item], later: list[Change]) -> dict[Hashable, Item]:

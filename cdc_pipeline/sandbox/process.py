@@ -39,6 +39,10 @@ UNSET = (
 # Followed by a service name, as in AWS_ENDPOINT_URL_DYNAMODB; they win over AWS_ENDPOINT_URL.
 UNSET_PREFIX = "AWS_ENDPOINT_URL_"
 
+# For `least_window_seconds` of a newcomer's sandbox, which is minutes old: with AWS's quarter of an
+# hour it could not heal a gap before that has passed.
+QUICK_WINDOW_SECONDS = 1.0
+
 _START_SECONDS = 30.0
 _STOP_SECONDS = 3.0
 _LOG_LINES = 15
@@ -84,7 +88,8 @@ class SandboxProcess:
 
     port: 0, the default, takes any free one. log_file: where the child's output goes, None for a
     temporary file that ends with the sandbox. The child has a process group of its own, so that
-    Ctrl-C reaches only us, and it ends when this process does, however that ends.
+    Ctrl-C reaches only us, and it ends when this process does, however that ends. The seconds are
+    those of `exports.ExportOptions`; AWS's by default.
 
     Raises SandboxError if it is not ready in 30 s or ends before, with the last lines it wrote.
     """
@@ -98,11 +103,17 @@ class SandboxProcess:
         log_file: Path | None = None,
         ttl_interval_seconds: float = 1.0,
         export_delay_seconds: float = 0.5,
+        least_window_seconds: float = 900.0,
+        restorable_lag_seconds: float = 300.0,
     ) -> None:
         self._port = port
         self._log_file = log_file
         self._ttl_interval_seconds = ttl_interval_seconds
-        self._export_delay_seconds = export_delay_seconds
+        self._export_options = {
+            "--export-delay": export_delay_seconds,
+            "--least-window": least_window_seconds,
+            "--restorable-lag": restorable_lag_seconds,
+        }
         self._child: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
         self._endpoint_url: str | None = None
@@ -185,7 +196,9 @@ class SandboxProcess:
         command = [sys.executable, "-m", "cdc_pipeline.sandbox"]
         command += ["--port", str(self._port), "--ready-file", str(ready_file)]
         command += ["--ttl-interval", str(self._ttl_interval_seconds)]
-        command += ["--export-delay", str(self._export_delay_seconds), "--until-eof"]
+        for name, seconds in self._export_options.items():
+            command += [name, str(seconds)]
+        command += ["--until-eof"]
         with log_file.open("ab") as log:
             return subprocess.Popen(
                 command,

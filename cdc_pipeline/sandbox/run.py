@@ -6,7 +6,12 @@ import threading
 
 import click
 
-from cdc_pipeline.sandbox.process import UNSET, UNSET_PREFIX, SandboxProcess
+from cdc_pipeline.sandbox.process import (
+    QUICK_WINDOW_SECONDS,
+    UNSET,
+    UNSET_PREFIX,
+    SandboxProcess,
+)
 from cdc_pipeline.sandbox.traffic import Traffic, create_tables, seed
 
 _CUSTOMERS_PER_ORDER = 0.1
@@ -34,7 +39,9 @@ def run_sandbox(*, port: int, traffic: bool, orders: int, rate: float) -> None:
     """Serve until Ctrl-C; prints how to point a client at it. Raises `SandboxError`."""
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
-    with SandboxProcess(port=port) as sandbox:
+    with SandboxProcess(
+        port=port, least_window_seconds=QUICK_WINDOW_SECONDS, restorable_lag_seconds=0
+    ) as sandbox:
         click.echo(f"Local AWS at {sandbox.endpoint_url} (Ctrl-C ends it; nothing is kept).")
         click.echo("Point any AWS client at it with:\n")
         for name, value in sandbox.environment().items():

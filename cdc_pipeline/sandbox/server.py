@@ -7,13 +7,15 @@ import logging
 import os
 import signal
 import socket
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from cdc_pipeline.sandbox.control import PATH as CONTROL_PATH
+from cdc_pipeline.sandbox.control import Control, SandboxClock
 from cdc_pipeline.sandbox.errors import PortInUseError, SandboxError, SandboxNotInstalledError
-from cdc_pipeline.sandbox.exports import Exports, multipart_put
+from cdc_pipeline.sandbox.export_files import multipart_put
+from cdc_pipeline.sandbox.exports import ExportOptions, Exports
 from cdc_pipeline.sandbox.journal import Clock
 from cdc_pipeline.sandbox.streams import Writes, own_ttl
 
@@ -47,14 +49,14 @@ def serve(
     port: int = 4566,
     ready_file: Path | None = None,
     ttl_interval_seconds: float = 1.0,
-    export_delay_seconds: float = 0.5,
+    export_options: ExportOptions | None = None,
     until: Callable[[], Awaitable[object]] | None = None,
 ) -> None:
     """Serve a local AWS on 127.0.0.1 until SIGTERM or SIGINT; call it in the main thread.
 
     port: 0 takes any free one. ready_file: gets the endpoint URL once requests are answered.
-    ttl_interval_seconds: how often expired items are deleted. export_delay_seconds: how long an
-    export is IN_PROGRESS at least. until: an awaitable that also ends serving when it returns.
+    ttl_interval_seconds: how often expired items are deleted. export_options: see ExportOptions.
+    until: an awaitable that also ends serving when it returns.
 
     Changes the environment of this process, which should do nothing else. Everything lives in
     memory and is gone afterwards.
@@ -65,7 +67,7 @@ def serve(
         bound = listener.getsockname()[1]
         _prepare_environment(bound)
         emulator, dynamodb, s3 = _import_emulator()
-        sandbox = _Sandbox(emulator, dynamodb, s3, export_delay_seconds)
+        sandbox = _Sandbox(emulator, dynamodb, s3, export_options or ExportOptions())
         asyncio.run(sandbox.run(listener, ready_file, ttl_interval_seconds, until))
 
 
@@ -117,8 +119,9 @@ def _import_emulator() -> tuple[Any, Any, Any]:
 class _Sandbox:
     """The corrected emulator as an ASGI application with its background work."""
 
-    def __init__(self, emulator: Any, dynamodb: Any, s3: Any, export_delay_seconds: float) -> None:
-        clock = Clock()
+    def __init__(self, emulator: Any, dynamodb: Any, s3: Any, options: ExportOptions) -> None:
+        self._clock = clock = Clock()
+        dynamodb.time = SandboxClock(dynamodb.time, clock)
         writes = Writes(dynamodb, clock)
         writes.install()
         self._expire_due = own_ttl(dynamodb, writes)
@@ -126,18 +129,33 @@ class _Sandbox:
         async def put_object(bucket: str, key: str, body: bytes, headers: dict[str, str]) -> str:
             return await multipart_put(s3, bucket, key, body, headers)
 
-        self._exports = Exports(
-            dynamodb, writes, clock, put_object, delay_seconds=export_delay_seconds
-        )
+        self._exports = Exports(dynamodb, writes, clock, put_object, options)
         self._exports.install()
+        self._control = Control(self._orders(), self._state)
         self._emulator = emulator
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
             # Not ministack's: it would run start-up scripts and look for containers to remove.
             await _lifespan(receive, send)
+        elif scope["type"] == "http" and scope["path"] == CONTROL_PATH:
+            await self._control.respond(receive, send)
         else:
             await self._emulator.app(scope, receive, send)
+
+    def _orders(self) -> dict[str, Callable[[Any], None]]:
+        faults = self._exports.faults
+        return {
+            "stand_at": lambda micros: self._clock.stand_at(int(micros)),
+            "fail_exports": lambda count: setattr(faults, "fail_exports", int(count)),
+            "failure_code": lambda code: setattr(faults, "failure_code", str(code)),
+            "failure_message": lambda text: setattr(faults, "failure_message", str(text)),
+            "write_time": faults.set_write_time,
+        }
+
+    def _state(self) -> dict[str, int]:
+        faults = self._exports.faults
+        return {"now_micros": self._clock.now(), "fail_exports": faults.fail_exports}
 
     async def run(
         self,
@@ -184,7 +202,7 @@ class _Sandbox:
         while True:
             await asyncio.sleep(interval_seconds)
             try:
-                self._expire_due(time.time())
+                self._expire_due(self._clock.now() / 1_000_000)
             except Exception:  # one bad table must not end TTL for all of them
                 _logger.exception("time to live: a pass failed, the next one goes on")
 

@@ -25,9 +25,10 @@ def write_settings(folder: Path, *, kind: str, running: bool) -> Path:
             "interval_seconds": 5,
             "poll_seconds": 0.2,
             "listing_lag_seconds": 0,
-            "linger_seconds": 120 if running else 0,
+            "linger_seconds": 600 if running else 0,
         },
         "export": {"bucket": BUCKET, "poll_seconds": 0.5},
+        "current_state": {"fold_minutes": 1},
         "schedules": {"running": running, "downstream_seconds": 10, "glue_seconds": 30},
         "aggregates": str(_aggregates()),
         "tables": [

@@ -96,7 +96,12 @@ class World:
             "lake": f"s3://{self.bucket}/lake" if self.kind == "s3" else str(self.folder / "lake"),
             "region": "us-east-1",
             "handover_margin_seconds": 1,
-            "capture": {"interval_seconds": 5, "poll_seconds": 0.02, "empty_polls": 2},
+            "capture": {
+                "interval_seconds": 5,
+                "poll_seconds": 0.02,
+                "empty_polls": 2,
+                "listing_lag_seconds": 0,
+            },
             "export": {"bucket": self.bucket, "poll_seconds": 0.05},
             "aggregates": str(PACKAGE_ROOT / "aggregates"),
             "tables": [{"name": t} if isinstance(t, str) else t for t in tables],
@@ -169,7 +174,7 @@ class World:
             state = lake.log(table).load()
             if state.staged and state.watermark_us >= handover_us(lake, state.staged):
                 return
-            pytest.fail("the stream never passed the export time")
+        pytest.fail("the stream never passed the export time")
 
     def publish(self, name: str) -> PublishResult:
         return publish_current_state(self.lake(), self.table(name))

@@ -16,7 +16,11 @@ from cdc_pipeline.core.capture_log import Gap
 from cdc_pipeline.core.errors import LakeError, NotReadyError, QueryError
 from cdc_pipeline.lake import current_state
 from cdc_pipeline.lake.connection import connect_lake
-from cdc_pipeline.lake.current_state import PublishResult, publish_current_state
+from cdc_pipeline.lake.current_state import (
+    PublishResult,
+    is_worth_folding,
+    publish_current_state,
+)
 from cdc_pipeline.lake.query import run_query
 from cdc_pipeline.lake.tables import CommitConflictError, data_files, table_property
 from cdc_pipeline_tests.lake.builder import (
@@ -385,3 +389,25 @@ def test_an_unwritable_lake_is_a_lake_error(built: LakeBuilder) -> None:
     built.lake.settings.lake_folder.write_text("a file where the lake should be")
     with pytest.raises(LakeError):
         _publish(built)
+
+
+def test_a_fold_nobody_asked_for_waits_until_it_pays() -> None:
+    with temporary_lake(current_state={"fold_percent": 10, "fold_minutes": 15}) as built:
+        assert is_worth_folding(built.lake, built.table)  # nothing is published yet
+        _ready(built, {f"k{n}": {} for n in range(20)})
+        _publish(built)
+        assert not is_worth_folding(built.lake, built.table)
+        built.land([change("k1", 1, {"n": {"N": "1"}})])
+        assert not is_worth_folding(built.lake, built.table)
+        built.land([change("k2", 2, {"n": {"N": "1"}})])
+        assert is_worth_folding(built.lake, built.table)  # 2 of 20
+        _publish(built)
+        assert not is_worth_folding(built.lake, built.table)
+        patient = built.lake.settings.current_state
+        old = patient.model_copy(update={"fold_minutes": 0})
+        built.lake.settings = built.lake.settings.model_copy(update={"current_state": old})
+        assert is_worth_folding(built.lake, built.table)
+        built.lake.settings = built.lake.settings.model_copy(update={"current_state": patient})
+        built.start(generation=2)
+        built.stage({"k1": {}}, generation=2)
+        assert is_worth_folding(built.lake, built.table)  # a new baseline waits

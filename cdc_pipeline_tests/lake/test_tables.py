@@ -69,6 +69,7 @@ _38 = Decimal("9" * 38)
 _KINDS: list[tuple[pa.DataType, Any]] = [
     (pa.int64(), -5),
     (pa.decimal128(18, 2), Decimal("1.25")),
+    (pa.decimal128(20, 3), Decimal("1.125")),
     (pa.decimal128(38, 2), Decimal("1.25")),
     (pa.decimal128(38, 0), _38),
     (pa.string(), "1E-100"),
@@ -225,3 +226,29 @@ def test_row_level_deletes_of_others_are_refused(
     monkeypatch.setattr(table, "scan", lambda **_: _Scan())
     with pytest.raises(LakeError, match="row-level delete files"):
         data_files(table)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "kept"),
+    [
+        (pa.decimal128(18, 1), pa.decimal128(38, 1), True),
+        (pa.list_(pa.decimal128(18, 1)), pa.list_(pa.decimal128(38, 1)), True),
+        (pa.int32(), pa.int64(), True),
+        # PyIceberg would let the scale change, Iceberg's specification does not.
+        (pa.decimal128(18, 1), pa.decimal128(38, 2), False),
+        (pa.decimal128(38, 1), pa.decimal128(18, 1), False),
+        (pa.int64(), pa.decimal128(38, 0), False),
+        (pa.int64(), pa.string(), False),
+    ],
+)
+def test_a_column_stays_the_same_field_where_iceberg_has_a_promotion(
+    old: pa.DataType, new: pa.DataType, kept: bool, tables: Tables
+) -> None:
+    fields = []
+    for kind in (old, new):
+        _replace(tables, _rows([None], kind))
+        table = tables.load("t")
+        assert table is not None
+        fields.append(table.schema().find_field("v"))
+    assert (fields[0].field_id == fields[1].field_id) == kept
+    assert fields[0].field_type != fields[1].field_type

@@ -33,8 +33,8 @@ def bucket(aws: Aws) -> str:
 def make_table(aws: Aws) -> Callable[..., str]:
     """Return a function that makes a table with keys `pk` and `sk` and returns its name."""
 
-    def make(*, stream: bool = True, recovery: bool = True) -> str:
-        name = f"table-{next(_numbers)}"
+    def make(*, stream: bool = True, recovery: bool = True, name: str | None = None) -> str:
+        name = name or f"table-{next(_numbers)}"
         aws.dynamodb.create_table(
             TableName=name,
             KeySchema=[

@@ -1,8 +1,6 @@
 """Full exports: layout byte for byte, content at a point in time, refusals, idempotency."""
 
-import base64
 import gzip
-import hashlib
 import json
 import re
 import threading
@@ -13,61 +11,23 @@ from random import Random
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError
 
-from cdc_pipeline_tests.sandbox.clients import Aws, key, wait_for
+from cdc_pipeline.sandbox.control import control
+from cdc_pipeline_tests.sandbox.clients import Aws, key
+from cdc_pipeline_tests.sandbox.exporting import (
+    export_table,
+    exported_items,
+    finished,
+    md5,
+    objects,
+    refusal,
+    table_arn,
+)
 
 pytestmark = pytest.mark.slow
 
 _NEVER = datetime(2020, 1, 1, tzinfo=UTC)
 _ISO = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
-
-
-def _arn(aws: Aws, table: str) -> str:
-    return aws.dynamodb.describe_table(TableName=table)["Table"]["TableArn"]
-
-
-def _export(aws: Aws, table: str, bucket: str, **more: Any) -> dict[str, Any]:
-    """Request an export and return its description once it is over."""
-    started = aws.dynamodb.export_table_to_point_in_time(
-        TableArn=_arn(aws, table), S3Bucket=bucket, **more
-    )["ExportDescription"]
-    assert started["ExportStatus"] == "IN_PROGRESS"
-    return _finished(aws, started["ExportArn"])
-
-
-def _finished(aws: Aws, arn: str) -> dict[str, Any]:
-    def over() -> dict[str, Any] | None:
-        found = aws.dynamodb.describe_export(ExportArn=arn)["ExportDescription"]
-        return None if found["ExportStatus"] == "IN_PROGRESS" else found
-
-    return wait_for(over)
-
-
-def _objects(aws: Aws, bucket: str) -> dict[str, bytes]:
-    listed = aws.s3.list_objects_v2(Bucket=bucket).get("Contents", [])
-    keys = [entry["Key"] for entry in listed]
-    return {k: aws.s3.get_object(Bucket=bucket, Key=k)["Body"].read() for k in keys}
-
-
-def _exported_items(aws: Aws, description: dict[str, Any]) -> list[dict[str, Any]]:
-    objects = _objects(aws, description["S3Bucket"])
-    summary = json.loads(objects[description["ExportManifest"]])
-    items = []
-    for line in objects[summary["manifestFilesS3Key"]].splitlines():
-        body = gzip.decompress(objects[json.loads(line)["dataFileS3Key"]])
-        items += [json.loads(item)["Item"] for item in body.splitlines()]
-    return items
-
-
-def _md5(body: bytes) -> str:
-    return base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
-
-
-def _code(call: Callable[..., Any], **arguments: Any) -> str:
-    with pytest.raises(ClientError) as caught:
-        call(**arguments)
-    return caught.value.response["Error"]["Code"]
 
 
 @pytest.mark.parametrize("prefix", [None, "some/prefix"])
@@ -79,20 +39,20 @@ def test_layout_is_that_of_aws(
         aws.dynamodb.put_item(
             TableName=table, Item={**key(f"p{number}"), "b": {"B": b"\x00\xff"}, "s": {"S": "é"}}
         )
-    done = _export(aws, table, bucket, **({"S3Prefix": prefix} if prefix else {}))
-    objects = _objects(aws, bucket)
+    done = export_table(aws, table, bucket, **({"S3Prefix": prefix} if prefix else {}))
+    stored = objects(aws, bucket)
     export_id = done["ExportArn"].rsplit("/", 1)[1]
     assert re.fullmatch(r"0\d{13}-[0-9a-f]{8}", export_id)
     root = f"{prefix}/AWSDynamoDB/{export_id}" if prefix else f"AWSDynamoDB/{export_id}"
     fixed = {"_started"} | {
         f"manifest-{kind}.{end}" for kind in ("summary", "files") for end in ("json", "md5")
     }
-    data_keys = {k for k in objects if k.startswith(f"{root}/data/")}
-    assert objects.keys() - data_keys == {f"{root}/{name}" for name in fixed}
-    assert objects[f"{root}/_started"] == b""
+    data_keys = {k for k in stored if k.startswith(f"{root}/data/")}
+    assert stored.keys() - data_keys == {f"{root}/{name}" for name in fixed}
+    assert stored[f"{root}/_started"] == b""
 
-    raw = objects[f"{root}/manifest-summary.json"]
-    assert objects[f"{root}/manifest-summary.md5"].decode() == _md5(raw)
+    raw = stored[f"{root}/manifest-summary.json"]
+    assert stored[f"{root}/manifest-summary.md5"].decode() == md5(raw)
     assert b"\n" not in raw
     assert b": " not in raw
     summary = json.loads(raw)
@@ -102,7 +62,7 @@ def test_layout_is_that_of_aws(
         "exportArn": done["ExportArn"],
         "startTime": summary["startTime"],
         "endTime": summary["endTime"],
-        "tableArn": _arn(aws, table),
+        "tableArn": table_arn(aws, table),
         "tableId": table_id,
         "exportTime": summary["exportTime"],
         "s3Bucket": bucket,
@@ -121,14 +81,14 @@ def test_layout_is_that_of_aws(
         datetime.fromisoformat(summary["startTime"]).timestamp() * 1000
     )
 
-    files = objects[f"{root}/manifest-files.json"]
-    assert objects[f"{root}/manifest-files.md5"].decode() == _md5(files)
+    files = stored[f"{root}/manifest-files.json"]
+    assert stored[f"{root}/manifest-files.md5"].decode() == md5(files)
     assert files.endswith(b"\n")
     entries = [json.loads(line) for line in files.splitlines()]
     assert {entry["dataFileS3Key"] for entry in entries} == data_keys
     assert len(entries) >= 3
     for entry in entries:
-        _check_data_file(aws, bucket, root, entry, objects[entry["dataFileS3Key"]])
+        _check_data_file(aws, bucket, root, entry, stored[entry["dataFileS3Key"]])
     assert sum(entry["itemCount"] for entry in entries) == 40
 
     assert done["ExportManifest"] == f"{root}/manifest-summary.json"
@@ -143,7 +103,7 @@ def test_layout_is_that_of_aws(
 def _check_data_file(aws: Aws, bucket: str, root: str, entry: dict[str, Any], body: bytes) -> None:
     assert list(entry) == ["itemCount", "md5Checksum", "etag", "dataFileS3Key"]
     assert re.fullmatch(rf"{root}/data/[a-z2-7]{{26}}\.json\.gz", entry["dataFileS3Key"])
-    assert entry["md5Checksum"] == _md5(body)
+    assert entry["md5Checksum"] == md5(body)
     assert re.fullmatch(r"[0-9a-f]{32}-\d+", entry["etag"])
     stored = aws.s3.head_object(Bucket=bucket, Key=entry["dataFileS3Key"])["ETag"]
     assert stored.strip('"') == entry["etag"]
@@ -162,16 +122,16 @@ def test_there_is_an_empty_file_like_those_of_aws(
 ) -> None:
     table = make_table()
     aws.dynamodb.put_item(TableName=table, Item=key("only"))
-    done = _export(aws, table, bucket)
-    objects = _objects(aws, bucket)
-    files = objects[done["ExportManifest"].replace("summary", "files")].splitlines()
+    done = export_table(aws, table, bucket)
+    stored = objects(aws, bucket)
+    files = stored[done["ExportManifest"].replace("summary", "files")].splitlines()
     empty = [e for e in map(json.loads, files) if e["itemCount"] == 0]
     assert empty
     for entry in empty:
         # The sum and the ETag that empty files of real exports have.
         assert entry["md5Checksum"] == "FjvgqIxwymKf1RbbqtrZag=="
         assert entry["etag"] == "7deb4078f238dd87d6af0538152c04e9-1"
-        assert len(objects[entry["dataFileS3Key"]]) == 20
+        assert len(stored[entry["dataFileS3Key"]]) == 20
 
 
 class _Replay:
@@ -252,13 +212,16 @@ def test_content_is_the_state_at_export_time(
     with _Replay(aws, table) as replay:
         time.sleep(1.6)
         past = datetime.now(UTC).replace(microsecond=0)
-        described = [_export(aws, table, bucket, ExportTime=past), _export(aws, table, bucket)]
+        described = [
+            export_table(aws, table, bucket, ExportTime=past),
+            export_table(aws, table, bucket),
+        ]
         time.sleep(0.2)
     assert described[0]["ExportTime"] == past
     assert any(after > past.timestamp() + 0.5 for _, after, _ in replay.log)
     seen = []
     for description in described:
-        found = _exported_items(aws, description)
+        found = exported_items(aws, description)
         by_key = {(item["pk"]["S"], int(item["sk"]["N"])): item for item in found}
         assert len(by_key) == len(found) == description["ItemCount"]
         possible = replay.possible_at(description["ExportTime"].timestamp())
@@ -266,8 +229,8 @@ def test_content_is_the_state_at_export_time(
         seen.append(by_key)
     assert seen[0]
     assert seen[0] != seen[1]
-    final = _export(aws, table, bucket)
-    assert {(i["pk"]["S"], int(i["sk"]["N"])): i for i in _exported_items(aws, final)} == (
+    final = export_table(aws, table, bucket)
+    assert {(i["pk"]["S"], int(i["sk"]["N"])): i for i in exported_items(aws, final)} == (
         replay.log[-1][2]
     )
 
@@ -286,39 +249,39 @@ def test_a_cancelled_partiql_transaction_leaves_no_trace(
     with pytest.raises(aws.dynamodb.exceptions.TransactionCanceledException):
         aws.dynamodb.execute_transaction(TransactStatements=statements)
     aws.dynamodb.execute_transaction(TransactStatements=statements[:1])
-    before = _export(aws, table, bucket, ExportTime=moment)
-    after = _export(aws, table, bucket)
-    assert _exported_items(aws, before) == [key("kept")]
-    assert sorted(i["pk"]["S"] for i in _exported_items(aws, after)) == ["kept", "new"]
+    before = export_table(aws, table, bucket, ExportTime=moment)
+    after = export_table(aws, table, bucket)
+    assert exported_items(aws, before) == [key("kept")]
+    assert sorted(i["pk"]["S"] for i in exported_items(aws, after)) == ["kept", "new"]
 
 
 def test_refusals(aws: Aws, make_table: Callable[..., str], bucket: str) -> None:
     on, off = make_table(), make_table(recovery=False)
-    arn, call = _arn(aws, on), aws.dynamodb.export_table_to_point_in_time
+    arn, call = table_arn(aws, on), aws.dynamodb.export_table_to_point_in_time
     ok = {"TableArn": arn, "S3Bucket": bucket}
     soon = datetime.now(UTC) + timedelta(seconds=30)
-    assert _code(call, **ok | {"TableArn": f"{arn}-x"}) == "TableNotFoundException"
+    assert refusal(call, **ok | {"TableArn": f"{arn}-x"}) == "TableNotFoundException"
     assert (
-        _code(call, **ok | {"TableArn": _arn(aws, off)})
+        refusal(call, **ok | {"TableArn": table_arn(aws, off)})
         == "PointInTimeRecoveryUnavailableException"
     )
-    assert _code(call, **ok, ExportTime=_NEVER) == "InvalidExportTimeException"
-    assert _code(call, **ok, ExportTime=soon) == "InvalidExportTimeException"
-    assert _code(call, **ok, ExportFormat="ION") == "ValidationException"
-    assert _code(call, **ok, ExportType="INCREMENTAL_EXPORT") == "ValidationException"
+    assert refusal(call, **ok, ExportTime=_NEVER) == "InvalidExportTimeException"
+    assert refusal(call, **ok, ExportTime=soon) == "InvalidExportTimeException"
+    assert refusal(call, **ok, ExportFormat="ION") == "ValidationException"
+    assert refusal(call, **ok, ExportType="FULL") == "ValidationException"
     assert (
-        _code(aws.dynamodb.describe_export, ExportArn=f"{arn}/export/01700000000000-00000000")
+        refusal(aws.dynamodb.describe_export, ExportArn=f"{arn}/export/01700000000000-00000000")
         == "ExportNotFoundException"
     )
-    assert _code(aws.dynamodb.list_exports, NextToken="none-of-ours") == "ValidationException"
-    assert _code(aws.dynamodb.list_exports, MaxResults=26) == "ValidationException"
+    assert refusal(aws.dynamodb.list_exports, NextToken="none-of-ours") == "ValidationException"
+    assert refusal(aws.dynamodb.list_exports, MaxResults=26) == "ValidationException"
     backups = aws.dynamodb.describe_continuous_backups
-    assert _code(backups, TableName="missing") == "TableNotFoundException"
+    assert refusal(backups, TableName="missing") == "TableNotFoundException"
     assert aws.dynamodb.list_exports(TableArn=arn)["ExportSummaries"] == []
 
 
 def test_a_missing_bucket_fails_the_export(aws: Aws, make_table: Callable[..., str]) -> None:
-    done = _export(aws, make_table(), "no-such-bucket-here")
+    done = export_table(aws, make_table(), "no-such-bucket-here")
     assert (done["ExportStatus"], done["FailureCode"]) == ("FAILED", "S3NoSuchBucket")
     assert "no-such-bucket-here" in done["FailureMessage"]
     assert "ExportManifest" not in done
@@ -327,13 +290,13 @@ def test_a_missing_bucket_fails_the_export(aws: Aws, make_table: Callable[..., s
 def test_client_token_makes_it_idempotent(
     aws: Aws, make_table: Callable[..., str], bucket: str
 ) -> None:
-    arn, call = _arn(aws, make_table()), aws.dynamodb.export_table_to_point_in_time
+    arn, call = table_arn(aws, make_table()), aws.dynamodb.export_table_to_point_in_time
     wanted = {"TableArn": arn, "S3Bucket": bucket, "ClientToken": "once"}
     first = call(**wanted)["ExportDescription"]
     assert call(**wanted)["ExportDescription"]["ExportArn"] == first["ExportArn"]
-    done = _finished(aws, first["ExportArn"])
+    done = finished(aws, first["ExportArn"])
     assert call(**wanted)["ExportDescription"] == done
-    assert _code(call, **wanted, S3Prefix="other") == "ExportConflictException"
+    assert refusal(call, **wanted, S3Prefix="other") == "ExportConflictException"
     other = call(**wanted | {"ClientToken": "twice"})["ExportDescription"]
     assert other["ExportArn"] != first["ExportArn"]
     assert done["ClientToken"] == "once"
@@ -341,21 +304,56 @@ def test_client_token_makes_it_idempotent(
 
 def test_list_exports_pages(aws: Aws, make_table: Callable[..., str], bucket: str) -> None:
     table = make_table()
-    done = [_export(aws, table, bucket)["ExportArn"] for _ in range(2)]
-    done.append(_export(aws, table, "no-such-bucket-here")["ExportArn"])
+    done = [export_table(aws, table, bucket)["ExportArn"] for _ in range(2)]
+    done.append(export_table(aws, table, "no-such-bucket-here")["ExportArn"])
     pages, token = [], {}
     while True:
-        page = aws.dynamodb.list_exports(TableArn=_arn(aws, table), MaxResults=1, **token)
+        page = aws.dynamodb.list_exports(TableArn=table_arn(aws, table), MaxResults=1, **token)
         pages.append(page["ExportSummaries"])
         if "NextToken" not in page:
             break
         token = {"NextToken": page["NextToken"]}
     assert pages == [
         [{"ExportArn": arn, "ExportStatus": status, "ExportType": "FULL_EXPORT"}]
-        for arn, status in zip(done, ["COMPLETED", "COMPLETED", "FAILED"], strict=True)
+        for arn, status in zip(done[::-1], ["FAILED", "COMPLETED", "COMPLETED"], strict=True)
     ]
     everything = aws.dynamodb.list_exports()["ExportSummaries"]
     assert len(everything) <= 25
+
+
+def test_exports_are_those_of_the_table_that_has_the_name_now(
+    aws: Aws, make_table: Callable[..., str], bucket: str
+) -> None:
+    table = make_table()
+    arn = table_arn(aws, table)
+    done = export_table(aws, table, bucket, ClientToken="of-the-first")
+    listed = aws.dynamodb.list_exports
+    assert [e["ExportArn"] for e in listed(TableArn=arn)["ExportSummaries"]] == [done["ExportArn"]]
+    aws.dynamodb.delete_table(TableName=table)
+    assert listed(TableArn=arn)["ExportSummaries"] == []
+    again = {"TableArn": arn, "S3Bucket": bucket, "ClientToken": "of-the-first"}
+    call = aws.dynamodb.export_table_to_point_in_time
+    assert refusal(call, **again) == "TableNotFoundException"
+    make_table(name=table)
+    assert listed(TableArn=arn)["ExportSummaries"] == []
+    assert finished(aws, done["ExportArn"]) == done
+    assert done["ExportArn"] in [e["ExportArn"] for e in listed()["ExportSummaries"]]
+
+
+def test_a_failure_that_was_ordered(aws: Aws, make_table: Callable[..., str], bucket: str) -> None:
+    table = make_table()
+    control(aws.endpoint_url, fail_exports=2, failure_code="Odd", failure_message="as told")
+    wanted = {"ClientToken": "fails", "S3Prefix": "p"}
+    first = export_table(aws, table, bucket, **wanted)
+    assert (first["ExportStatus"], first["FailureCode"]) == ("FAILED", "Odd")
+    assert first["FailureMessage"] == "as told"
+    assert not [k for k in objects(aws, bucket) if "manifest" in k]
+    call = aws.dynamodb.export_table_to_point_in_time
+    repeated = call(TableArn=table_arn(aws, table), S3Bucket=bucket, **wanted)
+    assert repeated["ExportDescription"] == first
+    assert export_table(aws, table, bucket)["ExportStatus"] == "FAILED"
+    assert control(aws.endpoint_url)["fail_exports"] == 0
+    assert export_table(aws, table, bucket)["ExportStatus"] == "COMPLETED"
 
 
 def test_restorable_times_are_true(aws: Aws, make_table: Callable[..., str]) -> None:
@@ -380,8 +378,9 @@ def test_restorable_times_are_true(aws: Aws, make_table: Callable[..., str]) -> 
     switch(True)
     again = described()
     assert again["EarliestRestorableDateTime"] == first["EarliestRestorableDateTime"]
-    assert again["LatestRestorableDateTime"] > first["LatestRestorableDateTime"]
-    assert abs(datetime.now(UTC) - again["LatestRestorableDateTime"]) < timedelta(seconds=2)
+    for found in (first, again):
+        # It stays there for the five minutes that the latest time is behind the present.
+        assert found["LatestRestorableDateTime"] == first["EarliestRestorableDateTime"]
     switch(False)
     switch(True)
     assert described()["EarliestRestorableDateTime"] > first["EarliestRestorableDateTime"]

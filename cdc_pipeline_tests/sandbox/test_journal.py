@@ -4,8 +4,10 @@ import gzip
 from types import SimpleNamespace
 from typing import Any
 
-from cdc_pipeline.sandbox.exports import _gzip
-from cdc_pipeline.sandbox.journal import Change, Clock, TableJournal, roll_back
+import pytest
+
+from cdc_pipeline.sandbox.export_files import _gzip
+from cdc_pipeline.sandbox.journal import Change, Clock, TableJournal, compact, roll_back
 from cdc_pipeline.sandbox.streams import Writes
 
 
@@ -32,6 +34,59 @@ def test_clock_never_repeats() -> None:
     ticks = [clock.tick() for _ in range(1000)]
     assert ticks == sorted(set(ticks))
     assert clock.now() >= ticks[-1]
+
+
+def test_a_clock_that_stands_still_gives_the_time_it_was_told() -> None:
+    clock = Clock()
+    moment = clock.tick() + 3_600_000_000
+    clock.stand_at(moment)
+    assert [clock.now(), clock.tick(), clock.tick(), clock.now()] == [
+        moment,
+        moment,
+        moment + 1,
+        moment + 1,
+    ]
+    with pytest.raises(ValueError, match="cannot be set"):
+        clock.stand_at(moment + 1)
+    clock.stand_at(moment + 2)
+    assert clock.tick() == moment + 2
+
+
+def test_a_window_has_its_first_microsecond_and_not_its_last() -> None:
+    changes = [Change(micros, "a", None, None) for micros in (10, 20, 20, 30)]
+    journal = TableJournal(0, changes)
+    assert journal.between(20, 30) == changes[1:3]
+    assert journal.between(10, 31) == changes
+    assert journal.between(11, 20) == []
+    assert journal.since(20) == changes[1:]
+    assert journal.since(31) == []
+
+
+def test_compaction_keeps_the_ends_of_each_item() -> None:
+    one, two, three = ({"v": {"N": n}} for n in "123")
+    changes = [
+        Change(1, "inserted", None, one),
+        Change(2, "changed back", one, two),
+        Change(3, "gone again", None, one),
+        Change(4, "deleted", one, two),
+        Change(5, "inserted", one, two),
+        Change(6, "gone again", one, None),
+        Change(7, "changed back", two, one),
+        Change(8, "deleted", two, None),
+        Change(9, "replaced", three, None),
+        Change(10, "replaced", None, one),
+        Change(11, "came and went twice", one, None),
+        Change(12, "came and went twice", None, two),
+        Change(13, "came and went twice", two, None),
+    ]
+    assert sorted(compact(changes), key=lambda change: change.micros) == [
+        Change(5, "inserted", None, two),
+        Change(7, "changed back", one, one),
+        Change(8, "deleted", one, None),
+        Change(10, "replaced", three, one),
+        Change(13, "came and went twice", one, None),
+    ]
+    assert compact([]) == []
 
 
 def _emulator(status: int) -> Any:

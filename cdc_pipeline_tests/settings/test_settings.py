@@ -92,6 +92,25 @@ def _table(**parts: Any) -> dict[str, Any]:
             ["'my-table' and 'My.Table'", "'my_table'"],
         ),
         ({**_GOOD, "tables": [{"name": "orders"}] * 2}, ["'orders' is listed twice"]),
+        (_table(columns=["email"]), ["tables.0.columns: found ['email']"]),
+        (_table(columns={"email": {}}), ["columns.email", "exactly one of hash: true, drop"]),
+        (
+            _table(columns={"email": {"hash": True, "drop": True}}),
+            ["columns.email", "exactly one of"],
+        ),
+        (_table(columns={"email": {"hash": False}}), ["columns.email", "exactly one of"]),
+        (
+            _table(columns={"email": {"hsh": True}}),
+            ["tables.0.columns.email.hsh: unknown key", "allowed: hash, drop, mask, type"],
+        ),
+        (_table(columns={"type": {"x": 1}}), ["columns.type.x: unknown key", "allowed: hash"]),
+        (
+            _table(columns={"total": {"type": "decimal(39,2)"}}),
+            ["columns.total.type: found 'decimal(39,2)'", "decimal(p,s)"],
+        ),
+        (_table(columns={1: {"drop": True}}), ["tables.0.columns.1", "string"]),
+        (_table(schema_contract="no"), ["schema_contract: found 'no'", "'evolve'", "'refuse'"]),
+        ({**_GOOD, "masking_key_env": "my key"}, ["masking_key_env: found 'my key'"]),
         (_table(name="Aggregates"), ["'Aggregates'", "'aggregates' is taken"]),
         (_table(name="error"), ["'error' is taken"]),
     ],
@@ -236,6 +255,20 @@ def test_tables_are_found_by_either_name() -> None:
     with pytest.raises(SettingsError, match="no table 'other'") as refused:
         settings.table("other")
     assert "My.Table" in (refused.value.fix or "")
+
+
+def test_column_rules_are_by_exact_attribute_name() -> None:
+    rules: dict[str, Any] = {
+        "Email": {"hash": True},
+        "": {"drop": True},
+        "a.b": {"mask": ""},
+        "日本": {"type": "decimal( 38, 2 )"},
+        "type": {"type": "list<int64>"},
+    }
+    (table,) = parse_settings(_table(columns=rules), Path("s.yaml")).tables
+    assert list(table.columns) == list(rules)
+    assert (table.columns["日本"].type, table.columns["a.b"].mask) == ("decimal(38,2)", "")
+    assert table.columns["Email"].hash
 
 
 def test_the_example_loads_and_fits_the_schema() -> None:

@@ -1,6 +1,7 @@
 -- Winners that are news: later than the item in `base`, not older than its tombstone.
 -- Equal to its tombstone counts: tombstones are committed before the base they belong to.
-SELECT w.item_key, w.order_key, w.op, w.item, w.write_time_us
+-- Items stay in `winners`: this is small enough to be joined with in memory, again and again.
+SELECT w.item_key, w.order_key, w.op, w.write_time_us
 FROM winners AS w
 LEFT JOIN base AS b ON b.item_key = w.item_key
 LEFT JOIN tombstones AS t ON t.item_key = w.item_key

@@ -4,6 +4,7 @@ FROM base AS b
 LEFT JOIN effective AS e ON e.item_key = b.item_key
 WHERE e.item_key IS NULL
 UNION ALL
-SELECT e.item_key, e.order_key, e.item, e.write_time_us
-FROM effective AS e
+SELECT w.item_key, w.order_key, w.item, w.write_time_us
+FROM winners AS w
+JOIN effective AS e ON e.item_key = w.item_key
 WHERE e.op <> 'D'

@@ -1,0 +1,206 @@
+"""From a full export to typed Parquet: ours, boto3's way, and dynamodb_json's.
+
+Run by `make bench`. Every contender reads the same GZIP files from disk and writes Parquet with a
+column for each attribute. Ours also verifies MD5s and counts, writes each item's exact canonical
+JSON and a rescue column, and takes the columns' types from all items instead of from the first
+file. The second work is what `pitr_export` does after that: sorted by key and in an Iceberg table.
+"""
+
+import gzip
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.export_data import KEY_NAMES, write_export
+from benchmarks.measure import Cost, in_own_process, measure, report
+from cdc_pipeline.aws.export import DataFile
+
+_ITEMS = 1_000_000
+_RUNS = 2
+_FILES = 16
+_PEERS_FILES = 2  # each item costs a peer the same, and they take minutes
+_WORK = "full export → typed Parquet"
+
+
+def ours(folder: Path, files: list[DataFile], out: Path) -> int:
+    """The product's own functions, from the compressed bytes on, in threads as it has them."""
+    from cdc_pipeline.core.columns import columns_of
+    from cdc_pipeline.transform.shred import merge_stats, shred, typed_schema
+
+    converted = _convert(folder, files, out)
+    columns = columns_of(merge_stats(*(file.stats for file in converted)))
+    schema = typed_schema(columns)
+
+    def write(path: Path) -> int:
+        with pq.ParquetFile(path) as narrow:
+            batches = narrow.iter_batches(4_000)
+            with pq.ParquetWriter(out / f"typed-{path.name}", schema, compression="zstd") as writer:
+                for batch in shred(batches, columns):
+                    writer.write_batch(batch)
+            return narrow.metadata.num_rows
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return sum(pool.map(write, [path for file in converted for path in file.paths]))
+
+
+def sorted_in_iceberg(folder: Path, files: list[DataFile], out: Path) -> int:
+    """All that `pitr_export` does with the files once they are there."""
+    from cdc_pipeline.lake.duck import files_relation, open_duckdb
+    from cdc_pipeline.lake.lake import Lake
+    from cdc_pipeline.lake.typed import Seen, replace_typed
+    from cdc_pipeline.settings import parse_settings
+    from cdc_pipeline.transform.shred import NARROW_SCHEMA, merge_stats
+
+    raw = {"lake": str(out / "lake"), "region": "us-east-1", "tables": [{"name": "orders"}]}
+    lake = Lake.open(parse_settings(raw, out / "settings.yaml"))
+    converted = _convert(folder, files, out)
+    seen = Seen(sum(f.items for f in converted), merge_stats(*(f.stats for f in converted)))
+    paths = [str(path) for file in converted for path in file.paths]
+    with open_duckdb(lake, out) as connection:
+        connection.execute("SET memory_limit = '400MB'")
+        narrow = f"SELECT * FROM {files_relation(connection, paths, NARROW_SCHEMA)}"
+        staged = replace_typed(
+            lake.tables, "orders", connection, narrow, {}, over=None, scratch=out, seen=seen
+        )
+    return staged.rows
+
+
+def _convert(folder: Path, files: list[DataFile], out: Path) -> list[Any]:
+    from cdc_pipeline.aws.export import verified
+    from cdc_pipeline.capture.staging import Staging
+    from cdc_pipeline.lake.store import LocalStore
+
+    staging = Staging(LocalStore(out / "kept"), "export/", out, KEY_NAMES, "000001.0", 1)
+
+    def convert(file: DataFile) -> Any:
+        with (folder / file.key).open("rb") as stream:
+            return staging.convert(file, verified(stream, file, file.key), file.key)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(convert, files))
+
+
+def boto3_way(folder: Path, files: list[DataFile], out: Path) -> int:
+    """gzip, json, boto3's TypeDeserializer, pyarrow."""
+    from boto3.dynamodb.types import TypeDeserializer
+
+    deserialize = TypeDeserializer().deserialize
+    items = (
+        [{name: deserialize(value) for name, value in item.items()} for item in page]
+        for page in _pages(folder, files)
+    )
+    return _write(items, out)
+
+
+def dynamodb_json_way(folder: Path, files: list[DataFile], out: Path) -> int:
+    """gzip, json, the library dynamodb_json, pyarrow."""
+    from dynamodb_json import json_util
+
+    return _write(([json_util.loads(item) for item in page] for page in _pages(folder, files)), out)
+
+
+def _pages(folder: Path, files: list[DataFile]) -> Iterator[list[dict[str, Any]]]:
+    for file in files:
+        with gzip.open(folder / file.key) as lines:
+            yield [json.loads(line)["Item"] for line in lines]
+
+
+def _write(pages: Iterator[list[dict[str, Any]]], out: Path) -> int:
+    writer, rows = None, 0
+    for page in pages:
+        shown = [{name: _shown(value) for name, value in item.items()} for item in page]
+        table = pa.Table.from_pylist(shown, writer.schema if writer else None)
+        writer = writer or pq.ParquetWriter(out / "typed.parquet", table.schema, compression="zstd")
+        writer.write_table(table)
+        rows += table.num_rows
+    if writer:
+        writer.close()
+    return rows
+
+
+def _shown(value: Any) -> Any:
+    """Nested values as JSON and sets as lists, as ours has them."""
+    if isinstance(value, set):
+        return sorted(value)
+    return json.dumps(value, default=str) if isinstance(value, dict | list) else value
+
+
+CONTENDERS: dict[str, Callable[[Path, list[DataFile], Path], int]] = {
+    "ours": ours,
+    "boto3": boto3_way,
+    "dynamodb_json": dynamodb_json_way,
+    "sorted": sorted_in_iceberg,
+}
+
+
+def check_equal(folder: Path) -> None:
+    """The same items with the same values, before anything is timed.
+
+    Of nested values boto3's way has numbers as text. dynamodb_json turns numbers into floats, and
+    whatever looks like a time into one: of its rows only keys are compared.
+    """
+    files = write_export(folder, 3_000, files=2)
+    names = ("ours", "boto3", "dynamodb_json", "sorted")
+    found = {name: _rows(folder, name, files) for name in names}
+    assert [len(rows) for rows in found.values()] == [3_000] * len(names)
+    assert found["ours"] == found["sorted"]
+    compared = (found[name] for name in ("ours", "boto3", "dynamodb_json"))
+    for mine, theirs, library in zip(*compared, strict=True):
+        assert [mine[k] for k in KEY_NAMES] == [library[k] for k in KEY_NAMES]
+        for name, value in theirs.items():
+            nested = name in ("payment", "shipping", "lines")
+            assert _comparable(mine[name], nested) == _comparable(value, nested), name
+
+
+def _rows(folder: Path, name: str, files: list[DataFile]) -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch)
+        CONTENDERS[name](folder, files, out)
+        pattern = "lake/iceberg/**/*.parquet" if name == "sorted" else "typed*.parquet"
+        rows = [row for path in out.glob(pattern) for row in pq.read_table(path).to_pylist()]
+    return sorted(rows, key=lambda row: [row[key] for key in KEY_NAMES])
+
+
+def _comparable(value: Any, nested: bool) -> Any:
+    if nested:
+        return json.loads(value, parse_float=str, parse_int=str)
+    return value if isinstance(value, str | list | bool | None) else Decimal(value)
+
+
+def run() -> list[tuple[str, str, Cost]]:
+    """The best of some runs of each contender, each run in a process of its own."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        check_equal(folder)
+        files = [asdict(file) for file in write_export(folder, _ITEMS, _FILES)]
+        (folder / "files.json").write_text(json.dumps(files))
+        rows = []
+        for name in CONTENDERS:
+            costs = [in_own_process("benchmarks.export", name, scratch) for _ in range(_RUNS)]
+            best = min(costs, key=lambda cost: cost.cpu)
+            if name == "sorted":
+                rows.append((f"{_WORK}, sorted and in Iceberg", "ours", best))
+            else:
+                rows.append((_WORK, name, best))
+    return rows
+
+
+def _contend(name: str, folder: Path) -> None:
+    files = [DataFile(**file) for file in json.loads((folder / "files.json").read_text())]
+    chosen = files[:_PEERS_FILES] if "ours" not in name and name != "sorted" else files
+    with tempfile.TemporaryDirectory() as scratch:
+        report(measure(lambda: CONTENDERS[name](folder, chosen, Path(scratch))))
+
+
+if __name__ == "__main__":
+    _contend(sys.argv[1], Path(sys.argv[2]))

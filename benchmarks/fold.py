@@ -1,0 +1,181 @@
+"""Folding changes into a base: the product's SQL, a naive window function, and Spark.
+
+Every contender reads the same Parquet files. "Folded" is the result alone, which every column of
+every row goes into; "folded and sorted" is written to Parquet in the order of keys, as the first
+step of a publication does. BENCH_LARGE=1 adds ten times the rows.
+
+What the product runs has its memory limit of 1 GB; its peers may take what they want.
+"""
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+
+from benchmarks.lake_data import Inputs, write_inputs
+from benchmarks.measure import Cost, in_own_process, measure, report
+from cdc_pipeline.lake.duck import literal, open_duckdb
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.settings import parse_settings
+from cdc_pipeline.transform.sql import load_sql
+from cdc_pipeline_tests.spark import session
+
+_ROWS = 1_000_000
+_LARGE = 10_000_000
+_CHECKED = 20_000
+_RUNS = 3
+_FOLDED, _SORTED = "folded", "folded and sorted"
+
+_NAIVE = """
+SELECT item_key, order_key, item, write_time_us
+FROM (
+    SELECT *, ROW_NUMBER() OVER (PARTITION BY item_key ORDER BY order_key DESC) AS place
+    FROM (
+        SELECT item_key, order_key, 'U' AS op, item, write_time_us FROM base
+        UNION ALL SELECT item_key, order_key, op, item, write_time_us FROM changes
+        UNION ALL SELECT item_key, order_key, 'D', NULL, write_time_us FROM tombstones
+    )
+)
+WHERE place = 1 AND op <> 'D'
+"""
+
+
+@contextmanager
+def _ours(inputs: Inputs) -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:
+    """As the product publishes a current state."""
+    with tempfile.TemporaryDirectory(dir=inputs.folder) as scratch:
+        lake = Lake.open(
+            parse_settings({"lake": "lake", "tables": [{"name": "orders"}]}, Path(scratch) / "s")
+        )
+        with open_duckdb(lake, Path(scratch)) as connection:
+            _create_inputs(connection, inputs)
+            for name in ("winners", "effective"):
+                connection.execute(f"CREATE TEMP TABLE {name} AS {load_sql(name)}")
+            yield connection, load_sql("fold")
+
+
+@contextmanager
+def _window(inputs: Inputs) -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:
+    """As one would write it first."""
+    with tempfile.TemporaryDirectory(dir=inputs.folder) as scratch, duckdb.connect() as connection:
+        connection.execute(f"SET temp_directory = {literal(scratch)}")
+        connection.execute("SET preserve_insertion_order = false")
+        _create_inputs(connection, inputs)
+        yield connection, _NAIVE
+
+
+def _create_inputs(connection: duckdb.DuckDBPyConnection, inputs: Inputs) -> None:
+    for name in ("base", "changes", "tombstones"):
+        connection.execute(f"CREATE TEMP VIEW {name} AS SELECT * FROM {inputs.relation(name)}")
+
+
+CONTENDERS = {"ours": _ours, "window function": _window}
+
+
+def _consume(contender: str, inputs: Inputs, into: str) -> int:
+    """Fold, and write the rows in order or, without `into`, look at every value; how many."""
+    with CONTENDERS[contender](inputs) as (connection, folded):
+        if not into:
+            sums = "sum(strlen(item_key) + strlen(item) + write_time_us), max(order_key)"
+            row = connection.execute(f"SELECT count(*), {sums} FROM ({folded})").fetchone()
+        else:
+            row = connection.execute(
+                f"COPY (SELECT * FROM ({folded}) ORDER BY item_key) TO {literal(into)} "
+                "(FORMAT parquet, ROW_GROUP_SIZE 20480)"
+            ).fetchone()
+    assert row is not None  # both statements answer one
+    return row[0]
+
+
+def _spark(inputs: Inputs, into: str) -> Cost:
+    """The product's SQL on Spark, when the JVM is warm; the JVM's CPU and memory count."""
+    with tempfile.TemporaryDirectory(dir=inputs.folder) as scratch:
+        spark = session.start(Path(scratch), memory="3g")
+        spark.sparkContext.setLogLevel("OFF")
+        for name in ("base", "changes", "tombstones"):
+            spark.read.parquet(inputs.path(name)).createOrReplaceTempView(name)
+        for name in ("winners", "effective"):
+            spark.sql(load_sql(name)).createOrReplaceTempView(name)
+        folded = spark.sql(load_sql("fold")).orderBy("item_key")
+        jvm = spark.sparkContext._gateway.proc.pid
+        for _ in range(2):
+            before, wall = _cpu_of(jvm), time.perf_counter()
+            folded.write.mode("overwrite").parquet(into)
+            cpu, wall = _cpu_of(jvm) - before, time.perf_counter() - wall
+        rows = spark.read.parquet(into).count()
+        return Cost(cpu, wall, _peak_mb_of(jvm), rows)
+
+
+def _cpu_of(process: int) -> float:
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _peak_mb_of(process: int) -> float:
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def _has_spark() -> bool:
+    return session.unavailable() is None and Path("/proc/self/stat").exists()
+
+
+def check_equal() -> None:
+    """All contenders come to the same rows, before anything is timed."""
+    with tempfile.TemporaryDirectory() as folder:
+        inputs = write_inputs(Path(folder), _CHECKED, _CHECKED)
+        paths = [f"{folder}/{name}.out.parquet" for name in CONTENDERS]
+        for name, path in zip(CONTENDERS, paths, strict=True):
+            _consume(name, inputs, path)
+        if _has_spark():
+            paths.append(f"{folder}/spark")
+            _in_own_process("spark", folder, paths[-1])
+            paths[-1] += "/*.parquet"
+        ours, *others = (f"(SELECT * FROM read_parquet({literal(path)}))" for path in paths)
+        for other in others:
+            for one, two in ((ours, other), (other, ours)):
+                assert not duckdb.execute(f"{one} EXCEPT ALL {two}").fetchall()
+
+
+def run() -> list[tuple[str, str, Cost]]:
+    """The best of some runs of each contender, each run in a process of its own."""
+    check_equal()
+    found = _run(_ROWS, _RUNS, [*CONTENDERS, "spark"])
+    if os.environ.get("BENCH_LARGE"):
+        found += _run(_LARGE, 1, ["ours"])
+    return found
+
+
+def _run(size: int, runs: int, contenders: list[str]) -> list[tuple[str, str, Cost]]:
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        write_inputs(Path(folder), size, size)
+        for work, into in ((_FOLDED, ""), (_SORTED, f"{folder}/out")):
+            for name in contenders:
+                if name == "spark" and not (into and _has_spark()):
+                    continue
+                costs = [_in_own_process(name, folder, into) for _ in range(runs)]
+                best = min(costs, key=lambda cost: cost.cpu)
+                found.append((f"{size:,} changes {work} into {size:,} items", name, best))
+    return found
+
+
+def _in_own_process(contender: str, folder: str, into: str) -> Cost:
+    return in_own_process("benchmarks.fold", contender, folder, into)
+
+
+def _contend(contender: str, folder: str, into: str) -> None:
+    inputs = Inputs(Path(folder))
+    if contender == "spark":
+        report(_spark(inputs, into))
+    else:
+        report(measure(lambda: _consume(contender, inputs, into)))
+
+
+if __name__ == "__main__":
+    _contend(*sys.argv[1:])

@@ -1,0 +1,136 @@
+"""Time travel: the state of a table as of a moment, from a baseline and the changes up to it."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import duckdb
+import pyarrow.parquet as pq
+
+from cdc_pipeline.core.capture_log import Baseline, LogState
+from cdc_pipeline.core.columns import columns_of
+from cdc_pipeline.core.errors import QueryError
+from cdc_pipeline.lake.contract import pinned_types
+from cdc_pipeline.lake.current_state import create_base, create_winners, handover_us
+from cdc_pipeline.lake.duck import literal
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.masked import masking_functions, masking_of
+from cdc_pipeline.lake.tables import data_files
+from cdc_pipeline.lake.typed import prior_columns
+from cdc_pipeline.settings import Table
+from cdc_pipeline.transform.pins import shred_pinned
+from cdc_pipeline.transform.shred import NARROW_SCHEMA, collect_stats, typed_schema
+from cdc_pipeline.transform.sql import load_sql
+
+_BATCH_ROWS = 4_000  # items are up to 400 kB
+
+
+def parse_moment(said: str | datetime) -> datetime:
+    """A time or its ISO 8601 text, UTC unless it says otherwise; raises `QueryError`."""
+    try:
+        moment = datetime.fromisoformat(said) if isinstance(said, str) else said
+    except ValueError:
+        raise QueryError(
+            f"{said!r} is not a time", fix="use ISO 8601, in UTC: 2026-11-20T12:00Z"
+        ) from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class AsOf:
+    """Where a past state comes from. `warnings`: why it may not be quite what was."""
+
+    baseline: Baseline
+    at_us: int
+    warnings: list[str]
+
+
+def find_state(lake: Lake, table: Table, state: LogState, at: datetime) -> AsOf:
+    """The newest baseline from which the state at `at` can be told; raises `QueryError`.
+
+    Stream times are rounded down to seconds, so a state is the one at the end of a second. An
+    export is exact to about a minute (DYNAMODB_CDC section 1): one that is younger than the
+    handover margin is used only when there is no older one, and with a warning.
+    """
+    at_us = int(at.timestamp()) * 1_000_000
+    staged = sorted(
+        (b for b in state.baselines.values() if b.snapshot_id is not None),
+        key=lambda b: b.generation,
+    )
+    if not staged or at_us < staged[0].export_time_us:
+        since = _utc(staged[0].export_time_us) if staged else None
+        raise QueryError(
+            f"{table.safe_name}: there is no baseline as old as {_utc(at_us)}"
+            + (f"; the first one is of {since}" if since else ""),
+            fix=f"ask for {since} or later"
+            if since
+            else f"materialise {table.safe_name}/pitr_export first",
+        )
+    settled = [b for b in staged if handover_us(lake, b) <= at_us]
+    chosen = settled[-1] if settled else staged[0]
+    complete_us = state.complete_to_us(chosen.generation)
+    # What was written within the second that was asked for must have landed, too.
+    if at_us + 1_000_000 > complete_us:
+        raise QueryError(
+            f"{table.safe_name} is complete up to {_utc(complete_us)} only, "
+            f"{_utc(at_us)} is later" + _gap_note(state, chosen, at_us),
+            fix=f"ask for an earlier time, or run the job `capture` for {table.safe_name}",
+        )
+    warnings = []
+    if not settled:
+        warnings.append(
+            f"{table.safe_name}: {_utc(at_us)} is within {lake.settings.handover_margin_seconds:g} "
+            f"seconds of the first export, which AWS promises to be exact to about a minute only"
+        )
+    return AsOf(chosen, at_us, warnings)
+
+
+def write_state(
+    connection: duckdb.DuckDBPyConnection,
+    lake: Lake,
+    table: Table,
+    state: LogState,
+    as_of: AsOf,
+    path: Path,
+) -> None:
+    """Write the typed items of a past state to the Parquet file `path`.
+
+    `connection` is a scratch one with bounded memory; so is the rest, whatever the table's size.
+    """
+    snapshot = lake.tables.load(f"{table.safe_name}_snapshot")
+    assert snapshot is not None  # the log says that it was committed
+    delta = state.delta(generation=as_of.baseline.generation, after=0)
+    past = [landed for landed in delta if landed.min_write_us <= as_of.at_us]
+    spool = path.with_suffix(".narrow")
+    masking = masking_of(lake.settings, table, writing=True)
+    with masking_functions(connection, masking):
+        create_base(connection, table, data_files(snapshot, as_of.baseline.snapshot_id), masking)
+        create_winners(connection, lake, table, past, as_of.at_us)
+        connection.execute(
+            "CREATE OR REPLACE TEMP VIEW tombstones AS SELECT * FROM base WHERE false"
+        )
+        connection.execute(f"CREATE OR REPLACE TEMP TABLE effective AS {load_sql('effective')}")
+        connection.execute(
+            f"COPY (SELECT item_key, order_key, item, write_time_us FROM ({load_sql('fold')})) "
+            f"TO {literal(str(spool))} (FORMAT parquet, ROW_GROUP_SIZE 20480)"
+        )
+    with pq.ParquetFile(spool) as narrow:
+        # Columns are named as they are now, and typed by the items of then.
+        stats = collect_stats(narrow.iter_batches(_BATCH_ROWS, columns=["item"]))
+        columns = columns_of(stats, prior_columns(snapshot), pins=pinned_types(table))
+        batches = (batch.cast(NARROW_SCHEMA) for batch in narrow.iter_batches(_BATCH_ROWS))
+        with pq.ParquetWriter(path, typed_schema(columns), compression="zstd") as writer:
+            for batch in shred_pinned(batches, columns, stats):
+                writer.write_batch(batch)
+    spool.unlink()
+
+
+def _gap_note(state: LogState, baseline: Baseline, at_us: int) -> str:
+    gaps = [g for g in state.open_gaps(baseline.generation) if g.from_us <= at_us]
+    if not gaps:
+        return ""
+    return f"; a gap is open since {_utc(gaps[0].from_us)} ({gaps[0].cause})"
+
+
+def _utc(time_us: int) -> str:
+    return f"{datetime.fromtimestamp(time_us // 1_000_000, UTC):%Y-%m-%dT%H:%M:%SZ}"

@@ -1,0 +1,82 @@
+"""A local Spark, or why there is none here."""
+
+import importlib.util
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import cdc_pipeline
+
+JAVA = 17
+"""The least that Spark 4 runs on."""
+
+ICEBERG = "org.apache.iceberg:iceberg-spark-runtime-4.1_2.13:1.12.0"
+"""The newest Iceberg for the Spark of the extra `spark`: Maven coordinates."""
+
+_IVY = Path(cdc_pipeline.__file__).resolve().parents[1] / ".cache" / "ivy"
+
+
+def no_java() -> str | None:
+    """Why there is no Java for Spark here and what would help, None where there is."""
+    java = shutil.which("java")
+    if java is None:
+        return f"there is no `java` on PATH: install a Java {JAVA} runtime or newer"
+    told = subprocess.run([java, "-version"], capture_output=True, text=True, check=False)
+    version = told.stderr.partition('"')[2].partition('"')[0]
+    major = version.partition(".")[0]
+    if told.returncode or not major.isdecimal() or int(major) < JAVA:
+        return f"`java` is {version or 'broken'}: Spark 4 needs {JAVA} or newer"
+    return None
+
+
+def unavailable() -> str | None:
+    """Why Spark cannot run here and what would help, None where it can."""
+    if reason := no_java():
+        return reason
+    if importlib.util.find_spec("pyspark") is None:
+        return "pyspark is not installed: `make test-spark` does that"
+    return None
+
+
+def start(scratch: Path, *, cores: int = 2, memory: str = "1g", iceberg: bool = False) -> Any:
+    """A new SparkSession in UTC that talks to this machine only and keeps its files in `scratch`.
+
+    `iceberg`: with Iceberg, which Spark's own resolver fetches once; pyspark raises a
+    `PySparkRuntimeError` when that fails, and the resolver tells why on standard error.
+    """
+    from pyspark.sql import SparkSession  # pyright: ignore[reportMissingImports]
+
+    options = {
+        "spark.master": f"local[{cores}]",
+        "spark.app.name": "cdc_pipeline",
+        "spark.driver.memory": memory,
+        "spark.driver.host": "127.0.0.1",
+        "spark.driver.bindAddress": "127.0.0.1",
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.log.level": "ERROR",
+        "spark.local.dir": str(scratch / "local"),
+        "spark.sql.warehouse.dir": str(scratch / "warehouse"),
+        "spark.sql.session.timeZone": "UTC",
+        "spark.sql.shuffle.partitions": str(cores),
+        # By default a type of Spark's own that others read as a timestamp of no zone.
+        "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
+    }
+    if iceberg:
+        options |= _iceberg(scratch)
+    builder: Any = SparkSession.builder
+    return builder.config(map=options).getOrCreate()
+
+
+def _iceberg(scratch: Path) -> dict[str, str]:
+    group, name, version = ICEBERG.split(":")
+    fetched = _IVY / "jars" / f"{group}_{name}-{version}.jar"
+    if not fetched.exists():
+        return {"spark.jars.packages": ICEBERG, "spark.jars.ivy": str(_IVY)}
+    # A copy asks nobody, and nobody else tidies it away.
+    return {"spark.jars": str(shutil.copy(fetched, scratch))}
+
+
+if __name__ == "__main__":
+    print(no_java() or "")
