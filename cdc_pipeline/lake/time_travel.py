@@ -82,6 +82,14 @@ def find_state(lake: Lake, table: Table, state: LogState, at: datetime) -> AsOf:
             f"{table.safe_name}: {_utc(at_us)} is within {lake.settings.handover_margin_seconds:g} "
             f"seconds of the first export, which AWS promises to be exact to about a minute only"
         )
+    warnings += [
+        f"{table.safe_name}: {_utc(at_us)} lies in a gap that was healed; of items that changed "
+        f"between {_utc(gap.from_us)} and {_utc(gap.to_us)} only the last change in it is known"
+        for n, gap in state.gaps.items()
+        if state.is_healed(n)
+        and gap.heal_generation >= chosen.generation
+        and gap.from_us <= at_us <= gap.to_us
+    ]
     return AsOf(chosen, at_us, warnings)
 
 

@@ -1,0 +1,231 @@
+"""Gaps are healed from incremental exports: afterwards the lake equals its source, item by item."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cdc_pipeline.capture.heal import heal_gap, open_gaps
+from cdc_pipeline.core.errors import CannotHealError, ExportError, NotReadyError, QueryError
+from cdc_pipeline.lake.log import CaptureLog
+from cdc_pipeline.sandbox.control import control
+from cdc_pipeline.sandbox.process import SandboxProcess
+from cdc_pipeline_tests.e2e.world import World, assert_mirrors, assert_nothing_twice, make_world
+
+pytestmark = pytest.mark.slow
+HOUR = 3600
+
+
+@pytest.fixture
+def quick() -> Iterator[SandboxProcess]:
+    """A sandbox of its own, for its clock is moved; windows of any length."""
+    with SandboxProcess(
+        ttl_interval_seconds=0.2,
+        export_delay_seconds=0.1,
+        least_window_seconds=1,
+        restorable_lag_seconds=0,
+    ) as process:
+        yield process
+
+
+@pytest.fixture
+def world(
+    quick: SandboxProcess, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> World:
+    made = make_world(quick, tmp_path, kind)
+    made.activate(monkeypatch)
+    monkeypatch.setattr("cdc_pipeline.capture.heal._WAIT_SECONDS", 0.2)
+    made.make_table("orders")
+    made.configure("orders", export={**EXPORT, "bucket": made.bucket})
+    for number in range(20):
+        made.put("orders", f"k{number}", n={"N": str(number)})
+    made.bootstrap("orders")
+    assert assert_mirrors(made, "orders") == 20
+    return made
+
+
+EXPORT = {"poll_seconds": 0.05, "least_window_minutes": 1 / 60}
+
+
+def _change_everything(world: World) -> None:
+    """Updates, inserts, deletes, and items that come and go, all while nobody looks."""
+    for number in range(0, 10):
+        world.put("orders", f"k{number}", n={"N": f"{number}.5"})
+    for number in range(10, 15):
+        world.delete("orders", f"k{number}")
+    for number in range(20, 30):
+        world.put("orders", f"k{number}", new={"S": "while away"})
+    for number in range(25, 30):
+        world.delete("orders", f"k{number}")
+
+
+def _turn_stream(world: World, on: bool) -> None:
+    specification = {"StreamEnabled": on}
+    if on:
+        specification["StreamViewType"] = "NEW_AND_OLD_IMAGES"  # type: ignore[assignment]
+    world.dynamodb.update_table(TableName="orders", StreamSpecification=specification)
+
+
+def _break_continuity(world: World) -> None:
+    _turn_stream(world, on=False)
+    _change_everything(world)
+    _turn_stream(world, on=True)
+
+
+def _heal(world: World) -> int:
+    """Heal what is open, capturing in between as the sensor would; how many gaps there were."""
+    lake, table = world.lake(), world.table("orders")
+    gaps = open_gaps(lake, table)
+    for gap in gaps:
+        for _ in range(100):
+            world.capture("orders")
+            try:
+                heal_gap(lake, table, gap)
+                break
+            except NotReadyError:
+                time.sleep(0.1)
+    return len(gaps)
+
+
+def _check(world: World) -> None:
+    world.capture("orders")
+    world.publish("orders")
+    assert assert_mirrors(world, "orders") == 20
+    world.build_cdc("orders")
+    assert_nothing_twice(world, "orders")
+
+
+def test_a_stream_turned_off_and_on(world: World) -> None:
+    _break_continuity(world)
+    world.capture("orders")
+    world.put("orders", "k3", n={"N": "99"})  # newer than any heal
+    lake, table = world.lake(), world.table("orders")
+    before = world.publish("orders")
+    assert before.open_gaps == 1
+    assert before.items == 20  # the state before the gap, whole
+    assert world.rows("SELECT n FROM orders.current_state WHERE pk = 'k1'", "orders") == [(1,)]
+    assert _heal(world) == 1
+    assert open_gaps(lake, table) == []
+    _check(world)
+    assert _heal(world) == 0
+
+
+def test_an_outage_of_thirty_hours(
+    quick: SandboxProcess, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def now() -> float:
+        return control(quick.endpoint_url)["now_micros"] / 1_000_000
+
+    monkeypatch.setattr(
+        "cdc_pipeline.lake.lake.Lake.log",
+        lambda lake, table: CaptureLog(lake.store, lake.paths(table), now),
+    )
+    _change_everything(world)
+    control(quick.endpoint_url, stand_at=int((now() + 30 * HOUR) * 1_000_000))
+    world.put("orders", "k19", s={"S": "back"})
+    world.capture("orders")
+    assert [gap.cause for gap in open_gaps(world.lake(), world.table("orders"))]
+    control(quick.endpoint_url, stand_at=int((now() + 10) * 1_000_000))
+    assert _heal(world) == 1
+    heals = world.lake().log(world.table("orders")).load().heals.values()
+    assert [len(heal.windows) for heal in heals] == [2]  # 30 hours are more than one may cover
+    _check(world)
+
+
+def test_an_insert_that_landed_and_a_delete_that_was_lost(world: World) -> None:
+    """The ghost rule: within one window the two leave no line in an export."""
+    world.capture("orders")
+    world.put("orders", "ghost", n={"N": "1"})
+    world.capture("orders")
+    _turn_stream(world, on=False)
+    world.delete("orders", "ghost")
+    _change_everything(world)
+    _turn_stream(world, on=True)
+    world.capture("orders")
+    assert _heal(world) == 1
+    _check(world)
+
+
+def test_exports_that_fail_are_asked_for_anew(quick: SandboxProcess, world: World) -> None:
+    _break_continuity(world)
+    world.capture("orders")
+    lake, table = world.lake(), world.table("orders")
+    (gap,) = open_gaps(lake, table)
+    control(quick.endpoint_url, fail_exports=2)
+    for _ in range(2):
+        with pytest.raises(ExportError, match="failed"):
+            heal_gap(lake, table, gap)
+    assert _heal(world) == 1
+    _check(world)
+
+
+def test_killed_between_any_two_steps(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every log entry of a heal in turn is the last thing that a run did, or did not do."""
+
+    class Killed(BaseException):
+        pass
+
+    _break_continuity(world)
+    world.capture("orders")
+    lake, table = world.lake(), world.table("orders")
+    (gap,) = open_gaps(lake, table)
+    real = CaptureLog.append
+    kills = 0
+    for survived in (False, True) * 30:
+
+        def append(log, state, entry, survived=survived):  # type: ignore[no-untyped-def]
+            done = real(log, state, entry) if survived else False
+            if entry.heal is not None:
+                raise Killed
+            return done or real(log, state, entry)
+
+        monkeypatch.setattr(CaptureLog, "append", append)
+        try:
+            heal_gap(lake, table, gap)
+        except Killed:
+            kills += 1
+        except NotReadyError:
+            monkeypatch.setattr(CaptureLog, "append", real)
+            world.capture("orders")
+        if lake.log(table).load().is_healed(gap.entry):
+            break
+    monkeypatch.setattr(CaptureLog, "append", real)
+    assert kills > 8
+    assert open_gaps(lake, table) == []
+    _check(world)
+
+
+def test_what_backups_do_not_reach_needs_a_new_baseline(world: World) -> None:
+    _break_continuity(world)
+    for enabled in (False, True):
+        world.dynamodb.update_continuous_backups(
+            TableName="orders",
+            PointInTimeRecoverySpecification={"PointInTimeRecoveryEnabled": enabled},
+        )
+    world.capture("orders")
+    lake, table = world.lake(), world.table("orders")
+    (gap,) = open_gaps(lake, table)
+    with pytest.raises(CannotHealError, match=r"does not reach back(.|\n)*orders/pitr_export"):
+        heal_gap(lake, table, gap)
+    world.bootstrap("orders")
+    assert open_gaps(lake, table) == []
+    assert assert_mirrors(world, "orders") == 20
+
+
+def test_time_travel_says_where_a_heal_knows_only_the_end(world: World) -> None:
+    from cdc_pipeline.lake.connection import connect_lake
+    from cdc_pipeline.lake.time_travel import parse_moment
+
+    _break_continuity(world)
+    world.capture("orders")
+    assert _heal(world) == 1
+    time.sleep(1.1)
+    world.capture("orders")
+    gap = next(iter(world.lake().log(world.table("orders")).load().gaps.values()))
+    inside = parse_moment(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(gap.to_us // 10**6)))
+    try:
+        with pytest.warns(UserWarning, match="healed"):
+            connect_lake(world.lake(), ["orders"], as_of=inside).close()
+    except QueryError as error:
+        pytest.fail(str(error))
