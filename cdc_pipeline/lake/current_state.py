@@ -227,7 +227,7 @@ def publish_current_state(lake: Lake, table: Table) -> PublishResult:
 
 
 def _generation(table: IcebergTable | None) -> int:
-    return int(table_property(table, "generation") or 0) if table else 0
+    return int(table_property(table, "generation") or 0) if table else -1
 
 
 def _publish(

@@ -418,7 +418,7 @@ def test_a_capture_that_was_overtaken(world: World, monkeypatch: pytest.MonkeyPa
 
 def test_captures_of_one_table_at_once(world: World) -> None:
     name = world.make_table("crowded")
-    capture = {"poll_seconds": 0.01, "empty_polls": 1, "flush_rows": 5}
+    capture = {"poll_seconds": 0.01, "empty_polls": 1, "flush_rows": 5, "listing_lag_seconds": 0}
     world.configure(name, capture=capture)
     world.bootstrap(name)
     for number in range(40):

@@ -101,7 +101,7 @@ def test_loading_is_quick_and_touches_no_network(
     defs = build_definitions(load_settings(path), path)
     keys = defs.resolve_all_asset_keys()
     seconds = time.process_time() - started
-    assert len(keys) == 30 * 4
+    assert len(keys) == 30 * 4 + 1  # and maintenance
     assert seconds < 5, f"30 tables took {seconds:.1f} s of CPU to load"
 
 
@@ -159,19 +159,22 @@ def test_what_is_defined(world: World) -> None:
             f"{name}/cdc": (group, owners, ["duckdb", "iceberg"]),
             f"{name}/current_state": (group, owners, ["duckdb", "iceberg"]),
         }
+    expected["maintenance"] = ("lake", [], ["iceberg"])
     assert specs == expected
     assert {spec.description is not None for spec in defs.resolve_all_asset_specs()} == {True}
     repository = defs.get_repository_def()
     jobs = {job.name for job in defs.resolve_all_job_defs() if not job.name.startswith("__")}
-    assert jobs == {"capture", "refresh_yesterday", REPAIR}
+    assert jobs == {"capture", "heal", "refresh_yesterday", REPAIR}
     sensors = {s.name: s.default_status.value for s in repository.sensor_defs}
     assert sensors == {
-        name: "STOPPED" for name in ("shard_sensor", "glue_partition_sensor", "downstream")
+        name: "STOPPED"
+        for name in ("shard_sensor", "gap_sensor", "glue_partition_sensor", "downstream")
     }
     schedules = {s.name: (s.cron_schedule, s.execution_timezone) for s in repository.schedule_defs}
     assert schedules == {
         "yesterday": ("20 0 * * *", "UTC"),
         "orders_v2_export": ("0 3 1 * *", "UTC"),
+        "maintain": ("41 * * * *", "UTC"),
     }
     graph = defs.resolve_asset_graph()
     deps = {
@@ -186,7 +189,13 @@ def test_what_is_defined(world: World) -> None:
         "customers/current_state": ["customers/pitr_export", "customers/raw_stream"],
     }
     checks = {key.to_user_string() for key in graph.asset_check_keys}
-    assert "customers/raw_stream:no_quarantined_records" in checks
+    assert {check for check in checks if check.startswith("customers")} == {
+        "customers/raw_stream:no_quarantined_records",
+        "customers/raw_stream:no_open_gaps",
+        "customers/raw_stream:retention_budget",
+        "customers/cdc:unbroken_chain",
+        "customers/current_state:type_conflicts",
+    }
     # Days include today, in UTC.
     cdc = defs.resolve_assets_def(dg.AssetKey(["customers", "cdc"]))
     assert cdc.partitions_def is not None

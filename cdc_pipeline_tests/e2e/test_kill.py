@@ -63,7 +63,7 @@ def scene(
     world.activate(monkeypatch)
     world.make_table(NAME)
     # Few rows per object, so that one capture makes several entries.
-    capture = {"poll_seconds": 0.01, "empty_polls": 1, "flush_rows": 3}
+    capture = {"poll_seconds": 0.01, "empty_polls": 1, "flush_rows": 3, "listing_lag_seconds": 0}
     world.configure(NAME, capture=capture)
     moments = _moments(world)
     scenes[kind] = Scene(world, Killer(world), moments)

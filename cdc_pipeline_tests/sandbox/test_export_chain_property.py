@@ -26,7 +26,19 @@ _SECOND = 1_000_000
 _SHORTEST, _LONGEST = 900, 86_400
 # No shrinking: a story takes half a second, and making a failing one shorter takes minutes.
 _PHASES = (Phase.explicit, Phase.generate)
-_KINDS = ("put", "put", "update", "delete", "same", "same", "flicker", "back", "swap", "ttl")
+_KINDS = (
+    "put",
+    "put",
+    "update",
+    "delete",
+    "same",
+    "same",
+    "flicker",
+    "back",
+    "back",
+    "swap",
+    "ttl",
+)
 _BUCKET = "chain"
 
 Item = dict[str, Any]
@@ -224,7 +236,7 @@ _stories = given(
 )
 
 
-@settings(max_examples=10, phases=_PHASES)
+@settings(max_examples=16, phases=_PHASES)
 @_stories
 def test_windows_lead_from_one_full_export_to_the_next(
     aws: Aws, steps: list[Step], seed: int, view: str, spelling: str
