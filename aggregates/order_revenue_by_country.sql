@@ -7,6 +7,6 @@ SELECT
     COUNT(*) AS orders,
     SUM(total) AS revenue
 FROM orders.current_state
-WHERE substr(ordered_at, 1, 10) = CAST($day AS VARCHAR)
+WHERE substr(ordered_at, 1, 10) = CAST($day AS VARCHAR(10))
 GROUP BY country, status
 ORDER BY country, status

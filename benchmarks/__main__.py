@@ -15,7 +15,7 @@ from rich.table import Table
 
 from benchmarks.measure import Cost
 
-BENCHMARKS = ("landing",)
+BENCHMARKS = ("landing", "fold", "lookups")
 """Modules of this package whose `run()` gives rows; the product's contender is named OURS."""
 
 OURS = "ours"

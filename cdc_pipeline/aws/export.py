@@ -17,7 +17,7 @@ from cdc_pipeline.core.errors import ExportError
 try:  # of the extra `fast`: a third of the time
     from isal import isal_zlib as _zlib
 
-    _INFLATE_ERRORS: tuple[type[Exception], ...] = (_zlib.error,)
+    _INFLATE_ERRORS: tuple[Any, ...] = (_zlib.error,)
 except ImportError:
     _zlib = zlib
     _INFLATE_ERRORS = ()

@@ -1,6 +1,7 @@
 """Appending a stream of rows to an Iceberg table in one snapshot, with bounded memory."""
 
 from collections.abc import Iterable, Iterator
+from itertools import count
 
 import pyarrow as pa
 from pyiceberg.io.pyarrow import _dataframe_to_data_files
@@ -17,11 +18,16 @@ def append_stream(transaction: Transaction, rows: pa.RecordBatchReader) -> None:
     the first file is written (`pyiceberg.io.pyarrow.write_file`): with it memory grows with the
     table. Its function for one file's rows is the one its own `append` calls.
     """
+    number = count()  # part of a file's name: without it each chunk would replace the one before
     with transaction.update_snapshot().fast_append() as files:
         for chunk in _chunks(rows):
             table = pa.Table.from_batches(chunk, rows.schema)
             for file in _dataframe_to_data_files(
-                transaction.table_metadata, table, transaction._table.io, files.commit_uuid
+                transaction.table_metadata,
+                table,
+                transaction._table.io,
+                files.commit_uuid,
+                number,
             ):
                 files.append_data_file(file)
 

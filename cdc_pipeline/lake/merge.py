@@ -9,7 +9,7 @@ from cdc_pipeline.core.capture_log import LandedObject
 from cdc_pipeline.core.columns import AttributeStats, Column, columns_of
 from cdc_pipeline.lake.contract import breaches, pinned_types
 from cdc_pipeline.lake.current_state import Base, create_winners
-from cdc_pipeline.lake.duck import arrow_table, files_relation, identifier
+from cdc_pipeline.lake.duck import arrow_table, files_relation, identifier, literal
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.masked import masking_of, published_rules, require_rules
 from cdc_pipeline.lake.tables import data_files
@@ -51,12 +51,15 @@ def merged_relation(
     old = ", ".join([*(f"b.{name}" for name in system), *(_widened(c, had) for c in columns)])
     new = ", ".join(f"d.{identifier(name)}" for name in [*system, *(c.name for c in columns)])
     keys, items = _temporary(table, "touched_keys"), _temporary(table, "fresh_items")
-    # A row that landed late may be older than the base's: the later order key wins either way.
+    # A row that landed late may be older than the base's: the later order key wins either way. The
+    # least one as a literal spares reading most of the base for that: Parquet knows its bounds.
+    ((least,),) = connection.execute(f"SELECT coalesce(min(order_key), '') FROM {keys}").fetchall()
     return (
         f"SELECT {old} FROM {files} AS b LEFT JOIN {keys} AS k ON k.item_key = b._key "
         "WHERE k.item_key IS NULL OR b._order_key >= k.order_key "
         f"UNION ALL SELECT {new} FROM {items} AS d "
-        f"LEFT JOIN (SELECT _key, _order_key FROM {files}) AS b "
+        f"LEFT JOIN (SELECT _key, _order_key FROM {files} WHERE _order_key >= {literal(least)}) "
+        "AS b "
         "ON b._key = d._key AND b._order_key >= d._order_key WHERE b._key IS NULL"
     )
 

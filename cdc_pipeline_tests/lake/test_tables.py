@@ -18,7 +18,7 @@ from cdc_pipeline.lake.tables import (
     data_files,
     table_property,
 )
-from cdc_pipeline_tests.lake.builder import LakeBuilder
+from cdc_pipeline_tests.lake.builder import LakeBuilder, temporary_lake
 
 _ONE, _TWO = date(2026, 1, 1), date(2026, 1, 2)
 
@@ -252,3 +252,19 @@ def test_a_column_stays_the_same_field_where_iceberg_has_a_promotion(
         fields.append(table.schema().find_field("v"))
     assert (fields[0].field_id == fields[1].field_id) == kept
     assert fields[0].field_type != fields[1].field_type
+
+
+def test_a_table_of_many_chunks_has_a_file_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cdc_pipeline.lake.append._FILE_BYTES", 1000)
+    schema = pa.schema([("n", pa.int64())])
+    rows = list(range(5000))
+    batches = [pa.record_batch({"n": rows[i : i + 200]}, schema) for i in range(0, 5000, 200)]
+    with temporary_lake() as built:
+        tables = built.lake.tables
+        for over in (False, True):
+            reader = pa.RecordBatchReader.from_batches(schema, batches)
+            before = tables.load("many") if over else None
+            table = tables.replace("many", reader, {}, over=before)
+            files = data_files(table)
+            assert len(files) == len(set(files)) == len(batches)
+            assert sorted(table.scan().to_arrow().column("n").to_pylist()) == rows

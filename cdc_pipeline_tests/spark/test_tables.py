@@ -26,17 +26,7 @@ _TEXTS = ["", " ", "ü", "日本", "😀", "null", '"', None]
 _ALWAYS = ("customer_id", "order_id")
 _AGGREGATES = load_aggregates(Path(__file__).parents[2] / "aggregates")
 
-_UNPORTABLE = {
-    "order_revenue_by_country": "Spark wants CAST($day AS VARCHAR(10)) where it says VARCHAR"
-}
-_PARAMETERS = [
-    pytest.param(
-        a,
-        id=a.name,
-        marks=[pytest.mark.xfail(reason=_UNPORTABLE[a.name])] if a.name in _UNPORTABLE else [],
-    )
-    for a in _AGGREGATES
-]
+_PARAMETERS = [pytest.param(a, id=a.name) for a in _AGGREGATES]
 
 
 def _order(chance: random.Random) -> dict[str, Any]:
