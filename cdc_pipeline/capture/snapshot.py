@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from botocore.exceptions import ClientError
+
 from cdc_pipeline.aws.export import (
     DataFile,
     ExportStatus,
@@ -22,6 +24,8 @@ from cdc_pipeline.aws.export import (
     read_manifest,
     request_export,
 )
+from cdc_pipeline.aws.session import error_code
+from cdc_pipeline.aws.table import describe_backups
 from cdc_pipeline.capture.continuity import open_capture
 from cdc_pipeline.capture.drain import open_source
 from cdc_pipeline.capture.source import require_backups, table_with_stream
@@ -41,6 +45,7 @@ from cdc_pipeline.transform.shred import NARROW_SCHEMA, merge_stats
 _WORKERS = 4
 _FEW_ITEMS = 50_000
 _SORT_MEMORY = "400MB"
+_INVALID_TIME = "InvalidExportTimeException"
 _ASK_ANEW = "remove the cause and materialise pitr_export again; it asks for a new export"
 Progress = Callable[[str], None]
 
@@ -84,13 +89,12 @@ def take_snapshot(
     baseline = _begin(lake, log, state)
     if baseline.export_arn is None:
         _wait_until(log, baseline.export_time_us, progress, sleep)
-        arn = request_export(
-            lake.aws,
-            described.arn,
-            datetime.fromtimestamp(baseline.export_time_us / 1_000_000, UTC),
-            target,
-            _token(described.table_id, baseline),
-        )
+        token = _token(described.table_id, baseline)
+
+        def request(at: datetime) -> str:
+            return request_export(lake.aws, described.arn, at, target, token)
+
+        arn = _request(lake, table, request, baseline, progress, sleep)
         baseline = _record(log, state, replace(baseline, export_arn=arn))
     status = _wait_for(lake, log, state, baseline, progress, sleep)
     try:
@@ -196,6 +200,32 @@ def _wait_until(
         progress(f"waiting {seconds:.0f} s until the export time (the handover margin)")
         while (left := (time_us - log.now_us()) / 1_000_000) > 0:
             sleep(min(left + 0.01, 5))
+
+
+def _request(
+    lake: Lake,
+    table: Table,
+    request: Callable[[datetime], str],
+    baseline: Baseline,
+    progress: Progress,
+    sleep: Callable[[float], object],
+) -> str:
+    """Ask for the export; AWS may refuse a time that recovery has not come to yet: then again.
+
+    LatestRestorableDateTime is typically five minutes behind (botocore model).
+    """
+    at = datetime.fromtimestamp(baseline.export_time_us / 1_000_000, UTC)
+    while True:
+        try:
+            return request(at)
+        except ExportError as error:
+            cause = error.__cause__
+            early = isinstance(cause, ClientError) and error_code(cause) == _INVALID_TIME
+            latest = describe_backups(lake.aws, table.name).latest if early else None
+            if latest is None or latest >= at:
+                raise
+        progress(f"waiting until recovery, now at {latest:%H:%M:%S}, reaches {at:%H:%M:%S}")
+        sleep(lake.settings.export.poll_seconds)
 
 
 def _wait_for(

@@ -20,6 +20,7 @@ from cdc_pipeline.core.columns import Stats
 from cdc_pipeline.core.errors import ExportError
 from cdc_pipeline.lake.store import Store
 from cdc_pipeline.transform.convert import LineConverter, Rows
+from cdc_pipeline.transform.ranges import write_narrow
 from cdc_pipeline.transform.shred import NARROW_SCHEMA, stats_from_json, stats_to_json
 
 _FORMAT = 1
@@ -155,14 +156,7 @@ class _PartWriter:
             return
         if self._writer is None:
             path = self._base.with_name(f"{self._base.name}-{len(self.paths):04d}.parquet")
-            # Read once or twice and thrown away: quick matters more than small.
-            self._writer = pq.ParquetWriter(
-                path,
-                NARROW_SCHEMA,
-                compression="lz4",
-                use_dictionary=["order_key", "write_time_us"],  # type: ignore[arg-type]
-                write_statistics=False,
-            )
+            self._writer = write_narrow(path)
             self.paths.append(path)
         self._writer.write_table(pa.Table.from_batches(self._rows))
         self._written += self._pending

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
 
+from cdc_pipeline.aws.s3 import StoredFile
 from cdc_pipeline.aws.streams import DynamoDBStreams
 from cdc_pipeline.capture.drain import (
     CaptureFailedError,
@@ -178,6 +179,9 @@ class MemoryStore:
 
     def list(self, prefix: str, after: str = "") -> Iterator[str]:
         yield from sorted(k for k in list(self.objects) if k.startswith(prefix) and k > after)
+
+    def files(self, prefix: str) -> Iterator[StoredFile]:
+        return (StoredFile(key, len(self.objects[key]), 0) for key in self.list(prefix))
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
