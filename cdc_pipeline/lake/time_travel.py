@@ -88,7 +88,8 @@ def find_state(lake: Lake, table: Table, state: LogState, at: datetime) -> AsOf:
         for n, gap in state.gaps.items()
         if state.is_healed(n)
         and gap.heal_generation >= chosen.generation
-        and gap.from_us <= at_us <= gap.to_us
+        and gap.from_us < at_us + 1_000_000  # the end of that second
+        and at_us <= gap.to_us
     ]
     return AsOf(chosen, at_us, warnings)
 

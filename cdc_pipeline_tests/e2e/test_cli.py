@@ -127,8 +127,8 @@ def test_query_errors(cli: Any) -> None:
     _refused(cli("query", "SELECT * FROM things.no_view"), "no_view", "things.current_state")
     _refused(cli("query", "SELECT no_column FROM things.current_state"), "no_column")
     _refused(
-        cli("query", "--format", "json", "SELECT CAST(text AS INT) FROM things.current_state"),
-        "text",
+        cli("query", "--format", "json", "SELECT CAST('x' || pk AS INT) FROM things.current_state"),
+        "INT32",
     )
     no_sql = cli("query", stdin="  \n")
     assert no_sql.exit_code == 2

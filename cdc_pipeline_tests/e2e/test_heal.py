@@ -1,13 +1,14 @@
 """Gaps are healed from incremental exports: afterwards the lake equals its source, item by item."""
 
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cdc_pipeline.capture.heal import heal_gap, open_gaps
-from cdc_pipeline.core.errors import CannotHealError, ExportError, NotReadyError, QueryError
+from cdc_pipeline.core.errors import CannotHealError, ExportError, NotReadyError
 from cdc_pipeline.lake.log import CaptureLog
 from cdc_pipeline.sandbox.control import control
 from cdc_pipeline.sandbox.process import SandboxProcess
@@ -230,8 +231,8 @@ def test_time_travel_says_where_a_heal_knows_only_the_end(world: World) -> None:
     world.capture("orders")
     gap = next(iter(world.lake().log(world.table("orders")).load().gaps.values()))
     inside = parse_moment(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(gap.to_us // 10**6)))
-    try:
-        with pytest.warns(UserWarning, match="healed"):
-            connect_lake(world.lake(), ["orders"], as_of=inside).close()
-    except QueryError as error:
-        pytest.fail(str(error))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        connect_lake(world.lake(), ["orders"], as_of=inside).close()
+    # So close to the first export there may be another one about that.
+    assert any("lies in a gap that was healed" in str(warning.message) for warning in told)
