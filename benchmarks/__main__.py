@@ -15,7 +15,7 @@ from rich.table import Table
 
 from benchmarks.measure import Cost
 
-BENCHMARKS = ("landing", "fold", "lookups")
+BENCHMARKS = ("landing", "fold", "lookups", "export")
 """Modules of this package whose `run()` gives rows; the product's contender is named OURS."""
 
 OURS = "ours"

@@ -67,7 +67,8 @@ def sorted_in_iceberg(folder: Path, files: list[DataFile], out: Path) -> int:
     seen = Seen(sum(f.items for f in converted), merge_stats(*(f.stats for f in converted)))
     paths = [str(path) for file in converted for path in file.paths]
     with open_duckdb(lake, out) as connection:
-        connection.execute("SET memory_limit = '400MB'")
+        connection.execute("SET memory_limit = '320MB'")
+        connection.execute("SET threads = 1")
         narrow = f"SELECT * FROM {files_relation(connection, paths, NARROW_SCHEMA)}"
         staged = replace_typed(
             lake.tables, "orders", connection, narrow, {}, over=None, scratch=out, seen=seen

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import duckdb
 from botocore.exceptions import ClientError
 
 from cdc_pipeline.aws.export import (
@@ -39,12 +40,15 @@ from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.log import CaptureLog, new_nonce, this_owner
 from cdc_pipeline.lake.typed import Seen, TypedResult, replace_typed
 from cdc_pipeline.settings import Table
+from cdc_pipeline.transform.ranges import split_by_key
 from cdc_pipeline.transform.shred import NARROW_SCHEMA, merge_stats
 
 # One for each core, up to what an hour of a 100 GB export needs; each takes some 60 MB.
 _WORKERS = 4
 _FEW_ITEMS = 50_000
-_SORT_MEMORY = "400MB"
+_SORT_MEMORY = "320MB"
+_SORT_BYTES = 2 << 30
+"""Text that is sorted at once (`transform.ranges` says why)."""
 _INVALID_TIME = "InvalidExportTimeException"
 _ASK_ANEW = "remove the cause and materialise pitr_export again; it asks for a new export"
 Progress = Callable[[str], None]
@@ -269,7 +273,7 @@ def _stage(
     """Verify and convert every file, then commit them together as `<table>_snapshot`."""
     with tempfile.TemporaryDirectory() as folder, open_duckdb(lake, Path(folder)) as connection:
         connection.execute(f"SET memory_limit = '{_SORT_MEMORY}'")
-        connection.execute("SET threads = 2")  # each takes its share of that
+        connection.execute("SET threads = 1")  # each takes its share of that
         root = lake.paths(table).staging
         staging = Staging(
             lake.store,
@@ -281,10 +285,8 @@ def _stage(
         )
         staging.open(root)
         files = _convert_all(lake, status, manifest, staging, progress)
-        paths = [str(path) for file in files for path in file.paths]
-        narrow = f"SELECT * FROM {files_relation(connection, paths, NARROW_SCHEMA)}"
-        keys = f"SELECT count(*) FROM (SELECT DISTINCT item_key FROM ({narrow}))"
-        ((count,),) = connection.execute(keys).fetchall()
+        narrow = _narrow_ranges(connection, files, Path(folder))
+        count = sum(_count_keys(connection, sql) for sql in narrow)
         if count != manifest.items:
             raise ExportError(f"export {status.arn} holds {manifest.items} items but {count} keys")
         progress(f"sorting and typing {manifest.items} items")
@@ -305,6 +307,24 @@ def _stage(
             seen=Seen(manifest.items, merge_stats(*(file.stats for file in files))),
         )
         return staged, sum(file.bytes for file in files)
+
+
+def _narrow_ranges(
+    connection: duckdb.DuckDBPyConnection, files: list[Converted], scratch: Path
+) -> list[str]:
+    """SQL for the rows of all files, in ranges of keys that can be sorted one by one."""
+    paths = [path for file in files for path in file.paths]
+    ranges = sum(file.bytes for file in files) // _SORT_BYTES + 1
+    groups = [[path] for path in split_by_key(paths, scratch, ranges)] if ranges > 1 else [paths]
+    return [
+        f"SELECT * FROM {files_relation(connection, [str(p) for p in group], NARROW_SCHEMA)}"
+        for group in groups
+    ]
+
+
+def _count_keys(connection: duckdb.DuckDBPyConnection, narrow: str) -> int:
+    sql = f"SELECT count(*) FROM (SELECT DISTINCT item_key FROM ({narrow}))"
+    return connection.execute(sql).fetchall()[0][0]
 
 
 def _convert_all(

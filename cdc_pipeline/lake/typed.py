@@ -1,7 +1,7 @@
 """Typed item tables: narrow rows from DuckDB into an Iceberg table of one column per attribute."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -47,7 +47,7 @@ def replace_typed(
     tables: Tables,
     name: str,
     connection: duckdb.DuckDBPyConnection,
-    narrow_sql: str,
+    narrow_sql: str | Sequence[str],
     properties: dict[str, str],
     *,
     over: Table | None,
@@ -59,13 +59,17 @@ def replace_typed(
 
     Columns come from all rows, not from a sample, so the rows are spooled to disk between the
     pass that looks and the pass that types. Rows that were `seen` go from the sort into the table;
-    where settings pin types, `narrow_sql` may run twice. Memory: a few batches, and what DuckDB
+    where settings pin types, `narrow_sql` may run twice. It may be several then, ranges of keys in
+    order, each sorted alone. Memory: a few batches, and what DuckDB
     sorts in. `plan`: columns and more properties from the statistics, by default the columns that
     hold all values; what it raises refuses the commit.
     """
-    sql = f"SELECT item_key, order_key, item, write_time_us FROM ({narrow_sql}) ORDER BY item_key"
-    read = partial(_sorted, connection, sql)
+    ranges = [narrow_sql] if isinstance(narrow_sql, str) else narrow_sql
+    columns_sql = "SELECT item_key, order_key, item, write_time_us FROM"
+    sorts = [f"{columns_sql} ({sql}) ORDER BY item_key" for sql in ranges]
+    read = partial(_sorted, connection, sorts)
     if seen is None:
+        (sql,) = sorts
         spool = scratch / f"{name}.parquet"
         connection.execute(
             f"COPY ({sql}) TO {literal(str(spool))} (FORMAT parquet, ROW_GROUP_SIZE 20480)"
@@ -90,9 +94,12 @@ def replace_typed(
     return TypedResult(table, columns, seen.rows)
 
 
-def _sorted(connection: duckdb.DuckDBPyConnection, sql: str) -> Iterator[pa.RecordBatch]:
-    for batch in arrow_batches(connection, sql, _BATCH_ROWS):
-        yield batch.cast(NARROW_SCHEMA)
+def _sorted(
+    connection: duckdb.DuckDBPyConnection, sorts: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
+    for sql in sorts:
+        for batch in arrow_batches(connection, sql, _BATCH_ROWS):
+            yield batch.cast(NARROW_SCHEMA)
 
 
 def _spooled(spool: Path) -> Iterator[pa.RecordBatch]:

@@ -143,8 +143,8 @@ def test_a_file_that_fails_half_way_costs_no_new_export_and_no_change__data_prep
 ) -> None:
     """data-prepper #5461: an S3 timeout restarts the whole file, and streaming never starts.
 
-    Covered: the same export is taken up again, and capture goes on between. Not covered, because
-    it is not so: progress within an export. Its files are read again from the first one.
+    Here: the same export is taken up again, and capture goes on between. Small files like these are
+    read again; that larger ones are not is shown in test_snapshot_files.
     """
     begun: list[str] = []
     read: list[str] = []

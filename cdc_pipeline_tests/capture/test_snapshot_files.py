@@ -254,6 +254,24 @@ def test_damage_leaves_nothing_visible(
     assert setting.lake.log(setting.lake.settings.tables[0]).load().staged is None
 
 
+@pytest.mark.parametrize("at_once", [1, 100, 600])
+def test_large_exports_are_sorted_in_ranges(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    """Whatever the keys, the ranges together are the table; a key twice still shows."""
+    monkeypatch.setattr(snapshot, "_SORT_BYTES", at_once)
+    found = _items(40)
+    files = {f"{n}.json.gz": _gz(found[n::4]) for n in range(4)}
+    setting.status = setting.bucket.write_export(files, [10] * 4)
+    assert setting.take().items == 40
+    assert setting.items() == _texts(found)
+    files["4.json.gz"] = _gz(found[7:8])
+    setting.status = setting.bucket.write_export(files, [10, 10, 10, 10, 1])
+    with pytest.raises(ExportError, match="41 items but 40 keys"):
+        setting.take()
+    assert setting.items() == _texts(found)
+
+
 def test_memory_is_bounded_whatever_the_compression() -> None:
     """A megabyte of GZIP may hold a gigabyte; a line may have no end."""
     pieces = export._gunzip(iter([gzip.compress(bytes(64 << 20))]), "x")

@@ -242,11 +242,12 @@ def test_the_compiled_path_is_taken() -> None:
         '"m":{"M":{"y":{"L":[{"N":"1"},{"M":{}}]},"x":{"S":""}}},"ss":{"SS":["b","a"]}',
         '"ns":{"NS":["10","9"]},"bs":{"BS":["AQ==","AA=="]},"bin":{"B":"AAEC"}',
     ]
-    values += [text.replace(":", " : ").replace(",", " , ") for text in values]
+    spaced = [text.replace(":", " : ").replace(",", " , ") for text in values]
+    values += [*spaced, *(text.replace(":", ": ").replace(",", ", ") for text in values)]
     read = reader.read(b"".join(map(_line, values)))
     assert read is not None
     assert read.others == []
-    assert [json.loads(text)["pk"] for text in read.items.to_pylist()] == [{"S": "k"}] * 6
+    assert [json.loads(text)["pk"] for text in read.items.to_pylist()] == [{"S": "k"}] * 9
 
 
 # ------------------------------------------------------------------------------------- columns
