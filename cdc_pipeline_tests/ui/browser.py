@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from selenium.webdriver.remote.webelement import WebElement
 
 SCREENSHOTS_VARIABLE = "CDC_UI_SCREENSHOTS"
-_WIDTH, _HEIGHT = 1600, 1000
+_WIDTH, _HEIGHT = 1600, 1300
 _T = TypeVar("_T")
 _WAIT_SECONDS = 20
 _POLL_SECONDS = 0.1
