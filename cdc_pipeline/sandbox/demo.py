@@ -263,7 +263,8 @@ class _Demo:
             if event.is_step_failure:
                 data = event.step_failure_data
                 told = data.user_failure_data.description if data.user_failure_data else None
-                raise DemoError(f"{what}: {told or data.error.message if data.error else told}")
+                cause = (data.error.cause or data.error) if data.error else None
+                raise DemoError(f"{what}: {told or (cause.to_string() if cause else 'failed')}")
         raise DemoError(f"{what} failed")
 
     def _asset(self, key: dg.AssetKey) -> dg.AssetsDefinition:
