@@ -1,53 +1,23 @@
-"""DuckDB over the lake: connections, file relations, S3 without an extension to download."""
+"""DuckDB over the lake: connections and file relations."""
 
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import duckdb
 import pyarrow as pa
-from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow.fs import S3FileSystem
 
 from cdc_pipeline.core.capture_log import LandedObject
 from cdc_pipeline.core.order import generation_prefix
+from cdc_pipeline.lake.duck_s3 import DuckS3
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.landing import LANDING_SCHEMA, read_object
 
 _MEMORY_LIMIT = "1GB"
 _FETCH_BYTES = 8 << 20  # of Parquet; it may take ten times that in memory
-
-
-class _S3(ArrowFSWrapper):
-    """pyarrow's S3 client as the fsspec file system that DuckDB takes for `s3://`."""
-
-    protocol = ("s3",)  # type: ignore[assignment]
-    cachable = False
-
-    def __init__(self, fs: S3FileSystem) -> None:
-        super().__init__(fs)
-        self._infos: dict[str, Any] = {}
-
-    def glob(self, path: str, maxdepth: int | None = None, **kwargs: Any) -> Any:
-        """Our own paths are exact: asking S3 for each would cost a request per file and view."""
-        if any(sign in path for sign in "*?["):
-            return super().glob(path, maxdepth, **kwargs)
-        return [path]
-
-    def info(self, path: str, **kwargs: Any) -> Any:
-        """DuckDB asks for size and time apart; the lake's files never change."""
-        found = self._infos.get(path)
-        if found is None:
-            found = self._infos[path] = super().info(path, **kwargs)
-        return found
-
-    @classmethod
-    def _strip_protocol(cls, path: Any) -> Any:
-        if isinstance(path, list):
-            return [cls._strip_protocol(p) for p in path]
-        return path.removeprefix("s3://")
 
 
 def open_duckdb(lake: Lake, scratch: Path | None = None) -> duckdb.DuckDBPyConnection:
@@ -70,7 +40,7 @@ def open_duckdb(lake: Lake, scratch: Path | None = None) -> duckdb.DuckDBPyConne
             secret_key=access.secret_key,
             session_token=access.session_token,
         )
-        connection.register_filesystem(_S3(s3))
+        connection.register_filesystem(DuckS3(s3))
     return connection
 
 
