@@ -9,7 +9,7 @@ from pyarrow.fs import S3FileSystem
 
 
 class DuckS3(ArrowFSWrapper):
-    """pyarrow's S3 client as the fsspec file system that DuckDB takes for `s3://`. It only reads."""
+    """pyarrow's S3 client as the fsspec file system that DuckDB takes for `s3://`, to read."""
 
     protocol = ("s3",)  # type: ignore[assignment]
     cachable = False
@@ -58,11 +58,13 @@ class SharedFile:
         self._here = threading.local()
 
     def seek(self, position: int, whence: int = 0) -> int:
+        """This thread reads from `position` next, counted as `io.IOBase.seek` does."""
         start = {0: 0, 1: self.tell(), 2: self._size}[whence]
         self._here.position = start + position
         return self.tell()
 
     def tell(self) -> int:
+        """Where this thread reads next."""
         return getattr(self._here, "position", 0)
 
     def read(self, size: int = -1) -> bytes:
@@ -84,14 +86,18 @@ class SharedFile:
         return found
 
     def seekable(self) -> bool:
+        """Always."""
         return True
 
     def readable(self) -> bool:
+        """Always."""
         return True
 
     @property
     def closed(self) -> bool:
+        """For all threads."""
         return self._file.closed
 
     def close(self) -> None:
+        """For all threads."""
         self._file.close()
