@@ -6,13 +6,18 @@ import sys
 import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.table import Table as Grid
 
 from cdc_pipeline.core.errors import CdcPipelineError
+
+if TYPE_CHECKING:
+    from cdc_pipeline.lake.status import TableStatus
+
+_TIMELINE_DAYS = 14
 
 
 class _Commands(click.Group):
@@ -83,15 +88,20 @@ def query(sql: str | None, form: str, as_of: str | None) -> None:
 
 
 @main.command()
+@click.argument("tables", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
-def status(as_json: bool) -> None:
-    """Show what the lake holds of each table and how far behind it is."""
+def status(tables: tuple[str, ...], as_json: bool) -> None:
+    """Show what the lake holds of each table and how far behind it is.
+
+    For the TABLES named, and for those with a hole, also what is covered, since when, from what.
+    """
     from dataclasses import asdict
 
     from cdc_pipeline.lake.status import table_status
 
     lake = _lake()
-    rows = [table_status(lake, table) for table in lake.settings.tables]
+    chosen = [lake.settings.table(name) for name in tables] or lake.settings.tables
+    rows = [table_status(lake, table) for table in chosen]
     if as_json:
         click.echo(json.dumps([asdict(row) for row in rows], indent=1))
         return
@@ -139,6 +149,8 @@ def status(as_json: bool) -> None:
                 f"{len(gap.shards)} shards, changes from {_moment(gap.from_us)} to "
                 f"{_moment(gap.to_us)} UTC are missing. Fix: cdc-pipeline heal {row.table}"
             )
+        if tables or row.gaps:
+            _print_coverage(console, row)
 
 
 @main.command()
@@ -234,6 +246,24 @@ def _write(parts: Iterator[str]) -> None:
     for part in parts:
         sys.stdout.write(part)
     sys.stdout.flush()
+
+
+def _print_coverage(console: Console, row: "TableStatus") -> None:
+    from cdc_pipeline.core.coverage import HOUR_SIGNS, hour_bars, moment
+
+    legend = "  ".join(f"{sign} {means}" for means, sign in HOUR_SIGNS.items())
+    grid = Grid(
+        title=f"coverage of {row.table} (UTC), an hour a sign: {legend}", title_justify="left"
+    )
+    for heading in ("from", "to", "from what", ""):
+        grid.add_column(heading)
+    for stretch in row.coverage:
+        since = moment(stretch.from_us) if stretch.from_us else "the beginning"
+        grid.add_row(since, moment(stretch.to_us), stretch.means, stretch.note)
+    console.print(grid)
+    for bar in hour_bars(row.coverage, _TIMELINE_DAYS):
+        console.print(bar, highlight=False)
+    console.print(f"an hour a sign: {legend}\n", highlight=False)
 
 
 def _count(number: int | None) -> str:

@@ -213,6 +213,23 @@ class Maintenance(_Strict):
     )
 
 
+class Alarms(_Strict):
+    """When a table counts as stale, and who is told of failing checks and runs."""
+
+    warn_minutes: float = Field(
+        15, gt=0, description="the check `fresh` warns when queries see nothing younger"
+    )
+    fail_minutes: float = Field(60, gt=0, description="and fails when they see nothing younger")
+    sns_topic: Annotated[str, Field(pattern=r"^arn:[^:]+:sns:[^:]+:[0-9]{12}:.+$")] | None = Field(
+        None, description="ARN of an SNS topic"
+    )
+    webhook_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = Field(
+        None,
+        description="environment variable with the address of a webhook; it is sent JSON with a "
+        "`text`, as Slack, Mattermost and Teams take it",
+    )
+
+
 class Settings(_Strict):
     """Everything a deployment can say. Secrets never: they come from AWS's credential chain."""
 
@@ -237,6 +254,7 @@ class Settings(_Strict):
     schedules: Schedules = Schedules()  # type: ignore[call-arg]
     current_state: CurrentState = CurrentState()  # type: ignore[call-arg]
     maintenance: Maintenance = Maintenance()  # type: ignore[call-arg]
+    alarms: Alarms = Alarms()  # type: ignore[call-arg]
     tables: Annotated[list[Table], Field(min_length=1)]
 
     _folder: Path = PrivateAttr(default=Path())

@@ -18,6 +18,7 @@ for _parameter in ("backfill_policy", "owners"):
     )
 
 from cdc_pipeline.defs.aggregates import build_aggregate_defs  # noqa: E402
+from cdc_pipeline.defs.alarms import build_alarms  # noqa: E402
 from cdc_pipeline.defs.capture import capture  # noqa: E402
 from cdc_pipeline.defs.glue import build_glue_sensor, repair_glue_partitions  # noqa: E402
 from cdc_pipeline.defs.heal import build_gap_sensor, heal  # noqa: E402
@@ -44,12 +45,16 @@ def build_definitions(
         if isinstance(asset, dg.AssetsDefinition) and asset.partitions_def is not None
         for key in asset.keys
     ]
+    checks = sorted(
+        key for part in parts for check in part.asset_checks or () for key in check.check_keys
+    )
     own = dg.Definitions(
         jobs=[capture, heal, repair_glue_partitions],
         sensors=[
             build_shard_sensor(settings),
             build_gap_sensor(settings),
             build_glue_sensor(settings),
+            *build_alarms(settings, checks),
         ],
         resources=resources or {"lake": LakeResource(settings_path=str(path.resolve()))},
     )

@@ -1,4 +1,4 @@
-"""Asset checks: nothing is lost (raw_stream, cdc), columns hold everything (current_state)."""
+"""Asset checks: nothing is lost, columns hold everything, what queries see is fresh."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,15 +8,17 @@ from typing import Any
 import dagster as dg
 
 from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.core.coverage import coverage
 from cdc_pipeline.core.names import TablePaths
 from cdc_pipeline.defs.failures import readable_failures
-from cdc_pipeline.defs.metadata import grid, moment
+from cdc_pipeline.defs.metadata import grid, moment, timeline
 from cdc_pipeline.defs.resources import LakeResource
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings import Table
 
 _RETENTION_HOURS = 24  # DynamoDB Streams
 _MOST_ROWS = 50
+CURRENT_STATE = "current_state"
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,9 @@ def gaps(lake: Lake, table: Table, state: LogState) -> Finding:
     newest = state.staged.generation if state.staged else 0
     found = state.open_gaps(newest)
     metadata: dict[str, Any] = {"gaps": len(found)}
+    ledger = coverage(state, lake.log(table).now_us())
+    if ledger:
+        metadata["timeline"] = timeline(ledger)
     if found:
         rows = [
             (str(g.entry), g.cause, str(len(g.shards)), _utc(g.from_us), _utc(g.to_us))
@@ -120,6 +125,34 @@ def chain(lake: Lake, table: Table, state: LogState) -> Finding:
     return Finding(not found.breaks, metadata)
 
 
+def fresh(lake: Lake, table: Table, state: LogState) -> Finding:
+    """What queries see of current_state is young enough; a quiet table is not late."""
+    from cdc_pipeline.lake.current_state import published_base
+    from cdc_pipeline.lake.tables import table_property
+
+    base = published_base(lake, table)
+    if base is None:
+        return Finding(True, {"note": "nothing has been published yet"})
+    now_us, limits = lake.log(table).now_us(), lake.settings.alarms
+    seen_us = state.complete_to_us(base.generation)
+    minutes = max(0.0, (now_us - seen_us) / 60_000_000)
+    published_us = int(table_property(base.table, "watermark_us") or 0)
+    metadata: dict[str, Any] = {
+        "minutes_behind": round(minutes, 1),
+        "minutes_behind_in_athena": round(max(0.0, (now_us - published_us) / 60_000_000), 1),
+        "complete_up_to": moment(seen_us),
+    }
+    if minutes >= limits.warn_minutes:
+        metadata["fix"] = (
+            f"heal the open gap: cdc-pipeline heal {table.safe_name}"
+            if state.open_gaps(base.generation)
+            else "see that shard_sensor is on and that runs of the job capture succeed"
+        )
+    severe = minutes >= limits.fail_minutes
+    severity = dg.AssetCheckSeverity.ERROR if severe else dg.AssetCheckSeverity.WARN
+    return Finding(minutes < limits.warn_minutes, metadata, severity)
+
+
 def _counts(values: dict[str, int]) -> str:
     return ", ".join(f"{tag} {count}" for tag, count in values.items())
 
@@ -138,7 +171,8 @@ def build_checks(table: Table) -> list[dg.AssetChecksDefinition]:
     return [
         *checks,
         _check(table, "cdc", "unbroken_chain", chain),
-        _check(table, "current_state", "type_conflicts", type_conflicts),
+        _check(table, CURRENT_STATE, "type_conflicts", type_conflicts),
+        _check(table, CURRENT_STATE, fresh.__name__, fresh),
     ]
 
 

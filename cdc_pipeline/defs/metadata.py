@@ -1,14 +1,18 @@
 """What materialisations tell: numbers that plot, and column schemas."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
 
 from cdc_pipeline.core.columns import SYSTEM_COLUMNS, Column, ColumnChange
+from cdc_pipeline.core.coverage import HOUR_SIGNS, Stretch, hour_bars
+from cdc_pipeline.core.coverage import moment as utc
 from cdc_pipeline.core.landing import LANDING_COLUMNS
 from cdc_pipeline.settings import ColumnRule, Table
+
+TIMELINE_DAYS = 14
 
 _SYSTEM_DESCRIPTIONS = {
     "_key": "the item's key, exact typed DynamoDB JSON",
@@ -80,6 +84,18 @@ def grid(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> dg.MarkdownM
     lines = [headings, tuple("---" for _ in headings), *rows]
     cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)
     return dg.MetadataValue.md("\n".join(f"| {' | '.join(line)} |" for line in cells))
+
+
+def timeline(stretches: Sequence[Stretch]) -> dg.MarkdownMetadataValue:
+    """The coverage ledger: the last days as bars, and every stretch in words."""
+    legend = "  ".join(f"{sign} {means}" for means, sign in HOUR_SIGNS.items())
+    bars = "\n".join(hour_bars(stretches, TIMELINE_DAYS))
+    rows = [
+        (utc(s.from_us) if s.from_us else "the beginning", utc(s.to_us), s.means, s.note)
+        for s in stretches
+    ]
+    table = grid(("from (UTC)", "to", "from what", ""), rows).value
+    return dg.MetadataValue.md(f"```\n{bars}\n\nan hour a sign: {legend}\n```\n\n{table}")
 
 
 def lag_seconds(watermark_us: int) -> float | None:

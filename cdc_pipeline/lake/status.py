@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from cdc_pipeline.core.capture_log import Gap
+from cdc_pipeline.core.coverage import Stretch, coverage
 from cdc_pipeline.lake.current_state import published_base
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.tables import table_property
@@ -15,6 +16,7 @@ class TableStatus:
 
     `captured_to_us`: every change written before has been read. `state_to_us`: the same for the
     published current state (queries add what landed since). `gaps`: ranges that the stream lost.
+    `coverage`: the ledger, see `core.coverage`.
     """
 
     table: str
@@ -29,11 +31,13 @@ class TableStatus:
     last_export_us: int | None
     quarantined: int
     gaps: list[Gap]
+    coverage: list[Stretch]
 
 
 def table_status(lake: Lake, table: Table) -> TableStatus:
     """Read the status of one table; raises `LakeError`."""
-    state = lake.log(table).load()
+    log = lake.log(table)
+    state = log.load()
     base = published_base(lake, table)
     exports = [b.export_time_us for b in state.baselines.values() if b.snapshot_id is not None]
     return TableStatus(
@@ -49,4 +53,5 @@ def table_status(lake: Lake, table: Table) -> TableStatus:
         last_export_us=max(exports, default=None),
         quarantined=sum(q.rows for q in state.quarantined.values()),
         gaps=state.open_gaps(base.generation if base else 0),
+        coverage=coverage(state, log.now_us()),
     )

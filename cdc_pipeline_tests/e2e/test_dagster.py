@@ -168,7 +168,14 @@ def test_what_is_defined(world: World) -> None:
     sensors = {s.name: s.default_status.value for s in repository.sensor_defs}
     assert sensors == {
         name: "STOPPED"
-        for name in ("shard_sensor", "gap_sensor", "glue_partition_sensor", "downstream")
+        for name in (
+            "shard_sensor",
+            "gap_sensor",
+            "glue_partition_sensor",
+            "downstream",
+            "alarm_sensor",
+            "run_failure_alarm",
+        )
     }
     schedules = {s.name: (s.cron_schedule, s.execution_timezone) for s in repository.schedule_defs}
     assert schedules == {
@@ -194,6 +201,7 @@ def test_what_is_defined(world: World) -> None:
         "customers/raw_stream:no_open_gaps",
         "customers/raw_stream:retention_budget",
         "customers/cdc:unbroken_chain",
+        "customers/current_state:fresh",
         "customers/current_state:type_conflicts",
     }
     # Days include today, in UTC.

@@ -214,6 +214,22 @@ def test_history_orders_versions_of_one_time_by_their_place() -> None:
     assert [row["is_current"] for row in found] == [False, False, True]
 
 
+def test_history_marks_what_only_a_heal_knows() -> None:
+    transports = [
+        ("dynamodb_streams", "e1", False),
+        ("read", "e1", False),  # completes a bare event
+        ("export", "", True),
+        ("read", "", True),  # the ghost rule
+        (None, None, False),  # made by an older Lambda
+    ]
+    rows = [
+        {"keys": "a", "order_key": str(n), "transport": transport, "event_id": event}
+        for n, (transport, event, _) in enumerate(transports)
+    ]
+    found = sorted(_query(load_sql("history"), "cdc", rows), key=lambda row: row["order_key"])
+    assert [row["is_collapsed"] for row in found] == [collapsed for _, _, collapsed in transports]
+
+
 @pytest.mark.parametrize("dialect", ["duckdb", "spark", "trino"])
 @pytest.mark.parametrize("name", _FILES)
 def test_every_file_is_one_statement_in_every_dialect(name: str, dialect: str) -> None:

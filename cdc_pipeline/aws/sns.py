@@ -1,0 +1,12 @@
+"""Amazon SNS: messages to a topic."""
+
+from cdc_pipeline.aws.session import AwsSession, aws_errors
+
+_SUBJECT = 100  # characters; printable ASCII only (SNS API reference, Publish)
+
+
+def publish(aws: AwsSession, topic_arn: str, subject: str, text: str) -> None:
+    """Publish one message; raises `SourceError`. AWS takes 256 KB of text."""
+    plain = subject.encode("ascii", "replace").decode()[:_SUBJECT]
+    with aws_errors(f"publishing to {topic_arn}"):
+        aws.client("sns").publish(TopicArn=topic_arn, Subject=plain, Message=text)

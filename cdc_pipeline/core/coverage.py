@@ -1,0 +1,129 @@
+"""The coverage ledger: which changes of a table the lake has, in which range of time, from what."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, time, timedelta
+from itertools import pairwise
+from typing import Literal
+
+from cdc_pipeline.core.capture_log import Gap, LogState
+
+Means = Literal["export", "stream", "heal", "lost", "unread"]
+
+HOUR_SIGNS: dict[Means, str] = {
+    "export": "░",
+    "stream": "█",
+    "heal": "▓",
+    "lost": "X",
+    "unread": "·",
+}
+"""One sign for an hour, by what is least good in it."""
+
+_WORST_FIRST: tuple[Means, ...] = ("lost", "unread", "export", "heal", "stream")
+_HOUR_US = 3_600_000_000
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """What is known of the changes written in [from_us, to_us), µs since the epoch.
+
+    `means`: "stream", every change; "heal", of each item the last change; "export", what they
+    led to, as the state of a later baseline; "lost", nothing yet; "unread", still to be captured.
+    `from_us` 0: since ever. `gap`: the log entry that opened the gap it lies in.
+    """
+
+    from_us: int
+    to_us: int
+    means: Means
+    note: str = ""
+    gap: int | None = None
+
+
+def coverage(state: LogState, now_us: int) -> list[Stretch]:
+    """The ledger of one table from the beginning to `now_us`: no holes, no overlaps, in order.
+
+    Empty as long as nothing was ever captured. Where gaps overlap, the worst one counts.
+    """
+    if state.stream is None:
+        return []
+    baselines = state.baselines.values()
+    began_us = min(
+        [state.stream.recorded_us]
+        + [baseline.recorded_us for baseline in baselines]
+        + [gap.from_us for gap in state.gaps.values()]
+    )
+    read_us = min(max(state.watermark_us, began_us), now_us)
+    stretches = [Stretch(began_us, read_us, "stream"), Stretch(read_us, now_us, "unread")]
+    stretches += [_of_gap(state, gap) for gap in state.gaps.values()]
+    first = min((b.export_time_us for b in baselines if b.snapshot_id is not None), default=None)
+    if first is not None:
+        note = f"in the state of the export at {moment(first)}"
+        stretches.append(Stretch(0, began_us, "export", note))
+    return _flatten(stretches)
+
+
+def holes(stretches: Sequence[Stretch]) -> list[Stretch]:
+    """The stretches of which nothing is known yet although they should have been captured."""
+    return [stretch for stretch in stretches if stretch.means == "lost"]
+
+
+def hour_bars(stretches: Sequence[Stretch], days: int) -> list[str]:
+    """One line per day for the last `days` days of the ledger, a sign for each hour (UTC)."""
+    if not stretches:
+        return []
+    last = _day(stretches[-1].to_us - 1)
+    first = max(last - timedelta(days=days - 1), _day(stretches[0].to_us))
+    count = (last - first).days + 1
+    return [_bar(stretches, first + timedelta(days=n)) for n in range(count)]
+
+
+def moment(time_us: int) -> str:
+    """A time for people, in UTC, rounded down to the second."""
+    return f"{datetime.fromtimestamp(time_us // 1_000_000, UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def _of_gap(state: LogState, gap: Gap) -> Stretch:
+    cause = f"{gap.cause}, {len(gap.shards)} shards"
+    stretch = Stretch(gap.from_us, gap.to_us, "lost", cause, gap.entry)
+    if state.is_healed(gap.entry):
+        heal = state.heals[gap.entry]
+        note = f"{gap.cause}; of each item the last change, from {len(heal.windows)} exports"
+        return replace(stretch, means="heal", note=note)
+    staged = state.staged
+    if staged is not None and staged.generation > gap.heal_generation:
+        note = f"{gap.cause}; in the state of the export at {moment(staged.export_time_us)}"
+        return replace(stretch, means="export", note=note)
+    return stretch
+
+
+def _flatten(stretches: list[Stretch]) -> list[Stretch]:
+    """Cut at every boundary, keep the worst of each piece, and join equal neighbours."""
+    bounds = sorted({bound for s in stretches for bound in (s.from_us, s.to_us)})
+    flat: list[Stretch] = []
+    for start, end in pairwise(bounds):
+        over = [s for s in stretches if s.from_us <= start and end <= s.to_us]
+        # A gap says more than the general answer "unread" or "stream".
+        worst = min(over, key=lambda s: (s.gap is None, _WORST_FIRST.index(s.means)))
+        piece = replace(worst, from_us=start, to_us=end)
+        if flat and replace(flat[-1], to_us=end) == replace(piece, from_us=flat[-1].from_us):
+            flat[-1] = replace(flat[-1], to_us=end)
+        else:
+            flat.append(piece)
+    return flat
+
+
+def _bar(stretches: Sequence[Stretch], day: date) -> str:
+    midnight = int(datetime.combine(day, time(), UTC).timestamp()) * 1_000_000
+    return f"{day} {''.join(_sign(stretches, midnight + hour * _HOUR_US) for hour in range(24))}"
+
+
+def _sign(stretches: Sequence[Stretch], start_us: int) -> str:
+    within = {s.means for s in stretches if s.from_us < start_us + _HOUR_US and s.to_us > start_us}
+    # The present is never read to its very end.
+    if len(within) > 1:
+        within.discard("unread")
+    return next((HOUR_SIGNS[means] for means in _WORST_FIRST if means in within), " ")
+
+
+def _day(time_us: int) -> date:
+    return datetime.fromtimestamp(time_us / 1_000_000, UTC).date()

@@ -1,0 +1,162 @@
+"""Alarms: somebody is told when a check fails, when it recovers, and when a run fails."""
+
+import time
+from collections.abc import Sequence
+
+import dagster as dg
+import msgspec
+
+from cdc_pipeline.core.errors import CdcPipelineError
+from cdc_pipeline.defs.checks import CURRENT_STATE, Finding, fresh
+from cdc_pipeline.defs.notify import notify
+from cdc_pipeline.defs.resources import LakeResource
+from cdc_pipeline.defs.shard_sensor import sensor_status
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.settings import Settings
+
+_BUDGET_SECONDS = 30  # Dagster ends a tick after 60
+
+
+class _Memory(msgspec.Struct):
+    """The sensor's cursor.
+
+    `failing`: checks that people were told of, by "asset check", with their severity. `fresh`: the
+    freshness last reported, by table. `table`: the next look at freshness begins behind it.
+    """
+
+    failing: dict[str, str] = msgspec.field(default_factory=dict)
+    fresh: dict[str, str] = msgspec.field(default_factory=dict)
+    table: str = ""
+
+
+def build_alarms(
+    settings: Settings, checks: Sequence[dg.AssetCheckKey]
+) -> list[dg.SensorDefinition]:
+    """`alarm_sensor` for these checks, `run_failure_alarm` for runs."""
+
+    @dg.sensor(
+        name="alarm_sensor",
+        minimum_interval_seconds=60,
+        default_status=sensor_status(settings),
+        description=(
+            "Looks how old the newest data is that queries see, and tells people (settings: "
+            "alarms) of every check that begins to fail or recovers."
+        ),
+    )
+    def alarm_sensor(context: dg.SensorEvaluationContext, lake: LakeResource) -> dg.SkipReason:
+        opened = lake.open()
+        memory = _parse(context.cursor)
+        _report_freshness(context.instance, opened, memory)
+        lines = _news(context.instance, checks, memory)
+        if lines:
+            notify(opened, f"cdc_pipeline: {_subject(lines)}", lines, context.log.warning)
+        context.update_cursor(msgspec.json.encode(memory).decode())
+        failing = ", ".join(sorted(memory.failing))
+        return dg.SkipReason(f"failing: {failing}" if failing else "every check passes")
+
+    @dg.run_failure_sensor(
+        name="run_failure_alarm",
+        default_status=sensor_status(settings),
+        description="Tells people (settings: alarms) of every run that fails.",
+    )
+    def run_failure_alarm(context: dg.RunFailureSensorContext, lake: LakeResource) -> None:
+        run = context.dagster_run
+        causes = [_cause(event) for event in context.get_step_failure_events()]
+        lines = causes or [context.failure_event.message or "it ended without saying why"]
+        lines.append(f"run {run.run_id}")
+        subject = f"cdc_pipeline: a run of {_what(run)} failed"
+        notify(lake.open(), subject, lines, context.log.warning)
+
+    return [alarm_sensor, run_failure_alarm]
+
+
+def _parse(cursor: str | None) -> _Memory:
+    return msgspec.json.decode(cursor, type=_Memory) if cursor else _Memory()
+
+
+def _report_freshness(instance: dg.DagsterInstance, lake: Lake, memory: _Memory) -> None:
+    """Record the check `fresh` of each table whose answer changed, in turn as time allows."""
+    tables, deadline = lake.settings.tables, time.monotonic() + _BUDGET_SECONDS
+    names = [table.safe_name for table in tables]
+    start = names.index(memory.table) + 1 if memory.table in names else 0
+    memory.table = ""
+    for table in tables[start:] + tables[:start]:
+        try:
+            found = fresh(lake, table, lake.log(table).load())
+        except CdcPipelineError as error:
+            found = Finding(False, {"error": error.message})
+        answer = "passed" if found.passed else found.severity.value
+        if answer != memory.fresh.get(table.safe_name):
+            memory.fresh[table.safe_name] = answer
+            instance.report_runless_asset_event(
+                dg.AssetCheckEvaluation(
+                    asset_key=dg.AssetKey([table.safe_name, CURRENT_STATE]),
+                    check_name=fresh.__name__,
+                    passed=found.passed,
+                    severity=found.severity,
+                    metadata=found.metadata,
+                )
+            )
+        if time.monotonic() > deadline:
+            memory.table = table.safe_name
+            break
+
+
+def _news(
+    instance: dg.DagsterInstance, keys: Sequence[dg.AssetCheckKey], memory: _Memory
+) -> list[str]:
+    """One line per check that now fails and did not, or the other way round."""
+    lines = []
+    for key in keys:
+        record = instance.get_latest_asset_check_evaluation_record(key)
+        found = record.evaluation if record else None
+        if found is None:
+            continue  # never run, or running now
+        name = f"{key.asset_key.to_user_string()} {key.name}"
+        severity = None if found.passed else found.severity.value
+        if severity == memory.failing.get(name):
+            continue
+        if severity is None:
+            del memory.failing[name]
+            lines.append(f"recovered: {name}")
+        else:
+            memory.failing[name] = severity
+            lines.append(f"{severity}: {name}{_numbers(found)}")
+    return lines
+
+
+def _numbers(found: dg.AssetCheckEvaluation) -> str:
+    """What a check counted, and its fix; our checks never put contents of items there."""
+    told = [
+        f"{name} {value.value}"
+        for name, value in sorted(found.metadata.items())
+        if isinstance(value, (dg.IntMetadataValue, dg.FloatMetadataValue))
+    ]
+    fix = found.metadata.get("fix")
+    return (f" ({', '.join(told)})" if told else "") + (f". Fix: {fix.value}" if fix else "")
+
+
+def _subject(lines: list[str]) -> str:
+    return lines[0].split(" (")[0].split(". Fix")[0] + (
+        f" and {len(lines) - 1} more" if len(lines) > 1 else ""
+    )
+
+
+def _what(run: dg.DagsterRun) -> str:
+    chosen = sorted(key.to_user_string() for key in run.asset_selection or ())
+    return ", ".join(chosen[:3]) + (" ..." if len(chosen) > 3 else "") if chosen else run.job_name
+
+
+def _cause(event: dg.DagsterEvent) -> str:
+    """What a failed step says of itself; of errors that are none of ours the kind alone.
+
+    The text of such an error may quote what it stumbled over.
+    """
+    step = event.step_failure_data
+    described = step.user_failure_data and step.user_failure_data.description
+    if described:
+        return f"{event.step_key}: {described}"
+    error = step.error
+    while error is not None and error.cause is not None:
+        error = error.cause
+    return f"{event.step_key}: {error.cls_name if error else 'unknown error'}; see the run's log"

@@ -1,0 +1,195 @@
+"""Alarms reach people once: when something breaks, when it is well again, whatever is down."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from cdc_pipeline.capture.heal import open_gaps
+from cdc_pipeline.defs.notify import NotifyError
+from cdc_pipeline.defs.resources import LakeResource
+from cdc_pipeline.lake.log import CaptureLog
+from cdc_pipeline_tests.e2e.deployment import Deployment, deploy
+from cdc_pipeline_tests.e2e.world import World
+
+pytestmark = [
+    pytest.mark.slow,
+    # Dagster passes this parameter itself when it copies a sensor.
+    pytest.mark.filterwarnings("ignore:Parameter `owners` of initializer `SensorDefinition"),
+]
+
+
+class Webhook(HTTPServer):
+    """Takes what is posted to it, or refuses."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.status = 200
+        self.received: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/services/SECRET"
+
+    def take(self) -> list[str]:
+        taken, self.received = self.received, []
+        return taken
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Webhook  # type: ignore[assignment]
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.server.status == 200:
+            self.server.received.append(json.loads(body)["text"])
+        self.send_response(self.server.status)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Webhook]:
+    with Webhook() as server:
+        monkeypatch.setenv("ALARM_WEBHOOK", server.url)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def kind() -> str:
+    return "local"
+
+
+@pytest.fixture
+def deployment(world: World, webhook: Webhook) -> Iterator[Deployment]:
+    world.make_table("orders")
+    world.configure("orders", alarms={"webhook_env": "ALARM_WEBHOOK"})
+    world.put("orders", "k1")
+    world.bootstrap("orders")
+    with deploy(world) as made:
+        yield made
+
+
+def _advance(monkeypatch: pytest.MonkeyPatch, minutes: float) -> None:
+    monkeypatch.setattr(
+        "cdc_pipeline.lake.lake.Lake.log",
+        lambda lake, table: CaptureLog(
+            lake.store, lake.paths(table), lambda: time.time() + minutes * 60
+        ),
+    )
+
+
+def test_a_table_that_falls_behind(
+    deployment: Deployment, webhook: Webhook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cursor = deployment.tick("alarm_sensor").cursor
+    assert webhook.take() == []
+    for minutes, said in ((20, "WARN"), (70, "ERROR")):
+        _advance(monkeypatch, minutes)
+        cursor = deployment.tick("alarm_sensor", cursor).cursor
+        (text,) = webhook.take()
+        assert text.startswith(f"*cdc_pipeline: {said}: orders/current_state fresh*")
+        assert f"minutes_behind {minutes}." in text
+        assert "shard_sensor" in text
+        cursor = deployment.tick("alarm_sensor", cursor).cursor
+        assert webhook.take() == []
+    monkeypatch.undo()
+    deployment.world.activate(monkeypatch)
+    monkeypatch.setenv("ALARM_WEBHOOK", webhook.url)
+    tick = deployment.tick("alarm_sensor", cursor)
+    assert [text.split("\n")[1:] for text in webhook.take()] == [
+        ["recovered: orders/current_state fresh"]
+    ]
+    assert "every check passes" in tick.skip_message
+
+
+def test_a_gap_and_its_end_while_the_webhook_is_down(
+    deployment: Deployment, webhook: Webhook, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = deployment.world
+    cursor = deployment.tick("alarm_sensor").cursor
+    for enabled in (False, True):
+        specification = {"StreamEnabled": enabled}
+        if enabled:
+            specification["StreamViewType"] = "NEW_AND_OLD_IMAGES"  # type: ignore[assignment]
+        world.dynamodb.update_table(TableName="orders", StreamSpecification=specification)
+    deployment.run_job("capture")
+    assert open_gaps(world.lake(), world.table("orders"))
+    webhook.status = 500
+    with pytest.raises(NotifyError, match="the webhook in ALARM_WEBHOOK answered 500") as caught:
+        deployment.tick("alarm_sensor", cursor)
+    assert "SECRET" not in str(caught.value) + caplog.text
+    webhook.status = 200
+    cursor = deployment.tick("alarm_sensor", cursor).cursor
+    (text,) = webhook.take()
+    assert "ERROR: orders/raw_stream no_open_gaps (gaps 1). Fix: cdc-pipeline heal orders" in text
+    world.bootstrap("orders")  # a new baseline, behind the gap
+    deployment.run_job("capture")
+    deployment.tick("alarm_sensor", cursor)
+    (text,) = webhook.take()
+    assert "recovered: orders/raw_stream no_open_gaps" in text
+
+
+def test_a_topic_is_told_too(world: World) -> None:
+    sns, sqs = world.client("sns"), world.client("sqs")
+    topic = sns.create_topic(Name="alarms")["TopicArn"]
+    queue = sqs.create_queue(QueueName="alarms")["QueueUrl"]
+    arn = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])
+    sns.subscribe(
+        TopicArn=topic,
+        Protocol="sqs",
+        Endpoint=arn["Attributes"]["QueueArn"],
+        Attributes={"RawMessageDelivery": "true"},
+    )
+    world.make_table("orders")
+    world.configure("orders", alarms={"sns_topic": topic, "webhook_env": "NOT_SET_AT_ALL"})
+    # One channel that cannot work does not keep the other from being told.
+    with deploy(world) as deployment, pytest.raises(NotifyError, match="NOT_SET_AT_ALL holds no"):
+        _tell_of_failure(deployment, deployment.materialize("orders", "current_state"))
+    (message,) = sqs.receive_message(QueueUrl=queue)["Messages"]
+    assert "orders" in message["Body"]
+    assert "pitr_export" in message["Body"]
+
+
+def _tell_of_failure(deployment: Deployment, result: Any) -> None:
+    """What Dagster's daemon does when it sees a failed run."""
+    run = deployment.instance.get_run_by_id(result.run_id)
+    assert run is not None
+    (event,) = [e for e in result.all_events if e.event_type_value == "PIPELINE_FAILURE"]
+    context = dg.build_run_status_sensor_context(
+        sensor_name="run_failure_alarm",
+        dagster_instance=deployment.instance,
+        dagster_run=run,
+        dagster_event=event,
+        resources={"lake": LakeResource(settings_path=str(deployment.world.settings_path))},
+    ).for_run_failure()
+    deployment.defs.resolve_sensor_def("run_failure_alarm")(context)
+
+
+def test_a_run_that_fails_says_why_but_not_with_what(
+    deployment: Deployment, webhook: Webhook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment.world.dynamodb.delete_table(TableName="orders")
+    _tell_of_failure(deployment, deployment.materialize("orders", "pitr_export"))
+    (text,) = webhook.take()
+    assert text.startswith("*cdc_pipeline: a run of orders/pitr_export failed*\n")
+    assert "orders__pitr_export: " in text
+    assert "Fix: " in text
+
+    def stumble(*_: object) -> None:
+        raise ValueError("could not convert 'a private value'")
+
+    monkeypatch.setattr("cdc_pipeline.lake.current_state.publish_current_state", stumble)
+    _tell_of_failure(deployment, deployment.materialize("orders", "current_state"))
+    (text,) = webhook.take()
+    assert "orders__current_state: ValueError; see the run's log" in text
+    assert "private" not in text
