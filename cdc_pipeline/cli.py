@@ -162,25 +162,27 @@ def heal(table: str, plan: bool) -> None:
     AWS charges for an export by the change data that it processes, 10 MB at least; no read
     capacity of the table is used, but for items that the exports do not speak of.
     """
-    from cdc_pipeline.capture.heal import heal_gap, open_gaps
+    from cdc_pipeline.capture.heal import heal_all, planned_heals
 
     lake = _lake()
     chosen = lake.settings.table(table)
-    gaps = open_gaps(lake, chosen)
-    if not gaps:
+    planned = planned_heals(lake, chosen)
+    if not planned:
         click.echo(f"{table}: no open gap")
-    for gap in gaps:
+    for heal in planned:
+        entries = ", ".join(map(str, heal.gaps))
         click.echo(
-            f"{table}: gap of entry {gap.entry} ({gap.cause}), changes from "
-            f"{_moment(gap.from_us)} to {_moment(gap.to_us)} UTC, at least "
-            f"{max(1, -(-(gap.to_us - gap.from_us) // 86_400_000_000))} exports"
+            f"{table}: gaps of entries {entries}, changes from {_moment(heal.from_us)} to "
+            f"{_moment(heal.to_us)} UTC: {heal.exports} incremental exports, about USD "
+            f"{heal.usd:.3f} at the table's usual pace (list price of us-east-1)"
         )
-        if not plan:
-            done = heal_gap(lake, chosen, gap, progress=click.echo)
-            click.echo(
-                f"{table}: healed with {done.lines} changed items from {done.windows} exports, "
-                f"{done.reread} items read again, in {done.seconds:.0f} s"
-            )
+    if plan:
+        return
+    for done in heal_all(lake, chosen, progress=click.echo):
+        click.echo(
+            f"{table}: healed with {done.lines} changed items from {done.windows} exports, "
+            f"{done.reread} items read again, in {done.seconds:.0f} s"
+        )
 
 
 @main.command("settings-schema")

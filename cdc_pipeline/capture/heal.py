@@ -39,10 +39,12 @@ from cdc_pipeline.core.errors import (
     CaptureConflictError,
     ExportError,
     NotReadyError,
+    SourceError,
     UnreadableError,
 )
-from cdc_pipeline.core.heal_plan import Backups, plan_windows
+from cdc_pipeline.core.heal_plan import Backups, overlapping, plan_windows
 from cdc_pipeline.core.order import position
+from cdc_pipeline.core.prices import EXPORT_USD_PER_GB, LEAST_EXPORT_BYTES
 from cdc_pipeline.lake.duck import landed_relation, open_duckdb
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.landing import write_days
@@ -57,19 +59,94 @@ _T = TypeVar("_T")
 
 @dataclass
 class HealResult:
-    """A healed gap. `lines`: items that changed in it; `reread`: items read again by key."""
+    """Healed gaps, by the entries that opened them.
 
-    gap: int
+    `lines`: items that changed in them; `reread`: items read again by key.
+    """
+
+    gaps: tuple[int, ...]
     windows: int
     lines: int
     reread: int
     seconds: float
 
 
+@dataclass(frozen=True)
+class PlannedHeal:
+    """What a heal would do. `usd`: about what its exports cost, at the table's usual pace.
+
+    Changes of [from_us, to_us) in `exports` exports; `gaps`: the entries that opened them.
+    """
+
+    gaps: tuple[int, ...]
+    from_us: int
+    to_us: int
+    exports: int
+    usd: float
+
+
+def planned_heals(lake: Lake, table: Table) -> list[PlannedHeal]:
+    """The heals of all open gaps, the oldest first, without beginning any.
+
+    Raises what `heal_gap` does for gaps that exports cannot heal.
+    """
+    state = lake.log(table).load()
+    found: dict[int, PlannedHeal] = {}
+    for gap in _open(state):
+        heal = state.heal_of(gap.entry) or _plan(lake, table, state, gap)
+        start, end = heal.windows[0].from_us, heal.windows[-1].to_us
+        changed = _bytes_per_us(state) * (end - start)
+        count = len(heal.windows)
+        usd = max(changed, count * LEAST_EXPORT_BYTES) / 1e9 * EXPORT_USD_PER_GB
+        found[heal.gap] = PlannedHeal((*heal.also, heal.gap), start, end, count, usd)
+    return list(found.values())
+
+
+def _bytes_per_us(state: LogState) -> float:
+    """How much is written, from what has landed and how large an item of the baseline is."""
+    objects, staged = state.objects.values(), state.staged
+    if not objects or staged is None or not staged.items or not staged.bytes:
+        return 0.0
+    began, ended = min(o.min_write_us for o in objects), max(o.max_write_us for o in objects)
+    return sum(o.rows for o in objects) * staged.bytes / staged.items / max(ended - began, 1)
+
+
+def _plan(lake: Lake, table: Table, state: LogState, gap: Gap) -> Heal:
+    """The heal of a gap and of those that overlap it."""
+    backups = describe_backups(lake.aws, table.name)
+    if backups.earliest is None:
+        raise SourceError(f"table {table.name}: point-in-time recovery is off")
+    least_us = int(lake.settings.export.least_window_minutes * 60_000_000)
+    earliest_us = int(backups.earliest.timestamp() * 1_000_000)
+    margin_us = int(lake.settings.handover_margin_seconds * 1_000_000)
+    waiting = [g for g in _open(state) if state.heal_of(g.entry) is None]
+    group = overlapping(gap, waiting)
+    try:
+        windows = plan_windows(group, margin_us, Backups(earliest_us, least_us))
+    except CannotHealError as error:
+        raise CannotHealError(
+            f"table {table.name}: the gap of entry {gap.entry} cannot be healed from "
+            f"incremental exports: {error.message}",
+            fix=f"materialise {table.safe_name}/pitr_export: a new baseline behind it",
+        ) from None
+    return Heal(group[-1].entry, windows, also=tuple(g.entry for g in group[:-1]))
+
+
 def open_gaps(lake: Lake, table: Table) -> list[Gap]:
     """Gaps that the newest baseline suffers from, oldest first."""
-    state = lake.log(table).load()
+    return _open(lake.log(table).load())
+
+
+def _open(state: LogState) -> list[Gap]:
     return state.open_gaps(state.staged.generation if state.staged else 0)
+
+
+def heal_all(
+    lake: Lake, table: Table, *, progress: Progress = lambda _: None
+) -> Iterator[HealResult]:
+    """Heal every open gap, the oldest first; raises what `heal_gap` does."""
+    while gaps := open_gaps(lake, table):
+        yield heal_gap(lake, table, gaps[0], progress=progress)
 
 
 def heal_gap(
@@ -80,7 +157,7 @@ def heal_gap(
     progress: Progress = lambda _: None,
     sleep: Callable[[float], object] = time.sleep,
 ) -> HealResult:
-    """Heal one gap, or go on healing it; safe to kill at any moment.
+    """Heal a gap and those that overlap it, or go on healing them; safe to kill at any moment.
 
     Raises `CannotHealError` when only a new baseline helps, `NotReadyError` when capture has not
     come past the gap's end yet, `ExportError`, `SourceError`, `CaptureConflictError`, `LakeError`.
@@ -92,7 +169,7 @@ def heal_gap(
     healing.run()
     heal = healing.heal
     return HealResult(
-        gap=gap.entry,
+        gaps=(*heal.also, heal.gap),
         windows=len(heal.windows),
         lines=healing.lines,
         reread=heal.reread or 0,
@@ -112,13 +189,17 @@ class _Healing:
         progress: Progress,
         sleep: Callable[[float], object],
     ) -> None:
-        self.lake, self.table, self.gap = lake, table, gap
+        self.lake, self.table = lake, table
         self.described = described
         self.progress, self.sleep = progress, sleep
         self.log: CaptureLog = lake.log(table)
         self.state: LogState = self.log.load()
         self.lines = 0
-        self.heal = self.state.heals.get(gap.entry) or self._plan()
+        begun = self.state.heal_of(gap.entry)
+        self.heal = begun or _plan(lake, table, self.state, gap)
+        self.gap = self.state.gaps[self.heal.gap]
+        if begun is None:
+            self._record(self.heal)
 
     def run(self) -> None:
         for number in range(len(self.heal.windows)):
@@ -128,22 +209,6 @@ class _Healing:
             self._reread()
         if not self.heal.healed:
             self._finish()
-
-    def _plan(self) -> Heal:
-        backups = describe_backups(self.lake.aws, self.table.name)
-        assert backups.earliest is not None  # recovery is on
-        least = self.lake.settings.export.least_window_minutes * 60_000_000
-        earliest_us = int(backups.earliest.timestamp() * 1_000_000)
-        margin_us = int(self.lake.settings.handover_margin_seconds * 1_000_000)
-        try:
-            windows = plan_windows(self.gap, margin_us, Backups(earliest_us, int(least)))
-        except CannotHealError as error:
-            raise CannotHealError(
-                f"table {self.table.name}: the gap of entry {self.gap.entry} cannot be healed from "
-                f"incremental exports: {error.message}",
-                fix=f"materialise {self.table.safe_name}/pitr_export: a new baseline behind it",
-            ) from None
-        return self._record(Heal(self.gap.entry, windows))
 
     def _export(self, number: int) -> None:
         """One window: export it if that was not asked for yet, then land file after file."""
@@ -306,9 +371,9 @@ class _Healing:
         self._record(replace(self.heal, windows=tuple(windows)), objects)
         return window
 
-    def _record(self, heal: Heal, objects: list[LandedObject] | None = None) -> Heal:
+    def _record(self, heal: Heal, objects: list[LandedObject] | None = None) -> None:
         """Log a step; of two heals at once the second one stops."""
-        before = self.state.heals.get(self.gap.entry)
+        before = self._heals(heal)
         entry = Entry(
             n=0,
             nonce=new_nonce(),
@@ -319,7 +384,7 @@ class _Healing:
         )
         while not self.log.append(self.state, entry):
             self.log.catch_up(self.state)
-            if self.state.heals.get(self.gap.entry) != before:
+            if self._heals(heal) != before:
                 self.log.store.delete(landed.key for landed in entry.objects)
                 raise CaptureConflictError(
                     f"table {self.table.name}: another run heals the gap of entry "
@@ -327,7 +392,10 @@ class _Healing:
                     fix="let the other run finish",
                 )
         self.heal = heal
-        return heal
+
+    def _heals(self, heal: Heal) -> list[Heal | None]:
+        """What the log says of the gaps of a heal."""
+        return [self.state.heal_of(gap) for gap in (*heal.also, heal.gap)]
 
     def _token(self, window: HealWindow) -> str:
         """The same attempt at the same window asks for the same export, whoever asks."""

@@ -150,14 +150,16 @@ class HealWindow:
 class Heal:
     """How far the healing of a gap is. `gap`: the entry that opened it.
 
-    `reread`: items read again by key, because an insert and a delete within a window leave no
-    line; None until that is done. `healed`: everything that the gap lost has landed.
+    `also`: earlier gaps that it heals, too, because they overlap. `reread`: items read again by
+    key, because an insert and a delete within a window leave no line; None until that is done.
+    `healed`: everything that the gaps lost has landed.
     """
 
     gap: int
     windows: tuple[HealWindow, ...]
     reread: int | None = None
     healed: bool = False
+    also: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -299,8 +301,13 @@ class LogState:
 
     def is_healed(self, gap: int) -> bool:
         """Whether everything that this gap lost has landed."""
-        heal = self.heals.get(gap)
+        heal = self.heal_of(gap)
         return heal is not None and heal.healed
+
+    def heal_of(self, gap: int) -> Heal | None:
+        """The heal that this gap is part of, None before it was planned."""
+        found = (heal for heal in self.heals.values() if gap in heal.also)
+        return self.heals.get(gap) or next(found, None)
 
     def horizon(self, generation: int) -> int:
         """The last log entry that a state of this generation may show: none behind an open gap."""
@@ -405,7 +412,7 @@ def _gap(raw: Mapping[str, Any]) -> Gap:
 
 def _heal(raw: Mapping[str, Any]) -> Heal:
     windows = (HealWindow(**{**w, "files": tuple(w["files"])}) for w in raw["windows"])
-    return Heal(**{**raw, "windows": tuple(windows)})
+    return Heal(**{**raw, "windows": tuple(windows), "also": tuple(raw.get("also", ()))})
 
 
 def _objects(raw: Mapping[str, Any]) -> Iterable[LandedObject]:

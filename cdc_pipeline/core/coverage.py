@@ -85,8 +85,8 @@ def moment(time_us: int) -> str:
 def _of_gap(state: LogState, gap: Gap) -> Stretch:
     cause = f"{gap.cause}, {len(gap.shards)} shards"
     stretch = Stretch(gap.from_us, gap.to_us, "lost", cause, gap.entry)
-    if state.is_healed(gap.entry):
-        heal = state.heals[gap.entry]
+    heal = state.heal_of(gap.entry)
+    if heal is not None and heal.healed:
         note = f"{gap.cause}; of each item the last change, from {len(heal.windows)} exports"
         return replace(stretch, means="heal", note=note)
     staged = state.staged

@@ -1,5 +1,6 @@
 """Which incremental exports heal a gap: windows within AWS's rules (DYNAMODB_CDC sections 1, 8)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -7,6 +8,7 @@ from cdc_pipeline.core.capture_log import Gap, HealWindow
 from cdc_pipeline.core.errors import CannotHealError
 
 SECOND_US = 1_000_000
+_RECREATED = "table recreated"
 
 
 @dataclass(frozen=True)
@@ -21,17 +23,37 @@ class Backups:
     most_us: int = 24 * 3600 * SECOND_US
 
 
-def plan_windows(gap: Gap, margin_us: int, backups: Backups) -> tuple[HealWindow, ...]:
-    """Windows in a row, in whole seconds, over everything that the gap may have lost.
+def overlapping(gap: Gap, gaps: Sequence[Gap]) -> list[Gap]:
+    """The group of `gap` among open gaps that one heal takes together, oldest first.
 
-    They end the margin behind the gap: stream times are rounded down, and clocks differ. A gap
+    Shards that were lost together open a gap each, over nearly the same time; an export of that
+    time knows what all of them lost. The group is healed in the generation of its last gap, over
+    the time of them all: whatever landed before that gap opened was written before its end, so
+    the exports' last images are as new or newer.
+    """
+    ordered = sorted(gaps, key=lambda g: g.entry)
+    groups: list[list[Gap]] = []
+    for later in reversed(ordered):
+        first = groups[-1][0] if groups else None
+        alike = first is not None and (later.cause == _RECREATED) == (first.cause == _RECREATED)
+        if first is not None and alike and later.to_us >= min(g.from_us for g in groups[-1]):
+            groups[-1].insert(0, later)
+        else:
+            groups.append([later])
+    return next(group for group in groups if gap in group)
+
+
+def plan_windows(gaps: Sequence[Gap], margin_us: int, backups: Backups) -> tuple[HealWindow, ...]:
+    """Windows in a row, in whole seconds, over everything that a group of gaps may have lost.
+
+    They end the margin behind the last gap: stream times are rounded down, and clocks differ. A gap
     shorter than a window is healed by one that begins earlier, or if recovery does not reach back
     so far, by one that ends later. Raises `CannotHealError`.
     """
-    if gap.cause == "table recreated":
+    if gaps[0].cause == _RECREATED:
         raise CannotHealError("the table was deleted and made again, its backups begin anew")
-    start = gap.from_us // SECOND_US * SECOND_US
-    end = ceil((gap.to_us + margin_us) / SECOND_US) * SECOND_US
+    start = min(gap.from_us for gap in gaps) // SECOND_US * SECOND_US
+    end = ceil((max(gap.to_us for gap in gaps) + margin_us) / SECOND_US) * SECOND_US
     if start < backups.earliest_us:
         raise CannotHealError("point-in-time recovery does not reach back to its beginning")
     if end - start < backups.least_us:

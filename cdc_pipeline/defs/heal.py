@@ -32,16 +32,16 @@ class HealConfig(dg.Config):
 @dg.op(description="Heals what a table's stream lost, from incremental exports.")
 def heal_gaps(context: dg.OpExecutionContext, config: HealConfig, lake: LakeResource) -> None:
     """Heal the table's open gaps, oldest first; where exports cannot, take a new baseline."""
-    from cdc_pipeline.capture.heal import heal_gap, open_gaps
+    from cdc_pipeline.capture.heal import heal_all
 
     with readable_failures():
         opened = lake.open()
         table = opened.settings.table(config.table)
         try:
-            for gap in open_gaps(opened, table):
-                done = heal_gap(opened, table, gap, progress=context.log.info)
+            for done in heal_all(opened, table, progress=context.log.info):
+                entries = ", ".join(map(str, done.gaps))
                 context.log.info(
-                    f"the gap of entry {done.gap} is healed: {done.lines} changed items from "
+                    f"the gaps of entries {entries} are healed: {done.lines} changed items from "
                     f"{done.windows} exports, {done.reread} read again"
                 )
         except CannotHealError as error:

@@ -103,6 +103,16 @@ class StreamsSimulator:
         with self._lock:
             self._model.create_table(name, key, view_type, shards, backups)
 
+    def serve_as(self, name: str, table_id: str, stream_arn: str) -> None:
+        """Give a table and its stream the ids that another AWS tells of them.
+
+        For a client whose DynamoDB is elsewhere and whose Streams are here.
+        """
+        with self._lock:
+            table, stream = self._model.tables[name], self._stream(name)
+            self._model.streams[stream_arn] = self._model.streams.pop(stream.arn)
+            table.table_id, stream.arn = table_id, stream_arn
+
     def delete_table(self, name: str) -> None:
         with self._lock:
             self._model.delete_table(name)

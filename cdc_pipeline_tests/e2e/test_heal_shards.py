@@ -1,0 +1,123 @@
+"""Heals of a table whose stream has many shards: one is lost while the others go on."""
+
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cdc_pipeline.capture.heal import open_gaps
+from cdc_pipeline.core.coverage import holes
+from cdc_pipeline.lake.status import table_status
+from cdc_pipeline.sandbox.control import control
+from cdc_pipeline.sandbox.process import SandboxProcess
+from cdc_pipeline_tests.e2e.twin import TABLE, Twin
+from cdc_pipeline_tests.e2e.world import assert_mirrors, make_world
+from cdc_pipeline_tests.simulators.clock import SimulatedClock
+from cdc_pipeline_tests.simulators.faults import error
+from cdc_pipeline_tests.simulators.streams_server import StreamsSimulator
+
+pytestmark = pytest.mark.slow
+HOUR = 3600
+_KEYS = [f"k{n}" for n in range(40)]
+
+
+@pytest.fixture
+def seed() -> int:
+    return 0
+
+
+@pytest.fixture
+def twin(tmp_path: Path, kind: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Twin]:
+    clock = SimulatedClock(time.time() + 10)
+    with (
+        SandboxProcess(
+            export_delay_seconds=0.02, least_window_seconds=1, restorable_lag_seconds=0
+        ) as sandbox,
+        StreamsSimulator(clock=clock, seed=seed) as simulator,
+    ):
+        made = Twin(make_world(sandbox, tmp_path, kind), simulator, clock, shards=4)
+        made.activate(monkeypatch)
+        for pk in _KEYS[:20]:
+            made.put(pk, n={"N": "0"})
+        made.bootstrap()
+        yield made
+
+
+def _check(twin: Twin) -> None:
+    """Everything is read and healed: the lake equals the source, item by item, nothing twice."""
+    world = twin.world
+    twin.simulator.faults.clear()
+    for _ in range(3):
+        twin.sleep(2)
+        twin.capture()
+        twin.heal()
+    assert open_gaps(world.lake(), world.table(TABLE)) == []
+    assert holes(table_status(world.lake(), world.table(TABLE)).coverage) == []
+    world.publish(TABLE)
+    assert_mirrors(world, TABLE)
+    world.build_cdc(TABLE)
+    (cdc,) = world.rows("SELECT count(*), count(DISTINCT uuid) FROM orders.cdc", TABLE)
+    (landed,) = world.rows("SELECT count(DISTINCT uuid) FROM orders.raw_stream", TABLE)
+    assert cdc == (*landed, *landed)
+
+
+def test_one_shard_of_many_is_trimmed_while_the_others_go_on(twin: Twin) -> None:
+    unlucky = twin.simulator.open_shards(TABLE)[1]
+    twin.simulator.faults.always("GetRecords", error("AccessDeniedException"), shard=unlucky)
+    for hour in range(30):
+        for n in range(hour % 3, len(_KEYS), 3):
+            twin.put(_KEYS[n], n={"N": str(hour)})
+        if hour % 2:
+            for n in range(hour % 5, len(_KEYS), 5):
+                twin.delete(_KEYS[n])
+        twin.sleep(HOUR)
+        twin.capture()
+    twin.simulator.faults.clear()
+    twin.capture()
+    state = twin.world.lake().log(twin.world.table(TABLE)).load()
+    assert {shard for gap in state.gaps.values() for shard in gap.shards} == {unlucky}
+    before = twin.world.items(TABLE)
+    twin.put("k1", n={"N": "1000"})  # behind the gap, and never to be undone by its heal
+    twin.sleep(5)
+    twin.capture()
+    assert twin.world.items(TABLE) == before  # readers stay at the last whole state
+    assert twin.heal() == 1
+    _check(twin)
+    assert twin.world.items(TABLE)["k1"]["n"] == {"N": "1000"}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_story_of_outages_ends_with_no_difference(twin: Twin, seed: int) -> None:
+    rng = random.Random(seed)
+    simulator = twin.simulator
+    for step in range(25):
+        for _ in range(rng.choice((0, 1, 5, 20))):
+            pk = rng.choice(_KEYS)
+            twin.delete(pk) if rng.random() < 0.3 else twin.put(pk, n={"N": str(step)})
+            if rng.random() < 0.1:  # an insert and a delete within a window leave no line
+                twin.put(pk, ghost={"BOOL": True})
+                twin.delete(pk)
+        match rng.choice(("capture", "capture", "hours", "outage", "shards", "shard", "heal")):
+            case "capture":
+                twin.capture()
+            case "hours":
+                twin.sleep(rng.choice((1, 60, HOUR, 5 * HOUR)))
+            case "outage":
+                twin.sleep(rng.choice((20, 25, 30, 50)) * HOUR)
+            case "shards":
+                chosen = rng.choice(simulator.open_shards(TABLE))
+                rng.choice((simulator.rotate, simulator.split))(TABLE, chosen)
+            case "shard":
+                simulator.faults.clear()
+                if rng.random() < 0.7:
+                    chosen = rng.choice(simulator.open_shards(TABLE))
+                    denied = error("AccessDeniedException")
+                    simulator.faults.always("GetRecords", denied, shard=chosen)
+            case "heal":
+                control(twin.world.endpoint_url, fail_exports=rng.choice((0, 0, 1)))
+                twin.capture()
+                twin.heal(tries=3)
+    control(twin.world.endpoint_url, fail_exports=0)
+    _check(twin)

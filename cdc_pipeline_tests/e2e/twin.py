@@ -1,0 +1,97 @@
+"""One table in two places at once: DynamoDB, its backups and S3 in the sandbox, its stream in the
+simulator, which has many shards and faults. Both stand at one time, which tests move."""
+
+import contextlib
+import math
+from typing import Any
+
+import pytest
+
+from cdc_pipeline.capture.drain import CaptureFailedError, CaptureResult
+from cdc_pipeline.capture.heal import heal_gap, open_gaps
+from cdc_pipeline.capture.snapshot import take_snapshot
+from cdc_pipeline.core.errors import ExportError, NotReadyError
+from cdc_pipeline.lake.current_state import handover_us
+from cdc_pipeline.lake.log import CaptureLog
+from cdc_pipeline.sandbox.control import control
+from cdc_pipeline_tests.e2e.world import World, key
+from cdc_pipeline_tests.simulators.clock import SimulatedClock
+from cdc_pipeline_tests.simulators.streams_server import StreamsSimulator
+
+TABLE = "orders"
+EXPORT = {"poll_seconds": 0.02, "least_window_minutes": 1 / 60}
+
+
+class Twin:
+    """Every write goes to both, at the same microsecond of a clock that stands still."""
+
+    def __init__(
+        self, world: World, simulator: StreamsSimulator, clock: SimulatedClock, shards: int
+    ) -> None:
+        self.world, self.simulator, self.clock = world, simulator, clock
+        world.make_table(TABLE)
+        world.configure(TABLE, export={**EXPORT, "bucket": world.bucket})
+        self.sleep(1)
+        described = world.dynamodb.describe_table(TableName=TABLE)["Table"]
+        simulator.create_table(TABLE, key=("pk", "sk"), shards=shards)
+        simulator.serve_as(TABLE, described["TableId"], described["LatestStreamArn"])
+
+    def activate(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.world.activate(monkeypatch)
+        monkeypatch.setenv("AWS_ENDPOINT_URL_DYNAMODB_STREAMS", self.simulator.endpoint_url)
+        monkeypatch.setattr(
+            "cdc_pipeline.lake.lake.Lake.log",
+            lambda lake, table: CaptureLog(lake.store, lake.paths(table), self.clock),
+        )
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass, for everybody."""
+        self.clock.advance(seconds)
+        control(self.world.endpoint_url, stand_at=math.ceil(self.clock() * 1_000_000))
+
+    def put(self, pk: str, **attributes: dict[str, Any]) -> None:
+        self.sleep(0.003)
+        self.world.put(TABLE, pk, 1, **attributes)
+        self.simulator.put(TABLE, {**key(pk), **attributes})
+
+    def delete(self, pk: str) -> None:
+        self.sleep(0.003)
+        self.world.delete(TABLE, pk)
+        self.simulator.delete(TABLE, key(pk))
+
+    def capture(self) -> CaptureResult | None:
+        """One run; None where it failed, as runs do while a shard cannot be read."""
+        with contextlib.suppress(CaptureFailedError):
+            return self.world.capture(TABLE)
+        return None
+
+    def bootstrap(self) -> None:
+        lake, table = self.world.lake(), self.world.table(TABLE)
+        take_snapshot(lake, table, sleep=lambda _: self.sleep(1))
+        for _ in range(20):
+            self.capture()
+            state = lake.log(table).load()
+            if state.staged and state.watermark_us >= handover_us(lake, state.staged):
+                self.world.publish(TABLE)
+                return
+            self.sleep(1)
+        pytest.fail("the stream never passed the export time")
+
+    def heal(self, tries: int = 20) -> int:
+        """Heal all that is open, capturing in between as the sensor would; how many heals.
+
+        A gap waits as long as some shard cannot be read.
+        """
+        lake, table = self.world.lake(), self.world.table(TABLE)
+        heals = 0
+        for _ in range(tries):
+            gaps = open_gaps(lake, table)
+            if not gaps:
+                break
+            try:
+                heal_gap(lake, table, gaps[0], sleep=lambda _: self.sleep(1))
+                heals += 1
+            except (NotReadyError, ExportError):
+                self.sleep(1)
+                self.capture()
+        return heals
