@@ -1,5 +1,6 @@
 """Gaps are healed from incremental exports: afterwards the lake equals its source, item by item."""
 
+import itertools
 import json
 import time
 import warnings
@@ -170,8 +171,8 @@ def test_exports_that_fail_are_asked_for_anew(quick: SandboxProcess, world: Worl
     _check(world)
 
 
-def test_killed_between_any_two_steps(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every log entry of a heal in turn is the last thing that a run did, or did not do."""
+def test_killed_at_every_durable_write(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each object and each log entry of a heal in turn is the last thing that a run wrote."""
 
     class Killed(BaseException):
         pass
@@ -180,28 +181,38 @@ def test_killed_between_any_two_steps(world: World, monkeypatch: pytest.MonkeyPa
     world.capture("orders")
     lake, table = world.lake(), world.table("orders")
     (gap,) = open_gaps(lake, table)
-    real = CaptureLog.append
-    kills = 0
-    for survived in (False, True) * 30:
+    left, last = 0, set()
 
-        def append(log, state, entry, survived=survived):  # type: ignore[no-untyped-def]
-            done = real(log, state, entry) if survived else False
-            if entry.heal is not None:
+    def dying(method: str) -> None:
+        real = getattr(lake.store, method)
+
+        def write(key: str, data: bytes) -> object:
+            nonlocal left
+            if left == 0:
                 raise Killed
-            return done or real(log, state, entry)
+            left -= 1
+            last.add("heal" if "heal-" in key else "log")
+            return real(key, data)
 
-        monkeypatch.setattr(CaptureLog, "append", append)
+        monkeypatch.setattr(lake.store, method, write)
+
+    for method in ("write", "create"):
+        dying(method)
+    kills = 0
+    # An object that no entry names is written anew, so that one write per run would never do.
+    for limit in itertools.cycle((0, 1, 2, 3)):
+        left = limit
         try:
             heal_gap(lake, table, gap)
+            break
         except Killed:
             kills += 1
         except NotReadyError:
-            monkeypatch.setattr(CaptureLog, "append", real)
+            left = 1000
             world.capture("orders")
-        if lake.log(table).load().is_healed(gap.entry):
-            break
-    monkeypatch.setattr(CaptureLog, "append", real)
     assert kills > 8
+    assert last == {"heal", "log"}
+    left = 1000
     assert open_gaps(lake, table) == []
     _check(world)
 
