@@ -115,6 +115,7 @@ class OrdersLake:
             "items": str(self.items),
             "columns": json.dumps([asdict(column) for column in columns]),
             "statistics": stats_to_json(stats),
+            "max_order_key": json.dumps(SNAPSHOT),
         }
         shuffled = f"SELECT * FROM ({sql}) ORDER BY hash(version)"
         for name, statement in (("current_state", sql), ("shuffled", shuffled)):

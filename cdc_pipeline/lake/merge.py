@@ -13,7 +13,7 @@ from cdc_pipeline.lake.duck import arrow_table, files_relation, identifier, lite
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.masked import masking_of, published_rules, require_rules
 from cdc_pipeline.lake.tables import data_files
-from cdc_pipeline.lake.typed import prior_columns, prior_stats
+from cdc_pipeline.lake.typed import max_order_key, prior_columns, prior_stats
 from cdc_pipeline.settings import Table
 from cdc_pipeline.transform.pins import shred_pinned
 from cdc_pipeline.transform.shred import collect_stats, typed_schema
@@ -51,17 +51,27 @@ def merged_relation(
     old = ", ".join([*(f"b.{name}" for name in system), *(_widened(c, had) for c in columns)])
     new = ", ".join(f"d.{identifier(name)}" for name in [*system, *(c.name for c in columns)])
     keys, items = _temporary(table, "touched_keys"), _temporary(table, "fresh_items")
-    # A row that landed late may be older than the base's: the later order key wins either way. The
-    # least one as a literal spares reading most of the base for that: Parquet knows its bounds.
-    ((least,),) = connection.execute(f"SELECT coalesce(min(order_key), '') FROM {keys}").fetchall()
+    kept, fresh = "k.item_key IS NULL", f"SELECT {new} FROM {items} AS d"
+    ((least,),) = connection.execute(f"SELECT min(order_key) FROM {keys}").fetchall()
+    if not _is_older(base, least):
+        # A row that landed late may be older than the base's: the later order key wins either way.
+        # The least one as a literal spares reading most of the base: Parquet knows its bounds.
+        kept += " OR b._order_key >= k.order_key"
+        fresh += (
+            f" LEFT JOIN (SELECT _key, _order_key FROM {files} "
+            f"WHERE _order_key >= {literal(least)}) AS b "
+            "ON b._key = d._key AND b._order_key >= d._order_key WHERE b._key IS NULL"
+        )
     return (
         f"SELECT {old} FROM {files} AS b LEFT JOIN {keys} AS k ON k.item_key = b._key "
-        "WHERE k.item_key IS NULL OR b._order_key >= k.order_key "
-        f"UNION ALL SELECT {new} FROM {items} AS d "
-        f"LEFT JOIN (SELECT _key, _order_key FROM {files} WHERE _order_key >= {literal(least)}) "
-        "AS b "
-        "ON b._key = d._key AND b._order_key >= d._order_key WHERE b._key IS NULL"
+        f"WHERE {kept} UNION ALL {fresh}"
     )
+
+
+def _is_older(base: Base, least: str | None) -> bool:
+    """Whether every row of the base is known to be older than all changes, from `least` on."""
+    greatest = max_order_key(base.table)
+    return least is None or (greatest is not None and greatest < least)
 
 
 def _delta_tables(

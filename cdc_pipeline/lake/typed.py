@@ -24,6 +24,7 @@ from cdc_pipeline.transform.shred import (
 )
 
 _BATCH_ROWS = 4_000  # items are up to 400 kB
+_GREATEST = "max_order_key"
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,11 @@ class TypedResult:
 
 @dataclass(frozen=True)
 class Seen:
-    """What is known of narrow rows before they are read."""
+    """What is known of narrow rows before they are read. `max_order_key`: None if it is not."""
 
     rows: int
     stats: Stats
+    max_order_key: str | None = None
 
 
 def replace_typed(
@@ -75,7 +77,7 @@ def replace_typed(
             f"COPY ({sql}) TO {literal(str(spool))} (FORMAT parquet, ROW_GROUP_SIZE 20480)"
         )
         read = partial(_spooled, spool)
-        seen = Seen(pq.read_metadata(spool).num_rows, collect_stats(read()))
+        seen = Seen(pq.read_metadata(spool).num_rows, collect_stats(read()), _greatest(spool))
     stats = seen.stats
     columns, more = plan(stats) if plan else (columns_of(stats, prior_columns(over)), {})
     misfits = count_misfits(read(), columns, stats)
@@ -86,6 +88,7 @@ def replace_typed(
         **properties,
         **more,
         "items": str(seen.rows),
+        _GREATEST: json.dumps(seen.max_order_key),
         "columns": json.dumps([asdict(column) for column in columns]),
         "statistics": stats_to_json(stats),
         "misfits": json.dumps(misfits),
@@ -106,6 +109,23 @@ def _spooled(spool: Path) -> Iterator[pa.RecordBatch]:
     with pq.ParquetFile(spool) as narrow:
         for batch in narrow.iter_batches(_BATCH_ROWS):
             yield batch.cast(NARROW_SCHEMA)
+
+
+def _greatest(spool: Path) -> str | None:
+    """The greatest order key of spooled rows, "" without rows, None where Parquet lacks it."""
+    metadata = pq.read_metadata(spool)
+    place = metadata.schema.names.index("order_key")
+    groups = [
+        metadata.row_group(n).column(place).statistics for n in range(metadata.num_row_groups)
+    ]
+    if not all(found and found.has_min_max for found in groups):
+        return None
+    return max((found.max for found in groups), default="")
+
+
+def max_order_key(table: Table) -> str | None:
+    """The greatest order key of a typed table's rows, "" without rows, None if it is unknown."""
+    return json.loads(table_property(table, _GREATEST) or "null")
 
 
 def prior_columns(table: Table | None) -> list[Column]:

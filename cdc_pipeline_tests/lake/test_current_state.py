@@ -23,6 +23,7 @@ from cdc_pipeline.lake.current_state import (
 )
 from cdc_pipeline.lake.query import run_query
 from cdc_pipeline.lake.tables import CommitConflictError, data_files, table_property
+from cdc_pipeline.lake.typed import max_order_key
 from cdc_pipeline_tests.lake.builder import (
     MARGIN_US,
     START_US,
@@ -265,6 +266,47 @@ def test_a_late_row_never_resurrects_an_item(built: LakeBuilder) -> None:
     _check(built)
     _publish(built)
     _check(built)
+
+
+def _greatest(built: LakeBuilder) -> str | None:
+    table = built.lake.tables.load("orders_current_state")
+    assert table is not None
+    return max_order_key(table)
+
+
+def _looks_for_later_rows(built: LakeBuilder) -> bool:
+    """Whether the view compares the base's rows with the changes by their place."""
+    with connect_lake(built.lake) as connection:
+        views = "SELECT sql FROM duckdb_views() WHERE view_name = 'current_state'"
+        ((sql,),) = connection.execute(views).fetchall()
+    return "_order_key >=" in sql
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_base_says_how_late_its_rows_are(is_known: bool, built: LakeBuilder) -> None:
+    """Changes that are all later need no look at each row's place; others do, or an old base."""
+    _ready(built, {name: {"n": _N} for name in "abc"})
+    for numbers_, is_late in (([5, 9], False), ([7, 12], True), ([13], False), ([11, 14], True)):
+        _publish(built)
+        assert _greatest(built) == max(row.order_key for row in built.expected.values())
+        if not is_known:
+            table = built.lake.tables.load("orders_current_state")
+            assert table is not None
+            with table.transaction() as transaction:
+                transaction.remove_properties("cdc_pipeline.max_order_key")
+            assert _greatest(built) is None
+        built.land([change("ab"[n % 2], n, {"n": {"N": str(n)}}) for n in numbers_])
+        _check(built)
+        assert _looks_for_later_rows(built) == (is_late or not is_known)
+
+
+def test_a_base_without_rows_is_older_than_any_change(built: LakeBuilder) -> None:
+    _ready(built, {})
+    _publish(built)
+    assert _greatest(built) == ""
+    built.land([change("a", 1, {"n": _N})])
+    _check(built)
+    assert not _looks_for_later_rows(built)
 
 
 def test_hostile_attribute_names_have_columns_of_their_own(built: LakeBuilder) -> None:
