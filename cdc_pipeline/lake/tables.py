@@ -22,7 +22,7 @@ from pyiceberg.table import ALWAYS_TRUE, Table, Transaction
 
 from cdc_pipeline.aws.session import AwsSession
 from cdc_pipeline.core.errors import LakeError
-from cdc_pipeline.lake.append import append_stream
+from cdc_pipeline.lake.append import ROW_GROUP_ROWS, append_stream
 from cdc_pipeline.lake.store import Store
 from cdc_pipeline.settings import Settings
 
@@ -31,7 +31,7 @@ _PROPERTIES = {
     "format-version": "2",
     "commit.retry.num-retries": "0",
     "write.parquet.compression-codec": "zstd",
-    "write.parquet.row-group-limit": "20000",
+    "write.parquet.row-group-limit": str(ROW_GROUP_ROWS),
     "write.metadata.delete-after-commit.enabled": "true",
     "write.metadata.previous-versions-max": "50",
 }

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import itertools
 from collections.abc import Callable
 from datetime import date
 from decimal import Decimal
@@ -9,16 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from pyiceberg.table import Table
 
 from cdc_pipeline.core.errors import LakeError
+from cdc_pipeline.lake import append
 from cdc_pipeline.lake.tables import (
     CommitConflictError,
     Tables,
     data_files,
     table_property,
 )
-from cdc_pipeline_tests.lake.builder import LakeBuilder, temporary_lake
+from cdc_pipeline_tests.lake.builder import LakeBuilder
 
 _ONE, _TWO = date(2026, 1, 1), date(2026, 1, 2)
 
@@ -254,17 +258,95 @@ def test_a_column_stays_the_same_field_where_iceberg_has_a_promotion(
     assert fields[0].field_type != fields[1].field_type
 
 
-def test_a_table_of_many_chunks_has_a_file_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cdc_pipeline.lake.append._FILE_BYTES", 1000)
-    schema = pa.schema([("n", pa.int64())])
-    rows = list(range(5000))
-    batches = [pa.record_batch({"n": rows[i : i + 200]}, schema) for i in range(0, 5000, 200)]
-    with temporary_lake() as built:
-        tables = built.lake.tables
-        for over in (False, True):
-            reader = pa.RecordBatchReader.from_batches(schema, batches)
-            before = tables.load("many") if over else None
-            table = tables.replace("many", reader, {}, over=before)
-            files = data_files(table)
-            assert len(files) == len(set(files)) == len(batches)
-            assert sorted(table.scan().to_arrow().column("n").to_pylist()) == rows
+_MIXED = pa.schema(
+    [
+        pa.field("n", pa.int64(), nullable=False),
+        pa.field("Sum of it, 1.", pa.decimal128(20, 2)),
+        pa.field("texts", pa.list_(pa.string())),
+        pa.field("long", pa.string()),
+    ]
+)
+
+
+def _mixed(first: int, rows: int) -> pa.RecordBatch:
+    numbers = range(first, first + rows)
+    cells = [
+        list(numbers),
+        [None if n % 7 == 0 else Decimal(n) / 4 for n in numbers],
+        [["a", str(n)][: n % 3] for n in numbers],
+        [f"{n:09d}" + "x" * 30 for n in numbers],
+    ]
+    return pa.record_batch(cells, schema=_MIXED)
+
+
+def _mixed_rows(sizes: list[int]) -> tuple[pa.RecordBatchReader, list[dict[str, Any]]]:
+    firsts = itertools.accumulate(sizes, initial=0)
+    batches = [_mixed(first, size) for first, size in zip(firsts, sizes, strict=False)]
+    rows = [row for batch in batches for row in batch.to_pylist()]
+    return pa.RecordBatchReader.from_batches(_MIXED, batches), rows
+
+
+def _paths_in_order(table: Table) -> list[Path]:
+    """They are numbered as they were written."""
+    return sorted(map(Path, data_files(table)), key=lambda path: int(path.name.split("-")[1]))
+
+
+def _files_in_order(table: Table) -> list[pq.ParquetFile]:
+    return [pq.ParquetFile(path) for path in _paths_in_order(table)]
+
+
+def _cells(file: pq.ParquetFile) -> list[tuple[Any, ...]]:
+    """Rows without the names of columns, which Iceberg spells its way in files."""
+    return [tuple(row.values()) for row in file.read().to_pylist()]
+
+
+def test_a_large_table_has_full_files_of_full_row_groups(
+    tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(append, "ROW_GROUP_ROWS", 150)
+    monkeypatch.setattr(append, "_FILE_BYTES", 10_000)
+    for over in (False, True):
+        reader, rows = _mixed_rows([200, 0, 700, 10, 1, 1, 3088, 50])
+        table = tables.replace("t", reader, {}, over=tables.load("t") if over else None)
+        files = _files_in_order(table)
+        assert len(files) > 3
+        assert [row for file in files for row in _cells(file)] == [
+            tuple(row.values()) for row in rows
+        ]
+        groups = [
+            m.row_group(n) for f in files for m in [f.metadata] for n in range(m.num_row_groups)
+        ]
+        assert [group.num_rows for group in groups] == [150] * 27
+        # Full, by not more than a row group and the footer.
+        sizes = [path.stat().st_size for path in _paths_in_order(table)]
+        assert all(10_000 <= size < 20_000 for size in sizes[:-1])
+        assert table.scan().to_arrow().sort_by("n").to_pylist() == rows
+
+
+def test_a_row_group_of_large_rows_is_full_sooner(
+    tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(append, "_ROW_GROUP_BYTES", 10_000)
+    reader, rows = _mixed_rows([100] * 10)
+    (file,) = _files_in_order(tables.replace("t", reader, {}, over=None))
+    assert file.num_row_groups == 5
+    assert _cells(file) == [tuple(row.values()) for row in rows]
+
+
+def test_files_are_described_as_pyiceberg_describes_its_own(tables: Tables) -> None:
+    """Counts, bounds, sizes, field ids: engines skip files and row groups by them."""
+    reader, _ = _mixed_rows([30_000, 15_000])
+    ours = tables.replace("t", reader, {}, over=None)
+    reader, _ = _mixed_rows([30_000, 15_000])
+    theirs = tables.replace("other", _MIXED.empty_table().to_reader(), {}, over=None)
+    theirs.append(reader.read_all())
+    files = [next(iter(table.scan().plan_files())).file for table in (ours, theirs)]
+    described = [list(file._data) for file in files]
+    assert [d.pop(1) for d in described] == [file.file_path for file in files]
+    assert described[0] == described[1]
+    assert files[0].record_count == 45_000
+    assert len(files[0].lower_bounds) == len(files[0].upper_bounds) == 3
+    (one,), (other,) = (_files_in_order(table) for table in (ours, theirs))
+    assert one.schema == other.schema
+    assert one.schema_arrow.equals(other.schema_arrow, check_metadata=True)
+    assert one.num_row_groups == other.num_row_groups == 3
