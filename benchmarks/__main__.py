@@ -1,72 +1,121 @@
-"""`make bench`: every benchmark once, as a table with ratios and in RESULTS.md.
+"""`make bench`: every benchmark once, with ratios, targets and a section each in RESULTS.md.
 
-`python -m benchmarks NAME...` runs and prints only those; RESULTS.md is written by whole runs.
+`python -m benchmarks NAME...` runs only those and leaves the other sections as they are.
 """
 
 import os
 import platform
 import sys
+import time
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measure import Cost
+from benchmarks.measure import Cost, Costs, Row, Target
 
-BENCHMARKS = ("landing", "fold", "lookups", "export")
-"""Modules of this package whose `run()` gives rows; the product's contender is named OURS."""
+BENCHMARKS = ("landing", "export", "fold", "lookups")
+"""Modules of this package: `run()` gives rows, `TARGETS` what they are held to."""
 
 OURS = "ours"
-_PACKAGES = ("boto3", "dynamodb-json", "duckdb", "msgspec", "pyarrow")
+_PACKAGES = (
+    *("boto3", "dynamodb-json", "duckdb", "isal", "msgspec", "numba", "pyarrow", "pyiceberg"),
+    "pyspark",
+)
 _HEADS = ("work", "contender", "rows / CPU s", "CPU, ours = 1", "wall s / 100k rows", "peak MB")
+_TARGET_HEADS = ("target", "bound", "measured", "")
+_RESULTS = Path(__file__).with_name("RESULTS.md")
+_INTRODUCTION = """# Results
 
-Row = tuple[str, str, Cost]
-"""Work, contender, what it cost."""
+Written by `make bench`. Contenders run one after the other, each in a process of its own, with
+their outputs compared before; of some runs the one with the least CPU time counts. Absolute rates
+vary with the machine, ratios are of one run. Wall clock times are those of a machine that may have
+had other work.
+"""
+
+Cells = tuple[str, ...]
 
 
-def main(wanted: list[str]) -> None:
-    """Run, print, and write the results beside this file."""
-    rows: list[Row] = []
+def main(wanted: list[str]) -> int:
+    """Run, print, and write the results beside this file; the number of targets missed."""
+    if unknown := set(wanted) - set(BENCHMARKS):
+        sys.exit(f"no benchmark {', '.join(sorted(unknown))}: there are {', '.join(BENCHMARKS)}")
+    console, table, targets = Console(width=140), Table(*_HEADS), Table(*_TARGET_HEADS)
+    missed = 0
     for name in wanted or BENCHMARKS:
-        rows += import_module(f"benchmarks.{name}").run()
-    table = [_cells(row, rows) for row in rows]
-    grid = Table(*_HEADS)
-    for cells in table:
-        grid.add_row(*cells)
-    Console(width=120).print(grid)
-    if not wanted:
-        Path(__file__).with_name("RESULTS.md").write_text(_markdown(table), "utf-8")
+        started = time.monotonic()
+        module = import_module(f"benchmarks.{name}")
+        rows: list[Row] = module.run()
+        shown = _cells_of(rows)
+        held = [_target(target, _costs(rows)) for target in module.TARGETS]
+        _replace_section(name, shown, held)
+        for cells in shown:
+            table.add_row(*cells)
+        for cells in held:
+            targets.add_row(*cells)
+        missed += sum(cells[-1] == "missed" for cells in held)
+        console.print(f"{name}: {time.monotonic() - started:.0f} s")
+    console.print(table, targets)
+    return missed
 
 
-def _cells(row: Row, rows: list[Row]) -> tuple[str, ...]:
-    work, contender, cost = row
-    (ours,) = (c for w, name, c in rows if (w, name) == (work, OURS))
+def _costs(rows: list[Row]) -> Costs:
+    return {(work, contender): cost for work, contender, cost in rows}
+
+
+def _cells_of(rows: list[Row]) -> list[Cells]:
+    costs = _costs(rows)
+    return [(work, name, *_cost(cost, costs[work, OURS])) for work, name, cost in rows]
+
+
+def _cost(cost: Cost, ours: Cost) -> Cells:
     return (
-        work,
-        contender,
-        f"{cost.rows / cost.cpu:,.0f}",
-        f"{(cost.cpu / cost.rows) / (ours.cpu / ours.rows):.1f}",
-        f"{cost.wall / cost.rows * 1e5:.1f}",
-        f"{cost.peak_mb:.0f}",
+        f"{1 / cost.per_row:,.0f}" if cost.per_row < 0.1 else f"{1 / cost.per_row:,.2g}",
+        f"{cost.per_row / ours.per_row:.1f}",
+        f"{cost.wall / cost.rows * 1e5:,.1f}",
+        f"{cost.peak_mb:,.0f}",
     )
 
 
-def _markdown(table: list[tuple[str, ...]]) -> str:
-    packages = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
-    lines = [
-        "# Results",
-        "",
-        f"Python {platform.python_version()}, {os.cpu_count()} cores, {packages}. Absolute rates "
-        "vary with the machine; ratios are of one run of `make bench`.",
-        "",
-        f"| {' | '.join(_HEADS)} |",
-        "|---" * len(_HEADS) + "|",
-        *(f"| {' | '.join(cells)} |" for cells in table),
-    ]
-    return "\n".join(lines) + "\n"
+def _target(target: Target, costs: Costs) -> Cells:
+    figure = target.figure(costs)
+    met = figure >= target.bound if target.at_least else figure <= target.bound
+    bound = f"{'≥' if target.at_least else '≤'} {target.bound:g}"
+    return target.claim, bound, f"{figure:.1f}", "met" if met else "missed"
+
+
+def _replace_section(name: str, rows: list[Cells], targets: list[Cells]) -> None:
+    """The sections of other benchmarks stay as their last run wrote them."""
+    known = _RESULTS.read_text("utf-8") if _RESULTS.exists() else ""
+    sections = {part.partition("\n")[0]: part for part in known.split("\n## ")[1:]}
+    tables = [_markdown(_HEADS, rows)] + [_markdown(_TARGET_HEADS, targets)] * bool(targets)
+    sections[name] = "\n\n".join([name, _machine(), *tables])
+    parts = (sections[name].rstrip() for name in BENCHMARKS if name in sections)
+    _RESULTS.write_text("\n## ".join([_INTRODUCTION, *(f"{part}\n" for part in parts)]), "utf-8")
+
+
+def _machine() -> str:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
+    packages = ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)
+    return (
+        f"Python {platform.python_version()}, {os.cpu_count()} cores, {memory:.0f} GB, {packages}."
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except ModuleNotFoundError:
+        return "not installed"
+
+
+def _markdown(heads: Cells, rows: list[Cells]) -> str:
+    lines: list[Any] = [heads, ("---",) * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(min(1, main(sys.argv[1:])))

@@ -1,4 +1,4 @@
-"""From a full export to typed Parquet: ours, boto3's way, and dynamodb_json's.
+"""From a full export to typed Parquet: ours, boto3's way, dynamodb_json's, and Spark's.
 
 Run by `make bench`. Every contender reads the same GZIP files from disk and writes Parquet with a
 column for each attribute. Ours also verifies MD5s and counts, writes each item's exact canonical
@@ -11,10 +11,12 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.export_data import KEY_NAMES, write_export
-from benchmarks.measure import Cost, in_own_process, measure, report
+from benchmarks.measure import (
+    Cost,
+    Row,
+    cheaper,
+    cheapest,
+    cpu_of,
+    in_own_process,
+    measure,
+    peak_mb,
+    report,
+)
 from cdc_pipeline.aws.export import DataFile
+from cdc_pipeline_tests.spark import session
 
 _ITEMS = 1_000_000
 _RUNS = 2
 _FILES = 16
 _PEERS_FILES = 2  # each item costs a peer the same, and they take minutes
 _WORK = "full export → typed Parquet"
+_LIST = "files.json"
+_NESTED = ["payment", "shipping", "lines"]
 
 
 def ours(folder: Path, files: list[DataFile], out: Path) -> int:
@@ -110,6 +125,38 @@ def dynamodb_json_way(folder: Path, files: list[DataFile], out: Path) -> int:
     return _write(([json_util.loads(item) for item in page] for page in _pages(folder, files)), out)
 
 
+_SPARK_TYPES = {
+    **dict.fromkeys(("customer_id", "order_id", "status", "ordered_at", "updated_at"), "S STRING"),
+    **dict.fromkeys(("currency", "warehouse", "source", "note", "coupon"), "S STRING"),
+    **dict.fromkeys(("payment", "shipping"), "M STRING"),
+    **{"version": "N BIGINT", "total": "N DECIMAL(18,2)", "gift": "BOOL BOOLEAN"},
+    **{"tags": "SS ARRAY<STRING>", "lines": "L STRING"},
+}
+
+
+def _spark(folder: Path, files: list[DataFile], out: Path) -> Cost:
+    """Spark told the types, when the JVM is warm; the JVM's CPU and memory count.
+
+    It neither verifies nor looks for other types; nested values stay typed JSON.
+    """
+    spark = session.start(out, memory="3g")
+    spark.sparkContext.setLogLevel("OFF")
+    fields = ", ".join(f"{name}: STRUCT<{kind}>" for name, kind in _SPARK_TYPES.items())
+    columns = [f"item.{name}.{kind.split()[0]} AS {name}" for name, kind in _SPARK_TYPES.items()]
+
+    def write(chosen: list[DataFile]) -> None:
+        lines = spark.read.text([str(folder / file.key) for file in chosen])
+        items = lines.selectExpr(f"from_json(value, 'Item STRUCT<{fields}>').Item AS item")
+        items.selectExpr(*columns).write.mode("overwrite").parquet(str(out / "typed"))
+
+    write(files[:_PEERS_FILES])
+    jvm = spark.sparkContext._gateway.proc.pid
+    before, wall = cpu_of(jvm), time.perf_counter()
+    write(files)
+    cpu, wall = cpu_of(jvm) - before, time.perf_counter() - wall
+    return Cost(cpu, wall, peak_mb(jvm), sum(file.items for file in files))
+
+
 def _pages(folder: Path, files: list[DataFile]) -> Iterator[list[dict[str, Any]]]:
     for file in files:
         with gzip.open(folder / file.key) as lines:
@@ -159,8 +206,20 @@ def check_equal(folder: Path) -> None:
     for mine, theirs, library in zip(*compared, strict=True):
         assert [mine[k] for k in KEY_NAMES] == [library[k] for k in KEY_NAMES]
         for name, value in theirs.items():
-            nested = name in ("payment", "shipping", "lines")
-            assert _comparable(mine[name], nested) == _comparable(value, nested), name
+            assert _comparable(mine[name], name in _NESTED) == _comparable(value, name in _NESTED)
+    if session.has_spark():
+        (folder / _LIST).write_text(json.dumps([asdict(file) for file in files]))
+        for mine, theirs in zip(found["ours"], _rows_of_spark(folder), strict=True):
+            shown = {name: mine[name] for name in theirs}
+            assert shown == theirs | {"tags": sorted(theirs["tags"])}
+
+
+def _rows_of_spark(folder: Path) -> list[dict[str, Any]]:
+    """Without the nested values, which it leaves typed."""
+    with tempfile.TemporaryDirectory() as out:
+        in_own_process("benchmarks.export", "spark", str(folder), out)
+        table = pq.read_table(f"{out}/typed").drop_columns(_NESTED)
+    return sorted(table.to_pylist(), key=lambda row: [row[key] for key in KEY_NAMES])
 
 
 def _rows(folder: Path, name: str, files: list[DataFile]) -> list[dict[str, Any]]:
@@ -178,30 +237,42 @@ def _comparable(value: Any, nested: bool) -> Any:
     return value if isinstance(value, str | list | bool | None) else Decimal(value)
 
 
-def run() -> list[tuple[str, str, Cost]]:
-    """The best of some runs of each contender, each run in a process of its own."""
+def run() -> list[Row]:
+    """Each contender and each run of it in a process of its own."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         check_equal(folder)
         files = [asdict(file) for file in write_export(folder, _ITEMS, _FILES)]
-        (folder / "files.json").write_text(json.dumps(files))
+        (folder / _LIST).write_text(json.dumps(files))
         rows = []
         for name in CONTENDERS:
-            costs = [in_own_process("benchmarks.export", name, scratch) for _ in range(_RUNS)]
-            best = min(costs, key=lambda cost: cost.cpu)
-            if name == "sorted":
-                rows.append((f"{_WORK}, sorted and in Iceberg", "ours", best))
-            else:
-                rows.append((_WORK, name, best))
-    return rows
+            cost = cheapest(_RUNS, partial(in_own_process, "benchmarks.export", name, scratch))
+            rows.append(
+                (f"{_WORK}, sorted and in Iceberg", "ours", cost)
+                if name == "sorted"
+                else (_WORK, name, cost)
+            )
+        if session.has_spark():
+            rows.insert(-1, (_WORK, "spark", in_own_process("benchmarks.export", "spark", scratch)))
+        return rows
 
 
-def _contend(name: str, folder: Path) -> None:
-    files = [DataFile(**file) for file in json.loads((folder / "files.json").read_text())]
-    chosen = files[:_PEERS_FILES] if "ours" not in name and name != "sorted" else files
+TARGETS = [
+    cheaper("typing a full export: CPU time of json + boto3 + pyarrow", 6, _WORK, "ours", "boto3"),
+    cheaper("typing a full export: CPU time of dynamodb_json", 12, _WORK, "ours", "dynamodb_json"),
+]
+
+
+def _contend(name: str, folder: Path, kept: str = "") -> None:
+    files = [DataFile(**file) for file in json.loads((folder / _LIST).read_text())]
+    chosen = files[:_PEERS_FILES] if name in ("boto3", "dynamodb_json") else files
     with tempfile.TemporaryDirectory() as scratch:
-        report(measure(lambda: CONTENDERS[name](folder, chosen, Path(scratch))))
+        out = Path(kept or scratch)
+        if name == "spark":
+            report(_spark(folder, chosen, out))
+        else:
+            report(measure(lambda: CONTENDERS[name](folder, chosen, out)))
 
 
 if __name__ == "__main__":
-    _contend(sys.argv[1], Path(sys.argv[2]))
+    _contend(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])

@@ -2,26 +2,39 @@
 
 Every contender reads the same Parquet files. "Folded" is the result alone, which every column of
 every row goes into; "folded and sorted" is written to Parquet in the order of keys, as the first
-step of a publication does. BENCH_LARGE=1 adds ten times the rows.
+step of a publication does. The product folds ten times the
+rows, too.
 
 What the product runs has its memory limit of 1 GB; its peers may take what they want. Spark takes
 part where Java and the extra `spark` are (`make test-spark` installs it), warm, on two cores; some
 minutes more.
 """
 
-import os
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import duckdb
 
 from benchmarks.lake_data import Inputs, write_inputs
-from benchmarks.measure import Cost, in_own_process, measure, report
-from cdc_pipeline.lake.duck import literal, open_duckdb
+from benchmarks.measure import (
+    Cost,
+    Row,
+    Target,
+    cheaper,
+    cheapest,
+    cpu_of,
+    in_own_process,
+    measure,
+    peak_mb,
+    report,
+)
+from cdc_pipeline.lake.current_state import create_effective
+from cdc_pipeline.lake.duck import literal, open_duckdb, place_in
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings import parse_settings
 from cdc_pipeline.transform.sql import load_sql
@@ -30,9 +43,10 @@ from cdc_pipeline_tests.spark import session
 _ROWS = 1_000_000
 _LARGE = 10_000_000
 _CHECKED = 20_000
-_RUNS = 2
+_RUNS = 3
+_RUNS_LARGE = 2
 _FOLDED, _SORTED = "folded", "folded and sorted"
-_WRITE = "write"  # in a process of its own, too: a child's peak begins at its parent's memory
+_WRITE = "write"
 
 _NAIVE = """
 SELECT item_key, order_key, item, write_time_us
@@ -57,8 +71,8 @@ def _ours(inputs: Inputs) -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:
         )
         with open_duckdb(lake, Path(scratch)) as connection:
             _create_inputs(connection, inputs)
-            for name in ("winners", "effective"):
-                connection.execute(f"CREATE TEMP TABLE {name} AS {load_sql(name)}")
+            connection.execute(f"CREATE TEMP TABLE winners AS {load_sql('winners')}")
+            create_effective(connection)
             yield connection, load_sql("fold")
 
 
@@ -74,7 +88,10 @@ def _window(inputs: Inputs) -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:
 
 def _create_inputs(connection: duckdb.DuckDBPyConnection, inputs: Inputs) -> None:
     for name in ("base", "changes", "tombstones"):
-        connection.execute(f"CREATE TEMP VIEW {name} AS SELECT * FROM {inputs.relation(name)}")
+        place = place_in([inputs.path(name)])
+        connection.execute(
+            f"CREATE TEMP VIEW {name} AS SELECT *, {place} AS place FROM {inputs.relation(name)}"
+        )
 
 
 CONTENDERS = {"ours": _ours, "window function": _window}
@@ -101,31 +118,20 @@ def _spark(inputs: Inputs, into: str) -> Cost:
         spark = session.start(Path(scratch), memory="3g")
         spark.sparkContext.setLogLevel("OFF")
         for name in ("base", "changes", "tombstones"):
-            spark.read.parquet(inputs.path(name)).createOrReplaceTempView(name)
+            rows = spark.read.parquet(inputs.path(name)).selectExpr(
+                "*", "_metadata.row_index AS place"
+            )
+            rows.createOrReplaceTempView(name)
         for name in ("winners", "effective"):
             spark.sql(load_sql(name)).createOrReplaceTempView(name)
         folded = spark.sql(load_sql("fold")).orderBy("item_key")
         jvm = spark.sparkContext._gateway.proc.pid
-        for _ in range(2):
-            before, wall = _cpu_of(jvm), time.perf_counter()
-            folded.write.mode("overwrite").parquet(into)
-            cpu, wall = _cpu_of(jvm) - before, time.perf_counter() - wall
+        folded.write.mode("overwrite").parquet(into)
+        before, wall = cpu_of(jvm), time.perf_counter()
+        folded.write.mode("overwrite").parquet(into)
+        cpu, wall = cpu_of(jvm) - before, time.perf_counter() - wall
         rows = spark.read.parquet(into).count()
-        return Cost(cpu, wall, _peak_mb_of(jvm), rows)
-
-
-def _cpu_of(process: int) -> float:
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _peak_mb_of(process: int) -> float:
-    status = Path(f"/proc/{process}/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
-
-
-def _has_spark() -> bool:
-    return session.unavailable() is None and Path("/proc/self/stat").exists()
+        return Cost(cpu, wall, peak_mb(jvm), rows)
 
 
 def check_equal() -> None:
@@ -135,7 +141,7 @@ def check_equal() -> None:
         paths = [f"{folder}/{name}.out.parquet" for name in CONTENDERS]
         for name, path in zip(CONTENDERS, paths, strict=True):
             _consume(name, inputs, path)
-        if _has_spark():
+        if session.has_spark():
             paths.append(f"{folder}/spark")
             _in_own_process("spark", folder, paths[-1])
             paths[-1] += "/*.parquet"
@@ -145,28 +151,53 @@ def check_equal() -> None:
                 assert not duckdb.execute(f"{one} EXCEPT ALL {two}").fetchall()
 
 
-def run() -> list[tuple[str, str, Cost]]:
-    """The best of some runs of each contender, each run in a process of its own."""
+def run() -> list[Row]:
+    """Each contender and each run of it in a process of its own."""
     check_equal()
-    found = _run(_ROWS, _RUNS, [*CONTENDERS, "spark"])
-    if os.environ.get("BENCH_LARGE"):
-        found += _run(_LARGE, 1, ["ours"])
-    return found
+    return _run(_ROWS, _RUNS, [*CONTENDERS, "spark"]) + _run(_LARGE, _RUNS_LARGE, ["ours"])
 
 
-def _run(size: int, runs: int, contenders: list[str]) -> list[tuple[str, str, Cost]]:
+def _run(size: int, runs: int, contenders: list[str]) -> list[Row]:
     found = []
     with tempfile.TemporaryDirectory() as folder:
         in_own_process("benchmarks.fold", _WRITE, folder, str(size))
         for work, into in ((_FOLDED, ""), (_SORTED, f"{folder}/out")):
             for name in contenders:
-                if name == "spark" and not (into and _has_spark()):
+                if name == "spark" and not (into and session.has_spark()):
                     continue
                 times = 1 if name == "spark" else runs  # it warms up by itself
-                costs = [_in_own_process(name, folder, into) for _ in range(times)]
-                best = min(costs, key=lambda cost: cost.cpu)
-                found.append((f"{size:,} changes {work} into {size:,} items", name, best))
+                cost = cheapest(times, partial(_in_own_process, name, folder, into))
+                found.append((_work(size, work), name, cost))
     return found
+
+
+def _work(size: int, work: str) -> str:
+    return f"{size:,} changes {work} into {size:,} items"
+
+
+def _growth(work: str) -> Target:
+    one, ten = ((_work(size, work), "ours") for size in (_ROWS, _LARGE))
+    claim = f"10M changes {work} into 10M items, in CPU time of 1M into 1M"
+    return Target(claim, False, 11, lambda costs: costs[ten].cpu / costs[one].cpu)
+
+
+TARGETS = [
+    cheaper(
+        "1M changes folded into 1M items: CPU time of a naive window function",
+        1.5,
+        _work(_ROWS, _FOLDED),
+        "ours",
+        "window function",
+    ),
+    _growth(_FOLDED),
+    _growth(_SORTED),
+    Target(
+        "10M changes folded into 10M items: peak memory in GB",
+        False,
+        1.2,
+        lambda costs: costs[_work(_LARGE, _FOLDED), "ours"].peak_mb / 1000,
+    ),
+]
 
 
 def _in_own_process(contender: str, folder: str, into: str) -> Cost:

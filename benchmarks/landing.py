@@ -12,12 +12,13 @@ import json
 import sys
 from collections.abc import Callable
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.measure import Cost, in_own_process, measure, report
+from benchmarks.measure import Row, Target, cheapest, in_own_process, measure, report
 from benchmarks.stream_pages import DATA_SETS, TABLE_ID, pages
 from cdc_pipeline.lake.landing import _REPEATING
 
@@ -131,16 +132,22 @@ def _numbers_as_text(text: str | None) -> Any:
     return None if text is None else json.loads(text, parse_float=str, parse_int=str)
 
 
-def run() -> list[tuple[str, str, Cost]]:
-    """The best of some runs of each contender, each run in a process of its own."""
+def run() -> list[Row]:
+    """Each contender and each run of it in a process of its own."""
     found = []
     for data in DATA_SETS:
         check_equal(data)
         for name in CONTENDERS:
-            costs = [in_own_process("benchmarks.landing", name, data) for _ in range(_RUNS)]
-            best = min(costs, key=lambda cost: cost.cpu)
-            found.append((f"GetRecords answers → landing Parquet, {data}", name, best))
+            cost = cheapest(_RUNS, partial(in_own_process, "benchmarks.landing", name, data))
+            found.append((_work(data), name, cost))
     return found
+
+
+def _work(data: str) -> str:
+    return f"GetRecords answers → landing Parquet, {data}"
+
+
+TARGETS: list[Target] = []
 
 
 def _contend(name: str, data: str) -> None:

@@ -2,32 +2,39 @@
 
 The tables are written by the product and read through its views. "Unsorted files" are the same
 rows, written by the same code, in no order. Opening a connection folds what is not folded yet; it
-is measured by itself. BENCH_LARGE=1 reads ten times the items.
+is measured by itself.
 """
 
-import os
 import random
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
-from benchmarks.measure import Cost, in_own_process, measure, report
+from benchmarks.measure import (
+    Cost,
+    Row,
+    Target,
+    cheaper,
+    cheapest,
+    in_own_process,
+    measure,
+    report,
+)
 from benchmarks.orders_lake import OrdersLake
 from cdc_pipeline.lake.connection import connect_lake
 from cdc_pipeline.lake.current_state import publish_current_state
 
-_ITEMS = 1_000_000
-_LARGE = 10_000_000
-_CHANGES_A_DAY = 10_000
-_DAYS = 30
+_SMALL = OrdersLake(Path(), items=1_000_000, days=30, changes_a_day=10_000)
+_LARGE = OrdersLake(Path(), items=10_000_000, days=0, changes_a_day=0)
 _DELTA = 10_000
 _LOOKUPS = 20
 _SCANS = 10
-_RUNS = 2
+_RUNS = 3
 
 _POINT = "SELECT * FROM {} WHERE customer_id = ? AND order_id = ?"
 _DAY = (
@@ -65,7 +72,7 @@ _QUERIES: dict[str, tuple[Query, int, str, str]] = {
     "all": (_all, _SCANS, "current_state", "shuffled"),
 }
 _OPEN = "open"
-_WRITE = "write"  # in a process of its own, too: a child's peak begins at its parent's memory
+_WRITE = "write"
 _VIEW, _UNSORTED = "view", "unsorted"
 
 
@@ -106,39 +113,69 @@ def check_equal() -> None:
         assert before != merged == _read(lake, "all", _VIEW)[1]
 
 
-def run() -> list[tuple[str, str, Cost]]:
-    """The best of some runs of each contender, each run in a process of its own."""
+def run() -> list[Row]:
+    """Each contender and each run of it in a process of its own."""
     check_equal()
-    found = _run(OrdersLake(Path(), _ITEMS, _DAYS, _CHANGES_A_DAY))
-    if os.environ.get("BENCH_LARGE"):
-        found += _run(OrdersLake(Path(), _LARGE, 0, 0))
-    return found
+    return _run(_SMALL) + _run(_LARGE)
 
 
-def _run(sizes: OrdersLake) -> list[tuple[str, str, Cost]]:
-    works = {
+def _works(sizes: OrdersLake) -> dict[str, str]:
+    return {
         "item": f"one item of {sizes.items:,}",
         "day": f"one day of {sizes.days}",
         "all": f"sums over {sizes.items:,} items",
         _OPEN: f"opening {sizes.items:,} items",
     }
+
+
+def _run(sizes: OrdersLake) -> list[Row]:
+    works = _works(sizes)
     with tempfile.TemporaryDirectory() as folder:
-        lake = OrdersLake(Path(folder).resolve(), sizes.items, sizes.days, sizes.changes_a_day)
+        lake = replace(sizes, folder=Path(folder).resolve())
         _own_process(lake, _WRITE)
         asked = [query for query in works if sizes.days or query != "day"]
         found = [(works[query], "ours", _best(lake, query, _VIEW)) for query in asked]
         for query in asked[:-2]:
-            found.append((works[query], "unsorted files", _best(lake, query, _UNSORTED)))
+            found.append((works[query], _FILES, _best(lake, query, _UNSORTED)))
         lake.land(_DELTA)
-        fresh = f"ours, {_DELTA:,} changes not folded yet"
         for query in ("item", "all", _OPEN):
-            found.append((works[query], fresh, _best(lake, query, _VIEW)))
+            found.append((works[query], _FRESH, _best(lake, query, _VIEW)))
     return [row for work in works.values() for row in found if row[0] == work]
 
 
+def _merged(claim: str, query: str) -> Target:
+    work = _works(_LARGE)[query]
+    return Target(
+        claim, False, 4, lambda costs: costs[work, _FRESH].per_row / costs[work, "ours"].per_row
+    )
+
+
+_FILES = "unsorted files"
+_FRESH = f"ours, {_DELTA:,} changes not folded yet"
+TARGETS = [
+    cheaper(
+        "looking up an item of 1M: CPU time of unsorted files",
+        3,
+        _works(_SMALL)["item"],
+        "ours",
+        _FILES,
+    ),
+    cheaper(
+        "looking up an item of 10M: CPU time of unsorted files",
+        3,
+        _works(_LARGE)["item"],
+        "ours",
+        _FILES,
+    ),
+    cheaper(
+        "aggregating a day: CPU time of unsorted files", 5, _works(_SMALL)["day"], "ours", _FILES
+    ),
+    _merged("all of 10M items with 10k changes not folded yet: CPU time without", "all"),
+]
+
+
 def _best(lake: OrdersLake, query: str, source: str) -> Cost:
-    costs = [_own_process(lake, query, source) for _ in range(_RUNS)]
-    return min(costs, key=lambda cost: cost.cpu)
+    return cheapest(_RUNS, lambda: _own_process(lake, query, source))
 
 
 def _own_process(lake: OrdersLake, query: str, source: str = "") -> Cost:

@@ -29,6 +29,7 @@ from cdc_pipeline.lake.duck import (
     files_relation,
     landed_relation,
     open_duckdb,
+    place_in,
 )
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.masked import (
@@ -244,7 +245,7 @@ def _publish(
         is_exact = base.table is not base.over
         create_base(connection, table, files, masking if is_exact else Masking())
         stones = create_winners(connection, lake, table, delta)
-        connection.execute(f"CREATE TEMP TABLE effective AS {load_sql('effective')}")
+        create_effective(connection)
         _replace_tombstones(connection, lake, table, stones, masking)
         published = replace_typed(
             lake.tables,
@@ -287,13 +288,16 @@ def _plan(
 def create_base(
     connection: duckdb.DuckDBPyConnection, table: Table, files: list[str], masking: Masking
 ) -> None:
-    """View `base`: the items in `files`, to be masked; read it within `masking_functions`."""
+    """View `base`: the items in `files`, to be masked; read it within `masking_functions`.
+
+    `place` tells its rows apart, in every reading of the view.
+    """
     items = files_relation(connection, files, typed_schema([]))
     require_maskable_keys(connection, table, masking, f"SELECT _key FROM {items}")
     connection.execute(
         f"CREATE OR REPLACE TEMP VIEW base AS SELECT {masked(masking, '_key')} AS item_key, "
         f"_order_key AS order_key, {masked(masking, '_item')} AS item, "
-        f"_write_time_us AS write_time_us FROM {items}"
+        f"_write_time_us AS write_time_us, {place_in(files)} AS place FROM {items}"
     )
 
 
@@ -304,10 +308,11 @@ def create_winners(
     delta: list[LandedObject],
     until_us: int | None = None,
 ) -> IcebergTable | None:
-    """View `tombstones` and table `winners`: the last change of each item in the delta.
+    """View `tombstones`, view `changes` and table `winners`: the last change of each item.
 
-    Both are masked as the settings say; tombstones that are masked otherwise are left out, where
-    they are younger than the base their delta has them all. `until_us`: changes written later do
+    All are masked as the settings say, `changes` has the rows of `winners` at least. Tombstones
+    that are masked otherwise are left out, where they are younger than the base their delta has
+    them all. `until_us`: changes written later do
     not count. Returns the tombstones' table as it was read.
     """
     masking = masking_of(lake.settings, table, writing=True)
@@ -315,22 +320,44 @@ def create_winners(
     files = data_files(stones) if stones and masking.made(published_rules(stones)) else []
     relation = files_relation(connection, files, _TOMBSTONE_SCHEMA)
     connection.execute(f"CREATE OR REPLACE TEMP VIEW tombstones AS SELECT * FROM {relation}")
-    landed = landed_relation(connection, lake, delta, fetch=True)
+    landed = landed_relation(connection, lake, delta, fold=True)
     connection.execute(
         "CREATE OR REPLACE TEMP VIEW changes AS SELECT keys AS item_key, order_key, op, "
-        f"new_image AS item, write_time_us FROM {landed} "
+        f"new_image AS item, write_time_us, place FROM {landed} "
         # Events of streams without new images say nothing of the item; the read behind them does.
         "WHERE (op = 'D' OR new_image IS NOT NULL)"
         + (f" AND write_time_us <= {until_us}" if until_us is not None else "")
     )
     require_maskable_keys(connection, table, masking, "SELECT item_key FROM changes")
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE winners AS {load_sql('winners')}")
+    if masking:
+        _mask_winners(connection, masking)
+    return stones
+
+
+def _mask_winners(connection: duckdb.DuckDBPyConnection, masking: Masking) -> None:
+    """Leave the winners of `changes`, each masked once: masking costs more than all else."""
     with masking_functions(connection, masking):
         connection.execute(
-            f"CREATE OR REPLACE TEMP TABLE winners AS SELECT {masked(masking, 'item_key')} AS "
-            f"item_key, order_key, op, {masked(masking, 'item')} AS item, write_time_us "
-            f"FROM ({load_sql('winners')})"
+            f"CREATE OR REPLACE TEMP TABLE masked_changes AS SELECT "
+            f"{masked(masking, 'c.item_key')} AS item_key, c.order_key, c.op, "
+            f"{masked(masking, 'c.item')} AS item, c.write_time_us, c.place "
+            "FROM changes AS c JOIN winners AS w ON w.place = c.place"
         )
-    return stones
+    connection.execute("CREATE OR REPLACE TEMP VIEW changes AS SELECT * FROM masked_changes")
+    connection.execute(
+        "CREATE OR REPLACE TEMP TABLE winners AS "
+        "SELECT item_key, order_key, op, write_time_us, place FROM changes"
+    )
+
+
+def create_effective(connection: duckdb.DuckDBPyConnection) -> None:
+    """Table `effective`, which a fold reads beside `base` and `changes`, from `winners`.
+
+    Read it, if `base` is masked, within `masking_functions`. `winners` goes: memory is bounded.
+    """
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE effective AS {load_sql('effective')}")
+    connection.execute("DROP TABLE winners")
 
 
 def _replace_tombstones(

@@ -18,6 +18,7 @@ from cdc_pipeline.lake.landing import LANDING_SCHEMA, read_object
 
 _MEMORY_LIMIT = "1GB"
 _FETCH_BYTES = 8 << 20  # of Parquet; it may take ten times that in memory
+_FILE_ROWS = 1 << 32  # more than any file has
 
 
 def open_duckdb(lake: Lake, scratch: Path | None = None) -> duckdb.DuckDBPyConnection:
@@ -86,32 +87,45 @@ def empty_relation(connection: duckdb.DuckDBPyConnection, schema: pa.Schema) -> 
     return f"(SELECT {columns} WHERE false)"
 
 
+def place_in(paths: Sequence[str], files_before: int = 0) -> str:
+    """SQL for a number that tells the rows of a `files_relation` apart, the same at every reading.
+
+    `files_before`: how many files other relations have whose rows are to be told apart, too.
+    """
+    if not paths:
+        return "CAST(NULL AS BIGINT)"
+    return f"(CAST(file_index AS BIGINT) + {files_before}) * {_FILE_ROWS} + file_row_number"
+
+
 def landed_relation(
     connection: duckdb.DuckDBPyConnection,
     lake: Lake,
     objects: Sequence[LandedObject],
     *,
-    fetch: bool = False,
+    fold: bool = False,
 ) -> str:
     """SQL for landed rows with their `generation` and `order_key`.
 
-    A row's generation is its object's, which the log knows and the file does not. `fetch`: every
-    row is needed now, so few small objects in S3 are better fetched side by side than opened one
-    after the other by each statement.
+    A row's generation is its object's, which the log knows and the file does not. `fold`: rows
+    have a number of their own, too, `place`. Every row is needed soon then, so few small objects in
+    S3 are better fetched side by side than opened one after the other by each statement.
     """
     by_generation: dict[int, list[LandedObject]] = {}
     for landed in objects:
         by_generation.setdefault(landed.generation, []).append(landed)
     if not by_generation:
         by_generation = {0: []}
-    fetch = fetch and lake.settings.is_s3 and sum(o.bytes for o in objects) <= _FETCH_BYTES
-    parts = []
+    fetch = fold and lake.settings.is_s3 and sum(o.bytes for o in objects) <= _FETCH_BYTES
+    parts, files_before = [], 0
     for generation, of_it in sorted(by_generation.items()):
         if fetch and of_it:
-            rows = _fetched(connection, lake, of_it)
+            rows = _fetched(connection, lake, of_it, files_before)
         else:
             paths = [lake.store.uri(landed.key) for landed in of_it]
             rows = files_relation(connection, paths, LANDING_SCHEMA)
+            if fold:
+                rows = f"(SELECT *, {place_in(paths, files_before)} AS place FROM {rows})"
+        files_before += len(of_it)
         prefix = literal(generation_prefix(generation))
         parts.append(
             f"SELECT *, {generation} AS generation, {prefix} || position AS order_key FROM {rows}"
@@ -120,12 +134,17 @@ def landed_relation(
 
 
 def _fetched(
-    connection: duckdb.DuckDBPyConnection, lake: Lake, objects: Sequence[LandedObject]
+    connection: duckdb.DuckDBPyConnection,
+    lake: Lake,
+    objects: Sequence[LandedObject],
+    files_before: int,
 ) -> str:
     with ThreadPoolExecutor(10) as pool:  # botocore's connections
         tables = list(pool.map(lambda landed: read_object(lake.store, landed), objects))
+    rows, first = pa.concat_tables(tables), files_before * _FILE_ROWS
+    places = pa.array(range(first, first + rows.num_rows), pa.int64())
     name = f"fetched_{objects[0].generation}_{objects[-1].key}"
-    connection.register(name, pa.concat_tables(tables))
+    connection.register(name, rows.append_column("place", places))
     return identifier(name)
 
 

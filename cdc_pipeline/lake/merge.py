@@ -89,7 +89,8 @@ def _delta_tables(
     connection.execute(f"CREATE TEMP TABLE {keys} AS SELECT w.item_key, w.order_key {effective}")
     fresh = arrow_table(
         connection,
-        f"SELECT w.item_key, w.order_key, w.item, w.write_time_us {effective} AND w.op <> 'D'",
+        "SELECT c.item_key, c.order_key, c.item, c.write_time_us FROM changes AS c JOIN "
+        f"(SELECT w.place {effective} AND w.op <> 'D') AS e ON e.place = c.place",
     )
     stats = prior_stats(base.table)
     for name, seen in collect_stats(fresh.to_batches(_BATCH_ROWS)).items():

@@ -11,7 +11,12 @@ from cdc_pipeline.core.capture_log import Baseline, LogState
 from cdc_pipeline.core.columns import columns_of
 from cdc_pipeline.core.errors import QueryError
 from cdc_pipeline.lake.contract import pinned_types
-from cdc_pipeline.lake.current_state import create_base, create_winners, handover_us
+from cdc_pipeline.lake.current_state import (
+    create_base,
+    create_effective,
+    create_winners,
+    handover_us,
+)
 from cdc_pipeline.lake.duck import literal
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.masked import masking_functions, masking_of
@@ -118,7 +123,7 @@ def write_state(
         connection.execute(
             "CREATE OR REPLACE TEMP VIEW tombstones AS SELECT * FROM base WHERE false"
         )
-        connection.execute(f"CREATE OR REPLACE TEMP TABLE effective AS {load_sql('effective')}")
+        create_effective(connection)
         connection.execute(
             f"COPY (SELECT item_key, order_key, item, write_time_us FROM ({load_sql('fold')})) "
             f"TO {literal(str(spool))} (FORMAT parquet, ROW_GROUP_SIZE 20480)"

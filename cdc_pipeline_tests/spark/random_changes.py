@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from typing import Any
 
 import pyarrow as pa
@@ -22,8 +23,9 @@ _START = datetime(2026, 10, 24, 23, 59, 59, 999000, UTC)
 
 CHANGES_SCHEMA = pa.schema(
     [pa.field(name, pa.string()) for name in ("item_key", "order_key", "op", "item")]
-    + [pa.field("write_time_us", pa.int64())]
+    + [pa.field(name, pa.int64()) for name in ("write_time_us", "place")]
 )
+BASE_SCHEMA = NARROW_SCHEMA.append(pa.field("place", pa.int64()))
 TOMBSTONES_SCHEMA = pa.schema(
     [NARROW_SCHEMA.field(name) for name in ("item_key", "order_key", "write_time_us")]
 )
@@ -49,8 +51,8 @@ def story(seed: int) -> Story:
     chance.shuffle(landed)
     relations = {
         "landed": pa.Table.from_pylist(landed, LANDED_SCHEMA),
-        "changes": pa.Table.from_pylist(list(map(_narrow, landed)), CHANGES_SCHEMA),
-        "base": _state(before, NARROW_SCHEMA, deleted=False),
+        "changes": pa.Table.from_pylist(list(map(_narrow, landed, count())), CHANGES_SCHEMA),
+        "base": _state(before, BASE_SCHEMA, deleted=False),
         "tombstones": _state(before, TOMBSTONES_SCHEMA, deleted=True),
     }
     return Story(relations, fold(before, map(_keyed, landed)))
@@ -91,8 +93,8 @@ def _again(chance: random.Random, row: dict[str, Any]) -> dict[str, Any]:
     return row | {"landed_at": row["landed_at"] + later}
 
 
-def _narrow(row: dict[str, Any]) -> dict[str, Any]:
-    return row | {"item_key": row["keys"], "item": row["new_image"]}
+def _narrow(row: dict[str, Any], place: int) -> dict[str, Any]:
+    return row | {"item_key": row["keys"], "item": row["new_image"], "place": place}
 
 
 def _keyed(row: dict[str, Any]) -> KeyedChange:
@@ -105,4 +107,5 @@ def _state(state: dict[str, Row], schema: pa.Schema, *, deleted: bool) -> pa.Tab
         for key, row in state.items()
         if (row.item is None) == deleted
     ]
+    rows = [row | {"place": place} for place, row in enumerate(rows)]
     return pa.Table.from_pylist(rows, schema)

@@ -39,6 +39,11 @@ def unavailable() -> str | None:
     return None
 
 
+def has_spark() -> bool:
+    """Whether Spark can run here, and Linux tells what it costs."""
+    return unavailable() is None and Path("/proc/self/stat").exists()
+
+
 def start(scratch: Path, *, cores: int = 2, memory: str = "1g", iceberg: bool = False) -> Any:
     """A new SparkSession in UTC that talks to this machine only and keeps its files in `scratch`.
 

