@@ -244,6 +244,9 @@ class Settings(_Strict):
     handover_margin_seconds: float = Field(
         300, ge=1, description="distance between stream positions and export time at a handover"
     )
+    memory_mb: int = Field(
+        1000, ge=100, description="memory for DuckDB's folds and sorts; what is more goes to disk"
+    )
     start_date: date = Field(date(2026, 1, 1), description="first daily partition (UTC)")
     aggregates: str = Field("aggregates", description="folder of *.sql aggregates")
     masking_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = Field(

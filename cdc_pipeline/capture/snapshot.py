@@ -46,9 +46,10 @@ from cdc_pipeline.transform.shred import NARROW_SCHEMA, merge_stats
 # One for each core, up to what an hour of a 100 GB export needs; each takes some 60 MB.
 _WORKERS = 4
 _FEW_ITEMS = 50_000
-_SORT_MEMORY = "320MB"
+_SORT_PERCENT = 32
+"""Of `memory_mb`; the rest is for Arrow, which types and writes what was sorted."""
 _SORT_BYTES = 2 << 30
-"""Text that is sorted at once (`transform.ranges` says why)."""
+"""Text that is sorted at once with 1000 MB of it (`transform.ranges` says why)."""
 _INVALID_TIME = "InvalidExportTimeException"
 _ASK_ANEW = "remove the cause and materialise pitr_export again; it asks for a new export"
 Progress = Callable[[str], None]
@@ -272,7 +273,8 @@ def _stage(
 ) -> tuple[TypedResult, int]:
     """Verify and convert every file, then commit them together as `<table>_snapshot`."""
     with tempfile.TemporaryDirectory() as folder, open_duckdb(lake, Path(folder)) as connection:
-        connection.execute(f"SET memory_limit = '{_SORT_MEMORY}'")
+        memory_mb = lake.settings.memory_mb
+        connection.execute(f"SET memory_limit = '{memory_mb * _SORT_PERCENT // 100}MB'")
         connection.execute("SET threads = 1")  # each takes its share of that
         root = lake.paths(table).staging
         staging = Staging(
@@ -285,7 +287,8 @@ def _stage(
         )
         staging.open(root)
         files = _convert_all(lake, status, manifest, staging, progress)
-        narrow = _narrow_ranges(connection, files, Path(folder))
+        at_once = _SORT_BYTES * memory_mb // 1000
+        narrow = _narrow_ranges(connection, files, Path(folder), at_once)
         count = sum(_count_keys(connection, sql) for sql in narrow)
         if count != manifest.items:
             raise ExportError(f"export {status.arn} holds {manifest.items} items but {count} keys")
@@ -310,11 +313,11 @@ def _stage(
 
 
 def _narrow_ranges(
-    connection: duckdb.DuckDBPyConnection, files: list[Converted], scratch: Path
+    connection: duckdb.DuckDBPyConnection, files: list[Converted], scratch: Path, at_once: int
 ) -> list[str]:
-    """SQL for the rows of all files, in ranges of keys that can be sorted one by one."""
+    """SQL for the rows of all files, in ranges of keys of about `at_once` bytes of text."""
     paths = [path for file in files for path in file.paths]
-    ranges = sum(file.bytes for file in files) // _SORT_BYTES + 1
+    ranges = sum(file.bytes for file in files) // at_once + 1
     groups = [[path] for path in split_by_key(paths, scratch, ranges)] if ranges > 1 else [paths]
     return [
         f"SELECT * FROM {files_relation(connection, [str(p) for p in group], NARROW_SCHEMA)}"

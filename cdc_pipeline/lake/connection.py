@@ -15,6 +15,7 @@ from cdc_pipeline.core.errors import LakeError, SettingsError
 from cdc_pipeline.lake.cdc import CDC_SCHEMA, require_rules_of_days
 from cdc_pipeline.lake.current_state import published_base
 from cdc_pipeline.lake.duck import (
+    connect_duckdb,
     files_relation,
     identifier,
     landed_relation,
@@ -43,7 +44,7 @@ def connect_lake(
     """See `cdc_pipeline.lake.connect`."""
     settings = lake.settings
     chosen = settings.tables if tables is None else [settings.table(name) for name in tables]
-    connection = open_duckdb(lake)
+    connection = connect_duckdb(lake)
     try:
         for table in chosen:
             if as_of is None:

@@ -1,8 +1,9 @@
 """DuckDB over the lake: connections and file relations."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -11,25 +12,40 @@ import pyarrow as pa
 from pyarrow.fs import S3FileSystem
 
 from cdc_pipeline.core.capture_log import LandedObject
+from cdc_pipeline.core.errors import LakeError
 from cdc_pipeline.core.order import generation_prefix
 from cdc_pipeline.lake.duck_s3 import DuckS3
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.landing import LANDING_SCHEMA, read_object
 
-_MEMORY_LIMIT = "1GB"
 _FETCH_BYTES = 8 << 20  # of Parquet; it may take ten times that in memory
 _FILE_ROWS = 1 << 32  # more than any file has
 
 
-def open_duckdb(lake: Lake, scratch: Path | None = None) -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB in UTC that reads the lake's files.
+@contextmanager
+def open_duckdb(lake: Lake, scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """As `connect_duckdb`, for work in bounded memory; what does not fit goes to `scratch`.
 
-    With a `scratch` folder its memory is bounded, and what does not fit goes to that folder.
+    Raises `LakeError` from the block where memory or that folder's disk is not enough.
     """
-    connection = duckdb.connect()
-    if scratch is not None:
-        connection.execute(f"SET memory_limit = '{_MEMORY_LIMIT}'")
+    memory_mb = lake.settings.memory_mb
+    with connect_duckdb(lake) as connection:
+        connection.execute(f"SET memory_limit = '{memory_mb}MB'")
         connection.execute(f"SET temp_directory = {literal(str(scratch))}")
+        try:
+            yield connection
+        except duckdb.OutOfMemoryException as error:
+            said = explain(error)
+            fix = f"raise `memory_mb` in the settings, now {memory_mb}"
+            if "max_temp_directory_size" in said:
+                fix = f"free disk space below {scratch.parent}, or point TMPDIR to another disk"
+            # Only its first line: its own advice names settings that are not ours.
+            raise LakeError(f"DuckDB: {said.splitlines()[0]}", fix=fix) from error
+
+
+def connect_duckdb(lake: Lake) -> duckdb.DuckDBPyConnection:
+    """An in-memory DuckDB in UTC that reads the lake's files, with DuckDB's limits of memory."""
+    connection = duckdb.connect()
     connection.execute("SET TimeZone = 'UTC'")
     connection.execute("SET preserve_insertion_order = false")
     if lake.settings.is_s3:
@@ -54,9 +70,15 @@ def arrow_table(
 
 def arrow_batches(
     connection: duckdb.DuckDBPyConnection, sql: str, rows: int
-) -> pa.RecordBatchReader:
+) -> Iterator[pa.RecordBatch]:
     """The result of a query in batches of about `rows` rows."""
-    return cast(pa.RecordBatchReader, connection.sql(sql).to_arrow_reader(rows))
+    try:
+        yield from cast(pa.RecordBatchReader, connection.sql(sql).to_arrow_reader(rows))
+    except OSError as error:
+        # Behind the first batch Arrow hands DuckDB's errors on as its own.
+        if "Out of Memory Error" in str(error):
+            raise duckdb.OutOfMemoryException(str(error)) from None
+        raise
 
 
 def literal(value: str) -> str:
