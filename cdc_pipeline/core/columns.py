@@ -266,4 +266,6 @@ def _column_names(attributes: Iterable[str], names: dict[str, str]) -> dict[str,
 
 
 def _plain_name(attribute: str) -> str:
-    return re.sub(r"[^a-z0-9_]", "_", attribute.lower())
+    """Lower case, and of characters that Iceberg spells in Parquet files as they are."""
+    name = re.sub(r"[^a-z0-9_]", "_", attribute.lower())
+    return f"_{name}" if name[:1].isdigit() else name
