@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.core.capture_log import (
+    FIRST_GENERATION,
     Cause,
     Entry,
     Gap,
@@ -85,7 +86,9 @@ def unread_since_us(state: LogState, shard: ShardState) -> int:
 def _first(log: CaptureLog, source: Source) -> Entry:
     recorded_us = log.now_us()
     return _entry(
-        stream=StreamRef(source.table_id, source.arn, source.view_type, 0, recorded_us),
+        stream=StreamRef(
+            source.table_id, source.arn, source.view_type, FIRST_GENERATION, recorded_us
+        ),
         shards=_listed(source),
     )
 

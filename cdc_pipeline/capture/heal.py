@@ -7,40 +7,38 @@ behind it, so a heal may take its time: it never beats newer changes (DYNAMODB_C
 import hashlib
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
-
-import msgspec
 
 from cdc_pipeline.aws.export import (
     INCREMENTAL,
-    DataFile,
     ExportStatus,
     describe_export,
-    read_data_file,
     read_manifest,
     request_incremental,
-    whole_lines,
 )
 from cdc_pipeline.aws.table import TableDescription, describe_backups
 from cdc_pipeline.capture.completion import READ, ItemReader
+from cdc_pipeline.capture.increments import (
+    Progress,
+    batches,
+    export_changes,
+    moment,
+    read_row,
+    wait_until_restorable,
+)
 from cdc_pipeline.capture.snapshot import export_target
 from cdc_pipeline.capture.source import require_backups, table_with_stream
-from cdc_pipeline.core.attributes import TOO_DEEP, plain_json, to_json
 from cdc_pipeline.core.capture_log import Entry, Gap, Heal, HealWindow, LandedObject, LogState
-from cdc_pipeline.core.changes import Change, content_identity, from_export_line
+from cdc_pipeline.core.changes import Change
 from cdc_pipeline.core.errors import (
     CannotHealError,
     CaptureConflictError,
     ExportError,
     NotReadyError,
     SourceError,
-    UnreadableError,
 )
 from cdc_pipeline.core.heal_plan import Backups, overlapping, plan_windows
 from cdc_pipeline.core.order import position
@@ -50,11 +48,6 @@ from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.landing import write_days
 from cdc_pipeline.lake.log import CaptureLog, new_nonce, this_owner
 from cdc_pipeline.settings import Table
-
-_BATCH_ROWS = 10_000
-_WAIT_SECONDS = 5
-Progress = Callable[[str], None]
-_T = TypeVar("_T")
 
 
 @dataclass
@@ -215,11 +208,13 @@ class _Healing:
         window = self.heal.windows[number]
         where = f"window {number + 1} of {len(self.heal.windows)}"
         if window.export_arn is None:
-            self._wait_until_restorable(window.to_us, where)
+            wait_until_restorable(
+                self.lake, self.table.name, window.to_us, self.progress, self.sleep
+            )
             arn = request_incremental(
                 self.lake.aws,
                 self.described.arn,
-                (_moment(window.from_us), _moment(window.to_us)),
+                (moment(window.from_us), moment(window.to_us)),
                 export_target(self.lake, self.table),
                 self._token(window),
             )
@@ -230,19 +225,13 @@ class _Healing:
             raise ExportError(f"export {status.arn} is of another table ({manifest.table_id})")
         for file in manifest.files:
             if file.key not in window.files:
-                objects = self._land(self._changes(status, file))
+                changes = export_changes(self.lake, status, file, self.described.table_id)
+                objects = self._land(changes)
+                self.lines += file.items
                 landed = replace(window, files=(*window.files, file.key))
                 window = self._move(number, landed, objects)
             self.progress(f"{where}: {len(window.files)} of {len(manifest.files)} files landed")
         self._move(number, replace(window, done=True))
-
-    def _wait_until_restorable(self, until_us: int, where: str) -> None:
-        while True:
-            latest = describe_backups(self.lake.aws, self.table.name).latest
-            if latest is not None and latest.timestamp() * 1_000_000 >= until_us:
-                return
-            self.progress(f"{where}: waiting until recovery reaches {_moment(until_us):%H:%M:%S}")
-            self.sleep(_WAIT_SECONDS)
 
     def _wait_for(self, number: int, window: HealWindow, where: str) -> ExportStatus:
         """Poll until the export is complete; one that failed is given up and asked for anew."""
@@ -261,28 +250,10 @@ class _Healing:
             self.progress(f"{where}: export is {status.status}")
             self.sleep(self.lake.settings.export.poll_seconds)
 
-    def _changes(self, status: ExportStatus, file: DataFile) -> Iterator[Change]:
-        where, number = f"data file {file.key}", 0
-        for block in whole_lines(read_data_file(self.lake.aws, status, file), where):
-            for line in block.splitlines():
-                number += 1
-                yield self._change(line, f"{where}, line {number}")
-        if number != file.items:
-            raise ExportError(f"{where} holds {number} items, its manifest promises {file.items}")
-        self.lines += number
-
-    def _change(self, line: bytes, where: str) -> Change:
-        try:
-            return from_export_line(msgspec.json.decode(line), table_id=self.described.table_id)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            raise ExportError(f"{where}: not JSON") from None
-        except (UnreadableError, RecursionError) as error:
-            raise ExportError(f"{where}: {getattr(error, 'reason', TOO_DEEP)}") from None
-
     def _land(self, changes: Iterable[Change]) -> list[LandedObject]:
         """Write objects, some thousand changes at a time; they count when they are logged."""
         objects: list[LandedObject] = []
-        for batch in _batches(changes):
+        for batch in batches(changes):
             keys = partial(self.log.paths.healed, gap=self.gap.entry, nonce=new_nonce())
             generation, now_us = self.gap.heal_generation, self.log.now_us()
             objects += write_days(self.log.store, batch, keys, generation, now_us)
@@ -301,9 +272,10 @@ class _Healing:
         until_us = self.heal.windows[-1].to_us - 1
         suspects = self._suspects()
         self.progress(f"reading {len(suspects)} items that the exports do not speak of")
+        place = f"{position(0, until_us)}.{READ}"
         rows = (
-            self._read_row(keys, item, until_us)
-            for batch in _batches(suspects)
+            read_row(self.described.table_id, keys, item, until_us, place)
+            for batch in batches(suspects)
             for keys, item in reader.read(batch).items()
         )
         objects = self._land(rows)
@@ -333,24 +305,6 @@ class _Healing:
             ).fetchall()
         return [keys for (keys,) in rows]
 
-    def _read_row(self, keys: str, item: dict[str, Any] | None, time_us: int) -> Change:
-        op, image = ("D", None) if item is None else ("U", to_json(item))
-        return Change(
-            uuid=content_identity(self.described.table_id, keys, time_us, op, image, None),
-            op=op,
-            write_time_us=time_us,
-            data=None if item is None else plain_json(item),
-            keys=keys,
-            new_image=image,
-            old_image=None,
-            position=f"{position(0, time_us)}.{READ}",
-            sequence_number="",
-            shard_id="",
-            event_id="",
-            is_ttl_delete=None,
-            transport=READ,
-        )
-
     def _finish(self) -> None:
         """A healed state shows everything up to the end of the windows, so capture must, too."""
         end_us = self.heal.windows[-1].to_us
@@ -358,7 +312,7 @@ class _Healing:
         if self.state.watermark_us < end_us:
             raise NotReadyError(
                 f"table {self.table.name}: everything that the gap lost has landed; capture is at "
-                f"{_moment(self.state.watermark_us)} and must come past {_moment(end_us)}",
+                f"{moment(self.state.watermark_us)} and must come past {moment(end_us)}",
                 fix="run the job `capture`, then heal again",
             )
         self._record(replace(self.heal, healed=True))
@@ -401,13 +355,3 @@ class _Healing:
         """The same attempt at the same window asks for the same export, whoever asks."""
         what = (self.described.table_id, self.gap.entry, window.from_us, window.attempt)
         return hashlib.sha256("/".join(map(str, what)).encode()).hexdigest()[:32]
-
-
-def _batches(rows: Iterable[_T]) -> Iterator[list[_T]]:
-    left = iter(rows)
-    while batch := list(islice(left, _BATCH_ROWS)):
-        yield batch
-
-
-def _moment(time_us: int) -> datetime:
-    return datetime.fromtimestamp(time_us // 1_000_000, UTC)

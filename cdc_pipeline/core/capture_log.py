@@ -19,7 +19,20 @@ MIRROR_VIEWS = ("NEW_AND_OLD_IMAGES", "NEW_IMAGE")
 """Stream view types whose events hold the new item."""
 
 ShardStatus = Literal["reading", "finished", "lost"]
-Cause = Literal["trimmed", "head trimmed", "shard vanished", "new stream", "table recreated"]
+Cause = Literal[
+    "trimmed",
+    "head trimmed",
+    "shard vanished",
+    "new stream",
+    "table recreated",
+    "before capture",
+    "objects lost",
+]
+
+PAST_GENERATION = 0
+"""Of changes from before capture began: earlier than every baseline, so no state shows them."""
+FIRST_GENERATION = 1
+"""In which capture begins."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +133,9 @@ class Gap:
     `to_us` on can be read again. `heal_generation` is reserved for what heals it: later than all
     that landed before the gap, earlier than all that lands after it. `entry`: the log entry that
     opened it, which is its name.
+
+    Backfills open and heal a gap in one entry: of a day "before capture", and of "objects lost"
+    from the lake, whose changes land in the generation that they had (`capture.backfill`).
     """
 
     cause: Cause
@@ -206,6 +222,7 @@ class LogState:
     """Everything the log says up to and including entry `n` (0: nothing was ever captured).
 
     `replaced`: objects that compaction took the place of and that are still there, with the time.
+    `began_us`: when capture's first positions were recorded.
     """
 
     n: int = 0
@@ -220,6 +237,7 @@ class LogState:
     incomplete: list[int] = field(default_factory=list)
     discovered_us: int = 0
     resumed_us: int = 0
+    began_us: int = 0
     replaced: dict[str, int] = field(default_factory=dict)
     last_owner: str = ""
 
@@ -230,6 +248,7 @@ class LogState:
         self.n, self.at_us = entry.n, entry.at_us
         if entry.stream is not None:
             self.stream = entry.stream
+            self.began_us = self.began_us or entry.stream.recorded_us
         self.shards.update((s.shard_id, s) for s in entry.shards)
         for shard_id in entry.forgotten:
             self.shards.pop(shard_id, None)
@@ -291,8 +310,10 @@ class LogState:
     def open_gaps(self, generation: int = 0) -> list[Gap]:
         """Gaps that a state of this generation suffers from, oldest first.
 
-        A baseline of a later generation was exported behind the gap and needs no healing of it.
+        A baseline of a later generation was exported behind the gap and needs no healing of it,
+        and no state needs the time before capture.
         """
+        generation = max(generation, FIRST_GENERATION)
         return [
             gap
             for n, gap in sorted(self.gaps.items())
@@ -397,6 +418,8 @@ def _state(raw: Mapping[str, Any]) -> LogState:
         incomplete=raw["incomplete"],
         discovered_us=raw["discovered_us"],
         resumed_us=raw.get("resumed_us", 0),
+        # Summaries did not always say it.
+        began_us=raw.get("began_us") or (raw["stream"] or {}).get("recorded_us", 0),
         replaced=raw.get("replaced", {}),
         last_owner=raw["last_owner"],
     )

@@ -73,5 +73,9 @@ class ShardGoneError(Exception):
     """The shard or its whole stream no longer exists."""
 
 
+class NotCoveredError(CdcPipelineError):
+    """A day of which nothing that still exists knows the changes."""
+
+
 class CannotHealError(CdcPipelineError):
     """A gap that incremental exports cannot heal; a new baseline can."""

@@ -93,6 +93,10 @@ class TablePaths:
         """Key of an object of one day that heals the gap opened by entry `gap`."""
         return f"{self.landing}{day_folder(day)}heal-{gap:012d}-{nonce}.parquet"
 
+    def backfilled(self, day: date, nonce: str) -> str:
+        """Key of an object of one day that a backfill made from an export."""
+        return f"{self.landing}{day_folder(day)}backfill-{nonce}.parquet"
+
     def quarantined(self, kind: str, day: date, n: int, nonce: str) -> str:
         """Key of the quarantine object of one day in log entry `n`."""
         return f"{self.quarantine}{kind}/{day_folder(day)}{object_name(n, nonce, 'jsonl')}"

@@ -9,8 +9,6 @@ import dagster as dg
 from pydantic import Field
 
 from cdc_pipeline.core.capture_log import Gap, LandedObject
-from cdc_pipeline.core.errors import NotReadyError
-from cdc_pipeline.core.names import day_of
 from cdc_pipeline.defs.checks import report_checks
 from cdc_pipeline.defs.failures import readable_failures
 from cdc_pipeline.defs.metadata import known, lag_seconds, moment
@@ -19,6 +17,7 @@ from cdc_pipeline.defs.resources import LakeResource
 from cdc_pipeline.settings import Table
 
 if TYPE_CHECKING:
+    from cdc_pipeline.capture.backfill import BackfilledDay
     from cdc_pipeline.capture.drain import CaptureResult
     from cdc_pipeline.lake.lake import Lake
 
@@ -142,53 +141,96 @@ def describe_capture(result: "CaptureResult") -> str:
     )
 
 
-def report_capture(
-    context: dg.AssetExecutionContext, lake: "Lake", table: Table, days: Sequence[date]
+def capture_now(
+    context: dg.AssetExecutionContext, lake: "Lake", table: Table, asked: Sequence[date]
 ) -> dict[str, Any]:
-    """Capture now if one of the days can still get changes; metadata for each day asked for."""
+    """Capture one table; returns metadata. Days that were not asked for are reported at once."""
     from cdc_pipeline.capture.run import Captured, Failed, Landed, capture_tables
 
-    landings = Landings()
-    asked = {day.isoformat() for day in days}
+    landings, keys = Landings(), {day.isoformat() for day in asked}
     metadata: dict[str, Any] = {}
-    if max(days) >= today() - timedelta(days=_STREAM_DAYS):
-        for event in capture_tables(lake, [table], linger_seconds=0):
-            match event:
-                case Landed(_, objects):
-                    # The days asked for are materialised by the run itself.
-                    others = [landed for landed in objects if landed.day not in asked]
-                    for materialization in landings.add(table, others):
-                        context.log_event(materialization)
-                case Captured(_, result):
-                    for materialization in landings.report(table):
-                        context.log_event(materialization)
-                    context.log.info(describe_capture(result))
-                    report_gaps(context.log.error, result)
-                    metadata |= _capture_metadata(result)
-                case Failed(_, error):
-                    raise error
-    state = lake.log(table).load()
-    began = day_of(state.stream.recorded_us) if state.stream else today()
-    for day in days:
-        objects = state.objects_of_day(day.isoformat())
-        # A stream opened today still holds yesterday's changes.
-        if not objects and day < began - timedelta(days=_STREAM_DAYS):
-            raise NotReadyError(
-                f"{table.safe_name}/raw_stream {day}: capture began on {began}, and the stream "
-                "kept nothing older than 24 h; nothing covers this day",
-                fix="the baseline export holds the items as they were when capture began",
-            )
-        context.add_asset_metadata(
-            known(
-                {
-                    "dagster/partition_row_count": sum(o.rows for o in objects),
-                    "bytes": sum(o.bytes for o in objects),
-                    "objects": len(objects),
-                }
-            ),
-            partition_key=day.isoformat(),
-        )
+    for event in capture_tables(lake, [table], linger_seconds=0):
+        match event:
+            case Landed(_, objects):
+                # The days asked for are materialised by the run itself.
+                others = [landed for landed in objects if landed.day not in keys]
+                for materialization in landings.add(table, others):
+                    context.log_event(materialization)
+            case Captured(_, result):
+                for materialization in landings.report(table):
+                    context.log_event(materialization)
+                context.log.info(describe_capture(result))
+                report_gaps(context.log.error, result)
+                metadata = _capture_metadata(result)
+            case Failed(_, error):
+                raise error
     return metadata
+
+
+def must_capture(lake: "Lake", table: Table, days: Sequence[date]) -> bool:
+    """Whether some of the days can still get changes, or capture has not passed them yet."""
+    if max(days) >= today() - timedelta(days=_STREAM_DAYS):
+        return True
+    state = lake.log(table).load()
+    end = datetime.combine(max(days) + timedelta(days=1), datetime.min.time(), UTC)
+    return state.stream is not None and state.watermark_us < end.timestamp() * 1_000_000
+
+
+def land_days(
+    context: dg.AssetExecutionContext, lake: "Lake", table: Table, days: Sequence[date]
+) -> Iterator[dg.AssetMaterialization | dg.MaterializeResult]:
+    """Capture if that can add something, land again what past days lack, report each day.
+
+    A day that cannot be had does not stop the others: they are materialised, and the run fails at
+    its end with the days that are not.
+    """
+    from cdc_pipeline.capture.backfill import backfill_days
+
+    done: list[BackfilledDay] = []
+    with readable_failures():
+        metadata = (
+            capture_now(context, lake, table, days) if must_capture(lake, table, days) else {}
+        )
+        for found in backfill_days(lake, table, days, progress=context.log.info):
+            if found.added:
+                sources = ", ".join(found.sources)
+                context.log.info(f"{found.day}: {found.added} rows added ({sources})")
+            for note in found.notes:
+                context.log.warning(f"{found.day}: {note}")
+            done.append(found)
+    failed = [found for found in done if found.error is not None]
+    if not failed:
+        for found in done:
+            context.add_asset_metadata(_day_metadata(found), partition_key=found.day.isoformat())
+        yield dg.MaterializeResult(metadata=metadata)
+        return
+    key = dg.AssetKey([table.safe_name, "raw_stream"])
+    for found in done:
+        if found.error is None:
+            yield dg.AssetMaterialization(
+                asset_key=key, partition=found.day.isoformat(), metadata=_day_metadata(found)
+            )
+    raise dg.Failure(
+        description="\n".join(
+            f"{table.safe_name}/raw_stream {found.day}: {found.error}" for found in failed
+        ),
+        metadata={"days_failed": len(failed), "days_done": len(done) - len(failed)},
+        allow_retries=False,
+    )
+
+
+def _day_metadata(found: "BackfilledDay") -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "dagster/partition_row_count": found.rows,
+        "bytes": found.bytes,
+        "objects": found.objects,
+        "rows_added": found.added,
+    }
+    if found.sources:
+        told["added_from"] = ", ".join(sorted({*found.sources}))
+    if found.notes:
+        told["notes"] = "\n".join(found.notes)
+    return told
 
 
 def _capture_metadata(result: "CaptureResult") -> dict[str, Any]:

@@ -7,7 +7,7 @@ import dagster as dg
 
 from cdc_pipeline.core.errors import NotReadyError
 from cdc_pipeline.core.names import TablePaths
-from cdc_pipeline.defs.capture import report_capture
+from cdc_pipeline.defs.capture import land_days
 from cdc_pipeline.defs.checks import build_checks
 from cdc_pipeline.defs.failures import readable_failures
 from cdc_pipeline.defs.metadata import (
@@ -137,19 +137,20 @@ def _raw_stream(table: Table, settings: Settings) -> dg.AssetsDefinition:
         description=(
             f"Every change of DynamoDB table `{table.name}` as it was read from the table's "
             "stream, by the day it was written. The job `capture` fills it continuously. "
-            "Materialising today or yesterday captures now; for an older day it reports what has "
-            "landed, because a stream keeps its changes for 24 hours only."
+            "Materialising today or yesterday captures now; an older day gets what it lacks: from "
+            "the stream as long as that has it, else from an incremental export."
         ),
         key_prefix=table.safe_name,
         group_name=_group(table),
         owners=_owners(table),
     )
-    def raw_stream(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
+    def raw_stream(
+        context: dg.AssetExecutionContext, lake: LakeResource
+    ) -> Iterator[dg.AssetMaterialization | dg.MaterializeResult]:
         with readable_failures():
             opened = lake.open()
-            days = [date.fromisoformat(key) for key in context.partition_keys]
-            summary = report_capture(context, opened, table, days)
-        return dg.MaterializeResult(metadata=summary)
+        days = [date.fromisoformat(key) for key in context.partition_keys]
+        yield from land_days(context, opened, table, days)
 
     return raw_stream
 

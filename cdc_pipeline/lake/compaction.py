@@ -43,12 +43,15 @@ def compact_landing(log: CaptureLog, published: int) -> Compaction:
 def mergeable(state: LogState, today: date, published: int) -> Iterator[list[LandedObject]]:
     """Groups of objects that should be one, each in the order in which it was logged.
 
-    Objects of a group have one generation, so no gap and no baseline lies between their entries.
-    Events that wait for a read of their items are found by their entry and stay as they are.
+    Objects of a group have one generation, so no gap and no baseline lies between their entries,
+    unless a backfill landed some behind an open gap; these stay apart. Events that wait for a read
+    of their items are found by their entry and stay as they are.
     """
+    horizon = state.horizon(0)
 
-    def kind(landed: LandedObject) -> tuple[str, int, bool]:
-        return landed.day, landed.generation, landed.entry > published
+    def kind(landed: LandedObject) -> tuple[str, int, bool, bool]:
+        is_behind = landed.entry > published, landed.entry > horizon
+        return landed.day, landed.generation, *is_behind
 
     small = [
         landed
@@ -56,7 +59,7 @@ def mergeable(state: LogState, today: date, published: int) -> Iterator[list[Lan
         if landed.bytes < _TARGET_BYTES // 2 and landed.entry not in state.incomplete
     ]
     small.sort(key=lambda landed: (kind(landed), landed.entry))
-    for (day, _, _), alike in groupby(small, key=kind):
+    for (day, *_), alike in groupby(small, key=kind):
         least = 2 if day < today.isoformat() else _LEAST_OBJECTS
         group: list[LandedObject] = []
         size = 0

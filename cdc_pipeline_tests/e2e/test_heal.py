@@ -40,7 +40,7 @@ def world(
 ) -> World:
     made = make_world(quick, tmp_path, kind)
     made.activate(monkeypatch)
-    monkeypatch.setattr("cdc_pipeline.capture.heal._WAIT_SECONDS", 0.2)
+    monkeypatch.setattr("cdc_pipeline.capture.increments.WAIT_SECONDS", 0.2)
     made.make_table("orders")
     made.configure("orders", export={**EXPORT, "bucket": made.bucket})
     for number in range(20):

@@ -1,0 +1,94 @@
+"""What gap healing and backfills share: lines of incremental exports, and items read by key."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any, TypeVar
+
+import msgspec
+
+from cdc_pipeline.aws.export import DataFile, ExportStatus, read_data_file, whole_lines
+from cdc_pipeline.aws.table import describe_backups
+from cdc_pipeline.capture.completion import READ
+from cdc_pipeline.core.attributes import TOO_DEEP, plain_json, to_json
+from cdc_pipeline.core.changes import Change, content_identity, from_export_line
+from cdc_pipeline.core.errors import ExportError, UnreadableError
+from cdc_pipeline.lake.lake import Lake
+
+BATCH_ROWS = 10_000
+WAIT_SECONDS = 5
+Progress = Callable[[str], None]
+_T = TypeVar("_T")
+
+
+def export_changes(
+    lake: Lake, status: ExportStatus, file: DataFile, table_id: str
+) -> Iterator[Change]:
+    """The changes in one data file, its checksum and count verified; raises `ExportError`."""
+    where, number = f"data file {file.key}", 0
+    for block in whole_lines(read_data_file(lake.aws, status, file), where):
+        for line in block.splitlines():
+            number += 1
+            yield _change(line, table_id, f"{where}, line {number}")
+    if number != file.items:
+        raise ExportError(f"{where} holds {number} items, its manifest promises {file.items}")
+
+
+def _change(line: bytes, table_id: str, where: str) -> Change:
+    try:
+        return from_export_line(msgspec.json.decode(line), table_id=table_id)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise ExportError(f"{where}: not JSON") from None
+    except (UnreadableError, RecursionError) as error:
+        raise ExportError(f"{where}: {getattr(error, 'reason', TOO_DEEP)}") from None
+
+
+def wait_until_restorable(
+    lake: Lake,
+    table: str,
+    until_us: int,
+    progress: Progress,
+    sleep: Callable[[float], object] = time.sleep,
+) -> None:
+    """Wait until recovery, typically five minutes behind the present, has come to a time."""
+    while True:
+        latest = describe_backups(lake.aws, table).latest
+        if latest is not None and latest.timestamp() * 1_000_000 >= until_us:
+            return
+        progress(f"waiting until recovery reaches {moment(until_us):%H:%M:%S}")
+        sleep(WAIT_SECONDS)
+
+
+def read_row(
+    table_id: str, keys: str, item: dict[str, Any] | None, time_us: int, position: str
+) -> Change:
+    """An item that was read by its key (None: there is none) as a change at a time and place."""
+    op, image = ("D", None) if item is None else ("U", to_json(item))
+    return Change(
+        uuid=content_identity(table_id, keys, time_us, op, image, None),
+        op=op,
+        write_time_us=time_us,
+        data=None if item is None else plain_json(item),
+        keys=keys,
+        new_image=image,
+        old_image=None,
+        position=position,
+        sequence_number="",
+        shard_id="",
+        event_id="",
+        is_ttl_delete=None,
+        transport=READ,
+    )
+
+
+def batches(rows: Iterable[_T], size: int = BATCH_ROWS) -> Iterator[list[_T]]:
+    """Rows some thousand at a time."""
+    left = iter(rows)
+    while batch := list(islice(left, size)):
+        yield batch
+
+
+def moment(time_us: int) -> datetime:
+    """A time in UTC, to the second."""
+    return datetime.fromtimestamp(time_us // 1_000_000, UTC)
