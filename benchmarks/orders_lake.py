@@ -130,7 +130,9 @@ class OrdersLake:
             sql = f"{self._cdc(number, number + 1)} ORDER BY keys, order_key"
             chunks = [_table(connection, sql).cast(CDC_SCHEMA)]
             day = self.day(number)
-            table = lake.tables.replace_day("orders_cdc", day, CDC_SCHEMA, chunks, {}, over=table)
+            table = lake.tables.replace_days(
+                "orders_cdc", [day], CDC_SCHEMA, chunks, {}, over=table
+            )
         rows = _reader(
             connection, f"{self._cdc(0, self.days)} ORDER BY hash(write_time_us)", CDC_SCHEMA
         )

@@ -1,6 +1,7 @@
 """Aggregates as Iceberg tables: run one's query, commit its result whole or day by day."""
 
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
@@ -25,39 +26,60 @@ from cdc_pipeline.lake.tables import CommitConflictError
 from cdc_pipeline.transform.aggregates import AGGREGATES, Aggregate, load_aggregates
 
 _ATTEMPTS = 5
+_COMMIT_DAYS = 100
 
 
 @dataclass(frozen=True)
 class AggregateResult:
-    """A committed aggregate. `columns`: name and Arrow type."""
+    """A committed aggregate, or one day of it. `columns`: name and Arrow type."""
 
+    day: date | None
     rows: int
     columns: list[tuple[str, str]]
     seconds: float
 
 
 def build_aggregate(lake: Lake, aggregate: Aggregate, day: date | None = None) -> AggregateResult:
-    """Run the query and commit its result; a daily one replaces just `day`.
+    """Run the query and commit its result; a daily one replaces just `day`. See `build_days`."""
+    (result,) = _build_parts(lake, aggregate, [day])
+    return result
 
-    Days that were built under other masking rules are rebuilt first. Overtaken by another commit
-    it runs again.
+
+def build_days(lake: Lake, aggregate: Aggregate, days: Iterable[date]) -> Iterator[AggregateResult]:
+    """Run a daily aggregate's query for each day and commit the results, many days at once.
+
+    Each day is yielded once it stands; a killed run leaves what it had committed. Days that were
+    built under other masking rules are rebuilt first. Overtaken by another commit it runs again.
 
     Raises `NotReadyError` when an input does not exist yet, `QueryError` for SQL that fails or
     reads what masking keeps from readers, `CommitConflictError`, `LakeError`, `SettingsError`.
     """
+    yield from _build_parts(lake, aggregate, sorted({*days}))
+
+
+def _build_parts(
+    lake: Lake, aggregate: Aggregate, days: Sequence[date | None]
+) -> Iterator[AggregateResult]:
     _refuse_exact_inputs(lake, aggregate)
     every = load_aggregates(lake.settings.aggregates_folder)
     rules = fingerprints(lake, sources_of(lake, aggregate, every))
     before = lake.tables.load(aggregate.table)
-    days: list[date | None] = [*lake.tables.days(before)] if before and day else [None]
-    stale = [d for d in days if published_rules(before, d) != rules] if before else []
-    for other in stale:
-        if other != day:
-            _build_at_last(lake, aggregate, other, rules)
-    result, committed = _build_at_last(lake, aggregate, day, rules)
-    if stale:
-        forget_earlier(lake, committed)
-    return result
+    there: list[date | None] = [*lake.tables.days(before)] if before and any(days) else [None]
+    stale = [d for d in there if published_rules(before, d) != rules] if before else []
+    others = [day for day in stale if day not in days]
+    for group in _groups(others):
+        _build_at_last(lake, aggregate, group, rules)
+    for group in _groups(days):
+        results, committed = _build_at_last(lake, aggregate, group, rules)
+        if stale:
+            forget_earlier(lake, committed)
+        yield from results
+
+
+def _groups(days: Sequence[date | None]) -> Iterator[Sequence[date | None]]:
+    """Days that share a connection and a commit; results of that many are in memory together."""
+    for start in range(0, len(days), _COMMIT_DAYS):
+        yield days[start : start + _COMMIT_DAYS]
 
 
 def _refuse_exact_inputs(lake: Lake, aggregate: Aggregate) -> None:
@@ -73,44 +95,58 @@ def _refuse_exact_inputs(lake: Lake, aggregate: Aggregate) -> None:
 
 
 def _build_at_last(
-    lake: Lake, aggregate: Aggregate, day: date | None, rules: str
-) -> tuple[AggregateResult, IcebergTable]:
+    lake: Lake, aggregate: Aggregate, days: Sequence[date | None], rules: str
+) -> tuple[list[AggregateResult], IcebergTable]:
     for _ in range(_ATTEMPTS - 1):
         with suppress(CommitConflictError):
-            return _build(lake, aggregate, day, rules)
-    return _build(lake, aggregate, day, rules)
+            return _build(lake, aggregate, days, rules)
+    return _build(lake, aggregate, days, rules)
 
 
 def _build(
-    lake: Lake, aggregate: Aggregate, day: date | None, rules: str
-) -> tuple[AggregateResult, IcebergTable]:
-    started = time.monotonic()
+    lake: Lake, aggregate: Aggregate, days: Sequence[date | None], rules: str
+) -> tuple[list[AggregateResult], IcebergTable]:
     before = lake.tables.load(aggregate.table)
     known = {table.safe_name for table in lake.settings.tables}
     schemas = {schema for schema, _ in aggregate.inputs}
+    results, parts = [], []
     with connect_lake(
         lake, sorted(schemas & known), aggregates=AGGREGATES in schemas
     ) as connection:
-        try:
-            parameters = {"day": day} if aggregate.daily else None
-            rows = arrow_table(connection, aggregate.sql, parameters)
-        except duckdb.CatalogException as error:
-            named = ", ".join(".".join(pair) for pair in aggregate.inputs)
-            raise NotReadyError(
-                f"aggregate {aggregate.name}: {explain(error).splitlines()[0]}",
-                fix=f"materialise its inputs first: {named}",
-            ) from None
-        except duckdb.Error as error:
-            raise QueryError(f"aggregate {aggregate.name}: {explain(error)}") from None
-    name, rows = aggregate.table, _storable(rows)
-    if day is None:
+        for day in days:
+            started = time.monotonic()
+            rows = _run(connection, aggregate, day)
+            columns = [(field.name, str(field.type)) for field in rows.schema]
+            seconds = time.monotonic() - started
+            results.append(AggregateResult(day, rows.num_rows, columns, seconds))
+            parts.append(rows)
+    name, rows = aggregate.table, pa.concat_tables(parts)
+    written = [day for day in days if day is not None]
+    if not written:
         properties = {PUBLISHED: rules}
         committed = lake.tables.replace(name, rows.to_reader(), properties, over=before)
     else:
-        rows, properties = _with_day(rows, day), {f"{PUBLISHED}.{day}": rules}
-        committed = lake.tables.replace_day(name, day, rows.schema, [rows], properties, over=before)
-    columns = [(field.name, str(field.type)) for field in rows.schema]
-    return AggregateResult(rows.num_rows, columns, time.monotonic() - started), committed
+        properties = {f"{PUBLISHED}.{day}": rules for day in written}
+        chunks = [rows] if rows.num_rows else []
+        committed = lake.tables.replace_days(
+            name, written, rows.schema, chunks, properties, over=before
+        )
+    return results, committed
+
+
+def _run(connection: duckdb.DuckDBPyConnection, aggregate: Aggregate, day: date | None) -> pa.Table:
+    try:
+        parameters = {"day": day} if aggregate.daily else None
+        rows = _storable(arrow_table(connection, aggregate.sql, parameters))
+    except duckdb.CatalogException as error:
+        named = ", ".join(".".join(pair) for pair in aggregate.inputs)
+        raise NotReadyError(
+            f"aggregate {aggregate.name}: {explain(error).splitlines()[0]}",
+            fix=f"materialise its inputs first: {named}",
+        ) from None
+    except duckdb.Error as error:
+        raise QueryError(f"aggregate {aggregate.name}: {explain(error)}") from None
+    return rows if day is None else _with_day(rows, day)
 
 
 def _with_day(rows: pa.Table, day: date) -> pa.Table:

@@ -2,15 +2,17 @@
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 from pyiceberg.table import Table as IcebergTable
 
+from cdc_pipeline.core.capture_log import LandedObject, LogState
 from cdc_pipeline.core.masking import Masking
 from cdc_pipeline.lake.duck import arrow_batches, landed_relation, open_duckdb
 from cdc_pipeline.lake.lake import Lake
@@ -24,7 +26,7 @@ from cdc_pipeline.lake.masked import (
     require_maskable_keys,
     require_rules,
 )
-from cdc_pipeline.lake.tables import CommitConflictError
+from cdc_pipeline.lake.tables import CommitConflictError, table_property
 from cdc_pipeline.settings import Table
 from cdc_pipeline.transform.sql import load_sql
 
@@ -45,12 +47,16 @@ _MASKED = (
     "mask_item(new_image) AS new_image, mask_item(old_image) AS old_image)"
 )
 _CHUNK_ROWS = 100_000
+_COMMIT_ROWS = 1_000_000
 _ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
 class CdcDay:
-    """One built day. `duplicates`: landed rows that repeated another one's identity."""
+    """One day as it stands. `duplicates`: landed rows that repeated another one's identity.
+
+    `seconds`: what reading it took, 0 when it stood already.
+    """
 
     day: date
     rows: int
@@ -61,23 +67,72 @@ class CdcDay:
 
 
 def build_cdc_day(lake: Lake, table: Table, day: date) -> CdcDay:
-    """Rebuild one write day of `<table>_cdc` from every landing object logged for it.
+    """Rebuild one write day; see `build_cdc_days`."""
+    (built,) = build_cdc_days(lake, table, [day])
+    return built
 
-    Always rewrites the day, so that an explicit run is never a silent no-op. A day without
+
+def build_cdc_days(
+    lake: Lake, table: Table, days: Iterable[date], *, only_changed: bool = False
+) -> Iterator[CdcDay]:
+    """Rebuild write days of `<table>_cdc` from every landing object logged for them.
+
+    Always rewrites a day, so that an explicit run is never a silent no-op, unless `only_changed`
+    says that days which nothing has landed for since are left as they are. Many days share a
+    commit, each yielded once it stands; a killed run leaves what it had committed. A day without
     landing objects has no rows and is no error. Days that were built under other masking rules
     are rebuilt first. Overtaken by another commit it decides again; raises `CommitConflictError`
     when that happens again and again, `LakeError`, `SettingsError` for masking that cannot be.
     """
     masking = masking_of(lake.settings, table, writing=True)
     before = lake.tables.load(f"{table.safe_name}_cdc")
+    state = lake.log(table).load()
+    asked = sorted({*days})
     published = days_under_rules(before) if before else {}
-    stale = [date.fromisoformat(d) for d, rules in published.items() if not masking.made(rules)]
-    for other in sorted({*stale} - {day}):
-        _build_at_last(lake, table, other, masking)
-    built, committed = _build_at_last(lake, table, day, masking)
-    if stale:
-        forget_earlier(lake, committed)
-    return built
+    stale = {date.fromisoformat(d) for d, rules in published.items() if not masking.made(rules)}
+    for group in _groups(state, sorted(stale - {*asked})):
+        _build_at_last(lake, table, group, masking)
+    if only_changed and before and not stale:
+        current = _current_days(lake, before, state, asked)
+        yield from current
+        asked = [day for day in asked if day not in {kept.day for kept in current}]
+    for group in _groups(state, asked):
+        built, committed = _build_at_last(lake, table, group, masking)
+        if stale:
+            forget_earlier(lake, committed)
+        yield from built
+
+
+def _groups(state: LogState, days: Iterable[date]) -> Iterator[list[date]]:
+    """Neighbouring days that share a commit: many, and some million rows."""
+    counts: dict[str, int] = {}
+    for landed in state.objects.values():
+        counts[landed.day] = counts.get(landed.day, 0) + landed.rows
+    group: list[date] = []
+    rows = 0
+    for day in days:
+        group.append(day)
+        rows += counts.get(day.isoformat(), 0)
+        if rows >= _COMMIT_ROWS:
+            yield group
+            group, rows = [], 0
+    if group:
+        yield group
+
+
+def _current_days(
+    lake: Lake, built: IcebergTable, state: LogState, days: list[date]
+) -> list[CdcDay]:
+    """Days that were built after the last object of theirs was logged."""
+    counts, found = lake.tables.rows_by_day(built), []
+    for day in days:
+        watermark = table_property(built, f"watermark.{day}")
+        objects = state.objects_of_day(day.isoformat())
+        if watermark is not None and all(o.entry <= int(watermark) for o in objects):
+            rows = counts.get(day, 0)
+            repeats = sum(o.rows for o in objects) - rows
+            found.append(CdcDay(day, rows, repeats, len(objects), int(watermark), 0.0))
+    return found
 
 
 def require_rules_of_days(lake: Lake, table: Table, built: IcebergTable) -> None:
@@ -89,48 +144,70 @@ def require_rules_of_days(lake: Lake, table: Table, built: IcebergTable) -> None
 
 
 def _build_at_last(
-    lake: Lake, table: Table, day: date, masking: Masking
-) -> tuple[CdcDay, IcebergTable]:
+    lake: Lake, table: Table, days: list[date], masking: Masking
+) -> tuple[list[CdcDay], IcebergTable]:
     for _ in range(_ATTEMPTS - 1):
         with suppress(CommitConflictError):
-            return _build(lake, table, day, masking)
-    return _build(lake, table, day, masking)
+            return _build(lake, table, days, masking)
+    return _build(lake, table, days, masking)
 
 
-def _build(lake: Lake, table: Table, day: date, masking: Masking) -> tuple[CdcDay, IcebergTable]:
-    started = time.monotonic()
+def _build(
+    lake: Lake, table: Table, days: list[date], masking: Masking
+) -> tuple[list[CdcDay], IcebergTable]:
     name = f"{table.safe_name}_cdc"
     # The table before the log: what is committed over it is then never older than it.
     before = lake.tables.load(name)
     state = lake.log(table).load()
-    objects = state.objects_of_day(day.isoformat())
-    rows = 0
+    built: list[CdcDay] = []
 
-    def chunks() -> Iterator[pa.Table]:
-        nonlocal rows
+    def batches() -> Iterator[pa.Table]:
         with (
             tempfile.TemporaryDirectory() as folder,
             open_duckdb(lake, Path(folder)) as connection,
             masking_functions(connection, masking),
         ):
-            landed = landed_relation(connection, lake, objects)
-            require_maskable_keys(connection, table, masking, f"SELECT keys FROM {landed}")
-            columns = _MASKED if masking else "*"
-            connection.execute(f"CREATE TEMP VIEW landed AS SELECT {columns} FROM {landed}")
-            for batch in arrow_batches(connection, load_sql("cdc"), _CHUNK_ROWS):
-                rows += batch.num_rows
-                chunk = pa.Table.from_batches([batch])
-                days = pa.array([day] * batch.num_rows, pa.date32())
-                yield chunk.append_column("day", days).cast(CDC_SCHEMA)
+            for day in days:
+                started, rows = time.monotonic(), 0
+                objects = state.objects_of_day(day.isoformat())
+                for batch in _rows(connection, lake, table, objects, masking) if objects else ():
+                    rows += batch.num_rows
+                    column = pa.array([day] * batch.num_rows, pa.date32())
+                    yield batch.append_column("day", column).cast(CDC_SCHEMA)
+                repeats = sum(landed.rows for landed in objects) - rows
+                seconds = time.monotonic() - started
+                built.append(CdcDay(day, rows, repeats, len(objects), state.n, seconds))
 
-    properties = {f"watermark.{day}": str(state.n), f"{PUBLISHED}.{day}": masking.fingerprint}
-    committed = lake.tables.replace_day(name, day, CDC_SCHEMA, chunks(), properties, over=before)
-    built = CdcDay(
-        day=day,
-        rows=rows,
-        duplicates=sum(landed.rows for landed in objects) - rows,
-        objects=len(objects),
-        watermark=state.n,
-        seconds=time.monotonic() - started,
-    )
+    properties = {f"watermark.{day}": str(state.n) for day in days}
+    properties |= {f"{PUBLISHED}.{day}": masking.fingerprint for day in days}
+    chunks = _chunks(batches())
+    committed = lake.tables.replace_days(name, days, CDC_SCHEMA, chunks, properties, over=before)
     return built, committed
+
+
+def _rows(
+    connection: duckdb.DuckDBPyConnection,
+    lake: Lake,
+    table: Table,
+    objects: list[LandedObject],
+    masking: Masking,
+) -> Iterator[pa.Table]:
+    """The changes in some objects, masked, repeats removed, in batches."""
+    landed = landed_relation(connection, lake, objects)
+    require_maskable_keys(connection, table, masking, f"SELECT keys FROM {landed}")
+    columns = _MASKED if masking else "*"
+    connection.execute(f"CREATE OR REPLACE TEMP VIEW landed AS SELECT {columns} FROM {landed}")
+    for batch in arrow_batches(connection, load_sql("cdc"), _CHUNK_ROWS):
+        yield pa.Table.from_batches([batch])
+
+
+def _chunks(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Small ones put together: each costs a manifest, and each of its days a file."""
+    gathered: list[pa.Table] = []
+    for found in tables:
+        gathered.append(found)
+        if sum(table.num_rows for table in gathered) >= _CHUNK_ROWS:
+            yield pa.concat_tables(gathered)
+            gathered = []
+    if gathered:
+        yield pa.concat_tables(gathered)

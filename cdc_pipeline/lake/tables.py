@@ -107,17 +107,17 @@ class Tables:
 
         return self._commit(table, change)
 
-    def replace_day(
+    def replace_days(
         self,
         name: str,
-        day: date,
+        days: Collection[date],
         schema: pa.Schema,
         chunks: Iterable[pa.Table],
         properties: Mapping[str, str],
         *,
         over: Table | None,
     ) -> Table:
-        """Make `chunks` (with a `day` column) the rows of one day, in one commit.
+        """Make `chunks` (with a `day` column) the rows of some days, in one commit.
 
         `over`: as for `replace`. The schema is the chunks'; where it gives a column of other days
         another type, those days are rewritten in it, or `LakeError` says that it cannot hold them.
@@ -127,12 +127,12 @@ class Tables:
             raise _conflict(table)
 
         def change(transaction: Transaction) -> None:
-            others = _other_days(table, day, schema)
+            others = _other_days(table, days, schema)
             _evolve(transaction, schema)
             if others is not None:
                 transaction.overwrite(others)
-            elif _has_rows(table) and day in self.days(table):
-                transaction.delete(f"day = '{day.isoformat()}'")
+            elif _has_rows(table) and (old := self.days(table) & {*days}):
+                transaction.delete(f"day IN {_listed(old)}")
             empty = table.current_snapshot() is None
             for chunk in chunks:
                 transaction.append(chunk)
@@ -145,10 +145,15 @@ class Tables:
 
     def days(self, table: Table) -> set[date]:
         """The days that a table partitioned by day has files for."""
+        return {*self.rows_by_day(table)}
+
+    def rows_by_day(self, table: Table) -> dict[date, int]:
+        """How many rows each day of a table partitioned by day has, for days with files."""
         found = table.inspect.partitions()
         if "partition" not in found.column_names:  # PyIceberg leaves it out while there are none
-            return set()
-        return {row["day"] for row in found.column("partition").to_pylist()}
+            return {}
+        counts = found.select(["partition", "record_count"]).to_pylist()
+        return {row["partition"]["day"]: row["record_count"] for row in counts}
 
     def expire(self, table: Table, until: datetime, keep: Collection[int | None]) -> int:
         """Forget snapshots older than `until`, but the current one and those to `keep`; how many.
@@ -215,13 +220,17 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
     return column.cast(kind)
 
 
-def _other_days(table: Table, day: date, schema: pa.Schema) -> pa.Table | None:
+def _listed(days: Collection[date]) -> str:
+    return "(" + ", ".join(f"'{day.isoformat()}'" for day in sorted(days)) + ")"
+
+
+def _other_days(table: Table, days: Collection[date], schema: pa.Schema) -> pa.Table | None:
     """The rows of all other days in `schema` if it changes the type of a column, else None."""
     have = table.schema().as_arrow()
     kept = [field for field in have if field.name in schema.names]
     if not _has_rows(table) or all(_same(f, schema.field(f.name)) for f in kept):
         return None
-    rows = table.scan(row_filter=f"day <> '{day.isoformat()}'").to_arrow()
+    rows = table.scan(row_filter=f"day NOT IN {_listed(days)}").to_arrow()
     if not rows.num_rows:
         return None
     columns = []
@@ -234,8 +243,8 @@ def _other_days(table: Table, day: date, schema: pa.Schema) -> pa.Table | None:
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             was = rows.column(field.name).type
             raise LakeError(
-                f"table {'.'.join(table.name())}: column {field.name} of {day} is {field.type}, "
-                f"which cannot hold the {was} of other days",
+                f"table {'.'.join(table.name())}: column {field.name} of {min(days)} is "
+                f"{field.type}, which cannot hold the {was} of other days",
                 fix="cast it in the SQL to a type that holds both",
             ) from error
     return pa.Table.from_arrays(columns, schema=schema)

@@ -306,8 +306,9 @@ def test_days_that_nothing_covers(story: Story) -> None:
     assert [day for day, f in found.items() if f.error] == [ancient, future]
     assert found[days[1]].added > 0
     for day in (ancient, future):
-        assert isinstance(found[day].error, NotCoveredError)
-        assert str(day) in found[day].error.message
+        error = found[day].error
+        assert isinstance(error, NotCoveredError)
+        assert str(day) in error.message
     said = str(found[ancient].error)
     assert f"capture began at {days[3]}" in said
     assert f"reaches back to {story.first}" in said

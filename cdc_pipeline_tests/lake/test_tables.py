@@ -138,7 +138,7 @@ def _day(day: date, values: list[Any], kind: pa.DataType | None = None) -> pa.Ta
 
 def _replace_day(tables: Tables, day: date, *chunks: pa.Table, **properties: str) -> None:
     over = tables.load("d")
-    tables.replace_day("d", day, chunks[0].schema, chunks, properties, over=over)
+    tables.replace_days("d", [day], chunks[0].schema, chunks, properties, over=over)
 
 
 def _by_day(tables: Tables) -> dict[date, list[Any]]:
