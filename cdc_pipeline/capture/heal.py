@@ -7,7 +7,7 @@ behind it, so a heal may take its time: it never beats newer changes (DYNAMODB_C
 import hashlib
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path

@@ -117,7 +117,7 @@ def _fill(span: Span, backups: Backups | None, lost: tuple[LandedObject, ...] = 
     assert backups is not None  # the span is within its reach
     gap = Gap("objects lost", (), *span, heal_generation=0)
     try:
-        (window,) = plan_windows(gap, 0, backups)
+        (window,) = plan_windows([gap], 0, backups)
     except CannotHealError as error:
         raise NotCoveredError(error.message) from None
     return Fill(span, window, lost)

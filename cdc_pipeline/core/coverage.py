@@ -40,22 +40,19 @@ class Stretch:
 
 
 def coverage(state: LogState, now_us: int) -> list[Stretch]:
-    """The ledger of one table from the beginning to `now_us`: no holes, no overlaps, in order.
+    """The ledger of one table from the beginning to `now_us`: in order, without overlaps.
 
-    Empty as long as nothing was ever captured. Where gaps overlap, the worst one counts.
+    Since capture began it has no holes; it is empty before that. Where gaps overlap, the worst one
+    counts. Days that a backfill took from exports count as heals.
     """
     if state.stream is None:
         return []
-    baselines = state.baselines.values()
-    began_us = min(
-        [state.stream.recorded_us]
-        + [baseline.recorded_us for baseline in baselines]
-        + [gap.from_us for gap in state.gaps.values()]
-    )
+    began_us = state.began_us
     read_us = min(max(state.watermark_us, began_us), now_us)
     stretches = [Stretch(began_us, read_us, "stream"), Stretch(read_us, now_us, "unread")]
     stretches += [_of_gap(state, gap) for gap in state.gaps.values()]
-    first = min((b.export_time_us for b in baselines if b.snapshot_id is not None), default=None)
+    staged = [b for b in state.baselines.values() if b.snapshot_id is not None]
+    first = min((baseline.export_time_us for baseline in staged), default=None)
     if first is not None:
         note = f"in the state of the export at {moment(first)}"
         stretches.append(Stretch(0, began_us, "export", note))
@@ -102,6 +99,8 @@ def _flatten(stretches: list[Stretch]) -> list[Stretch]:
     flat: list[Stretch] = []
     for start, end in pairwise(bounds):
         over = [s for s in stretches if s.from_us <= start and end <= s.to_us]
+        if not over:
+            continue  # before capture, and no export is there yet
         # A gap says more than the general answer "unread" or "stream".
         worst = min(over, key=lambda s: (s.gap is None, _WORST_FIRST.index(s.means)))
         piece = replace(worst, from_us=start, to_us=end)

@@ -27,6 +27,7 @@ def _state(read_to: int = 100, **more: object) -> LogState:
         stream=StreamRef("t", "arn", "NEW_AND_OLD_IMAGES", 0, 10),
         shards={"s": ShardState("s", None, 0, read_to_us=read_to)},
         discovered_us=read_to,
+        began_us=10,
     )
     return dataclasses.replace(state, **more)  # type: ignore[arg-type]
 
@@ -85,6 +86,16 @@ def test_where_gaps_overlap_the_open_one_counts() -> None:
     assert _told(coverage(state, 100))[1:3] == [(20, 40, "heal"), (40, 90, "lost")]
 
 
+def test_days_before_capture_that_a_backfill_landed() -> None:
+    past = dataclasses.replace(_gap(3, 2, 5), cause="before capture", heal_generation=0)
+    heals = {3: Heal(3, (HealWindow(2, 5),), reread=0, healed=True)}
+    state = _state(gaps={3: past}, heals=heals)
+    told = [(2, 5, "heal"), (10, 100, "stream")]
+    assert _told(coverage(state, 100)) == told
+    state.baselines[7] = Baseline(7, recorded_us=70, export_time_us=75, snapshot_id=1)
+    assert _told(coverage(state, 100)) == [(0, 2, "export"), told[0], (5, 10, "export"), told[1]]
+
+
 _times = st.integers(1, 50)
 
 
@@ -102,12 +113,12 @@ def test_the_ledger_has_no_holes_and_no_overlaps(
 ) -> None:
     state = _state(read_to=read_to)
     for n, (a, b, healed) in enumerate(gaps, start=1):
-        state.gaps[n] = _gap(n, min(a, b), max(a, b) + 1)
+        state.gaps[n] = _gap(n, min(a, b) + 10, max(a, b) + 11)
         if healed:
             state.heals[n] = Heal(n, (HealWindow(a, b),), reread=0, healed=True)
     for n, (at, staged) in enumerate(baselines, start=2):
         state.baselines[n] = Baseline(n, at, at, snapshot_id=1 if staged else None)
-    now = 52 + more
+    now = 62 + more
     found = coverage(state, now)
     assert found[-1].to_us == now
     assert all(left.to_us == right.from_us for left, right in pairwise(found))
