@@ -230,6 +230,21 @@ class Alarms(_Strict):
     )
 
 
+class Reconcile(_Strict):
+    """How the lake is compared with the source again and again."""
+
+    schedule: Cron | None = Field(
+        "23 4 * * *", description="when samples of all tables are compared (UTC); none: never"
+    )
+    sample: int = Field(
+        300, ge=3, description="items of a sample; each costs one read unit per 4 kB"
+    )
+    reads_per_second: float = Field(50, gt=0, description="items read per second and table")
+    full_schedule: Cron | None = Field(
+        None, description="cron (UTC) of comparisons with a fresh full export (which costs)"
+    )
+
+
 class Settings(_Strict):
     """Everything a deployment can say. Secrets never: they come from AWS's credential chain."""
 
@@ -258,6 +273,7 @@ class Settings(_Strict):
     current_state: CurrentState = CurrentState()  # type: ignore[call-arg]
     maintenance: Maintenance = Maintenance()  # type: ignore[call-arg]
     alarms: Alarms = Alarms()  # type: ignore[call-arg]
+    reconcile: Reconcile = Reconcile()  # type: ignore[call-arg]
     tables: Annotated[list[Table], Field(min_length=1)]
 
     _folder: Path = PrivateAttr(default=Path())

@@ -216,14 +216,33 @@ _LONGEST_LINE = 64 << 20
 
 def read_data_file(aws: AwsSession, export: ExportStatus, file: DataFile) -> Iterator[bytes]:
     """Decompressed pieces of one data file, as `verified` gives them."""
-    where = f"s3://{export.bucket}/{file.key}"
+    with _open_data_file(aws, export, file) as stream:
+        yield from verified(stream, file, f"s3://{export.bucket}/{file.key}")
+
+
+def check_data_file(aws: AwsSession, export: ExportStatus, file: DataFile) -> int:
+    """Compare one data file with its MD5 in the manifest; its bytes. Raises `ExportError`."""
+    digest, size = hashlib.md5(usedforsecurity=False), 0
+    with _open_data_file(aws, export, file) as stream:
+        while piece := stream.read(_PIECE_BYTES):
+            digest.update(piece)
+            size += len(piece)
+    _require_md5(digest.digest(), file, f"s3://{export.bucket}/{file.key}")
+    return size
+
+
+def _open_data_file(aws: AwsSession, export: ExportStatus, file: DataFile) -> BinaryIO:
     stream = open_object(aws, export.bucket, file.key) or open_object(
         aws, export.bucket, f"{export.prefix}/{file.key}"
     )
     if stream is None:
-        raise ExportError(f"data file {where} is missing")
-    with stream:
-        yield from verified(stream, file, where)
+        raise ExportError(f"data file s3://{export.bucket}/{file.key} is missing")
+    return stream
+
+
+def _require_md5(digest: bytes, file: DataFile, where: str) -> None:
+    if base64.b64encode(digest).decode() != file.md5:
+        raise ExportError(f"data file {where} does not match the MD5 in its manifest")
 
 
 def verified(stream: BinaryIO, file: DataFile, where: str) -> Iterator[bytes]:
@@ -240,8 +259,7 @@ def verified(stream: BinaryIO, file: DataFile, where: str) -> Iterator[bytes]:
             yield piece
 
     yield from _gunzip(compressed(), where)
-    if base64.b64encode(digest.digest()).decode() != file.md5:
-        raise ExportError(f"data file {where} does not match the MD5 in its manifest")
+    _require_md5(digest.digest(), file, where)
 
 
 def _gunzip(pieces: Iterator[bytes], where: str) -> Iterator[bytes]:

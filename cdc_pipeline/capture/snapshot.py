@@ -11,6 +11,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import duckdb
 from botocore.exceptions import ClientError
@@ -33,7 +34,7 @@ from cdc_pipeline.capture.source import require_backups, table_with_stream
 from cdc_pipeline.capture.staging import Converted, Staging
 from cdc_pipeline.core.capture_log import Baseline, Entry, LogState
 from cdc_pipeline.core.columns import Column
-from cdc_pipeline.core.errors import ExportError, SettingsError
+from cdc_pipeline.core.errors import ExportError, NotReadyError, SettingsError
 from cdc_pipeline.core.order import SNAPSHOT_POSITION, order_key
 from cdc_pipeline.lake.duck import files_relation, open_duckdb
 from cdc_pipeline.lake.lake import Lake
@@ -73,6 +74,7 @@ def take_snapshot(
     lake: Lake,
     table: Table,
     *,
+    shadow: bool = False,
     progress: Progress = lambda _: None,
     sleep: Callable[[float], object] = time.sleep,
 ) -> SnapshotResult:
@@ -80,8 +82,9 @@ def take_snapshot(
 
     Stream positions are recorded first, then the export is requested for a time at least the
     margin later, so the changes that follow those positions cover everything the export lacks.
-    Nothing becomes visible before every file's checksum and count has been verified. Raises
-    `SourceError`, `ExportError`, `LakeError`.
+    Nothing becomes visible before every file's checksum and count has been verified. `shadow`: it
+    is staged beside the live baseline and held there (`capture.shadow`). Raises `SourceError`,
+    `ExportError`, `LakeError`, `NotReadyError`.
     """
     started = time.monotonic()
     described = table_with_stream(lake.aws, table.name, complete_by_read=table.complete_by_read)
@@ -91,7 +94,7 @@ def take_snapshot(
     state = log.load()
     if state.stream is None:
         open_capture(log, state, open_source(lake, table))
-    baseline = _begin(lake, log, state)
+    baseline = _begin(lake, table, log, state, shadow)
     if baseline.export_arn is None:
         _wait_until(log, baseline.export_time_us, progress, sleep)
         token = _token(described.table_id, baseline)
@@ -100,7 +103,7 @@ def take_snapshot(
             return request_export(lake.aws, described.arn, at, target, token)
 
         arn = _request(lake, table, request, baseline, progress, sleep)
-        baseline = _record(log, state, replace(baseline, export_arn=arn))
+        baseline = record_baseline(log, state, baseline, export_arn=arn)
     status = _wait_for(lake, log, state, baseline, progress, sleep)
     try:
         manifest = read_manifest(lake.aws, status)
@@ -114,16 +117,14 @@ def take_snapshot(
         raise ExportError(error.message, fix=_ASK_ANEW) from error
     snapshot = staged.table.current_snapshot()
     assert snapshot is not None  # it was just committed
-    _record(
+    record_baseline(
         log,
         state,
-        replace(
-            baseline,
-            snapshot_id=snapshot.snapshot_id,
-            items=staged.rows,
-            bytes=size,
-            staged_us=log.now_us(),
-        ),
+        baseline,
+        snapshot_id=snapshot.snapshot_id,
+        items=staged.rows,
+        bytes=size,
+        staged_us=log.now_us(),
     )
     lake.store.delete(list(lake.store.list(lake.paths(table).staging)))
     return SnapshotResult(
@@ -153,15 +154,22 @@ def export_target(lake: Lake, table: Table) -> ExportTarget:
     return ExportTarget(bucket, f"{prefix.strip('/')}/{folder}" if prefix.strip("/") else folder)
 
 
-def _begin(lake: Lake, log: CaptureLog, state: LogState) -> Baseline:
+def _begin(lake: Lake, table: Table, log: CaptureLog, state: LogState, shadow: bool) -> Baseline:
     """The unfinished baseline, or a new one; a second and later one begins a generation.
 
     The log entry that begins a generation is what records its positions: every shard's position
     in the log at that entry. Changes captured from then on land in the new generation.
     """
     newest = max(state.baselines, default=None)
-    if newest is not None and state.baselines[newest].snapshot_id is None:
-        return state.baselines[newest]
+    unfinished = state.baselines[newest] if newest is not None else None
+    if unfinished and unfinished.snapshot_id is None and not unfinished.discarded:
+        if shadow and not unfinished.shadow:
+            raise NotReadyError(
+                f"table {table.name}: an export for a new baseline is under way already",
+                fix=f"let it finish, or materialise {table.safe_name}/pitr_export, then again",
+            )
+        # Who asks for a baseline gets one, also where an export for a comparison was begun.
+        return record_baseline(log, state, unfinished, shadow=shadow)
     while True:
         stream = state.stream
         assert stream is not None  # capture was opened
@@ -169,21 +177,28 @@ def _begin(lake: Lake, log: CaptureLog, state: LogState) -> Baseline:
             stream = replace(stream, generation=stream.generation + 1, recorded_us=log.now_us())
         margin = lake.settings.handover_margin_seconds
         export_time_s = math.ceil(stream.recorded_us / 1_000_000 + margin)
-        baseline = Baseline(stream.generation, stream.recorded_us, export_time_s * 1_000_000)
+        export_time_us = export_time_s * 1_000_000
+        baseline = Baseline(stream.generation, stream.recorded_us, export_time_us, shadow=shadow)
         if log.append(state, _entry(stream=stream, baseline=baseline)):
             return baseline
         log.catch_up(state)
 
 
-def _record(log: CaptureLog, state: LogState, baseline: Baseline) -> Baseline:
-    while not log.append(state, _entry(baseline=baseline)):
+def record_baseline(
+    log: CaptureLog, state: LogState, baseline: Baseline, **changes: Any
+) -> Baseline:
+    """Log `changes` of a baseline as it stands; what others decided about it meanwhile stays."""
+    while True:
+        standing = state.baselines[baseline.generation]
+        changed = replace(standing, **changes)
+        if changed == standing or log.append(state, _entry(baseline=changed)):
+            return changed
         log.catch_up(state)
-    return baseline
 
 
 def _give_up(log: CaptureLog, state: LogState, baseline: Baseline) -> None:
     """Forget an export that is of no use, so that the next run asks for another one."""
-    _record(log, state, replace(baseline, export_arn=None, attempt=baseline.attempt + 1))
+    record_baseline(log, state, baseline, export_arn=None, attempt=baseline.attempt + 1)
 
 
 def _entry(**parts: object) -> Entry:

@@ -75,6 +75,7 @@ class LandedObject:
 
     `bare`: its events lack new images; reads of the items complete them in a later entry.
     `through`: of an object made by compaction, the last entry whose rows it holds.
+    `crc32`: of its bytes; None in logs of older versions.
     """
 
     key: str
@@ -89,6 +90,7 @@ class LandedObject:
     shards: tuple[str, ...]
     bare: bool = False
     through: int = 0
+    crc32: int | None = None
 
     @property
     def entry(self) -> int:
@@ -112,6 +114,7 @@ class Baseline:
     `recorded_us`: time(P), when the stream positions it hands over to were recorded.
     `export_time_us`: T. `snapshot_id`: the Iceberg snapshot of `<table>_snapshot` that holds its
     verified items; None until it is staged. `attempt` counts exports of it that failed.
+    `shadow`: held beside the live baseline until somebody decides; `discarded`: decided against.
     """
 
     generation: int
@@ -123,6 +126,13 @@ class Baseline:
     items: int | None = None
     bytes: int | None = None
     staged_us: int | None = None
+    shadow: bool = False
+    discarded: bool = False
+
+    @property
+    def is_staged(self) -> bool:
+        """Whether its items are verified and in the lake, and may be shown to readers."""
+        return self.snapshot_id is not None and not self.shadow and not self.discarded
 
 
 @dataclass(frozen=True)
@@ -185,7 +195,8 @@ class Entry:
     `completes`: earlier entries whose bare events this one completes. `discovered_us`: every shard
     that began before that time is known. `resumed_us`: the first listing after an outage as long
     as the stream's retention. `replaced`: objects whose rows are in `objects` from now on;
-    `removed`: replaced objects that are deleted.
+    `removed`: replaced objects that are deleted. `lost`: objects that are gone or damaged beyond
+    repair; nothing reads them any more.
     """
 
     n: int
@@ -205,6 +216,7 @@ class Entry:
     completes: tuple[int, ...] = ()
     replaced: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """Readable JSON; parts that say nothing are left out."""
@@ -223,6 +235,7 @@ class LogState:
 
     `replaced`: objects that compaction took the place of and that are still there, with the time.
     `began_us`: when capture's first positions were recorded.
+    `lost`: what was in objects that are gone or damaged.
     """
 
     n: int = 0
@@ -239,6 +252,7 @@ class LogState:
     resumed_us: int = 0
     began_us: int = 0
     replaced: dict[str, int] = field(default_factory=dict)
+    lost: dict[str, LandedObject] = field(default_factory=dict)
     last_owner: str = ""
 
     def apply(self, entry: Entry) -> None:
@@ -258,6 +272,9 @@ class LogState:
             self.objects[landed.key] = known
         for key in entry.replaced:
             del self.objects[key]
+            self.replaced[key] = entry.at_us
+        for key in entry.lost:
+            self.lost[key] = self.objects.pop(key)
             self.replaced[key] = entry.at_us
         for key in entry.removed:
             self.replaced.pop(key, None)
@@ -299,9 +316,15 @@ class LogState:
 
     @property
     def staged(self) -> Baseline | None:
-        """The newest baseline whose items are verified and in the lake."""
-        done = [b for b in self.baselines.values() if b.snapshot_id is not None]
+        """The newest baseline whose items are verified and in the lake, shadows left out."""
+        done = [b for b in self.baselines.values() if b.is_staged]
         return max(done, key=lambda b: b.generation, default=None)
+
+    @property
+    def shadow(self) -> Baseline | None:
+        """The baseline that is held beside the live one, staged or on its way."""
+        newest = max(self.baselines.values(), key=lambda b: b.generation, default=None)
+        return newest if newest and newest.shadow and not newest.discarded else None
 
     def objects_of_day(self, day: str) -> list[LandedObject]:
         """Landing objects of one write day, in the order they were logged."""
@@ -352,7 +375,7 @@ class LogState:
         """The summary of the log up to `n`."""
         # `asdict` would copy every object, which takes longer than all the rest.
         parts = dict(vars(self))
-        for name in ("shards", "objects", "quarantined", "baselines", "gaps", "heals"):
+        for name in ("shards", "objects", "quarantined", "baselines", "gaps", "heals", "lost"):
             parts[name] = list(parts[name].values())
         said = {"format": FORMAT, "at": _iso(self.at_us), **parts}
         return json.dumps(said, default=vars) + "\n"
@@ -401,6 +424,7 @@ def _entry(raw: Mapping[str, Any]) -> Entry:
         completes=tuple(raw.get("completes", ())),
         replaced=tuple(raw.get("replaced", ())),
         removed=tuple(raw.get("removed", ())),
+        lost=tuple(raw.get("lost", ())),
     )
 
 
@@ -411,6 +435,7 @@ def _state(raw: Mapping[str, Any]) -> LogState:
         stream=StreamRef(**raw["stream"]) if raw["stream"] else None,
         shards={s.shard_id: s for s in _each(ShardState, raw)},
         objects={o.key: o for o in _objects(raw)},
+        lost={o.key: o for o in _objects(raw, "lost")},
         quarantined={q["key"]: QuarantinedObject(**q) for q in raw["quarantined"]},
         baselines={b["generation"]: Baseline(**b) for b in raw["baselines"]},
         gaps={g["entry"]: _gap(g) for g in raw["gaps"]},
@@ -438,6 +463,6 @@ def _heal(raw: Mapping[str, Any]) -> Heal:
     return Heal(**{**raw, "windows": tuple(windows), "also": tuple(raw.get("also", ()))})
 
 
-def _objects(raw: Mapping[str, Any]) -> Iterable[LandedObject]:
-    for part in raw.get("objects", ()):
+def _objects(raw: Mapping[str, Any], name: str = "objects") -> Iterable[LandedObject]:
+    for part in raw.get(name, ()):
         yield LandedObject(**{**part, "shards": tuple(part["shards"])})

@@ -1,8 +1,9 @@
 """Appending a stream of rows to an Iceberg table in one snapshot, with bounded memory."""
 
+import zlib
 from collections.abc import Iterable, Iterator
 from itertools import chain, count
-from typing import cast
+from typing import Any, cast
 
 import pyarrow as pa
 from pyiceberg.io.fileformat import FileFormatFactory
@@ -23,6 +24,12 @@ _ROW_GROUP_BYTES = 48 << 20
 _FILE_BYTES = 128 << 20
 """Parquet bytes after which a file is full: whoever looks something up opens every file."""
 
+CHECKSUMS = "cdc_pipeline.crc32"
+"""The snapshot's summary property with the CRC-32 of each data file it added, in order of path.
+
+In hex, with commas. Iceberg itself keeps only sizes.
+"""
+
 
 def append_stream(transaction: Transaction, rows: pa.RecordBatchReader) -> None:
     """Append all rows, in their order; the snapshot is there even if there are none.
@@ -32,20 +39,75 @@ def append_stream(transaction: Transaction, rows: pa.RecordBatchReader) -> None:
     (`pyiceberg.io.pyarrow.write_file`). Its writer, which is used here, takes them bit by bit.
     """
     groups = (_requested(transaction.table_metadata, group) for group in _row_groups(rows))
-    with transaction.update_snapshot().fast_append() as files:
+    io = _SummingIO(transaction._table.io)
+    summary: dict[str, str] = {}
+    with transaction.update_snapshot(summary).fast_append() as files:
         for number in count():
             first = next(groups, None)
             if first is None:
-                return
+                break
             name = f"00000-{number}-{files.commit_uuid}.parquet"  # as PyIceberg names them
-            files.append_data_file(_write_file(transaction, name, chain([first], groups)))
+            files.append_data_file(
+                _write_file(transaction.table_metadata, io, name, chain([first], groups))
+            )
+        summary[CHECKSUMS] = ",".join(f"{io.sums[path]:08x}" for path in sorted(io.sums))
 
 
-def _write_file(transaction: Transaction, name: str, groups: Iterable[pa.Table]) -> DataFile:
+class _SummingIO:
+    """The part of PyIceberg's FileIO that writes data files, with a CRC-32 of each."""
+
+    def __init__(self, io: Any) -> None:
+        self._io = io
+        self.sums: dict[str, int] = {}
+
+    def new_output(self, location: str) -> "_SummingOutput":
+        return _SummingOutput(self._io.new_output(location), self.sums)
+
+
+class _SummingOutput:
+    def __init__(self, file: Any, sums: dict[str, int]) -> None:
+        self._file = file
+        self._sums = sums
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def __len__(self) -> int:
+        return len(self._file)
+
+    def create(self, overwrite: bool = False) -> "_SummingStream":
+        return _SummingStream(self._file.create(overwrite), self._file.location, self._sums)
+
+
+class _SummingStream:
+    """A Parquet file on its way: written from its first byte to its last."""
+
+    def __init__(self, stream: Any, path: str, sums: dict[str, int]) -> None:
+        self._stream = stream
+        self._path = path
+        self._sums = sums
+        sums[path] = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def __enter__(self) -> "_SummingStream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+
+    def write(self, data: Any) -> int:
+        self._sums[self._path] = zlib.crc32(data, self._sums[self._path])
+        return self._stream.write(data)
+
+
+def _write_file(
+    table: TableMetadata, io: _SummingIO, name: str, groups: Iterable[pa.Table]
+) -> DataFile:
     """Write row groups until the file is full; the rest stays in `groups`."""
-    table = transaction.table_metadata
     path = load_location_provider(table.location, table.properties).new_data_location(name)
-    file = transaction._table.io.new_output(path)
+    file: Any = io.new_output(path)
     model = FileFormatFactory.get(FileFormat.PARQUET)
     schema = sanitize_column_names(table.schema())
     writer = cast(ParquetFormatWriter, model.create_writer(file, schema, table.properties))

@@ -42,6 +42,9 @@ CDC_SCHEMA = pa.schema(
 )
 """The landing columns, then what the log adds."""
 
+ROWS = "rows"
+"""The table property (with the day behind it) that says how many rows a day was built with."""
+
 _MASKED = (
     "* REPLACE (mask_item(keys) AS keys, mask_plain(new_image) AS data, "
     "mask_item(new_image) AS new_image, mask_item(old_image) AS old_image)"
@@ -160,6 +163,8 @@ def _build(
     before = lake.tables.load(name)
     state = lake.log(table).load()
     built: list[CdcDay] = []
+    properties = {f"watermark.{day}": str(state.n) for day in days}
+    properties |= {f"{PUBLISHED}.{day}": masking.fingerprint for day in days}
 
     def batches() -> Iterator[pa.Table]:
         with (
@@ -176,10 +181,9 @@ def _build(
                     yield batch.append_column("day", column).cast(CDC_SCHEMA)
                 repeats = sum(landed.rows for landed in objects) - rows
                 seconds = time.monotonic() - started
+                properties[f"{ROWS}.{day}"] = str(rows)  # read behind the last chunk
                 built.append(CdcDay(day, rows, repeats, len(objects), state.n, seconds))
 
-    properties = {f"watermark.{day}": str(state.n) for day in days}
-    properties |= {f"{PUBLISHED}.{day}": masking.fingerprint for day in days}
     chunks = _chunks(batches())
     committed = lake.tables.replace_days(name, days, CDC_SCHEMA, chunks, properties, over=before)
     return built, committed

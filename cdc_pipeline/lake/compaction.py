@@ -1,5 +1,6 @@
 """Compaction of landing objects: many small ones into few, through the capture log."""
 
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
@@ -92,6 +93,7 @@ def _merge(log: CaptureLog, state: LogState, group: list[LandedObject]) -> bool:
         shards=tuple(sorted({shard for landed in group for shard in landed.shards})),
         bare=any(landed.bare for landed in group),
         through=last.entry,
+        crc32=zlib.crc32(data),
     )
     replaced = tuple(landed.key for landed in group)
     entry = _entry(objects=(merged,), replaced=replaced)

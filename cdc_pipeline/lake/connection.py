@@ -16,6 +16,7 @@ from cdc_pipeline.lake.cdc import CDC_SCHEMA, require_rules_of_days
 from cdc_pipeline.lake.current_state import published_base
 from cdc_pipeline.lake.duck import (
     connect_duckdb,
+    explain,
     files_relation,
     identifier,
     landed_relation,
@@ -55,7 +56,10 @@ def connect_lake(
             _create_aggregates(connection, lake)
     except duckdb.Error as error:
         connection.close()
-        raise LakeError(f"lake {settings.lake}: {error}") from error
+        raise LakeError(
+            f"lake {settings.lake}: {explain(error)}",
+            fix="if a file is missing or damaged, `cdc-pipeline reconcile TABLE` says what to do",
+        ) from error
     except BaseException:
         connection.close()
         raise

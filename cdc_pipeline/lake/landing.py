@@ -2,6 +2,7 @@
 
 import base64
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import date
 from functools import partial
@@ -106,6 +107,7 @@ def _write_day(
         max_position=max(positions),
         shards=tuple(sorted({row.shard_id for row in rows})),
         bare=any(row.new_image is None and row.op != "D" for row in rows),
+        crc32=zlib.crc32(data),
     )
 
 
@@ -164,7 +166,10 @@ def read_object(store: Store, landed: LandedObject) -> pa.Table:
     """A landing object in the landing columns; raises `LakeError` when it is gone."""
     data = store.read(landed.key)
     if data is None:
-        raise LakeError(f"landing object {landed.key} is in the capture log but not in the lake")
+        raise LakeError(
+            f"landing object {landed.key} is in the capture log but not in the lake",
+            fix="cdc-pipeline reconcile TABLE --full --repair",
+        )
     return pq.read_table(pa.BufferReader(data)).cast(LANDING_SCHEMA)
 
 

@@ -47,7 +47,9 @@ def maintain_table(lake: Lake, table: Table) -> Upkeep:
     replaced_us = options.keep_replaced_minutes * 60_000_000
     done.replaced_removed = remove_replaced(log, log.now_us() - replaced_us)
     _remove_unlogged(lake, table, done)
-    baselines = {b.snapshot_id for b in log.load().baselines.values()}
+    state = log.load()
+    kept = [b for b in state.baselines.values() if b.is_staged or b is state.shadow]
+    baselines = {baseline.snapshot_id for baseline in kept}
     for kind in _OF_A_TABLE:
         _maintain_iceberg(lake, f"{table.safe_name}_{kind}", baselines, done)
     return done

@@ -39,7 +39,7 @@ def table_status(lake: Lake, table: Table) -> TableStatus:
     log = lake.log(table)
     state = log.load()
     base = published_base(lake, table)
-    exports = [b.export_time_us for b in state.baselines.values() if b.snapshot_id is not None]
+    exports = [b.export_time_us for b in state.baselines.values() if b.is_staged]
     return TableStatus(
         table=table.safe_name,
         items=base.items if base else None,

@@ -6,7 +6,7 @@ only the caller knows whether its result still holds. The watermark goes with th
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from pyiceberg.exceptions import (
     NamespaceAlreadyExistsError,
     NoSuchTableError,
 )
+from pyiceberg.manifest import DataFile
 from pyiceberg.table import ALWAYS_TRUE, Table, Transaction
 
 from cdc_pipeline.aws.session import AwsSession
@@ -27,6 +28,7 @@ from cdc_pipeline.lake.store import Store
 from cdc_pipeline.settings import Settings
 
 PROPERTY = "cdc_pipeline."
+_EPOCH = date(1970, 1, 1)
 _PROPERTIES = {
     "format-version": "2",
     "commit.retry.num-retries": "0",
@@ -143,6 +145,14 @@ class Tables:
 
         return self._commit(table, change)
 
+    def make_current(self, table: Table, snapshot_id: int) -> None:
+        """Let engines that know nothing of our log see an earlier snapshot of the table again."""
+        with _storage_errors(table.location()):
+            try:
+                table.manage_snapshots().set_current_snapshot(snapshot_id).commit()
+            except CommitFailedException as error:
+                raise _conflict(table) from error
+
     def days(self, table: Table) -> set[date]:
         """The days that a table partitioned by day has files for."""
         return {*self.rows_by_day(table)}
@@ -154,6 +164,10 @@ class Tables:
             return {}
         counts = found.select(["partition", "record_count"]).to_pylist()
         return {row["partition"]["day"]: row["record_count"] for row in counts}
+
+    def day_of_file(self, file: DataFile) -> date:
+        """The day that a file of a table partitioned by day holds."""
+        return _EPOCH + timedelta(days=file.partition[0])
 
     def expire(self, table: Table, until: datetime, keep: Collection[int | None]) -> int:
         """Forget snapshots older than `until`, but the current one and those to `keep`; how many.

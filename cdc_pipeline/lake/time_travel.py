@@ -59,7 +59,7 @@ def find_state(lake: Lake, table: Table, state: LogState, at: datetime) -> AsOf:
     """
     at_us = int(at.timestamp()) * 1_000_000
     staged = sorted(
-        (b for b in state.baselines.values() if b.snapshot_id is not None),
+        (b for b in state.baselines.values() if b.is_staged),
         key=lambda b: b.generation,
     )
     if not staged or at_us < staged[0].export_time_us:
@@ -96,6 +96,16 @@ def find_state(lake: Lake, table: Table, state: LogState, at: datetime) -> AsOf:
         and gap.from_us < at_us + 1_000_000  # the end of that second
         and at_us <= gap.to_us
     ]
+    lost = [
+        landed.rows
+        for landed in state.lost.values()
+        if landed.generation >= chosen.generation and landed.min_write_us <= at_us
+    ]
+    if lost:
+        warnings.append(
+            f"{table.safe_name}: {sum(lost)} changes before {_utc(at_us)} were in landing objects "
+            "that were damaged and could not be restored"
+        )
     return AsOf(chosen, at_us, warnings)
 
 

@@ -1,0 +1,232 @@
+"""Reconciliation: is the lake what the source is? Samples, full differences, and repair."""
+
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import date
+
+from cdc_pipeline.aws.table import describe_table
+from cdc_pipeline.capture.catch_up import Progress, Sleep, capture_to
+from cdc_pipeline.capture.difference import FullDifference, compare_with_export
+from cdc_pipeline.capture.sample import (
+    Difference,
+    Sample,
+    SampleCost,
+    compare_sample,
+    require_comparable,
+    sample_cost,
+    settle,
+)
+from cdc_pipeline.capture.shadow import discard_shadow, held_shadow, release_shadow
+from cdc_pipeline.capture.snapshot import take_snapshot
+from cdc_pipeline.capture.verify_export import VerifiedExport, verify_export
+from cdc_pipeline.core.capture_log import Baseline
+from cdc_pipeline.core.errors import LakeError, NotReadyError
+from cdc_pipeline.lake.cdc import build_cdc_day
+from cdc_pipeline.lake.current_state import Base, handover_us, publish_current_state, published_base
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.restore import Restored, restore_landing
+from cdc_pipeline.lake.tables import CommitConflictError
+from cdc_pipeline.lake.verify import LANDING, Damage, Verified, verify_files
+from cdc_pipeline.settings import Table
+
+_USD_PER_GB = 0.10  # of an export; list price of us-east-1, DYNAMODB_CDC section 1
+_ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a reconciliation takes, about. `gigabytes` and `usd`: of a full export."""
+
+    sample: SampleCost
+    gigabytes: float
+    usd: float
+
+
+@dataclass
+class Report:
+    """What a reconciliation found.
+
+    `unreadable`: why items could not be compared; None: they were. `compared`: items.
+    `unsettled`: items that changed whenever they were read.
+    """
+
+    table: str
+    export: VerifiedExport | None = None
+    files: Verified = field(default_factory=Verified)
+    compared: int = 0
+    differences: list[Difference] = field(default_factory=list)
+    unsettled: int = 0
+    unreadable: str | None = None
+    export_arn: str | None = None
+    ranges: int = 0
+    ranges_joined: int = 0
+    repaired: bool = False
+    restored: Restored = field(default_factory=Restored)
+    seconds: float = 0
+
+    def counts(self) -> dict[str, int]:
+        """Differences by kind."""
+        return dict(Counter(difference.kind for difference in self.differences))
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing is wrong, as far as was looked."""
+        problems = self.export.problems if self.export else []
+        return not (problems or self.files.damages or self.differences or self.unreadable)
+
+
+def estimate(lake: Lake, table: Table, items: int) -> Cost:
+    """What a sample of so many items, and a full export, cost about."""
+    described = describe_table(lake.aws, table.name)
+    gigabytes = described.bytes / 1e9
+    return Cost(sample_cost(described, items), gigabytes, gigabytes * _USD_PER_GB)
+
+
+def reconcile_sample(
+    lake: Lake,
+    table: Table,
+    items: int,
+    *,
+    progress: Progress = lambda _: None,
+    sleep: Sleep = time.sleep,
+) -> Report:
+    """Verify the baseline's export and all file sizes, and compare a sample with the source.
+
+    Raises `NotReadyError`, `SourceError`, `LakeError`.
+    """
+    started = time.monotonic()
+    report = _verified(lake, table, progress, content=False)
+    try:
+        sample = compare_sample(lake, table, items, progress=progress, sleep=sleep)
+        _add(report, sample)
+    except LakeError as error:
+        report.unreadable = str(error)
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def reconcile_full(
+    lake: Lake,
+    table: Table,
+    *,
+    repair: bool = False,
+    progress: Progress = lambda _: None,
+    sleep: Sleep = time.sleep,
+) -> Report:
+    """Compare all items with a fresh export, and every file with what was written.
+
+    The export is staged as a shadow baseline. With `repair` it takes the place of the live one if
+    anything was wrong, in one commit, and damaged landing objects and days of cdc are made good
+    as far as possible. Without, it is held while something is wrong, so that a repair may use it;
+    otherwise discarded. Safe to kill at any moment and run again. Raises `NotReadyError`,
+    `SourceError`, `ExportError`, `LakeError`.
+    """
+    started = time.monotonic()
+    # Before the export, so that the base shows nothing written later than it.
+    base = published_base(lake, table)
+    if base is None:
+        raise NotReadyError(
+            f"{table.safe_name}/current_state was not published yet",
+            fix=f"materialise {table.safe_name}/current_state first",
+        )
+    report = _verified(lake, table, progress, content=True)
+    shadow = _shadow(lake, table, report, repair, progress, sleep)
+    report.export_arn = shadow.export_arn
+    _compare(lake, table, base, shadow, report, progress, sleep)
+    if report.is_sound:
+        discard_shadow(lake, table, shadow)
+    elif repair:
+        _repair(lake, table, shadow, report, progress)
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def _verified(lake: Lake, table: Table, progress: Progress, *, content: bool) -> Report:
+    report = Report(table.safe_name)
+    progress("verifying files of the lake")
+    report.files = verify_files(lake, table, content=content)
+    try:
+        report.export = verify_export(lake, table, progress=progress)
+    except LakeError as error:
+        report.unreadable = str(error)
+    return report
+
+
+def _add(report: Report, sample: Sample) -> None:
+    report.compared += sample.compared
+    report.differences += sample.differences
+    report.unsettled += sample.unsettled
+
+
+def _shadow(
+    lake: Lake, table: Table, report: Report, repair: bool, progress: Progress, sleep: Sleep
+) -> Baseline:
+    """A staged shadow: a fresh one, or the one that was held for this repair."""
+    held = held_shadow(lake, table)
+    if held and repair and not _touches(lake, table, held, report.files.damages):
+        progress("using the export of the last comparison")
+        return held
+    if held:
+        discard_shadow(lake, table, held)
+    taken = take_snapshot(lake, table, shadow=True, progress=progress, sleep=sleep)
+    return lake.log(table).load().baselines[taken.generation]
+
+
+def _touches(lake: Lake, table: Table, held: Baseline, damages: list[Damage]) -> bool:
+    """Whether a damaged landing object holds changes over the held baseline."""
+    objects = lake.log(table).load().objects
+    names = (damage.name for damage in damages if damage.kind == LANDING)
+    return any(objects[name].generation >= held.generation for name in names if name in objects)
+
+
+def _compare(
+    lake: Lake,
+    table: Table,
+    base: Base,
+    shadow: Baseline,
+    report: Report,
+    progress: Progress,
+    sleep: Sleep,
+) -> None:
+    state = capture_to(lake, table, handover_us(lake, shadow), progress=progress, sleep=sleep)
+    try:
+        require_comparable(lake, table, state)
+        progress("comparing all items with the export")
+        found = compare_with_export(lake, table, base, shadow, state)
+    except (LakeError, NotReadyError) as error:
+        report.unreadable = str(error)
+        return
+    _add_difference(report, found)
+    if found.moving:
+        sample, described = Sample(), describe_table(lake.aws, table.name)
+        settle(lake, table, described, found.moving, sample, progress, sleep)
+        report.differences += sample.differences
+        report.unsettled += sample.unsettled
+
+
+def _add_difference(report: Report, found: FullDifference) -> None:
+    report.compared = found.items
+    report.differences += found.differences
+    report.ranges, report.ranges_joined = found.ranges, found.ranges_joined
+
+
+def _repair(lake: Lake, table: Table, shadow: Baseline, report: Report, progress: Progress) -> None:
+    landed = [damage.name for damage in report.files.damages if damage.kind == LANDING]
+    report.restored = restore_landing(lake, table, landed)
+    progress("publishing the export as the new baseline")
+    release_shadow(lake, table, shadow)
+    _publish(lake, table)
+    for day in sorted({damage.day for damage in report.files.damages if damage.day}):
+        progress(f"building cdc of {day} again")
+        build_cdc_day(lake, table, date.fromisoformat(day))
+    report.repaired = True
+
+
+def _publish(lake: Lake, table: Table) -> None:
+    for _ in range(_ATTEMPTS - 1):
+        with suppress(CommitConflictError):
+            publish_current_state(lake, table)
+            return
+    publish_current_state(lake, table)

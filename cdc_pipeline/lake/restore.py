@@ -1,0 +1,99 @@
+"""Damaged landing objects: their rows again from cdc where it still has them, or written off."""
+
+import io
+import tempfile
+import zlib
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import date
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cdc_pipeline.core.capture_log import Entry, LandedObject
+from cdc_pipeline.lake.cdc import CDC_SCHEMA
+from cdc_pipeline.lake.duck import (
+    arrow_table,
+    files_relation,
+    landed_relation,
+    literal,
+    open_duckdb,
+)
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.landing import LANDING_SCHEMA
+from cdc_pipeline.lake.log import new_nonce, this_owner
+from cdc_pipeline.lake.masked import masking_of
+from cdc_pipeline.lake.tables import data_files, table_property
+from cdc_pipeline.settings import Table
+
+
+@dataclass
+class Restored:
+    """Keys of landing objects whose rows are back in new ones, and of those written off."""
+
+    restored: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+
+
+def restore_landing(lake: Lake, table: Table, damaged: list[str]) -> Restored:
+    """Replace damaged landing objects through the capture log.
+
+    `cdc` holds every change of a day that was built since it landed. Where it was not, or where it
+    is masked, the object is written off: its changes are missing in `cdc` when that day is built
+    again, and time travel to before the next baseline says so. Maintenance removes the files.
+    """
+    done, log = Restored(), lake.log(table)
+    for key in damaged:
+        state = log.load()
+        if key not in state.objects:
+            continue  # compaction or another repair was faster
+        others = [o for o in state.objects_of_day(state.objects[key].day) if o.key not in damaged]
+        made = _from_cdc(lake, table, state.objects[key], others)
+        parts = {"objects": (made,), "replaced": (key,)} if made else {"lost": (key,)}
+        entry = Entry(n=0, nonce=new_nonce(), owner=this_owner(), at_us=0, **parts)  # type: ignore[arg-type]
+        while not log.append(state, entry):
+            log.catch_up(state)
+            if key not in state.objects:
+                break
+        (done.restored if made else done.lost).append(key)
+    return done
+
+
+def _from_cdc(
+    lake: Lake, table: Table, landed: LandedObject, others: list[LandedObject]
+) -> LandedObject | None:
+    """A new object with the rows of `landed` that no other object has; None if cdc lacks some."""
+    cdc = lake.tables.load(f"{table.safe_name}_cdc")
+    if cdc is None or masking_of(lake.settings, table, writing=True):
+        return None
+    if int(table_property(cdc, f"watermark.{landed.day}") or 0) < landed.entry:
+        return None
+    with (
+        suppress(duckdb.Error),  # cdc is damaged as well
+        tempfile.TemporaryDirectory() as folder,
+        open_duckdb(lake, Path(folder)) as connection,
+    ):
+        built = files_relation(connection, data_files(cdc), CDC_SCHEMA)
+        held = landed_relation(connection, lake, others)
+        least, greatest = literal(landed.min_position), literal(landed.max_position)
+        rows = arrow_table(
+            connection,
+            f"SELECT * FROM {built} WHERE day = {literal(landed.day)} "
+            f"AND generation = {landed.generation} AND position BETWEEN {least} AND {greatest} "
+            f"AND uuid NOT IN (SELECT uuid FROM {held}) ORDER BY shard_id, position",
+        )
+        if rows.num_rows == landed.rows:
+            exact = rows.select(LANDING_SCHEMA.names).cast(LANDING_SCHEMA)
+            return _write(lake, table, landed, exact)
+    return None
+
+
+def _write(lake: Lake, table: Table, landed: LandedObject, rows: pa.Table) -> LandedObject:
+    sink = io.BytesIO()
+    pq.write_table(rows, sink, compression="zstd")
+    data, day, entry = sink.getvalue(), date.fromisoformat(landed.day), landed.entry
+    key = lake.paths(table).compacted(day, entry, entry, new_nonce())
+    lake.store.write(key, data)
+    return replace(landed, key=key, bytes=len(data), through=entry, crc32=zlib.crc32(data))
