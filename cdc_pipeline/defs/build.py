@@ -23,6 +23,7 @@ from cdc_pipeline.defs.capture import capture  # noqa: E402
 from cdc_pipeline.defs.glue import build_glue_sensor, repair_glue_partitions  # noqa: E402
 from cdc_pipeline.defs.heal import build_gap_sensor, heal  # noqa: E402
 from cdc_pipeline.defs.maintenance import build_maintenance_defs  # noqa: E402
+from cdc_pipeline.defs.reconcile import build_reconcile_defs  # noqa: E402
 from cdc_pipeline.defs.resources import LakeResource  # noqa: E402
 from cdc_pipeline.defs.schedules import build_schedules  # noqa: E402
 from cdc_pipeline.defs.shard_sensor import build_shard_sensor  # noqa: E402
@@ -58,7 +59,8 @@ def build_definitions(
         ],
         resources=resources or {"lake": LakeResource(settings_path=str(path.resolve()))},
     )
-    return dg.Definitions.merge(*parts, build_schedules(settings, daily_assets), own)
+    schedules = build_schedules(settings, daily_assets)
+    return dg.Definitions.merge(*parts, schedules, build_reconcile_defs(settings), own)
 
 
 def explain_missing_settings(path: Path) -> dg.Definitions:

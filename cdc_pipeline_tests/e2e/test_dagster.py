@@ -164,7 +164,7 @@ def test_what_is_defined(world: World) -> None:
     assert {spec.description is not None for spec in defs.resolve_all_asset_specs()} == {True}
     repository = defs.get_repository_def()
     jobs = {job.name for job in defs.resolve_all_job_defs() if not job.name.startswith("__")}
-    assert jobs == {"capture", "heal", "refresh_yesterday", REPAIR}
+    assert jobs == {"capture", "heal", "reconcile", "refresh_yesterday", REPAIR}
     sensors = {s.name: s.default_status.value for s in repository.sensor_defs}
     assert sensors == {
         name: "STOPPED"
@@ -182,6 +182,7 @@ def test_what_is_defined(world: World) -> None:
         "yesterday": ("20 0 * * *", "UTC"),
         "orders_v2_export": ("0 3 1 * *", "UTC"),
         "maintain": ("41 * * * *", "UTC"),
+        "reconcile": ("23 4 * * *", "UTC"),
     }
     graph = defs.resolve_asset_graph()
     deps = {
@@ -203,6 +204,8 @@ def test_what_is_defined(world: World) -> None:
         "customers/cdc:unbroken_chain",
         "customers/current_state:fresh",
         "customers/current_state:type_conflicts",
+        "customers/pitr_export:export_verified",
+        "customers/current_state:sample_matches_source",
     }
     # Days include today, in UTC.
     cdc = defs.resolve_assets_def(dg.AssetKey(["customers", "cdc"]))
