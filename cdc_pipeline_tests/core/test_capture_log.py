@@ -263,3 +263,57 @@ def test_the_generation_is_the_streams() -> None:
     stream = StreamRef("t", "arn", "NEW_IMAGE", 4, 1)
     assert LogState().generation == 0
     assert _replay([_entry(1, stream=stream), _entry(2)]).generation == 4
+
+
+def _entry(n: int, **parts: Any) -> Entry:
+    return Entry(n=n, nonce="x", owner="x", at_us=n, **parts)
+
+
+def test_a_shadow_is_no_baseline_until_it_is_released() -> None:
+    live = Baseline(1, 10, 20, snapshot_id=7)
+    shadow = Baseline(2, 30, 40, snapshot_id=8, shadow=True)
+    state = _replay([_entry(1, baseline=live), _entry(2, baseline=shadow)])
+    assert (state.staged, state.shadow) == (live, shadow)
+    for changes, staged in (({"shadow": False}, 2), ({"discarded": True}, 1)):
+        decided = dataclasses.replace(shadow, **changes)  # type: ignore[arg-type]
+        later = _replay(
+            [_entry(1, baseline=live), _entry(2, baseline=shadow), _entry(3, baseline=decided)]
+        )
+        assert later.staged is not None
+        assert (later.staged.generation, later.shadow) == (staged, None)
+
+
+def test_a_newer_baseline_takes_the_place_of_a_shadow() -> None:
+    shadow = Baseline(2, 30, 40, snapshot_id=8, shadow=True)
+    newer = Baseline(3, 50, 60, snapshot_id=9)
+    state = _replay([_entry(1, baseline=shadow), _entry(2, baseline=newer)])
+    assert (state.staged, state.shadow) == (newer, None)
+
+
+def test_a_lost_object_is_read_no_more_and_not_forgotten() -> None:
+    landed = LandedObject(
+        f"landing/{object_name(1, 'a' * 16)}", "2026-01-01", 3, 9, 1, 5, 6, "a", "b", ("s1",)
+    )
+    state = _replay([_entry(1, objects=(landed,)), _entry(2, lost=(landed.key,))])
+    assert state.objects == {}
+    assert state.replaced == {landed.key: 2}
+    assert state.lost == {landed.key: landed}
+    assert LogState.from_json(state.to_json(), "summary") == state
+
+
+def test_logs_of_older_versions_are_read() -> None:
+    """Without checksums, shadows and lost objects."""
+    landed = LandedObject(
+        f"landing/{object_name(1, 'a' * 16)}", "2026-01-01", 3, 9, 1, 5, 6, "a", "b", ("s1",)
+    )
+    entry = _entry(1, objects=(landed,), baseline=Baseline(1, 10, 20, snapshot_id=7))
+    raw = json.loads(entry.to_json())
+    for name in ("crc32", "through", "bare"):
+        del raw["objects"][0][name]
+    for name in ("shadow", "discarded"):
+        del raw["baseline"][name]
+    assert Entry.from_json(json.dumps(raw), "entry") == entry
+    state = _replay([entry])
+    summary = json.loads(state.to_json())
+    del summary["lost"]
+    assert LogState.from_json(json.dumps(summary), "summary") == state

@@ -177,6 +177,10 @@ def _run_step(step: str, lake: Any, name: str) -> None:
                 raise event.error
     elif step == "publish":
         publish_current_state(lake, table)
+    elif step == "repair":
+        from cdc_pipeline.capture.reconcile import reconcile_full
+
+        reconcile_full(lake, table, repair=True)
     elif step == "cdc":
         objects = lake.log(table).load().objects.values()
         for day in sorted({day_of(landed.min_write_us) for landed in objects}):
@@ -246,6 +250,7 @@ def serve(settings_path: Path, margin_seconds: float) -> None:
         import pyiceberg.catalog.glue
         import pyiceberg.catalog.sql
         import pyiceberg.io.pyarrow  # noqa: F401
+    import cdc_pipeline.capture.reconcile
     import cdc_pipeline.capture.run
     import cdc_pipeline.capture.snapshot
     import cdc_pipeline.lake.cdc

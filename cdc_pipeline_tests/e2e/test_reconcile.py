@@ -1,9 +1,11 @@
 """Reconciliation against the source: samples, full differences, shadows, and a corrupted lake."""
 
 import json
+import signal
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,13 @@ from cdc_pipeline.capture.snapshot import take_snapshot
 from cdc_pipeline.cli import main
 from cdc_pipeline.core.errors import NotReadyError
 from cdc_pipeline.lake.connection import connect_lake
+from cdc_pipeline.lake.maintenance import maintain_table
 from cdc_pipeline.lake.tables import data_files
+from cdc_pipeline.lake.verify import verify_files
+from cdc_pipeline_tests.e2e.checkpoint import Checkpoint
 from cdc_pipeline_tests.e2e.damage import Export
 from cdc_pipeline_tests.e2e.deployment import Deployment, deploy, today
+from cdc_pipeline_tests.e2e.killer import Killer
 from cdc_pipeline_tests.e2e.world import World, assert_mirrors, key, make_world
 
 pytestmark = [
@@ -397,6 +403,62 @@ def test_a_repair_uses_the_export_that_showed_the_difference(filled: World) -> N
     assert repaired.export_arn == shown.export_arn
     filled.capture(NAME)
     assert assert_mirrors(filled, NAME) == 9
+
+
+def test_maintenance_removes_a_discarded_shadow_and_nothing_else(
+    filled: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake, table = filled.lake(), filled.table(NAME)
+    live = set(filled.stored("iceberg/cdc/orders_snapshot/data/"))
+    take_snapshot(lake, table, shadow=True)
+    shadow = held_shadow(lake, table)
+    assert shadow is not None
+    both = set(filled.stored("iceberg/cdc/orders_snapshot/data/"))
+    assert live < both
+
+    def maintain(days: int) -> set[str]:
+        later = datetime.now(UTC) + timedelta(days=days)
+
+        class Later:
+            @staticmethod
+            def now(_: object) -> datetime:
+                return later
+
+        with monkeypatch.context() as context:
+            context.setattr("cdc_pipeline.lake.maintenance.datetime", Later)
+            maintain_table(lake, table)
+        return set(filled.stored("iceberg/cdc/orders_snapshot/data/"))
+
+    assert maintain(10) == both, "it is held: somebody may still publish it"
+    discard_shadow(lake, table, shadow)
+    assert maintain(6) == both
+    assert maintain(10) == live
+    exported = filled.rows("SELECT count(*) FROM orders.pitr_export", NAME)
+    assert exported == [(10,)]
+    assert _full(filled).is_sound
+
+
+def test_a_repair_that_is_killed_anywhere(filled: World) -> None:
+    """A file of the base gone, a landing object damaged; SIGKILL before each durable operation."""
+    _base_file_removed(filled)
+    _folded_landing_row_altered(filled)
+    start = Checkpoint.take(filled)
+    killer = Killer(filled)
+    try:
+        whole = killer.run("repair", NAME)
+        assert (whole.signal, whole.code) == (None, 0), whole.error
+        assert sum(op.startswith("Iceberg commit") for op in whole.operations) == 3
+        for number in range(1, len(whole.operations) + 1):
+            start.restore()
+            killed = killer.run("repair", NAME, kill_at=number)
+            assert killed.signal == signal.SIGKILL, killed.error
+            again = killer.run("repair", NAME)
+            assert again.code == 0, f"killed before {killed.operations[-1]}: {again.error}"
+            filled.capture(NAME)
+            assert assert_mirrors(filled, NAME) == 9
+            assert not verify_files(filled.lake(), filled.table(NAME), content=True).damages
+    finally:
+        killer.close()
 
 
 # The command line
