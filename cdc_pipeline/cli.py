@@ -227,18 +227,11 @@ def reconcile(
         sys.exit(1)
 
 
-_MOST_DIFFERENCES = 1000
-
-
 def _show_report(report: Any, as_json: bool) -> None:
     from dataclasses import asdict
 
-    counts = report.counts()
-    shown = report.differences[:_MOST_DIFFERENCES]
     if as_json:
-        said = asdict(report) | {"sound": report.is_sound, "counts": counts}
-        said["differences"] = [asdict(difference) for difference in shown]
-        click.echo(json.dumps(said, indent=1))
+        click.echo(json.dumps(asdict(report) | {"sound": report.is_sound}, indent=1))
         return
     export, files, safe = report.export, report.files, report.table
     if export:
@@ -249,14 +242,14 @@ def _show_report(report: Any, as_json: bool) -> None:
         click.echo(f"{safe}: {problem}")
     if report.unreadable:
         click.echo(f"{safe}: items were not compared: {report.unreadable}")
-    if shown:
+    if report.differences:
         grid = Grid("kind", "key", "order key in the lake", title=f"differences of {safe}")
-        for difference in shown:
+        for difference in report.differences:
             grid.add_row(difference.kind, difference.key, difference.order_key or "-")
         _console().print(grid)
-    kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    kinds = ", ".join(f"{count} {kind}" for kind, count in report.counts.items())
     click.echo(
-        f"{safe}: {report.compared:,} items compared, {len(report.differences)} differences"
+        f"{safe}: {report.compared:,} items compared, {sum(report.counts.values()):,} differences"
         + (f" ({kinds})" if kinds else "")
         + (f", {report.unsettled} changed whenever they were read" if report.unsettled else "")
         + f", {report.seconds:.1f} s"

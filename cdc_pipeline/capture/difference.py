@@ -27,12 +27,14 @@ from cdc_pipeline.transform.sql import load_sql
 
 _ITEMS_PER_RANGE = 10_000
 _MOST_RANGES = 1 << 16
+MOST_LISTED = 1000
 
 
 @dataclass(frozen=True)
 class FullDifference:
     """What a comparison of all items found.
 
+    `counts`: differences by kind; `differences`: the first of them by key, `MOST_LISTED` at most.
     `moving`: exact keys of items that differ and changed about when the export was taken, or
     later; the export cannot say what they were, so they are left to consistent reads.
     """
@@ -40,6 +42,7 @@ class FullDifference:
     items: int
     ranges: int
     ranges_joined: int
+    counts: dict[str, int]
     differences: list[Difference]
     moving: list[str]
 
@@ -66,15 +69,16 @@ def compare_with_export(
         ranges = min(max(1, (exported.items or 0) // _ITEMS_PER_RANGE), _MOST_RANGES)
         items, differing = _compare_ranges(connection, ranges)
         if not differing:
-            return FullDifference(items, ranges, 0, [], [])
+            return FullDifference(items, ranges, 0, {}, [], [])
         _join(connection, ranges, differing)
         moving = _moving(connection, lake, table, exported, state)
+        settled = "FROM differences WHERE item_key NOT IN (SELECT item_key FROM moving)"
+        counts = connection.execute(f"SELECT kind, count(*) {settled} GROUP BY kind").fetchall()
         rows = connection.execute(
-            "SELECT kind, item_key, order_key FROM differences "
-            "WHERE item_key NOT IN (SELECT item_key FROM moving) ORDER BY item_key"
+            f"SELECT kind, item_key, order_key {settled} ORDER BY item_key LIMIT {MOST_LISTED}"
         ).fetchall()
-        found = [Difference(*row) for row in rows]
-        return FullDifference(items, ranges, len(differing), found, moving)
+        listed = [Difference(*row) for row in rows]
+        return FullDifference(items, ranges, len(differing), dict(counts), listed, moving)
 
 
 def _create_ours(
@@ -91,12 +95,6 @@ def _create_ours(
     past = [landed for landed in delta if landed.min_write_us <= at_us]
     create_base(connection, table, data_files(base.table), Masking())  # it is masked
     create_winners(connection, lake, table, past, at_us)
-    # Items deleted since the export were there then.
-    connection.execute("ALTER VIEW tombstones RENAME TO all_tombstones")
-    connection.execute(
-        "CREATE TEMP VIEW tombstones AS "
-        f"SELECT * FROM all_tombstones WHERE write_time_us <= {at_us}"
-    )
     connection.execute(f"CREATE TEMP TABLE effective AS {load_sql('effective')}")
     connection.execute(
         f"CREATE TEMP VIEW ours AS SELECT item_key, order_key, item FROM ({load_sql('fold')})"

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
@@ -48,14 +49,16 @@ class Cost:
 class Report:
     """What a reconciliation found.
 
-    `unreadable`: why items could not be compared; None: they were. `compared`: items.
-    `unsettled`: items that changed whenever they were read.
+    `counts`: differences by kind; `differences`: some of them, all of a sample. `unreadable`: why
+    items could not be compared; None: they were. `compared`: items. `unsettled`: items that
+    changed whenever they were read.
     """
 
     table: str
     export: VerifiedExport | None = None
     files: Verified = field(default_factory=Verified)
     compared: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
     differences: list[Difference] = field(default_factory=list)
     unsettled: int = 0
     unreadable: str | None = None
@@ -66,15 +69,11 @@ class Report:
     restored: Restored = field(default_factory=Restored)
     seconds: float = 0
 
-    def counts(self) -> dict[str, int]:
-        """Differences by kind."""
-        return dict(Counter(difference.kind for difference in self.differences))
-
     @property
     def is_sound(self) -> bool:
         """Whether nothing is wrong, as far as was looked."""
         problems = self.export.problems if self.export else []
-        return not (problems or self.files.damages or self.differences or self.unreadable)
+        return not (problems or self.files.damages or self.counts or self.unreadable)
 
 
 def estimate(lake: Lake, table: Table, items: int) -> Cost:
@@ -89,15 +88,16 @@ def reconcile_sample(
     table: Table,
     items: int,
     *,
+    export: bool = True,
     progress: Progress = lambda _: None,
     sleep: Sleep = time.sleep,
 ) -> Report:
-    """Verify the baseline's export and all file sizes, and compare a sample with the source.
+    """Verify the baseline's `export` and all file sizes, and compare a sample with the source.
 
     Raises `NotReadyError`, `SourceError`, `LakeError`.
     """
     started = time.monotonic()
-    report = _verified(lake, table, progress, content=False)
+    report = _verified(lake, table, progress, content=False, export=export)
     try:
         sample = compare_sample(lake, table, items, progress=progress, sleep=sleep)
         _add(report, sample)
@@ -143,12 +143,15 @@ def reconcile_full(
     return report
 
 
-def _verified(lake: Lake, table: Table, progress: Progress, *, content: bool) -> Report:
+def _verified(
+    lake: Lake, table: Table, progress: Progress, *, content: bool, export: bool = True
+) -> Report:
     report = Report(table.safe_name)
     progress("verifying files of the lake")
     report.files = verify_files(lake, table, content=content)
     try:
-        report.export = verify_export(lake, table, progress=progress)
+        if export:
+            report.export = verify_export(lake, table, progress=progress)
     except LakeError as error:
         report.unreadable = str(error)
     return report
@@ -156,8 +159,18 @@ def _verified(lake: Lake, table: Table, progress: Progress, *, content: bool) ->
 
 def _add(report: Report, sample: Sample) -> None:
     report.compared += sample.compared
+    _add_settled(report, sample)
+
+
+def _add_settled(report: Report, sample: Sample) -> None:
     report.differences += sample.differences
+    _count(report, Counter(difference.kind for difference in sample.differences))
     report.unsettled += sample.unsettled
+
+
+def _count(report: Report, kinds: Mapping[str, int]) -> None:
+    for kind, count in kinds.items():
+        report.counts[kind] = report.counts.get(kind, 0) + count
 
 
 def _shadow(
@@ -202,13 +215,13 @@ def _compare(
     if found.moving:
         sample, described = Sample(), describe_table(lake.aws, table.name)
         settle(lake, table, described, found.moving, sample, progress, sleep)
-        report.differences += sample.differences
-        report.unsettled += sample.unsettled
+        _add_settled(report, sample)
 
 
 def _add_difference(report: Report, found: FullDifference) -> None:
     report.compared = found.items
     report.differences += found.differences
+    _count(report, found.counts)
     report.ranges, report.ranges_joined = found.ranges, found.ranges_joined
 
 

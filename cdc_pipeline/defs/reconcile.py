@@ -50,7 +50,7 @@ def sample_matches_source(lake: "Lake", table: Table, progress: Progress) -> Fin
     from cdc_pipeline.capture.reconcile import reconcile_sample
 
     items = lake.settings.reconcile.sample
-    return _finding(table, reconcile_sample(lake, table, items, progress=progress))
+    return _finding(table, reconcile_sample(lake, table, items, export=False, progress=progress))
 
 
 def all_items_match_source(lake: "Lake", table: Table, progress: Progress) -> Finding:
@@ -64,7 +64,7 @@ def _finding(table: Table, report: "Report") -> Finding:
     rows = [(d.kind, d.key, d.order_key or "-") for d in report.differences[:_MOST_KEYS]]
     metadata: dict[str, Any] = {
         "items_compared": report.compared,
-        "differences": len(report.differences),
+        "differences": sum(report.counts.values()),
         "changed_whenever_read": report.unsettled,
         "files": report.files.files,
         "damaged": len(report.files.damages),
@@ -74,9 +74,9 @@ def _finding(table: Table, report: "Report") -> Finding:
         "differing_items": grid(("kind", "key", "order key in the lake"), rows) if rows else None,
         "problems": _problems([str(damage) for damage in report.files.damages]),
     }
-    if report.differences or report.unreadable:
+    if report.counts or report.unreadable:
         metadata["fix"] = f"cdc-pipeline reconcile {table.safe_name} --full --repair"
-    passed = not (report.differences or report.unreadable or report.files.damages)
+    passed = not (report.counts or report.unreadable or report.files.damages)
     return Finding(passed, known(metadata))
 
 

@@ -258,7 +258,7 @@ def test_each_kind_of_difference(filled: World) -> None:
     expected = {"ghost": "not in the source", "k4": "different", "k5": "missing in the lake"}
     full = _full(filled)
     assert _kinds(full) == expected
-    assert full.counts() == dict.fromkeys(expected.values(), 1)
+    assert full.counts == dict.fromkeys(expected.values(), 1)
     assert "other" not in str(full.differences), "keys are told, contents are not"
     assert _kinds(_sample(filled)) == expected
 
