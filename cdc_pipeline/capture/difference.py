@@ -15,7 +15,7 @@ from pyiceberg.table import Table as IcebergTable
 from cdc_pipeline.capture.sample import Difference
 from cdc_pipeline.core.capture_log import Baseline, LogState
 from cdc_pipeline.core.masking import Masking
-from cdc_pipeline.lake.current_state import Base, create_base, create_winners
+from cdc_pipeline.lake.current_state import Base, create_base, create_effective, create_winners
 from cdc_pipeline.lake.duck import files_relation, landed_relation, open_duckdb
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.masked import masked, masking_functions, masking_of
@@ -95,7 +95,7 @@ def _create_ours(
     past = [landed for landed in delta if landed.min_write_us <= at_us]
     create_base(connection, table, data_files(base.table), Masking())  # it is masked
     create_winners(connection, lake, table, past, at_us)
-    connection.execute(f"CREATE TEMP TABLE effective AS {load_sql('effective')}")
+    create_effective(connection)
     connection.execute(
         f"CREATE TEMP VIEW ours AS SELECT item_key, order_key, item FROM ({load_sql('fold')})"
     )
@@ -165,7 +165,7 @@ def _moving(
     later = [landed for landed in state.objects.values() if landed.max_write_us >= since_us]
     connection.execute(
         f"CREATE TEMP TABLE moving AS SELECT keys, {masked(masking, 'keys')} AS item_key FROM "
-        f"(SELECT DISTINCT keys FROM {landed_relation(connection, lake, later, fetch=True)} "
+        f"(SELECT DISTINCT keys FROM {landed_relation(connection, lake, later, fold=True)} "
         f"WHERE write_time_us >= {since_us})"
     )
     rows = connection.execute(

@@ -19,7 +19,13 @@ from cdc_pipeline.core.capture_log import LandedObject, LogState
 from cdc_pipeline.core.errors import NotReadyError
 from cdc_pipeline.lake.connection import connect_lake
 from cdc_pipeline.lake.current_state import Base, published_base
-from cdc_pipeline.lake.duck import files_relation, identifier, landed_relation, literal, open_duckdb
+from cdc_pipeline.lake.duck import (
+    connect_duckdb,
+    files_relation,
+    identifier,
+    landed_relation,
+    literal,
+)
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.masked import masking_of
 from cdc_pipeline.lake.tables import data_files
@@ -185,7 +191,7 @@ def _any_of_lake(lake: Lake, table: Table, base: Base, count: int) -> list[str]:
         snapshot = lake.tables.load(f"{table.safe_name}_snapshot")
         assert snapshot is not None  # current_state was made of it
         found, snapshot_id = snapshot, state.baselines[base.generation].snapshot_id
-    with readable_files(table), open_duckdb(lake) as connection:
+    with readable_files(table), connect_duckdb(lake) as connection:
         files = files_relation(connection, data_files(found, snapshot_id), typed_schema([]))
         rows = connection.execute(
             f"SELECT _key FROM (SELECT _key FROM {files}) USING SAMPLE reservoir({count} ROWS)"
@@ -200,9 +206,9 @@ def _changed_last(lake: Lake, table: Table, count: int) -> list[str]:
         newest.append(landed)
         if sum(o.rows for o in newest) >= count:
             break
-    with readable_files(table), open_duckdb(lake) as connection:
+    with readable_files(table), connect_duckdb(lake) as connection:
         rows = connection.execute(
-            f"SELECT keys FROM {landed_relation(connection, lake, newest, fetch=True)} "
+            f"SELECT keys FROM {landed_relation(connection, lake, newest, fold=True)} "
             f"GROUP BY keys ORDER BY max(order_key) DESC LIMIT {count}"
         ).fetchall()
     return [key for (key,) in rows]
@@ -248,8 +254,8 @@ def _changed_since(lake: Lake, state: LogState, keys: Iterable[str], since_us: i
     later = [landed for landed in state.objects.values() if landed.max_write_us >= since_us]
     if not later or not wanted:
         return []
-    with open_duckdb(lake) as connection:
-        landed = landed_relation(connection, lake, later, fetch=True)
+    with connect_duckdb(lake) as connection:
+        landed = landed_relation(connection, lake, later, fold=True)
         rows = connection.execute(
             f"SELECT DISTINCT keys FROM {landed} WHERE write_time_us >= {since_us} "
             f"AND keys IN (SELECT unnest(?))",

@@ -9,7 +9,7 @@ from cdc_pipeline.capture.catch_up import Progress
 from cdc_pipeline.core.capture_log import Baseline
 from cdc_pipeline.core.errors import ExportError, NotReadyError
 from cdc_pipeline.lake.current_state import published_base
-from cdc_pipeline.lake.duck import files_relation, open_duckdb
+from cdc_pipeline.lake.duck import connect_duckdb, files_relation
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.tables import data_files
 from cdc_pipeline.lake.verify import readable_files
@@ -102,7 +102,7 @@ def _check_files(
 def _staged_rows(lake: Lake, table: Table, baseline: Baseline) -> int:
     staged = lake.tables.load(f"{table.safe_name}_snapshot")
     assert staged is not None  # the log says that it was committed
-    with readable_files(table), open_duckdb(lake) as connection:
+    with readable_files(table), connect_duckdb(lake) as connection:
         files = data_files(staged, baseline.snapshot_id)
         rows = files_relation(connection, files, typed_schema([]))
         return connection.execute(f"SELECT count(*) FROM {rows}").fetchall()[0][0]

@@ -585,7 +585,10 @@ def test_checks_run_apart_from_materialisations(deployment: Deployment) -> None:
     """They ask the source and may wait for capture; publications do not wait for them."""
     result = deployment.materialize(NAME, "current_state")
     assert result.success
-    assert {c.check_name for c in result.get_asset_check_evaluations()} == {"type_conflicts"}
+    assert {c.check_name for c in result.get_asset_check_evaluations()} == {
+        "fresh",
+        "type_conflicts",
+    }
     day = deployment.materialize(NAME, "cdc", day=today())
     assert day.success
 
