@@ -10,11 +10,10 @@ import gzip
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from importlib.util import find_spec
 from typing import Any
 
 import msgspec
@@ -33,7 +32,6 @@ from cdc_pipeline.core.names import day_of
 from cdc_pipeline.lake.cdc import build_cdc_day
 from cdc_pipeline.lake.current_state import publish_current_state
 from cdc_pipeline.lake.typed import prior_columns
-from cdc_pipeline.transform import fast, shred
 from cdc_pipeline_tests.lake.builder import (
     MARGIN_US,
     START_US,
@@ -42,11 +40,14 @@ from cdc_pipeline_tests.lake.builder import (
     temporary_lake,
 )
 from cdc_pipeline_tests.strategies import HOSTILE_NAMES, items
+from cdc_pipeline_tests.transform.ways import both_ways, converted_by
 
 Item = dict[str, Any]
 Key = frozenset[tuple[str, Any]]
 
 _SYSTEM = {"_key", "_order_key", "_write_time_us", "_item", "_rescued"}
+# A token of JSON without zeros that say nothing.
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]*[1-9])?(E[+-][1-9][0-9]*)?").fullmatch
 _KEY_NAMES = [("pk",), ("S", "M"), ("_item", "_key"), ("a", "A")]
 _KEYS = [
     lambda n: ({"S": f"k{n}"}, {"N": str(n)}),
@@ -89,7 +90,8 @@ def is_shown(value: Any, plain: Any) -> bool:
         return len(content) == len(plain) and all(map(is_shown, content, plain))
     if tag in ("SS", "NS", "BS"):
         found = frozenset(meaning({tag[0]: member}) for member in plain)
-        return found == meaning(value)[1] and len(found) == len(plain)
+        typed = tag != "NS" or all(isinstance(member, Decimal) for member in plain)
+        return typed and found == meaning(value)[1] and len(found) == len(plain)
     if tag == "N":
         return isinstance(plain, Decimal) and plain == Decimal(content)
     return plain == (None if tag == "NULL" else content)
@@ -105,7 +107,8 @@ def is_cell(value: Any, cell: Any) -> bool:
         numbers = [Decimal(c) for c in cell] if tag == "NS" else cell
         return exact == content and numbers == sorted({*numbers})
     if tag == "N":
-        return isinstance(cell, int | Decimal | str) and Decimal(cell) == Decimal(content)
+        spelled = _NUMBER(cell) if isinstance(cell, str) else isinstance(cell, int | Decimal)
+        return bool(spelled) and Decimal(cell) == Decimal(content)
     if tag == "B":
         return cell == base64.b64decode(content)
     return type(cell) is type(content) and cell == content
@@ -155,23 +158,6 @@ def _keyed(found: list[Item], key_names: Sequence[str]) -> dict[Key, Item]:
         keys = dict(zip(key_names, _KEYS[number % len(_KEYS)](number), strict=False))
         keyed[_key_of_text(json.dumps(keys))] = {**item, **keys}
     return keyed
-
-
-# ------------------------------------------------------------------------------------- the two ways
-
-
-_NO_NUMBA = pytest.mark.skipif(find_spec("numba") is None, reason="the extra `fast` is missing")
-both_ways = pytest.mark.parametrize("way", [pytest.param("compiled", marks=_NO_NUMBA), "exact"])
-
-
-@contextmanager
-def converted_by(way: str) -> Iterator[pytest.MonkeyPatch]:
-    """Convert that way, whatever the size of the data."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shred, "FAST_BYTES", 0)
-        if way == "exact":
-            patch.setattr(fast, "_batches", lambda: None)
-        yield patch
 
 
 many_items = st.lists(items, min_size=40, max_size=80)

@@ -3,6 +3,7 @@
 import base64
 import json
 import random
+import shutil
 import string
 import subprocess
 import sys
@@ -351,9 +352,9 @@ def test_numba_that_is_not_installed_is_no_error() -> None:
 def test_compiled_code_is_kept_where_it_can_be(tmp_path: Path) -> None:
     """A read-only installation without a folder of the user's own compiles, and works."""
     code = (
-        "from cdc_pipeline.transform.fast import kernels\n"
+        "from cdc_pipeline.transform.fast import columns\n"
         "import numba.core.caching as c\n"
-        "print(type(kernels.integers._cache).__name__)\n"
+        "print(type(columns.integers._cache).__name__)\n"
     )
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     kept = subprocess.run(
@@ -365,6 +366,37 @@ def test_compiled_code_is_kept_where_it_can_be(tmp_path: Path) -> None:
         [sys.executable, "-c", refuse], env=environment, capture_output=True, text=True
     )
     assert without.stdout.strip() == "NullCache", without.stderr
+
+
+@pytest.mark.slow
+def test_compiled_code_is_not_kept_when_what_it_calls_changes(tmp_path: Path) -> None:
+    """Numba itself would look at the file of `integers` alone."""
+    package = tmp_path / "cdc_pipeline"
+    shutil.copytree(ROOT / "cdc_pipeline", package, ignore=shutil.ignore_patterns("__pycache__"))
+    code = (
+        "import numpy as np\n"
+        "from cdc_pipeline.transform.fast import columns\n"
+        "text, at, values = np.frombuffer(b'12      ', np.uint8), np.array([0, 2]), np.zeros(1)\n"
+        "print(columns.integers(text, at[:1], at[1:], values.astype(np.int64)))\n"
+    )
+
+    def run() -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(tmp_path)},
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return done.stdout.strip()
+
+    assert run() == "True"
+    numbers_file = package / "transform" / "fast" / "numbers.py"
+    source = numbers_file.read_text()
+    assert "return ZERO <= c <= _NINE" in source
+    numbers_file.write_text(source.replace("return ZERO <= c <= _NINE", "return c < 0"))
+    assert run() == "False"
 
 
 ROOT = Path(__file__).resolve().parents[2]

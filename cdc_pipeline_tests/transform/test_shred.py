@@ -24,6 +24,7 @@ from cdc_pipeline.transform.shred import (
     typed_schema,
 )
 from cdc_pipeline_tests.strategies import items
+from cdc_pipeline_tests.transform.ways import both_ways, converted_by
 
 
 def _batches(found: list[dict[str, Any]], size: int = 2) -> list[pa.RecordBatch]:
@@ -41,11 +42,12 @@ def _batches(found: list[dict[str, Any]], size: int = 2) -> list[pa.RecordBatch]
 
 
 def _shredded(
-    found: list[dict[str, Any]], prior: Iterable[Column] = (), *, keep_tags: bool = False
+    way: str, found: list[dict[str, Any]], prior: Iterable[Column] = (), *, keep_tags: bool = False
 ) -> tuple[list[Column], list[dict[str, Any]]]:
     batches = _batches(found)
-    columns = columns_of(collect_stats(batches), prior, keep_tags=keep_tags)
-    table = pa.Table.from_batches(shred(batches, columns), typed_schema(columns))
+    with converted_by(way):
+        columns = columns_of(collect_stats(batches), prior, keep_tags=keep_tags)
+        table = pa.Table.from_batches(shred(batches, columns), typed_schema(columns))
     return columns, table.to_pylist()
 
 
@@ -90,19 +92,21 @@ def _check(found: list[dict[str, Any]], columns: list[Column], rows: list[dict[s
         assert rescued == {}
 
 
+@both_ways
 @given(st.lists(items, max_size=5))
-def test_every_value_is_typed_exactly_or_rescued(found: list[dict[str, Any]]) -> None:
-    columns, rows = _shredded(found)
+def test_every_value_is_typed_exactly_or_rescued(way: str, found: list[dict[str, Any]]) -> None:
+    columns, rows = _shredded(way, found)
     _check(found, columns, rows)
 
 
+@both_ways
 @budget(max_examples=50)
 @given(st.lists(items, max_size=3), st.lists(items, max_size=3))
 def test_columns_kept_from_a_table_hold_what_fits_and_rescue_the_rest(
-    before: list[dict[str, Any]], then: list[dict[str, Any]]
+    way: str, before: list[dict[str, Any]], then: list[dict[str, Any]]
 ) -> None:
     prior = columns_of(collect_stats(_batches(before)))
-    columns, rows = _shredded(then, prior, keep_tags=True)
+    columns, rows = _shredded(way, then, prior, keep_tags=True)
     _check(then, columns, rows)
 
 
@@ -114,16 +118,19 @@ def test_statistics_survive_their_json(found: list[dict[str, Any]]) -> None:
     assert columns_of(again) == columns_of(stats)
 
 
+@both_ways
 @given(st.lists(items, max_size=4))
-def test_statistics_are_of_all_batches(found: list[dict[str, Any]]) -> None:
+def test_statistics_are_of_all_batches(way: str, found: list[dict[str, Any]]) -> None:
     expected: Stats = {}
     for item in found:
         observe(expected, canonical_item(item))
-    assert collect_stats(_batches(found, size=1)) == expected
+    with converted_by(way):
+        assert collect_stats(_batches(found, size=1)) == expected
 
 
-def test_null_absent_and_empty_differ_in_the_exact_item_only() -> None:
-    _, rows = _shredded([{"a": {"NULL": True}}, {}, {"a": {"S": ""}}])
+@both_ways
+def test_null_absent_and_empty_differ_in_the_exact_item_only(way: str) -> None:
+    _, rows = _shredded(way, [{"a": {"NULL": True}}, {}, {"a": {"S": ""}}])
     assert [row["a"] for row in rows] == [None, None, ""]
     assert [row["_item"] for row in rows] == ['{"a":{"NULL":true}}', "{}", '{"a":{"S":""}}']
     assert [row["_rescued"] for row in rows] == [None] * 3
@@ -144,7 +151,8 @@ def test_arrow_types(kind: str, expected: pa.DataType) -> None:
     assert arrow_type(kind) == expected
 
 
-def test_no_rows_have_a_schema() -> None:
-    columns, rows = _shredded([])
+@both_ways
+def test_no_rows_have_a_schema(way: str) -> None:
+    columns, rows = _shredded(way, [])
     assert (columns, rows) == ([], [])
     assert typed_schema([]).names == ["_key", "_order_key", "_write_time_us", "_item", "_rescued"]

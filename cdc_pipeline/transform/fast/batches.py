@@ -11,7 +11,18 @@ import pyarrow as pa
 
 from cdc_pipeline.core.attributes import quoted
 from cdc_pipeline.core.columns import AttributeStats, Column, Stats
-from cdc_pipeline.transform.fast import kernels
+from cdc_pipeline.transform.fast.canonical import canonical_lines
+from cdc_pipeline.transform.fast.columns import (
+    binaries,
+    booleans,
+    decimals,
+    integers,
+    split_sets,
+    strings,
+)
+from cdc_pipeline.transform.fast.plain import plain_json
+from cdc_pipeline.transform.fast.scan import find_cells, measure, number_of, scan, select_keys
+from cdc_pipeline.transform.fast.tokens import TAGS
 
 _ATTRIBUTES = 1 << 12
 _NAME_BYTES = 1 << 18
@@ -35,7 +46,7 @@ class Names:
     def number(self, name: str) -> int:
         """The number of a name, new ones included; -1 if there is no more room."""
         spelled = np.frombuffer(quoted(name)[1:].encode() + bytes(_SPARE), np.uint8)
-        return kernels.number_of(
+        return number_of(
             spelled, len(spelled) - _SPARE - 1, self.slots, self.text, self.ends, self.count
         )
 
@@ -85,7 +96,7 @@ def scan_items(data: _Array, offsets: _Array, names: Names) -> Scan | None:
     """Find the top-level values of canonical items."""
     room = int(offsets[-1] - offsets[0]) // 11 + 1
     row, attribute, tag, name, at, stop = np.empty((6, room), np.int32)
-    count = kernels.scan(
+    count = scan(
         data,
         offsets,
         names.slots,
@@ -111,7 +122,7 @@ class StatsReader:
 
     def __init__(self) -> None:
         self.names = Names()
-        self._counts = np.zeros((_ATTRIBUTES, len(kernels.TAGS)), np.int64)
+        self._counts = np.zeros((_ATTRIBUTES, len(TAGS)), np.int64)
         self._digits = np.zeros(_ATTRIBUTES, np.int64)
         self._scales = np.zeros(_ATTRIBUTES, np.int64)
 
@@ -124,7 +135,7 @@ class StatsReader:
         """As `read`, of items scanned with these names."""
         state = (self._counts, self._digits, self._scales)
         before = [array.copy() for array in state]
-        if kernels.measure(scan.data, scan.attribute, scan.tag, scan.at, scan.stop, *state):
+        if measure(scan.data, scan.attribute, scan.tag, scan.at, scan.stop, *state):
             return True
         self._counts, self._digits, self._scales = before
         return False
@@ -133,7 +144,7 @@ class StatsReader:
         """What was seen so far."""
         found: Stats = {}
         for place, name in enumerate(self.names):
-            counts = zip(kernels.TAGS, self._counts[place].tolist(), strict=True)
+            counts = zip(TAGS, self._counts[place].tolist(), strict=True)
             tags = Counter({tag: count for tag, count in counts if count})
             if tags:
                 digits, scale = int(self._digits[place]), int(self._scales[place])
@@ -195,9 +206,7 @@ class LineReader:
         room = size // _SHORTEST_LINE + 1
         item_ends, line_ends = np.empty((2, room), np.int64)
         understood = np.empty(room, np.bool_)
-        count = kernels.canonical_lines(
-            self._data, size, self._out, item_ends, line_ends, understood
-        )
+        count = canonical_lines(self._data, size, self._out, item_ends, line_ends, understood)
         if count < 0:
             return None
         item_ends, line_ends, understood = item_ends[:count], line_ends[:count], understood[:count]
@@ -221,7 +230,7 @@ class LineReader:
             return None
         keys = np.empty(len(data) + 2 * scan.rows, np.uint8)  # `data` has spare bytes, so has this
         ends = np.zeros(scan.rows + 1, np.int32)
-        found = kernels.select_keys(
+        found = select_keys(
             data, scan.row, scan.attribute, scan.name, scan.stop, wanted, keys, ends[1:]
         )
         if not found or not self._counter.count(scan):
@@ -258,7 +267,7 @@ class Shredder:
     def __init__(self, columns: Sequence[Column], kinds: Sequence[pa.DataType]) -> None:
         self._columns = list(zip(columns, kinds, strict=True))
         self._names = Names([column.attribute for column in columns])
-        self._expected = np.array([kernels.TAGS.index(c.tag) for c in columns], np.int64)
+        self._expected = np.array([TAGS.index(c.tag) for c in columns], np.int64)
 
     def shred(self, items: pa.StringArray) -> tuple[pa.Array, list[pa.Array]] | None:
         """The rescue column and the typed columns; None: ask the exact path."""
@@ -271,7 +280,7 @@ class Shredder:
         starts, ends = np.empty((2, len(self._columns), scan.rows), np.int32)
         rescued = np.empty(len(data) + 2 * scan.rows, np.uint8)
         rescued_ends = np.zeros(scan.rows + 1, np.int32)
-        if not kernels.place(
+        if not find_cells(
             data,
             scan.row,
             scan.attribute,
@@ -307,13 +316,13 @@ def _array(kind: str, arrow: pa.DataType, cells: _Cells) -> pa.Array | None:
     if kind.startswith("list<"):
         return _lists(kind[5:-1], arrow, cells)
     if kind == "int64":
-        return _fixed(arrow, cells, np.empty(len(cells.starts), np.int64), kernels.integers)
+        return _fixed(arrow, cells, np.empty(len(cells.starts), np.int64), integers)
     if kind.startswith("decimal("):
         out = np.empty(2 * len(cells.starts), np.int64)
-        return _fixed(arrow, cells, out, kernels.decimals, arrow.precision, arrow.scale)
+        return _fixed(arrow, cells, out, decimals, arrow.precision, arrow.scale)
     if kind == "boolean":
         return _booleans(cells)
-    convert = {"binary": kernels.binaries, "json": kernels.plain_json}.get(kind, kernels.strings)
+    convert = {"binary": binaries, "json": plain_json}.get(kind, strings)
     return _variable(arrow, cells, convert)
 
 
@@ -326,7 +335,7 @@ def _fixed(arrow: pa.DataType, cells: _Cells, out: _Array, convert: Any, *more: 
 
 def _booleans(cells: _Cells) -> pa.Array:
     out = np.empty(len(cells.starts), np.bool_)
-    kernels.booleans(cells.data, cells.starts, out)
+    booleans(cells.data, cells.starts, out)
     bits, nulls = cells.mask()
     values = pa.py_buffer(np.packbits(out, bitorder="little"))
     return pa.Array.from_buffers(pa.bool_(), len(cells.starts), [bits, values], nulls)
@@ -345,7 +354,7 @@ def _variable(arrow: pa.DataType, cells: _Cells, convert: Any) -> pa.Array | Non
 def _lists(kind: str, arrow: pa.DataType, cells: _Cells) -> pa.Array | None:
     offsets = np.zeros(len(cells.starts) + 1, np.int32)
     starts, ends = np.empty((2, cells.bytes // 2), np.int32)
-    count = kernels.split_sets(cells.data, cells.starts, cells.ends, offsets, starts, ends)
+    count = split_sets(cells.data, cells.starts, cells.ends, offsets, starts, ends)
     if count < 0:
         return None
     members = _array(kind, arrow.value_type, _Cells(cells.data, starts[:count], ends[:count]))
