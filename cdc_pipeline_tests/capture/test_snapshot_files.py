@@ -82,7 +82,12 @@ class Bucket:
         root = f"{prefix}/{EXPORT}" if prefix else EXPORT
         named = root if prefix_in_keys else EXPORT
         lines = [
-            {"itemCount": n, "md5Checksum": _md5(d), "dataFileS3Key": f"{named}/data/{name}"}
+            {
+                "itemCount": n,
+                "md5Checksum": _md5(d),
+                "etag": "6fcd0c8ae13cb0bae3a29dd2df0b8e33-1",
+                "dataFileS3Key": f"{named}/data/{name}",
+            }
             for (name, d), n in zip(files.items(), items, strict=True)
         ]
         manifest = "".join(json.dumps(line) + "\n" for line in lines).encode()
@@ -170,6 +175,17 @@ def _texts(found: list[dict[str, Any]]) -> list[str]:
         {"checksum": "manifest-summary.checksum"},
         {"checksum": "manifest-summary.json.md5"},
         {"exportType": "FULL_EXPORT"},
+        {  # what else a real summary says
+            "exportArn": "arn:aws:dynamodb:us-east-1:0:table/orders/export/01768386096366-0a1b2c3d",
+            "startTime": "2026-01-14T10:21:36.366Z",
+            "endTime": "2026-01-14T10:27:10.108Z",
+            "exportTime": "2026-01-14T10:21:35.000Z",
+            "tableArn": "arn:aws:dynamodb:us-east-1:0:table/orders",
+            "s3Bucket": "bucket",
+            "s3SseAlgorithm": "AES256",
+            "s3SseKmsKeyId": None,
+            "billedSizeBytes": 0,
+        },
     ],
     ids=str,
 )
@@ -185,8 +201,9 @@ def test_variants_of_real_exports(setting: Setting, variant: dict[str, Any]) -> 
     assert setting.staged() == []
 
 
-def test_an_export_without_items(setting: Setting) -> None:
-    setting.status = setting.bucket.write_export({"a.json.gz": EMPTY}, [0])
+@pytest.mark.parametrize("files", [{}, {"a.json.gz": EMPTY}], ids=["no file", "empty file"])
+def test_an_export_without_items(setting: Setting, files: dict[str, bytes]) -> None:
+    setting.status = setting.bucket.write_export(files, [0] * len(files))
     assert setting.take().items == 0
     assert setting.items() == []
 
