@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from cdc_pipeline.core.capture_log import Gap, LogState
+from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.lake.cdc import CDC_SCHEMA
 from cdc_pipeline.lake.duck import files_relation, open_duckdb
 from cdc_pipeline.lake.lake import Lake

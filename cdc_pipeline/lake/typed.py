@@ -62,9 +62,9 @@ def replace_typed(
     Columns come from all rows, not from a sample, so the rows are spooled to disk between the
     pass that looks and the pass that types. Rows that were `seen` go from the sort into the table;
     where settings pin types, `narrow_sql` may run twice. It may be several then, ranges of keys in
-    order, each sorted alone. Memory: a few batches, and what DuckDB
-    sorts in. `plan`: columns and more properties from the statistics, by default the columns that
-    hold all values; what it raises refuses the commit.
+    order, each sorted alone. Memory: a few batches, and what DuckDB sorts in. `plan`: columns and
+    more properties from the statistics, by default the columns that hold all values; what it
+    raises refuses the commit.
     """
     ranges = [narrow_sql] if isinstance(narrow_sql, str) else narrow_sql
     columns_sql = "SELECT item_key, order_key, item, write_time_us FROM"

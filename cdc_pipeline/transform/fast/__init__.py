@@ -2,7 +2,12 @@
 
 Without it there is None, and callers take the exact path; so they do for whatever the compiled code
 does not know. What it knows it makes exactly what `core.attributes`, `core.columns` and
-`transform.shred` make.
+`transform.shred` make. Everywhere in it -1 (or False) says "not understood, ask the exact path",
+never "wrong"; positions are indices into arrays of bytes.
+
+`batches` is what the rest sees: Arrow in and out. Lines of exports go through `canonical` (which
+needs `order`); canonical items are taken apart by `scan`, and their values become arrays in
+`columns` and `plain`. Below are `strings`, `numbers`, `binary`, `tokens`, `memory` and `compiler`.
 """
 
 from __future__ import annotations
