@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
+from cdc_pipeline.aws.table import describe_table, scan_some
 from cdc_pipeline.capture.reconcile import reconcile_full, reconcile_sample
 from cdc_pipeline.capture.shadow import discard_shadow, held_shadow, release_shadow
 from cdc_pipeline.capture.snapshot import take_snapshot
@@ -154,6 +155,15 @@ def _snapshot_row_group_altered(world: World) -> str:
     return path.name
 
 
+def _snapshot_byte_flipped(world: World) -> str:
+    """The same size and the same number of rows."""
+    path = _iceberg_file(world, "snapshot")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 1
+    path.write_bytes(bytes(data))
+    return path.name
+
+
 def _tombstones_removed(world: World) -> str:
     path = _iceberg_file(world, "tombstones")
     path.unlink()
@@ -167,6 +177,7 @@ DAMAGES = [
     _landing_row_altered,
     _folded_landing_row_altered,
     _snapshot_row_group_altered,
+    _snapshot_byte_flipped,
     _tombstones_removed,
 ]
 
@@ -309,7 +320,54 @@ def test_an_open_gap_is_no_difference_but_a_reason(filled: World) -> None:
         _sample(filled)
 
 
+@pytest.mark.parametrize(
+    ("blind", "seen"),
+    [
+        (("_any_of_lake", "_changed_last"), {"k5": "missing in the lake"}),
+        (("_changed_last", "scan_some"), {"ghost": "not in the source"}),
+        (("_any_of_lake", "scan_some"), {"k1": "different"}),
+    ],
+)
+def test_each_origin_of_a_sample_finds_its_kind(
+    filled: World, monkeypatch: pytest.MonkeyPatch, blind: tuple[str, str], seen: dict[str, str]
+) -> None:
+    path = _iceberg_file(filled, "current_state")
+    table = pq.read_table(path)
+    rows = [row for row in table.to_pylist() if '"k5"' not in row["_key"]]
+    ghost = {**rows[0], "_key": rows[0]["_key"].replace("k0", "ghost"), "_order_key": "000009."}
+    for row in rows:
+        if '"k1"' in row["_key"]:
+            row.update(_order_key="000009.", _item="{}")  # later than what landed
+    pq.write_table(pa.Table.from_pylist([ghost, *rows], table.schema), path)
+    for name in blind:
+        monkeypatch.setattr(f"cdc_pipeline.capture.sample.{name}", lambda *_: [])
+    found = _kinds(_sample(filled))
+    assert seen.items() <= found.items()
+
+
+def test_a_sample_of_a_large_table_reads_random_places(world: World) -> None:
+    world.make_table(NAME)
+    world.configure(NAME)
+    for number in range(60):
+        world.put(NAME, f"k{number}", n={"N": str(number)})
+    world.bootstrap(NAME)
+    described = describe_table(world.lake().aws, NAME)
+    assert described.item_count == 60
+    read = [
+        frozenset(item["pk"]["S"] for item in scan_some(world.lake().aws, described, 3))
+        for _ in range(4)
+    ]
+    assert all(len(keys) <= 3 for keys in read)
+    assert len(set(read)) > 1, "not the same items each time"
+    assert _sample(world, 9).compared <= 9
+    assert _sample(world, 9).is_sound
+
+
 # Shadows
+
+
+def _killed(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_discarded_shadow_leaves_the_live_baseline_untouched(filled: World) -> None:
@@ -379,11 +437,8 @@ def test_readers_see_whole_states_while_a_shadow_takes_over(filled: World) -> No
 def test_a_baseline_that_is_asked_for_takes_over_an_unfinished_shadow(
     filled: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as context:
-        context.setattr("cdc_pipeline.capture.snapshot._stage", killed)
+        context.setattr("cdc_pipeline.capture.snapshot._stage", _killed)
         with pytest.raises(KeyboardInterrupt):
             take_snapshot(filled.lake(), filled.table(NAME), shadow=True)
     shadow = filled.lake().log(filled.table(NAME)).load().shadow
@@ -429,7 +484,11 @@ def test_maintenance_removes_a_discarded_shadow_and_nothing_else(
             maintain_table(lake, table)
         return set(filled.stored("iceberg/cdc/orders_snapshot/data/"))
 
-    assert maintain(10) == both, "it is held: somebody may still publish it"
+    with monkeypatch.context() as context:
+        context.setattr("cdc_pipeline.capture.shadow.record_baseline", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            discard_shadow(lake, table, shadow)
+    assert maintain(10) == both, "it is held still: somebody may publish it"
     discard_shadow(lake, table, shadow)
     assert maintain(6) == both
     assert maintain(10) == live
