@@ -25,11 +25,17 @@ from cdc_pipeline.capture.verify_export import VerifiedExport, verify_export
 from cdc_pipeline.core.capture_log import Baseline
 from cdc_pipeline.core.errors import LakeError, NotReadyError
 from cdc_pipeline.lake.cdc import build_cdc_day
-from cdc_pipeline.lake.current_state import Base, handover_us, publish_current_state, published_base
+from cdc_pipeline.lake.current_state import (
+    Base,
+    forget_tombstones,
+    handover_us,
+    publish_current_state,
+    published_base,
+)
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.restore import Restored, restore_landing
 from cdc_pipeline.lake.tables import CommitConflictError
-from cdc_pipeline.lake.verify import LANDING, Damage, Verified, verify_files
+from cdc_pipeline.lake.verify import LANDING, TOMBSTONES, Damage, Verified, verify_files
 from cdc_pipeline.settings import Table
 
 _USD_PER_GB = 0.10  # of an export; list price of us-east-1, DYNAMODB_CDC section 1
@@ -230,6 +236,9 @@ def _repair(lake: Lake, table: Table, shadow: Baseline, report: Report, progress
     report.restored = restore_landing(lake, table, landed)
     progress("publishing the export as the new baseline")
     release_shadow(lake, table, shadow)
+    if any(damage.kind == TOMBSTONES for damage in report.files.damages):
+        # Behind the release: from here on no state is made of the old baseline any more.
+        forget_tombstones(lake, table)
     _publish(lake, table)
     for day in sorted({damage.day for damage in report.files.damages if damage.day}):
         progress(f"building cdc of {day} again")

@@ -244,8 +244,7 @@ def _publish(
         files = data_files(base.table, base.snapshot_id)
         is_exact = base.table is not base.over
         create_base(connection, table, files, masking if is_exact else Masking())
-        # Tombstones are older than a base of exact data, or its delta tells them again.
-        stones = create_winners(connection, lake, table, delta, tombstones=not is_exact)
+        stones = create_winners(connection, lake, table, delta)
         create_effective(connection)
         _replace_tombstones(connection, lake, table, stones, masking)
         published = replace_typed(
@@ -308,20 +307,17 @@ def create_winners(
     table: Table,
     delta: list[LandedObject],
     until_us: int | None = None,
-    *,
-    tombstones: bool = True,
 ) -> IcebergTable | None:
     """View `tombstones`, view `changes` and table `winners`: the last change of each item.
 
     All are masked as the settings say, `changes` has the rows of `winners` at least. Tombstones
     that are masked otherwise are left out, where they are younger than the base their delta has
-    them all. `until_us`: changes written later do not count. Without `tombstones` that view is
-    empty. Returns the tombstones' table as it was read.
+    them all. `until_us`: changes written later do not count. Returns the tombstones' table as it
+    was read.
     """
     masking = masking_of(lake.settings, table, writing=True)
     stones = lake.tables.load(f"{table.safe_name}_tombstones")
-    usable = tombstones and stones and masking.made(published_rules(stones))
-    files = data_files(stones) if stones and usable else []
+    files = data_files(stones) if stones and masking.made(published_rules(stones)) else []
     relation = files_relation(connection, files, _TOMBSTONE_SCHEMA)
     connection.execute(f"CREATE OR REPLACE TEMP VIEW tombstones AS SELECT * FROM {relation}")
     landed = landed_relation(connection, lake, delta, fold=True)
@@ -362,6 +358,16 @@ def create_effective(connection: duckdb.DuckDBPyConnection) -> None:
     """
     connection.execute(f"CREATE OR REPLACE TEMP TABLE effective AS {load_sql('effective')}")
     connection.execute("DROP TABLE winners")
+
+
+def forget_tombstones(lake: Lake, table: Table) -> None:
+    """Begin with no tombstones, where they cannot be read and a new baseline needs none.
+
+    Those of older generations rule out only changes that are ignored over the new baseline.
+    """
+    name = f"{table.safe_name}_tombstones"
+    nothing = _TOMBSTONE_SCHEMA.empty_table().to_reader()
+    lake.tables.replace(name, nothing, {}, over=lake.tables.load(name))
 
 
 def _replace_tombstones(

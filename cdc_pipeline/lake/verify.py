@@ -23,7 +23,8 @@ from cdc_pipeline.lake.tables import PROPERTY
 from cdc_pipeline.settings import Table
 
 _AT_ONCE = 8
-LANDING, CDC = "landing object", "cdc"
+LANDING, TOMBSTONES, CDC = "landing object", "tombstones", "cdc"
+_ICEBERG = ("snapshot", "current_state", TOMBSTONES, CDC)
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def _iceberg_files(lake: Lake, table: Table, state: LogState, done: Verified) ->
     base = published_base(lake, table)
     baseline = state.baselines.get(base.generation) if base else state.staged
     snapshots = {"snapshot": baseline.snapshot_id if baseline else None}
-    for kind in ("snapshot", "current_state", "tombstones", CDC):
+    for kind in _ICEBERG:
         name = f"{table.safe_name}_{kind}"
         found = lake.tables.load(name)
         if found is None:
@@ -170,9 +171,7 @@ def _key(lake: Lake, path: str) -> str:
 
 
 def _sizes(lake: Lake, table: Table) -> dict[str, int]:
-    names = [
-        f"{table.safe_name}_{kind}" for kind in ("snapshot", "current_state", "tombstones", CDC)
-    ]
+    names = [f"{table.safe_name}_{kind}" for kind in _ICEBERG]
     folders = [f"iceberg/{lake.database}/{name}/data/" for name in names]
     return {
         file.key: file.bytes
