@@ -50,6 +50,7 @@ def _aggregate(aggregate: Aggregate, settings: Settings) -> dg.AssetsDefinition:
         owners=[aggregate.owner] if aggregate.owner else None,
         partitions_def=daily(settings) if aggregate.daily else None,
         backfill_policy=BACKFILL if aggregate.daily else None,
+        pool=aggregate.table,
         automation_condition=_condition(aggregate, inputs),
         description=f"{aggregate.description}\n\n```sql\n{aggregate.sql.strip()}\n```",
     )

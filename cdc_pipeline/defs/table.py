@@ -162,6 +162,8 @@ def _cdc(table: Table, settings: Settings) -> dg.AssetsDefinition:
         deps=[dg.AssetKey([table.safe_name, "raw_stream"])],
         partitions_def=daily(settings),
         backfill_policy=BACKFILL,
+        # Runs of a long backfill would overtake each other's commits, and start anew each time.
+        pool=f"{table.safe_name}_cdc",
         automation_condition=follow(),
         metadata={
             "dagster/table_name": f"{settings.database}.{table.safe_name}_cdc",

@@ -297,6 +297,24 @@ def test_raw_stream_of_a_day_before_capture_began(deployment: Deployment, table:
     assert "Fix:" in said
 
 
+def test_days_that_nothing_covers_do_not_stop_the_others(
+    deployment: Deployment, table: str
+) -> None:
+    deployment.world.put(table, "a")
+    days = [today() - timedelta(days=back) for back in range(3, -1, -1)]
+    tags = {
+        "dagster/asset_partition_range_start": days[0].isoformat(),
+        "dagster/asset_partition_range_end": days[-1].isoformat(),
+    }
+    result = deployment.materialize(table, "raw_stream", tags=tags)
+    said = failure(result)
+    for day in days[:2]:
+        assert f"{table}/raw_stream {day}: nothing covers {day}" in said
+    told = {str(m.partition): m.metadata for m in materializations(result)}
+    rows = {day: m["dagster/partition_row_count"].value for day, m in told.items()}
+    assert rows == {days[2].isoformat(): 0, days[3].isoformat(): 1}
+
+
 def test_capture_logs_one_materialisation_per_day(
     deployment: Deployment, table: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

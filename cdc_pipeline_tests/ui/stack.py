@@ -48,12 +48,17 @@ class Stack:
 
     def ask(self, query: str, **variables: Any) -> Any:
         """The data of a GraphQL answer."""
-        body = json.dumps({"query": query, "variables": variables}).encode()
-        request = Request(f"{self.address}/graphql", body, {"Content-Type": "application/json"})
-        with _DIRECT.open(request, timeout=20) as response:
-            answer = json.load(response)
-        assert "errors" not in answer, answer["errors"]
-        return answer["data"]
+        return ask(self.address, query, **variables)
+
+
+def ask(address: str, query: str, **variables: Any) -> Any:
+    """The data of a GraphQL answer of the Dagster at `address`."""
+    body = json.dumps({"query": query, "variables": variables}).encode()
+    request = Request(f"{address}/graphql", body, {"Content-Type": "application/json"})
+    with _DIRECT.open(request, timeout=20) as response:
+        answer = json.load(response)
+    assert "errors" not in answer, answer["errors"]
+    return answer["data"]
 
 
 def wait_for(attempt: Callable[[], _T], what: str, seconds: float) -> _T:
@@ -74,11 +79,11 @@ def running_stack(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sta
         _enter(sandbox, _settings(folder), monkeypatch)
         client: Any = local_client("s3")
         client.create_bucket(Bucket=BUCKET)
-        with _dagster(folder) as address:
+        with dagster_dev(folder) as address:
             traffic = start_traffic(ORDERS, _CHANGES_PER_SECOND)
             try:
                 stack = Stack(address, traffic)
-                wait_for(lambda: _loaded(stack), "Dagster loads the assets", _START_SECONDS)
+                wait_for(lambda: is_loaded(address), "Dagster loads the assets", _START_SECONDS)
                 yield stack
             finally:
                 traffic.stop()
@@ -103,7 +108,8 @@ def _enter(sandbox: SandboxProcess, settings: Path, monkeypatch: pytest.MonkeyPa
 
 
 @contextmanager
-def _dagster(folder: Path) -> Iterator[str]:
+def dagster_dev(folder: Path) -> Iterator[str]:
+    """A `dagster dev` of this process's environment, kept in `folder`; its address."""
     home = folder / "dagster_home"
     home.mkdir()
     shutil.copy(_ROOT / "dagster.yaml", home)
@@ -132,9 +138,10 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _loaded(stack: Stack) -> bool:
+def is_loaded(address: str) -> bool:
+    """Whether it knows the assets."""
     try:
-        return bool(stack.ask("{ assetNodes { id } }")["assetNodes"])
+        return bool(ask(address, "{ assetNodes { id } }")["assetNodes"])
     except (URLError, ConnectionError, TimeoutError):
         return False
 
