@@ -50,6 +50,7 @@ _MASKED = (
     "mask_item(new_image) AS new_image, mask_item(old_image) AS old_image)"
 )
 _CHUNK_ROWS = 100_000
+_FILE_ROWS = 20_000
 _COMMIT_ROWS = 1_000_000
 _ATTEMPTS = 5
 
@@ -206,11 +207,11 @@ def _rows(
 
 
 def _chunks(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Small ones put together: each costs a manifest, and each of its days a file."""
+    """Small ones put together, whose files are then written side by side."""
     gathered: list[pa.Table] = []
     for found in tables:
         gathered.append(found)
-        if sum(table.num_rows for table in gathered) >= _CHUNK_ROWS:
+        if sum(table.num_rows for table in gathered) >= _FILE_ROWS:
             yield pa.concat_tables(gathered)
             gathered = []
     if gathered:

@@ -23,7 +23,7 @@ from pyiceberg.table import ALWAYS_TRUE, Table, Transaction
 
 from cdc_pipeline.aws.session import AwsSession
 from cdc_pipeline.core.errors import LakeError
-from cdc_pipeline.lake.append import ROW_GROUP_ROWS, append_stream
+from cdc_pipeline.lake.append import ROW_GROUP_ROWS, append_stream, append_tables
 from cdc_pipeline.lake.store import Store
 from cdc_pipeline.settings import Settings
 
@@ -135,12 +135,7 @@ class Tables:
                 transaction.overwrite(others)
             elif _has_rows(table) and (old := self.days(table) & {*days}):
                 transaction.delete(f"day IN {_listed(old)}")
-            empty = table.current_snapshot() is None
-            for chunk in chunks:
-                transaction.append(chunk)
-                empty = False
-            if empty:
-                transaction.append(schema.empty_table())  # a table of no rows is a table, too
+            append_tables(transaction, chunks)
             transaction.set_properties(_ours(properties))
 
         return self._commit(table, change)

@@ -20,7 +20,7 @@ from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline_tests.e2e.world import World, key, make_world
 from cdc_pipeline_tests.ui.stack import ask, dagster_dev, is_loaded, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(580)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 DAYS, ROWS = 365, 1_000
 _AGGREGATE = """-- description: Changes of a day by what they did.
@@ -113,7 +113,7 @@ def _backfill(address: str, days: list[str], *path: str) -> float:
         status = ask(address, _STATUS, id=asked["backfillId"])["partitionBackfillOrError"]["status"]
         return status if status not in ("REQUESTED", "CANCELING") else None
 
-    status = wait_for(ended, f"backfill of {'/'.join(path)}", 240)
+    status = wait_for(ended, f"backfill of {'/'.join(path)}", 400)
     assert status == "COMPLETED_SUCCESS"
     stats = ask(address, _STATS, key={"path": list(path)})["assetNodeOrError"]["partitionStats"]
     assert stats == {"numMaterialized": DAYS, "numFailed": 0, "numPartitions": DAYS}
@@ -142,7 +142,7 @@ def test_a_year_through_the_api_and_again(
         for path in assets:
             told = f"{first[path]:.0f} s, again {again[path]:.0f} s"
             print(f"\n{DAYS} days of {'/'.join(path)}, {ROWS} rows each: {told}", end="")
-    assert sum(first.values()) < 300
+    assert sum(first.values()) < 900, "minutes, also on a machine with other work"
 
 
 def _content(world: World) -> list[list[tuple[Any, ...]]]:
