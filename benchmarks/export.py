@@ -125,12 +125,17 @@ def dynamodb_json_way(folder: Path, files: list[DataFile], out: Path) -> int:
     return _write(([json_util.loads(item) for item in page] for page in _pages(folder, files)), out)
 
 
+# Tag, its type for `from_json`, and the column's.
 _SPARK_TYPES = {
-    **dict.fromkeys(("customer_id", "order_id", "status", "ordered_at", "updated_at"), "S STRING"),
-    **dict.fromkeys(("currency", "warehouse", "source", "note", "coupon"), "S STRING"),
-    **dict.fromkeys(("payment", "shipping"), "M STRING"),
-    **{"version": "N BIGINT", "total": "N DECIMAL(18,2)", "gift": "BOOL BOOLEAN"},
-    **{"tags": "SS ARRAY<STRING>", "lines": "L STRING"},
+    **dict.fromkeys(("customer_id", "order_id", "status", "ordered_at"), ("S", "STRING", "STRING")),
+    **dict.fromkeys(("updated_at", "currency", "warehouse"), ("S", "STRING", "STRING")),
+    **dict.fromkeys(("source", "note", "coupon"), ("S", "STRING", "STRING")),
+    **dict.fromkeys(("payment", "shipping"), ("M", "STRING", "STRING")),
+    "lines": ("L", "STRING", "STRING"),
+    "version": ("N", "STRING", "BIGINT"),
+    "total": ("N", "STRING", "DECIMAL(18,2)"),
+    "gift": ("BOOL", "BOOLEAN", "BOOLEAN"),
+    "tags": ("SS", "ARRAY<STRING>", "ARRAY<STRING>"),
 }
 
 
@@ -141,8 +146,9 @@ def _spark(folder: Path, files: list[DataFile], out: Path) -> Cost:
     """
     spark = session.start(out, memory="3g")
     spark.sparkContext.setLogLevel("OFF")
-    fields = ", ".join(f"{name}: STRUCT<{kind}>" for name, kind in _SPARK_TYPES.items())
-    columns = [f"item.{name}.{kind.split()[0]} AS {name}" for name, kind in _SPARK_TYPES.items()]
+    types = _SPARK_TYPES.items()
+    fields = ", ".join(f"{name}: STRUCT<{tag} {kind}>" for name, (tag, kind, _) in types)
+    columns = [f"CAST(item.{name}.{tag} AS {kind}) AS {name}" for name, (tag, _, kind) in types]
 
     def write(chosen: list[DataFile]) -> None:
         lines = spark.read.text([str(folder / file.key) for file in chosen])
