@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cdc_pipeline.core.attributes import plain_value
 from cdc_pipeline.core.capture_log import Gap
 from cdc_pipeline.core.errors import LakeError, NotReadyError, QueryError
-from cdc_pipeline.lake import current_state
+from cdc_pipeline.lake import append, current_state
 from cdc_pipeline.lake.connection import connect_lake
 from cdc_pipeline.lake.current_state import (
     PublishResult,
@@ -298,6 +298,27 @@ def test_a_base_says_how_late_its_rows_are(is_known: bool, built: LakeBuilder) -
         built.land([change("ab"[n % 2], n, {"n": {"N": str(n)}}) for n in numbers_])
         _check(built)
         assert _looks_for_later_rows(built) == (is_late or not is_known)
+
+
+def test_rows_of_many_files_are_told_apart(
+    built: LakeBuilder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A base of a file per item; changes of two generations, in two files each."""
+    monkeypatch.setattr(append, "ROW_GROUP_ROWS", 1)
+    monkeypatch.setattr(append, "_FILE_BYTES", 1)
+    _ready(built, {name: {"n": _N} for name in "abcdef"})
+    assert _publish(built).items == 6
+    table = built.lake.tables.load("orders_current_state")
+    assert table is not None
+    assert len(data_files(table)) == 6
+    for generation in (1, 2):
+        for first, names in ((1, "abx"), (4, "cy")):
+            number = first + 10 * generation
+            rows = [change(name, number + n, {"n": _S}) for n, name in enumerate(names)]
+            built.land([*rows, change("a", number + 9, None)], generation=generation)
+    _check(built)
+    assert _publish(built).items == 7
+    _check(built)
 
 
 def test_a_base_without_rows_is_older_than_any_change(built: LakeBuilder) -> None:
