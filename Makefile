@@ -6,6 +6,7 @@
 #   PYTEST_ARGS='-k fold -x'     more arguments for pytest
 #   STORIES=20000                how many stories `make test-nightly` tells
 #   DEMO_ARGS=...                arguments for `cdc-pipeline demo`
+#   BENCH_ARGS='fold lookups'    the benchmarks that `make bench` runs (default: all of them)
 #   LATENCY_ARGS='--probes 20'   arguments for `make latency`
 #   LOCK_ARGS=--upgrade          let `make lock` move every version, not just what pyproject.toml forces
 
@@ -19,6 +20,7 @@ STORIES ?= 20000
 DEMO_ARGS ?=
 LOCK_ARGS ?=
 LATENCY_ARGS ?=
+BENCH_ARGS ?=
 CHROMIUM ?= chromium
 CHROMEDRIVER ?= chromedriver
 
@@ -136,8 +138,8 @@ types: $(STAMP) ## pyright over the package and its tests
 	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
 
 .PHONY: bench
-bench: $(STAMP) ## Compare with named peers; writes benchmarks/RESULTS.md
-	@$(BIN)/python -m benchmarks
+bench: $(STAMP) ## Compare with named peers; writes benchmarks/RESULTS.md (BENCH_ARGS=...)
+	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 .PHONY: latency
 latency: $(STAMP) ## From a write until a query shows it, as in make dev; some minutes (LATENCY_ARGS=...)

@@ -79,7 +79,9 @@ def cpu_of(process: int) -> float:
 def in_own_process(module: str, *arguments: str) -> Cost:
     """`python -m module arguments`, which prints its cost by `report`."""
     command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
     return Cost(**json.loads(done.stdout.splitlines()[-1]))
 
 
