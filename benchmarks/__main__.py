@@ -81,7 +81,7 @@ def _target(target: Target, costs: Costs) -> Cells:
     figure = target.figure(costs)
     met = figure >= target.bound if target.at_least else figure <= target.bound
     bound = f"{'≥' if target.at_least else '≤'} {target.bound:g}"
-    return target.claim, bound, f"{figure:.1f}", "met" if met else "missed"
+    return target.claim, bound, f"{figure:.2f}", "met" if met else "missed"
 
 
 def _replace_section(name: str, rows: list[Cells], targets: list[Cells]) -> None:
