@@ -63,7 +63,7 @@ def check_chain(lake: Lake, table: Table, since: date) -> Chain:
         breaks, in_gaps, examples = 0, 0, []
         while found := rows.fetchmany(10_000):
             for keys, from_us, to_us, order_key, before, after in found:
-                if _gap_between(state, (before, after), (from_us, to_us)):
+                if _in_gap(state, (before, after), (from_us, to_us)):
                     in_gaps += 1
                     continue
                 breaks += 1
@@ -72,19 +72,17 @@ def check_chain(lake: Lake, table: Table, since: date) -> Chain:
     return Chain(links, breaks, in_gaps, examples)
 
 
-def _gap_between(
-    state: LogState, generations: tuple[int, int], times_us: tuple[int, int]
-) -> Gap | None:
+def _in_gap(state: LogState, generations: tuple[int, int], times_us: tuple[int, int]) -> bool:
     """A gap moves the table to later generations; what changed in it was not seen one by one.
 
     One that a backfill healed did not, but its time tells.
     """
-    before, after = generations
-    for gap in state.gaps.values():
-        within = gap.from_us <= times_us[1] and times_us[0] < gap.to_us
-        if before <= gap.heal_generation <= after and (before != after or within):
-            return gap
-    return None
+    (before, after), (from_us, to_us) = generations, times_us
+    return any(
+        before <= gap.heal_generation <= after
+        and (before != after or (gap.from_us <= to_us and from_us < gap.to_us))
+        for gap in state.gaps.values()
+    )
 
 
 def _digest(keys: str) -> str:
