@@ -1,6 +1,6 @@
 """S3: one prefix of a bucket as an object store, and streamed reads from any bucket."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
@@ -13,6 +13,7 @@ _FIXES = {
     "NoSuchBucket": "create the bucket or correct `lake` in the settings",
     "AccessDenied": "grant the role s3:GetObject, PutObject, DeleteObject and ListBucket on it",
 }
+_DELETE_BATCH = 1000  # of DeleteObjects
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,14 @@ class StoredFile:
     key: str
     bytes: int
     modified: float
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of an object, or a delete marker."""
+
+    key: str
+    version_id: str
 
 
 class S3Store:
@@ -98,6 +107,40 @@ class S3Store:
         for key in keys:
             with self._errors(f"deleting {key}"):
                 self._client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
+
+    def old_versions(self, prefix: str) -> Iterator[Version]:
+        """Versions under `prefix` that are not the present ones, and delete markers.
+
+        Markers come last: without them what they hide would be there again. Needs
+        s3:ListBucketVersions; a bucket that never had versions has none.
+        """
+        pages = self._client.get_paginator("list_object_versions")
+        markers: list[Version] = []
+        with self._errors(f"listing versions of {prefix}"):
+            for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix + prefix):
+                for found in page.get("Versions", ()):
+                    if not found["IsLatest"]:
+                        yield Version(found["Key"].removeprefix(self.prefix), found["VersionId"])
+                for found in page.get("DeleteMarkers", ()):
+                    key = found["Key"].removeprefix(self.prefix)
+                    markers.append(Version(key, found["VersionId"]))
+        yield from markers
+
+    def delete_versions(self, versions: Sequence[Version]) -> None:
+        """Delete versions for good; needs s3:DeleteObjectVersion."""
+        for start in range(0, len(versions), _DELETE_BATCH):
+            batch = versions[start : start + _DELETE_BATCH]
+            named = [{"Key": self.prefix + v.key, "VersionId": v.version_id} for v in batch]
+            with self._errors("deleting versions"):
+                answer = self._client.delete_objects(
+                    Bucket=self.bucket, Delete={"Objects": named, "Quiet": True}
+                )
+            if refused := answer.get("Errors"):
+                raise LakeError(
+                    f"lake s3://{self.bucket}/{self.prefix}: {len(refused)} versions could not be "
+                    f"deleted, {refused[0]['Key']}: {refused[0]['Code']}",
+                    fix="grant s3:DeleteObjectVersion; object locks must be over",
+                )
 
     def _errors(self, doing: str) -> Any:
         return aws_errors(f"lake s3://{self.bucket}/{self.prefix}: {doing}", LakeError, **_FIXES)

@@ -2,9 +2,10 @@
 
 import base64
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from cdc_pipeline.aws.session import AwsSession, aws_errors
@@ -14,7 +15,8 @@ from cdc_pipeline.aws.session import AwsSession, aws_errors
 class TableDescription:
     """What capture needs to know of a table. `stream_arn` is None while its stream is off.
 
-    `item_count` and `bytes` are some six hours old (botocore model).
+    `item_count` and `bytes` are some six hours old (botocore model). `key_types`: S, N or B by key
+    attribute.
     """
 
     name: str
@@ -25,6 +27,7 @@ class TableDescription:
     view_type: str | None
     item_count: int
     bytes: int = 0
+    key_types: Mapping[str, str] = field(default_factory=dict)
 
 
 def describe_table(aws: AwsSession, name: str) -> TableDescription:
@@ -45,7 +48,31 @@ def describe_table(aws: AwsSession, name: str) -> TableDescription:
         view_type=stream.get("StreamViewType") if on else None,
         item_count=found.get("ItemCount", 0),
         bytes=found.get("TableSizeBytes", 0),
+        key_types=_key_types(found),
     )
+
+
+def _key_types(table: Mapping[str, Any]) -> dict[str, str]:
+    types = {a["AttributeName"]: a["AttributeType"] for a in table["AttributeDefinitions"]}
+    return {key["AttributeName"]: types[key["AttributeName"]] for key in table["KeySchema"]}
+
+
+def has_item(aws: AwsSession, name: str, key: Mapping[str, Any]) -> tuple[bool, int]:
+    """Whether the table has an item now, by a consistent read, and DynamoDB's time in seconds.
+
+    `key` as botocore takes it (binary as bytes). The time is that of the answer's Date header,
+    the clock closest to the one that write times are from. Raises `SourceError`.
+    """
+    with aws_errors(f"reading an item of table {name}"):
+        answer = aws.client("dynamodb").get_item(
+            TableName=name,
+            Key=key,
+            ConsistentRead=True,
+            ProjectionExpression="#k",
+            ExpressionAttributeNames={"#k": next(iter(key))},
+        )
+    date = answer["ResponseMetadata"]["HTTPHeaders"]["date"]
+    return "Item" in answer, int(parsedate_to_datetime(date).timestamp())
 
 
 @dataclass(frozen=True)

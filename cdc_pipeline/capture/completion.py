@@ -51,7 +51,7 @@ class ItemReader:
         found: dict[str, dict[str, Any] | None] = dict.fromkeys(wanted)
         for start in range(0, len(wanted), _BATCH):
             batch = wanted[start : start + _BATCH]
-            for item in self._read_batch([_native(json.loads(key)) for key in batch]):
+            for item in self._read_batch([native_key(key) for key in batch]):
                 canonical = canonical_item(wire_form(item))
                 keys_of = {name: canonical[name] for name in sorted(self._key_names)}
                 found[to_json(keys_of)] = canonical
@@ -97,10 +97,10 @@ def _complete(event: Change, item: dict[str, Any] | None, table_id: str) -> Chan
     )
 
 
-def _native(keys: dict[str, dict[str, str]]) -> dict[str, Any]:
-    """Keys as botocore takes them: binary as bytes."""
+def native_key(keys: str) -> dict[str, Any]:
+    """A canonical key as botocore takes it: binary as bytes."""
     return {
         name: {tag: base64.b64decode(text) if tag == "B" else text}
-        for name, value in keys.items()
+        for name, value in json.loads(keys).items()
         for tag, text in value.items()
     }

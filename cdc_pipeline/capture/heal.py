@@ -33,6 +33,7 @@ from cdc_pipeline.capture.snapshot import export_target
 from cdc_pipeline.capture.source import require_backups, table_with_stream
 from cdc_pipeline.core.capture_log import Entry, Gap, Heal, HealWindow, LandedObject, LogState
 from cdc_pipeline.core.changes import Change
+from cdc_pipeline.core.erasure import Suppressions
 from cdc_pipeline.core.errors import (
     CannotHealError,
     CaptureConflictError,
@@ -253,7 +254,9 @@ class _Healing:
     def _land(self, changes: Iterable[Change]) -> list[LandedObject]:
         """Write objects, some thousand changes at a time; they count when they are logged."""
         objects: list[LandedObject] = []
-        for batch in batches(changes):
+        erased = Suppressions(self.state.erasures.values())
+        for read in batches(changes):
+            batch = [c for c in read if not erased.drops(c.keys, c.write_time_us)]
             keys = partial(self.log.paths.healed, gap=self.gap.entry, nonce=new_nonce())
             generation, now_us = self.gap.heal_generation, self.log.now_us()
             objects += write_days(self.log.store, batch, keys, generation, now_us)
@@ -327,7 +330,7 @@ class _Healing:
 
     def _record(self, heal: Heal, objects: list[LandedObject] | None = None) -> None:
         """Log a step; of two heals at once the second one stops."""
-        before = self._heals(heal)
+        before, erasures = self._heals(heal), dict(self.state.erasures)
         entry = Entry(
             n=0,
             nonce=new_nonce(),
@@ -344,6 +347,12 @@ class _Healing:
                     f"table {self.table.name}: another run heals the gap of entry "
                     f"{self.gap.entry}; this one stops, nothing is lost and nothing doubled",
                     fix="let the other run finish",
+                )
+            if entry.objects and self.state.erasures != erasures:
+                self.log.store.delete(landed.key for landed in entry.objects)
+                raise CaptureConflictError(
+                    f"table {self.table.name}: an item was erased while this heal landed",
+                    fix="heal again: it goes on where this run stopped, without the item",
                 )
         self.heal = heal
 

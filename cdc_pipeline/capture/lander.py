@@ -9,6 +9,7 @@ from cdc_pipeline.capture.result import CaptureResult
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.core.capture_log import Entry, LandedObject, LogState
 from cdc_pipeline.core.changes import Change
+from cdc_pipeline.core.erasure import Suppressions
 from cdc_pipeline.core.errors import CaptureConflictError
 from cdc_pipeline.core.names import TablePaths, day_folder, day_of
 from cdc_pipeline.lake.landing import read_landing, write_landing, write_quarantine
@@ -40,24 +41,24 @@ class Lander:
     ) -> None:
         """Write objects and the entry that names them; on a lost race decide again.
 
-        `parts`: what else the entry says, asked for at each attempt. Raises
-        `CaptureConflictError`, `LakeError`.
+        Changes of items that were erased since they were written are left out. `parts`: what else
+        the entry says, asked for at each attempt. Raises `CaptureConflictError`, `LakeError`.
         """
         store, paths, state = self._log.store, self._log.paths, self._state
         while True:
             n, nonce, now_us = state.n + 1, new_nonce(), self._log.now_us()
+            # At each attempt: the entry that was faster may be an erasure.
+            kept, unread = _without_erased(state, changes, unreadable)
             objects = write_landing(
                 store,
                 paths,
-                changes,
+                kept,
                 n=n,
                 nonce=nonce,
                 generation=state.generation,
                 landed_us=now_us,
             )
-            quarantined = write_quarantine(
-                store, paths, unreadable, n=n, nonce=nonce, landed_us=now_us
-            )
+            quarantined = write_quarantine(store, paths, unread, n=n, nonce=nonce, landed_us=now_us)
             entry = Entry(
                 n=n,
                 nonce=nonce,
@@ -68,7 +69,7 @@ class Lander:
                 **parts(),
             )
             if self._log.append(state, entry):
-                self._result.count(objects, len(unreadable))
+                self._result.count(objects, len(unread))
                 self._report(objects)
                 return
             store.delete([o.key for o in objects] + [q.key for q in quarantined])
@@ -108,6 +109,16 @@ class Lander:
                     f"{entry.n} first; this one stops, nothing is lost and nothing doubled",
                     fix="run one capture per table at a time",
                 )
+
+
+def _without_erased(
+    state: LogState, changes: Sequence[Change], unreadable: Sequence[tuple[str, bytes]]
+) -> tuple[Sequence[Change], Sequence[tuple[str, bytes]]]:
+    erased = Suppressions(state.erasures.values())
+    if not erased:
+        return changes, unreadable
+    kept = [c for c in changes if not erased.drops(c.keys, c.write_time_us)]
+    return kept, [(why, record) for why, record in unreadable if not erased.drops_record(record)]
 
 
 def _recent_folders(paths: TablePaths, now_us: int) -> list[str]:

@@ -34,6 +34,7 @@ from cdc_pipeline.capture.source import require_backups, table_with_stream
 from cdc_pipeline.capture.staging import Converted, Staging
 from cdc_pipeline.core.capture_log import Baseline, Entry, LogState
 from cdc_pipeline.core.columns import Column
+from cdc_pipeline.core.erasure import Suppressions
 from cdc_pipeline.core.errors import ExportError, NotReadyError, SettingsError
 from cdc_pipeline.core.order import SNAPSHOT_POSITION, order_key
 from cdc_pipeline.lake.duck import files_relation, open_duckdb
@@ -110,7 +111,14 @@ def take_snapshot(
         if manifest.table_id and manifest.table_id != described.table_id:
             raise ExportError(f"export {status.arn} is of another table ({manifest.table_id})")
         staged, size = _stage(
-            lake, table, status, manifest, baseline, described.key_names, progress
+            lake,
+            table,
+            status,
+            manifest,
+            baseline,
+            described.key_names,
+            progress,
+            _erased(state, baseline),
         )
     except ExportError as error:
         _give_up(log, state, baseline)
@@ -285,8 +293,12 @@ def _stage(
     baseline: Baseline,
     key_names: tuple[str, ...],
     progress: Progress,
+    erased: Suppressions,
 ) -> tuple[TypedResult, int]:
-    """Verify and convert every file, then commit them together as `<table>_snapshot`."""
+    """Verify and convert every file, then commit them together as `<table>_snapshot`.
+
+    Items that are `erased` are left out behind the verification.
+    """
     with tempfile.TemporaryDirectory() as folder, open_duckdb(lake, Path(folder)) as connection:
         memory_mb = lake.settings.memory_mb
         connection.execute(f"SET memory_limit = '{memory_mb * _SORT_PERCENT // 100}MB'")
@@ -307,7 +319,8 @@ def _stage(
         count = sum(_count_keys(connection, sql) for sql in narrow)
         if count != manifest.items:
             raise ExportError(f"export {status.arn} holds {manifest.items} items but {count} keys")
-        progress(f"sorting and typing {manifest.items} items")
+        narrow, items = _without_erased(connection, narrow, manifest.items, erased)
+        progress(f"sorting and typing {items} items")
         name = f"{table.safe_name}_snapshot"
         properties = {
             "generation": str(baseline.generation),
@@ -322,7 +335,7 @@ def _stage(
             properties,
             over=lake.tables.load(name),
             scratch=Path(folder),
-            seen=Seen(manifest.items, merge_stats(*(file.stats for file in files))),
+            seen=Seen(items, merge_stats(*(file.stats for file in files))),
         )
         return staged, sum(file.bytes for file in files)
 
@@ -338,6 +351,31 @@ def _narrow_ranges(
         f"SELECT * FROM {files_relation(connection, [str(p) for p in group], NARROW_SCHEMA)}"
         for group in groups
     ]
+
+
+def _erased(state: LogState, baseline: Baseline) -> Suppressions:
+    """Items that an export of the past may still show.
+
+    Whatever was written since the baseline's positions were recorded comes with the stream, so
+    nothing is missed of an item that was put again.
+    """
+    erasures = state.erasures.values()
+    return Suppressions(e for e in erasures if e.until_us >= baseline.recorded_us)
+
+
+def _without_erased(
+    connection: duckdb.DuckDBPyConnection, narrow: list[str], items: int, erased: Suppressions
+) -> tuple[list[str], int]:
+    if not erased:
+        return narrow, items
+    connection.create_function(
+        "is_erased",
+        lambda key: erased.drops(key, 0),
+        ["VARCHAR"],  # type: ignore[arg-type]
+        "BOOLEAN",  # type: ignore[arg-type]
+    )
+    kept = [f"SELECT * FROM ({sql}) WHERE NOT is_erased(item_key)" for sql in narrow]
+    return kept, sum(_count_keys(connection, sql) for sql in kept)
 
 
 def _count_keys(connection: duckdb.DuckDBPyConnection, narrow: str) -> int:

@@ -15,6 +15,8 @@ from cdc_pipeline.core.errors import LakeError
 from cdc_pipeline.core.names import entry_number
 
 FORMAT = 1
+FORMAT_WITH_ERASURES = 2
+"""Of what tells of erasures: a version that does not know them must not read past one."""
 MIRROR_VIEWS = ("NEW_AND_OLD_IMAGES", "NEW_IMAGE")
 """Stream view types whose events hold the new item."""
 
@@ -189,6 +191,34 @@ class Heal:
 
 
 @dataclass(frozen=True)
+class Removed:
+    """What an erasure removed in one place of the lake: files touched or deleted, and rows."""
+
+    place: str
+    files: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """An item that was erased on request: its suppression, and the record of what was done.
+
+    It is in the log because whoever lands anything must have seen it: an entry stands only on
+    those before it. `key_hash`: HMAC-SHA256 of the item's canonical key under `salt`, both in hex;
+    nothing else of the item is kept. Changes of that key written at `until_us` or before never
+    land again. `by`: who asked. `done_us`: when a scan of every file found nothing of the item;
+    None: not finished, and `removed` is as far as it has come.
+    """
+
+    key_hash: str
+    salt: str
+    until_us: int
+    by: str
+    removed: tuple[Removed, ...] = ()
+    done_us: int | None = None
+
+
+@dataclass(frozen=True)
 class Entry:
     """One atomic step of capture. Only what it changes is in it.
 
@@ -217,11 +247,13 @@ class Entry:
     replaced: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
+    erasure: Erasure | None = None
 
     def to_json(self) -> str:
         """Readable JSON; parts that say nothing are left out."""
         said = {k: v for k, v in dataclasses.asdict(self).items() if v not in (None, ())}
-        return json.dumps({"format": FORMAT, "at": _iso(self.at_us), **said}, indent=1) + "\n"
+        form = FORMAT_WITH_ERASURES if self.erasure else FORMAT
+        return json.dumps({"format": form, "at": _iso(self.at_us), **said}, indent=1) + "\n"
 
     @staticmethod
     def from_json(text: str | bytes, name: str) -> "Entry":
@@ -236,6 +268,7 @@ class LogState:
     `replaced`: objects that compaction took the place of and that are still there, with the time.
     `began_us`: when capture's first positions were recorded.
     `lost`: what was in objects that are gone or damaged.
+    `erasures`: the last one of each key, by its hash.
     """
 
     n: int = 0
@@ -253,6 +286,7 @@ class LogState:
     began_us: int = 0
     replaced: dict[str, int] = field(default_factory=dict)
     lost: dict[str, LandedObject] = field(default_factory=dict)
+    erasures: dict[str, Erasure] = field(default_factory=dict)
     last_owner: str = ""
 
     def apply(self, entry: Entry) -> None:
@@ -279,7 +313,8 @@ class LogState:
         for key in entry.removed:
             self.replaced.pop(key, None)
         self.quarantined.update((q.key, q) for q in entry.quarantined)
-        if any(landed.bare for landed in entry.objects):
+        # Rewritten bare objects wait, if at all, for the entry that landed them.
+        if any(landed.bare for landed in entry.objects) and not entry.replaced:
             self.incomplete.append(entry.n)
         self.incomplete = [n for n in self.incomplete if n not in entry.completes]
         if entry.discovered_us is not None:
@@ -292,6 +327,8 @@ class LogState:
             self.gaps[entry.n] = dataclasses.replace(entry.gap, entry=entry.n)
         if entry.heal is not None:
             self.heals[entry.heal.gap] = entry.heal
+        if entry.erasure is not None:
+            self.erasures[entry.erasure.key_hash] = entry.erasure
         self.last_owner = entry.owner
 
     @property
@@ -375,9 +412,19 @@ class LogState:
         """The summary of the log up to `n`."""
         # `asdict` would copy every object, which takes longer than all the rest.
         parts = dict(vars(self))
-        for name in ("shards", "objects", "quarantined", "baselines", "gaps", "heals", "lost"):
+        for name in (
+            "shards",
+            "objects",
+            "quarantined",
+            "baselines",
+            "gaps",
+            "heals",
+            "lost",
+            "erasures",
+        ):
             parts[name] = list(parts[name].values())
-        said = {"format": FORMAT, "at": _iso(self.at_us), **parts}
+        form = FORMAT_WITH_ERASURES if self.erasures else FORMAT
+        said = {"format": form, "at": _iso(self.at_us), **parts}
         return json.dumps(said, default=vars) + "\n"
 
     @staticmethod
@@ -395,9 +442,10 @@ def _iso(time_us: int) -> str:
 def _parse(text: str | bytes, name: str, build: Any) -> Any:
     try:
         raw = json.loads(text)
-        if raw["format"] != FORMAT:
+        if raw["format"] not in (FORMAT, FORMAT_WITH_ERASURES):
             raise LakeError(
-                f"{name} has format {raw['format']}, this version reads {FORMAT}",
+                f"{name} has format {raw['format']}, this version reads {FORMAT} and "
+                f"{FORMAT_WITH_ERASURES}",
                 fix="use the version of cdc-pipeline that wrote it, or a newer one",
             )
         return build(raw)
@@ -425,6 +473,7 @@ def _entry(raw: Mapping[str, Any]) -> Entry:
         replaced=tuple(raw.get("replaced", ())),
         removed=tuple(raw.get("removed", ())),
         lost=tuple(raw.get("lost", ())),
+        erasure=_erasure(raw["erasure"]) if raw.get("erasure") else None,
     )
 
 
@@ -446,6 +495,7 @@ def _state(raw: Mapping[str, Any]) -> LogState:
         # Summaries did not always say it.
         began_us=raw.get("began_us") or (raw["stream"] or {}).get("recorded_us", 0),
         replaced=raw.get("replaced", {}),
+        erasures={e["key_hash"]: _erasure(e) for e in raw.get("erasures", ())},
         last_owner=raw["last_owner"],
     )
 
@@ -456,6 +506,11 @@ def _each(kind: type[ShardState], raw: Mapping[str, Any]) -> Iterable[ShardState
 
 def _gap(raw: Mapping[str, Any]) -> Gap:
     return Gap(**{**raw, "shards": tuple(raw["shards"])})
+
+
+def _erasure(raw: Mapping[str, Any]) -> Erasure:
+    removed = (Removed(**part) for part in raw["removed"])
+    return Erasure(**{**raw, "removed": tuple(removed)})
 
 
 def _heal(raw: Mapping[str, Any]) -> Heal:

@@ -77,5 +77,9 @@ class NotCoveredError(CdcPipelineError):
     """A day of which nothing that still exists knows the changes."""
 
 
+class EraseRefusedError(CdcPipelineError):
+    """An item cannot be erased as things stand; nothing was changed."""
+
+
 class CannotHealError(CdcPipelineError):
     """A gap that incremental exports cannot heal; a new baseline can."""

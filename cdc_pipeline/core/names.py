@@ -72,6 +72,11 @@ class TablePaths:
         return f"{self.state}staging/"
 
     @property
+    def backups(self) -> str:
+        """Untouched copies of records, where something else writes them."""
+        return f"dynamo-backup/{self.database}/{self.table}/"
+
+    @property
     def exports(self) -> str:
         """The S3 prefix under which DynamoDB writes PITR exports of this table."""
         return f"dynamo-export/{self.database}/{self.table}"

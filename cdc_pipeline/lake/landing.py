@@ -3,6 +3,7 @@
 import base64
 import json
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import date
 from functools import partial
@@ -122,6 +123,35 @@ def landing_table(rows: Sequence[Change], landed_us: int) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=LANDING_SCHEMA)
 
 
+def rewrite_object(store: Store, key: str, landed: LandedObject, rows: pa.Table) -> LandedObject:
+    """Write some rows of a landing object as one of their own, which takes its place in the log."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        rows.cast(LANDING_SCHEMA),
+        sink,
+        compression="zstd",
+        use_dictionary=_REPEATING,  # type: ignore[arg-type]
+    )
+    data = sink.getvalue().to_pybytes()
+    store.write(key, data)
+    times, positions = (rows[name].to_pylist() for name in ("write_time_us", "position"))
+    images = zip(rows["op"].to_pylist(), rows["new_image"].is_null().to_pylist(), strict=True)
+    return LandedObject(
+        key=key,
+        day=landed.day,
+        rows=rows.num_rows,
+        bytes=len(data),
+        generation=landed.generation,
+        min_write_us=min(times),
+        max_write_us=max(times),
+        min_position=min(positions),
+        max_position=max(positions),
+        shards=tuple(sorted(set(rows["shard_id"].to_pylist()))),
+        bare=any(absent and op != "D" for op, absent in images),
+        through=landed.entry,
+    )
+
+
 def read_landing(store: Store, key: str) -> list[Change]:
     """The changes of a landing object; raises `LakeError` when it is gone."""
     data = store.read(key)
@@ -193,6 +223,11 @@ def write_quarantine(
     body = "".join(_quarantine_line(reason, record) for reason, record in records)
     store.write(key, body.encode())
     return [QuarantinedObject(key=key, rows=len(records), reasons=reasons)]
+
+
+def count_reasons(lines: bytes) -> dict[str, int]:
+    """Quarantined records by reason, of the lines of a quarantine object."""
+    return dict(Counter(json.loads(line)["reason"] for line in lines.splitlines()))
 
 
 def _quarantine_line(reason: str, record: bytes) -> str:

@@ -4,14 +4,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from pyiceberg.table import Table as IcebergTable
-
 from cdc_pipeline.aws.s3 import StoredFile
 from cdc_pipeline.core.names import entry_number
 from cdc_pipeline.lake.compaction import Compaction, compact_landing, remove_replaced
 from cdc_pipeline.lake.current_state import published_base
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.store import TEMPORARY
+from cdc_pipeline.lake.tables import referenced_files
 from cdc_pipeline.settings import Table
 
 _UNNUMBERED = ("/compacted-", "/heal-")
@@ -87,29 +86,8 @@ def _maintain_iceberg(lake: Lake, name: str, keep: set[int | None], done: Upkeep
     done.snapshots_expired += lake.tables.expire(table, until, keep)
     table = lake.tables.load(name)
     assert table is not None  # it was there
-    referenced = set(_referenced(table))
+    referenced = referenced_files(table)
     _remove(lake, [f for f in found if lake.store.uri(f.key) not in referenced], done)
-
-
-def _referenced(table: IcebergTable) -> Iterator[str]:
-    """Every file that a snapshot of the table, or its metadata's history, names."""
-
-    def plain(path: str) -> str:
-        return path.removeprefix("file://")
-
-    yield plain(table.metadata_location)
-    for earlier in table.metadata.metadata_log:
-        yield plain(earlier.metadata_file)
-    seen: set[str] = set()
-    for snapshot in table.metadata.snapshots:
-        yield plain(snapshot.manifest_list)
-        for manifest in snapshot.manifests(table.io):
-            if manifest.manifest_path in seen:
-                continue
-            seen.add(manifest.manifest_path)
-            yield plain(manifest.manifest_path)
-            for entry in manifest.fetch_manifest_entry(table.io, discard_deleted=False):
-                yield plain(entry.data_file.file_path)
 
 
 def _old_files(lake: Lake, prefix: str) -> Iterator[StoredFile]:

@@ -4,6 +4,7 @@ A commit asserts the snapshot it was computed from; PyIceberg's automatic retry 
 only the caller knows whether its result still holds. The watermark goes with the data.
 """
 
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import date, datetime, timedelta
@@ -18,8 +19,11 @@ from pyiceberg.exceptions import (
     NamespaceAlreadyExistsError,
     NoSuchTableError,
 )
+from pyiceberg.expressions import In
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import ALWAYS_TRUE, Table, Transaction
+from pyiceberg.table.metadata import TableMetadata
+from pyiceberg.table.refs import MAIN_BRANCH
 
 from cdc_pipeline.aws.session import AwsSession
 from cdc_pipeline.core.errors import LakeError
@@ -142,11 +146,56 @@ class Tables:
 
     def make_current(self, table: Table, snapshot_id: int) -> None:
         """Let engines that know nothing of our log see an earlier snapshot of the table again."""
-        with _storage_errors(table.location()):
-            try:
-                table.manage_snapshots().set_current_snapshot(snapshot_id).commit()
-            except CommitFailedException as error:
-                raise _conflict(table) from error
+        with _storage_errors(table.location()), self._conflicts(table):
+            table.manage_snapshots().set_current_snapshot(snapshot_id).commit()
+
+    def remove_rows(
+        self, table: Table, column: str, values: Collection[str], branch: str = MAIN_BRANCH
+    ) -> tuple[Table, int]:
+        """Commit the table (or a branch of it) without the rows that have one of `values`.
+
+        Only the files that hold such rows are written anew. There is a new snapshot in any case,
+        so that what others computed from an earlier one can no longer be committed, and its
+        manifests name no file that is gone: their bounds could tell values of removed rows.
+        Returns the table and how many rows were removed; raises as `replace` does.
+        """
+        before = _records(table.metadata, branch)
+        removed = 0
+
+        def change(transaction: Transaction) -> None:
+            nonlocal removed
+            if values and before:
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", "Delete operation did not match any records")
+                    transaction.delete(In(column, values), branch=branch)  # type: ignore[call-arg]
+            with transaction.update_snapshot(branch=branch).fast_append():
+                pass  # an append leaves entries of deleted files behind
+            removed = before - _records(transaction.table_metadata, branch)
+            items = table_property(table, "items")
+            if removed and items is not None and branch == MAIN_BRANCH:
+                transaction.set_properties(_ours({"items": str(int(items) - removed)}))
+
+        return self._commit(table, change), removed
+
+    def branch(self, table: Table, name: str, snapshot_id: int) -> Table:
+        """The table with a branch at a snapshot; one that a killed run left is begun anew."""
+        with self._conflicts(table):
+            if name in table.metadata.refs:
+                table.manage_snapshots().remove_branch(name).commit()
+            table.manage_snapshots().create_branch(snapshot_id, name).commit()
+        return table
+
+    def drop_branch(self, table: Table, name: str) -> None:
+        """Drop a branch; its snapshots stay until they expire."""
+        with self._conflicts(table):
+            table.manage_snapshots().remove_branch(name).commit()
+
+    @contextmanager
+    def _conflicts(self, table: Table) -> Iterator[None]:
+        try:
+            yield
+        except CommitFailedException as error:
+            raise _conflict(table) from error
 
     def days(self, table: Table) -> set[date]:
         """The days that a table partitioned by day has files for."""
@@ -264,6 +313,28 @@ def _conflict(table: Table) -> CommitConflictError:
         f"table {'.'.join(table.name())}: another writer committed first",
         fix="run it again; the next run decides on what stands now",
     )
+
+
+def _records(metadata: TableMetadata, branch: str) -> int:
+    snapshot = metadata.snapshot_by_name(branch)
+    summary = snapshot.summary if snapshot else None
+    return int(summary["total-records"] or 0) if summary else 0
+
+
+def referenced_files(table: Table) -> set[str]:
+    """Every file that a snapshot of the table, or its metadata's history, names."""
+    found = {table.metadata_location}
+    found.update(earlier.metadata_file for earlier in table.metadata.metadata_log)
+    manifests: set[str] = set()
+    for snapshot in table.metadata.snapshots:
+        found.add(snapshot.manifest_list)
+        for manifest in snapshot.manifests(table.io):
+            if manifest.manifest_path in manifests:
+                continue
+            manifests.add(manifest.manifest_path)
+            entries = manifest.fetch_manifest_entry(table.io, discard_deleted=False)
+            found.update(entry.data_file.file_path for entry in entries)
+    return {path.removeprefix("file://") for path in found | manifests}
 
 
 def _has_rows(table: Table) -> bool:

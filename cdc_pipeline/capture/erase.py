@@ -1,0 +1,272 @@
+"""Erase on request: an item leaves the lake with every trace, and cannot come back.
+
+1. The source must no longer have the item (consistent GetItem).
+2. A log entry suppresses its key: a salted hash and the time. From the next entry on nothing lands
+   that was written to that key until then, whatever brings it: capture, a heal, a new export.
+3. It is removed from place after place; after each the log says how far that has come.
+4. Every file is read again; only if none holds the item the log says that it is done.
+
+Killed at any step it is run again with the same key. Beyond its reach: the source's own backups
+(35 days of point-in-time recovery, on-demand backups), copies that others made, parts of S3
+multipart uploads that were never finished, names of attributes in schemas, and what Dagster's run
+storage holds (numbers, times and hashes by our doing, and whatever users' own assets put there).
+"""
+
+import getpass
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from cdc_pipeline.aws.s3 import S3Store
+from cdc_pipeline.aws.table import describe_table, has_item
+from cdc_pipeline.capture.completion import native_key
+from cdc_pipeline.capture.erase_exports import erase_exported
+from cdc_pipeline.capture.snapshot import export_target
+from cdc_pipeline.core.capture_log import Entry, Erasure, LogState, Removed
+from cdc_pipeline.core.erasure import ItemTrace, key_hash, new_salt, typed_key
+from cdc_pipeline.core.errors import EraseRefusedError, LakeError, SettingsError
+from cdc_pipeline.lake.erase import (
+    KEY_COLUMNS,
+    Holding,
+    Place,
+    count_versions,
+    erase_files,
+    erase_iceberg,
+    erase_landed,
+    erase_quarantined,
+    erase_scratch,
+    erase_state_rows,
+    erase_versions,
+    find_item,
+    lake_places,
+    rebuild_aggregates,
+)
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.log import CaptureLog, new_nonce, this_owner
+from cdc_pipeline.lake.masked import (
+    days_under_rules,
+    masking_of,
+    published_rules,
+    require_rules,
+)
+from cdc_pipeline.settings import Table
+
+_ROUNDS = 3
+_POLL_SECONDS = 0.1
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class EraseResult:
+    """What an erasure did. `erasure`: its record in the log.
+
+    `stale`: aggregates that could not be built anew, and may still count the item.
+    """
+
+    erasure: Erasure
+    stale: list[str]
+    files_read: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class EraseTarget:
+    """An item to erase: its canonical key, how to recognise it, and everywhere it can lie."""
+
+    keys: str
+    trace: ItemTrace
+    places: list[Place]
+    exports: Place | None
+
+
+def erase_target(lake: Lake, table: Table, key: str) -> EraseTarget:
+    """What `key` (JSON of the key attributes, plain or typed) means, and that it can be erased.
+
+    Raises `EraseRefusedError` for another key than the table's, `OtherRulesError` where something
+    was published under other masking rules, `SourceError`, `SettingsError`, `LakeError`.
+    """
+    described = describe_table(lake.aws, table.name)
+    keys = typed_key(key, described.key_types)
+    masking = masking_of(lake.settings, table, writing=True)
+    for kind in ("current_state", "tombstones", "cdc"):
+        found = lake.tables.load(f"{table.safe_name}_{kind}")
+        if found is None:
+            continue
+        rules = [published_rules(found)] if kind != "cdc" else days_under_rules(found).values()
+        asset = "cdc" if kind == "cdc" else "current_state"
+        require_rules(masking, rules, f"{table.safe_name}_{kind}", f"{table.safe_name}/{asset}")
+    exports = _exports(lake, table)
+    places = [*lake_places(lake, table), *([exports] if exports else [])]
+    return EraseTarget(keys, ItemTrace(keys, masking.item(keys)), places, exports)
+
+
+def _exports(lake: Lake, table: Table) -> Place | None:
+    try:
+        target = export_target(lake, table)
+    except SettingsError:
+        return None  # a local lake without a bucket: there were no exports
+    return Place("exports", S3Store(lake.aws, target.bucket, target.prefix), "")
+
+
+def find_traces(target: EraseTarget) -> tuple[list[Holding], int]:
+    """Every file that holds the item, and how many earlier versions S3 keeps beside them."""
+    return find_item(target.places, target.trace), count_versions(target.places)
+
+
+def erase_item(
+    lake: Lake,
+    table: Table,
+    key: str,
+    *,
+    progress: Progress = lambda _: None,
+    sleep: Callable[[float], object] = time.sleep,
+) -> EraseResult:
+    """Erase one item from the lake; safe to kill at any moment and to run again.
+
+    An item that is put later under the same key is a new one, and is kept. Raises
+    `EraseRefusedError` while the source has the item or an export of the table is under way,
+    `LakeError` when something of it is still there at the end, and what `erase_target` raises.
+    """
+    started = time.monotonic()
+    target = erase_target(lake, table, key)
+    until_us = _absent_until_us(lake, table, target.keys, sleep)
+    erasing = _Erasing(lake, table, target, progress)
+    erasing.suppress(until_us)
+    erasing.remove()
+    for _ in range(_ROUNDS - 1):
+        if not any(find_traces(target)):
+            break
+        erasing.remove()  # what was under way while the first round removed it
+    _require_gone(table, *find_traces(target))
+    erasing.finish()
+    read = sum(1 for place in target.places for _ in place.store.files(place.prefix))
+    return EraseResult(erasing.erasure, erasing.stale, read, time.monotonic() - started)
+
+
+def _require_gone(table: Table, left: list[Holding], versions: int) -> None:
+    if not left and not versions:
+        return
+    listed = ", ".join(f"{holding.place}: {holding.key}" for holding in left[:10])
+    raise LakeError(
+        f"table {table.name}: {len(left)} files still hold the item ({listed}), and {versions} "
+        "earlier versions are there",
+        fix="see that nothing else writes there (another tool, replication), and erase again; the "
+        "key stays suppressed",
+    )
+
+
+def _absent_until_us(lake: Lake, table: Table, keys: str, sleep: Callable[[float], object]) -> int:
+    """The end of a second, in µs, in which the source did not have the item, nor behind it.
+
+    Stream times are rounded down to seconds, so only whole seconds can be told from what follows.
+    """
+    native = native_key(keys)
+    first_s: int | None = None
+    while True:
+        there, now_s = has_item(lake.aws, table.name, native)
+        if there:
+            raise EraseRefusedError(
+                f"table {table.name} still has the item, and it would come again",
+                fix=f"delete it there first: aws dynamodb delete-item --table-name {table.name} "
+                "--key '<its key, typed>'",
+            )
+        first_s = now_s if first_s is None else first_s
+        if now_s > first_s:
+            return now_s * 1_000_000 - 1
+        sleep(_POLL_SECONDS)
+
+
+class _Erasing:
+    """One run of one erasure; `erasure` is how far it is, as the log says."""
+
+    def __init__(self, lake: Lake, table: Table, target: EraseTarget, progress: Progress) -> None:
+        self.lake, self.table, self.target = lake, table, target
+        self.progress = progress
+        self.log: CaptureLog = lake.log(table)
+        self.state: LogState = self.log.load()
+        self.stale: list[str] = []
+        self.erasure: Erasure
+
+    def suppress(self, until_us: int) -> None:
+        """Log the suppression: no later entry brings the item."""
+        while True:
+            self._require_rest()
+            known = self.state.erasures
+            salt = next((e.salt for e in known.values()), None) or new_salt()
+            hashed = key_hash(salt, self.target.keys)
+            earlier = known.get(hashed)
+            self.erasure = Erasure(
+                key_hash=hashed,
+                salt=salt,
+                until_us=max(until_us, earlier.until_us if earlier else 0),
+                by=f"{getpass.getuser()}@{socket.gethostname()}",
+                removed=earlier.removed if earlier else (),
+            )
+            if self.log.append(self.state, _entry(self.erasure)):
+                self.progress(f"suppressed as {hashed[:16]} (log entry {self.state.n})")
+                return
+            self.log.catch_up(self.state)
+
+    def _require_rest(self) -> None:
+        """Files of an export that is being landed must stay as its manifest says."""
+        name = self.table.safe_name
+        if any(b.snapshot_id is None for b in self.state.baselines.values()):
+            raise EraseRefusedError(
+                f"table {self.table.name}: an export is under way, and it may hold the item",
+                fix=f"let it finish (materialise {name}/pitr_export), then erase again",
+            )
+        staged = self.state.staged
+        gaps = self.state.open_gaps(staged.generation if staged else 0)
+        if any(gap.entry in self.state.heals for gap in gaps):
+            raise EraseRefusedError(
+                f"table {self.table.name}: a gap is being healed from exports that may hold the "
+                "item",
+                fix=f"let it finish (cdc-pipeline heal {name}), then erase again",
+            )
+
+    def remove(self) -> None:
+        """Remove the item from every place, readers' first."""
+        lake, table, trace = self.lake, self.table, self.target.trace
+        erase_state_rows(lake, table, trace)
+        self._note(erase_landed(self.log, trace))
+        self._note(erase_quarantined(self.log, trace))
+        for kind in KEY_COLUMNS:
+            self._note(erase_iceberg(lake, table, kind, trace))
+        rebuilt, self.stale = rebuild_aggregates(lake, table)
+        self._note(*rebuilt)
+        if self.target.exports:
+            self._note(erase_exported(self.target.exports, trace))
+        backups = next(place for place in self.target.places if place.name == "backups")
+        self._note(erase_files(backups, trace))
+        self._note(erase_scratch(lake, table))
+        self._note(erase_versions(self.target.places))
+
+    def _note(self, *removed: Removed) -> None:
+        """Log what was removed, added to what earlier runs for this key removed."""
+        news = [part for part in removed if part.files or part.rows]
+        for part in news:
+            self.progress(f"{part.place}: {part.files} files, {part.rows} rows")
+        if news:
+            self._record(replace(self.erasure, removed=_added(self.erasure.removed, news)))
+
+    def finish(self) -> None:
+        """Log that nothing is left; the last thing that is done."""
+        self._record(replace(self.erasure, done_us=self.log.now_us()))
+
+    def _record(self, erasure: Erasure) -> None:
+        while not self.log.append(self.state, _entry(erasure)):
+            self.log.catch_up(self.state)
+        self.erasure = erasure
+
+
+def _added(before: tuple[Removed, ...], news: list[Removed]) -> tuple[Removed, ...]:
+    sums = {part.place: part for part in before}
+    for part in news:
+        known = sums.get(part.place, Removed(part.place, 0, 0))
+        sums[part.place] = Removed(part.place, known.files + part.files, known.rows + part.rows)
+    return tuple(sums.values())
+
+
+def _entry(erasure: Erasure) -> Entry:
+    return Entry(n=0, nonce=new_nonce(), owner=this_owner(), at_us=0, erasure=erasure)
