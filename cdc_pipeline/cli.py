@@ -294,8 +294,6 @@ def erase(table: str, key: str, dry_run: bool, yes: bool) -> None:
     if not yes:
         click.confirm(f"Erase this item of {table} and all its past for good?", abort=True)
     done = erase_item(lake, chosen, key, progress=click.echo)
-    for name in done.stale:
-        click.echo(f"aggregates.{name} could not be built and may count the item", err=True)
     click.echo(
         f"{table}: erased; {done.files_read} files read, none holds the item "
         f"({done.seconds:.0f} s). Key hash {done.erasure.key_hash[:16]}"

@@ -59,13 +59,9 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class EraseResult:
-    """What an erasure did. `erasure`: its record in the log.
-
-    `stale`: aggregates that could not be built anew, and may still count the item.
-    """
+    """What an erasure did. `erasure`: its record in the log."""
 
     erasure: Erasure
-    stale: list[str]
     files_read: int
     seconds: float
 
@@ -138,13 +134,20 @@ def erase_item(
         if not any(find_traces(target)):
             break
         erasing.remove()  # what was under way while the first round removed it
-    _require_gone(table, *find_traces(target))
+    _require_gone(table, *find_traces(target), erasing.stale)
     erasing.finish()
     read = sum(1 for place in target.places for _ in place.store.files(place.prefix))
-    return EraseResult(erasing.erasure, erasing.stale, read, time.monotonic() - started)
+    return EraseResult(erasing.erasure, read, time.monotonic() - started)
 
 
-def _require_gone(table: Table, left: list[Holding], versions: int) -> None:
+def _require_gone(table: Table, left: list[Holding], versions: int, stale: list[str]) -> None:
+    if stale:
+        raise LakeError(
+            f"table {table.name}: the item is gone but from aggregates that cannot be built anew: "
+            f"{', '.join(stale)}",
+            fix="see what fails with `cdc-pipeline query`, mend or remove their SQL, and erase "
+            "again",
+        )
     if not left and not versions:
         return
     listed = ", ".join(f"{holding.place}: {holding.key}" for holding in left[:10])

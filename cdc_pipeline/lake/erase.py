@@ -317,7 +317,7 @@ def _forget_versions(
 def rebuild_aggregates(lake: Lake, table: Table) -> tuple[list[Removed], list[str]]:
     """Build every aggregate that the table is in anew, each of its days; forget its past.
 
-    Also returns those that could not be built: they may still count the item.
+    Also returns those that could not be built: what they hold is still made from the item, too.
     """
     done, stale = [], []
     for aggregate in _aggregates(lake, table):

@@ -235,7 +235,7 @@ class Tables:
     def _commit(self, table: Table, change: Callable[[Transaction], None]) -> Table:
         transaction = table.transaction()
         try:
-            with _storage_errors(table.location()):
+            with _storage_errors(table.location()), self._forgotten(table):
                 change(transaction)
                 return transaction.commit_transaction()
         except CommitFailedException as error:
@@ -246,6 +246,18 @@ class Tables:
                 "may or may not stand",
                 fix="run it again; either way the result is the same",
             ) from error
+
+    @contextmanager
+    def _forgotten(self, table: Table) -> Iterator[None]:
+        """A file of the version that we started from is gone with it, if there is another now."""
+        before = table.metadata.current_snapshot_id
+        try:
+            yield
+        except FileNotFoundError as error:
+            now = self._catalog.load_table(table.name()).metadata
+            if now.current_snapshot_id != before:
+                raise _conflict(table) from error
+            raise
 
     def _ensure(self, name: str, schema: pa.Schema, partition: str | None = None) -> Table:
         self.ensure_database()
