@@ -119,6 +119,10 @@ class Table(_Strict):
     heal: Literal["auto", "ask"] = Field(
         "auto", description="auto: gaps are healed from exports (which cost) as soon as they open"
     )
+    ttl_archive: bool = Field(
+        False,
+        description="keep items that TTL deleted, with their last image, as an asset of their own",
+    )
     schema_contract: Literal["evolve", "refuse"] = Field(
         "evolve",
         description="refuse: current_state stays as it is when attributes are new or change type",

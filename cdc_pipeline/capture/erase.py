@@ -85,12 +85,13 @@ def erase_target(lake: Lake, table: Table, key: str) -> EraseTarget:
     described = describe_table(lake.aws, table.name)
     keys = typed_key(key, described.key_types)
     masking = masking_of(lake.settings, table, writing=True)
-    for kind in ("current_state", "tombstones", "cdc"):
+    for kind in ("current_state", "tombstones", "cdc", "ttl_archive"):
         found = lake.tables.load(f"{table.safe_name}_{kind}")
         if found is None:
             continue
-        rules = [published_rules(found)] if kind != "cdc" else days_under_rules(found).values()
-        asset = "cdc" if kind == "cdc" else "current_state"
+        daily = kind in ("cdc", "ttl_archive")
+        rules = days_under_rules(found).values() if daily else [published_rules(found)]
+        asset = kind if daily else "current_state"
         require_rules(masking, rules, f"{table.safe_name}_{kind}", f"{table.safe_name}/{asset}")
     exports = _exports(lake, table)
     places = [*lake_places(lake, table), *([exports] if exports else [])]

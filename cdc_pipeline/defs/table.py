@@ -61,6 +61,8 @@ def build_table_defs(table: Table, settings: Settings) -> dg.Definitions:
         _cdc(table, settings),
         _current_state(table),
     ]
+    if table.ttl_archive:
+        assets.append(_ttl_archive(table, settings))
     return dg.Definitions(
         assets=assets,
         asset_checks=build_checks(table),
@@ -203,6 +205,52 @@ def _cdc(table: Table, settings: Settings) -> dg.AssetsDefinition:
         return dg.MaterializeResult(metadata={"duplicates_removed": duplicates, "rows": rows})
 
     return cdc
+
+
+def _ttl_archive(table: Table, settings: Settings) -> dg.AssetsDefinition:
+    @dg.asset(
+        name="ttl_archive",
+        kinds={"iceberg", "duckdb"},
+        deps=[dg.AssetKey([table.safe_name, "cdc"])],
+        partitions_def=daily(settings),
+        backfill_policy=BACKFILL,
+        automation_condition=follow(),
+        metadata={
+            "dagster/table_name": f"{settings.database}.{table.safe_name}_ttl_archive",
+            "dagster/uri": _uri(
+                settings, f"iceberg/{settings.database}/{table.safe_name}_ttl_archive"
+            ),
+        },
+        description=(
+            f"Items of `{table.name}` that DynamoDB's TTL deleted, each with its last image, by "
+            "the day they went; what users deleted is not in it. Where the stream has no old "
+            "images, the image is that of the item's change before, or of the baseline."
+        ),
+        key_prefix=table.safe_name,
+        group_name=_group(table),
+        owners=_owners(table),
+    )
+    def ttl_archive(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
+        from cdc_pipeline.lake.ttl_archive import build_archive_day
+
+        opened = lake.open()
+        rows = unknown = 0
+        for key in context.partition_keys:
+            with readable_failures():
+                built = build_archive_day(opened, table, date.fromisoformat(key))
+            rows, unknown = rows + built.rows, unknown + built.unknown
+            context.add_asset_metadata(
+                {
+                    "dagster/partition_row_count": built.rows,
+                    "without_image": built.unknown,
+                    "watermark": built.watermark,
+                    "seconds": round(built.seconds, 2),
+                },
+                partition_key=key,
+            )
+        return dg.MaterializeResult(metadata={"rows": rows, "without_image": unknown})
+
+    return ttl_archive
 
 
 def _current_state(table: Table) -> dg.AssetsDefinition:

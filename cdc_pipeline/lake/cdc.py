@@ -139,12 +139,12 @@ def _current_days(
     return found
 
 
-def require_rules_of_days(lake: Lake, table: Table, built: IcebergTable) -> None:
+def require_rules_of_days(lake: Lake, table: Table, built: IcebergTable, view: str = "cdc") -> None:
     """Raise `OtherRulesError` unless every day is masked as the settings say."""
     masking = masking_of(lake.settings, table, writing=False)
     published = days_under_rules(built).values()
     name = table.safe_name
-    require_rules(masking, published, f"{name}.cdc", f"any day of {name}/cdc")
+    require_rules(masking, published, f"{name}.{view}", f"any day of {name}/{view}")
 
 
 def _build_at_last(

@@ -28,6 +28,7 @@ from cdc_pipeline.lake.masked import OtherRulesError, refusing_view, require_rul
 from cdc_pipeline.lake.merge import merged_relation
 from cdc_pipeline.lake.tables import data_files
 from cdc_pipeline.lake.time_travel import find_state, write_state
+from cdc_pipeline.lake.ttl_archive import ARCHIVE_SCHEMA
 from cdc_pipeline.lake.typed import prior_columns
 from cdc_pipeline.settings import Table
 from cdc_pipeline.transform.aggregates import AGGREGATES, load_aggregates
@@ -77,6 +78,7 @@ def _create_schema(connection: duckdb.DuckDBPyConnection, lake: Lake, table: Tab
     landed = landed_relation(connection, lake, list(state.objects.values()))
     connection.execute(f"CREATE VIEW {schema}.raw_stream AS SELECT * FROM {landed}")
     _create_cdc(connection, lake, table, schema)
+    _create_ttl_archive(connection, lake, table, schema)
     # The live baseline; before the first publication the staged one.
     baseline = state.baselines.get(base.generation) if base else state.staged
     if baseline is not None:
@@ -133,6 +135,21 @@ def _create_cdc(
     # The portable statement names its input `cdc`; here that is this schema's view.
     history = load_sql("history").replace("FROM cdc", f"FROM {schema}.cdc")
     connection.execute(f"CREATE VIEW {schema}.history AS {history}")
+
+
+def _create_ttl_archive(
+    connection: duckdb.DuckDBPyConnection, lake: Lake, table: Table, schema: str
+) -> None:
+    built = lake.tables.load(f"{table.safe_name}_ttl_archive") if table.ttl_archive else None
+    if built is None:
+        return
+    files, view = files_relation(connection, data_files(built), ARCHIVE_SCHEMA), "ttl_archive"
+    try:
+        require_rules_of_days(lake, table, built, view)
+    except (OtherRulesError, SettingsError) as error:
+        refusing_view(connection, f"{schema}.{view}", files, error)
+    else:
+        connection.execute(f"CREATE VIEW {schema}.{view} AS SELECT * FROM {files}")
 
 
 def _create_pitr_export(

@@ -40,6 +40,7 @@ KEY_COLUMNS = {
     "current_state": "_key",
     "tombstones": "item_key",
     "cdc": "keys",
+    "ttl_archive": "keys",
     "snapshot": "_key",
 }
 """The Iceberg tables of a DynamoDB table, and the column of each that holds items' keys."""

@@ -14,7 +14,7 @@ from cdc_pipeline.lake.tables import referenced_files
 from cdc_pipeline.settings import Table
 
 _UNNUMBERED = ("/compacted-", "/heal-")
-_OF_A_TABLE = ("snapshot", "current_state", "tombstones", "cdc")
+_OF_A_TABLE = ("snapshot", "current_state", "tombstones", "cdc", "ttl_archive")
 
 
 @dataclass

@@ -18,8 +18,8 @@ from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.transform.aggregates import AGGREGATES, tables_named
 
 _BATCH_ROWS = 10_000
-VIEWS = ("pitr_export", "raw_stream", "cdc", "current_state", "history")
-"""The views of every table."""
+VIEWS = ("pitr_export", "raw_stream", "cdc", "current_state", "history", "ttl_archive")
+"""The views of every table; `ttl_archive` where the settings ask for it."""
 
 
 def connect_for(lake: Lake, sql: str, as_of: datetime | None = None) -> duckdb.DuckDBPyConnection:

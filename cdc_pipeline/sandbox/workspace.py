@@ -32,7 +32,12 @@ def write_settings(folder: Path, *, kind: str, running: bool) -> Path:
         "schedules": {"running": running, "downstream_seconds": 10, "glue_seconds": 30},
         "aggregates": str(_aggregates()),
         "tables": [
-            {"name": "orders", "owner": "team:sales", "snapshot": {"first": "auto"}},
+            {
+                "name": "orders",
+                "owner": "team:sales",
+                "snapshot": {"first": "auto"},
+                "ttl_archive": True,
+            },
             {"name": "customers", "owner": "team:sales", "snapshot": {"first": "auto"}},
         ],
     }

@@ -31,6 +31,11 @@ TOMBSTONES_SCHEMA = pa.schema(
 )
 LANDED_SCHEMA = pa.schema([field for field in CDC_SCHEMA if field.name != "day"])
 
+_EXPIRED_SCHEMA = pa.schema(
+    [LANDED_SCHEMA.field(name) for name in ("keys", "time_stamp", "order_key", "old_image")]
+)
+_IMAGES_SCHEMA = pa.schema([pa.field(name, pa.string()) for name in ("keys", "order_key", "item")])
+
 
 @dataclass(frozen=True)
 class Story:
@@ -52,6 +57,8 @@ def story(seed: int) -> Story:
     relations = {
         "landed": pa.Table.from_pylist(landed, LANDED_SCHEMA),
         "changes": pa.Table.from_pylist(list(map(_narrow, landed, count())), CHANGES_SCHEMA),
+        "expired": pa.Table.from_pylist(made[::3], _EXPIRED_SCHEMA),
+        "images": pa.Table.from_pylist([_image(row) for row in made], _IMAGES_SCHEMA),
         "base": _state(before, BASE_SCHEMA, deleted=False),
         "tombstones": _state(before, TOMBSTONES_SCHEMA, deleted=True),
     }
@@ -95,6 +102,10 @@ def _again(chance: random.Random, row: dict[str, Any]) -> dict[str, Any]:
 
 def _narrow(row: dict[str, Any], place: int) -> dict[str, Any]:
     return row | {"item_key": row["keys"], "item": row["new_image"], "place": place}
+
+
+def _image(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {"item": row["new_image"]}
 
 
 def _keyed(row: dict[str, Any]) -> KeyedChange:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.spark
 
 _SEEDS = range(4)
 # In an order in which each finds the results that it reads; those that others read.
-_FILES = ("cdc", "history", "breaks", "winners", "effective", "fold", "tombstones")
+_FILES = ("cdc", "history", "breaks", "winners", "effective", "fold", "tombstones", "ttl_archive")
 _READ = ("cdc", "winners", "effective")
 
 
