@@ -160,8 +160,8 @@ def test_broken_parts_raise_nothing_but_lake_errors(part: str, value: Any, whole
 
 @pytest.mark.parametrize("parse", [Entry.from_json, LogState.from_json])
 def test_a_newer_format_says_so(parse: Any) -> None:
-    with pytest.raises(LakeError, match=r"log/7\.json has format 2, this version reads 1"):
-        parse('{"format": 2, "unknown": true}', "log/7.json")
+    with pytest.raises(LakeError, match=r"log/7\.json has format 3, this version reads 1"):
+        parse('{"format": 3, "unknown": true}', "log/7.json")
 
 
 def test_a_field_of_a_newer_version_is_not_dropped_silently() -> None:

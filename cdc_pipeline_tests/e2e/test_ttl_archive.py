@@ -33,14 +33,14 @@ def test_expired_items(world: World, view: str) -> None:
         ]
     )
     soon = {"N": str(int(time.time()) + 3)}
-    expected: dict[str, Any] = {}
+    expected: dict[str, dict[str, Any]] = {}
     for name, item in _items(world).items():
         if name in ("base", "moved", "again"):
             expected[name] = {**item, "ends": soon}
-            world.put("orders", name, **expected[name])
+            world.put("orders", name, **expected[name])  # type: ignore[arg-type]
     world.capture("orders")  # with KEYS_ONLY items are read now, before they expire
     expected["unread"] = {"ends": {"N": str(int(time.time()) - 60)}}
-    world.put("orders", "unread", **expected["unread"])
+    world.put("orders", "unread", 1, **expected["unread"])
     _wait_until_gone(world, set(expected))
     world.put("orders", "again", note={"S": "a new life"})
     world.capture("orders")

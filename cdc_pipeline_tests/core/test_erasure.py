@@ -1,0 +1,152 @@
+"""Erasures: what they suppress, how an item is recognised, and how the log tells of them."""
+
+import base64
+import json
+
+import pytest
+
+from cdc_pipeline.core.capture_log import Entry, Erasure, LogState, Removed
+from cdc_pipeline.core.erasure import ItemTrace, Suppressions, key_hash, new_salt, typed_key
+from cdc_pipeline.core.errors import EraseRefusedError, LakeError
+
+_KEY = '{"pk":{"S":"ä/1"},"sk":{"N":"7"}}'
+_SALT = "ab" * 32
+_TYPES = {"pk": "S", "sk": "N"}
+
+
+def _erasure(until_us: int, salt: str = _SALT, key: str = _KEY) -> Erasure:
+    return Erasure(key_hash(salt, key), salt, until_us, "someone")
+
+
+def test_what_was_written_until_then_is_dropped_and_nothing_else() -> None:
+    erased = Suppressions([_erasure(100), _erasure(50, new_salt(), '{"pk":{"S":"b"}}')])
+    assert erased.drops(_KEY, 100)
+    assert not erased.drops(_KEY, 101)
+    assert erased.drops('{"pk":{"S":"b"}}', 50)
+    assert not erased.drops('{"pk":{"S":"b"}}', 51)
+    assert not erased.drops('{"pk":{"S":"c"}}', 1)
+    assert not Suppressions([]).drops(_KEY, 1)
+
+
+def test_the_hash_tells_the_key_only_to_who_has_salt_and_key() -> None:
+    assert key_hash(_SALT, _KEY) == key_hash(_SALT, _KEY)
+    assert key_hash(_SALT, _KEY) != key_hash(new_salt(), _KEY)
+    said = Entry(1, "n", "o", 0, erasure=_erasure(100)).to_json()
+    assert "ä" not in said
+    assert "pk" not in said
+
+
+def test_records_that_cannot_be_read_are_dropped_by_their_key() -> None:
+    erased = Suppressions([_erasure(2_000_000)])
+    body = {"Keys": json.loads(_KEY), "NewImage": {"x": {"BAD": 1}}}
+    for time, dropped in ((2, True), (3, False), (None, True), ("soon", True)):
+        record = {"dynamodb": {**body, "ApproximateCreationDateTime": time}}
+        assert erased.drops_record(json.dumps(record).encode()) is dropped
+    for other in (b"\xff", b"[]", b'{"dynamodb": {}}', b'{"dynamodb": {"Keys": 7}}'):
+        assert not erased.drops_record(other)
+
+
+def test_entries_and_summaries_keep_erasures() -> None:
+    erasure = Erasure("h", _SALT, 5, "someone", (Removed("landing", 1, 2),), 9)
+    entry = Entry(1, "n", "o", 0, erasure=erasure)
+    assert Entry.from_json(entry.to_json(), "it") == entry
+    state = LogState()
+    state.apply(entry)
+    assert LogState.from_json(state.to_json(), "it") == state
+    assert state.erasures == {"h": erasure}
+
+
+def test_versions_that_know_no_erasures_refuse_a_log_that_has_one() -> None:
+    """Their format is another; entries and summaries without any stay as they were."""
+    entry, state = Entry(1, "n", "o", 0), LogState()
+    assert json.loads(entry.to_json())["format"] == json.loads(state.to_json())["format"] == 1
+    state.apply(Entry(1, "n", "o", 0, erasure=_erasure(1)))
+    assert json.loads(state.to_json())["format"] == 2
+    old = json.loads(LogState().to_json())
+    del old["erasures"]
+    assert LogState.from_json(json.dumps(old), "old") == LogState()
+    with pytest.raises(LakeError, match="reads 1 and 2"):
+        LogState.from_json('{"format": 3}', "it")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"pk": "ä/1", "sk": 7}',
+        '{"sk": "7.0", "pk": "ä/1"}',
+        '{"sk": 7.00, "pk": {"S": "ä/1"}}',
+        '{"pk": {"S": "\\u00e4/1"}, "sk": {"N": "07"}}',
+    ],
+)
+def test_keys_are_plain_or_typed(text: str) -> None:
+    assert typed_key(text, _TYPES) == _KEY
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("pk=1", r"not JSON(.|\n)*pk \(S\), sk \(N\)"),
+        ("[1]", "no object"),
+        ('{"pk": "a"}', r"has the attributes pk(.|\n)*exactly pk \(S\), sk \(N\)"),
+        ('{"pk": "a", "sk": 1, "x": 1}', "attributes pk, sk, x"),
+        ('{"pk": 1, "sk": 1}', "pk: .*(.|\n)*type S"),
+        ('{"pk": "a", "sk": "many"}', "sk: a number that is not a decimal"),
+        ('{"pk": {"N": "1"}, "sk": 1}', "pk has type N"),
+        ('{"pk": null, "sk": 1}', "pk: "),
+    ],
+)
+def test_other_keys_are_refused(text: str, message: str) -> None:
+    with pytest.raises(EraseRefusedError, match=message):
+        typed_key(text, _TYPES)
+
+
+_TRACE = ItemTrace(_KEY)
+
+
+@pytest.mark.parametrize(
+    ("text", "held"),
+    [
+        (_KEY, True),
+        ('{"a":{"S":"x"},"pk":{"S":"ä/1"},"sk":{"N":"7"}}', True),
+        ('{"pk":"ä/1","sk":7,"z":[1.5]}', True),
+        ('{"pk":{"S":"ä/1"},"sk":{"N":"8"}}', False),
+        ('{"pk":{"S":"ä/12"},"sk":{"N":"7"}}', False),
+        ('{"copy":{"M":{"pk":{"S":"ä/1"},"sk":{"N":"7"}}},"pk":{"S":"b"},"sk":{"N":"7"}}', False),
+        ("ä/1 7", False),
+        ('{"pk":"ä/1","sk":7', False),
+    ],
+)
+def test_cells(text: str, held: bool) -> None:
+    assert _TRACE.is_in_text(text) is held
+    assert not held or all(part in text for part in _TRACE.rarest)
+
+
+def _record(keys: object) -> bytes:
+    return json.dumps({"dynamodb": {"Keys": keys, "NewImage": {"x": {"S": "ä/1 7"}}}}).encode()
+
+
+@pytest.mark.parametrize(
+    ("line", "held"),
+    [
+        (_record(json.loads(_KEY)), True),
+        (_record({"pk": {"S": "ä/1"}, "sk": {"N": "7.0"}}), True),
+        (_record({"pk": {"S": "b"}, "sk": {"N": "7"}}), False),
+        (b'{"Item":' + _KEY.encode() + b"}", True),
+        (b'{"Keys":' + _KEY.encode() + b',"OldImage":{}}', True),
+        (b'{"Item":{"pk":{"S":"b"},"sk":{"N":"7"},"to":{"S":"\xc3\xa4/1"}}}', False),
+        (b'"\xc3\xa4/1" and 7', True),
+        (b"neither", False),
+    ],
+)
+def test_lines_also_when_they_are_wrapped(line: bytes, held: bool) -> None:
+    def parsed(text: bytes) -> object:
+        try:
+            return json.loads(text)
+        except ValueError:
+            return None
+
+    assert _TRACE.is_in_document(parsed(line), line) is held
+    if b"dynamodb" in line or b"Item" not in line:
+        wrapped = {"reason": "?", "record_base64": base64.b64encode(line).decode()}
+        found = _TRACE.is_in_document(wrapped, json.dumps(wrapped).encode())
+        assert found is held
