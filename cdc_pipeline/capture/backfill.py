@@ -69,6 +69,7 @@ from cdc_pipeline.core.capture_log import (
     LogState,
 )
 from cdc_pipeline.core.changes import Change
+from cdc_pipeline.core.erasure import Suppressions
 from cdc_pipeline.core.errors import (
     CaptureConflictError,
     CdcPipelineError,
@@ -347,8 +348,10 @@ class _Backfill:
         return rows
 
     def _land(self, generation: int, changes: Sequence[Change]) -> list[LandedObject]:
+        erased = Suppressions(self.state.erasures.values())
+        kept = [c for c in changes if not erased.drops(c.keys, c.write_time_us)]
         keys = partial(self.log.paths.backfilled, nonce=new_nonce())
-        return write_days(self.log.store, changes, keys, generation, self.log.now_us())
+        return write_days(self.log.store, kept, keys, generation, self.log.now_us())
 
     def _append(
         self,
@@ -358,6 +361,7 @@ class _Backfill:
         heal: Heal | None = None,
     ) -> bool:
         """Log what was landed in place of what was lost; False if another run was faster."""
+        erasures = dict(self.state.erasures)
         while self._is_needed(lost, fill):
             number = self.state.n + 1
             entry = Entry(
@@ -374,6 +378,12 @@ class _Backfill:
                 register_days(self.lake, self.table, {date.fromisoformat(o.day) for o in objects})
                 return True
             self.log.catch_up(self.state)
+            if self.state.erasures != erasures:
+                self.log.store.delete(landed.key for landed in objects)
+                raise CaptureConflictError(
+                    f"table {self.table.name}: an item was erased while this backfill landed",
+                    fix="materialise the day again: it lands without the item",
+                )
         self.log.store.delete(landed.key for landed in objects)
         return False
 

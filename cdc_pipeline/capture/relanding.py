@@ -11,6 +11,7 @@ from cdc_pipeline.capture.increments import BATCH_ROWS
 from cdc_pipeline.capture.records import parse_records
 from cdc_pipeline.core.capture_log import LandedObject, LogState, ShardState
 from cdc_pipeline.core.changes import Change
+from cdc_pipeline.core.erasure import Suppressions
 from cdc_pipeline.core.errors import (
     ExpiredIteratorError,
     ShardGoneError,
@@ -81,9 +82,12 @@ def reland(
     surviving = _survivors(log, state, groups, {o.key for o in lost})
     shards = sorted({shard for group in groups for o in group.lost for shard in o.shards})
     unclear: set[int] = set()
+    erased = Suppressions(state.erasures.values())
     try:
         for shard_id in shards:
             for change in _read(streams, state, state.shards[shard_id], options, sleep):
+                if erased.drops(change.keys, change.write_time_us):
+                    continue
                 found = [group for group in groups if group.holds(change)]
                 if len(found) > 1:
                     unclear |= {id(group) for group in found}

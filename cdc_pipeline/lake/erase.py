@@ -25,6 +25,7 @@ from cdc_pipeline.core.erasure import ItemTrace
 from cdc_pipeline.core.errors import NotReadyError, QueryError
 from cdc_pipeline.core.names import entry_number
 from cdc_pipeline.lake.aggregates import build_aggregate
+from cdc_pipeline.lake.cdc import ROWS
 from cdc_pipeline.lake.compaction import remove_replaced
 from cdc_pipeline.lake.holding import count_held, is_parquet, without_lines, without_rows
 from cdc_pipeline.lake.lake import Lake
@@ -32,7 +33,7 @@ from cdc_pipeline.lake.landing import count_reasons, rewrite_object
 from cdc_pipeline.lake.log import CaptureLog, new_nonce, this_owner
 from cdc_pipeline.lake.masked import sources_of
 from cdc_pipeline.lake.store import TEMPORARY, Store
-from cdc_pipeline.lake.tables import CommitConflictError, referenced_files
+from cdc_pipeline.lake.tables import PROPERTY, CommitConflictError, referenced_files
 from cdc_pipeline.settings import Table
 from cdc_pipeline.transform.aggregates import Aggregate, load_aggregates
 
@@ -47,7 +48,7 @@ KEY_COLUMNS = {
 
 _READERS = 8
 _ATTEMPTS = 5
-_UNNUMBERED = ("/compacted-", "/heal-")
+_UNNUMBERED = ("/compacted-", "/heal-", "/backfill-")
 _TEMPORARY_SECONDS = 60
 """A file of a local lake has its name sooner than that, or its writer was killed."""
 
@@ -240,7 +241,17 @@ def erase_iceberg(lake: Lake, table: Table, kind: str, trace: ItemTrace) -> Remo
 
 def _remove_rows(lake: Lake, name: str, column: str, trace: ItemTrace) -> int:
     found = lake.tables.load(name)
-    return lake.tables.remove_rows(found, column, trace.keys)[1] if found else 0
+    if found is None:
+        return 0
+    committed, removed = lake.tables.remove_rows(found, column, trace.keys)
+    # Verification compares the days of cdc with how many rows they were built with.
+    start = f"{PROPERTY}{ROWS}."
+    days = [n.removeprefix(start) for n in committed.properties if n.startswith(start)]
+    if removed and days:
+        left = {str(day): rows for day, rows in lake.tables.rows_by_day(committed).items()}
+        counts = {f"{ROWS}.{day}": str(left.get(day, 0)) for day in days}
+        lake.tables.set_properties(committed, counts)
+    return removed
 
 
 def _at_last(attempt: "partial[_T]") -> _T:
@@ -254,9 +265,12 @@ def _at_last(attempt: "partial[_T]") -> _T:
 def _erase_baselines(lake: Lake, table: Table, trace: ItemTrace) -> tuple[int, set[int | None]]:
     log = lake.log(table)
     state = log.load()
+    staged = lake.tables.load(f"{table.safe_name}_snapshot")
+    # Those of discarded shadows expire.
+    there = {snapshot.snapshot_id for snapshot in staged.metadata.snapshots} if staged else set()
     rows = 0
     for generation, baseline in sorted(state.baselines.items()):
-        if baseline.snapshot_id is None:
+        if baseline.snapshot_id is None or baseline.snapshot_id not in there:
             continue
         erase = partial(_erase_baseline, lake, table, baseline.snapshot_id, generation, trace)
         snapshot_id, removed = _at_last(erase)

@@ -177,6 +177,14 @@ class Tables:
 
         return self._commit(table, change), removed
 
+    def set_properties(self, table: Table, properties: Mapping[str, str]) -> Table:
+        """Commit properties alone; raises as `replace` does."""
+
+        def change(transaction: Transaction) -> None:
+            transaction.set_properties(_ours(properties))
+
+        return self._commit(table, change)
+
     def branch(self, table: Table, name: str, snapshot_id: int) -> Table:
         """The table with a branch at a snapshot; one that a killed run left is begun anew."""
         with self._conflicts(table):

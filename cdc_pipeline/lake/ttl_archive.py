@@ -126,8 +126,8 @@ def _build(lake: Lake, table: Table, day: date) -> tuple[ArchiveDay, IcebergTabl
                 yield chunk
 
     properties = {f"watermark.{day}": watermark, f"{PUBLISHED}.{day}": masking.fingerprint}
-    committed = lake.tables.replace_day(
-        name, day, ARCHIVE_SCHEMA, chunks(), properties, over=before
+    committed = lake.tables.replace_days(
+        name, [day], ARCHIVE_SCHEMA, chunks(), properties, over=before
     )
     seconds = time.monotonic() - started
     return ArchiveDay(day, rows, unknown, int(watermark), seconds), committed

@@ -28,6 +28,7 @@ from cdc_pipeline.capture import snapshot
 from cdc_pipeline.capture.records import parse_records
 from cdc_pipeline.core.capture_log import Baseline
 from cdc_pipeline.core.columns import Column
+from cdc_pipeline.core.erasure import Suppressions
 from cdc_pipeline.core.names import day_of
 from cdc_pipeline.lake.cdc import build_cdc_day
 from cdc_pipeline.lake.current_state import publish_current_state
@@ -197,6 +198,7 @@ def _exported(built: LakeBuilder, lines: Sequence[str], key_names: tuple[str, ..
             baseline,
             key_names,
             lambda _: None,
+            Suppressions(()),
         )
     committed = staged.table.current_snapshot()
     assert committed is not None

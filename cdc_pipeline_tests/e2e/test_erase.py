@@ -80,7 +80,7 @@ def world(
     made.client("s3").put_bucket_versioning(
         Bucket=made.bucket, VersioningConfiguration={"Status": "Enabled"}
     )
-    monkeypatch.setattr("cdc_pipeline.capture.heal._WAIT_SECONDS", 0.2)
+    monkeypatch.setattr("cdc_pipeline.capture.increments.WAIT_SECONDS", 0.2)
     folder = tmp_path / "aggregates"
     folder.mkdir()
     (folder / "per_note.sql").write_text(
