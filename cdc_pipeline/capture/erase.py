@@ -13,6 +13,7 @@ storage holds (numbers, times and hashes by our doing, and whatever users' own a
 """
 
 import getpass
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -204,7 +205,7 @@ class _Erasing:
                 key_hash=hashed,
                 salt=salt,
                 until_us=max(until_us, earlier.until_us if earlier else 0),
-                by=f"{getpass.getuser()}@{socket.gethostname()}",
+                by=_who(),
                 removed=earlier.removed if earlier else (),
             )
             if self.log.append(self.state, _entry(self.erasure)):
@@ -262,6 +263,15 @@ class _Erasing:
         while not self.log.append(self.state, _entry(erasure)):
             self.log.catch_up(self.state)
         self.erasure = erasure
+
+
+def _who() -> str:
+    """User and host; a container's user may have no name."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = f"uid {os.getuid()}"
+    return f"{user}@{socket.gethostname()}"
 
 
 def _added(before: tuple[Removed, ...], news: list[Removed]) -> tuple[Removed, ...]:
