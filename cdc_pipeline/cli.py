@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 from rich.table import Table as Grid
+from rich.text import Text
 
 from cdc_pipeline.core.errors import CdcPipelineError
 
@@ -217,7 +218,7 @@ def reconcile(
     click.echo(f"{chosen.safe_name}: {told}", err=True)
     if full and not yes:
         click.confirm("Take the export?", abort=True, err=True)
-    with Console(stderr=True).status("starting") as line:
+    with Console(stderr=True, markup=False).status("starting") as line:
         if full:
             report = reconcile_full(lake, chosen, repair=repair, progress=line.update)
         else:
@@ -245,7 +246,7 @@ def _show_report(report: Any, as_json: bool) -> None:
     if report.differences:
         grid = Grid("kind", "key", "order key in the lake", title=f"differences of {safe}")
         for difference in report.differences:
-            grid.add_row(difference.kind, difference.key, difference.order_key or "-")
+            grid.add_row(difference.kind, Text(difference.key), difference.order_key or "-")
         _console().print(grid)
     kinds = ", ".join(f"{count} {kind}" for kind, count in report.counts.items())
     click.echo(

@@ -552,6 +552,18 @@ def test_cli(filled: World, cli: Any) -> None:
     assert "text of" not in found.output
 
 
+def test_cli_shows_keys_as_they_are(filled: World, cli: Any) -> None:
+    """What looks like markup of the terminal library is a key like any other."""
+    filled.put(NAME, "[/b]", v={"S": "x"})
+    filled.capture(NAME)
+    filled.publish(NAME)
+    _lose_in_the_lake(filled, "[/b]")
+    found = cli("--sample", "60")
+    assert found.exit_code == 1
+    assert '{"pk":{"S":"[/b]"}' in found.stdout
+    assert "missing in the lake" in found.stdout
+
+
 def test_masked_tables_are_compared_as_published(
     sandbox: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
