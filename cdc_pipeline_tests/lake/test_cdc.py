@@ -1,12 +1,12 @@
 """cdc: the days of a local lake, without repeats."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from cdc_pipeline.core.names import day_of
-from cdc_pipeline.lake.cdc import CDC_SCHEMA, build_cdc_day
+from cdc_pipeline.lake.cdc import CDC_SCHEMA, build_cdc_day, build_cdc_days
 from cdc_pipeline.lake.tables import table_property
 from cdc_pipeline_tests.lake.builder import START_US, LakeBuilder, change, plain_view
 
@@ -93,3 +93,51 @@ def test_history_spans_days_and_generations(built: LakeBuilder) -> None:
     assert [row["is_current"] for row in rows] == [False, False, True]
     assert [row["valid_to"] for row in rows] == [row["valid_from"] for row in rows[1:]] + [None]
     assert rows[1]["valid_from"] - rows[0]["valid_from"] == timedelta(seconds=_FIRST_TOMORROW - 2)
+
+
+def _days_of(built: LakeBuilder, days: int) -> list[date]:
+    """A lake with a change or two on each of some days, the third one quiet."""
+    built.start()
+    for number in range(days):
+        if number != 2:
+            first = _FIRST_TOMORROW + number * 86_400
+            later = [change("b", first + 1, None)] if number % 2 else []
+            built.land([change("a", first, {"n": {"N": str(number)}}), *later])
+    return [_TOMORROW + timedelta(days=number) for number in range(days)]
+
+
+def test_many_days_are_one_commit_and_the_same_rows(built: LakeBuilder) -> None:
+    days = _days_of(built, 6)
+    for day in days:
+        build_cdc_day(built.lake, built.table, day)
+    one_by_one = _rows(built)
+    table = built.lake.tables.load("orders_cdc")
+    assert table is not None
+    done = list(build_cdc_days(built.lake, built.table, days))
+    assert [(d.day, d.rows) for d in done] == list(zip(days, [1, 2, 0, 2, 1, 2], strict=True))
+    assert _rows(built) == one_by_one
+    again = built.lake.tables.load("orders_cdc")
+    assert again is not None
+    for day in days:
+        assert table_property(again, f"watermark.{day}") == str(built.state.n)
+    new = {s.sequence_number for s in again.snapshots()} - {
+        s.sequence_number for s in table.snapshots()
+    }
+    assert len(new) == 2, "one commit: what was there goes, what is now comes"
+
+
+def test_days_that_nothing_has_landed_for_stay_as_they_are(built: LakeBuilder) -> None:
+    days = _days_of(built, 4)
+    before = list(build_cdc_days(built.lake, built.table, days))
+    stood = built.lake.tables.load("orders_cdc")
+    assert stood is not None
+    kept = list(build_cdc_days(built.lake, built.table, days, only_changed=True))
+    numbers = [(d.day, d.rows, d.duplicates, d.objects, d.watermark) for d in before]
+    assert [(d.day, d.rows, d.duplicates, d.objects, d.watermark) for d in kept] == numbers
+    now = built.lake.tables.load("orders_cdc")
+    assert now is not None
+    assert now.metadata == stood.metadata
+    built.land([change("late", _FIRST_TOMORROW + 5, {})])
+    changed = list(build_cdc_days(built.lake, built.table, days, only_changed=True))
+    assert {d.day: d.rows for d in changed}[days[0]] == 2
+    assert len(_rows(built)) == sum(d.rows for d in before) + 1

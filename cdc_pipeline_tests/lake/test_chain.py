@@ -7,7 +7,7 @@ from datetime import date, timedelta
 import pytest
 
 from cdc_pipeline.core.attributes import to_json
-from cdc_pipeline.core.capture_log import Gap
+from cdc_pipeline.core.capture_log import Gap, Heal
 from cdc_pipeline.core.changes import Change
 from cdc_pipeline.core.names import day_of
 from cdc_pipeline.lake.cdc import build_cdc_day
@@ -111,3 +111,16 @@ def test_only_the_days_asked_for_are_compared(built: LakeBuilder) -> None:
     history = _history("a", 1, VALUES)
     built.land(history[:2] + history[3:])
     assert _check(built, day_of(START_US) + timedelta(days=1)) == Chain(0, 0, 0, [])
+
+
+@pytest.mark.parametrize("covered", [True, False])
+def test_a_break_in_a_time_that_a_backfill_filled_in_is_explained(
+    built: LakeBuilder, covered: bool
+) -> None:
+    history = _history("a", 1, VALUES)
+    built.land(history[:2] + history[3:])
+    start = history[2].write_time_us if covered else history[-1].write_time_us + 1_000_000
+    gap = Gap("objects lost", (), start, start + 1_000_000, heal_generation=1)
+    built.append(gap=gap, heal=Heal(built.state.n + 1, (), 0, healed=True))
+    found = _check(built)
+    assert (found.breaks, found.in_gaps) == ((0, 1) if covered else (1, 0))
