@@ -74,6 +74,7 @@ from cdc_pipeline.core.errors import (
     CaptureConflictError,
     CdcPipelineError,
     ExportError,
+    NotCoveredError,
     NotReadyError,
 )
 from cdc_pipeline.core.heal_plan import Backups
@@ -210,6 +211,14 @@ class _Backfill:
         """Plan the day and ask for its exports: all days' run at once (AWS allows 300)."""
         plan = plan_day(self.state, day, self.lost[day], self._backups, self.log.now_us())
         self.found[day].notes += plan.notes
+        live = self.state.staged
+        before = any(not fill.lost for fill in plan.fills)
+        if before and live is not None and live.generation == PAST_GENERATION:
+            raise NotCoveredError(
+                f"the lake of {self.table.name} was made by an earlier version: its baseline is in "
+                f"generation {PAST_GENERATION}, which is that of days before capture",
+                fix=f"materialise {self.table.safe_name}/pitr_export and publish it first",
+            )
         for fill in plan.fills:
             wait_until_restorable(
                 self.lake, self.table.name, fill.window.to_us, self.progress, self.sleep

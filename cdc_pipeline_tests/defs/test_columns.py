@@ -70,12 +70,9 @@ def _ready(built: LakeBuilder, items: dict[str, dict[str, Any]]) -> None:
 
 
 def _check(result: Any) -> Any:
-    (found,) = result.get_asset_check_evaluations()
-    assert (found.check_name, found.asset_key.path) == (
-        "type_conflicts",
-        ["orders", "current_state"],
-    )
-    return found
+    checks = {found.check_name: found for found in result.get_asset_check_evaluations()}
+    assert checks["type_conflicts"].asset_key.path == ["orders", "current_state"]
+    return checks["type_conflicts"]
 
 
 def test_the_check_warns_with_attributes_and_counts_and_without_values(

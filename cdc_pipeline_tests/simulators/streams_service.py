@@ -250,6 +250,7 @@ class StreamsService:
             "TableStatus": "ACTIVE",
             "CreationDateTime": table.created_at,
             "KeySchema": _key_schema(table),
+            "AttributeDefinitions": _key_types(table),
             "ItemCount": len(table.stored),
             "TableSizeBytes": sum(map(size_of, table.items())),
         }
@@ -335,6 +336,15 @@ class StreamsService:
         if taken < len(ordered):
             answer["LastEvaluatedKey"] = ordered[taken - 1][1]
         return answer
+
+
+def _key_types(table: Table) -> list[dict[str, str]]:
+    """As of some item: tables here do not declare them."""
+    some = next(iter(table.items()), {})
+    return [
+        {"AttributeName": name, "AttributeType": next(iter(some.get(name, {"S": ""})))}
+        for name in table.key_names
+    ]
 
 
 def _key_schema(table: Table) -> list[dict[str, str]]:
