@@ -16,9 +16,14 @@ from cdc_pipeline.lake.log import CaptureLog
 from cdc_pipeline.lake.status import table_status
 from cdc_pipeline.sandbox.control import control
 from cdc_pipeline.sandbox.process import SandboxProcess
+from cdc_pipeline_tests.e2e.deployment import deploy
 from cdc_pipeline_tests.e2e.world import World, assert_mirrors, assert_nothing_twice, make_world
 
 pytestmark = pytest.mark.slow
+_quiet_dagster = pytest.mark.filterwarnings(
+    # Dagster passes this parameter itself when it copies a sensor.
+    "ignore:Parameter `owners` of initializer `SensorDefinition"
+)
 HOUR = 3600
 
 
@@ -276,3 +281,57 @@ def test_history_and_ledger_say_where_only_the_end_is_known(world: World) -> Non
         **{f"k{n}": "D" for n in range(10, 15)},
         **{f"k{n}": "I" for n in range(20, 25)},
     }
+
+
+def _heal_in_dagster(world: World) -> None:
+    """The job as `gap_sensor` starts it, as often as it asks; then capture and publish."""
+    with deploy(world) as deployment:
+        for _ in range(20):
+            (request,) = deployment.tick("gap_sensor").run_requests
+            assert deployment.run_job("heal", request.run_config).success
+            world.capture("orders")
+            if not open_gaps(world.lake(), world.table("orders")):
+                break
+        assert deployment.tick("gap_sensor").run_requests in (None, [])
+    world.capture_past_handover("orders")
+    world.publish("orders")
+
+
+@_quiet_dagster
+def test_the_job_heals_from_incremental_exports(world: World) -> None:
+    _break_continuity(world)
+    world.capture("orders")
+    _heal_in_dagster(world)
+    state = world.lake().log(world.table("orders")).load()
+    assert [heal.healed for heal in state.heals.values()] == [True]
+    assert len(state.baselines) == 1
+    _check(world)
+
+
+@_quiet_dagster
+def test_the_job_takes_a_new_baseline_of_a_table_that_was_made_again(world: World) -> None:
+    world.dynamodb.delete_table(TableName="orders")
+    world.make_table("orders")
+    for number in range(15, 35):
+        world.put("orders", f"k{number}", again={"BOOL": True})
+    world.capture("orders")
+    (gap,) = open_gaps(world.lake(), world.table("orders"))
+    assert gap.cause == "table recreated"
+    _heal_in_dagster(world)
+    # Also those are gone that no export and no stream tells the deletion of.
+    assert assert_mirrors(world, "orders") == 20
+    assert sorted(world.items("orders")) == [f"k{number}" for number in range(15, 35)]
+
+
+@_quiet_dagster
+def test_the_job_takes_a_new_baseline_where_backups_do_not_reach(world: World) -> None:
+    _break_continuity(world)
+    for enabled in (False, True):
+        world.dynamodb.update_continuous_backups(
+            TableName="orders",
+            PointInTimeRecoverySpecification={"PointInTimeRecoveryEnabled": enabled},
+        )
+    world.capture("orders")
+    _heal_in_dagster(world)
+    assert assert_mirrors(world, "orders") == 20
+    assert len(world.lake().log(world.table("orders")).load().baselines) == 2
