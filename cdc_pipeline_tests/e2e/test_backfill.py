@@ -16,7 +16,7 @@ from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.log import CaptureLog
 from cdc_pipeline.sandbox.control import control
 from cdc_pipeline.sandbox.process import SandboxProcess
-from cdc_pipeline_tests.e2e.world import World, assert_mirrors, make_world
+from cdc_pipeline_tests.e2e.world import World, assert_mirrors, make_world, quick_sandbox
 
 pytestmark = pytest.mark.slow
 HOUR_US = 3_600_000_000
@@ -33,12 +33,7 @@ def kind() -> str:
 @pytest.fixture
 def quick() -> Iterator[SandboxProcess]:
     """A sandbox of its own, for its clock is moved; windows of any length."""
-    with SandboxProcess(
-        ttl_interval_seconds=0.2,
-        export_delay_seconds=0.1,
-        least_window_seconds=1,
-        restorable_lag_seconds=0,
-    ) as process:
+    with quick_sandbox() as process:
         yield process
 
 

@@ -46,6 +46,7 @@ from cdc_pipeline_tests.e2e.world import (
     assert_nothing_twice,
     key,
     make_world,
+    quick_sandbox,
 )
 
 pytestmark = pytest.mark.slow
@@ -57,12 +58,7 @@ KEY = json.dumps({"pk": VICTIM, "sk": 1})
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[SandboxProcess]:
     """Windows of any length, for the heal."""
-    with SandboxProcess(
-        ttl_interval_seconds=0.2,
-        export_delay_seconds=0.1,
-        least_window_seconds=1,
-        restorable_lag_seconds=0,
-    ) as process:
+    with quick_sandbox() as process:
         yield process
 
 

@@ -17,7 +17,13 @@ from cdc_pipeline.lake.status import table_status
 from cdc_pipeline.sandbox.control import control
 from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline_tests.e2e.deployment import deploy
-from cdc_pipeline_tests.e2e.world import World, assert_mirrors, assert_nothing_twice, make_world
+from cdc_pipeline_tests.e2e.world import (
+    World,
+    assert_mirrors,
+    assert_nothing_twice,
+    make_world,
+    quick_sandbox,
+)
 
 pytestmark = pytest.mark.slow
 _quiet_dagster = pytest.mark.filterwarnings(
@@ -30,12 +36,7 @@ HOUR = 3600
 @pytest.fixture
 def quick() -> Iterator[SandboxProcess]:
     """A sandbox of its own, for its clock is moved; windows of any length."""
-    with SandboxProcess(
-        ttl_interval_seconds=0.2,
-        export_delay_seconds=0.1,
-        least_window_seconds=1,
-        restorable_lag_seconds=0,
-    ) as process:
+    with quick_sandbox() as process:
         yield process
 
 
@@ -81,6 +82,14 @@ def _break_continuity(world: World) -> None:
     _turn_stream(world, on=False)
     _change_everything(world)
     _turn_stream(world, on=True)
+
+
+def _begin_backups_anew(world: World) -> None:
+    for enabled in (False, True):
+        world.dynamodb.update_continuous_backups(
+            TableName="orders",
+            PointInTimeRecoverySpecification={"PointInTimeRecoveryEnabled": enabled},
+        )
 
 
 def _heal(world: World) -> int:
@@ -224,11 +233,7 @@ def test_killed_at_every_durable_write(world: World, monkeypatch: pytest.MonkeyP
 
 def test_what_backups_do_not_reach_needs_a_new_baseline(world: World) -> None:
     _break_continuity(world)
-    for enabled in (False, True):
-        world.dynamodb.update_continuous_backups(
-            TableName="orders",
-            PointInTimeRecoverySpecification={"PointInTimeRecoveryEnabled": enabled},
-        )
+    _begin_backups_anew(world)
     world.capture("orders")
     lake, table = world.lake(), world.table("orders")
     (gap,) = open_gaps(lake, table)
@@ -326,11 +331,7 @@ def test_the_job_takes_a_new_baseline_of_a_table_that_was_made_again(world: Worl
 @_quiet_dagster
 def test_the_job_takes_a_new_baseline_where_backups_do_not_reach(world: World) -> None:
     _break_continuity(world)
-    for enabled in (False, True):
-        world.dynamodb.update_continuous_backups(
-            TableName="orders",
-            PointInTimeRecoverySpecification={"PointInTimeRecoveryEnabled": enabled},
-        )
+    _begin_backups_anew(world)
     world.capture("orders")
     _heal_in_dagster(world)
     assert assert_mirrors(world, "orders") == 20

@@ -11,9 +11,8 @@ from cdc_pipeline.capture.heal import open_gaps
 from cdc_pipeline.core.coverage import holes
 from cdc_pipeline.lake.status import table_status
 from cdc_pipeline.sandbox.control import control
-from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline_tests.e2e.twin import TABLE, Twin
-from cdc_pipeline_tests.e2e.world import assert_mirrors, make_world
+from cdc_pipeline_tests.e2e.world import assert_mirrors, make_world, quick_sandbox
 from cdc_pipeline_tests.simulators.clock import SimulatedClock
 from cdc_pipeline_tests.simulators.faults import error
 from cdc_pipeline_tests.simulators.streams_server import StreamsSimulator
@@ -32,9 +31,7 @@ def seed() -> int:
 def twin(tmp_path: Path, kind: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Twin]:
     clock = SimulatedClock(time.time() + 10)
     with (
-        SandboxProcess(
-            export_delay_seconds=0.02, least_window_seconds=1, restorable_lag_seconds=0
-        ) as sandbox,
+        quick_sandbox() as sandbox,
         StreamsSimulator(clock=clock, seed=seed) as simulator,
     ):
         made = Twin(make_world(sandbox, tmp_path, kind), simulator, clock, shards=4)

@@ -235,6 +235,16 @@ def key(pk: str, sk: int = 1) -> dict[str, Any]:
     return {"pk": {"S": pk}, "sk": {"N": str(sk)}}
 
 
+def quick_sandbox() -> SandboxProcess:
+    """A sandbox with incremental exports of any window, and recovery up to the present."""
+    return SandboxProcess(
+        ttl_interval_seconds=0.2,
+        export_delay_seconds=0.05,
+        least_window_seconds=1,
+        restorable_lag_seconds=0,
+    )
+
+
 def make_world(sandbox: SandboxProcess, folder: Path, kind: str) -> World:
     folder.mkdir(parents=True, exist_ok=True)
     world = World(sandbox.endpoint_url, kind, folder, f"{next(_numbers):012d}")
