@@ -18,6 +18,7 @@ SHELL := /bin/sh
 PYTHON ?=
 PYTEST_ARGS ?=
 TEST_WORKERS ?= auto
+SHARED = -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 STORIES ?= 20000
 DEMO_ARGS ?=
 LOCK_ARGS ?=
@@ -94,12 +95,12 @@ dev: $(STAMP) ## Dagster's web interface and daemon on this checkout
 
 .PHONY: test
 test: $(STAMP) ## The fast tests (PYTEST_ARGS=...)
-	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m 'not ui and not slow and not contract and not spark' \
+	@$(BIN)/python -m pytest $(SHARED) -m 'not ui and not slow and not contract and not spark' \
 		$(PYTEST_ARGS)
 
 .PHONY: test-slow
 test-slow: $(STAMP) ## The tests that start servers or take minutes
-	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m 'slow and not ui and not contract and not spark' \
+	@$(BIN)/python -m pytest $(SHARED) -m 'slow and not ui and not contract and not spark' \
 		$(PYTEST_ARGS)
 
 .PHONY: test-nightly

@@ -1,7 +1,9 @@
-"""Hypothesis for the whole suite: no deadline on a busy machine, the same examples on every run."""
+"""The whole suite: how hypothesis works in it, and in which order the tests run."""
 
+import pytest
 from hypothesis import HealthCheck, settings
 
+# No deadline on a busy machine, the same examples on every run.
 settings.register_profile(
     "suite",
     deadline=None,
@@ -10,3 +12,8 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("suite")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file begins first, so that workers that share the suite end together."""
+    items.sort(key=lambda item: "test_backfill_year" not in item.nodeid)
