@@ -85,6 +85,7 @@ def state_at(n: int, live: int) -> LogState:
         shards={shard.shard_id: shard for shard in shard_states(n)},
         objects={o.key: o for o in objects},
         discovered_us=entry(n).at_us,
+        began_us=BEGAN_US,
         last_owner="host:1:12345678",
     )
 
