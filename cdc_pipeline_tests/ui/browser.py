@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -92,6 +93,7 @@ class Browser:
         """Save what is seen now, if screenshots were asked for."""
         wanted = os.environ.get(SCREENSHOTS_VARIABLE)
         if wanted:
+            time.sleep(1)  # dialogs fade in
             folder = Path(wanted)
             folder.mkdir(parents=True, exist_ok=True)
             self._driver.save_screenshot(str(folder / f"{name}.png"))

@@ -21,6 +21,8 @@ _ASSETS = ("pitr_export", "raw_stream", "cdc", "current_state", "order_revenue_b
 _AUTOMATION = (
     "shard_sensor",
     "gap_sensor",
+    "alarm_sensor",
+    "run_failure_alarm",
     "glue_partition_sensor",
     "downstream",
     "yesterday",
@@ -62,6 +64,9 @@ def test_a_first_session_in_the_browser(stack: Stack, tmp_path: Path) -> None:
         browser.picture("asset-graph")
         _check_dagster(stack, exported, items)
         _check_lake(items)
+        _lose_a_change()
+        _capture(browser)
+        _see_the_hole(browser)
 
 
 def _see_every_group(browser: Browser) -> None:
@@ -139,6 +144,25 @@ def _launch_backfill(browser: Browser, asset: str) -> str:
 def _see_completion(browser: Browser, backfill: str) -> None:
     browser.open(backfill)
     browser.see(_exactly("100% completed"), seconds=_BACKFILL_SECONDS)
+
+
+def _lose_a_change() -> None:
+    """The stream is off for a moment; what is written then is in no stream."""
+    dynamodb: Any = local_client("dynamodb")
+    for specification in (
+        {"StreamEnabled": False},
+        {"StreamEnabled": True, "StreamViewType": "NEW_AND_OLD_IMAGES"},
+    ):
+        dynamodb.update_table(TableName="orders", StreamSpecification=specification)
+
+
+def _see_the_hole(browser: Browser) -> None:
+    """The check of gaps has failed, and its timeline shows where."""
+    browser.open("/assets/orders/raw_stream?view=checks&checkDetail=no_open_gaps")
+    browser.see(_exactly("Failed"))
+    browser.click("//td[normalize-space()='timeline']/..//a")
+    browser.see(_DIALOG + "//td[normalize-space()='lost']")
+    browser.picture("coverage")
 
 
 def _check_dagster(stack: Stack, exported: int, items: int) -> None:
