@@ -370,9 +370,7 @@ def _print_coverage(console: Console, row: "TableStatus") -> None:
     from cdc_pipeline.core.coverage import HOUR_SIGNS, hour_bars, moment
 
     legend = "  ".join(f"{sign} {means}" for means, sign in HOUR_SIGNS.items())
-    grid = Grid(
-        title=f"coverage of {row.table} (UTC), an hour a sign: {legend}", title_justify="left"
-    )
+    grid = Grid(title=f"coverage of {row.table} (times in UTC)")
     for heading in ("from", "to", "from what", ""):
         grid.add_column(heading)
     for stretch in row.coverage:

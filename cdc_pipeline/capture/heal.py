@@ -101,8 +101,9 @@ def _bytes_per_us(state: LogState) -> float:
     objects, staged = state.objects.values(), state.staged
     if not objects or staged is None or not staged.items or not staged.bytes:
         return 0.0
-    began, ended = min(o.min_write_us for o in objects), max(o.max_write_us for o in objects)
-    return sum(o.rows for o in objects) * staged.bytes / staged.items / max(ended - began, 1)
+    # A minute at least: what a young table's first seconds saw is no pace.
+    captured_us = max(state.watermark_us - state.began_us, 60_000_000)
+    return sum(o.rows for o in objects) * staged.bytes / staged.items / captured_us
 
 
 def _plan(lake: Lake, table: Table, state: LogState, gap: Gap) -> Heal:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,13 @@ def test_status(cli: Any) -> None:
     assert untouched["log_entry"] == 0
     assert cli("status").exit_code == 0
     assert "things" in cli("status").stdout
+    assert "coverage" not in cli("status").stdout
+    covered = cli("status", "things").stdout
+    assert "coverage of things" in covered
+    assert "in the state of the export at" in covered
+    today = f"{datetime.now(UTC):%Y-%m-%d} "
+    assert any(line.startswith(today) and "░" in line for line in covered.splitlines())
+    assert [s["means"] for s in things["coverage"]] == ["export", "stream", "unread"]
 
 
 def test_settings_schema(cli: Any) -> None:

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 
 from cdc_pipeline.capture.heal import heal_gap, open_gaps
+from cdc_pipeline.cli import main
 from cdc_pipeline.core.coverage import holes
 from cdc_pipeline.core.errors import CannotHealError, ExportError, NotReadyError
 from cdc_pipeline.lake.log import CaptureLog
@@ -336,3 +338,22 @@ def test_the_job_takes_a_new_baseline_where_backups_do_not_reach(world: World) -
     _heal_in_dagster(world)
     assert assert_mirrors(world, "orders") == 20
     assert len(world.lake().log(world.table("orders")).load().baselines) == 2
+
+
+def test_the_command_tells_its_plan_and_its_price_first(world: World) -> None:
+    def command(*arguments: str) -> Result:
+        return CliRunner().invoke(main, ["heal", "orders", *arguments])
+
+    assert command("--plan").output == "orders: no open gap\n"
+    _break_continuity(world)
+    world.capture("orders")
+    before = world.lake().log(world.table("orders")).load()
+    plan = command("--plan")
+    assert plan.exit_code == 0, plan.output
+    assert "1 incremental exports, about USD 0.001" in plan.output  # the least that AWS bills
+    assert world.lake().log(world.table("orders")).load() == before
+    output = ""
+    while "healed with" not in output:  # it asks for a capture until that is past the gap
+        world.capture("orders")
+        output = command().output
+    _check(world)
