@@ -59,15 +59,7 @@ from cdc_pipeline.capture.relanding import reland
 from cdc_pipeline.capture.snapshot import export_target
 from cdc_pipeline.core.attributes import to_json
 from cdc_pipeline.core.backfill_plan import DayPlan, Fill, plan_day
-from cdc_pipeline.core.capture_log import (
-    PAST_GENERATION,
-    Entry,
-    Gap,
-    Heal,
-    HealWindow,
-    LandedObject,
-    LogState,
-)
+from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.changes import Change
 from cdc_pipeline.core.erasure import Suppressions
 from cdc_pipeline.core.errors import (
@@ -78,6 +70,7 @@ from cdc_pipeline.core.errors import (
     NotReadyError,
 )
 from cdc_pipeline.core.heal_plan import Backups
+from cdc_pipeline.core.log_parts import PAST_GENERATION, Gap, Heal, HealWindow, LandedObject
 from cdc_pipeline.core.names import day_folder
 from cdc_pipeline.lake.duck import open_duckdb
 from cdc_pipeline.lake.glue import register_days

@@ -7,16 +7,9 @@ that a late heal beats what landed before the gap and nothing that lands after i
 from dataclasses import replace
 
 from cdc_pipeline.capture.source import Source
-from cdc_pipeline.core.capture_log import (
-    FIRST_GENERATION,
-    Cause,
-    Entry,
-    Gap,
-    LogState,
-    ShardState,
-    StreamRef,
-)
+from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.lineage import depths
+from cdc_pipeline.core.log_parts import FIRST_GENERATION, Cause, Gap, ShardState, StreamRef
 from cdc_pipeline.lake.log import CaptureLog, new_nonce, this_owner
 
 RETENTION_US = 24 * 3600 * 1_000_000

@@ -13,7 +13,8 @@ import duckdb
 from pyiceberg.table import Table as IcebergTable
 
 from cdc_pipeline.capture.sample import Difference
-from cdc_pipeline.core.capture_log import Baseline, LogState
+from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.core.log_parts import Baseline
 from cdc_pipeline.core.masking import Masking
 from cdc_pipeline.lake.current_state import Base, create_base, create_effective, create_winners
 from cdc_pipeline.lake.duck import files_relation, landed_relation, open_duckdb

@@ -15,13 +15,7 @@ from cdc_pipeline.capture.pending import Batch, Pending
 from cdc_pipeline.capture.result import CaptureResult
 from cdc_pipeline.capture.shard_reader import ReadOptions, Start, read_shard
 from cdc_pipeline.capture.source import Source, table_with_stream
-from cdc_pipeline.core.capture_log import (
-    Cause,
-    LandedObject,
-    LogState,
-    ShardState,
-    StreamRef,
-)
+from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.errors import (
     CdcPipelineError,
     HeadTrimmedError,
@@ -30,6 +24,7 @@ from cdc_pipeline.core.errors import (
     TrimmedDataError,
 )
 from cdc_pipeline.core.lineage import Shard, depths, readable
+from cdc_pipeline.core.log_parts import Cause, LandedObject, ShardState, StreamRef
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.log import CaptureLog
 from cdc_pipeline.settings import Table

@@ -24,9 +24,10 @@ from cdc_pipeline.aws.table import describe_table, has_item
 from cdc_pipeline.capture.completion import native_key
 from cdc_pipeline.capture.erase_exports import erase_exported
 from cdc_pipeline.capture.snapshot import export_target
-from cdc_pipeline.core.capture_log import Entry, Erasure, LogState, Removed
+from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.erasure import ItemTrace, key_hash, new_salt, typed_key
 from cdc_pipeline.core.errors import EraseRefusedError, LakeError, SettingsError
+from cdc_pipeline.core.log_parts import Erasure, Removed
 from cdc_pipeline.lake.erase import (
     KEY_COLUMNS,
     Holding,

@@ -12,8 +12,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from cdc_pipeline.core.capture_log import Removed
 from cdc_pipeline.core.erasure import ItemTrace
+from cdc_pipeline.core.log_parts import Removed
 from cdc_pipeline.lake.erase import Place, find_item
 from cdc_pipeline.lake.holding import without_lines
 from cdc_pipeline.lake.store import Store

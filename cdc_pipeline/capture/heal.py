@@ -31,7 +31,7 @@ from cdc_pipeline.capture.increments import (
 )
 from cdc_pipeline.capture.snapshot import export_target
 from cdc_pipeline.capture.source import require_backups, table_with_stream
-from cdc_pipeline.core.capture_log import Entry, Gap, Heal, HealWindow, LandedObject, LogState
+from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.changes import Change
 from cdc_pipeline.core.erasure import Suppressions
 from cdc_pipeline.core.errors import (
@@ -42,6 +42,7 @@ from cdc_pipeline.core.errors import (
     SourceError,
 )
 from cdc_pipeline.core.heal_plan import Backups, overlapping, plan_windows
+from cdc_pipeline.core.log_parts import Gap, Heal, HealWindow, LandedObject
 from cdc_pipeline.core.order import position
 from cdc_pipeline.core.prices import EXPORT_USD_PER_GB, LEAST_EXPORT_BYTES
 from cdc_pipeline.lake.duck import landed_relation, open_duckdb

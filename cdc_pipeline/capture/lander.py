@@ -7,10 +7,11 @@ from typing import Any
 from cdc_pipeline.capture.completion import completing_rows
 from cdc_pipeline.capture.result import CaptureResult
 from cdc_pipeline.capture.source import Source
-from cdc_pipeline.core.capture_log import Entry, LandedObject, LogState
+from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.changes import Change
 from cdc_pipeline.core.erasure import Suppressions
 from cdc_pipeline.core.errors import CaptureConflictError
+from cdc_pipeline.core.log_parts import LandedObject
 from cdc_pipeline.core.names import TablePaths, day_folder, day_of
 from cdc_pipeline.lake.landing import read_landing, write_landing, write_quarantine
 from cdc_pipeline.lake.log import CaptureLog, new_nonce, remove_orphans, this_owner

@@ -3,8 +3,8 @@
 import threading
 from dataclasses import dataclass, field, replace
 
-from cdc_pipeline.core.capture_log import ShardState
 from cdc_pipeline.core.changes import Change
+from cdc_pipeline.core.log_parts import ShardState
 
 
 @dataclass

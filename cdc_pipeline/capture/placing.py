@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 
 from cdc_pipeline.capture.increments import BATCH_ROWS, batches
 from cdc_pipeline.core.backfill_plan import Fill, Span
-from cdc_pipeline.core.capture_log import PAST_GENERATION, LandedObject, LogState
+from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.changes import Change
 from cdc_pipeline.core.heal_plan import SECOND_US
+from cdc_pipeline.core.log_parts import PAST_GENERATION, LandedObject
 from cdc_pipeline.core.order import position
 from cdc_pipeline.lake.duck import files_relation, landed_relation
 from cdc_pipeline.lake.lake import Lake

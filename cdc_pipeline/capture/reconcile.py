@@ -22,8 +22,8 @@ from cdc_pipeline.capture.sample import (
 from cdc_pipeline.capture.shadow import discard_shadow, held_shadow, release_shadow
 from cdc_pipeline.capture.snapshot import take_snapshot
 from cdc_pipeline.capture.verify_export import VerifiedExport, verify_export
-from cdc_pipeline.core.capture_log import Baseline
 from cdc_pipeline.core.errors import LakeError, NotReadyError
+from cdc_pipeline.core.log_parts import Baseline
 from cdc_pipeline.lake.cdc import build_cdc_day
 from cdc_pipeline.lake.current_state import (
     Base,

@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 
 from cdc_pipeline.core.attributes import TOO_DEEP, Spelling, spell_item
-from cdc_pipeline.core.capture_log import ShardState, StreamRef
 from cdc_pipeline.core.changes import (
     DYNAMODB_STREAMS,
     OPS,
@@ -23,6 +22,7 @@ from cdc_pipeline.core.changes import (
     stream_identity,
 )
 from cdc_pipeline.core.errors import UnreadableError
+from cdc_pipeline.core.log_parts import ShardState, StreamRef
 from cdc_pipeline.core.order import position
 from cdc_pipeline.core.spelling import Speller
 

@@ -9,7 +9,7 @@ from cdc_pipeline.aws.streams import DynamoDBStreams
 from cdc_pipeline.capture.continuity import RETENTION_US
 from cdc_pipeline.capture.increments import BATCH_ROWS
 from cdc_pipeline.capture.records import parse_records
-from cdc_pipeline.core.capture_log import LandedObject, LogState, ShardState
+from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.changes import Change
 from cdc_pipeline.core.erasure import Suppressions
 from cdc_pipeline.core.errors import (
@@ -18,6 +18,7 @@ from cdc_pipeline.core.errors import (
     SourceError,
     TrimmedDataError,
 )
+from cdc_pipeline.core.log_parts import LandedObject, ShardState
 from cdc_pipeline.core.names import day_of
 from cdc_pipeline.lake.landing import read_landing, write_days
 from cdc_pipeline.lake.log import CaptureLog, new_nonce

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from cdc_pipeline.core.capture_log import Gap, LandedObject, LogState
+from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.core.log_parts import Gap, LandedObject
 
 
 @dataclass

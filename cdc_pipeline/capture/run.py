@@ -12,8 +12,8 @@ from cdc_pipeline.capture.drain import (
     capture_table,
     open_source,
 )
-from cdc_pipeline.core.capture_log import LandedObject
 from cdc_pipeline.core.errors import CdcPipelineError, LakeError
+from cdc_pipeline.core.log_parts import LandedObject
 from cdc_pipeline.lake.glue import register_days
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings import Table

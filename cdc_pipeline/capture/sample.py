@@ -15,8 +15,9 @@ from cdc_pipeline.aws.table import TableDescription, describe_table, scan_some, 
 from cdc_pipeline.capture.catch_up import Progress, Sleep, capture_to
 from cdc_pipeline.capture.completion import ItemReader
 from cdc_pipeline.core.attributes import canonical_item, to_json
-from cdc_pipeline.core.capture_log import LandedObject, LogState
+from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.errors import NotReadyError
+from cdc_pipeline.core.log_parts import LandedObject
 from cdc_pipeline.lake.connection import connect_lake
 from cdc_pipeline.lake.current_state import Base, published_base
 from cdc_pipeline.lake.duck import (

@@ -5,7 +5,7 @@ discarded one leaves a new generation behind, in which the live baseline's chang
 """
 
 from cdc_pipeline.capture.snapshot import record_baseline
-from cdc_pipeline.core.capture_log import Baseline
+from cdc_pipeline.core.log_parts import Baseline
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings import Table
 

@@ -11,13 +11,13 @@ from cdc_pipeline.capture.continuity import RETENTION_US
 from cdc_pipeline.capture.pending import Pending, moved
 from cdc_pipeline.capture.records import parse_records, sequence_number
 from cdc_pipeline.capture.source import ShardSource
-from cdc_pipeline.core.capture_log import ShardState, StreamRef
 from cdc_pipeline.core.errors import (
     ExpiredIteratorError,
     HeadTrimmedError,
     SourceError,
     TrimmedDataError,
 )
+from cdc_pipeline.core.log_parts import ShardState, StreamRef
 
 _ITERATORS_TRIED = 5
 

@@ -32,10 +32,11 @@ from cdc_pipeline.capture.continuity import open_capture
 from cdc_pipeline.capture.drain import open_source
 from cdc_pipeline.capture.source import require_backups, table_with_stream
 from cdc_pipeline.capture.staging import Converted, Staging
-from cdc_pipeline.core.capture_log import Baseline, Entry, LogState
+from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.columns import Column
 from cdc_pipeline.core.erasure import Suppressions
 from cdc_pipeline.core.errors import ExportError, NotReadyError, SettingsError
+from cdc_pipeline.core.log_parts import Baseline
 from cdc_pipeline.core.order import SNAPSHOT_POSITION, order_key
 from cdc_pipeline.lake.duck import files_relation, open_duckdb
 from cdc_pipeline.lake.lake import Lake

@@ -7,8 +7,8 @@ from cdc_pipeline.aws.session import AwsSession
 from cdc_pipeline.aws.streams import Page, StreamDescription
 from cdc_pipeline.aws.table import TableDescription, describe_backups, describe_table
 from cdc_pipeline.capture.completion import ItemReader
-from cdc_pipeline.core.capture_log import MIRROR_VIEWS
 from cdc_pipeline.core.errors import SourceError
+from cdc_pipeline.core.log_parts import MIRROR_VIEWS
 
 
 @dataclass(frozen=True)

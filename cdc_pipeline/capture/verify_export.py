@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from cdc_pipeline.aws.export import ExportStatus, check_data_file, describe_export, read_manifest
 from cdc_pipeline.capture.catch_up import Progress
-from cdc_pipeline.core.capture_log import Baseline
 from cdc_pipeline.core.errors import ExportError, NotReadyError
+from cdc_pipeline.core.log_parts import Baseline
 from cdc_pipeline.lake.current_state import published_base
 from cdc_pipeline.lake.duck import connect_duckdb, files_relation
 from cdc_pipeline.lake.lake import Lake

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from math import ceil
 
-from cdc_pipeline.core.capture_log import Gap, HealWindow, LandedObject, LogState
+from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.errors import CannotHealError, NotCoveredError, NotReadyError
 from cdc_pipeline.core.heal_plan import SECOND_US, Backups, plan_windows
+from cdc_pipeline.core.log_parts import Gap, HealWindow, LandedObject
 
 DAY_US = 24 * 3600 * SECOND_US
 Span = tuple[int, int]

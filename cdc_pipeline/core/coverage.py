@@ -6,7 +6,8 @@ from datetime import UTC, date, datetime, time, timedelta
 from itertools import pairwise
 from typing import Literal
 
-from cdc_pipeline.core.capture_log import Gap, LogState
+from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.core.log_parts import Gap
 
 Means = Literal["export", "stream", "heal", "lost", "unread"]
 

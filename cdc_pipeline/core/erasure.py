@@ -1,6 +1,6 @@
 """Erasure on request: how an erased item is recognised, when it comes again and where it lies.
 
-What stays in the lake is a salted hash of the key (`capture_log.Erasure`). The salt lies beside
+What stays in the lake is a salted hash of the key (`log_parts.Erasure`). The salt lies beside
 it: it keeps hashes of different lakes apart, but whoever reads the capture log can try keys out.
 """
 
@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cdc_pipeline.core.attributes import canonical_value, to_json
-from cdc_pipeline.core.capture_log import Erasure
 from cdc_pipeline.core.changes import seconds_to_us
 from cdc_pipeline.core.errors import EraseRefusedError, UnreadableError
+from cdc_pipeline.core.log_parts import Erasure
 
 _IMAGES = ("Item", "Keys", "NewImage", "OldImage")
 _WRAPPED = ("record_base64", "rawData")

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from cdc_pipeline.core.capture_log import Gap, HealWindow
 from cdc_pipeline.core.errors import CannotHealError
+from cdc_pipeline.core.log_parts import Gap, HealWindow
 
 SECOND_US = 1_000_000
 _RECREATED = "table recreated"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from pydantic import Field
 
-from cdc_pipeline.core.capture_log import Gap, LandedObject
+from cdc_pipeline.core.log_parts import Gap, LandedObject
 from cdc_pipeline.defs.checks import report_checks
 from cdc_pipeline.defs.failures import readable_failures
 from cdc_pipeline.defs.metadata import known, lag_seconds, moment

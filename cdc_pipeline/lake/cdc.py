@@ -12,7 +12,8 @@ import duckdb
 import pyarrow as pa
 from pyiceberg.table import Table as IcebergTable
 
-from cdc_pipeline.core.capture_log import LandedObject, LogState
+from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.core.log_parts import LandedObject
 from cdc_pipeline.core.masking import Masking
 from cdc_pipeline.lake.duck import arrow_batches, landed_relation, open_duckdb
 from cdc_pipeline.lake.lake import Lake

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from datetime import date
 from itertools import groupby
 
-from cdc_pipeline.core.capture_log import Entry, LandedObject, LogState
+from cdc_pipeline.core.capture_log import Entry, LogState
+from cdc_pipeline.core.log_parts import LandedObject
 from cdc_pipeline.core.names import day_of
 from cdc_pipeline.lake.landing import merge_landing
 from cdc_pipeline.lake.log import CaptureLog, new_nonce, this_owner

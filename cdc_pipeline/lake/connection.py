@@ -10,8 +10,8 @@ from pathlib import Path
 
 import duckdb
 
-from cdc_pipeline.core.capture_log import Baseline
 from cdc_pipeline.core.errors import LakeError, SettingsError
+from cdc_pipeline.core.log_parts import Baseline
 from cdc_pipeline.lake.cdc import CDC_SCHEMA, require_rules_of_days
 from cdc_pipeline.lake.current_state import published_base
 from cdc_pipeline.lake.duck import (

@@ -12,7 +12,7 @@ import duckdb
 import pyarrow as pa
 from pyiceberg.table import Table as IcebergTable
 
-from cdc_pipeline.core.capture_log import Baseline, LandedObject, LogState
+from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.columns import (
     Column,
     ColumnChange,
@@ -22,6 +22,7 @@ from cdc_pipeline.core.columns import (
     columns_of,
 )
 from cdc_pipeline.core.errors import NotReadyError
+from cdc_pipeline.core.log_parts import Baseline, LandedObject
 from cdc_pipeline.core.masking import Masking
 from cdc_pipeline.lake.contract import pinned_types, require_contract
 from cdc_pipeline.lake.duck import (

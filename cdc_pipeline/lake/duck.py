@@ -11,8 +11,8 @@ import duckdb
 import pyarrow as pa
 from pyarrow.fs import S3FileSystem
 
-from cdc_pipeline.core.capture_log import LandedObject
 from cdc_pipeline.core.errors import LakeError
+from cdc_pipeline.core.log_parts import LandedObject
 from cdc_pipeline.core.order import generation_prefix
 from cdc_pipeline.lake.duck_s3 import DuckS3
 from cdc_pipeline.lake.lake import Lake

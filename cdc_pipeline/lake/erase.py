@@ -20,9 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cdc_pipeline.aws.s3 import S3Store, StoredFile
-from cdc_pipeline.core.capture_log import Entry, LandedObject, LogState, QuarantinedObject, Removed
+from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.erasure import ItemTrace
 from cdc_pipeline.core.errors import NotReadyError, QueryError
+from cdc_pipeline.core.log_parts import LandedObject, QuarantinedObject, Removed
 from cdc_pipeline.core.names import entry_number
 from cdc_pipeline.lake.aggregates import build_aggregate
 from cdc_pipeline.lake.cdc import ROWS

@@ -13,10 +13,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cdc_pipeline.core.capture_log import LandedObject, QuarantinedObject
 from cdc_pipeline.core.changes import Change
 from cdc_pipeline.core.errors import LakeError
 from cdc_pipeline.core.landing import LANDING_COLUMNS
+from cdc_pipeline.core.log_parts import LandedObject, QuarantinedObject
 from cdc_pipeline.core.names import TablePaths, day_of
 from cdc_pipeline.lake.store import Store
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import duckdb
 import pyarrow as pa
 
-from cdc_pipeline.core.capture_log import LandedObject
 from cdc_pipeline.core.columns import AttributeStats, Column, columns_of
+from cdc_pipeline.core.log_parts import LandedObject
 from cdc_pipeline.lake.contract import breaches, pinned_types
 from cdc_pipeline.lake.current_state import Base, create_winners
 from cdc_pipeline.lake.duck import arrow_table, files_relation, identifier, literal

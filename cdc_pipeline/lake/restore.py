@@ -12,7 +12,8 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cdc_pipeline.core.capture_log import Entry, LandedObject
+from cdc_pipeline.core.capture_log import Entry
+from cdc_pipeline.core.log_parts import LandedObject
 from cdc_pipeline.lake.cdc import CDC_SCHEMA
 from cdc_pipeline.lake.duck import (
     arrow_table,

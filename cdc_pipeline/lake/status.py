@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from cdc_pipeline.core.capture_log import Gap
 from cdc_pipeline.core.coverage import Stretch, coverage
+from cdc_pipeline.core.log_parts import Gap
 from cdc_pipeline.lake.current_state import published_base
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.tables import table_property

@@ -7,9 +7,10 @@ from pathlib import Path
 import duckdb
 import pyarrow.parquet as pq
 
-from cdc_pipeline.core.capture_log import Baseline, LogState
+from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.columns import columns_of
 from cdc_pipeline.core.errors import QueryError
+from cdc_pipeline.core.log_parts import Baseline
 from cdc_pipeline.lake.contract import pinned_types
 from cdc_pipeline.lake.current_state import (
     create_base,

@@ -26,9 +26,10 @@ from cdc_pipeline.capture.drain import (
 )
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.core.attributes import canonical_item, to_json
-from cdc_pipeline.core.capture_log import Gap, LogState
+from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.errors import CaptureConflictError, SourceError
 from cdc_pipeline.core.fold import KeyedChange, fold, items
+from cdc_pipeline.core.log_parts import Gap
 from cdc_pipeline.core.names import TablePaths
 from cdc_pipeline.core.order import order_key
 from cdc_pipeline.lake.log import CaptureLog

@@ -22,8 +22,9 @@ from cdc_pipeline.capture.drain import (
 )
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.core.attributes import canonical_item, to_json
-from cdc_pipeline.core.capture_log import LandedObject, LogState
+from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.errors import CaptureConflictError, CdcPipelineError
+from cdc_pipeline.core.log_parts import LandedObject
 from cdc_pipeline.core.names import TablePaths
 from cdc_pipeline.core.order import order_key
 from cdc_pipeline.lake.log import CaptureLog

@@ -17,9 +17,10 @@ from cdc_pipeline.aws.streams import DynamoDBStreams
 from cdc_pipeline.capture import snapshot
 from cdc_pipeline.capture.drain import CaptureFailedError, CaptureOptions, capture_table
 from cdc_pipeline.capture.source import Source
-from cdc_pipeline.core.capture_log import Baseline, Entry
+from cdc_pipeline.core.capture_log import Entry
 from cdc_pipeline.core.changes import export_item
 from cdc_pipeline.core.errors import LakeError
+from cdc_pipeline.core.log_parts import Baseline
 from cdc_pipeline.core.names import TablePaths
 from cdc_pipeline.core.order import position
 from cdc_pipeline.defs.checks import retention

@@ -8,18 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc_pipeline.core.capture_log import (
-    FORMAT,
+from cdc_pipeline.core.capture_log import FORMAT, Entry, LogState
+from cdc_pipeline.core.errors import LakeError
+from cdc_pipeline.core.log_parts import (
     Baseline,
-    Entry,
     Gap,
     LandedObject,
-    LogState,
     QuarantinedObject,
     ShardState,
     StreamRef,
 )
-from cdc_pipeline.core.errors import LakeError
 from cdc_pipeline.core.names import object_name
 
 _times = st.integers(0, 4_000_000_000_000_000)

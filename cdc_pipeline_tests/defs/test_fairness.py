@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.core.capture_log import LogState, ShardState, StreamRef
+from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.core.log_parts import ShardState, StreamRef
 from cdc_pipeline.defs.shard_sensor import Verdict, judge, plan_runs
 from cdc_pipeline.settings import Capture
 

@@ -21,13 +21,14 @@ from cdc_pipeline.capture import lander
 from cdc_pipeline.capture.erase import erase_item, erase_target, find_traces
 from cdc_pipeline.capture.heal import heal_gap, open_gaps
 from cdc_pipeline.cli import main
-from cdc_pipeline.core.capture_log import Baseline, Entry, Erasure, LogState
+from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.errors import (
     CaptureConflictError,
     EraseRefusedError,
     LakeError,
     NotReadyError,
 )
+from cdc_pipeline.core.log_parts import Baseline, Erasure
 from cdc_pipeline.lake import current_state
 from cdc_pipeline.lake.aggregates import build_aggregate
 from cdc_pipeline.lake.connection import connect_lake

@@ -310,7 +310,8 @@ def test_a_real_difference_shows_beside_items_in_flight(filled: World) -> None:
 
 
 def test_an_open_gap_is_no_difference_but_a_reason(filled: World) -> None:
-    from cdc_pipeline.core.capture_log import Entry, Gap
+    from cdc_pipeline.core.capture_log import Entry
+    from cdc_pipeline.core.log_parts import Gap
 
     log = filled.lake().log(filled.table(NAME))
     state = log.load()

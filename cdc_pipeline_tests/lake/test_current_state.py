@@ -12,8 +12,8 @@ from hypothesis import settings as budget
 from hypothesis import strategies as st
 
 from cdc_pipeline.core.attributes import plain_value
-from cdc_pipeline.core.capture_log import Gap
 from cdc_pipeline.core.errors import LakeError, NotReadyError, QueryError
+from cdc_pipeline.core.log_parts import Gap
 from cdc_pipeline.lake import append, current_state
 from cdc_pipeline.lake.connection import connect_lake
 from cdc_pipeline.lake.current_state import (

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.core.capture_log import Entry, LandedObject, LogState, QuarantinedObject
+from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.errors import LakeError
+from cdc_pipeline.core.log_parts import LandedObject, QuarantinedObject
 from cdc_pipeline.core.names import TablePaths, object_name
 from cdc_pipeline.lake.log import CaptureLog, new_nonce, remove_orphans, this_owner
 from cdc_pipeline.lake.store import LocalStore

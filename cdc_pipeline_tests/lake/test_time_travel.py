@@ -13,9 +13,9 @@ from hypothesis import settings as budget
 from hypothesis import strategies as st
 
 from cdc_pipeline.cli import main
-from cdc_pipeline.core.capture_log import Gap
 from cdc_pipeline.core.errors import QueryError
 from cdc_pipeline.core.fold import KeyedChange, Row, fold, items
+from cdc_pipeline.core.log_parts import Gap
 from cdc_pipeline.core.order import order_key
 from cdc_pipeline.lake.compaction import compact_landing
 from cdc_pipeline.lake.connection import connect_lake

@@ -1,0 +1,206 @@
+"""What entries of the capture log are made of: streams, shards, objects, baselines, gaps, heals."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cdc_pipeline.core.names import entry_number
+
+MIRROR_VIEWS = ("NEW_AND_OLD_IMAGES", "NEW_IMAGE")
+"""Stream view types whose events hold the new item."""
+
+ShardStatus = Literal["reading", "finished", "lost"]
+Cause = Literal[
+    "trimmed",
+    "head trimmed",
+    "shard vanished",
+    "new stream",
+    "table recreated",
+    "before capture",
+    "objects lost",
+]
+
+PAST_GENERATION = 0
+"""Of changes from before capture began: earlier than every baseline, so no state shows them."""
+FIRST_GENERATION = 1
+"""In which capture begins."""
+
+
+@dataclass(frozen=True)
+class StreamRef:
+    """Which stream is captured. `recorded_us`: when its positions were recorded (time of P)."""
+
+    table_id: str
+    arn: str
+    view_type: str
+    generation: int
+    recorded_us: int
+
+    @property
+    def full_images(self) -> bool:
+        """Whether its events hold the new item."""
+        return self.view_type in MIRROR_VIEWS
+
+
+@dataclass(frozen=True)
+class ShardState:
+    """How far one shard has been landed.
+
+    `sequence_number`: the last one read, None before the first. `read_to_us`: every change
+    written to this shard before that time has been read. `finished` means closed and read to
+    its end, and nothing else; `lost`: gone before that, its rest is in a gap.
+    """
+
+    shard_id: str
+    parent_id: str | None
+    depth: int
+    status: ShardStatus = "reading"
+    sequence_number: str | None = None
+    read_to_us: int = 0
+    rows: int = 0
+
+
+@dataclass(frozen=True)
+class LandedObject:
+    """One Parquet object of the landing zone; `key` is relative to the lake root.
+
+    `bare`: its events lack new images; reads of the items complete them in a later entry.
+    `through`: of an object made by compaction, the last entry whose rows it holds.
+    `crc32`: of its bytes; None in logs of older versions.
+    """
+
+    key: str
+    day: str
+    rows: int
+    bytes: int
+    generation: int
+    min_write_us: int
+    max_write_us: int
+    min_position: str
+    max_position: str
+    shards: tuple[str, ...]
+    bare: bool = False
+    through: int = 0
+    crc32: int | None = None
+
+    @property
+    def entry(self) -> int:
+        """The log entry that added this object's rows, the last one of a compacted object."""
+        return self.through or entry_number(self.key) or 0
+
+
+@dataclass(frozen=True)
+class QuarantinedObject:
+    """One JSON-lines object of records that could not be read, with counts by reason."""
+
+    key: str
+    rows: int
+    reasons: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A full export on its way to being the baseline of a generation.
+
+    `recorded_us`: time(P), when the stream positions it hands over to were recorded.
+    `export_time_us`: T. `snapshot_id`: the Iceberg snapshot of `<table>_snapshot` that holds its
+    verified items; None until it is staged. `attempt` counts exports of it that failed.
+    `shadow`: held beside the live baseline until somebody decides; `discarded`: decided against.
+    """
+
+    generation: int
+    recorded_us: int
+    export_time_us: int
+    attempt: int = 0
+    export_arn: str | None = None
+    snapshot_id: int | None = None
+    items: int | None = None
+    bytes: int | None = None
+    staged_us: int | None = None
+    shadow: bool = False
+    discarded: bool = False
+
+    @property
+    def is_staged(self) -> bool:
+        """Whether its items are verified and in the lake, and may be shown to readers."""
+        return self.snapshot_id is not None and not self.shadow and not self.discarded
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Changes that were accepted in a time range and can no longer be read from the stream.
+
+    Everything written to `shards` before `from_us` has been read, and everything written from
+    `to_us` on can be read again. `heal_generation` is reserved for what heals it: later than all
+    that landed before the gap, earlier than all that lands after it. `entry`: the log entry that
+    opened it, which is its name.
+
+    Backfills open and heal a gap in one entry: of a day "before capture", and of "objects lost"
+    from the lake, whose changes land in the generation that they had (`capture.backfill`).
+    """
+
+    cause: Cause
+    shards: tuple[str, ...]
+    from_us: int
+    to_us: int
+    heal_generation: int
+    entry: int = 0
+
+
+@dataclass(frozen=True)
+class HealWindow:
+    """One incremental export of a heal: changes written in [from_us, to_us).
+
+    `attempt` counts exports of it that failed; `files`: data files whose lines have landed;
+    `done`: all of them, or an export that was not needed.
+    """
+
+    from_us: int
+    to_us: int
+    attempt: int = 0
+    export_arn: str | None = None
+    files: tuple[str, ...] = ()
+    done: bool = False
+
+
+@dataclass(frozen=True)
+class Heal:
+    """How far the healing of a gap is. `gap`: the entry that opened it.
+
+    `also`: earlier gaps that it heals, too, because they overlap. `reread`: items read again by
+    key, because an insert and a delete within a window leave no line; None until that is done.
+    `healed`: everything that the gaps lost has landed.
+    """
+
+    gap: int
+    windows: tuple[HealWindow, ...]
+    reread: int | None = None
+    healed: bool = False
+    also: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What an erasure removed in one place of the lake: files touched or deleted, and rows."""
+
+    place: str
+    files: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """An item that was erased on request: its suppression, and the record of what was done.
+
+    It is in the log because whoever lands anything must have seen it: an entry stands only on
+    those before it. `key_hash`: HMAC-SHA256 of the item's canonical key under `salt`, both in hex;
+    nothing else of the item is kept. Changes of that key written at `until_us` or before never
+    land again. `by`: who asked. `done_us`: when a scan of every file found nothing of the item;
+    None: not finished, and `removed` is as far as it has come.
+    """
+
+    key_hash: str
+    salt: str
+    until_us: int
+    by: str
+    removed: tuple[Removed, ...] = ()
+    done_us: int | None = None
