@@ -1,12 +1,14 @@
-"""Heals of a table whose stream has many shards: one is lost while the others go on."""
+"""Heals and backfills of a table whose stream has many shards, some lost while others go on."""
 
 import random
 import time
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 
 import pytest
 
+from cdc_pipeline.capture.backfill import backfill_days
 from cdc_pipeline.capture.heal import open_gaps
 from cdc_pipeline.core.coverage import holes
 from cdc_pipeline.lake.status import table_status
@@ -117,4 +119,27 @@ def test_any_story_of_outages_ends_with_no_difference(twin: Twin, seed: int) -> 
                 twin.capture()
                 twin.heal(tries=3)
     control(twin.world.endpoint_url, fail_exports=0)
+    _check(twin)
+
+
+def test_a_lost_object_of_many_shards_is_landed_again_from_the_stream(twin: Twin) -> None:
+    """Its range of positions spans shards, so it holds what other objects hold, too: not twice."""
+    for step in range(5):
+        for pk in _KEYS[step::2]:
+            twin.put(pk, n={"N": str(step)})
+        twin.capture()
+    world = twin.world
+    lake, table = world.lake(), world.table(TABLE)
+    landed = "SELECT uuid, order_key, keys, new_image FROM orders.raw_stream ORDER BY ALL"
+    before = world.rows(landed, TABLE)
+    objects = sorted(lake.log(table).load().objects.values(), key=lambda o: o.entry)
+    lost = objects[len(objects) // 2]
+    assert len(lost.shards) > 1
+    lake.store.delete([lost.key])
+    day = date.fromisoformat(lost.day)
+    (done,) = backfill_days(lake, table, [day], sleep=lambda _: twin.sleep(1))
+    assert (done.error, done.sources, done.added) == (None, ["stream"], lost.rows)
+    assert world.rows(landed, TABLE) == before
+    (again,) = backfill_days(lake, table, [day], sleep=lambda _: twin.sleep(1))
+    assert (again.sources, again.added) == ([], 0)
     _check(twin)
