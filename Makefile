@@ -4,7 +4,8 @@
 #   PYTHON=/path/to/python3.12   the interpreter for .venv (default: the first of python3, python3.13, python3.12,
 #                                python3.11 that is 3.11 or newer)
 #   PYTEST_ARGS='-k fold -x'     more arguments for pytest
-#   TEST_WORKERS=1               processes that share `make test` and `make test-slow` (default: one per core)
+#   TEST_WORKERS=1               processes that share `make test` (default: one per core)
+#   SLOW_WORKERS=1               processes that share `make test-slow`, which waits more than it works (default: 3)
 #   STORIES=20000                how many stories `make test-nightly` tells
 #   DEMO_ARGS=...                arguments for `cdc-pipeline demo`
 #   BENCH_ARGS='fold lookups'    the benchmarks that `make bench` runs (default: all of them)
@@ -18,7 +19,8 @@ SHELL := /bin/sh
 PYTHON ?=
 PYTEST_ARGS ?=
 TEST_WORKERS ?= auto
-SHARED = -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+SLOW_WORKERS ?= 3
+SHARED := --dist loadfile --no-loadscope-reorder
 STORIES ?= 20000
 DEMO_ARGS ?=
 LOCK_ARGS ?=
@@ -95,12 +97,12 @@ dev: $(STAMP) ## Dagster's web interface and daemon on this checkout
 
 .PHONY: test
 test: $(STAMP) ## The fast tests (PYTEST_ARGS=...)
-	@$(BIN)/python -m pytest $(SHARED) -m 'not ui and not slow and not contract and not spark' \
+	@$(BIN)/python -m pytest -n $(TEST_WORKERS) $(SHARED) -m 'not ui and not slow and not contract and not spark' \
 		$(PYTEST_ARGS)
 
 .PHONY: test-slow
 test-slow: $(STAMP) ## The tests that start servers or take minutes
-	@$(BIN)/python -m pytest $(SHARED) -m 'slow and not ui and not contract and not spark' \
+	@$(BIN)/python -m pytest -n $(SLOW_WORKERS) $(SHARED) -m 'slow and not ui and not contract and not spark' \
 		$(PYTEST_ARGS)
 
 .PHONY: test-nightly
