@@ -5,7 +5,7 @@
 #                                python3.11 that is 3.11 or newer)
 #   PYTEST_ARGS='-k fold -x'     more arguments for pytest
 #   TEST_WORKERS=1               processes that share `make test` (default: one per core)
-#   SLOW_WORKERS=1               processes that share `make test-slow`, which waits more than it works (default: 3)
+#   SLOW_WORKERS=1               processes that share `make test-slow` (default: 2)
 #   STORIES=20000                how many stories `make test-nightly` tells
 #   DEMO_ARGS=...                arguments for `cdc-pipeline demo`
 #   BENCH_ARGS='fold lookups'    the benchmarks that `make bench` runs (default: all of them)
@@ -19,7 +19,7 @@ SHELL := /bin/sh
 PYTHON ?=
 PYTEST_ARGS ?=
 TEST_WORKERS ?= auto
-SLOW_WORKERS ?= 3
+SLOW_WORKERS ?= 2
 SHARED := --dist loadfile --no-loadscope-reorder
 STORIES ?= 20000
 DEMO_ARGS ?=
