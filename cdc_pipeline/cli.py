@@ -171,12 +171,7 @@ def heal(table: str, plan: bool) -> None:
     if not planned:
         click.echo(f"{table}: no open gap")
     for heal in planned:
-        entries = ", ".join(map(str, heal.gaps))
-        click.echo(
-            f"{table}: gaps of entries {entries}, changes from {_moment(heal.from_us)} to "
-            f"{_moment(heal.to_us)} UTC: {heal.exports} incremental exports, about USD "
-            f"{heal.usd:.3f} at the table's usual pace (list price of us-east-1)"
-        )
+        click.echo(f"{table}: {heal}")
     if plan:
         return
     for done in heal_all(lake, chosen, progress=click.echo):

@@ -79,6 +79,15 @@ class PlannedHeal:
     exports: int
     usd: float
 
+    def __str__(self) -> str:
+        """One line for people."""
+        return (
+            f"gaps of entries {', '.join(map(str, self.gaps))}, changes from "
+            f"{moment(self.from_us):%Y-%m-%d %H:%M:%S} to {moment(self.to_us):%Y-%m-%d %H:%M:%S} "
+            f"UTC: {self.exports} incremental exports, about USD {self.usd:.3f} at the table's "
+            "usual pace (list price of us-east-1)"
+        )
+
 
 def planned_heals(lake: Lake, table: Table) -> list[PlannedHeal]:
     """The heals of all open gaps, the oldest first, without beginning any.

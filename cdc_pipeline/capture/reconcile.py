@@ -24,6 +24,7 @@ from cdc_pipeline.capture.snapshot import take_snapshot
 from cdc_pipeline.capture.verify_export import VerifiedExport, verify_export
 from cdc_pipeline.core.errors import LakeError, NotReadyError
 from cdc_pipeline.core.log_parts import Baseline
+from cdc_pipeline.core.prices import EXPORT_USD_PER_GB
 from cdc_pipeline.lake.cdc import build_cdc_day
 from cdc_pipeline.lake.current_state import (
     Base,
@@ -38,7 +39,6 @@ from cdc_pipeline.lake.tables import CommitConflictError
 from cdc_pipeline.lake.verify import LANDING, TOMBSTONES, Damage, Verified, verify_files
 from cdc_pipeline.settings import Table
 
-_USD_PER_GB = 0.10  # of an export; list price of us-east-1, DYNAMODB_CDC section 1
 _ATTEMPTS = 5
 
 
@@ -86,7 +86,7 @@ def estimate(lake: Lake, table: Table, items: int) -> Cost:
     """What a sample of so many items, and a full export, cost about."""
     described = describe_table(lake.aws, table.name)
     gigabytes = described.bytes / 1e9
-    return Cost(sample_cost(described, items), gigabytes, gigabytes * _USD_PER_GB)
+    return Cost(sample_cost(described, items), gigabytes, gigabytes * EXPORT_USD_PER_GB)
 
 
 def reconcile_sample(

@@ -32,12 +32,14 @@ class HealConfig(dg.Config):
 @dg.op(description="Heals what a table's stream lost, from incremental exports.")
 def heal_gaps(context: dg.OpExecutionContext, config: HealConfig, lake: LakeResource) -> None:
     """Heal the table's open gaps, oldest first; where exports cannot, take a new baseline."""
-    from cdc_pipeline.capture.heal import heal_all
+    from cdc_pipeline.capture.heal import heal_all, planned_heals
 
     with readable_failures():
         opened = lake.open()
         table = opened.settings.table(config.table)
         try:
+            for planned in planned_heals(opened, table):
+                context.log.info(str(planned))
             for done in heal_all(opened, table, progress=context.log.info):
                 entries = ", ".join(map(str, done.gaps))
                 context.log.info(
@@ -87,19 +89,21 @@ def build_gap_sensor(settings: Settings) -> dg.SensorDefinition:
     def gap_sensor(
         context: dg.SensorEvaluationContext, lake: LakeResource
     ) -> dg.SensorResult | dg.SkipReason:
-        from cdc_pipeline.capture.heal import open_gaps
+        from cdc_pipeline.capture.heal import open_gaps, planned_heals
 
         opened = lake.open()
         requests, told = [], []
         for table in opened.settings.tables:
             try:
                 gaps = open_gaps(opened, table)
+                if gaps and table.heal == "ask":
+                    plans = "; ".join(map(str, planned_heals(opened, table)))
+                    told.append(f"cdc-pipeline heal {table.safe_name} ({plans})")
+                    continue
             except CdcPipelineError as error:
                 told.append(f"{table.name}: {error.message}")
                 continue
-            if gaps and table.heal == "ask":
-                told.append(f"{table.name}: {len(gaps)} gaps wait for a run of the job heal")
-            elif gaps and not _is_running(context.instance, table):
+            if gaps and not _is_running(context.instance, table):
                 config = {"ops": {"heal_gaps": {"config": {"table": table.name}}}}
                 tags = {_TAG: table.safe_name}
                 requests.append(dg.RunRequest(run_config=config, tags=tags))

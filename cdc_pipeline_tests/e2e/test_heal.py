@@ -305,6 +305,20 @@ def _heal_in_dagster(world: World) -> None:
 
 
 @_quiet_dagster
+def test_a_table_that_says_ask_is_told_command_and_price_and_left_alone(world: World) -> None:
+    export = {**EXPORT, "bucket": world.bucket}
+    world.configure({"name": "orders", "heal": "ask"}, export=export)
+    _break_continuity(world)
+    world.capture("orders")
+    with deploy(world) as deployment:
+        tick = deployment.tick("gap_sensor")
+    assert not tick.run_requests
+    assert "cdc-pipeline heal orders (gaps of entries" in tick.skip_message
+    assert "1 incremental exports, about USD 0.001" in tick.skip_message
+    assert len(open_gaps(world.lake(), world.table("orders"))) == 1
+
+
+@_quiet_dagster
 def test_the_job_heals_from_incremental_exports(world: World) -> None:
     _break_continuity(world)
     world.capture("orders")
