@@ -103,7 +103,9 @@ class Table(_Strict):
     """One DynamoDB table to keep a copy of."""
 
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{3,255}$")]
-    transport: Literal["dynamodb_streams"] = "dynamodb_streams"
+    transport: Literal["dynamodb_streams", "kinesis", "firehose"] = Field(
+        "dynamodb_streams", description="how changes come to the lake"
+    )
     owner: Owner | None = Field(None, description="e-mail address or team:name")
     group: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")] | None = Field(
         None, description="Dagster asset group; default: the table's safe name"

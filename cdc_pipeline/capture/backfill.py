@@ -189,7 +189,7 @@ class _Backfill:
         """What the stream still holds, from there; the rest is for exports."""
         lost = [landed for objects in self.lost.values() for landed in objects]
         settings = self.lake.settings.capture
-        streams = DynamoDBStreams(self.lake.aws)
+        streams = DynamoDBStreams(self.lake.source(self.table))
         for done in reland(self.log, self.state, lost, streams, settings, self.sleep):
             day = date.fromisoformat(done.lost[0].day)
             if self._append(done.objects, done.lost):
@@ -214,7 +214,7 @@ class _Backfill:
             )
         for fill in plan.fills:
             wait_until_restorable(
-                self.lake, self.table.name, fill.window.to_us, self.progress, self.sleep
+                self.lake, self.table, fill.window.to_us, self.progress, self.sleep
             )
             self.exports[fill] = self._request(fill)
         self.plans[day] = plan
@@ -253,11 +253,11 @@ class _Backfill:
 
     @cached_property
     def _described(self) -> TableDescription:
-        return describe_table(self.lake.aws, self.table.name)
+        return describe_table(self.lake.source(self.table), self.table.name)
 
     @cached_property
     def _backups(self) -> Backups | None:
-        found = describe_backups(self.lake.aws, self.table.name)
+        found = describe_backups(self.lake.source(self.table), self.table.name)
         if found.earliest is None:
             return None
         least_us = int(self.lake.settings.export.least_window_minutes * 60_000_000)
@@ -270,13 +270,13 @@ class _Backfill:
         """
         for attempt in range(_ATTEMPTS):
             arn = request_incremental(
-                self.lake.aws,
+                self.lake.source(self.table),
                 self._described.arn,
                 (moment(fill.window.from_us), moment(fill.window.to_us)),
                 export_target(self.lake, self.table),
                 self._token(fill, attempt),
             )
-            if describe_export(self.lake.aws, arn).status != "FAILED":
+            if describe_export(self.lake.source(self.table), arn).status != "FAILED":
                 return arn
         raise ExportError(
             f"{_ATTEMPTS} exports of {_range(fill)} of table {self.table.name} failed",
@@ -289,7 +289,7 @@ class _Backfill:
 
     def _wait_for(self, arn: str) -> tuple[ExportStatus, Manifest]:
         while True:
-            status = describe_export(self.lake.aws, arn)
+            status = describe_export(self.lake.source(self.table), arn)
             if status.status == "COMPLETED":
                 manifest = read_manifest(self.lake.aws, status, INCREMENTAL)
                 if manifest.table_id and manifest.table_id != self._described.table_id:
@@ -338,7 +338,9 @@ class _Backfill:
         """Items that may have been deleted unseen, as they are, where they are not as we know."""
         suspects = {suspect.keys: suspect for suspect in placing.suspects()}
         pace = self.lake.settings.capture.reads_per_second
-        reader = ItemReader(self.lake.aws, self.table.name, self._described.key_names, pace)
+        reader = ItemReader(
+            self.lake.source(self.table), self.table.name, self._described.key_names, pace
+        )
         time_us = fill.span[1] - 1
         rows = []
         for keys, item in reader.read(suspects).items():

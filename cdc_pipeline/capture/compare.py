@@ -38,7 +38,7 @@ def compare_with_source(lake: Lake, table: Table) -> Comparison:
     content. Where the settings mask, the source is masked alike. Holds the source's items in
     memory: for the demo and tests, not for big tables.
     """
-    key_names = describe_table(lake.aws, table.name).key_names
+    key_names = describe_table(lake.source(table), table.name).key_names
     masking = masking_of(lake.settings, table, writing=True)
     source = {
         masking.item(_key(item, key_names)): masking.item(to_json(item))
@@ -65,5 +65,5 @@ def _key(item: dict[str, Any], key_names: tuple[str, ...]) -> str:
 
 
 def _canonical_scan(lake: Lake, table: Table) -> Iterator[dict[str, Any]]:
-    for item in scan_items(lake.aws, table.name):
+    for item in scan_items(lake.source(table), table.name):
         yield canonical_item(wire_form(item))

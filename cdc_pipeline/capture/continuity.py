@@ -80,7 +80,12 @@ def _first(log: CaptureLog, source: Source) -> Entry:
     recorded_us = log.now_us()
     return _entry(
         stream=StreamRef(
-            source.table_id, source.arn, source.view_type, FIRST_GENERATION, recorded_us
+            source.table_id,
+            source.arn,
+            source.view_type,
+            FIRST_GENERATION,
+            recorded_us,
+            source.transport,
         ),
         shards=_listed(source),
     )
@@ -104,7 +109,14 @@ def _renewed(log: CaptureLog, state: LogState, source: Source) -> Entry:
     )
     generation = state.generation + 2
     return _entry(
-        stream=StreamRef(source.table_id, source.arn, source.view_type, generation, recorded_us),
+        stream=StreamRef(
+            source.table_id,
+            source.arn,
+            source.view_type,
+            generation,
+            recorded_us,
+            source.transport,
+        ),
         forgotten=tuple(sorted(state.shards)),
         shards=_listed(source),
         gap=gap,

@@ -54,7 +54,9 @@ class CaptureFailedError(CdcPipelineError):
 
 def open_source(lake: Lake, table: Table) -> Source:
     """The stream of a table, checked to be one that can be mirrored; raises `SourceError`."""
-    found = table_with_stream(lake.aws, table.name, complete_by_read=table.complete_by_read)
+    found = table_with_stream(
+        lake.source(table), table.name, complete_by_read=table.complete_by_read
+    )
     assert found.stream_arn  # table_with_stream saw to it
     pace = lake.settings.capture.reads_per_second
     return Source(
@@ -62,8 +64,8 @@ def open_source(lake: Lake, table: Table) -> Source:
         table_id=found.table_id,
         arn=found.stream_arn,
         view_type=found.view_type or "",
-        shards=DynamoDBStreams(lake.aws),
-        reader=ItemReader(lake.aws, table.name, found.key_names, pace),
+        shards=DynamoDBStreams(lake.source(table)),
+        reader=ItemReader(lake.source(table), table.name, found.key_names, pace),
     )
 
 

@@ -84,7 +84,7 @@ def erase_target(lake: Lake, table: Table, key: str) -> EraseTarget:
     Raises `EraseRefusedError` for another key than the table's, `OtherRulesError` where something
     was published under other masking rules, `SourceError`, `SettingsError`, `LakeError`.
     """
-    described = describe_table(lake.aws, table.name)
+    described = describe_table(lake.source(table), table.name)
     keys = typed_key(key, described.key_types)
     masking = masking_of(lake.settings, table, writing=True)
     for kind in ("current_state", "tombstones", "cdc", "ttl_archive"):
@@ -170,7 +170,7 @@ def _absent_until_us(lake: Lake, table: Table, keys: str, sleep: Callable[[float
     native = native_key(keys)
     first_s: int | None = None
     while True:
-        there, now_s = has_item(lake.aws, table.name, native)
+        there, now_s = has_item(lake.source(table), table.name, native)
         if there:
             raise EraseRefusedError(
                 f"table {table.name} still has the item, and it would come again",

@@ -118,7 +118,7 @@ def _bytes_per_us(state: LogState) -> float:
 
 def _plan(lake: Lake, table: Table, state: LogState, gap: Gap) -> Heal:
     """The heal of a gap and of those that overlap it."""
-    backups = describe_backups(lake.aws, table.name)
+    backups = describe_backups(lake.source(table), table.name)
     if backups.earliest is None:
         raise SourceError(f"table {table.name}: point-in-time recovery is off")
     least_us = int(lake.settings.export.least_window_minutes * 60_000_000)
@@ -168,8 +168,10 @@ def heal_gap(
     come past the gap's end yet, `ExportError`, `SourceError`, `CaptureConflictError`, `LakeError`.
     """
     started = time.monotonic()
-    described = table_with_stream(lake.aws, table.name, complete_by_read=table.complete_by_read)
-    require_backups(lake.aws, table.name)
+    described = table_with_stream(
+        lake.source(table), table.name, complete_by_read=table.complete_by_read
+    )
+    require_backups(lake.source(table), table.name)
     healing = _Healing(lake, table, gap, described, progress, sleep)
     healing.run()
     heal = healing.heal
@@ -220,11 +222,9 @@ class _Healing:
         window = self.heal.windows[number]
         where = f"window {number + 1} of {len(self.heal.windows)}"
         if window.export_arn is None:
-            wait_until_restorable(
-                self.lake, self.table.name, window.to_us, self.progress, self.sleep
-            )
+            wait_until_restorable(self.lake, self.table, window.to_us, self.progress, self.sleep)
             arn = request_incremental(
-                self.lake.aws,
+                self.lake.source(self.table),
                 self.described.arn,
                 (moment(window.from_us), moment(window.to_us)),
                 export_target(self.lake, self.table),
@@ -249,7 +249,7 @@ class _Healing:
         """Poll until the export is complete; one that failed is given up and asked for anew."""
         assert window.export_arn is not None
         while True:
-            status = describe_export(self.lake.aws, window.export_arn)
+            status = describe_export(self.lake.source(self.table), window.export_arn)
             if status.status == "COMPLETED":
                 return status
             if status.status == "FAILED":
@@ -281,7 +281,10 @@ class _Healing:
         """
         settings = self.lake.settings.capture
         reader = ItemReader(
-            self.lake.aws, self.table.name, self.described.key_names, settings.reads_per_second
+            self.lake.source(self.table),
+            self.table.name,
+            self.described.key_names,
+            settings.reads_per_second,
         )
         until_us = self.heal.windows[-1].to_us - 1
         suspects = self._suspects()

@@ -15,6 +15,7 @@ from cdc_pipeline.core.attributes import TOO_DEEP, plain_json, to_json
 from cdc_pipeline.core.changes import Change, content_identity, from_export_line
 from cdc_pipeline.core.errors import ExportError, UnreadableError
 from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.settings import Table
 
 BATCH_ROWS = 10_000
 WAIT_SECONDS = 5
@@ -46,14 +47,14 @@ def _change(line: bytes, table_id: str, where: str) -> Change:
 
 def wait_until_restorable(
     lake: Lake,
-    table: str,
+    table: Table,
     until_us: int,
     progress: Progress,
     sleep: Callable[[float], object] = time.sleep,
 ) -> None:
     """Wait until recovery, typically five minutes behind the present, has come to a time."""
     while True:
-        latest = describe_backups(lake.aws, table).latest
+        latest = describe_backups(lake.source(table), table.name).latest
         if latest is not None and latest.timestamp() * 1_000_000 >= until_us:
             return
         progress(f"waiting until recovery reaches {moment(until_us):%H:%M:%S}")

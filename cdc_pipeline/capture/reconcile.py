@@ -84,7 +84,7 @@ class Report:
 
 def estimate(lake: Lake, table: Table, items: int) -> Cost:
     """What a sample of so many items, and a full export, cost about."""
-    described = describe_table(lake.aws, table.name)
+    described = describe_table(lake.source(table), table.name)
     gigabytes = described.bytes / 1e9
     return Cost(sample_cost(described, items), gigabytes, gigabytes * EXPORT_USD_PER_GB)
 
@@ -219,7 +219,7 @@ def _compare(
         return
     _add_difference(report, found)
     if found.moving:
-        sample, described = Sample(), describe_table(lake.aws, table.name)
+        sample, described = Sample(), describe_table(lake.source(table), table.name)
         settle(lake, table, described, found.moving, sample, progress, sleep)
         _add_settled(report, sample)
 

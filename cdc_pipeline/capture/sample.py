@@ -102,12 +102,13 @@ def compare_sample(
     """
     started = time.monotonic()
     base = require_comparable(lake, table, lake.log(table).load())
-    described = describe_table(lake.aws, table.name)
+    described = describe_table(lake.source(table), table.name)
     origins = {
         "any of the lake": _any_of_lake(lake, table, base, _share(items)),
         "changed last": _changed_last(lake, table, _share(items)),
         "any of the source": [
-            _key(item, described) for item in scan_some(lake.aws, described, _share(items))
+            _key(item, described)
+            for item in scan_some(lake.source(table), described, _share(items))
         ],
     }
     found = Sample(origins={origin: len(keys) for origin, keys in origins.items()})
@@ -147,7 +148,7 @@ def settle(
     """Compare items by their exact keys; what is found is added to `found`."""
     log = lake.log(table)
     reader = ItemReader(
-        lake.aws,
+        lake.source(table),
         table.name,
         described.key_names,
         lake.settings.reconcile.reads_per_second,

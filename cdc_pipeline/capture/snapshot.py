@@ -26,7 +26,7 @@ from cdc_pipeline.aws.export import (
     read_manifest,
     request_export,
 )
-from cdc_pipeline.aws.session import error_code
+from cdc_pipeline.aws.session import AwsSession, error_code
 from cdc_pipeline.aws.table import describe_backups
 from cdc_pipeline.capture.continuity import open_capture
 from cdc_pipeline.capture.drain import open_source
@@ -89,8 +89,10 @@ def take_snapshot(
     `ExportError`, `LakeError`, `NotReadyError`.
     """
     started = time.monotonic()
-    described = table_with_stream(lake.aws, table.name, complete_by_read=table.complete_by_read)
-    require_backups(lake.aws, table.name)
+    described = table_with_stream(
+        lake.source(table), table.name, complete_by_read=table.complete_by_read
+    )
+    require_backups(lake.source(table), table.name)
     target = export_target(lake, table)
     log = lake.log(table)
     state = log.load()
@@ -102,11 +104,11 @@ def take_snapshot(
         token = _token(described.table_id, baseline)
 
         def request(at: datetime) -> str:
-            return request_export(lake.aws, described.arn, at, target, token)
+            return request_export(lake.source(table), described.arn, at, target, token)
 
         arn = _request(lake, table, request, baseline, progress, sleep)
         baseline = record_baseline(log, state, baseline, export_arn=arn)
-    status = _wait_for(lake, log, state, baseline, progress, sleep)
+    status = _wait_for(lake, lake.source(table), log, state, baseline, progress, sleep)
     try:
         manifest = read_manifest(lake.aws, status)
         if manifest.table_id and manifest.table_id != described.table_id:
@@ -250,7 +252,7 @@ def _request(
         except ExportError as error:
             cause = error.__cause__
             early = isinstance(cause, ClientError) and error_code(cause) == _INVALID_TIME
-            latest = describe_backups(lake.aws, table.name).latest if early else None
+            latest = describe_backups(lake.source(table), table.name).latest if early else None
             if latest is None or latest >= at:
                 raise
         progress(f"waiting until recovery, now at {latest:%H:%M:%S}, reaches {at:%H:%M:%S}")
@@ -259,6 +261,7 @@ def _request(
 
 def _wait_for(
     lake: Lake,
+    source: AwsSession,
     log: CaptureLog,
     state: LogState,
     baseline: Baseline,
@@ -270,7 +273,7 @@ def _wait_for(
     options = lake.settings.export
     started = log.clock()
     while True:
-        status = describe_export(lake.aws, baseline.export_arn)
+        status = describe_export(source, baseline.export_arn)
         if status.status == "COMPLETED":
             return status
         waited = log.clock() - started

@@ -7,6 +7,7 @@ from cdc_pipeline.aws.session import AwsSession
 from cdc_pipeline.aws.streams import Page, StreamDescription
 from cdc_pipeline.aws.table import TableDescription, describe_backups, describe_table
 from cdc_pipeline.capture.completion import ItemReader
+from cdc_pipeline.core.changes import DYNAMODB_STREAMS
 from cdc_pipeline.core.errors import SourceError
 from cdc_pipeline.core.log_parts import MIRROR_VIEWS
 
@@ -24,6 +25,7 @@ class Source:
     view_type: str
     shards: "ShardSource"
     reader: ItemReader | None = None
+    transport: str = DYNAMODB_STREAMS
 
     @property
     def full_images(self) -> bool:

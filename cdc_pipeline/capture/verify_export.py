@@ -60,7 +60,7 @@ def verify_export(
     found = VerifiedExport(baseline.export_arn or "")
     fix = f"materialise {table.safe_name}/pitr_export: a fresh baseline"
     try:
-        status = describe_export(lake.aws, found.export_arn)
+        status = describe_export(lake.source(table), found.export_arn)
     except ExportError as error:
         found.gone = error.message
     else:

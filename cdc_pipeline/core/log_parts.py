@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from cdc_pipeline.core.changes import DYNAMODB_STREAMS
 from cdc_pipeline.core.names import entry_number
 
 MIRROR_VIEWS = ("NEW_AND_OLD_IMAGES", "NEW_IMAGE")
@@ -27,13 +28,18 @@ FIRST_GENERATION = 1
 
 @dataclass(frozen=True)
 class StreamRef:
-    """Which stream is captured. `recorded_us`: when its positions were recorded (time of P)."""
+    """Which stream is captured. `recorded_us`: when its positions were recorded (time of P).
+
+    `transport`: as in the settings. `arn`: of a DynamoDB or Kinesis stream, or where Firehose's
+    files are.
+    """
 
     table_id: str
     arn: str
     view_type: str
     generation: int
     recorded_us: int
+    transport: str = DYNAMODB_STREAMS
 
     @property
     def full_images(self) -> bool:

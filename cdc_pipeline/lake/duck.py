@@ -20,6 +20,8 @@ from cdc_pipeline.lake.landing import LANDING_SCHEMA, read_object
 
 _FETCH_BYTES = 8 << 20  # of Parquet; it may take ten times that in memory
 _FILE_ROWS = 1 << 32  # more than any file has
+_MEMORY_PERCENT = 95
+"""Of `memory_mb`: what DuckDB holds beyond its own count stays within the setting."""
 
 
 @contextmanager
@@ -30,7 +32,8 @@ def open_duckdb(lake: Lake, scratch: Path) -> Iterator[duckdb.DuckDBPyConnection
     """
     memory_mb = lake.settings.memory_mb
     with connect_duckdb(lake) as connection:
-        connection.execute(f"SET memory_limit = '{memory_mb}MB'")
+        limit_mb = memory_mb * _MEMORY_PERCENT // 100
+        connection.execute(f"SET memory_limit = '{limit_mb}MB'")
         connection.execute(f"SET temp_directory = {literal(str(scratch))}")
         try:
             yield connection

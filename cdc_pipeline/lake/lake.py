@@ -29,6 +29,10 @@ class Lake:
         aws = AwsSession(region=settings.region, endpoint_url=settings.endpoint_url)
         return Lake(settings, aws, open_store(settings, aws))
 
+    def source(self, table: Table) -> AwsSession:
+        """Access to the account and region that a DynamoDB table is in."""
+        return self.aws
+
     @property
     def database(self) -> str:
         """Glue database, or the namespace of a local lake's catalogue."""
