@@ -1,7 +1,11 @@
 -- Winners that are news: later than the item in `base`, not older than its tombstone.
 -- Equal to its tombstone counts: tombstones are committed before the base they belong to.
 -- base(item_key, order_key, item, write_time_us, place); `replaces` is the place of the item there.
-SELECT w.item_key, w.order_key, w.op, w.write_time_us, w.place, b.place AS replaces
+-- A fold needs places only; keys are there for tombstones: of deletes, and of items that have one.
+SELECT
+    CASE WHEN w.op = 'D' OR t.item_key IS NOT NULL THEN w.item_key END AS item_key,
+    CASE WHEN w.op = 'D' THEN w.order_key END AS order_key,
+    w.op, w.write_time_us, w.place, b.place AS replaces
 FROM winners AS w
 LEFT JOIN base AS b ON b.item_key = w.item_key
 LEFT JOIN tombstones AS t ON t.item_key = w.item_key
