@@ -16,4 +16,4 @@ settings.load_profile("suite")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest file begins first, so that workers that share the suite end together."""
-    items.sort(key=lambda item: "test_backfill_year" not in item.nodeid)
+    items.sort(key=lambda item: "test_backfill_days" not in item.nodeid)

@@ -1,5 +1,10 @@
-"""A year of days backfilled through the UI's own API: in minutes, and a rerun changes nothing."""
+"""Many days backfilled through the UI's own API, and again, which changes nothing.
 
+`CDC_PIPELINE_DAYS=365` takes a year; the time is Dagster's, which looks for work each 30 s.
+"""
+
+import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
@@ -23,7 +28,10 @@ from cdc_pipeline_tests.ui.stack import ask, dagster_dev, is_loaded, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
-DAYS, ROWS = 365, 1_000
+DAYS, ROWS = int(os.environ.get("CDC_PIPELINE_DAYS", "170")), 1_000
+AssetPath = tuple[str, ...]
+_RUN_DAYS = 168
+"""As README says; so there are two runs at least."""
 _AGGREGATE = """-- description: Changes of a day by what they did.
 -- partitioned: daily
 SELECT $day AS day, op, count(*) AS changes FROM orders.cdc WHERE day = $day GROUP BY op
@@ -51,8 +59,8 @@ def world(sandbox: SandboxProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     return made
 
 
-def _land_a_year(world: World, days: list[date]) -> None:
-    """A log as capture would have left it: it began a year ago and is at the stream's tip."""
+def _land_days(world: World, days: list[date]) -> None:
+    """A log as capture would have left it: it began that long ago and is at the stream's tip."""
     lake, table = world.lake(), world.table("orders")
     source, log, state = open_source(lake, table), lake.log(table), LogState()
     shards = source.shards.describe(source.arn).shards
@@ -104,46 +112,55 @@ def _changes(day: date, shard_id: str) -> Iterator[Change]:
         )
 
 
-def _backfill(address: str, days: list[str], *path: str) -> float:
-    """Launch as the UI's dialog does; seconds until Dagster calls it completed."""
+def _backfill(address: str, days: list[str], *paths: AssetPath) -> dict[AssetPath, float]:
+    """Launch as the UI's dialog does, side by side; seconds until Dagster calls each completed."""
     started = time.monotonic()
-    asked = ask(address, _LAUNCH, key={"path": list(path)}, days=days)["launchPartitionBackfill"]
-    assert asked["__typename"] == "LaunchBackfillSuccess", asked
+    took: dict[AssetPath, float] = {}
+    launched: dict[AssetPath, str] = {}
+    for path in paths:
+        asked = ask(address, _LAUNCH, key={"path": list(path)}, days=days)
+        outcome = asked["launchPartitionBackfill"]
+        assert outcome["__typename"] == "LaunchBackfillSuccess", outcome
+        launched[path] = outcome["backfillId"]
 
-    def ended() -> str | None:
-        status = ask(address, _STATUS, id=asked["backfillId"])["partitionBackfillOrError"]["status"]
-        return status if status not in ("REQUESTED", "CANCELING") else None
+    def ended() -> bool:
+        for path in launched.keys() - took.keys():
+            found = ask(address, _STATUS, id=launched[path])["partitionBackfillOrError"]
+            if found["status"] not in ("REQUESTED", "CANCELING"):
+                assert found["status"] == "COMPLETED_SUCCESS"
+                took[path] = time.monotonic() - started
+        return took.keys() == launched.keys()
 
-    status = wait_for(ended, f"backfill of {'/'.join(path)}", 400)
-    assert status == "COMPLETED_SUCCESS"
-    stats = ask(address, _STATS, key={"path": list(path)})["assetNodeOrError"]["partitionStats"]
-    assert stats == {"numMaterialized": DAYS, "numFailed": 0, "numPartitions": DAYS}
-    return time.monotonic() - started
+    wait_for(ended, f"backfills of {len(paths)} assets", 400)
+    for path in paths:
+        stats = ask(address, _STATS, key={"path": list(path)})["assetNodeOrError"]["partitionStats"]
+        assert stats == {"numMaterialized": DAYS, "numFailed": 0, "numPartitions": DAYS}
+    return took
 
 
-def test_a_year_through_the_api_and_again(
+def test_many_days_through_the_api_and_again(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     days = [datetime.now(UTC).date() - timedelta(days=back) for back in range(DAYS - 1, -1, -1)]
-    _land_a_year(world, days)
+    _land_days(world, days)
     keys = [day.isoformat() for day in days]
     assets = (("orders", "raw_stream"), ("orders", "cdc"), ("aggregates", "changes"))
     with dagster_dev(tmp_path) as address:
         wait_for(lambda: is_loaded(address), "Dagster loads the assets", 60)
-        first = {path: _backfill(address, keys, *path) for path in assets}
+        first = _backfill(address, keys, *assets[:2])
+        first |= _backfill(address, keys, assets[2])
         content = _content(world)
-        again = {path: _backfill(address, keys, *path) for path in assets}
+        again = _backfill(address, keys, *assets)
         runs = ask(address, _RUNS)["runsOrError"]["results"]
     assert _content(world) == content
     assert {run["status"] for run in runs} == {"SUCCESS"}
-    assert len(runs) == 6 * 3, "365 days in runs of 168"
+    assert len(runs) == 6 * math.ceil(DAYS / _RUN_DAYS)
     rows = world.rows("SELECT count(*), count(DISTINCT uuid) FROM orders.cdc", "orders")
     assert rows == [((DAYS - 1) * ROWS,) * 2]
     with capsys.disabled():
         for path in assets:
             told = f"{first[path]:.0f} s, again {again[path]:.0f} s"
             print(f"\n{DAYS} days of {'/'.join(path)}, {ROWS} rows each: {told}", end="")
-    assert sum(first.values()) < 900, "minutes, also on a machine with other work"
 
 
 def _content(world: World) -> list[list[tuple[Any, ...]]]:

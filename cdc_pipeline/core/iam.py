@@ -1,0 +1,192 @@
+"""IAM policies of the pipeline: which AWS actions it needs, on what, as policy documents.
+
+A test holds them to what the pipeline really calls. Why each action is there: docs/aws.md; what
+AWS demands: DYNAMODB_CDC section 7.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Statement = dict[str, Any]
+Policy = dict[str, Any]
+
+ICEBERG_TABLES = ("snapshot", "cdc", "current_state", "tombstones", "ttl_archive")
+"""Suffixes of a table's Iceberg tables in Glue."""
+LANDING_TABLE = "raw_stream"
+"""Suffix of its landing zone's table in Glue."""
+
+
+@dataclass(frozen=True)
+class SourceTable:
+    """A DynamoDB table that is read, and the account and region that it is in.
+
+    `kinesis_arn`: of the Kinesis stream that is read instead of the table's own. `reads_items`: it
+    is compared with its source, or completed by reads.
+    """
+
+    name: str
+    region: str
+    account: str
+    transport: str = "dynamodb_streams"
+    kinesis_arn: str | None = None
+    reads_items: bool = True
+
+    @property
+    def arn(self) -> str:
+        """The table's ARN."""
+        return f"arn:aws:dynamodb:{self.region}:{self.account}:table/{self.name}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A bucket and a folder in it, '' or ending in '/'."""
+
+    bucket: str
+    prefix: str = ""
+
+    @property
+    def bucket_arn(self) -> str:
+        """The bucket's ARN."""
+        return f"arn:aws:s3:::{self.bucket}"
+
+    @property
+    def objects(self) -> str:
+        """The ARN of every object in the folder."""
+        return f"{self.bucket_arn}/{self.prefix}*"
+
+
+def statement(sid: str, actions: Sequence[str], resources: Iterable[str]) -> Statement:
+    """What allows some actions on some resources."""
+    found = sorted(set(resources))
+    return {"Sid": sid, "Effect": "Allow", "Action": list(actions), "Resource": found}
+
+
+def policy(statements: Iterable[Statement]) -> Policy:
+    """A policy document."""
+    return {"Version": "2012-10-17", "Statement": list(statements)}
+
+
+def source_statements(tables: Sequence[SourceTable]) -> list[Statement]:
+    """What reading tables of one account needs: description, exports, changes, items."""
+    arns = [table.arn for table in tables]
+    found = [
+        statement(
+            "Describe", ["dynamodb:DescribeTable", "dynamodb:DescribeContinuousBackups"], arns
+        ),
+        statement("Export", ["dynamodb:ExportTableToPointInTime"], arns),
+        statement("Exports", ["dynamodb:DescribeExport"], (f"{arn}/export/*" for arn in arns)),
+    ]
+    streams = [f"{t.arn}/stream/*" for t in tables if t.transport == "dynamodb_streams"]
+    if streams:
+        reading = ["DescribeStream", "GetShardIterator", "GetRecords"]
+        found.append(statement("Streams", [f"dynamodb:{name}" for name in reading], streams))
+    if any(t.transport == "kinesis" for t in tables):
+        found += _kinesis_statements([t for t in tables if t.transport == "kinesis"])
+    items = [table.arn for table in tables if table.reads_items]
+    if items:
+        found.append(statement("Items", ["dynamodb:BatchGetItem", "dynamodb:Scan"], items))
+    return found
+
+
+def _kinesis_statements(tables: Sequence[SourceTable]) -> list[Statement]:
+    streams = [t.kinesis_arn or f"arn:aws:kinesis:{t.region}:{t.account}:stream/*" for t in tables]
+    reading = ["DescribeStreamSummary", "ListShards", "GetShardIterator", "GetRecords"]
+    return [
+        statement(
+            "KinesisDestination",
+            ["dynamodb:DescribeKinesisStreamingDestination"],
+            (t.arn for t in tables),
+        ),
+        statement("Kinesis", [f"kinesis:{name}" for name in reading], streams),
+        # CloudWatch knows no resources for metrics.
+        statement("SkippedRecords", ["cloudwatch:GetMetricStatistics"], ["*"]),
+    ]
+
+
+def export_statements(places: Sequence[Place]) -> list[Statement]:
+    """What DynamoDB does in the caller's name while it writes exports."""
+    actions = ["s3:PutObject", "s3:PutObjectAcl", "s3:AbortMultipartUpload"]
+    return [statement("ExportFiles", actions, (place.objects for place in places))]
+
+
+def lake_statements(lake: Place | None, read: Sequence[Place]) -> list[Statement]:
+    """The lake's own folder, and folders that are only read: exports, files of Firehose.
+
+    Listing is not bound to folders: without it S3 answers 403, not 404, for what is not there.
+    """
+    found = []
+    if lake is not None:
+        actions = ["GetObject", "PutObject", "DeleteObject", "AbortMultipartUpload"]
+        found.append(statement("Lake", [f"s3:{name}" for name in actions], [lake.objects]))
+    if read:
+        found.append(statement("Read", ["s3:GetObject"], (place.objects for place in read)))
+    buckets = {place.bucket_arn for place in [*read, *([lake] if lake else [])]}
+    return [*found, statement("List", ["s3:ListBucket"], buckets)]
+
+
+def glue_statements(
+    region: str, account: str, database: str, tables: Sequence[str], aggregates: Sequence[str]
+) -> list[Statement]:
+    """The catalogue: `tables` are safe names of tables, `aggregates` full names in Glue."""
+    root = f"arn:aws:glue:{region}:{account}:"
+    above = [f"{root}catalog", f"{root}database/{database}"]
+    suffixes = (*ICEBERG_TABLES, LANDING_TABLE)
+    names = [*(f"{table}_{suffix}" for table in tables for suffix in suffixes), *aggregates]
+    of_tables = [f"{root}table/{database}/{name}" for name in names]
+    landing = [f"{root}table/{database}/{table}_{LANDING_TABLE}" for table in tables]
+    partitions = ["GetPartitions", "BatchCreatePartition", "BatchUpdatePartition"]
+    return [
+        statement("GlueDatabase", ["glue:GetDatabase", "glue:CreateDatabase"], above),
+        statement(
+            "GlueTables",
+            ["glue:GetTable", "glue:CreateTable", "glue:UpdateTable"],
+            [*above, *of_tables],
+        ),
+        statement(
+            "GluePartitions",
+            [f"glue:{name}" for name in partitions],
+            [*above, *landing],
+        ),
+    ]
+
+
+def key_statements(keys: Sequence[str]) -> list[Statement]:
+    """KMS keys that encrypt streams, exports or the lake."""
+    return [statement("Keys", ["kms:Decrypt", "kms:GenerateDataKey"], keys)] if keys else []
+
+
+def erase_statements(tables: Sequence[SourceTable], places: Sequence[Place]) -> list[Statement]:
+    """What `cdc-pipeline erase` needs beyond the pipeline: for people, not for the pipeline."""
+    return [
+        statement("SeeThatItIsGone", ["dynamodb:GetItem"], (table.arn for table in tables)),
+        statement("Versions", ["s3:ListBucketVersions"], (place.bucket_arn for place in places)),
+        statement(
+            "Erase",
+            ["s3:PutObject", "s3:DeleteObject", "s3:DeleteObjectVersion"],
+            (place.objects for place in places),
+        ),
+    ]
+
+
+def bucket_policy(place: Place, roles: Sequence[str]) -> Policy:
+    """What the bucket of exports says to let roles of other accounts export into it."""
+    (found,) = export_statements([place])
+    allowed = {
+        "Sid": "ExportsOfOtherAccounts",
+        "Effect": "Allow",
+        "Principal": {"AWS": list(roles)},
+    }
+    return policy([{**allowed, "Action": found["Action"], "Resource": found["Resource"]}])
+
+
+def trust_policy(account: str, external_id: str | None) -> Policy:
+    """What a role in another account says to let this account assume it."""
+    allowed: Statement = {
+        "Effect": "Allow",
+        "Principal": {"AWS": f"arn:aws:iam::{account}:root"},
+        "Action": "sts:AssumeRole",
+    }
+    if external_id:
+        allowed["Condition"] = {"StringEquals": {"sts:ExternalId": external_id}}
+    return policy([allowed])

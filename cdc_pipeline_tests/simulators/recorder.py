@@ -1,0 +1,156 @@
+"""A proxy before an AWS endpoint that records which IAM actions the requests on it need."""
+
+import http.client
+import json
+import re
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Lock, Thread
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+_HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
+_SCOPE = re.compile(r"Credential=[^/]+/[0-9]+/(?P<region>[^/]+)/(?P<service>[^/]+)/aws4_request")
+_DELETED = re.compile(r"<Object>.*?</Object>", re.DOTALL)
+_RESOURCES = ("TableArn", "TableName", "StreamArn", "ExportArn", "StreamARN", "StreamName")
+
+Observed = tuple[str, str]
+"""An action such as `s3:GetObject` and what it is done to; '' where a request does not tell."""
+
+
+class Recorder:
+    """Forwards every request to `endpoint_url` and keeps the actions; a context manager."""
+
+    def __init__(self, endpoint_url: str) -> None:
+        self.observed: set[Observed] = set()
+        self._lock = Lock()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, endpoint_url))
+        self._server.daemon_threads = True
+        self.endpoint_url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> "Recorder":
+        Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def record(self, actions: Iterator[Observed]) -> None:
+        """Add what one request needs."""
+        with self._lock:
+            self.observed.update(actions)
+
+
+def _handler(recorder: Recorder, endpoint_url: str) -> type[BaseHTTPRequestHandler]:
+    upstream = urlsplit(endpoint_url).netloc
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def handle_one_request(self) -> None:
+            try:
+                super().handle_one_request()
+            except (ConnectionError, TimeoutError):
+                self.close_connection = True
+
+        def forward(self) -> None:
+            body = self._body()
+            recorder.record(actions_of(self.command, self.path, self.headers, body))
+            connection = http.client.HTTPConnection(upstream, timeout=120)
+            headers = {k: v for k, v in self.headers.items() if k.lower() not in _HOP_BY_HOP}
+            connection.request(self.command, self.path, body, headers)
+            answer = connection.getresponse()
+            content = answer.read()
+            self.send_response_only(answer.status, answer.reason)
+            for name, value in answer.getheaders():
+                if name.lower() not in _HOP_BY_HOP:
+                    self.send_header(name, value)
+            length = answer.getheader("Content-Length") if self.command == "HEAD" else None
+            self.send_header("Content-Length", length or str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+            connection.close()
+
+        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = forward
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def _body(self) -> bytes:
+            if "chunked" not in self.headers.get("Transfer-Encoding", ""):
+                return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            parts = []
+            while size := int(self.rfile.readline().split(b";")[0], 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            while self.rfile.readline().strip():  # trailers
+                pass
+            return b"".join(parts)
+
+    return Handler
+
+
+def actions_of(method: str, path: str, headers: Any, body: bytes) -> Iterator[Observed]:
+    """The IAM actions that a signed request needs (AWS's service authorization reference)."""
+    scope = _SCOPE.search(headers.get("Authorization", ""))
+    if scope is None:
+        raise ValueError(f"{method} {path} is not signed, so its service is unknown")
+    service = scope["service"]
+    if service == "s3":
+        yield from _s3(method, path, headers, body)
+        return
+    target = headers.get("X-Amz-Target")
+    if target is None:
+        said = {name: values[0] for name, values in parse_qs(body.decode()).items()}
+        yield f"{service}:{said['Action']}", said.get("TopicArn") or said.get("RoleArn", "")
+        return
+    action = f"{service}:{target.rpartition('.')[2]}"
+    said = json.loads(body or b"{}")
+    if service == "glue":
+        table = said.get("TableName") or said.get("Name") or said.get("TableInput", {}).get("Name")
+        yield action, "/".join(filter(None, (said.get("DatabaseName"), table)))
+    elif "RequestItems" in said:
+        for table in said["RequestItems"]:
+            yield action, table
+    else:
+        yield action, next((said[name] for name in _RESOURCES if name in said), "")
+
+
+def _s3(method: str, path: str, headers: Any, body: bytes) -> Iterator[Observed]:
+    """`bucket` or `bucket/key` is the resource."""
+    parts = urlsplit(path)
+    resource = unquote(parts.path).strip("/") if "/" in parts.path[1:] else parts.path[1:]
+    query = parse_qs(parts.query, keep_blank_values=True)
+    if "/" not in resource:
+        yield from _s3_bucket(method, resource, query, body)
+        return
+    version = "Version" if "versionId" in query else ""
+    if method in ("GET", "HEAD"):
+        yield f"s3:GetObject{version}", resource
+    elif method == "DELETE":
+        name = "AbortMultipartUpload" if "uploadId" in query else f"DeleteObject{version}"
+        yield f"s3:{name}", resource
+    else:
+        yield "s3:PutObject", resource
+        if source := headers.get("x-amz-copy-source"):
+            yield "s3:GetObject", unquote(source).strip("/")
+
+
+def _s3_bucket(method: str, bucket: str, query: Any, body: bytes) -> Iterator[Observed]:
+    if method == "POST" and "delete" in query:
+        for match in _DELETED.findall(body.decode()):
+            version = "Version" if "<VersionId>" in match else ""
+            key = re.search("<Key>(.*?)</Key>", match)
+            assert key is not None  # S3 demands it
+            yield f"s3:DeleteObject{version}", f"{bucket}/{key[1]}"
+        return
+    names = {
+        "versions": "ListBucketVersions",
+        "uploads": "ListBucketMultipartUploads",
+        "location": "GetBucketLocation",
+        "versioning": "GetBucketVersioning",
+        "encryption": "GetEncryptionConfiguration",
+    }
+    name = next((names[key] for key in names if key in query), "ListBucket")
+    yield (f"s3:{name}" if method in ("GET", "HEAD") else "s3:CreateBucket"), bucket
