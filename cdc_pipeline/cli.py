@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
+from cdc_pipeline.commands.output import console as _console
+from cdc_pipeline.commands.tables import tables
 from cdc_pipeline.core.errors import CdcPipelineError
 
 if TYPE_CHECKING:
@@ -42,6 +44,9 @@ def main() -> None:
 
     Tables and the lake are named in cdc_pipeline.yaml (or the file in CDC_PIPELINE_CONFIG).
     """
+
+
+main.add_command(tables)
 
 
 @main.command()
@@ -348,11 +353,6 @@ def _lake() -> Any:
     from cdc_pipeline.settings import load_settings
 
     return Lake.open(load_settings())
-
-
-def _console() -> Console:
-    """As wide as the terminal; wide enough for a table where there is none."""
-    return Console(width=None if sys.stdout.isatty() else 200)
 
 
 def _write(parts: Iterator[str]) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -61,9 +61,17 @@ def _column_type(value: str) -> str:
     return kind
 
 
+AccountId = Annotated[str, Field(pattern=r"^[0-9]{12}$")]
 ColumnType = Annotated[str, AfterValidator(_column_type)]
 Cron = Annotated[str, AfterValidator(_cron)]
+ExternalId = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9_+=,.@:/-]+$", min_length=2, max_length=1224)
+]
 Owner = Annotated[str, AfterValidator(_owner)]
+Region = Annotated[str, Field(pattern=r"^[a-z]{2}(-[a-z]+)+-[0-9]+$")]
+RoleArn = Annotated[
+    str, Field(pattern=r"^arn:aws[a-z-]*:iam::[0-9]{12}:role/[A-Za-z0-9_+=,.@/-]+$")
+]
 
 
 class _Strict(BaseModel):
@@ -110,6 +118,18 @@ class Table(_Strict):
     group: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")] | None = Field(
         None, description="Dagster asset group; default: the table's safe name"
     )
+    alias: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] | None = Field(
+        None,
+        description="the table's name in the lake; default: made from `name`. For tables of one "
+        "name in several accounts or regions",
+    )
+    region: Region | None = Field(None, description="AWS region of the table; default: the lake's")
+    role_arn: RoleArn | None = Field(
+        None, description="role of the table's account that is assumed to read the table"
+    )
+    external_id: ExternalId | None = Field(
+        None, description="external id that the role asks for (AWS treats it as no secret)"
+    )
     complete_by_read: bool = Field(
         False,
         description="allow a stream without new images; every changed item is read from the table",
@@ -130,10 +150,26 @@ class Table(_Strict):
         description="refuse: current_state stays as it is when attributes are new or change type",
     )
 
+    @model_validator(mode="after")
+    def _role_for_external_id(self) -> "Table":
+        if self.external_id and not self.role_arn:
+            raise ValueError("`external_id` is for the role in `role_arn`, which is missing")
+        return self
+
     @property
     def safe_name(self) -> str:
         """The SQL-safe name: asset key prefix, schema and folder name."""
-        return safe_name(self.name)
+        return self.alias or safe_name(self.name)
+
+    @property
+    def label(self) -> str:
+        """What runs and people call the table, unique in the settings."""
+        return self.alias or self.name
+
+    @property
+    def account(self) -> str | None:
+        """The account of the role that reads the table, None for that of the lake."""
+        return self.role_arn.split(":")[4] if self.role_arn else None
 
 
 class Capture(_Strict):
@@ -173,6 +209,11 @@ class Export(_Strict):
         None, description="S3 bucket; default: the lake's. Needed when the lake is a local folder"
     )
     prefix: str = Field("", description="S3 prefix in that bucket when `bucket` is given")
+    bucket_owner: AccountId | None = Field(
+        None,
+        description="account of the bucket, which exports from another account name; default: the "
+        "lake's",
+    )
     poll_seconds: float = Field(15.0, gt=0, description="pause between looks at a running export")
     timeout_minutes: int = Field(24 * 60, ge=1, description="give up waiting after this long")
     least_window_minutes: float = Field(
@@ -286,18 +327,8 @@ class Settings(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Settings":
-        seen: dict[str, str] = {}
-        for table in self.tables:
-            name = table.safe_name
-            if name in _RESERVED:
-                raise ValueError(f"table {table.name!r}: the name {name!r} is taken by the lake")
-            if name in seen and seen[name] == table.name:
-                raise ValueError(f"table {table.name!r} is listed twice")
-            if name in seen:
-                raise ValueError(
-                    f"tables {seen[name]!r} and {table.name!r} have one safe name, {name!r}"
-                )
-            seen[name] = table.name
+        for _, why in clashes(self.tables, self.region):
+            raise ValueError(why)
         if not self.is_s3 and "://" in self.lake:
             raise ValueError(
                 f"lake {self.lake!r}: allowed are s3://bucket/prefix and local folders"
@@ -320,12 +351,40 @@ class Settings(_Strict):
         return (self._folder / self.aggregates).resolve()
 
     def table(self, name: str) -> Table:
-        """The table with this DynamoDB or safe name; raises `SettingsError`."""
+        """The table with this alias, DynamoDB or safe name; raises `SettingsError`."""
         for table in self.tables:
-            if name in (table.name, table.safe_name):
+            if name in (table.label, table.safe_name):
                 return table
-        known = ", ".join(t.name for t in self.tables)
-        raise SettingsError(f"no table {name!r} in the settings", fix=f"use one of: {known}")
+        of_this_name = [table for table in self.tables if table.name == name]
+        if len(of_this_name) == 1:
+            return of_this_name[0]
+        known = ", ".join(t.label for t in of_this_name or self.tables)
+        found = f"{len(of_this_name)} tables" if of_this_name else "no table"
+        raise SettingsError(f"{found} {name!r} in the settings", fix=f"use one of: {known}")
+
+
+def clashes(tables: Iterable[Table], region: str | None) -> Iterator[tuple[int, str]]:
+    """Positions of tables that cannot stand beside those before them, and why.
+
+    `region`: that of tables which name none.
+    """
+    names: dict[str, str] = {}
+    places: set[tuple[str | None, ...]] = set()
+    for position, table in enumerate(tables):
+        name = table.safe_name
+        place = (table.name, table.region or region, table.account)
+        if name in _RESERVED:
+            yield position, f"table {table.name!r}: the name {name!r} is taken by the lake"
+        elif place in places:
+            yield position, f"table {table.name!r} is listed twice"
+        elif name in names:
+            yield (
+                position,
+                f"tables {names[name]!r} and {table.name!r} have one safe name, {name!r}; give "
+                "one of them an `alias`",
+            )
+        names.setdefault(name, table.name)
+        places.add(place)
 
 
 def settings_path() -> Path:
@@ -346,6 +405,11 @@ def load_settings(path: Path | None = None) -> Settings:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} cannot be read: {error}") from None
+    return read_settings(text, path)
+
+
+def read_settings(text: str, path: Path) -> Settings:
+    """Check the text of a settings file at `path`; raises `SettingsError`."""
     try:
         raw = yaml.load(text, Loader=_UniqueKeys)
     # Contents that do not fit their tag and keys that are no scalars: PyYAML's other exceptions.
@@ -367,16 +431,31 @@ def parse_settings(raw: Any, path: Path) -> Settings:
     return settings
 
 
+def parse_table(raw: Mapping[str, Any]) -> Table:
+    """One table by itself; raises `SettingsError` with every mistake in it."""
+    try:
+        return Table.model_validate(raw)
+    except ValidationError as error:
+        mistakes = "; ".join(_mistake(e, Table) for e in error.errors(include_url=False))
+        raise SettingsError(mistakes) from None
+
+
+def table_columns() -> list[str]:
+    """The keys of a table that are plain values, which a CSV file can say."""
+    fields = Table.model_fields.items()
+    return [name for name, field in fields if not isinstance(field.default, BaseModel | dict)]
+
+
 def settings_schema() -> dict[str, Any]:
     """JSON schema of the settings file, for editors."""
     return Settings.model_json_schema()
 
 
-def _mistake(error: Any) -> str:
+def _mistake(error: Any, root: type[BaseModel] | None = None) -> str:
     where = ".".join(str(part) for part in error["loc"]) or "(whole file)"
     found, kind = error["input"], error["type"]
     if kind == "extra_forbidden":
-        model: type[BaseModel] = Settings
+        model: type[BaseModel] = root or Settings
         for part in error["loc"][:-1]:
             model = _submodel(model, part)
         return f"{where}: unknown key; allowed: {', '.join(model.model_fields)}"

@@ -28,10 +28,11 @@ FULL, INCREMENTAL = "FULL_EXPORT", "INCREMENTAL_EXPORT"
 
 @dataclass(frozen=True)
 class ExportTarget:
-    """Where DynamoDB writes an export."""
+    """Where DynamoDB writes an export. `owner`: the bucket's account, where AWS must be told."""
 
     bucket: str
     prefix: str
+    owner: str | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ def _request(aws: AwsSession, table_arn: str, target: ExportTarget, token: str, 
             S3Prefix=target.prefix,
             ExportFormat="DYNAMODB_JSON",
             ClientToken=token,
+            **({"S3BucketOwner": target.owner} if target.owner else {}),
             **what,
         )
     return answer["ExportDescription"]["ExportArn"]

@@ -1,4 +1,4 @@
-"""One boto3 session per deployment: clients, their retries, and AWS errors in plain words."""
+"""boto3 sessions of accounts and regions: clients, retries, and AWS errors in plain words."""
 
 import threading
 from collections.abc import Iterator
@@ -8,10 +8,13 @@ from typing import Any
 
 from boto3.session import Session
 from botocore.config import Config
+from botocore.credentials import Credentials, DeferredRefreshableCredentials
 from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError
+from botocore.session import get_session
 
 from cdc_pipeline.core.errors import CdcPipelineError, SourceError
 
+_SESSION_NAME = "cdc-pipeline"
 _DENIED = {"AccessDenied", "AccessDeniedException", "403", "UnrecognizedClientException"}
 
 
@@ -34,14 +37,25 @@ class AwsSession:
     """Clients by service name, made once; honours AWS_ENDPOINT_URL and per-service variants.
 
     `endpoint_url` from the settings wins over the environment; None leaves the choice to
-    botocore, which reads the environment and the shared config file.
+    botocore, which reads the environment and the shared config file. `credentials`: instead of
+    those that AWS's chain finds.
     """
 
-    def __init__(self, *, region: str | None = None, endpoint_url: str | None = None) -> None:
-        self.session = Session(region_name=region)
+    def __init__(
+        self,
+        *,
+        region: str | None = None,
+        endpoint_url: str | None = None,
+        credentials: Credentials | None = None,
+    ) -> None:
+        core = get_session()
+        if credentials is not None:
+            core._credentials = credentials  # type: ignore[attr-defined]
+        self.session = Session(botocore_session=core, region_name=region)
         self._endpoint_url = endpoint_url
         self._clients: dict[str, Any] = {}
         self._lock = threading.Lock()
+        self._account: str | None = None
 
     def client(self, service: str) -> Any:
         """The client of a service, such as `dynamodb`."""
@@ -67,6 +81,55 @@ class AwsSession:
                         fix="set `region` in the settings, or AWS_DEFAULT_REGION",
                     ) from None
             return self._clients[service]
+
+    def elsewhere(
+        self,
+        *,
+        region: str | None = None,
+        role_arn: str | None = None,
+        external_id: str | None = None,
+    ) -> "AwsSession":
+        """A session in another region, or of a role that this session's credentials may assume.
+
+        The role is assumed at the first request, and again before its credentials expire; where it
+        cannot be, requests raise `SourceError`.
+        """
+        credentials = None
+        if role_arn:
+            asked = {"RoleArn": role_arn, "RoleSessionName": _SESSION_NAME}
+            asked |= {"ExternalId": external_id} if external_id else {}
+            credentials = DeferredRefreshableCredentials(
+                refresh_using=lambda: self._assume(asked), method="sts-assume-role"
+            )
+        return AwsSession(
+            region=region or self.session.region_name,
+            endpoint_url=self._endpoint_url,
+            credentials=credentials,
+        )
+
+    def _assume(self, asked: dict[str, str]) -> dict[str, str]:
+        """Temporary credentials as botocore's refreshing ones want them."""
+        role = asked["RoleArn"]
+        fix = (
+            f"allow this role to call sts:AssumeRole on {role}, and let that role's trust policy "
+            "name it (with the external id, where it asks for one)"
+        )
+        with aws_errors(f"role {role}", AccessDenied=fix, AccessDeniedException=fix):
+            found = self.client("sts").assume_role(**asked)["Credentials"]
+        return {
+            "access_key": found["AccessKeyId"],
+            "secret_key": found["SecretAccessKey"],
+            "token": found["SessionToken"],
+            "expiry_time": found["Expiration"].isoformat(),
+        }
+
+    def account(self) -> str:
+        """The twelve digits of the account that the credentials are of; raises `SourceError`."""
+        found = self._account
+        if found is None:
+            with aws_errors("the account of these credentials"):
+                found = self._account = self.client("sts").get_caller_identity()["Account"]
+        return found
 
     def s3_access(self) -> S3Access:
         """Endpoint and present credentials for pyarrow, refreshed by boto3 at each call."""

@@ -46,7 +46,7 @@ def compare_with_source(lake: Lake, table: Table) -> Comparison:
     }
     compared, unexpected, different = len(source), 0, 0
     examples: list[str] = []
-    with connect_lake(lake, [table.name], aggregates=False) as connection:
+    with connect_lake(lake, [table.label], aggregates=False) as connection:
         sql = f"SELECT _key, _item FROM {identifier(table.safe_name)}.current_state"
         for batch in arrow_batches(connection, sql, _BATCH_ROWS):
             for key, item in zip(*(column.to_pylist() for column in batch.columns), strict=True):

@@ -240,7 +240,7 @@ def _published(
     """Order keys and items of `current_state`, as a query shows them now, by key."""
     wanted, rows = list(keys), {}
     view = f"{identifier(table.safe_name)}.current_state"
-    with readable_files(table), connect_lake(lake, [table.name], aggregates=False) as connection:
+    with readable_files(table), connect_lake(lake, [table.label], aggregates=False) as connection:
         for start in range(0, len(wanted), _KEYS_AT_ONCE):
             # Literals: with them DuckDB leaves out row groups that cannot have the keys.
             listed = ", ".join(map(literal, wanted[start : start + _KEYS_AT_ONCE]))

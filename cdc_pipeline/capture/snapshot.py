@@ -153,16 +153,19 @@ def take_snapshot(
 def export_target(lake: Lake, table: Table) -> ExportTarget:
     """Where exports of a table go: the lake's own bucket unless the settings say otherwise."""
     settings, folder = lake.settings, lake.paths(table).exports
+    owner = lake.export_owner(table)
     if settings.export.bucket:
         prefix = settings.export.prefix.strip("/")
-        return ExportTarget(settings.export.bucket, f"{prefix}/{folder}" if prefix else folder)
+        key = f"{prefix}/{folder}" if prefix else folder
+        return ExportTarget(settings.export.bucket, key, owner)
     if not settings.is_s3:
         raise SettingsError(
             "the lake is a local folder, and DynamoDB exports only to S3",
             fix="name a bucket in the settings: export: {bucket: my-bucket}",
         )
     bucket, _, prefix = settings.lake.removeprefix("s3://").partition("/")
-    return ExportTarget(bucket, f"{prefix.strip('/')}/{folder}" if prefix.strip("/") else folder)
+    key = f"{prefix.strip('/')}/{folder}" if prefix.strip("/") else folder
+    return ExportTarget(bucket, key, owner)
 
 
 def _begin(lake: Lake, table: Table, log: CaptureLog, state: LogState, shadow: bool) -> Baseline:

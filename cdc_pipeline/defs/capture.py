@@ -67,10 +67,10 @@ def capture_streams(
                     report_gaps(context.log.error, result)
                     report_checks(context.instance, opened, table)
                 case Unregistered(table, error):
-                    context.log.warning(f"{table.name}: {error}")
+                    context.log.warning(f"{table.label}: {error}")
                 case Failed(table, error):
                     yield from landings.report(table)  # what landed before it failed
-                    context.log.error(f"{table.name}: {error}")
+                    context.log.error(f"{table.label}: {error}")
                     failures.append(str(error))
     if failures:
         raise dg.Failure(description="\n".join(failures))

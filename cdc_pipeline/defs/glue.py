@@ -68,10 +68,10 @@ def build_glue_sensor(settings: Settings) -> dg.SensorDefinition:
             try:
                 days = missing_days(opened, table)
             except CdcPipelineError as error:
-                troubles.append(f"{table.name}: {error.message}")
+                troubles.append(f"{table.label}: {error.message}")
                 continue
             if days:
-                missing[table.name] = [day.isoformat() for day in days]
+                missing[table.label] = [day.isoformat() for day in days]
         if not missing:
             found = "; ".join(troubles) or "0 missing"
             return dg.SkipReason(f"{len(opened.settings.tables)} tables looked at, {found}")

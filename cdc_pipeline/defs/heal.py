@@ -101,10 +101,10 @@ def build_gap_sensor(settings: Settings) -> dg.SensorDefinition:
                     told.append(f"cdc-pipeline heal {table.safe_name} ({plans})")
                     continue
             except CdcPipelineError as error:
-                told.append(f"{table.name}: {error.message}")
+                told.append(f"{table.label}: {error.message}")
                 continue
             if gaps and not _is_running(context.instance, table):
-                config = {"ops": {"heal_gaps": {"config": {"table": table.name}}}}
+                config = {"ops": {"heal_gaps": {"config": {"table": table.label}}}}
                 tags = {_TAG: table.safe_name}
                 requests.append(dg.RunRequest(run_config=config, tags=tags))
         if not requests:

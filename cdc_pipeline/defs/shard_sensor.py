@@ -95,7 +95,7 @@ def build_shard_sensor(settings: Settings) -> dg.SensorDefinition:
     ) -> dg.SensorResult | dg.SkipReason:
         opened = lake.open()
         options, tables = opened.settings.capture, opened.settings.tables
-        busy = tables_in_flight(context.instance, [table.name for table in tables])
+        busy = tables_in_flight(context.instance, [table.label for table in tables])
         memory = _Memory.parse(context.cursor)
         verdicts = _look_at_all(context.instance, opened, busy, memory)
         reasons = "; ".join(f"{v.table}: {v.why}" for v in verdicts)
@@ -149,11 +149,11 @@ def _look_at_all(
     for table in tables:
         if time.monotonic() > deadline:
             break
-        if table.name in busy:
-            why = f"in flight (run {busy[table.name][:8]})"
-            verdicts.append(Verdict(table.name, False, why))
+        if table.label in busy:
+            why = f"in flight (run {busy[table.label][:8]})"
+            verdicts.append(Verdict(table.label, False, why))
             continue
-        started = memory.started.get(table.name, 0)
+        started = memory.started.get(table.label, 0)
         verdicts.append(replace(_look(lake, table), started=started))
         _warn(instance, lake, table, verdicts[-1], memory)
     memory.after = verdicts[-1].table if len(verdicts) < len(tables) else ""
@@ -167,16 +167,16 @@ def _look(lake: Lake, table: Table) -> Verdict:
         log = lake.log(table)
         state = log.load()
         if state.stream is None:
-            return judge(table.name, state, set(), log.now_us(), 0)
+            return judge(table.label, state, set(), log.now_us(), 0)
         source = open_source(lake, table)
         listed = {shard.shard_id for shard in source.shards.describe(source.arn).shards}
         options = lake.settings.capture
         # A run that lingers is followed by the next one at once.
         interval = 0 if options.linger_seconds else options.interval_seconds
-        return judge(table.name, state, listed, log.now_us(), interval)
+        return judge(table.label, state, listed, log.now_us(), interval)
     except (CdcPipelineError, ShardGoneError) as error:
         # The run says it in full; here one table's trouble must not hide the others.
-        return Verdict(table.name, True, f"cannot be inspected: {error}")
+        return Verdict(table.label, True, f"cannot be inspected: {error}")
 
 
 def _warn(
@@ -187,13 +187,13 @@ def _warn(
         return
     hours = (time.time() - verdict.read_to_us / 1_000_000) / 3600
     late = int(hours) if hours >= lake.settings.capture.warn_hours else 0
-    if late != memory.hours.get(table.name, 0):
-        memory.hours[table.name] = late
+    if late != memory.hours.get(table.label, 0):
+        memory.hours[table.label] = late
         report_checks(instance, lake, table)
 
 
 def _from(tables: list[Table], after: str) -> list[Table]:
-    names = [table.name for table in tables]
+    names = [table.label for table in tables]
     start = names.index(after) + 1 if after in names else 0
     return tables[start:] + tables[:start]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ class Lake:
         self.settings = settings
         self.aws = aws
         self.store = store
+        self._sources: dict[tuple[str | None, ...], AwsSession] = {}
+        self._lock = threading.Lock()
 
     @staticmethod
     def open(settings: Settings) -> Lake:
@@ -30,8 +33,24 @@ class Lake:
         return Lake(settings, aws, open_store(settings, aws))
 
     def source(self, table: Table) -> AwsSession:
-        """Access to the account and region that a DynamoDB table is in."""
-        return self.aws
+        """Access to the account and region that a DynamoDB table is in; touches no network."""
+        where = (table.region, table.role_arn, table.external_id)
+        if not any(where):
+            return self.aws
+        with self._lock:
+            if where not in self._sources:
+                self._sources[where] = self.aws.elsewhere(
+                    region=table.region, role_arn=table.role_arn, external_id=table.external_id
+                )
+            return self._sources[where]
+
+    def export_owner(self, table: Table) -> str | None:
+        """The account of the exports' bucket, which AWS wants named if the table's is another.
+
+        Raises `SourceError` where the lake's own account cannot be found out.
+        """
+        named = self.settings.export.bucket_owner
+        return named or (self.aws.account() if table.role_arn else None)
 
     @property
     def database(self) -> str:

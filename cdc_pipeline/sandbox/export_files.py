@@ -194,8 +194,12 @@ async def multipart_put(
 ) -> str:
     """Write one object as a multipart upload of one part, as exports do; return its ETag.
 
-    The ETag of a multipart object is `<md5 of the part md5s>-<parts>`, which manifests repeat.
+    The ETag of a multipart object is `<md5 of the part md5s>-<parts>`, which manifests repeat. It
+    is written as the bucket's owner: who may is decided before.
     """
+    from ministack.core.responses import set_request_account_id
+
+    set_request_account_id(s3._bucket_owner_account(bucket) or "")
     path = f"/{bucket}/{key}"
     common = {"host": "127.0.0.1"}
     created = await s3.handle_request("POST", path, {**common, **headers}, b"", {"uploads": [""]})

@@ -31,6 +31,7 @@ from cdc_pipeline.sandbox.export_requests import (
     iso,
 )
 from cdc_pipeline.sandbox.journal import Clock, Item
+from cdc_pipeline.sandbox.principals import ForeignBuckets, principal
 from cdc_pipeline.sandbox.recovery import Recovery
 from cdc_pipeline.sandbox.responses import RefusedError, answering
 from cdc_pipeline.sandbox.streams import Writes
@@ -90,12 +91,14 @@ class Faults:
 class Export:
     """One accepted export: the ExportDescription it answers with, and what it started from.
 
-    `times` holds exportTime, or exportFromTime and exportToTime, as in its manifest.
+    `times` holds exportTime, or exportFromTime and exportToTime, as in its manifest. `caller` is
+    the ARN of who asked for it, with whose permissions it writes.
     """
 
     description: dict[str, Any]
     request: dict[str, Any]
     times: dict[str, str]
+    caller: str
     failure: FailedError | None = None
     end_micros: int | None = None
 
@@ -125,7 +128,8 @@ class Exports:
     """Answers the export operations in place of the emulator.
 
     `put_object(bucket, key, body, headers)` writes to the sandbox's S3 and returns the ETag; it is
-    awaited on the event loop that serves requests. `faults` may be changed at any time.
+    awaited on the event loop that serves requests. `buckets` knows whose a bucket is. `faults` may
+    be changed at any time.
     """
 
     def __init__(
@@ -134,9 +138,11 @@ class Exports:
         writes: Writes,
         clock: Clock,
         put_object: Callable[..., Any],
+        buckets: ForeignBuckets,
         options: ExportOptions,
     ) -> None:
         self.faults = Faults()
+        self._buckets = buckets
         self._dynamodb = dynamodb
         self._writes = writes
         self._clock = clock
@@ -270,7 +276,8 @@ class Exports:
     def _accept(
         self, description: dict[str, Any], request: dict[str, Any], times: dict[str, str]
     ) -> Export:
-        export = Export(description, request, times, self.faults.next_failure())
+        failure = self.faults.next_failure()
+        export = Export(description, request, times, principal(), failure)
         self._exports[export.arn] = export
         return export
 
@@ -285,6 +292,7 @@ class Exports:
         due = asyncio.get_running_loop().time() + self._options.delay_seconds
         description = export.description
         try:
+            self._check_bucket(export)
             await self._put(export, f"{export.folder}/_started", b"")
             size_of = self._dynamodb._item_size_bytes
             files = await asyncio.to_thread(
@@ -311,6 +319,24 @@ class Exports:
             description["ItemCount"] = counts["itemCount"]
             description["ExportStatus"] = "COMPLETED"
         description["EndTime"] = export.end_micros // 1000 / 1000
+
+    def _check_bucket(self, export: Export) -> None:
+        """Fail an export to a bucket that is another account's than it says, or closed to it."""
+        description = export.description
+        bucket, named = description["S3Bucket"], description.get("S3BucketOwner")
+        owner = self._buckets.owner(bucket)
+        own = description["TableArn"].split(":")[4]
+        if owner is None:
+            return  # writing says so
+        if (named or own) != owner:
+            raise FailedError("S3AccessDenied", f"{bucket} is not a bucket of {named or own}")
+        key = f"{export.folder}/_started"
+        if denied := self._buckets.denied_to_export(export.caller, bucket, key):
+            raise FailedError(
+                "S3AccessDenied",
+                f"User: {export.caller} is not authorized to perform: {', '.join(denied)} on "
+                f"resource: arn:aws:s3:::{bucket}/{key}",
+            )
 
     async def _put(self, export: Export, key: str, body: bytes) -> str:
         description = export.description

@@ -17,6 +17,7 @@ from cdc_pipeline.sandbox.errors import PortInUseError, SandboxError, SandboxNot
 from cdc_pipeline.sandbox.export_files import multipart_put
 from cdc_pipeline.sandbox.exports import ExportOptions, Exports
 from cdc_pipeline.sandbox.journal import Clock
+from cdc_pipeline.sandbox.principals import ForeignBuckets, remember_caller
 from cdc_pipeline.sandbox.streams import Writes, own_ttl
 
 HOST = "127.0.0.1"
@@ -129,7 +130,9 @@ class _Sandbox:
         async def put_object(bucket: str, key: str, body: bytes, headers: dict[str, str]) -> str:
             return await multipart_put(s3, bucket, key, body, headers)
 
-        self._exports = Exports(dynamodb, writes, clock, put_object, options)
+        buckets = ForeignBuckets(s3)
+        buckets.install()
+        self._exports = Exports(dynamodb, writes, clock, put_object, buckets, options)
         self._exports.install()
         self._control = Control(self._orders(), self._state)
         self._emulator = emulator
@@ -141,6 +144,8 @@ class _Sandbox:
         elif scope["type"] == "http" and scope["path"] == CONTROL_PATH:
             await self._control.respond(receive, send)
         else:
+            if scope["type"] == "http":
+                remember_caller(scope)
             await self._emulator.app(scope, receive, send)
 
     def _orders(self) -> dict[str, Callable[[Any], None]]:

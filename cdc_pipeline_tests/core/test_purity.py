@@ -15,18 +15,23 @@ import cdc_pipeline.core
 _PACKAGE = Path(cdc_pipeline.__file__).parent
 _HEAVY = ["dagster", "boto3", "botocore", "pyarrow", "duckdb", "msgspec", "pydantic", "yaml"]
 
-# Part of the package -> parts it may import, itself left out. `settings`, `cli` and
-# `definitions` are single modules.
+# Part of the package -> parts it may import, itself left out. `settings`, `settings_file`,
+# `cli` and `definitions` are single modules.
 _ARROWS: dict[str, set[str]] = {
     "core": set(),
     "settings": {"core"},
     "aws": {"core"},
     "transform": {"core"},
     "lake": {"aws", "transform", "core", "settings"},
-    "capture": {"lake", "transform", "aws", "core", "settings"},
+    "settings_file": {"core", "settings"},
+    "capture": {"lake", "transform", "aws", "core", "settings", "settings_file"},
     "defs": {"capture", "lake", "transform", "aws", "core", "settings"},
     "definitions": {"defs", "capture", "lake", "transform", "aws", "core", "settings"},
-    "cli": {"sandbox", "defs", "capture", "lake", "transform", "aws", "core", "settings"},
+    "commands": {"capture", "lake", "aws", "core", "settings"},
+    "cli": {
+        *("commands", "sandbox", "defs", "capture", "lake", "transform", "aws", "core"),
+        "settings",
+    },
     "sandbox": {"cli", "defs", "capture", "lake", "transform", "aws", "core", "settings"},
     "cdc_pipeline": set(),
 }

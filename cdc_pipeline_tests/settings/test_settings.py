@@ -1,6 +1,7 @@
 """The settings file: every mistake is one readable error."""
 
 import json
+import re
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,47 @@ def test_the_environment_names_the_file(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SettingsError, match=DEFAULT_PATH):
         load_settings()
+
+
+def test_tables_of_one_name_need_an_alias() -> None:
+    role = "arn:aws:iam::123456789012:role/reader"
+    raw = {**_GOOD, "region": "us-east-1", "tables": [{"name": "Orders"}]}
+    for other, error in (
+        ({"region": "us-east-1"}, "'Orders' is listed twice"),
+        ({"region": "us-east-1", "alias": "x"}, "'Orders' is listed twice"),
+        ({"region": "us-west-2"}, "give one of them an `alias`"),
+        ({"role_arn": role}, "give one of them an `alias`"),
+        ({"role_arn": role, "alias": "orders"}, "give one of them an `alias`"),
+    ):
+        with pytest.raises(SettingsError, match=error):
+            parse_settings(
+                {**raw, "tables": [{"name": "Orders"}, {"name": "Orders", **other}]}, Path("s.yaml")
+            )
+    west = {"name": "Orders", "region": "us-west-2", "alias": "west"}
+    far = {"name": "Orders", "role_arn": role, "alias": "far"}
+    settings = parse_settings({**raw, "tables": [{"name": "Orders"}, west, far]}, Path("s.yaml"))
+    assert [table.safe_name for table in settings.tables] == ["orders", "west", "far"]
+    assert settings.table("Orders") is settings.table("orders") is settings.tables[0]
+    assert settings.table("far").account == "123456789012"
+    only = parse_settings({**raw, "tables": [west, far]}, Path("s.yaml"))
+    with pytest.raises(SettingsError, match=r"2 tables 'Orders'.*\n.*west, far"):
+        only.table("Orders")
+    one = parse_settings({**raw, "tables": [west]}, Path("s.yaml"))
+    assert one.table("Orders").label == "west"
+
+
+@pytest.mark.parametrize(
+    ("parts", "error"),
+    [
+        ({"region": "Europe"}, "tables.0.region: found 'Europe'"),
+        ({"role_arn": "arn:aws:iam::1:role/x"}, "tables.0.role_arn"),
+        ({"external_id": "x-17"}, "`role_arn`, which is missing"),
+        ({"alias": "A-b"}, "tables.0.alias"),
+    ],
+)
+def test_other_accounts_and_regions_are_checked(parts: dict[str, str], error: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(error)):
+        parse_settings(_table(**parts), Path("s.yaml"))
 
 
 def test_tables_are_found_by_either_name() -> None:

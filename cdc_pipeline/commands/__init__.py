@@ -1,0 +1,1 @@
+"""Commands of `cdc-pipeline`, one module for each subject; `cli` registers them."""

@@ -1,0 +1,141 @@
+"""`cdc-pipeline tables`: which DynamoDB tables the settings name."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.table import Table as Grid
+
+from cdc_pipeline.commands.output import console
+from cdc_pipeline.core.table_list import TableRow
+
+if TYPE_CHECKING:
+    from cdc_pipeline.settings import Table
+
+
+@click.group()
+def tables() -> None:
+    """Add, list and remove tables of the settings file, whose comments and order stay."""
+
+
+@tables.command()
+@click.argument("names", nargs=-1)
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE.csv",
+    help="One table per row; columns: name, region, role_arn, transport, owner, or as the first "
+    "row names them.",
+)
+@click.option("--region", help="AWS region of tables that name none.")
+@click.option("--role-arn", help="Role to assume for tables that name none.")
+@click.option("--external-id", help="External id that this role asks for.")
+@click.option("--transport", help="How changes of these tables come to the lake.")
+@click.option("--owner", help="E-mail address or team:name.")
+@click.option("--alias", help="Name in the lake, of a single table.")
+@click.option("--lake", help="Begin a settings file with this lake: s3://bucket/prefix.")
+@click.option("--check/--no-check", default=True, help="Ask AWS for each table first (default).")
+def add(
+    names: tuple[str, ...], source: Path | None, lake: str | None, check: bool, **more: str
+) -> None:
+    r"""Add the tables NAMES, or those of a CSV file, to the settings: all of them or none.
+
+    \b
+    Examples:
+      cdc-pipeline tables add orders customers --owner team:sales
+      cdc-pipeline tables add --from tables.csv
+      cdc-pipeline tables add orders --lake s3://my-lake/dynamodb --region eu-central-1
+    """
+    from cdc_pipeline.capture.onboarding import add_tables, rows_of_file
+    from cdc_pipeline.settings import settings_path
+
+    if bool(names) == bool(source):
+        raise click.UsageError("name tables, or a file with --from")
+    path = settings_path()
+    if lake and path.exists():
+        raise click.UsageError(f"{path} names a lake already; --lake begins a new file")
+    if not lake and not path.exists():
+        raise click.UsageError(f"there is no {path} yet: say --lake s3://bucket/prefix")
+    rows, unread = rows_of_file(source) if source else (_named(names), [])
+    if more["alias"] and len(rows) > 1:
+        raise click.UsageError("--alias is the name of a single table")
+    given = {name: value for name, value in more.items() if value}
+    top = {"lake": lake or "", **({"region": given["region"]} if "region" in given else {})}
+    if lake:
+        given.pop("region", None)
+    rows = [TableRow(row.line, {**row.values, **_missing(given, row)}) for row in rows]
+    where = str(source or "the names given")
+    added = add_tables(path, rows, where, unread=unread, top=top, check=check)
+    click.echo(f"Added to {path} ({len(added)}): {', '.join(table.label for table in added)}")
+    click.echo("Next: cdc-pipeline preflight; then reload the code location in Dagster")
+
+
+@tables.command("list")
+@click.option(
+    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True
+)
+def list_tables(form: str) -> None:
+    """List the tables of the settings file."""
+    from cdc_pipeline.settings import load_settings
+
+    settings = load_settings()
+    rows = [_row(table, settings.region) for table in settings.tables]
+    if form == "json":
+        click.echo(json.dumps(rows, indent=1))
+        return
+    # Columns in which no table says anything are left out.
+    shown = [name for name in rows[0] if name in ("table", "name") or any(r[name] for r in rows)]
+    grid = Grid(title=f"{len(rows)} tables of lake {settings.lake}, database {settings.database}")
+    for name in shown:
+        grid.add_column(name.replace("_", " "), overflow="fold")
+    for row in rows:
+        grid.add_row(*(row[name] or "-" for name in shown))
+    console().print(grid)
+
+
+@tables.command()
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def remove(name: str, yes: bool) -> None:
+    """Take table NAME out of the settings. What the lake has of it stays."""
+    from cdc_pipeline.capture.onboarding import places_of, remove_table
+    from cdc_pipeline.lake.lake import Lake
+    from cdc_pipeline.settings import load_settings, settings_path
+
+    path, settings = settings_path(), load_settings()
+    table = settings.table(name)
+    if not yes:
+        click.confirm(
+            f"Remove {table.label} from {path}? Its changes are captured no more", abort=True
+        )
+    remove_table(path, name)
+    click.echo(f"{table.label} removed from {path}. Its data stays:")
+    for place in places_of(Lake.open(settings), table):
+        click.echo(f"  {place}")
+    if settings.is_s3:
+        click.echo(f"  Glue tables {table.safe_name}_* of database {settings.database}")
+    click.echo(
+        "Streams keep changes for 24 hours: if the table is added again later, capture opens a gap"
+    )
+
+
+def _named(names: tuple[str, ...]) -> list[TableRow]:
+    return [TableRow(number, {"name": name}) for number, name in enumerate(names, 1)]
+
+
+def _missing(given: dict[str, str], row: TableRow) -> dict[str, str]:
+    return {name: value for name, value in given.items() if name not in row.values}
+
+
+def _row(table: "Table", region: str | None) -> dict[str, str | None]:
+    return {
+        "table": table.safe_name,
+        "name": table.name,
+        "region": table.region or region,
+        "account": table.account,
+        "role_arn": table.role_arn,
+        "transport": table.transport,
+        "owner": table.owner,
+    }

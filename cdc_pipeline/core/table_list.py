@@ -1,0 +1,64 @@
+"""Lists of tables in CSV files: rows by column name, and the rows that are not right."""
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+POSITIONS = ("name", "region", "role_arn", "transport", "owner")
+"""What the columns are when the file does not say."""
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One table of a list. `line`: its line in the file, from 1; `values`: cells with text."""
+
+    line: int
+    values: dict[str, str]
+
+
+@dataclass(frozen=True)
+class RowProblem:
+    """A row that cannot be taken, and why."""
+
+    line: int
+    why: str
+
+
+def read_rows(text: str, columns: Sequence[str]) -> tuple[list[TableRow], list[RowProblem]]:
+    """The rows of a CSV file, and those with cells that have no meaning.
+
+    Separated by comma, semicolon or tab. The first row is a header if it names `columns` only,
+    `name` among them. Empty rows and those that begin with # are passed over.
+    """
+    lines = text.removeprefix("\ufeff").splitlines()
+    rows = [
+        (number, [cell.strip() for cell in cells])
+        for number, cells in _cells(lines)
+        if any(map(str.strip, cells))
+    ]
+    header: Sequence[str] = POSITIONS
+    if rows and _is_header(rows[0][1], columns):
+        header = [cell.lower() for cell in rows.pop(0)[1]]
+    good: list[TableRow] = []
+    bad: list[RowProblem] = []
+    for number, cells in rows:
+        if any(cells[len(header) :]):
+            names = ", ".join(header)
+            bad.append(RowProblem(number, f"{len(cells)} cells, but the columns are {names}"))
+        else:
+            values = {name: cell for name, cell in zip(header, cells, strict=False) if cell}
+            good.append(TableRow(number, values))
+    return good, bad
+
+
+def _cells(lines: Sequence[str]) -> Iterable[tuple[int, list[str]]]:
+    said = [(n, line) for n, line in enumerate(lines, 1) if not line.lstrip().startswith("#")]
+    first = next((line for _, line in said if line.strip()), "")
+    separator = max(",;\t", key=first.count)
+    for number, line in said:
+        yield from ((number, cells) for cells in csv.reader([line], delimiter=separator))
+
+
+def _is_header(cells: Sequence[str], columns: Sequence[str]) -> bool:
+    names = [cell.lower() for cell in cells]
+    return "name" in names and set(names) <= set(columns)
