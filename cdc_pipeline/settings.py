@@ -292,6 +292,16 @@ class Reconcile(_Strict):
     )
 
 
+class Glue(_Strict):
+    """How the landing zone is catalogued in Glue (a lake in S3)."""
+
+    projection: bool = Field(
+        False,
+        description="Athena makes partitions of `<table>_raw_stream` from the table's parameters; "
+        "none are registered, and engines that know no projection see no new days",
+    )
+
+
 class Settings(_Strict):
     """Everything a deployment can say. Secrets never: they come from AWS's credential chain."""
 
@@ -321,6 +331,7 @@ class Settings(_Strict):
     maintenance: Maintenance = Maintenance()  # type: ignore[call-arg]
     alarms: Alarms = Alarms()  # type: ignore[call-arg]
     reconcile: Reconcile = Reconcile()  # type: ignore[call-arg]
+    glue: Glue = Glue()  # type: ignore[call-arg]
     tables: Annotated[list[Table], Field(min_length=1)]
 
     _folder: Path = PrivateAttr(default=Path())

@@ -1,10 +1,11 @@
-"""Glue partitions of the landing zone: a sensor finds missing ones, a job adds them."""
+"""Glue partitions of the landing zone: a sensor finds what is amiss, a job repairs it."""
 
-from datetime import date
+import hashlib
+from datetime import UTC, datetime
 
 import dagster as dg
 
-from cdc_pipeline.core.errors import CdcPipelineError
+from cdc_pipeline.core.errors import CdcPipelineError, LakeError
 from cdc_pipeline.defs.failures import readable_failures
 from cdc_pipeline.defs.resources import LakeResource
 from cdc_pipeline.defs.shard_sensor import sensor_status
@@ -12,28 +13,34 @@ from cdc_pipeline.settings import Settings
 
 
 class PartitionsConfig(dg.Config):
-    """Days to register, ISO dates by table name."""
+    """Tables to repair, by their names in the lake."""
 
-    days: dict[str, list[str]]
+    tables: list[str]
 
 
-@dg.op(description="Registers write days of the landing zone as partitions in Glue.")
+@dg.op(description="Makes the landing zone's tables and partitions in Glue as they should be.")
 def register_partitions(
     context: dg.OpExecutionContext, config: PartitionsConfig, lake: LakeResource
 ) -> None:
-    """Register the days; ones that are registered already are fine."""
-    from cdc_pipeline.lake.glue import register_days
+    """Look again and repair; trouble with one table does not keep the others from it."""
+    from cdc_pipeline.lake.glue import repair
 
     with readable_failures():
         opened = lake.open()
-        for name, days in config.days.items():
-            wanted = [date.fromisoformat(day) for day in days]
-            added = register_days(opened, opened.settings.table(name), wanted)
-            context.log.info(f"{name}: {len(added)} of {len(days)} partitions added")
+        troubles: list[str] = []
+        for name in config.tables:
+            try:
+                found = repair(opened, opened.settings.table(name))
+            except CdcPipelineError as error:
+                troubles.append(f"{name}: {error.message}")
+            else:
+                context.log.info(f"{name}: repaired: {found}")
+        if troubles:
+            raise LakeError("; ".join(troubles), fix="the sensor starts this again within the hour")
 
 
 @dg.job(
-    description="Adds missing partitions of the landing zone in Glue.",
+    description="Adds, updates and removes partitions of the landing zone in Glue.",
     executor_def=dg.in_process_executor,
 )
 def repair_glue_partitions() -> None:
@@ -51,31 +58,45 @@ def build_glue_sensor(settings: Settings) -> dg.SensorDefinition:
         default_status=sensor_status(settings),
         description=(
             "Capture registers each day as it lands; this sensor finds days that are missing in "
-            "Glue all the same and starts their repair."
+            "Glue all the same, outdated ones and empty ones, and starts their repair."
         ),
     )
     def glue_partition_sensor(
         context: dg.SensorEvaluationContext, lake: LakeResource
     ) -> dg.SensorResult | dg.SkipReason:
-        from cdc_pipeline.lake.glue import missing_days
+        from cdc_pipeline.lake.glue import find_repairs
 
         opened = lake.open()
         if not opened.settings.is_s3:
             return dg.SkipReason("the lake is a local folder; Glue lists S3 only")
-        missing: dict[str, list[str]] = {}
+        repairs: dict[str, str] = {}
         troubles: list[str] = []
         for table in opened.settings.tables:
             try:
-                days = missing_days(opened, table)
+                found = find_repairs(opened, table)
             except CdcPipelineError as error:
-                troubles.append(f"{table.label}: {error.message}")
+                troubles.append(f"{table.safe_name}: {error.message}")
                 continue
-            if days:
-                missing[table.label] = [day.isoformat() for day in days]
-        if not missing:
-            found = "; ".join(troubles) or "0 missing"
-            return dg.SkipReason(f"{len(opened.settings.tables)} tables looked at, {found}")
-        config = {"ops": {"register_partitions": {"config": {"days": missing}}}}
-        return dg.SensorResult(run_requests=[dg.RunRequest(run_config=config)])
+            if found:
+                repairs[table.safe_name] = repr(found)
+        if not repairs:
+            return dg.SkipReason(_nothing_amiss(opened.settings, troubles))
+        config = {"ops": {"register_partitions": {"config": {"tables": list(repairs)}}}}
+        return dg.SensorResult(
+            run_requests=[dg.RunRequest(run_key=_run_key(repairs), run_config=config)]
+        )
 
     return glue_partition_sensor
+
+
+def _nothing_amiss(settings: Settings, troubles: list[str]) -> str:
+    found = "; ".join(troubles) or "0 missing"
+    if settings.glue.projection and not troubles:
+        found = "none are registered: Athena projects them (`glue: {projection: true}`)"
+    return f"{len(settings.tables)} tables looked at, {found}"
+
+
+def _run_key(repairs: dict[str, str]) -> str:
+    """One run for the same findings within an hour: what cannot be repaired must not flood."""
+    digest = hashlib.sha256(repr(sorted(repairs.items())).encode()).hexdigest()
+    return f"{datetime.now(UTC):%Y-%m-%dT%H}-{digest[:16]}"

@@ -10,7 +10,7 @@ import pytest
 
 from cdc_pipeline.core.errors import NotReadyError
 from cdc_pipeline.lake.aggregates import build_aggregate
-from cdc_pipeline.lake.glue import missing_days, registered_days
+from cdc_pipeline.lake.glue import find_repairs, registered_days
 from cdc_pipeline.sandbox.traffic import Traffic, TrafficCounts, create_tables, seed
 from cdc_pipeline.transform.aggregates import load_aggregates
 from cdc_pipeline_tests.e2e.world import (
@@ -168,7 +168,7 @@ def _assert_partitions(world: World, name: str) -> None:
     }
     assert landed
     assert set(registered_days(lake, table)) == landed
-    assert missing_days(lake, table) == []
+    assert not find_repairs(lake, table)
     glue = world.client("glue")
     found = glue.get_table(DatabaseName="cdc", Name=f"{name}_raw_stream")["Table"]
     columns = [column["Name"] for column in found["StorageDescriptor"]["Columns"]]

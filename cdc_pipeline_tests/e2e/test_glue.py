@@ -1,0 +1,88 @@
+"""The lake in Glue's own words: Iceberg tables after each commit, partitions after new columns."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cdc_pipeline.core.landing import LANDING_COLUMNS, LandingColumn
+from cdc_pipeline.lake import glue as lake_glue
+from cdc_pipeline.lake.glue import find_repairs, repair
+from cdc_pipeline.sandbox.process import SandboxProcess
+from cdc_pipeline_tests.e2e.world import World, make_world
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def world(sandbox: SandboxProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    made = make_world(sandbox, tmp_path, "s3")
+    made.activate(monkeypatch)
+    return made
+
+
+def _in_glue(world: World, name: str) -> dict[str, Any]:
+    return world.client("glue").get_table(DatabaseName="cdc", Name=name)["Table"]
+
+
+def _assert_newest(world: World, name: str, versions: set[str]) -> None:
+    """Glue names the metadata of the newest snapshot, and another one than before."""
+    table, told = world.lake().tables.load(name), _in_glue(world, name)
+    assert table is not None
+    assert told["TableType"] == "EXTERNAL_TABLE"
+    assert told["Parameters"]["table_type"] == "ICEBERG"
+    assert told["Parameters"]["metadata_location"] == table.metadata_location
+    assert table.metadata_location not in versions
+    assert not told.get("PartitionKeys")
+    assert "_key" in {c["Name"] for c in told["StorageDescriptor"]["Columns"]} or "cdc" in name
+    versions.add(table.metadata_location)
+
+
+def test_glue_has_the_newest_snapshot_after_each_commit(world: World) -> None:
+    name = world.make_table("registered")
+    world.configure(name)
+    world.put(name, "a", v={"N": "1"})
+    world.bootstrap(name)
+    seen: dict[str, set[str]] = {"current_state": set(), "cdc": set(), "snapshot": set()}
+    _assert_newest(world, f"{name}_snapshot", seen["snapshot"])
+    for number in range(2):
+        world.put(name, "a", v={"N": str(number + 2)}, more={"S": "new"})
+        world.capture(name)
+        world.publish(name)
+        world.build_cdc(name)
+        for view in ("current_state", "cdc"):
+            _assert_newest(world, f"{name}_{view}", seen[view])
+    assert [len(versions) for versions in seen.values()] == [2, 2, 1]
+    columns = _in_glue(world, f"{name}_current_state")["StorageDescriptor"]["Columns"]
+    assert {"v", "more"} <= {column["Name"] for column in columns}
+
+
+def test_new_columns_and_projection_on_the_local_glue(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It locks optimistically, as AWS does: an update must name the version that it read."""
+    name = world.make_table("grown")
+    world.configure(name)
+    world.put(name, "a")
+    world.capture(name)
+    lake, table, where = world.lake(), world.table(name), f"{name}_raw_stream"
+    (before,) = world.client("glue").get_partitions(DatabaseName="cdc", TableName=where)[
+        "Partitions"
+    ]
+    grown = (*LANDING_COLUMNS, LandingColumn("colour", "string", "new"))
+    monkeypatch.setattr(lake_glue, "LANDING_COLUMNS", grown)
+    assert str(repair(lake, table)) == "table outdated, 1 outdated"
+    assert not find_repairs(lake, table)
+    (after,) = world.client("glue").get_partitions(DatabaseName="cdc", TableName=where)[
+        "Partitions"
+    ]
+    for told in (after, _in_glue(world, where)):
+        assert told["StorageDescriptor"]["Columns"][-1]["Name"] == "colour"
+    assert after["Values"] == before["Values"]
+    assert after["StorageDescriptor"]["Location"] == before["StorageDescriptor"]["Location"]
+
+    world.configure(name, glue={"projection": True})
+    lake = world.lake()
+    assert str(repair(lake, table)) == "table outdated"
+    assert _in_glue(world, where)["Parameters"]["projection.enabled"] == "true"
+    assert not find_repairs(lake, table)
