@@ -15,6 +15,7 @@ from rich.text import Text
 
 from cdc_pipeline.commands.output import console as _console
 from cdc_pipeline.commands.tables import tables
+from cdc_pipeline.commands.views import views
 from cdc_pipeline.core.errors import CdcPipelineError
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def main() -> None:
 
 
 main.add_command(tables)
+main.add_command(views)
 
 
 @main.command()

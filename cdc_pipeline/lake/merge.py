@@ -19,6 +19,7 @@ from cdc_pipeline.transform.pins import shred_pinned
 from cdc_pipeline.transform.shred import collect_stats, typed_schema
 
 _BATCH_ROWS = 20_000
+_TOUCHED, _FRESH = "touched_keys", "fresh_items"
 
 
 def merged_relation(
@@ -50,7 +51,7 @@ def merged_relation(
     system = [field.name for field in typed_schema([])]
     old = ", ".join([*(f"b.{name}" for name in system), *(_widened(c, had) for c in columns)])
     new = ", ".join(f"d.{identifier(name)}" for name in [*system, *(c.name for c in columns)])
-    keys, items = _temporary(table, "touched_keys"), _temporary(table, "fresh_items")
+    keys, items = _temporary(table, _TOUCHED), _temporary(table, _FRESH)
     kept, fresh = "k.item_key IS NULL", f"SELECT {new} FROM {items} AS d"
     ((least,),) = connection.execute(f"SELECT min(order_key) FROM {keys}").fetchall()
     if not _is_older(base, least):
@@ -85,7 +86,7 @@ def _delta_tables(
         "FROM winners AS w LEFT JOIN tombstones AS t ON t.item_key = w.item_key "
         "WHERE (t.item_key IS NULL OR w.order_key >= t.order_key)"
     )
-    keys, items = _temporary(table, "touched_keys"), _temporary(table, "fresh_items")
+    keys, items = _temporary(table, _TOUCHED), _temporary(table, _FRESH)
     connection.execute(f"CREATE TEMP TABLE {keys} AS SELECT w.item_key, w.order_key {effective}")
     fresh = arrow_table(
         connection,
@@ -109,6 +110,11 @@ def _pins(table: Table, had: list[Column]) -> dict[str, str]:
     published = {column.attribute: column.type for column in had if column.pinned}
     known = {column.attribute for column in had}
     return published | {a: kind for a, kind in pinned_types(table).items() if a not in known}
+
+
+def delta_tables(table: Table) -> list[str]:
+    """The temporary tables that a merged view reads, by their names."""
+    return [f"{table.safe_name}_{part}" for part in (_TOUCHED, _FRESH)]
 
 
 def _temporary(table: Table, part: str) -> str:
