@@ -93,6 +93,12 @@ demo: $(STAMP) ## A local AWS, a table, its lake and queries, end to end (DEMO_A
 dev: $(STAMP) ## Dagster's web interface and daemon on this checkout
 	@$(BIN)/cdc-pipeline dev
 
+# Standard library only: any Python 3.11 does, .venv is not needed.
+.PHONY: lambda
+lambda: ## Pack the Lambda function for Firehose: build/firehose_lambda.zip
+	$(NEED_PYTHON)
+	@'$(BASE_PYTHON)' -m infra.build_lambda build/firehose_lambda.zip
+
 # ---------------------------------------------------------------------------------------------------- check
 
 .PHONY: test

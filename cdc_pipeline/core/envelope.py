@@ -6,10 +6,11 @@ says and ordered by its write time.
 
 import base64
 import binascii
+import json
 from collections.abc import Mapping
 from typing import Any
 
-from cdc_pipeline.core.attributes import spell_item
+from cdc_pipeline.core.attributes import TOO_DEEP, spell_item
 from cdc_pipeline.core.changes import OPS, Change, by_ttl, content_identity
 from cdc_pipeline.core.errors import UnreadableError
 from cdc_pipeline.core.order import position
@@ -19,8 +20,27 @@ FIREHOSE = "firehose"
 AGGREGATED = b"\xf3\x89\x9a\xc2"
 """How records begin that a producer library packed several into; DynamoDB writes none."""
 
+NOT_JSON = "a record that is not JSON"
+
 _US_PER_UNIT = {"MICROSECOND": 1, "MILLISECOND": 1000}
 _YEAR_10000_US = 253_402_300_800_000_000
+
+
+def read_envelope(blob: bytes) -> Any:
+    """The JSON in the bytes of one record; raises `UnreadableError`."""
+    if blob.startswith(AGGREGATED):
+        raise UnreadableError("an aggregated record")
+    try:
+        return json.loads(blob.decode("utf-8"), parse_constant=_refuse_constant)
+    except ValueError:
+        raise UnreadableError(NOT_JSON) from None
+    except RecursionError:
+        raise UnreadableError(TOO_DEEP) from None
+
+
+def _refuse_constant(name: str) -> Any:
+    """Python reads NaN and Infinity, which are no JSON."""
+    raise ValueError(name)
 
 
 def from_envelope(
