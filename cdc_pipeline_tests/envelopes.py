@@ -139,6 +139,10 @@ _CORPUS: dict[str, tuple[bytes, Facts | str]] = {
         blob(envelope("INSERT", OldImage=KEYS)),
         Facts("I", MS * 1000, '{"name":"p"}', _KEYS, _KEYS, _KEYS),
     ),
+    "images that are null": (
+        blob(envelope("REMOVE")).replace(b'"OldImage"', b'"NewImage": null, "OldImage"'),
+        Facts("D", MS * 1000, None, _KEYS, None, _KEYS),
+    ),
     "number of 38 digits": _insert({"z": {"N": _LONG}}, f'"z":{{"N":"{_LONG}"}}', f'"z":{_LONG}'),
     "numbers in other spellings": _insert(
         {"y": {"N": "1.50"}, "z": {"NS": ["10", "9.0", "9"]}},

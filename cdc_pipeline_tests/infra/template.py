@@ -51,6 +51,8 @@ class Stack:
             for name, parameter in self._template["Parameters"].items()
         }
         required = {"TableName": "orders", "LakeTable": "orders", "CodeBucket": "code"}
+        self.required = {name for name, default in defaults.items() if default is None}
+        assert self.required == set(required)
         self._parameters = defaults | required | parameters
         assert set(parameters) <= set(defaults), "a parameter that the template does not have"
         self.resources = self._chosen("Resources")

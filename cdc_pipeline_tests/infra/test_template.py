@@ -10,6 +10,7 @@ from typing import Any
 
 import botocore.session
 import pytest
+import yaml
 from botocore import xform_name
 from botocore.validate import ParamValidator
 
@@ -18,7 +19,8 @@ from cdc_pipeline.core.names import TablePaths, day_folder
 from cdc_pipeline_tests.infra.template import ACCOUNT, KEY, PATH, REGION, Stack
 from infra.lambda_handler import TABLE_IDS, handler
 
-_DOCS = Path(__file__).parents[2] / "docs" / "aws.md"
+_ROOT = Path(__file__).parents[2]
+_DOCS = _ROOT / "docs" / "aws.md"
 _DAY = date(2026, 3, 7)
 _PATHS = TablePaths("cdc", "orders")
 _STACKS = {
@@ -127,14 +129,29 @@ def test_prefixes_are_those_of_the_lake(prefix: str) -> None:
     for place in (destination, backup):
         evaluated = _evaluated(place["ErrorOutputPrefix"], "processing-failed")
         assert evaluated == f"{prefix}dynamo-firehose-error/cdc/orders/processing-failed/{day}"
-    # The settings name prefixes below the lake's root.
-    assert stack.outputs["Lake"] == f"s3://the-bucket/{prefix}"
-    for name, place, key in (
-        ("ParquetPrefix", destination, "Prefix"),
-        ("BackupPrefix", backup, "Prefix"),
-        ("ErrorPrefix", destination, "ErrorOutputPrefix"),
-    ):
-        assert place[key].startswith(prefix + stack.outputs[name])
+    root = f"s3://{stack.outputs['Bucket']}/"
+    settings = yaml.safe_load(stack.outputs["Settings"])
+    assert settings == {
+        "lake": root + prefix,
+        "database": "cdc",
+        "region": REGION,
+        "tables": [
+            {
+                "name": "orders",
+                "transport": "firehose",
+                "firehose": {
+                    "prefixes": [root + _before_date(destination["Prefix"])],
+                    "error_prefixes": [root + _before_date(destination["ErrorOutputPrefix"])],
+                },
+            }
+        ],
+    }
+    assert stack.outputs["Backups"] == root + _before_date(backup["Prefix"])
+
+
+def _before_date(prefix: str) -> str:
+    """The folder that Firehose's expressions begin in."""
+    return re.split(r"year=|!", prefix)[0]
 
 
 @_every_stack
@@ -143,8 +160,9 @@ def test_the_glue_table_has_the_landing_columns(stack: Stack) -> None:
     storage = glue["TableInput"]["StorageDescriptor"]
     columns = [(column["Name"], column["Type"]) for column in storage["Columns"]]
     assert columns == [(column.name, column.type) for column in LANDING_COLUMNS]
-    assert storage["Location"] == stack.outputs["Lake"] + stack.outputs["ParquetPrefix"]
     destination = stack.properties("DeliveryStream")["ExtendedS3DestinationConfiguration"]
+    folder = _before_date(destination["Prefix"])
+    assert storage["Location"] == f"s3://{stack.outputs['Bucket']}/{folder}"
     schema = destination["DataFormatConversionConfiguration"]["SchemaConfiguration"]
     name = glue["TableInput"]["Name"]
     assert (
@@ -194,7 +212,7 @@ def test_what_the_lake_needs_never_expires(prefix: str) -> None:
         _PATHS.state,
         _PATHS.exports,
         "iceberg/cdc/orders_snapshot/",
-        stack.outputs["ErrorPrefix"],
+        "dynamo-firehose-error/cdc/orders/",
     ]
     for place in needed:
         assert not any((prefix + place).startswith(gone) for gone in _expiring(stack))
@@ -302,3 +320,18 @@ def _shorthand(value: str) -> Any:
         return value
     pairs = (pair.split("=") for pair in value.split(","))
     return {name: True if content == "true" else content for name, content in pairs}
+
+
+def test_the_readme_deploys_this_template() -> None:
+    text = (_ROOT / "README.md").read_text("utf-8").replace("\\\n", " ")
+    commands = [
+        shlex.split(c) for c in re.findall(r"^ *(aws cloudformation deploy .*)$", text, re.M)
+    ]
+    assert len(commands) == 2
+    for command in commands:
+        options = command[command.index("deploy") + 1 :]
+        assert (_ROOT / options[options.index("--template-file") + 1]).samefile(PATH)
+        assert options[options.index("--capabilities") + 1] == "CAPABILITY_IAM"
+        given = [o.split("=") for o in options[options.index("--parameter-overrides") + 1 :]]
+        stack = Stack(**dict(given))
+        assert {name for name, _ in given} >= stack.required
