@@ -48,9 +48,16 @@ class S3Store:
 
     def read(self, key: str) -> bytes | None:
         """The whole object, None if there is none."""
+        return self._get(key)
+
+    def read_part(self, key: str, start: int, size: int) -> bytes | None:
+        """`size` bytes of the object from `start` on, None if there is none."""
+        return self._get(key, Range=f"bytes={start}-{start + size - 1}")
+
+    def _get(self, key: str, **part: str) -> bytes | None:
         try:
             with self._errors(f"reading {key}"):
-                found = self._client.get_object(Bucket=self.bucket, Key=self.prefix + key)
+                found = self._client.get_object(Bucket=self.bucket, Key=self.prefix + key, **part)
                 return found["Body"].read()
         except LakeError as error:
             if isinstance(error.__cause__, ClientError) and (

@@ -7,6 +7,7 @@ from typing import Any
 from cdc_pipeline.capture.completion import completing_rows
 from cdc_pipeline.capture.result import CaptureResult
 from cdc_pipeline.capture.source import Source
+from cdc_pipeline.capture.ties import Ties
 from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.changes import Change
 from cdc_pipeline.core.erasure import Suppressions
@@ -33,6 +34,7 @@ class Lander:
         self._source = source
         self._result = result
         self._report = report
+        self._ties = Ties(log.store, source)
 
     def land(
         self,
@@ -48,12 +50,12 @@ class Lander:
         store, paths, state = self._log.store, self._log.paths, self._state
         while True:
             n, nonce, now_us = state.n + 1, new_nonce(), self._log.now_us()
-            # At each attempt: the entry that was faster may be an erasure.
+            # At each attempt: the entry that was faster may be an erasure, or a compaction.
             kept, unread = _without_erased(state, changes, unreadable)
             objects = write_landing(
                 store,
                 paths,
-                kept,
+                self._ties.settled(state, kept),
                 n=n,
                 nonce=nonce,
                 generation=state.generation,

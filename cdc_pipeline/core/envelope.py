@@ -17,6 +17,8 @@ from cdc_pipeline.core.order import position
 
 KINESIS = "kinesis"
 FIREHOSE = "firehose"
+BY_TIME = (KINESIS, FIREHOSE)
+"""Transports whose changes are ordered by their write times."""
 AGGREGATED = b"\xf3\x89\x9a\xc2"
 """How records begin that a producer library packed several into; DynamoDB writes none."""
 

@@ -27,6 +27,10 @@ class Store(Protocol):
         """The whole object, None if there is none."""
         ...
 
+    def read_part(self, key: str, start: int, size: int) -> bytes | None:
+        """`size` bytes of an object from `start` on, None if there is no such object."""
+        ...
+
     def write(self, key: str, data: bytes) -> None:
         """Create or replace an object, whole or not at all."""
         ...
@@ -63,6 +67,16 @@ class LocalStore:
         with self._errors("reading", key):
             try:
                 return (self.root / key).read_bytes()
+            except FileNotFoundError:
+                return None
+
+    def read_part(self, key: str, start: int, size: int) -> bytes | None:
+        """See `Store`."""
+        with self._errors("reading", key):
+            try:
+                with (self.root / key).open("rb") as file:
+                    file.seek(start)
+                    return file.read(size)
             except FileNotFoundError:
                 return None
 

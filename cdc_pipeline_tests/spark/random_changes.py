@@ -95,9 +95,14 @@ def _changes(chance: random.Random, count: int) -> Iterator[dict[str, Any]]:
 
 
 def _again(chance: random.Random, row: dict[str, Any]) -> dict[str, Any]:
-    """The same change delivered once more, by the same log entry or a later one."""
+    """The same change once more, by the same log entry or a later one, perhaps moved in a tie."""
     later = timedelta(milliseconds=chance.choice([0, 1, 5000]))
-    return row | {"landed_at": row["landed_at"] + later}
+    moved = chance.choice(["", "", ".0001", ".0002"])
+    return row | {
+        "landed_at": row["landed_at"] + later,
+        "position": row["position"] + moved,
+        "order_key": row["order_key"] + moved,
+    }
 
 
 def _narrow(row: dict[str, Any], place: int) -> dict[str, Any]:

@@ -164,21 +164,32 @@ def _query(sql: str, relation: str, rows: list[dict[str, Any]]) -> list[dict[str
 @budget(max_examples=40)
 @given(
     st.lists(
-        st.tuples(st.sampled_from("uvwx"), st.sampled_from("ab"), _orders, st.integers(0, 3)),
+        st.tuples(
+            st.sampled_from("uvwx"),
+            st.sampled_from("ab"),
+            st.integers(1, 3),
+            _orders,
+            st.integers(0, 3),
+        ),
         max_size=12,
     )
 )
-def test_cdc_keeps_the_first_landed_of_every_identity(
-    seen: list[tuple[str, str, str, int]],
+def test_cdc_keeps_the_last_place_in_the_first_generation_of_every_identity(
+    seen: list[tuple[str, str, int, str, int]],
 ) -> None:
-    # Rows of one identity have one place, but for those that a heal landed anew.
-    rows = [_landed(n, u, f"{u}{k}", o, at) for n, (u, k, o, at) in enumerate(seen)]
+    # Rows of one identity have one place, but for those that moved in a tie or landed in a heal.
+    rows = [
+        _landed(n, u, f"{u}{k}", f"{g:06d}.{o}", at) | {"generation": g}
+        for n, (u, k, g, o, at) in enumerate(seen)
+    ]
     found = _query(load_sql("cdc"), "landed", rows)
     assert sorted(row["uuid"] for row in found) == sorted({row["uuid"] for row in rows})
     for row in found:
         repeats = [r for r in rows if r["uuid"] == row["uuid"]]
-        first = min((r["order_key"], r["landed_at"]) for r in repeats)
-        assert (row["order_key"], row["landed_at"]) == first
+        first = min(r["generation"] for r in repeats)
+        place = max(r["order_key"] for r in repeats if r["generation"] == first)
+        landed = min(r["landed_at"] for r in repeats if r["order_key"] == place)
+        assert (row["generation"], row["order_key"], row["landed_at"]) == (first, place, landed)
     places = [(row["keys"], row["order_key"]) for row in found]
     assert places == sorted(places)
 
