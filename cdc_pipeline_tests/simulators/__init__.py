@@ -1,4 +1,4 @@
-"""Simulators of AWS that misbehave on request. Here: DynamoDB Streams, over HTTP.
+"""Simulators of AWS that misbehave on request: DynamoDB Streams and Kinesis, over HTTP.
 
     clock = SimulatedClock()
     with StreamsSimulator(clock=clock) as sim:
@@ -10,10 +10,19 @@
         sim.records("orders")    # every record ever written: the truth to compare with
         sim.items("orders")      # the table as it is now
 
+    with KinesisSimulator(clock=clock) as sim:      # all of the above, and
+        sim.create_kinesis("changes", shards=2)
+        sim.replicate("orders", "changes", precision="MILLISECOND")
+        sim.disturb("orders", duplicates=0.2, late=0.2)
+        sim.merge_kinesis("changes", *sim.open_kinesis("changes"))
+        sim.skip_next("orders")  # CloudWatch counts it, Kinesis never has it
+        sim.changes("orders")    # every change ever made, and where it was delivered
+
 Modules: `clock` (settable time), `items` (attribute values), `streams_model` (tables, streams,
 shards; no HTTP), `streams_service` (the API's operations on the model), `faults` (what goes
 wrong, when, how often it did), `streams_server` (HTTP, and `StreamsSimulator`, which ties them),
-`clients` (real clients of a simulator).
+`clients` (real clients of a simulator); `kinesis_model`, `kinesis_service`, `kinesis_server` put
+Kinesis on top of them.
 
 What is modelled
 - AWS JSON 1.0: ListStreams, DescribeStream, GetShardIterator, GetRecords; of DynamoDB itself
@@ -49,6 +58,31 @@ What AWS does here is unconfirmed, so code under test must not depend on it
 - 1 MB is measured as the serialised records. SizeBytes counts keys and the images in the record.
 - ThrottlingException and ValidationException carry the `com.amazon.coral` prefixes.
 - x-amz-crc32 is sent with DynamoDB's answers, not with those of DynamoDB Streams.
+
+What is modelled of Kinesis
+- AWS JSON 1.1, as botocore speaks it: DescribeStreamSummary, ListShards, GetShardIterator,
+  GetRecords; of DynamoDB also DescribeKinesisStreamingDestination; of CloudWatch (AWS JSON 1.0)
+  GetMetricData, GetMetricStatistics and ListMetrics for FailedToReplicateRecordCount.
+- One JSON per record, several tables in a stream: fields in any order, binary encoded twice, times
+  in ms or µs, changing in mid-stream, ms also without a name. Changes are delivered late, twice, in
+  any order (`disturb`, `hold`, `again`), each time with a sequence number of its own; one item's
+  changes can have one time. What is larger than the stream's limit is counted and never comes.
+- Shards own ranges of the MD5 of the partition key, which is made of the item's whole key. A split
+  has one parent, a merge two. Sequence numbers rise within a shard and from parents to children.
+- Retention of 24 to 8760 hours, by arrival; a lower one trims at once, a higher one brings nothing
+  back. Closed shards are listed until their closing is that old. A trimmed position is no error:
+  reading starts at the oldest record. A stream deleted and created again has the same ARN and the
+  same names of shards; positions of the old one are no arguments.
+- ListShards pages at 1000, its tokens live 300 s, all filters. Iterators live 5 minutes. Pages hold
+  10,000 records or 10 MiB and say MillisBehindLatest; the end of a closed shard has ChildShards and
+  no NextShardIterator. With `limits=True` five reads a second and shard, by the clock, and none for
+  5 s after a page that is nearly full.
+
+What Kinesis does here is unconfirmed
+- The answer with a closed shard's last record lacks NextShardIterator already;
+  `KinesisSimulator(empty_end=True)` gives an empty page first.
+- A record delivered twice has the same eventID and time. The metric's dimensions are TableName and
+  DelegatedOperation=PutRecord; `metric_lag_seconds`: how long after its beginning a minute is told.
 
 What is not modelled: signatures and permissions, request rates and the limit of two readers per
 shard (script a throttling fault instead), AT_TIMESTAMP iterators, ENABLING/DISABLING and creation

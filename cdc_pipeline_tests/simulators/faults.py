@@ -158,6 +158,16 @@ def empty_page() -> Fault:
     return Fault("empty page", answer)
 
 
+def _shards_in(listing: dict[str, Any]) -> dict[str, Any]:
+    """The part of DescribeStream's or ListShards' answer that has the Shards."""
+    return listing.get("StreamDescription", listing)
+
+
+def _parents(shard: dict[str, Any]) -> set[str]:
+    """Shards of Kinesis have two parents where shards were merged."""
+    return {shard[name] for name in ("ParentShardId", "AdjacentParentShardId") if name in shard}
+
+
 def _listing(name: str, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> Fault:
     def answer(call: Call) -> Reply | None:
         reply = call.ask()
@@ -165,7 +175,7 @@ def _listing(name: str, change: Callable[[list[dict[str, Any]]], list[dict[str, 
             return None
         listing = msgspec.json.decode(reply.body)
         before = msgspec.json.encode(listing)
-        description = listing["StreamDescription"]
+        description = _shards_in(listing)
         description["Shards"] = change(description["Shards"])
         after = msgspec.json.encode(listing)
         return None if after == before else replace(reply, body=after)
@@ -177,7 +187,7 @@ def parent_looks_open() -> Fault:
     """Shards whose children are in the listing have no EndingSequenceNumber yet."""
 
     def change(shards: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        parents = {shard.get("ParentShardId") for shard in shards}
+        parents = set().union(*map(_parents, shards))
         for shard in shards:
             if shard["ShardId"] in parents:
                 shard["SequenceNumberRange"].pop("EndingSequenceNumber", None)
@@ -191,7 +201,7 @@ def children_missing() -> Fault:
 
     def change(shards: list[dict[str, Any]]) -> list[dict[str, Any]]:
         listed = {shard["ShardId"] for shard in shards}
-        return [shard for shard in shards if shard.get("ParentShardId") not in listed]
+        return [shard for shard in shards if listed.isdisjoint(_parents(shard))]
 
     return _listing("children missing", change)
 
@@ -200,11 +210,11 @@ def lagging() -> Fault:
     """The listing as it was before its youngest shards: these missing, their parents open."""
 
     def change(shards: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        parents = {shard.get("ParentShardId") for shard in shards}
-        young = [s for s in shards if "ParentShardId" in s and s["ShardId"] not in parents]
+        parents = set().union(*map(_parents, shards))
+        young = [s for s in shards if _parents(s) and s["ShardId"] not in parents]
         left = [shard for shard in shards if shard not in young]
         for shard in left:
-            if any(shard["ShardId"] == child["ParentShardId"] for child in young):
+            if any(shard["ShardId"] in _parents(child) for child in young):
                 shard["SequenceNumberRange"].pop("EndingSequenceNumber", None)
         return left
 
@@ -229,8 +239,8 @@ def only_hiding(fault: Fault, may_hide: Callable[[str], bool]) -> Fault:
         if reply is None or reply.status != 200 or true.status != 200:
             return None
         listing, whole = msgspec.json.decode(reply.body), msgspec.json.decode(true.body)
-        shown = {shard["ShardId"]: shard for shard in listing["StreamDescription"]["Shards"]}
-        description = whole["StreamDescription"]
+        shown = {shard["ShardId"]: shard for shard in _shards_in(listing)["Shards"]}
+        description = _shards_in(whole)
         description["Shards"] = [
             shown.get(shard["ShardId"], shard)
             for shard in description["Shards"]

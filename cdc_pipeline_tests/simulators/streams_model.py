@@ -288,10 +288,17 @@ class StreamsModel:
             # Decoded again: the caller may go on with its object, and bytes become base64 text.
             new = _Stored(msgspec.json.decode(encoded), msgspec.Raw(encoded))
             table.stored[place] = new
-        if same(old.item if old else None, new.item if new else None):
+        images = (old.item if old else None, new.item if new else None)
+        if same(*images):
             return None
+        self.changed(table, key, *images, by_ttl)
         stream = table.active_stream
         return None if stream is None else self._record(table, stream, key, old, new, by_ttl)
+
+    def changed(
+        self, table: Table, key: Item, old: Item | None, new: Item | None, by_ttl: bool
+    ) -> None:
+        """Hear of every change, also of those that no DynamoDB stream hears of."""
 
     def _record(
         self,

@@ -27,6 +27,8 @@ from cdc_pipeline_tests.simulators.streams_model import (
 from cdc_pipeline_tests.simulators.streams_service import ServiceError, StreamsService
 
 _RESET = struct.pack("ii", 1, 0)
+_SERVICES = {"Kinesis_20131202": "kinesis:", "GraniteServiceVersion20100801": "cloudwatch:"}
+"""Those of X-Amz-Target whose operations have their service before their names."""
 
 
 @dataclass(frozen=True)
@@ -245,11 +247,11 @@ class StreamsSimulator:
                 answer = self._service.answer(operation, request)
         except ServiceError as error:
             return error_reply(error.status, error.kind, error.message)
-        if operation != "GetRecords":
+        if operation.rpartition(":")[2] != "GetRecords":
             return Reply(200, msgspec.json.encode(answer))
-        records, following = answer
-        tail = "" if following is None else f',"NextShardIterator":"{following}"'
-        return Reply(200, b'{"Records":[' + b",".join(records) + f"]{tail}}}".encode())
+        records, rest = answer
+        tail = b"," + msgspec.json.encode(rest)[1:] if rest else b"}"
+        return Reply(200, b'{"Records":[' + b",".join(records) + b"]" + tail)
 
 
 class _Server(ThreadingHTTPServer):
@@ -306,7 +308,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         service, _, operation = self.headers.get("X-Amz-Target", "").partition(".")
         assert isinstance(self.server, _Server)
-        reply = self.server.simulator.answer(operation, body)
+        reply = self.server.simulator.answer(_SERVICES.get(service, "") + operation, body)
         if reply.reset == "before headers":
             self._reset()
             return

@@ -91,7 +91,7 @@ class StreamsService:
         }
 
     def answer(self, operation: str, request: Request) -> Any:
-        """The answer as an object, of GetRecords as `(wire records, next iterator)`.
+        """The answer as an object, of GetRecords as `(wire records, the rest of it)`.
 
         Raises `ServiceError`.
         """
@@ -192,7 +192,7 @@ class StreamsService:
             raise _trimmed()
         return position
 
-    def _get_records(self, request: Request) -> tuple[list[bytes], str | None]:
+    def _get_records(self, request: Request) -> tuple[list[bytes], dict[str, Any]]:
         arn, shard_id, index, issued = self._decode(request["ShardIterator"])
         stream = self._stream(arn)
         now = self._model.clock()
@@ -209,8 +209,8 @@ class StreamsService:
             raise _not_found(f"Shard: {shard_id} in Stream: {arn}")
         end = self._page_end(shard, index, min(request.get("Limit", _MAX_RECORDS), _MAX_RECORDS))
         ended = end == len(shard.records) and not shard.is_open
-        following = None if ended else self._encode(stream, shard, end)
-        return [record.wire for record in shard.records[index:end]], following
+        rest = {} if ended else {"NextShardIterator": self._encode(stream, shard, end)}
+        return [record.wire for record in shard.records[index:end]], rest
 
     def _page_end(self, shard: Shard, start: int, limit: int) -> int:
         most = min(start + limit, len(shard.records))
