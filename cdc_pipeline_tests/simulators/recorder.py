@@ -74,7 +74,7 @@ def _handler(recorder: Recorder, endpoint_url: str) -> type[BaseHTTPRequestHandl
 
         do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = forward
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:
             pass
 
         def _body(self) -> bytes:
