@@ -29,7 +29,7 @@ _RUNS = 3
 
 def ours(bodies: list[bytes]) -> pa.Table:
     """The product's own functions, from the response parser on."""
-    from cdc_pipeline.aws.streams import parse_page
+    from cdc_pipeline.aws.shards import parse_page
     from cdc_pipeline.capture.records import parse_records
     from cdc_pipeline.core.log_parts import ShardState, StreamRef
     from cdc_pipeline.lake.landing import landing_table

@@ -145,12 +145,17 @@ def status(tables: tuple[str, ...], as_json: bool) -> None:
             str(row.open_shards),
             _moment(row.last_export_us),
             _count(row.quarantined),
-            _hours_left(row.captured_to_us),
+            _hours_left(row.captured_to_us, row.retention_hours),
             str(len(row.gaps)),
         )
     console = _console()
     console.print(grid)
     for row in rows:
+        if row.cut is not None:
+            console.print(
+                f"{row.table}: switching from {row.transport} to {row.cut.transport} at "
+                f"{_moment(row.cut.at_us)} UTC; leave both on until this line is gone"
+            )
         for gap in row.gaps:
             console.print(
                 f"[red]gap[/] {row.table} (entry {gap.entry}): {gap.cause}, "
@@ -389,11 +394,11 @@ def _moment(time_us: int | None) -> str:
     return datetime.fromtimestamp(time_us // 1_000_000, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _hours_left(time_us: int) -> str:
-    """Until AWS trims the oldest change that may be unread (24 h after it was written)."""
+def _hours_left(time_us: int, kept_hours: int) -> str:
+    """Until AWS trims the oldest change that may be unread."""
     if not time_us:
         return "-"
-    return f"{24 - (datetime.now(UTC).timestamp() - time_us / 1_000_000) / 3600:.1f}"
+    return f"{kept_hours - (datetime.now(UTC).timestamp() - time_us / 1_000_000) / 3600:.1f}"
 
 
 def _lag(time_us: int) -> str:

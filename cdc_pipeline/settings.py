@@ -89,6 +89,27 @@ class Snapshot(_Strict):
     )
 
 
+class Kinesis(_Strict):
+    """How DynamoDB writes to the table's Kinesis stream."""
+
+    binary_encodings: int = Field(
+        2, ge=1, le=3, description="how often binary is base64-encoded in its records"
+    )
+    late_seconds: float = Field(
+        60,
+        ge=0,
+        le=3600,
+        description="how long after its write a change may come; the lake counts as complete up "
+        "to that long ago",
+    )
+    metric_minutes: float = Field(
+        5,
+        ge=0,
+        le=60,
+        description="how late CloudWatch's count of records that were not replicated is complete",
+    )
+
+
 class ColumnRule(_Strict):
     """What becomes of one top-level attribute on its way to readers: exactly one of these."""
 
@@ -114,6 +135,7 @@ class Table(_Strict):
     transport: Literal["dynamodb_streams", "kinesis", "firehose"] = Field(
         "dynamodb_streams", description="how changes come to the lake"
     )
+    kinesis: Kinesis = Kinesis()  # type: ignore[call-arg]
     owner: Owner | None = Field(None, description="e-mail address or team:name")
     group: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")] | None = Field(
         None, description="Dagster asset group; default: the table's safe name"

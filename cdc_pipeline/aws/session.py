@@ -155,6 +155,12 @@ def error_code(error: Exception) -> str:
     return error.response["Error"]["Code"] if isinstance(error, ClientError) else ""
 
 
+def code_behind(error: CdcPipelineError) -> str:
+    """The AWS error code that an error of `aws_errors` is about, '' if there was none."""
+    cause = error.__cause__
+    return error_code(cause) if isinstance(cause, ClientError) else ""
+
+
 @contextmanager
 def aws_errors(
     what: str, kind: type[CdcPipelineError] = SourceError, **fixes: str

@@ -43,7 +43,6 @@ from cdc_pipeline.aws.export import (
     read_manifest,
     request_incremental,
 )
-from cdc_pipeline.aws.streams import DynamoDBStreams
 from cdc_pipeline.aws.table import TableDescription, describe_backups, describe_table
 from cdc_pipeline.capture.completion import READ, ItemReader
 from cdc_pipeline.capture.heal import heal_gap
@@ -57,6 +56,7 @@ from cdc_pipeline.capture.increments import (
 from cdc_pipeline.capture.placing import Placing, right_behind, survivors_of
 from cdc_pipeline.capture.relanding import reland
 from cdc_pipeline.capture.snapshot import export_target
+from cdc_pipeline.capture.sources import followed_source
 from cdc_pipeline.core.attributes import to_json
 from cdc_pipeline.core.backfill_plan import DayPlan, Fill, plan_day
 from cdc_pipeline.core.capture_log import Entry, LogState
@@ -189,8 +189,10 @@ class _Backfill:
         """What the stream still holds, from there; the rest is for exports."""
         lost = [landed for objects in self.lost.values() for landed in objects]
         settings = self.lake.settings.capture
-        streams = DynamoDBStreams(self.lake.source(self.table))
-        for done in reland(self.log, self.state, lost, streams, settings, self.sleep):
+        if self.state.stream is None:
+            return
+        source = followed_source(self.lake, self.table, self.state.stream)
+        for done in reland(self.log, self.state, lost, source, settings, self.sleep):
             day = date.fromisoformat(done.lost[0].day)
             if self._append(done.objects, done.lost):
                 self.found[day].added += done.rows

@@ -6,14 +6,13 @@ that a late heal beats what landed before the gap and nothing that lands after i
 
 from dataclasses import replace
 
+from cdc_pipeline.aws.shards import StreamDescription
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.core.capture_log import Entry, LogState
+from cdc_pipeline.core.changes import DYNAMODB_STREAMS
 from cdc_pipeline.core.lineage import depths
-from cdc_pipeline.core.log_parts import FIRST_GENERATION, Cause, Gap, ShardState, StreamRef
+from cdc_pipeline.core.log_parts import FIRST_GENERATION, Cause, Gap, ShardState
 from cdc_pipeline.lake.log import CaptureLog, new_nonce, this_owner
-
-RETENTION_US = 24 * 3600 * 1_000_000
-"""How long DynamoDB Streams keeps a record; older ones may vanish any moment."""
 
 
 def open_capture(log: CaptureLog, state: LogState, source: Source) -> Gap | None:
@@ -23,7 +22,7 @@ def open_capture(log: CaptureLog, state: LogState, source: Source) -> Gap | None
     When the stream or the table is another one than the log follows, the break is recorded as a
     gap, which is returned; what can still be read of the old stream should be landed before.
     """
-    while state.stream is None or state.stream.arn != source.arn:
+    while state.stream is None or not source.is_followed(state.stream):
         entry = _first(log, source) if state.stream is None else _renewed(log, state, source)
         if log.append(state, entry):
             return state.gaps.get(state.n)
@@ -31,8 +30,13 @@ def open_capture(log: CaptureLog, state: LogState, source: Source) -> Gap | None
     return None
 
 
-def shard_gap(state: LogState, shard_id: str, cause: Cause, now_us: int) -> Entry:
-    """The entry for one shard that lost changes: a lost shard ends, another begins anew."""
+def shard_gap(
+    state: LogState, shard_id: str, cause: Cause, now_us: int, *, keeps_position: bool = False
+) -> Entry:
+    """The entry for one shard that lost changes: a lost shard ends, another begins anew.
+
+    `keeps_position`: reading on behind its last record gives what is left of it.
+    """
     assert state.stream is not None  # a shard was read
     shard = state.shards[shard_id]
     gap = Gap(
@@ -42,13 +46,25 @@ def shard_gap(state: LogState, shard_id: str, cause: Cause, now_us: int) -> Entr
         to_us=now_us,
         heal_generation=state.generation + 1,
     )
-    after = (
-        replace(shard, status="lost")
-        if cause == "shard vanished"
-        else replace(shard, sequence_number=None)
-    )
+    after = shard if keeps_position else replace(shard, sequence_number=None)
+    if cause == "shard vanished":
+        after = replace(shard, status="lost")
     stream = replace(state.stream, generation=state.generation + 2)
-    return _entry(stream=stream, shards=(after,), gap=gap)
+    return new_entry(stream=stream, shards=(after,), gap=gap)
+
+
+def losses_gap(state: LogState, from_us: int, looked_us: int, lost: int, now_us: int) -> Entry:
+    """The entry that says up to when losses are known, with a gap if there were any.
+
+    The gap lasts until now because its heal beats all that has landed. A minute before the losses
+    were counted they were written, at most.
+    """
+    assert state.stream is not None  # it was captured
+    if not lost:
+        return new_entry(replicated_us=looked_us)
+    gap = Gap("not replicated", (), from_us - 60_000_000, now_us, state.generation + 1)
+    stream = replace(state.stream, generation=state.generation + 2)
+    return new_entry(replicated_us=looked_us, stream=stream, gap=gap)
 
 
 def vouched(state: LogState, listed_us: int, lag_us: int) -> dict[str, int]:
@@ -62,15 +78,16 @@ def vouched(state: LogState, listed_us: int, lag_us: int) -> dict[str, int]:
     assert state.stream is not None  # its shards were listed
     moved = {"discovered_us": listed_us - lag_us}
     known_us = state.discovered_us or state.stream.recorded_us - lag_us
-    if listed_us - known_us < RETENTION_US:
+    retention_us = state.stream.retention_us
+    if listed_us - known_us < retention_us:
         return moved
-    if listed_us - state.resumed_us >= RETENTION_US - lag_us:
+    if listed_us - state.resumed_us >= retention_us - lag_us:
         return {"resumed_us": listed_us}
     return moved if listed_us - state.resumed_us >= lag_us else {}
 
 
 def unread_since_us(state: LogState, shard: ShardState) -> int:
-    """Since when nothing of the shard has been read: what is older than 24 h may be gone."""
+    """Since when nothing of the shard has been read: what is older than its retention may go."""
     gaps = [gap.to_us for gap in state.gaps.values() if shard.shard_id in gap.shards]
     recorded = state.stream.recorded_us if state.stream else 0
     return max([shard.read_to_us or recorded, *gaps])
@@ -78,56 +95,71 @@ def unread_since_us(state: LogState, shard: ShardState) -> int:
 
 def _first(log: CaptureLog, source: Source) -> Entry:
     recorded_us = log.now_us()
-    return _entry(
-        stream=StreamRef(
-            source.table_id,
-            source.arn,
-            source.view_type,
-            FIRST_GENERATION,
-            recorded_us,
-            source.transport,
-        ),
-        shards=_listed(source),
-    )
+    listed = source.shards.describe(source.arn)
+    stream = source.ref(listed, FIRST_GENERATION, recorded_us)
+    return new_entry(stream=stream, shards=beginnings(listed))
 
 
 def _renewed(log: CaptureLog, state: LogState, source: Source) -> Entry:
-    """A new stream ARN, or a new table of the same name: begin again behind a gap."""
+    """Another stream, or a new table of the same name: begin again behind a gap.
+
+    A stream that was off goes on where it was read to. Of what such streams hold from earlier
+    times, changes written before the gap have landed, and those of a table that is gone are not
+    wanted; of one that was off nothing in the gap is, as it would come behind the gap's heal.
+    """
     old = state.stream
     assert old is not None  # there was a stream to renew
     recorded_us = log.now_us()
-    unread = [s.read_to_us for s in state.shards.values() if s.status == "reading"]
-    # The old stream was the live one when its shards were last listed whole; beyond that, reading
-    # it to its end proves nothing.
-    live_us = state.discovered_us or old.recorded_us
+    same_table = old.table_id == source.table_id
     gap = Gap(
-        cause="new stream" if old.table_id == source.table_id else "table recreated",
+        cause="new stream" if same_table else "table recreated",
         shards=tuple(sorted(state.shards)),
-        from_us=min([*(us or old.recorded_us for us in unread), live_us]),
+        from_us=unread_from_us(state),
         to_us=recorded_us,
         heal_generation=state.generation + 1,
     )
-    generation = state.generation + 2
-    return _entry(
-        stream=StreamRef(
-            source.table_id,
-            source.arn,
-            source.view_type,
-            generation,
-            recorded_us,
-            source.transport,
-        ),
-        forgotten=tuple(sorted(state.shards)),
-        shards=_listed(source),
+    listed = source.shards.describe(source.arn)
+    stream = source.ref(listed, state.generation + 2, recorded_us)
+    kept = set(state.shards) if source.is_same_stream(old) else set()
+    if source.transport != DYNAMODB_STREAMS:
+        since_us = gap.from_us if same_table and not kept else recorded_us
+        stream = replace(stream, since_us=since_us)
+    return new_entry(
+        stream=stream,
+        forgotten=tuple(sorted(state.shards.keys() - kept)),
+        shards=tuple(s for s in beginnings(listed) if s.shard_id not in kept),
         gap=gap,
     )
 
 
-def _listed(source: Source) -> tuple[ShardState, ...]:
-    listed = source.shards.describe(source.arn).shards
-    levels = depths(listed, {})
-    return tuple(ShardState(s.shard_id, s.parent_id, levels[s.shard_id]) for s in listed)
+def unread_from_us(state: LogState) -> int:
+    """Since when changes may be missing if the stream that the log follows ends as it was read.
+
+    It was the live one when its shards were last listed whole; beyond that, reading it to its end
+    proves nothing.
+    """
+    old = state.stream
+    assert old is not None  # it is followed
+    unread = [s.read_to_us for s in state.shards.values() if s.status == "reading"]
+    live_us = state.discovered_us or old.recorded_us
+    return min([*(us or old.recorded_us for us in unread), live_us])
 
 
-def _entry(**parts: object) -> Entry:
+def beginnings(listed: StreamDescription, read_to_us: int = 0) -> tuple[ShardState, ...]:
+    """Every listed shard at its oldest record."""
+    levels = depths(listed.shards, {})
+    return tuple(
+        ShardState(
+            s.shard_id,
+            s.parent_id,
+            levels[s.shard_id],
+            read_to_us=read_to_us,
+            adjacent_id=s.adjacent_id,
+        )
+        for s in listed.shards
+    )
+
+
+def new_entry(**parts: object) -> Entry:
+    """An entry to append."""
     return Entry(n=0, nonce=new_nonce(), owner=this_owner(), at_us=0, **parts)  # type: ignore[arg-type]

@@ -4,17 +4,18 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
 
-from cdc_pipeline.aws.streams import DynamoDBStreams
-from cdc_pipeline.capture.completion import ItemReader
 from cdc_pipeline.capture.continuity import open_capture, shard_gap, unread_since_us, vouched
 from cdc_pipeline.capture.lander import Lander
+from cdc_pipeline.capture.losses import look_for_losses
 from cdc_pipeline.capture.pending import Batch, Pending
 from cdc_pipeline.capture.result import CaptureResult
 from cdc_pipeline.capture.shard_reader import ReadOptions, Start, read_shard
-from cdc_pipeline.capture.source import Source, table_with_stream
+from cdc_pipeline.capture.source import Source
+from cdc_pipeline.capture.switch import begin_cut, switch
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.errors import (
     CdcPipelineError,
@@ -25,9 +26,7 @@ from cdc_pipeline.core.errors import (
 )
 from cdc_pipeline.core.lineage import Shard, depths, readable
 from cdc_pipeline.core.log_parts import Cause, LandedObject, ShardState, StreamRef
-from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.log import CaptureLog
-from cdc_pipeline.settings import Table
 
 _DISCOVERY_SECONDS = 60
 _FLUSH_WAIT_SECONDS = 0.2
@@ -52,24 +51,54 @@ class CaptureFailedError(CdcPipelineError):
     """Some shards could not be read; what the others held has landed."""
 
 
-def open_source(lake: Lake, table: Table) -> Source:
-    """The stream of a table, checked to be one that can be mirrored; raises `SourceError`."""
-    found = table_with_stream(
-        lake.source(table), table.name, complete_by_read=table.complete_by_read
-    )
-    assert found.stream_arn  # table_with_stream saw to it
-    pace = lake.settings.capture.reads_per_second
-    return Source(
-        table=table.name,
-        table_id=found.table_id,
-        arn=found.stream_arn,
-        view_type=found.view_type or "",
-        shards=DynamoDBStreams(lake.source(table)),
-        reader=ItemReader(lake.source(table), table.name, found.key_names, pace),
-    )
-
-
 def capture_table(
+    log: CaptureLog,
+    source: Source,
+    options: CaptureOptions,
+    *,
+    former: Callable[[StreamRef], Source] | None = None,
+    report: Callable[[list[LandedObject]], None] = lambda _: None,
+    sleep: Callable[[float], object] = time.sleep,
+) -> CaptureResult:
+    """Land everything that the stream holds now; `report` hears of each landed batch.
+
+    `former`: how the stream is read that the log follows, if that is another one; by default as
+    `source` is. What is left of it lands first. If it is of another transport, a cut is logged, and
+    as long as it has not been read up to that, it alone is read (`capture.switch`).
+
+    Safe to kill at any moment and to run twice at once. Raises `CaptureConflictError` when
+    another capture of the table was faster, `CaptureFailedError` when shards failed (after
+    landing the others), `SourceError`, `LakeError`. A break in continuity is no error but a gap.
+    """
+    run = partial(_Run, log, options=options, report=report, sleep=sleep)
+    state = log.load()
+    followed = state.stream
+    before: CaptureResult | None = None
+    if followed is not None and not source.is_followed(followed):
+        old = former(followed) if former else _as_followed(source, followed)
+        switching = followed.transport != source.transport
+        if switching:
+            begin_cut(log, state, source)
+        last = run(source=old)
+        try:
+            # A stream that was turned off is readable for a while: take what is left of it.
+            before = last.run(opened=True)
+        except ShardGoneError:
+            last.ended = True
+        if switching and not switch(log, source, looked_us=last.looked_us, ended=last.ended):
+            before = before or CaptureResult(source.table)
+            before.warnings.append(f"table {source.table}: {_waiting(log.load())}")
+            return _without_failures(before)
+    try:
+        result = run(source=source).run()
+    except ShardGoneError as error:
+        raise SourceError(f"table {source.table}: {error}") from error
+    if before is not None:
+        result.add(before)
+    return _without_failures(result)
+
+
+def drain_table(
     log: CaptureLog,
     source: Source,
     options: CaptureOptions,
@@ -77,26 +106,30 @@ def capture_table(
     report: Callable[[list[LandedObject]], None] = lambda _: None,
     sleep: Callable[[float], object] = time.sleep,
 ) -> CaptureResult:
-    """Land everything that the stream holds now; `report` hears of each landed batch.
+    """Land what is left of the stream that the log follows, even if the table has turned it off.
 
-    Safe to kill at any moment and to run twice at once. Raises `CaptureConflictError` when
-    another capture of the table was faster, `CaptureFailedError` when shards failed (after
-    landing the others), `SourceError`, `LakeError`. A break in continuity is no error but a gap.
+    Raises what `capture_table` does, and `ShardGoneError` when the stream no longer exists.
     """
-    state = log.load()
-    followed = state.stream
-    before: CaptureResult | None = None
-    if followed is not None and followed.arn != source.arn:
-        # A stream that was turned off is readable for 24 more hours: take what is left of it.
-        old = replace(source, arn=followed.arn, table_id=followed.table_id)
-        with suppress(ShardGoneError):
-            before = _Run(log, old, options, report, sleep).run()
-    try:
-        result = _Run(log, source, options, report, sleep).run()
-    except ShardGoneError as error:
-        raise SourceError(f"table {source.table}: {error}") from error
-    if before is not None:
-        result.add(before)
+    run = _Run(log, source=source, options=options, report=report, sleep=sleep)
+    return _without_failures(run.run(opened=True))
+
+
+def _as_followed(source: Source, stream: StreamRef) -> Source:
+    return replace(source, arn=stream.arn, table_id=stream.table_id, created_us=stream.created_us)
+
+
+def _waiting(state: LogState) -> str:
+    assert state.stream is not None
+    assert state.cut is not None
+    cut = datetime.fromtimestamp(state.cut.at_us / 1_000_000, UTC)
+    return (
+        f"switching from {state.stream.transport} to {state.cut.transport}: what was written from "
+        f"{cut:%Y-%m-%d %H:%M:%S} UTC on waits until {state.stream.transport} has been read up to "
+        "then; leave both on"
+    )
+
+
+def _without_failures(result: CaptureResult) -> CaptureResult:
     if result.failed_shards:
         listed = "; ".join(f"{s}: {why}" for s, why in sorted(result.failed_shards.items()))
         raise CaptureFailedError(
@@ -112,6 +145,7 @@ class _Run:
     def __init__(
         self,
         log: CaptureLog,
+        *,
         source: Source,
         options: CaptureOptions,
         report: Callable[[list[LandedObject]], None],
@@ -119,6 +153,8 @@ class _Run:
     ) -> None:
         self.log = log
         self.source = source
+        lag = source.reading.listing_lag_seconds(options.listing_lag_seconds)
+        self.listing_lag_us = int(lag * 1_000_000)
         self.options = options
         self.report = report
         self.started = log.clock()
@@ -141,14 +177,19 @@ class _Run:
         self.listed: list[Shard] = []
         self.listing_us = 0
         self.enabled = False
+        self.retention_hours = 0
+        # Up to when losses are known; whether nothing more can come of the stream.
+        self.looked_us: int | None = None
+        self.ended = False
         self.at_tip: set[str] = set()
         self.running: dict[Future[ShardState], str] = {}
         self.flushed = time.monotonic()
         self.flush_pause = options.flush_seconds
 
-    def run(self) -> CaptureResult:
+    def run(self, *, opened: bool = False) -> CaptureResult:
+        """One run; `opened`: of the stream that the log follows, whatever has become of it."""
         self.state = self.log.load()
-        gap = open_capture(self.log, self.state, self.source)
+        gap = None if opened else open_capture(self.log, self.state, self.source)
         self.result.gaps += [gap] if gap else []
         assert self.state.stream is not None  # open_capture saw to it
         self.stream = self.state.stream
@@ -163,8 +204,17 @@ class _Run:
                 self.stop.set()
                 self.pending.close()
         self._land()
+        now_us = self.log.now_us()
+        self.looked_us = look_for_losses(self.lander, self.state, self.source, self.result, now_us)
+        self.ended = self._has_ended()
         self.result.close(self.state, self.log.clock() - self.started)
         return self.result
+
+    def _has_ended(self) -> bool:
+        """Whether nothing more can come: the stream is off, and read to its end."""
+        reached_us = self.state.cut.at_us if self.state.cut else self.reading.until_us
+        reading = [s for s in self.state.shards.values() if s.status == "reading"]
+        return not self.enabled and all(s.read_to_us >= reached_us for s in reading)
 
     def _read_all(self, pool: ThreadPoolExecutor) -> None:
         self._discover()
@@ -200,13 +250,24 @@ class _Run:
                 future = pool.submit(
                     read_shard,
                     self.source.shards,
-                    self.stream,
-                    Start(shard, listed.starting, unread_since_us(self.state, shard)),
+                    self.source.reading,
+                    self._stream(),
+                    self._start(shard, listed.starting),
                     self.pending,
                     self.reading,
                     self.stop,
                 )
                 self.running[future] = shard.shard_id
+
+    def _stream(self) -> StreamRef:
+        """With the shorter one of the retentions that the log and the last listing know."""
+        hours = min(self.stream.retention_hours, self.retention_hours)
+        return replace(self.stream, retention_hours=hours)
+
+    def _start(self, shard: ShardState, starting: str | None) -> Start:
+        cut = self.state.cut
+        unread_us = unread_since_us(self.state, shard)
+        return Start(shard, starting, unread_us, cut.at_us if cut else None)
 
     def _settle(self, future: Future[ShardState]) -> str:
         """Take over where a reader stopped. One that failed does not stop the others."""
@@ -227,18 +288,23 @@ class _Run:
     def _open_gap(self, shard_id: str, cause: Cause) -> None:
         """Record what can no longer be read, then go on with what can."""
         self._land()
-        self.lander.append(lambda: shard_gap(self.state, shard_id, cause, self.log.now_us()))
+        keeps = self.source.reading.trims_silently
+        self.lander.append(
+            lambda: shard_gap(self.state, shard_id, cause, self.log.now_us(), keeps_position=keeps)
+        )
         self.shards[shard_id] = self.state.shards[shard_id]
         self.result.gaps.append(self.state.gaps[self.state.n])
 
     def _discover(self) -> None:
         """List the stream's shards and take up new ones.
 
-        A listing may leave out what is younger than `listing_lag_seconds`; only what is older
-        than that counts towards the watermark.
+        A listing may leave out what is younger than `listing_lag_us`; only what is older than that
+        counts towards the watermark.
         """
         started_us = self.log.now_us()
         found = self.source.shards.describe(self.source.arn)
+        if found.created_us != self.stream.created_us:
+            raise ShardGoneError(f"stream {found.arn} was deleted and made again")
         shards = found.shards + self._unseen_parents(found.shards)
         levels = depths(shards, {s.shard_id: s.depth for s in self.shards.values()})
         for shard in shards:
@@ -249,14 +315,18 @@ class _Run:
                     levels[shard.shard_id],
                     # It was in no listing yet, so it is younger than what those vouch for.
                     read_to_us=self.state.discovered_us,
+                    adjacent_id=shard.adjacent_id,
                 )
         listed = {shard.shard_id for shard in found.shards}
         # A listing may leave a shard out for a while; only reading it tells whether it is gone.
         missing = [s for s in self.shards.values() if s.status == "reading"]
         self.listed = found.shards + [
-            Shard(s.shard_id, s.parent_id, None, None) for s in missing if s.shard_id not in listed
+            Shard(s.shard_id, s.parent_id, None, None, s.adjacent_id)
+            for s in missing
+            if s.shard_id not in listed
         ]
         self.listing_us, self.enabled = started_us, found.status == "ENABLED"
+        self.retention_hours = found.retention_hours
 
     def _unseen_parents(self, listed: list[Shard]) -> list[Shard]:
         """Parents that no listing ever showed: reading them tells whether they have expired.
@@ -264,8 +334,8 @@ class _Run:
         Those of the stream's first listing are not ours to miss; its shards are known already.
         """
         ids = {shard.shard_id for shard in listed} | self.shards.keys()
-        fresh = (s.parent_id for s in listed if s.shard_id not in self.shards)
-        return [Shard(p, None, None, None) for p in sorted({p for p in fresh if p} - ids)]
+        fresh = {p for s in listed if s.shard_id not in self.shards for p in s.parents}
+        return [Shard(p, None, None, None) for p in sorted(fresh - ids)]
 
     def _vouched(self) -> dict[str, int]:
         """What the last listing says about shards that we may not know of; nothing: no news.
@@ -275,12 +345,11 @@ class _Run:
         shard has ended, by the listing or by our reading, and shows no child, this one is late
         whatever the setting says.
         """
-        parents = {shard.parent_id for shard in self.listed}
+        parents = {parent for shard in self.listed for parent in shard.parents}
         ended = {s.shard_id for s in self.listed if not s.is_open or self._is_done(s.shard_id)}
         if not self.enabled or ended - parents:
             return {}
-        lag_us = int(self.options.listing_lag_seconds * 1_000_000)
-        return vouched(self.state, self.listing_us, lag_us)
+        return vouched(self.state, self.listing_us, self.listing_lag_us)
 
     def _land(self) -> None:
         """Make log entries of everything gathered, and complete events that lack their images."""
@@ -293,13 +362,29 @@ class _Run:
                 "shards": tuple(self._changed_shards(batch)),
                 "forgotten": tuple(self._forgotten()),
                 **self._vouched(),
+                **self._news_of_stream(),
             },
         )
         self.lander.complete()
+        self.result.skipped += batch.skipped
         self.pending.landed()
         self.flushed = time.monotonic()
         # At most a fifth of the time goes into landing.
         self.flush_pause = max(self.options.flush_seconds, 4 * (self.flushed - started))
+
+    def _news_of_stream(self) -> dict[str, StreamRef]:
+        """What the listing says of the stream itself and the log must know.
+
+        Of a longer retention only what is younger than the shorter one profits.
+        """
+        stream, hours = self.state.stream, self.retention_hours
+        assert stream is not None  # it is followed
+        old_us = self.log.now_us() - stream.retention_us
+        if hours and (hours < stream.retention_hours or self.state.watermark_us > old_us):
+            stream = replace(stream, retention_hours=hours)
+        if self.source.reading.comes_back and not self.enabled and self.listing_us:
+            stream = replace(stream, off=True)
+        return {} if stream == self.state.stream else {"stream": stream}
 
     def _changed_shards(self, batch: Batch) -> Iterable[ShardState]:
         """Shards that this entry moves, and new ones, which the log must know of at once."""
@@ -316,7 +401,7 @@ class _Run:
         A listing may leave a shard out for a while, so one that could still be listed is kept.
         """
         listed = {shard.shard_id for shard in self.listed}
-        old_us = self.log.now_us() - 2 * 24 * 3600 * 1_000_000
+        old_us = self.log.now_us() - 2 * self.stream.retention_us
         for shard_id, shard in self.state.shards.items():
             if shard.status != "reading" and shard_id not in listed and shard.read_to_us < old_us:
                 yield shard_id

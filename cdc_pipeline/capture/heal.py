@@ -30,7 +30,8 @@ from cdc_pipeline.capture.increments import (
     wait_until_restorable,
 )
 from cdc_pipeline.capture.snapshot import export_target
-from cdc_pipeline.capture.source import require_backups, table_with_stream
+from cdc_pipeline.capture.source import require_backups
+from cdc_pipeline.capture.sources import described_table
 from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.changes import Change
 from cdc_pipeline.core.erasure import Suppressions
@@ -168,9 +169,7 @@ def heal_gap(
     come past the gap's end yet, `ExportError`, `SourceError`, `CaptureConflictError`, `LakeError`.
     """
     started = time.monotonic()
-    described = table_with_stream(
-        lake.source(table), table.name, complete_by_read=table.complete_by_read
-    )
+    described = described_table(lake, table)
     require_backups(lake.source(table), table.name)
     healing = _Healing(lake, table, gap, described, progress, sleep)
     healing.run()

@@ -1,6 +1,6 @@
 """Landing: objects first, then the log entry that makes them valid, and what a lost race means."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -12,7 +12,7 @@ from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.changes import Change
 from cdc_pipeline.core.erasure import Suppressions
 from cdc_pipeline.core.errors import CaptureConflictError
-from cdc_pipeline.core.log_parts import LandedObject
+from cdc_pipeline.core.log_parts import PAST_GENERATION, LandedObject
 from cdc_pipeline.core.names import TablePaths, day_folder, day_of
 from cdc_pipeline.lake.landing import read_landing, write_landing, write_quarantine
 from cdc_pipeline.lake.log import CaptureLog, new_nonce, remove_orphans, this_owner
@@ -52,15 +52,22 @@ class Lander:
             n, nonce, now_us = state.n + 1, new_nonce(), self._log.now_us()
             # At each attempt: the entry that was faster may be an erasure, or a compaction.
             kept, unread = _without_erased(state, changes, unreadable)
-            objects = write_landing(
-                store,
-                paths,
-                self._ties.settled(state, kept),
-                n=n,
-                nonce=nonce,
-                generation=state.generation,
-                landed_us=now_us,
-            )
+            objects = [
+                landed
+                for generation, changes_of_it in self._by_generation(
+                    self._ties.settled(state, kept)
+                )
+                for landed in write_landing(
+                    store,
+                    paths,
+                    changes_of_it,
+                    n=n,
+                    # Two generations of a day are two objects.
+                    nonce=nonce if generation == state.generation else new_nonce(),
+                    generation=generation,
+                    landed_us=now_us,
+                )
+            ]
             quarantined = write_quarantine(store, paths, unread, n=n, nonce=nonce, landed_us=now_us)
             entry = Entry(
                 n=n,
@@ -77,6 +84,20 @@ class Lander:
                 return
             store.delete([o.key for o in objects] + [q.key for q in quarantined])
             self._give_way()
+
+    def _by_generation(self, changes: Sequence[Change]) -> Iterator[tuple[int, Sequence[Change]]]:
+        """Changes of the present generation, and those from before capture began.
+
+        A stream that may have been off, or have lost records, before anybody watched over it must
+        not put what it still has over the baseline.
+        """
+        state = self._state
+        if not self._source.reading.comes_back:
+            yield state.generation, changes
+            return
+        began_us = state.began_us
+        yield state.generation, [c for c in changes if c.write_time_us >= began_us]
+        yield PAST_GENERATION, [c for c in changes if c.write_time_us < began_us]
 
     def append(self, entry: Callable[[], Entry]) -> None:
         """Append an entry without objects, made anew at each attempt."""
@@ -96,7 +117,7 @@ class Lander:
 
     def remove_orphans(self) -> None:
         """Remove what a killed capture left behind."""
-        folders = _recent_folders(self._log.paths, self._log.now_us())
+        folders = _recent_folders(self._log.paths, self._state, self._log.now_us())
         removed = remove_orphans(self._log.store, self._state, folders)
         self._result.orphans_removed += len(removed)
 
@@ -106,7 +127,7 @@ class Lander:
         for entry in self._log.catch_up(self._state):
             same = entry.stream is None or entry.stream.arn == self._source.arn
             landed = entry.objects and not (entry.replaced or entry.heal)
-            if entry.shards or landed or not same:
+            if entry.shards or landed or entry.cut or not same:
                 raise CaptureConflictError(
                     f"table {self._source.table}: another capture ({entry.owner}) landed entry "
                     f"{entry.n} first; this one stops, nothing is lost and nothing doubled",
@@ -124,9 +145,12 @@ def _without_erased(
     return kept, [(why, record) for why, record in unreadable if not erased.drops_record(record)]
 
 
-def _recent_folders(paths: TablePaths, now_us: int) -> list[str]:
-    """Folders in which a killed capture can have left objects: a stream holds 24 hours."""
+def _recent_folders(paths: TablePaths, state: LogState, now_us: int) -> list[str]:
+    """Folders in which a killed capture can have left objects: of what it could read."""
+    assert state.stream is not None  # it is followed
     today = day_of(now_us)
-    days = [today + timedelta(days=offset) for offset in (-2, -1, 0, 1)]
-    zones = (paths.landing, f"{paths.quarantine}unreadable-record/")
-    return [f"{zone}{day_folder(day)}" for zone in zones for day in days]
+    oldest = day_of(max(now_us - state.stream.retention_us, state.watermark_us))
+    first = min(oldest, today - timedelta(days=1)) - timedelta(days=1)
+    days = [first + timedelta(days=n) for n in range((today - first).days + 2)]
+    landing = [f"{paths.landing}{day_folder(day)}" for day in days]
+    return landing + [f"{paths.quarantine}unreadable-record/{day_folder(d)}" for d in days[-4:]]

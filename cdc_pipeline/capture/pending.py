@@ -15,6 +15,7 @@ class Batch:
     unreadable: list[tuple[str, bytes]] = field(default_factory=list)
     shards: dict[str, ShardState] = field(default_factory=dict)
     size: int = 0
+    skipped: int = 0
 
     @property
     def rows(self) -> int:
@@ -43,14 +44,19 @@ class Pending:
         changes: list[Change],
         unreadable: list[tuple[str, bytes]],
         size: int,
+        skipped: int = 0,
     ) -> None:
-        """Add what one page brought; `shard` is the shard's state behind it."""
+        """Add what one page brought; `shard` is the shard's state behind it.
+
+        `skipped`: records that were left out, for counting.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._closed or not self._over(2))
             self._batch.changes += changes
             self._batch.unreadable += unreadable
             self._batch.shards[shard.shard_id] = shard
             self._batch.size += size
+            self._batch.skipped += skipped
             self._changed.notify_all()
 
     def take(self) -> Batch:

@@ -5,10 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from cdc_pipeline.aws.streams import DynamoDBStreams
-from cdc_pipeline.capture.continuity import RETENTION_US
 from cdc_pipeline.capture.increments import BATCH_ROWS
-from cdc_pipeline.capture.records import parse_records
+from cdc_pipeline.capture.source import Source
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.changes import Change
 from cdc_pipeline.core.erasure import Suppressions
@@ -66,7 +64,7 @@ def reland(
     log: CaptureLog,
     state: LogState,
     lost: Sequence[LandedObject],
-    streams: DynamoDBStreams,
+    source: Source,
     options: Capture,
     sleep: Callable[[float], object] = time.sleep,
 ) -> list[Relanded]:
@@ -86,7 +84,7 @@ def reland(
     erased = Suppressions(state.erasures.values())
     try:
         for shard_id in shards:
-            for change in _read(streams, state, state.shards[shard_id], options, sleep):
+            for change in _read(source, state, state.shards[shard_id], options, sleep):
                 if erased.drops(change.keys, change.write_time_us):
                     continue
                 found = [group for group in groups if group.holds(change)]
@@ -109,15 +107,15 @@ def _groups(log: CaptureLog, state: LogState, lost: Iterable[LandedObject]) -> l
     groups: dict[tuple[str, int], list[LandedObject]] = {}
     for landed in lost:
         groups.setdefault((landed.day, landed.generation), []).append(landed)
-    oldest_us = log.now_us() - RETENTION_US
+    if state.stream is None or not state.stream.full_images:
+        # Events without images were completed by reading their items; the stream lacks those rows.
+        return []
+    oldest_us = log.now_us() - state.stream.retention_us
     return [
         Relanded(of_it)
         for _, of_it in sorted(groups.items())
         # Shards of another stream, and rows that no shard ever held, are not in the log's list.
         if all(o.min_write_us >= oldest_us and state.shards.keys() >= {*o.shards} for o in of_it)
-        # Events without images were completed by reading their items; the stream lacks those rows.
-        and state.stream is not None
-        and state.stream.full_images
     ]
 
 
@@ -135,7 +133,7 @@ def _survivors(
 
 
 def _read(
-    streams: DynamoDBStreams,
+    source: Source,
     state: LogState,
     shard: ShardState,
     options: Capture,
@@ -145,18 +143,21 @@ def _read(
     if shard.sequence_number is None or state.stream is None:
         return
     until = int(shard.sequence_number)
-    iterator: str | None = streams.iterator(state.stream.arn, shard.shard_id, None)
+    iterator: str | None = source.shards.iterator(state.stream.arn, shard.shard_id, None)
     empty = 0
     while iterator is not None and empty < options.empty_polls:
         try:
-            page = streams.read(iterator)
+            page = source.shards.read(iterator)
         except ExpiredIteratorError as error:
             raise SourceError(f"shard {shard.shard_id}: its iterator has expired") from error
-        changes, _ = parse_records(page.records, state.stream, shard)
+        changes = source.reading.parse(page, state.stream, shard).changes
         yield from (change for change in changes if int(change.sequence_number) <= until)
-        if changes and int(changes[-1].sequence_number) >= until:
+        last = source.reading.last(page)
+        if last is not None and int(last) >= until:
             return
-        empty = 0 if page.records else empty + 1
+        # An empty page behind which there is more is none of those that tell of the end.
+        empty = 0 if page.records or page.behind_ms else empty + 1
         iterator = page.next_iterator
-        if not page.records:
-            sleep(options.poll_seconds)
+        pause = source.reading.pause(page, options.poll_seconds)
+        if pause is not None:
+            sleep(pause)

@@ -8,7 +8,11 @@ from cdc_pipeline.core.log_parts import Gap, LandedObject
 
 @dataclass
 class CaptureResult:
-    """What one capture run did. `days`: rows and bytes landed, by write day."""
+    """What one capture run did. `days`: rows and bytes landed, by write day.
+
+    `skipped`: records of other tables, or that come by another transport. `warnings`: what a
+    person should know although nothing failed.
+    """
 
     table: str
     rows: int = 0
@@ -23,6 +27,8 @@ class CaptureResult:
     seconds: float = 0.0
     failed_shards: dict[str, str] = field(default_factory=dict)
     gaps: list[Gap] = field(default_factory=list)
+    skipped: int = 0
+    warnings: list[str] = field(default_factory=list)
 
     def add(self, other: "CaptureResult") -> None:
         """Add what was done on an earlier stream of the same table."""
@@ -34,6 +40,8 @@ class CaptureResult:
         self.seconds += other.seconds
         self.failed_shards |= other.failed_shards
         self.gaps = other.gaps + self.gaps
+        self.skipped += other.skipped
+        self.warnings = other.warnings + self.warnings
         for day, (rows, size) in other.days.items():
             self._add_day(day, rows, size)
 

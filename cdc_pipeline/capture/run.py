@@ -1,18 +1,19 @@
 """One capture run over a group of tables: they drain side by side, and fail alone."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from queue import SimpleQueue
 
-from cdc_pipeline.capture.drain import (
-    CaptureOptions,
-    CaptureResult,
-    capture_table,
-    open_source,
-)
-from cdc_pipeline.core.errors import CdcPipelineError, LakeError
+from cdc_pipeline.capture.drain import CaptureOptions, CaptureResult, capture_table, drain_table
+from cdc_pipeline.capture.source import Source
+from cdc_pipeline.capture.sources import followed_source, open_source
+from cdc_pipeline.capture.switch import give_up_cut
+from cdc_pipeline.core.changes import DYNAMODB_STREAMS
+from cdc_pipeline.core.errors import CdcPipelineError, LakeError, ShardGoneError, SourceError
 from cdc_pipeline.core.log_parts import LandedObject
 from cdc_pipeline.lake.glue import register_days
 from cdc_pipeline.lake.lake import Lake
@@ -119,4 +120,30 @@ def _capture(
             events.put(Unregistered(table, error))
         events.put(Landed(table, objects))
 
-    return capture_table(lake.log(table), open_source(lake, table), options, report=landed)
+    log = lake.log(table)
+    drain = partial(drain_table, log, options=options, report=landed)
+    source = _source(lake, table, drain)
+    former = partial(followed_source, lake, table)
+    return capture_table(log, source, options, former=former, report=landed)
+
+
+def _source(lake: Lake, table: Table, drain: Callable[[Source], object]) -> Source:
+    """The stream to follow: where a switch is on its way, the one that it leads to.
+
+    What the log follows is read although the other one cannot be had; only then is that an error.
+    """
+    log = lake.log(table)
+    state = log.load()
+    wanted = state.cut.transport if state.cut else table.transport
+    try:
+        return open_source(lake, table, wanted)
+    except SourceError:
+        stream = state.stream
+        if state.cut and stream is not None and stream.transport == table.transport:
+            source = open_source(lake, table)
+            give_up_cut(log, state)
+            return source
+        if stream is not None and {stream.transport, wanted} != {DYNAMODB_STREAMS}:
+            with suppress(ShardGoneError):
+                drain(followed_source(lake, table, stream))
+        raise

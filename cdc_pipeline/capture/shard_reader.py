@@ -6,11 +6,11 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cdc_pipeline.aws.streams import Page
-from cdc_pipeline.capture.continuity import RETENTION_US
+from cdc_pipeline.aws.shards import Page
 from cdc_pipeline.capture.pending import Pending, moved
-from cdc_pipeline.capture.records import parse_records, sequence_number
+from cdc_pipeline.capture.reading import Reading
 from cdc_pipeline.capture.source import ShardSource
+from cdc_pipeline.core.changes import Change
 from cdc_pipeline.core.errors import (
     ExpiredIteratorError,
     HeadTrimmedError,
@@ -43,16 +43,19 @@ class Start:
     """A shard to read and what is known of its beginning.
 
     `starting`: the shard's first sequence number as listed, None if unknown. `unread_since_us`:
-    changes written since then have not been read by anyone.
+    changes written since then have not been read by anyone. `before_us`: changes written then or
+    later come another way and are left out, None: there is no other.
     """
 
     shard: ShardState
     starting: str | None
     unread_since_us: int
+    before_us: int | None = None
 
 
 def read_shard(
     source: ShardSource,
+    reading: Reading,
     stream: StreamRef,
     start: Start,
     pending: Pending,
@@ -61,11 +64,9 @@ def read_shard(
 ) -> ShardState:
     """Read until the tip, the end of the shard, the deadline or `stop`; returns where it stands.
 
-    The tip is where `until_us` lies: what is written later is the next run's. A quiet shard is
-    read up to the time at which the first of the last `empty_polls` reads in a row began, all of
-    them empty; a single empty page means nothing (AWS returns them in the middle of a shard).
-    Only a parsed answer without a next iterator ends a shard. Raises `HeadTrimmedError`,
-    `TrimmedDataError`, `ShardGoneError`, `SourceError`.
+    The tip is where `until_us` lies: what is written later is the next run's. Only a parsed answer
+    without a next iterator ends a shard. Raises `HeadTrimmedError`, `TrimmedDataError`,
+    `ShardGoneError`, `SourceError`.
     """
     shard = start.shard
     iterator = _iterator(source, stream, start, int(options.clock() * 1_000_000))
@@ -83,25 +84,47 @@ def read_shard(
             iterator = source.iterator(stream.arn, shard.shard_id, shard.sequence_number)
             continue
         finished = page.next_iterator is None
-        changes, unreadable = parse_records(page.records, stream, shard)
-        last = _checkpoint(page)
+        parsed = reading.parse(page, stream, shard)
         if page.records:
             empty.clear()
-            read_to_us = changes[-1].write_time_us if changes else 0
         else:
             empty.append(started_us)
-            read_to_us = empty[0] if len(empty) == options.empty_polls else 0
-        if shard.sequence_number is None and (page.records or finished or read_to_us):
-            _check_head(start, page, started_us)
-        shard = moved(shard, last=last, read_to_us=read_to_us, rows=len(changes), finished=finished)
-        if page.records or finished or read_to_us:
-            pending.add(shard, changes, unreadable, page.size if page.records else 0)
-        if page.next_iterator is None or shard.read_to_us >= options.until_us:
+        quiet_us = empty[0] if len(empty) == options.empty_polls else 0
+        read_to = reading.read_to(page, parsed.changes, started_us, quiet_us)
+        news = page.records or finished or read_to.written_us
+        if news and (shard.sequence_number is None or reading.trims_silently):
+            _check_whole(reading, stream, start, shard, page, int(options.clock() * 1_000_000))
+        changes = _of_its_time(parsed.changes, stream, start)
+        shard = moved(
+            shard,
+            last=reading.last(page),
+            read_to_us=read_to.written_us,
+            rows=len(changes),
+            finished=finished,
+        )
+        if news:
+            skipped = parsed.skipped + len(parsed.changes) - len(changes)
+            size = page.size if page.records else 0
+            pending.add(shard, changes, parsed.unreadable, size, skipped)
+        if page.next_iterator is None or max(read_to.tip_us, shard.read_to_us) >= options.until_us:
             break
         iterator = page.next_iterator
-        if not page.records:
-            options.sleep(options.poll_seconds)
+        pause = reading.pause(page, options.poll_seconds)
+        if pause is not None:
+            options.sleep(pause)
     return shard
+
+
+def _of_its_time(changes: list[Change], stream: StreamRef, start: Start) -> list[Change]:
+    """Changes that no other transport has had, or will have."""
+    if not stream.since_us and start.before_us is None:
+        return changes
+    end = start.before_us
+    return [
+        c
+        for c in changes
+        if c.write_time_us >= stream.since_us and (end is None or c.write_time_us < end)
+    ]
 
 
 def _iterator(source: ShardSource, stream: StreamRef, start: Start, now_us: int) -> str:
@@ -114,28 +137,23 @@ def _iterator(source: ShardSource, stream: StreamRef, start: Start, now_us: int)
     try:
         return source.iterator(stream.arn, shard.shard_id, shard.sequence_number)
     except TrimmedDataError:
-        if now_us - start.unread_since_us >= RETENTION_US:
+        if now_us - start.unread_since_us >= stream.retention_us:
             raise
         return source.iterator(stream.arn, shard.shard_id, None)
 
 
-def _check_head(start: Start, page: Page, now_us: int) -> None:
-    """Reading from a shard's beginning hides a head, or all of it, that was trimmed unread.
+def _check_whole(
+    reading: Reading, stream: StreamRef, start: Start, shard: ShardState, page: Page, now_us: int
+) -> None:
+    """Reading hides what was trimmed unread: a shard's head, or all of it.
 
-    It is whole if nothing unread can be older than the retention, or if the first record is the
-    one that the listing calls the shard's first.
+    Nothing is missing if nothing unread can be older than the retention, or if the first record
+    is known to be the shard's first.
     """
-    if now_us - start.unread_since_us < RETENTION_US:
+    unread_since_us = max(start.unread_since_us, shard.read_to_us)
+    if now_us - unread_since_us < stream.retention_us:
         return
-    first = next((n for raw in page.records if (n := sequence_number(raw))), None)
-    if first is None or first != start.starting:
-        raise HeadTrimmedError(f"shard {start.shard.shard_id}: its oldest records were trimmed")
-
-
-def _checkpoint(page: Page) -> str | None:
-    """The last sequence number of the page; None for an empty one, or if no record has one.
-
-    Then the position stays where it was: the same records are read, and quarantined, again.
-    """
-    numbers = map(sequence_number, reversed(page.records))
-    return next((number for number in numbers if number is not None), None)
+    if shard.sequence_number is not None:
+        raise TrimmedDataError(f"shard {shard.shard_id}: unread for as long as it keeps records")
+    if not reading.begins(page, start.starting):
+        raise HeadTrimmedError(f"shard {shard.shard_id}: its oldest records were trimmed")

@@ -29,8 +29,8 @@ from cdc_pipeline.aws.export import (
 from cdc_pipeline.aws.session import AwsSession, error_code
 from cdc_pipeline.aws.table import describe_backups
 from cdc_pipeline.capture.continuity import open_capture
-from cdc_pipeline.capture.drain import open_source
-from cdc_pipeline.capture.source import require_backups, table_with_stream
+from cdc_pipeline.capture.source import require_backups
+from cdc_pipeline.capture.sources import described_table, open_source
 from cdc_pipeline.capture.staging import Converted, Staging
 from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.columns import Column
@@ -89,9 +89,7 @@ def take_snapshot(
     `ExportError`, `LakeError`, `NotReadyError`.
     """
     started = time.monotonic()
-    described = table_with_stream(
-        lake.source(table), table.name, complete_by_read=table.complete_by_read
-    )
+    described = described_table(lake, table)
     require_backups(lake.source(table), table.name)
     target = export_target(lake, table)
     log = lake.log(table)

@@ -1,22 +1,25 @@
 """What capture needs of a table's source, checked before anything is read."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from cdc_pipeline.aws.session import AwsSession
-from cdc_pipeline.aws.streams import Page, StreamDescription
+from cdc_pipeline.aws.shards import Page, StreamDescription
 from cdc_pipeline.aws.table import TableDescription, describe_backups, describe_table
 from cdc_pipeline.capture.completion import ItemReader
+from cdc_pipeline.capture.reading import Reading, StreamsReading
 from cdc_pipeline.core.changes import DYNAMODB_STREAMS
 from cdc_pipeline.core.errors import SourceError
-from cdc_pipeline.core.log_parts import MIRROR_VIEWS
+from cdc_pipeline.core.log_parts import MIRROR_VIEWS, StreamRef
 
 
 @dataclass(frozen=True)
 class Source:
     """A table's stream as it is now: which table, which stream, and how to read it.
 
-    `reader` completes the events of a stream without new images.
+    `reader` completes the events of a stream without new images. `created_us`: tells streams of
+    one ARN apart. `losses`: how DynamoDB is asked what it could not write to the stream, None for
+    streams that are always whole.
     """
 
     table: str
@@ -26,15 +29,53 @@ class Source:
     shards: "ShardSource"
     reader: ItemReader | None = None
     transport: str = DYNAMODB_STREAMS
+    reading: Reading = field(default_factory=StreamsReading)
+    created_us: int = 0
+    losses: "Losses | None" = None
 
     @property
     def full_images(self) -> bool:
         """Whether the stream's events hold the new item."""
         return self.view_type in MIRROR_VIEWS
 
+    def is_same_stream(self, stream: StreamRef) -> bool:
+        """Whether this is the stream that a log follows, of the same table."""
+        ours = (self.transport, self.arn, self.created_us, self.table_id)
+        return ours == (stream.transport, stream.arn, stream.created_us, stream.table_id)
+
+    def is_followed(self, stream: StreamRef) -> bool:
+        """Whether a log that follows `stream` goes on with this one, and nothing lies between."""
+        return self.is_same_stream(stream) and not stream.off
+
+    def ref(self, listed: StreamDescription, generation: int, recorded_us: int) -> StreamRef:
+        """How a log that begins to follow it names it."""
+        return StreamRef(
+            self.table_id,
+            self.arn,
+            self.view_type,
+            generation,
+            recorded_us,
+            self.transport,
+            retention_hours=listed.retention_hours,
+            created_us=self.created_us,
+        )
+
+
+class Losses(Protocol):
+    """What a table's DynamoDB says it could not write to the stream."""
+
+    @property
+    def late_us(self) -> int:
+        """How long after a time it is known what was lost then."""
+        ...
+
+    def count(self, from_us: int, to_us: int) -> int:
+        """Records lost in [from_us, to_us), whole minutes; raises `SourceError`."""
+        ...
+
 
 class ShardSource(Protocol):
-    """A stream of shards; errors as `aws.streams.DynamoDBStreams` documents them."""
+    """A stream of shards; errors as `aws.shards.ShardClient` documents them."""
 
     def describe(self, arn: str) -> StreamDescription:
         """All shards that the stream lists now."""

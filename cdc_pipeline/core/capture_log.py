@@ -15,6 +15,7 @@ from cdc_pipeline.core.errors import LakeError
 from cdc_pipeline.core.log_parts import (
     FIRST_GENERATION,
     Baseline,
+    Cut,
     Erasure,
     Gap,
     Heal,
@@ -39,7 +40,8 @@ class Entry:
     that began before that time is known. `resumed_us`: the first listing after an outage as long
     as the stream's retention. `replaced`: objects whose rows are in `objects` from now on;
     `removed`: replaced objects that are deleted. `lost`: objects that are gone or damaged beyond
-    repair; nothing reads them any more.
+    repair; nothing reads them any more. `cut`: a switch of transports begins. `replicated_us`:
+    DynamoDB was asked up to there how many records it could not replicate to Kinesis.
     """
 
     n: int
@@ -61,6 +63,8 @@ class Entry:
     removed: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
     erasure: Erasure | None = None
+    cut: Cut | None = None
+    replicated_us: int | None = None
 
     def to_json(self) -> str:
         """Readable JSON; parts that say nothing are left out."""
@@ -82,6 +86,7 @@ class LogState:
     `began_us`: when capture's first positions were recorded.
     `lost`: what was in objects that are gone or damaged.
     `erasures`: the last one of each key, by its hash.
+    `cut`: a switch of transports that is not done yet.
     """
 
     n: int = 0
@@ -101,18 +106,24 @@ class LogState:
     lost: dict[str, LandedObject] = field(default_factory=dict)
     erasures: dict[str, Erasure] = field(default_factory=dict)
     last_owner: str = ""
+    cut: Cut | None = None
+    replicated_us: int = 0
 
     def apply(self, entry: Entry) -> None:
         """Add the next entry; entries are applied in order and without holes."""
         if entry.n != self.n + 1:
             raise LakeError(f"capture log: entry {entry.n} cannot follow entry {self.n}")
         self.n, self.at_us = entry.n, entry.at_us
+        self.cut = entry.cut or self.cut
         if entry.stream is not None:
             self.stream = entry.stream
             self.began_us = self.began_us or entry.stream.recorded_us
-        self.shards.update((s.shard_id, s) for s in entry.shards)
+            if self.cut is not None and self.cut.transport == entry.stream.transport:
+                self.cut = None
+        # Shards of a new stream may be called like those of the one before.
         for shard_id in entry.forgotten:
             self.shards.pop(shard_id, None)
+        self.shards.update((s.shard_id, s) for s in entry.shards)
         for landed in entry.objects:
             # The name of an object that was not made for a certain entry does not tell it.
             known = landed if landed.entry else dataclasses.replace(landed, through=entry.n)
@@ -134,6 +145,8 @@ class LogState:
             self.discovered_us = entry.discovered_us
         if entry.resumed_us is not None:
             self.resumed_us = entry.resumed_us
+        if entry.replicated_us is not None:
+            self.replicated_us = entry.replicated_us
         if entry.baseline is not None:
             self.baselines[entry.baseline.generation] = entry.baseline
         if entry.gap is not None:
@@ -154,10 +167,12 @@ class LogState:
         """Every change written before this time has landed (µs since the epoch; 0: unknown).
 
         The least of what each unfinished shard was read to, and of the last time the list of
-        shards was seen whole, because a shard we do not know of may hold older changes.
+        shards was seen whole, because a shard we do not know of may hold older changes. While a
+        switch is on its way, what was written from its cut on waits for the new transport.
         """
-        reading = (s.read_to_us for s in self.shards.values() if s.status == "reading")
-        return min([self.discovered_us, *reading])
+        reading = [s.read_to_us for s in self.shards.values() if s.status == "reading"]
+        cut = [self.cut.at_us] if self.cut else []
+        return min([self.discovered_us, *reading, *cut])
 
     @property
     def last_change_us(self) -> int | None:
@@ -287,6 +302,8 @@ def _entry(raw: Mapping[str, Any]) -> Entry:
         removed=tuple(raw.get("removed", ())),
         lost=tuple(raw.get("lost", ())),
         erasure=_erasure(raw["erasure"]) if raw.get("erasure") else None,
+        cut=Cut(**raw["cut"]) if raw.get("cut") else None,
+        replicated_us=raw.get("replicated_us"),
     )
 
 
@@ -310,6 +327,8 @@ def _state(raw: Mapping[str, Any]) -> LogState:
         replaced=raw.get("replaced", {}),
         erasures={e["key_hash"]: _erasure(e) for e in raw.get("erasures", ())},
         last_owner=raw["last_owner"],
+        cut=Cut(**raw["cut"]) if raw.get("cut") else None,
+        replicated_us=raw.get("replicated_us", 0),
     )
 
 

@@ -6,12 +6,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard as DescribeStream lists it; `ending` is None while the shard is open."""
+    """One shard as AWS lists it; `ending` is None while the shard is open.
+
+    `adjacent_id`: its other parent, of a shard that two were merged into (Kinesis).
+    """
 
     shard_id: str
     parent_id: str | None
     starting: str | None
     ending: str | None
+    adjacent_id: str | None = None
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """The ids of its parents: none, one, or the two of a merge."""
+        return tuple(p for p in (self.parent_id, self.adjacent_id) if p is not None)
 
     @property
     def is_open(self) -> bool:
@@ -28,29 +37,29 @@ is room for shards that show later."""
 def depths(listed: Iterable[Shard], known: Mapping[str, int]) -> dict[str, int]:
     """Lineage depth of every listed shard; `known` holds depths that the log has fixed already.
 
-    A child is a step deeper than its parent. A shard whose parent is neither listed nor known is a
-    root: its parent has expired. A root that appears later than others goes deeper than all of
-    them, which is safe: its items' earlier changes, if there are any, are in shards that the log
-    knew before. A parent that appears later than its child goes above it.
+    A child is a step deeper than its deepest parent. A shard none of whose parents is listed or
+    known is a root: they have expired. A root that appears later than others goes deeper than all
+    of them, which is safe: its items' earlier changes, if there are any, are in shards that the
+    log knew before. A parent that appears later than its child goes above it.
     """
     by_id = {shard.shard_id: shard for shard in listed}
     fixed = dict(known)
     for shard in by_id.values():
         _above_known_children(shard, by_id, known, fixed)
     root = max(known.values(), default=ROOT_DEPTH - STEP)
-    result: dict[str, int] = {}
+    result = {shard_id: fixed[shard_id] for shard_id in by_id if shard_id in fixed}
     for start in by_id:
-        chain: list[str] = []
-        at: str | None = start
-        while at in by_id and at not in result and at not in fixed and at not in chain:
-            chain.append(at)
-            at = by_id[at].parent_id
-        depth = fixed.get(at, result.get(at, root)) if at is not None else root
-        for shard_id in reversed(chain):
-            depth += STEP
-            result[shard_id] = depth
-        if start in fixed:
-            result[start] = fixed[start]
+        path = {start: None} if start not in result else {}
+        while path:
+            at = next(reversed(path))
+            parents = by_id[at].parents
+            unseen = [p for p in parents if p in by_id and p not in result and p not in path]
+            if unseen:
+                path[unseen[0]] = None
+                continue
+            above = [fixed.get(p, result.get(p, root)) for p in parents]
+            result[at] = max(above, default=root) + STEP
+            del path[at]
     return result
 
 
@@ -58,29 +67,27 @@ def _above_known_children(
     shard: Shard, by_id: Mapping[str, Shard], known: Mapping[str, int], fixed: dict[str, int]
 ) -> None:
     """Give unknown ancestors of a known shard the depths above it and above its siblings."""
-    seen = {shard.shard_id}
-    while shard.shard_id in fixed:
-        parent = by_id.get(shard.parent_id or "")
-        if parent is None or parent.shard_id in seen:
-            return
-        if parent.shard_id not in known:
-            above = max(0, fixed[shard.shard_id] - 1)
-            fixed[parent.shard_id] = min(above, fixed.get(parent.shard_id, above))
-        seen.add(parent.shard_id)
-        shard = parent
+    seen, above = {shard.shard_id}, [shard]
+    while above:
+        shard = above.pop()
+        for parent_id in shard.parents if shard.shard_id in fixed else ():
+            if parent_id not in by_id or parent_id in seen:
+                continue
+            if parent_id not in known:
+                depth = max(0, fixed[shard.shard_id] - 1)
+                fixed[parent_id] = min(depth, fixed.get(parent_id, depth))
+            seen.add(parent_id)
+            above.append(by_id[parent_id])
 
 
 def readable(
     listed: Iterable[Shard], is_finished: Callable[[str], bool], is_known: Callable[[str], bool]
 ) -> list[Shard]:
-    """Shards not finished whose parent is finished or gone: per item, parents come first."""
+    """Shards not finished whose parents are all finished or gone: per item, parents come first."""
     shards = list(listed)
     ids = {shard.shard_id for shard in shards}
 
-    def parent_is_done(shard: Shard) -> bool:
-        parent = shard.parent_id
-        if parent is None or is_finished(parent):
-            return True
-        return parent not in ids and not is_known(parent)
+    def is_done(parent: str) -> bool:
+        return is_finished(parent) or (parent not in ids and not is_known(parent))
 
-    return [s for s in shards if not is_finished(s.shard_id) and parent_is_done(s)]
+    return [s for s in shards if not is_finished(s.shard_id) and all(map(is_done, s.parents))]

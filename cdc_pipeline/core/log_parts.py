@@ -18,6 +18,7 @@ Cause = Literal[
     "table recreated",
     "before capture",
     "objects lost",
+    "not replicated",
 ]
 
 PAST_GENERATION = 0
@@ -31,7 +32,9 @@ class StreamRef:
     """Which stream is captured. `recorded_us`: when its positions were recorded (time of P).
 
     `transport`: as in the settings. `arn`: of a DynamoDB or Kinesis stream, or where Firehose's
-    files are.
+    files are. `since_us`: changes written before came another way and are left out.
+    `retention_hours`: how long it keeps a record. `created_us`: tells streams of one ARN apart.
+    `off`: the table was seen not to write to it, so changes are missing even if it does again.
     """
 
     table_id: str
@@ -40,11 +43,33 @@ class StreamRef:
     generation: int
     recorded_us: int
     transport: str = DYNAMODB_STREAMS
+    since_us: int = 0
+    retention_hours: int = 24
+    created_us: int = 0
+    off: bool = False
 
     @property
     def full_images(self) -> bool:
         """Whether its events hold the new item."""
         return self.view_type in MIRROR_VIEWS
+
+    @property
+    def retention_us(self) -> int:
+        """How long it keeps a record; older ones may vanish any moment."""
+        return self.retention_hours * 3_600_000_000
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A switch of transports on its way: the old one counts before `at_us`, `transport` from then.
+
+    A whole second, because DynamoDB Streams tells no more than that of a write time and Kinesis up
+    to microseconds: both divide their changes alike, as both report one clock, that of the write.
+    (Did they not, the check `unbroken_chain` would show it.)
+    """
+
+    transport: str
+    at_us: int
 
 
 @dataclass(frozen=True)
@@ -53,7 +78,8 @@ class ShardState:
 
     `sequence_number`: the last one read, None before the first. `read_to_us`: every change
     written to this shard before that time has been read. `finished` means closed and read to
-    its end, and nothing else; `lost`: gone before that, its rest is in a gap.
+    its end, and nothing else; `lost`: gone before that, its rest is in a gap. `adjacent_id`: the
+    other parent of a shard that two were merged into.
     """
 
     shard_id: str
@@ -63,6 +89,12 @@ class ShardState:
     sequence_number: str | None = None
     read_to_us: int = 0
     rows: int = 0
+    adjacent_id: str | None = None
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """The ids of its parents: none, one, or the two of a merge."""
+        return tuple(p for p in (self.parent_id, self.adjacent_id) if p is not None)
 
 
 @dataclass(frozen=True)
@@ -142,6 +174,9 @@ class Gap:
 
     Backfills open and heal a gap in one entry: of a day "before capture", and of "objects lost"
     from the lake, whose changes land in the generation that they had (`capture.backfill`).
+
+    "not replicated": DynamoDB counted records that it could not write to Kinesis; no shard lost
+    them, so `shards` is empty.
     """
 
     cause: Cause

@@ -65,6 +65,7 @@ def capture_streams(
                     yield from landings.report(table)
                     context.log.info(describe_capture(result))
                     report_gaps(context.log.error, result)
+                    report_warnings(context.log.warning, result)
                     report_checks(context.instance, opened, table)
                 case Unregistered(table, error):
                     context.log.warning(f"{table.label}: {error}")
@@ -161,6 +162,7 @@ def capture_now(
                     context.log_event(materialization)
                 context.log.info(describe_capture(result))
                 report_gaps(context.log.error, result)
+                report_warnings(context.log.warning, result)
                 metadata = _capture_metadata(result)
             case Failed(_, error):
                 raise error
@@ -240,6 +242,7 @@ def _capture_metadata(result: "CaptureResult") -> dict[str, Any]:
             "seconds": round(result.seconds, 2),
             "shards": result.shards_open,
             "unreadable": result.quarantined,
+            "skipped": result.skipped or None,
             "lag_seconds": lag_seconds(result.watermark_us),
         }
     )
@@ -249,6 +252,12 @@ def report_gaps(log: Callable[[str], object], result: "CaptureResult") -> None:
     """Say what was lost; the check `no_open_gaps` keeps failing until it is made good."""
     for gap in result.gaps:
         log(f"{result.table}: {describe_gap(gap)}")
+
+
+def report_warnings(log: Callable[[str], object], result: "CaptureResult") -> None:
+    """Say what a person should know although nothing failed."""
+    for warning in result.warnings:
+        log(warning)
 
 
 def describe_gap(gap: Gap) -> str:

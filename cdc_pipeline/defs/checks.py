@@ -16,7 +16,6 @@ from cdc_pipeline.defs.resources import LakeResource
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings import Table
 
-_RETENTION_HOURS = 24  # DynamoDB Streams
 _MOST_ROWS = 50
 CURRENT_STATE = "current_state"
 
@@ -63,14 +62,15 @@ def gaps(lake: Lake, table: Table, state: LogState) -> Finding:
 
 
 def retention(lake: Lake, table: Table, state: LogState) -> Finding:
-    """The oldest change that may be unread is far from the 24 hours after which AWS trims it."""
+    """The oldest change that may be unread is far from the age at which AWS trims it."""
     if not state.watermark_us:
         return Finding(True, {"note": "nothing has been read yet"})
     behind = max(0.0, (lake.log(table).now_us() - state.watermark_us) / 3_600_000_000)
     options = lake.settings.capture
+    kept_hours = state.stream.retention_hours if state.stream else 24
     metadata = {
         "hours_behind": round(behind, 3),
-        "hours_left": round(_RETENTION_HOURS - behind, 3),
+        "hours_left": round(kept_hours - behind, 3),
         "oldest_unread": moment(state.watermark_us),
     }
     severe = behind >= options.fail_hours

@@ -161,7 +161,7 @@ def _look_at_all(
 
 
 def _look(lake: Lake, table: Table) -> Verdict:
-    from cdc_pipeline.capture.drain import open_source
+    from cdc_pipeline.capture.sources import open_source
 
     try:
         log = lake.log(table)
@@ -169,7 +169,10 @@ def _look(lake: Lake, table: Table) -> Verdict:
         if state.stream is None:
             return judge(table.label, state, set(), log.now_us(), 0)
         source = open_source(lake, table)
-        listed = {shard.shard_id for shard in source.shards.describe(source.arn).shards}
+        shards = source.shards.describe(source.arn).shards
+        # While a table is switched to another stream, that one's shards are nobody's yet.
+        known = source.is_followed(state.stream)
+        listed = {shard.shard_id for shard in shards} if known else set()
         options = lake.settings.capture
         # A run that lingers is followed by the next one at once.
         interval = 0 if options.linger_seconds else options.interval_seconds

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from cdc_pipeline.core.coverage import Stretch, coverage
-from cdc_pipeline.core.log_parts import Gap
+from cdc_pipeline.core.log_parts import Cut, Gap
 from cdc_pipeline.lake.current_state import published_base
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.tables import table_property
@@ -16,7 +16,9 @@ class TableStatus:
 
     `captured_to_us`: every change written before has been read. `state_to_us`: the same for the
     published current state (queries add what landed since). `gaps`: ranges that the stream lost.
-    `coverage`: the ledger, see `core.coverage`.
+    `coverage`: the ledger, see `core.coverage`. `transport`: the one that is followed now, None
+    before the first capture; `cut`: the switch to another one that is on its way.
+    `retention_hours`: how long the stream keeps a change.
     """
 
     table: str
@@ -32,6 +34,9 @@ class TableStatus:
     quarantined: int
     gaps: list[Gap]
     coverage: list[Stretch]
+    transport: str | None = None
+    cut: Cut | None = None
+    retention_hours: int = 24
 
 
 def table_status(lake: Lake, table: Table) -> TableStatus:
@@ -54,4 +59,7 @@ def table_status(lake: Lake, table: Table) -> TableStatus:
         quarantined=sum(q.rows for q in state.quarantined.values()),
         gaps=state.open_gaps(base.generation if base else 0),
         coverage=coverage(state, log.now_us()),
+        transport=state.stream.transport if state.stream else None,
+        cut=state.cut,
+        retention_hours=state.stream.retention_hours if state.stream else 24,
     )

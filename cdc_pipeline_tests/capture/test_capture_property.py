@@ -455,7 +455,7 @@ def sim() -> Iterator[ReusedSimulator]:
         use(simulator, patch)
         # Thousands of stories share one client, and its budget of retries would run out.
         patch.setattr("botocore.retries.quota.RetryQuota.acquire", lambda *_: True)
-        patch.setattr("cdc_pipeline.aws.streams._RETRY_SECONDS", 0)
+        patch.setattr("cdc_pipeline.aws.shards._RETRY_SECONDS", 0)
         patch.setattr("cdc_pipeline.capture.drain._FLUSH_WAIT_SECONDS", 0.002)
         yield simulator
 

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from cdc_pipeline.aws.table import scan_items, wire_form
-from cdc_pipeline.capture.drain import CaptureOptions, CaptureResult, capture_table, open_source
+from cdc_pipeline.capture.drain import CaptureOptions, CaptureResult, capture_table
+from cdc_pipeline.capture.sources import open_source
 from cdc_pipeline.core.attributes import canonical_item, to_json
 from cdc_pipeline.core.changes import Change
 from cdc_pipeline.core.errors import SourceError

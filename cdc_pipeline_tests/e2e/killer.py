@@ -137,7 +137,8 @@ def _count_writes(client: Any, points: _Points) -> None:
 
 def _serve_small_pages() -> None:
     """Let the stream answer with few records at a time, so that one capture lands several times."""
-    from cdc_pipeline.aws.streams import DynamoDBStreams, Page
+    from cdc_pipeline.aws.shards import Page
+    from cdc_pipeline.aws.streams import DynamoDBStreams
 
     make_iterator, read_page = DynamoDBStreams.iterator, DynamoDBStreams.read
     places: dict[str, tuple[str, str]] = {}

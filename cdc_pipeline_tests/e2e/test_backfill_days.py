@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.capture.drain import open_source
+from cdc_pipeline.capture.sources import open_source
 from cdc_pipeline.core.attributes import plain_json, to_json
 from cdc_pipeline.core.backfill_plan import span_of
 from cdc_pipeline.core.capture_log import Entry, LogState

@@ -8,18 +8,19 @@ from typing import Any
 import msgspec
 import pytest
 
-from cdc_pipeline.aws import streams
+from cdc_pipeline.aws.shards import Page
+from cdc_pipeline.aws.streams import DynamoDBStreams
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, spoilers: dict[str, Callable[[Any], Any]]) -> None:
     """Alter the records of the items with these `pk` as they come over the wire."""
-    read = streams.DynamoDBStreams.read
+    read = DynamoDBStreams.read
 
-    def altered(self: streams.DynamoDBStreams, iterator: str) -> streams.Page:
+    def altered(self: DynamoDBStreams, iterator: str) -> Page:
         page = read(self, iterator)
         return replace(page, records=[_spoilt(raw, spoilers) for raw in page.records])
 
-    monkeypatch.setattr(streams.DynamoDBStreams, "read", altered)
+    monkeypatch.setattr(DynamoDBStreams, "read", altered)
 
 
 def _spoilt(raw: msgspec.Raw, spoilers: dict[str, Callable[[Any], Any]]) -> msgspec.Raw:

@@ -1,0 +1,45 @@
+"""Records that DynamoDB could not write to a stream: it counts them and goes on."""
+
+from cdc_pipeline.capture.continuity import losses_gap
+from cdc_pipeline.capture.lander import Lander
+from cdc_pipeline.capture.result import CaptureResult
+from cdc_pipeline.capture.source import Source
+from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.core.errors import SourceError
+
+_MINUTE_US = 60_000_000
+_LOOK_EVERY_US = 5 * _MINUTE_US
+
+
+def look_for_losses(
+    lander: Lander, state: LogState, source: Source, result: CaptureResult, now_us: int
+) -> int | None:
+    """Open a gap over the time in which records were lost; at most every five minutes.
+
+    Only time that capture has passed is looked at: a gap's heal beats all that landed before it, so
+    what is older than a loss must have landed. Not being allowed to ask is a warning in `result`.
+    Returns up to when that is done, None for a source that loses nothing.
+    """
+    losses = source.losses
+    if losses is None or state.stream is None:
+        return None
+    since_us = minute(state.replicated_us or state.stream.recorded_us)
+    until_us = minute(min(now_us - losses.late_us, state.watermark_us))
+    # Before a switch to another transport, everything up to its cut.
+    last = state.cut is not None and until_us >= minute(state.cut.at_us)
+    if until_us - since_us < (_MINUTE_US if last else _LOOK_EVERY_US):
+        return since_us
+    try:
+        lost = losses.count(since_us, until_us)
+    except SourceError as error:
+        result.warnings.append(f"table {source.table}: unknown whether records are lost: {error}")
+        return until_us
+    lander.append(lambda: losses_gap(state, since_us, until_us, lost, now_us))
+    if lost:
+        result.gaps.append(state.gaps[state.n])
+    return until_us
+
+
+def minute(time_us: int) -> int:
+    """The whole minute that a time is in."""
+    return time_us // _MINUTE_US * _MINUTE_US

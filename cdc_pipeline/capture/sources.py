@@ -1,0 +1,113 @@
+"""Which stream a table's changes come from, by its settings or by its log."""
+
+from dataclasses import dataclass
+
+from cdc_pipeline.aws.cloudwatch import failed_to_replicate
+from cdc_pipeline.aws.kinesis import KinesisStreams, active_destination
+from cdc_pipeline.aws.session import AwsSession
+from cdc_pipeline.aws.streams import DynamoDBStreams
+from cdc_pipeline.aws.table import TableDescription, describe_table
+from cdc_pipeline.capture.completion import ItemReader
+from cdc_pipeline.capture.reading import KinesisReading
+from cdc_pipeline.capture.source import Source, table_with_stream
+from cdc_pipeline.core.changes import DYNAMODB_STREAMS
+from cdc_pipeline.core.envelope import KINESIS
+from cdc_pipeline.core.errors import ShardGoneError, SourceError
+from cdc_pipeline.core.log_parts import StreamRef
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.settings import Table
+
+_VIEW = "NEW_AND_OLD_IMAGES"
+
+
+def open_source(lake: Lake, table: Table, transport: str | None = None) -> Source:
+    """The stream of a table, checked to be one that can be mirrored; raises `SourceError`.
+
+    `transport`: another one than the settings say.
+    """
+    aws = lake.source(table)
+    if (transport or table.transport) == KINESIS:
+        arn = active_destination(aws, table.name)
+        found = describe_table(aws, table.name)
+        return _kinesis(lake, table, arn, found.table_id)
+    found = described_table(lake, table, DYNAMODB_STREAMS)
+    assert found.stream_arn  # table_with_stream saw to it
+    pace = lake.settings.capture.reads_per_second
+    return Source(
+        table=table.name,
+        table_id=found.table_id,
+        arn=found.stream_arn,
+        view_type=found.view_type or "",
+        shards=DynamoDBStreams(aws),
+        reader=ItemReader(aws, table.name, found.key_names, pace),
+    )
+
+
+def described_table(lake: Lake, table: Table, transport: str | None = None) -> TableDescription:
+    """The table, known to have what its transport needs of it; raises `SourceError`."""
+    aws = lake.source(table)
+    if (transport or table.transport) != DYNAMODB_STREAMS:
+        return describe_table(aws, table.name)
+    return table_with_stream(aws, table.name, complete_by_read=table.complete_by_read)
+
+
+def followed_source(lake: Lake, table: Table, stream: StreamRef) -> Source:
+    """The stream that a log follows, whatever has become of it since; touches no network."""
+    if stream.transport == KINESIS:
+        return _kinesis(lake, table, stream.arn, stream.table_id, stream.created_us)
+    return Source(
+        table.name,
+        stream.table_id,
+        stream.arn,
+        stream.view_type,
+        DynamoDBStreams(lake.source(table)),
+    )
+
+
+def _kinesis(
+    lake: Lake, table: Table, arn: str, table_id: str, created_us: int | None = None
+) -> Source:
+    aws = lake.source(table)
+    shards = KinesisStreams(aws, table.name)
+    if created_us is None:
+        created_us = _created_us(shards, table, arn)
+    return Source(
+        table=table.name,
+        table_id=table_id,
+        arn=arn,
+        view_type=_VIEW,
+        shards=shards,
+        transport=KINESIS,
+        reading=KinesisReading(
+            table.name, table.kinesis.binary_encodings, table.kinesis.late_seconds
+        ),
+        created_us=created_us,
+        losses=ReplicationMetric(aws, table.name, int(table.kinesis.metric_minutes * 60_000_000)),
+    )
+
+
+def _created_us(shards: KinesisStreams, table: Table, arn: str) -> int:
+    try:
+        return shards.created_us(arn)
+    except ShardGoneError as error:
+        raise SourceError(
+            f"table {table.name}: the Kinesis stream that it writes to is gone: {error}",
+            fix=f"aws dynamodb disable-kinesis-streaming-destination --table-name {table.name} "
+            f"--stream-arn {arn}, then enable it with a stream that exists",
+        ) from error
+
+
+@dataclass(frozen=True)
+class ReplicationMetric:
+    """What DynamoDB could not write to a table's Kinesis stream, by its metric.
+
+    `late_us`: how long after a time the metric is complete.
+    """
+
+    aws: AwsSession
+    table: str
+    late_us: int
+
+    def count(self, from_us: int, to_us: int) -> int:
+        """Records lost in [from_us, to_us), whole minutes; raises `SourceError`."""
+        return failed_to_replicate(self.aws, self.table, from_us, to_us)

@@ -1,0 +1,111 @@
+"""A table's switch from one transport to another: a cut in time, and what counts on which side.
+
+1. While both are on, a cut C is logged: the present second, rounded up.
+2. From then on, runs of the old transport leave out changes written at C or later. It is read
+   until the watermark has come to C; until then the new one waits.
+3. One entry makes the log follow the new transport, one generation later, from its oldest record
+   on; changes written before C are left out. Nothing lies between, so it is no gap.
+
+What the one leaves out the other one has: nothing is doubled, nothing lost. Each step is one entry,
+so a run that was killed anywhere is followed by one that goes on from what is logged.
+"""
+
+from dataclasses import replace
+
+from cdc_pipeline.capture.continuity import beginnings, new_entry, unread_from_us
+from cdc_pipeline.capture.losses import minute
+from cdc_pipeline.capture.source import Source
+from cdc_pipeline.core.capture_log import Entry, LogState
+from cdc_pipeline.core.errors import SourceError
+from cdc_pipeline.core.log_parts import Cut, Gap
+from cdc_pipeline.lake.log import CaptureLog
+
+_SECOND_US = 1_000_000
+
+
+def begin_cut(log: CaptureLog, state: LogState, source: Source) -> None:
+    """Log the cut at which `source` takes over, unless one is on its way.
+
+    Raises `SourceError` when the table does not write to it yet, or another switch is on its way.
+    """
+    if state.cut is not None and state.cut.transport != source.transport:
+        raise SourceError(
+            f"table {source.table}: it is being switched to {state.cut.transport}",
+            fix=f"set `transport: {state.cut.transport}` until that is done (cdc-pipeline status)",
+        )
+    while state.cut is None:
+        listed = source.shards.describe(source.arn)
+        if listed.status != "ENABLED":
+            raise SourceError(
+                f"table {source.table}: its new transport {source.transport} is {listed.status}, "
+                f"so it stays with the one that its log follows",
+                fix="wait until the table writes to it, then capture again",
+            )
+        cut = Cut(source.transport, cut_us(state, log.now_us()))
+        if not log.append(state, new_entry(cut=cut)):
+            log.catch_up(state)
+
+
+def cut_us(state: LogState, now_us: int) -> int:
+    """The first whole second behind the present and behind all that has landed."""
+    landed_us = state.last_change_us or 0
+    return max(-(-now_us // _SECOND_US), landed_us // _SECOND_US + 1) * _SECOND_US
+
+
+def switch(log: CaptureLog, source: Source, *, looked_us: int | None, ended: bool) -> bool:
+    """Make the log follow `source` if its cut has been reached; whether it does now.
+
+    `looked_us`: up to when it is known what the old transport has lost, None if it loses nothing.
+    `ended`: nothing more can come of it. If it has not come to the cut, the rest is a gap.
+    """
+    state = log.load()
+    while state.cut is not None:
+        at_us = state.cut.at_us
+        reached = state.watermark_us >= at_us and (looked_us is None or looked_us >= minute(at_us))
+        if not reached and not ended:
+            return False
+        if log.append(state, _switched(log, state, source, state.cut, reached)):
+            return True
+        log.catch_up(state)
+    return True
+
+
+def _switched(log: CaptureLog, state: LogState, source: Source, cut: Cut, reached: bool) -> Entry:
+    generation = state.generation + (1 if reached else 2)
+    gap = Gap(
+        cause="new stream",
+        shards=tuple(sorted(state.shards)),
+        from_us=min(unread_from_us(state), cut.at_us),
+        to_us=cut.at_us,
+        heal_generation=state.generation + 1,
+    )
+    listed = source.shards.describe(source.arn)
+    stream = source.ref(listed, generation, log.now_us())
+    return new_entry(
+        stream=replace(stream, since_us=cut.at_us),
+        forgotten=tuple(sorted(state.shards)),
+        # What was written before came the other way.
+        shards=beginnings(listed, cut.at_us),
+        discovered_us=cut.at_us,
+        gap=None if reached else gap,
+    )
+
+
+def give_up_cut(log: CaptureLog, state: LogState) -> None:
+    """Stay with the transport that the log follows, because the new one cannot be had.
+
+    What was left out of it since the cut is a gap.
+    """
+    while state.cut is not None and state.stream is not None:
+        now_us = log.now_us()
+        gap = Gap(
+            cause="new stream",
+            shards=(),
+            from_us=min(state.cut.at_us, now_us),
+            to_us=now_us,
+            heal_generation=state.generation + 1,
+        )
+        stream = replace(state.stream, generation=state.generation + 2)
+        back = Cut(stream.transport, state.cut.at_us)
+        if not log.append(state, new_entry(stream=stream, cut=back, gap=gap)):
+            log.catch_up(state)
