@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from cdc_pipeline.aws.cloudwatch import failed_to_replicate
 from cdc_pipeline.aws.kinesis import KinesisStreams, active_destination
-from cdc_pipeline.aws.session import AwsSession
+from cdc_pipeline.aws.session import AwsSession, code_behind
 from cdc_pipeline.aws.streams import DynamoDBStreams
 from cdc_pipeline.aws.table import TableDescription, describe_table
 from cdc_pipeline.capture.completion import ItemReader
@@ -29,17 +29,18 @@ def open_source(lake: Lake, table: Table, transport: str | None = None) -> Sourc
     if (transport or table.transport) == KINESIS:
         arn = active_destination(aws, table.name)
         found = describe_table(aws, table.name)
-        return _kinesis(lake, table, arn, found.table_id)
+        shards = KinesisStreams(aws, table.name)
+        created_us = _created_us(shards, table, arn)
+        return _kinesis(lake, table, shards, found.table_id, arn, created_us, found)
     found = described_table(lake, table, DYNAMODB_STREAMS)
     assert found.stream_arn  # table_with_stream saw to it
-    pace = lake.settings.capture.reads_per_second
     return Source(
         table=table.name,
         table_id=found.table_id,
         arn=found.stream_arn,
         view_type=found.view_type or "",
         shards=DynamoDBStreams(aws),
-        reader=ItemReader(aws, table.name, found.key_names, pace),
+        reader=_reader(lake, table, found),
     )
 
 
@@ -52,9 +53,16 @@ def described_table(lake: Lake, table: Table, transport: str | None = None) -> T
 
 
 def followed_source(lake: Lake, table: Table, stream: StreamRef) -> Source:
-    """The stream that a log follows, whatever has become of it since; touches no network."""
+    """The stream that a log follows, whatever has become of it since; raises `SourceError`."""
     if stream.transport == KINESIS:
-        return _kinesis(lake, table, stream.arn, stream.table_id, stream.created_us)
+        shards = KinesisStreams(lake.source(table), table.name)
+        try:
+            found = describe_table(lake.source(table), table.name)
+        except SourceError as error:
+            if code_behind(error) != "ResourceNotFoundException":
+                raise
+            found = None
+        return _kinesis(lake, table, shards, stream.table_id, stream.arn, stream.created_us, found)
     return Source(
         table.name,
         stream.table_id,
@@ -65,25 +73,34 @@ def followed_source(lake: Lake, table: Table, stream: StreamRef) -> Source:
 
 
 def _kinesis(
-    lake: Lake, table: Table, arn: str, table_id: str, created_us: int | None = None
+    lake: Lake,
+    table: Table,
+    shards: KinesisStreams,
+    table_id: str,
+    arn: str,
+    created_us: int,
+    found: TableDescription | None,
 ) -> Source:
-    aws = lake.source(table)
-    shards = KinesisStreams(aws, table.name)
-    if created_us is None:
-        created_us = _created_us(shards, table, arn)
+    settings = table.kinesis
+    metric_us = int(settings.metric_minutes * 60_000_000)
     return Source(
         table=table.name,
         table_id=table_id,
         arn=arn,
         view_type=_VIEW,
         shards=shards,
+        # Where the order of changes cannot be told, their item is read.
+        reader=_reader(lake, table, found) if found else None,
         transport=KINESIS,
-        reading=KinesisReading(
-            table.name, table.kinesis.binary_encodings, table.kinesis.late_seconds
-        ),
+        reading=KinesisReading(table.name, settings.binary_encodings, settings.late_seconds),
         created_us=created_us,
-        losses=ReplicationMetric(aws, table.name, int(table.kinesis.metric_minutes * 60_000_000)),
+        losses=ReplicationMetric(lake.source(table), table.name, metric_us),
     )
+
+
+def _reader(lake: Lake, table: Table, found: TableDescription) -> ItemReader:
+    pace = lake.settings.capture.reads_per_second
+    return ItemReader(lake.source(table), table.name, found.key_names, pace)
 
 
 def _created_us(shards: KinesisStreams, table: Table, arn: str) -> int:
