@@ -172,6 +172,10 @@ class MemoryStore:
     def read(self, key: str) -> bytes | None:
         return self.objects.get(key)
 
+    def read_part(self, key: str, start: int, size: int) -> bytes | None:
+        data = self.read(key)
+        return None if data is None else data[start : start + size]
+
     def write(self, key: str, data: bytes) -> None:
         self._change(lambda: self.objects.update({key: data}) is None)
 

@@ -121,6 +121,10 @@ class BucketOfEntries:
         self.calls.bytes_read += len(data or b"")
         return data
 
+    def read_part(self, key: str, start: int, size: int) -> bytes | None:
+        data = self.read(key)
+        return None if data is None else data[start : start + size]
+
     def write(self, key: str, data: bytes) -> None:
         self.calls.bytes_written += len(data)
         self.objects[key] = data
