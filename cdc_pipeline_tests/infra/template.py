@@ -1,6 +1,7 @@
 """The CloudFormation template with its functions evaluated, as far as it uses them."""
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,11 @@ def _function(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> dict[str
 _Loader.add_multi_constructor("!", _function)
 
 
+@cache
+def _template() -> dict[str, Any]:
+    return yaml.load(PATH.read_text("utf-8"), _Loader)
+
+
 class Stack:
     """What the template says with some parameters: resources and outputs that it would have.
 
@@ -45,7 +51,7 @@ class Stack:
     """
 
     def __init__(self, **parameters: str) -> None:
-        self._template = yaml.load(PATH.read_text("utf-8"), _Loader)
+        self._template = _template()
         defaults = {
             name: parameter.get("Default")
             for name, parameter in self._template["Parameters"].items()
