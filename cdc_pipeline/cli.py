@@ -14,6 +14,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from cdc_pipeline.commands.output import console as _console
+from cdc_pipeline.commands.preflight import preflight
 from cdc_pipeline.commands.tables import tables
 from cdc_pipeline.commands.views import views
 from cdc_pipeline.core.errors import CdcPipelineError
@@ -47,6 +48,7 @@ def main() -> None:
     """
 
 
+main.add_command(preflight)
 main.add_command(tables)
 main.add_command(views)
 

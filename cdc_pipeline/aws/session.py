@@ -161,6 +161,11 @@ def code_behind(error: CdcPipelineError) -> str:
     return error_code(cause) if isinstance(cause, ClientError) else ""
 
 
+def is_denied(code: str) -> bool:
+    """Whether AWS refused a call for want of a permission."""
+    return code in _DENIED
+
+
 @contextmanager
 def aws_errors(
     what: str, kind: type[CdcPipelineError] = SourceError, **fixes: str

@@ -190,3 +190,22 @@ def trust_policy(account: str, external_id: str | None) -> Policy:
     if external_id:
         allowed["Condition"] = {"StringEquals": {"sts:ExternalId": external_id}}
     return policy([allowed])
+
+
+def turn_on_statements(tables: Sequence[SourceTable]) -> list[Statement]:
+    """What `cdc-pipeline preflight --fix` needs: for people, not for the pipeline."""
+    actions = ["dynamodb:UpdateTable", "dynamodb:UpdateContinuousBackups"]
+    return [statement("TurnOn", actions, (table.arn for table in tables))]
+
+
+def role_statements(roles: Sequence[str]) -> list[Statement]:
+    """Roles of other accounts that are assumed to read their tables."""
+    return [statement("Roles", ["sts:AssumeRole"], roles)] if roles else []
+
+
+def statement_with(action: str, statements: Iterable[Statement]) -> Statement:
+    """The first of some statements that allows an action; raises `LookupError`."""
+    for found in statements:
+        if action in found["Action"]:
+            return found
+    raise LookupError(f"no statement allows {action}")

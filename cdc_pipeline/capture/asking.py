@@ -1,0 +1,70 @@
+"""What one look at AWS finds: green, or red with what to do about it."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cdc_pipeline.aws.session import aws_errors, code_behind, is_denied
+from cdc_pipeline.core.errors import CdcPipelineError, LakeError
+from cdc_pipeline.core.iam import Statement, key_statements, statement_with
+
+PIPELINE = "the pipeline's role"
+Remedy = Literal["stream", "recovery"]
+_KEY = re.compile(r"arn:aws[a-z-]*:kms:[^\s\"',]+")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One look at one thing. `fix`: for red ones; `remedy`: what `--fix` can turn on."""
+
+    check: str
+    green: bool
+    found: str
+    fix: str | None = None
+    remedy: Remedy | None = None
+
+
+class RedError(Exception):
+    """A red finding that ends its check."""
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(finding.found)
+        self.finding = finding
+
+
+@dataclass(frozen=True)
+class Asker:
+    """Who asks AWS, the statements that would allow it, and fixes by AWS error code."""
+
+    who: str
+    statements: Sequence[Statement]
+    fixes: Mapping[str, str] = field(default_factory=dict)
+
+    @contextmanager
+    def asking(self, check: str, action: str, what: str) -> Iterator[None]:
+        """Turn an error of the calls inside into `RedError`; a denial tells the statement."""
+        try:
+            with aws_errors(what, LakeError, **self.fixes):
+                yield
+        except CdcPipelineError as error:
+            raise RedError(Finding(check, False, error.message, self._fix(action, error))) from None
+
+    def _fix(self, action: str, error: CdcPipelineError) -> str | None:
+        code = code_behind(error)
+        # A key that may not be used is a denial of the call that needs it.
+        if code.startswith("KMS") or "kms:" in error.message:
+            named = _KEY.search(error.message)
+            key = named[0] if named else "arn:aws:kms:REGION:ACCOUNT:key/KEY"
+            return allow(self.who, *key_statements([key]))
+        if is_denied(code):
+            return allow(self.who, statement_with(action, self.statements))
+        return error.fix
+
+
+def allow(who: str, *statements: Statement) -> str:
+    """What a person does to grant a permission."""
+    said = " ".join(json.dumps(statement) for statement in statements)
+    return f"add to the policy of {who}: {said}"

@@ -1,0 +1,322 @@
+"""Preflight: whether each table and the lake are as capture needs them, and what that costs.
+
+Changes nothing but for small objects that are put and deleted again. Not tried, because it would
+cost or change something: exports, writing to Glue, reading items.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from cdc_pipeline.aws.session import AwsSession
+from cdc_pipeline.aws.streams import DynamoDBStreams
+from cdc_pipeline.aws.table import TableDescription, describe_backups, describe_table
+from cdc_pipeline.capture.asking import PIPELINE, Asker, Finding, RedError, Remedy, allow
+from cdc_pipeline.capture.preflight_lake import export_place, look_at_lake, probe_key
+from cdc_pipeline.core.errors import ExpiredIteratorError, ShardGoneError, TrimmedDataError
+from cdc_pipeline.core.iam import (
+    SourceTable,
+    bucket_policy,
+    export_statements,
+    lake_statements,
+    role_statements,
+    source_statements,
+    turn_on_statements,
+)
+from cdc_pipeline.core.log_parts import MIRROR_VIEWS
+from cdc_pipeline.core.prices import (
+    EXPORT_USD_PER_GB,
+    RECOVERY_USD_PER_GB_MONTH,
+    kinesis_usd,
+    stream_reads_usd,
+)
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.settings import Table
+
+_PARALLEL = 16
+_FULL_VIEW = "StreamEnabled=true,StreamViewType=NEW_AND_OLD_IMAGES"
+
+
+@dataclass
+class TableReport:
+    """A table as it was found. Sizes are some six hours old; costs are list prices in USD.
+
+    `stream_usd`: per month, of reading the changes at the settings' pace while there are few.
+    `recovery_usd`: per month, of point-in-time recovery.
+    """
+
+    table: str
+    name: str
+    transport: str
+    role_arn: str | None
+    account: str | None = None
+    region: str | None = None
+    key: str | None = None
+    items: int | None = None
+    bytes: int | None = None
+    export_usd: float | None = None
+    recovery_usd: float | None = None
+    stream_usd: float | None = None
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def is_green(self) -> bool:
+        """Whether nothing that was looked at is wrong."""
+        return all(finding.green for finding in self.findings)
+
+    def finding(self, check: str) -> Finding | None:
+        """What a check found, None if it was not made."""
+        return next((found for found in self.findings if found.check == check), None)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The lake's findings, and those of each table."""
+
+    lake: list[Finding]
+    tables: list[TableReport]
+
+    @property
+    def is_green(self) -> bool:
+        """Whether nothing that was looked at is wrong."""
+        findings = [*self.lake, *(found for table in self.tables for found in table.findings)]
+        return all(finding.green for finding in findings)
+
+
+def preflight(lake: Lake, tables: Sequence[Table]) -> Report:
+    """Look at the lake once and at the tables side by side."""
+    with ThreadPoolExecutor(_PARALLEL) as pool:
+        of_lake = pool.submit(look_at_lake, lake, tables[0])
+        reports = list(pool.map(lambda table: _look_at_table(lake, table), tables))
+    return Report(of_lake.result(), reports)
+
+
+def remedies(report: Report) -> list[tuple[TableReport, Remedy]]:
+    """What can be turned on, by table."""
+    found = ((table, finding.remedy) for table in report.tables for finding in table.findings)
+    return [(table, remedy) for table, remedy in found if remedy]
+
+
+def turn_on(lake: Lake, wanted: Sequence[tuple[TableReport, Remedy]]) -> list[str]:
+    """Turn streams and recovery on; returns in words what could not be."""
+    with ThreadPoolExecutor(_PARALLEL) as pool:
+        return [red for red in pool.map(lambda one: _turn_on(lake, *one), wanted) if red]
+
+
+def _turn_on(lake: Lake, report: TableReport, remedy: Remedy) -> str | None:
+    table = lake.settings.table(report.table)
+    client, name = lake.source(table).client("dynamodb"), table.name
+    asker = Asker(_who(table), turn_on_statements([_source_table(table, report)]))
+    try:
+        if remedy == "stream":
+            with asker.asking("stream", "dynamodb:UpdateTable", f"stream of table {name}"):
+                wanted = {"StreamEnabled": True, "StreamViewType": "NEW_AND_OLD_IMAGES"}
+                client.update_table(TableName=name, StreamSpecification=wanted)
+                client.get_waiter("table_exists").wait(
+                    TableName=name, WaiterConfig={"Delay": 2, "MaxAttempts": 60}
+                )
+        else:
+            action = "dynamodb:UpdateContinuousBackups"
+            with asker.asking("recovery", action, f"recovery of table {name}"):
+                client.update_continuous_backups(
+                    TableName=name,
+                    PointInTimeRecoverySpecification={"PointInTimeRecoveryEnabled": True},
+                )
+    except RedError as red:
+        found = red.finding
+        return f"{found.found}\n  Fix: {found.fix}" if found.fix else found.found
+    return None
+
+
+def _look_at_table(lake: Lake, table: Table) -> TableReport:
+    report = TableReport(table.safe_name, table.name, table.transport, table.role_arn)
+    try:
+        look = _begin(lake, table, report)
+    except RedError as red:
+        report.findings.append(red.finding)
+        return report
+    for check in (look.recovery, _TRANSPORTS[table.transport](look), look.export_access):
+        try:
+            report.findings += check()
+        except RedError as red:
+            report.findings.append(red.finding)
+    return report
+
+
+def _begin(lake: Lake, table: Table, report: TableReport) -> "_Look":
+    """Reach the account and the table, without which nothing else can be looked at."""
+    source = lake.source(table)
+    roles = role_statements([table.role_arn] if table.role_arn else [])
+    with Asker(PIPELINE, roles).asking("access", "sts:AssumeRole", f"table {table.name}"):
+        report.account = source.account()
+        report.region = source.client("dynamodb").meta.region_name
+    report.findings.append(Finding("access", True, f"{report.account} {report.region}"))
+    asker = Asker(_who(table), source_statements([_source_table(table, report)]))
+    with asker.asking("table", "dynamodb:DescribeTable", f"table {table.name}"):
+        described = describe_table(source, table.name)
+    report.key = ", ".join(f"{name} {kind}" for name, kind in described.key_types.items())
+    report.items, report.bytes = described.item_count, described.bytes
+    report.export_usd = described.bytes / 1e9 * EXPORT_USD_PER_GB
+    report.recovery_usd = described.bytes / 1e9 * RECOVERY_USD_PER_GB_MONTH
+    report.findings.append(Finding("table", True, report.key))
+    return _Look(lake, table, report, source, asker, described)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """A look at a table that is there; each method is a check and yields what it finds."""
+
+    lake: Lake
+    table: Table
+    report: TableReport
+    source: AwsSession
+    asker: Asker
+    described: TableDescription
+
+    def recovery(self) -> Iterator[Finding]:
+        """Whether point-in-time recovery is on, and what it can restore."""
+        name = self.table.name
+        asked = "dynamodb:DescribeContinuousBackups"
+        with self.asker.asking("recovery", asked, f"recovery of table {name}"):
+            window = describe_backups(self.source, name)
+        if window.enabled:
+            earliest = f"{window.earliest:%Y-%m-%d %H:%M}" if window.earliest else "now"
+            yield Finding("recovery", True, f"since {earliest}")
+            return
+        fix = self._command("update-continuous-backups")
+        fix += " --point-in-time-recovery-specification PointInTimeRecoveryEnabled=true"
+        yield Finding("recovery", False, "off", fix, "recovery")
+
+    def stream(self) -> Iterator[Finding]:
+        """Whether the table's own stream is on, has new images and may be read."""
+        described, update = self.described, self._command("update-table")
+        turn_on = f"{update} --stream-specification {_FULL_VIEW}"
+        if described.stream_arn is None:
+            yield Finding("stream", False, "off", turn_on, "stream")
+            return
+        view = str(described.view_type)
+        if view not in MIRROR_VIEWS and not self.table.complete_by_read:
+            off = f"{update} --stream-specification StreamEnabled=false"
+            wait = self._command("wait table-exists")
+            fix = f"`complete_by_read: true` in the settings, or {off} && {wait} && {turn_on}"
+            yield Finding("stream", False, f"{view} lacks new images", fix)
+            return
+        shards = self._read_stream(described.stream_arn)
+        options = self.lake.settings.capture
+        # Each capture reads every open shard until it is empty several times in a row.
+        reads = 1 + options.empty_polls
+        self.report.stream_usd = stream_reads_usd(shards, options.interval_seconds, reads)
+        yield Finding("stream", True, f"{_shards(shards)}, {view}")
+
+    def _read_stream(self, arn: str) -> int:
+        """Read a page of the stream; returns the number of open shards."""
+        streams, what = DynamoDBStreams(self.source), f"stream of table {self.table.name}"
+        with self.asker.asking("stream", "dynamodb:DescribeStream", what):
+            shards = streams.describe(arn).shards
+        try:
+            for shard in shards[-1:]:
+                with self.asker.asking("stream", "dynamodb:GetShardIterator", what):
+                    iterator = streams.iterator(arn, shard.shard_id, None)
+                with self.asker.asking("stream", "dynamodb:GetRecords", what):
+                    streams.read(iterator)
+        except (ShardGoneError, TrimmedDataError, ExpiredIteratorError):
+            pass  # it may be read, which is what was asked
+        return sum(shard.ending is None for shard in shards)
+
+    def kinesis(self) -> Iterator[Finding]:
+        """Whether the table writes to a Kinesis stream that can be read."""
+        name = self.table.name
+        asked = "dynamodb:DescribeKinesisStreamingDestination"
+        with self.asker.asking("stream", asked, f"Kinesis destination of table {name}"):
+            client = self.source.client("dynamodb")
+            answer = client.describe_kinesis_streaming_destination(TableName=name)
+        found = {
+            destination["StreamArn"]: destination["DestinationStatus"]
+            for destination in answer.get("KinesisDataStreamDestinations", ())
+        }
+        active = [arn for arn, status in found.items() if status in ("ACTIVE", "UPDATING")]
+        if not active:
+            told = ", ".join(f"{arn} is {status}" for arn, status in found.items())
+            region, account = self.report.region, self.report.account
+            arn = next(iter(found), f"arn:aws:kinesis:{region}:{account}:stream/STREAM")
+            fix = (
+                f"{self._command('enable-kinesis-streaming-destination')} --stream-arn {arn} "
+                "--enable-kinesis-streaming-configuration "
+                "ApproximateCreationDateTimePrecision=MICROSECOND"
+            )
+            yield Finding("stream", False, told or "no Kinesis destination", fix)
+            return
+        with self.asker.asking("stream", "kinesis:DescribeStreamSummary", f"stream {active[0]}"):
+            kinesis = self.source.client("kinesis")
+            answer = kinesis.describe_stream_summary(StreamARN=active[0])
+        summary = answer["StreamDescriptionSummary"]
+        shards, status = summary["OpenShardCount"], summary["StreamStatus"]
+        on_demand = summary.get("StreamModeDetails", {}).get("StreamMode") == "ON_DEMAND"
+        self.report.stream_usd = kinesis_usd(shards, on_demand=on_demand)
+        stream = active[0].rpartition("/")[2]
+        told = f"{stream} {status}, {_shards(shards)}, {summary['RetentionPeriodHours']} h"
+        green = status in ("ACTIVE", "UPDATING")
+        yield Finding("stream", green, told, None if green else f"wait until {stream} is ACTIVE")
+
+    def firehose(self) -> Iterator[Finding]:
+        """Whether the folders that Firehose writes to can be listed."""
+        yield from ()
+
+    def export_access(self) -> Iterator[Finding]:
+        """Whether a role of another account may write where its exports go, and we read that."""
+        role = self.table.role_arn
+        if role is None:
+            return
+        place = export_place(self.lake, self.table)
+        named = {"Bucket": place.bucket, "Key": probe_key(place)}
+        what = f"s3://{place.bucket}/{named['Key']}"
+        writer = Asker(role, export_statements([place]))
+        ours = Asker(PIPELINE, lake_statements(place, []))
+        try:
+            with writer.asking("exports", "s3:PutObject", f"writing {what} as {role}"):
+                self.source.client("s3").put_object(
+                    **named,
+                    Body=b"preflight",
+                    # Needs s3:PutObjectAcl, as exports do.
+                    ACL="bucket-owner-full-control",
+                    ExpectedBucketOwner=self.lake.export_owner(self.table),
+                )
+        except RedError as red:
+            policy = json.dumps(bucket_policy(place, [role])["Statement"][0])
+            fix = f"{red.finding.fix}; and to the policy of bucket {place.bucket}: {policy}"
+            denied = (red.finding.fix or "").startswith(allow(role))
+            yield Finding("exports", False, red.finding.found, fix if denied else red.finding.fix)
+            return
+        s3 = self.lake.aws.client("s3")
+        try:
+            with ours.asking("exports", "s3:GetObject", f"reading {what}"):
+                s3.get_object(**named)["Body"].read()
+        finally:
+            with ours.asking("exports", "s3:DeleteObject", f"deleting {what}"):
+                s3.delete_object(**named)
+        yield Finding("exports", True, f"the role may write to {place.bucket}")
+
+    def _command(self, command: str) -> str:
+        region = self.report.region
+        return f"aws dynamodb {command} --table-name {self.table.name} --region {region}"
+
+
+_TRANSPORTS: dict[str, Callable[[_Look], Callable[[], Iterator[Finding]]]] = {
+    "dynamodb_streams": lambda look: look.stream,
+    "kinesis": lambda look: look.kinesis,
+    "firehose": lambda look: look.firehose,
+}
+
+
+def _shards(count: int) -> str:
+    return "1 open shard" if count == 1 else f"{count} open shards"
+
+
+def _who(table: Table) -> str:
+    return table.role_arn or PIPELINE
+
+
+def _source_table(table: Table, report: TableReport) -> SourceTable:
+    region, account = report.region or "REGION", report.account or "ACCOUNT"
+    return SourceTable(table.name, region, account, table.transport)
