@@ -1,0 +1,152 @@
+"""IAM policies for the settings: which roles there are, and what each must be allowed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from cdc_pipeline.aws.kinesis import active_destination
+from cdc_pipeline.capture.preflight_lake import export_place, lake_place
+from cdc_pipeline.core.envelope import FIREHOSE, KINESIS
+from cdc_pipeline.core.errors import CdcPipelineError
+from cdc_pipeline.core.iam import (
+    Place,
+    Policy,
+    SourceTable,
+    Statement,
+    bucket_policy,
+    erase_statements,
+    export_statements,
+    glue_statements,
+    key_statements,
+    lake_statements,
+    policy,
+    role_statements,
+    source_statements,
+    statement,
+    trust_policy,
+)
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.settings import Table
+from cdc_pipeline.transform.aggregates import load_aggregates
+
+
+@dataclass(frozen=True)
+class Policies:
+    """Policy documents, by what they are for.
+
+    `pipeline`: the role that runs it. `roles`: in other accounts, by their ARN, what each is allowed
+    and whom it trusts. `export_bucket`: the bucket policy that lets those roles export, None where
+    there are none. `erase`: what people who erase items need beyond `pipeline`.
+    """
+
+    pipeline: Policy
+    erase: Policy
+    roles: Mapping[str, tuple[Policy, Policy]] = field(default_factory=dict)
+    export_bucket: Policy | None = None
+
+
+def policies(
+    lake: Lake,
+    tables: Sequence[Table],
+    *,
+    account: str | None = None,
+    keys: Sequence[str] = (),
+) -> Policies:
+    """Policies for some tables of the settings.
+
+    `account`: that of the lake, asked from AWS if not given. `keys`: ARNs of KMS keys in use. The
+    streams of tables on Kinesis are asked from DynamoDB; a table that cannot be asked is allowed
+    every stream of its account. Raises `SourceError`, `SettingsError`.
+    """
+    account = account or lake.aws.account()
+    sources = {table.label: _source_table(lake, table, account) for table in tables}
+    exports = {table.label: export_place(lake, table) for table in tables}
+    own = [table for table in tables if table.role_arn is None]
+    away: dict[str, list[Table]] = {}
+    for table in tables:
+        if table.role_arn:
+            away.setdefault(table.role_arn, []).append(table)
+    allowed: list[Statement] = []
+    if own:
+        allowed += source_statements([sources[table.label] for table in own])
+        allowed += export_statements([exports[table.label] for table in own])
+    allowed += role_statements(list(away))
+    allowed += _lake_statements(lake, tables, exports)
+    allowed += _glue_statements(lake, tables, account)
+    if lake.settings.alarms.sns_topic:
+        allowed.append(statement("Alarms", ["sns:Publish"], [lake.settings.alarms.sns_topic]))
+    places = {*exports.values(), *([lake_place(lake)] if lake.settings.is_s3 else [])}
+    erased = sorted(places, key=lambda place: (place.bucket, place.prefix))
+    roles = {arn: _role(lake, of_it, sources, exports, keys, account) for arn, of_it in away.items()}
+    (bucket,) = {place.bucket for place in exports.values()}
+    root = Place(bucket, _common_prefix([place.prefix for place in exports.values()]))
+    return Policies(
+        pipeline=policy([*allowed, *key_statements(keys)]),
+        erase=policy(erase_statements([sources[table.label] for table in own], erased)),
+        roles=roles,
+        export_bucket=bucket_policy(root, sorted(roles)) if roles else None,
+    )
+
+
+def _source_table(lake: Lake, table: Table, account: str) -> SourceTable:
+    region = lake.source(table).client("dynamodb").meta.region_name
+    stream = None
+    if table.transport == KINESIS:
+        try:
+            stream = active_destination(lake.source(table), table.name)
+        except CdcPipelineError:
+            stream = None
+    return SourceTable(
+        table.name,
+        region,
+        table.account or account,
+        table.transport,
+        stream,
+    )
+
+
+def _role(
+    lake: Lake,
+    tables: Sequence[Table],
+    sources: Mapping[str, SourceTable],
+    exports: Mapping[str, Place],
+    keys: Sequence[str],
+    account: str,
+) -> tuple[Policy, Policy]:
+    allowed = source_statements([sources[table.label] for table in tables])
+    allowed += export_statements([exports[table.label] for table in tables])
+    external_id = next((table.external_id for table in tables if table.external_id), None)
+    return policy([*allowed, *key_statements(keys)]), trust_policy(account, external_id)
+
+
+def _lake_statements(
+    lake: Lake, tables: Sequence[Table], exports: Mapping[str, Place]
+) -> list[Statement]:
+    own = lake_place(lake) if lake.settings.is_s3 else None
+    read = list(exports.values())
+    for table in tables:
+        if table.transport == FIREHOSE and table.firehose is not None:
+            for uri in (*table.firehose.prefixes, *table.firehose.error_prefixes):
+                bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+                read.append(Place(bucket, prefix))
+    return lake_statements(own, read)
+
+
+def _glue_statements(lake: Lake, tables: Sequence[Table], account: str) -> list[Statement]:
+    if not lake.settings.is_s3:
+        return []
+    region = lake.aws.client("glue").meta.region_name
+    aggregates = [found.table for found in load_aggregates(lake.settings.aggregates_folder)]
+    names = [table.safe_name for table in tables]
+    return glue_statements(region, account, lake.database, names, aggregates)
+
+
+def _common_prefix(prefixes: Sequence[str]) -> str:
+    """The folder that all are in, '' or ending in '/'."""
+    parts = [prefix.split("/") for prefix in prefixes]
+    shared = []
+    for level in zip(*parts, strict=False):
+        if len(set(level)) > 1:
+            break
+        shared.append(level[0])
+    found = "/".join(shared)
+    return found if not found or found.endswith("/") else f"{found}/"
