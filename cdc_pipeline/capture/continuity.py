@@ -43,7 +43,7 @@ def shard_gap(
         cause=cause,
         shards=(shard_id,),
         from_us=max(shard.read_to_us, 0) or state.stream.recorded_us,
-        to_us=now_us,
+        to_us=_behind_all(state, now_us),
         heal_generation=state.generation + 1,
     )
     after = shard if keeps_position else replace(shard, sequence_number=None)
@@ -62,7 +62,8 @@ def losses_gap(state: LogState, from_us: int, looked_us: int, lost: int, now_us:
     assert state.stream is not None  # it was captured
     if not lost:
         return new_entry(replicated_us=looked_us)
-    gap = Gap("not replicated", (), from_us - 60_000_000, now_us, state.generation + 1)
+    to_us = _behind_all(state, now_us)
+    gap = Gap("not replicated", (), from_us - 60_000_000, to_us, state.generation + 1)
     stream = replace(state.stream, generation=state.generation + 2)
     return new_entry(replicated_us=looked_us, stream=stream, gap=gap)
 
@@ -115,7 +116,7 @@ def _renewed(log: CaptureLog, state: LogState, source: Source) -> Entry:
         cause="new stream" if same_table else "table recreated",
         shards=tuple(sorted(state.shards)),
         from_us=unread_from_us(state),
-        to_us=recorded_us,
+        to_us=_behind_all(state, recorded_us),
         heal_generation=state.generation + 1,
     )
     listed = source.shards.describe(source.arn)
@@ -130,6 +131,11 @@ def _renewed(log: CaptureLog, state: LogState, source: Source) -> Entry:
         shards=tuple(s for s in beginnings(listed) if s.shard_id not in kept),
         gap=gap,
     )
+
+
+def _behind_all(state: LogState, now_us: int) -> int:
+    """The end of a gap: later than all that has landed, whose clock may be ahead of ours."""
+    return max(now_us, (state.last_change_us or 0) + 1000)
 
 
 def unread_from_us(state: LogState) -> int:

@@ -10,9 +10,11 @@ from cdc_pipeline.capture.source import Source
 from cdc_pipeline.capture.ties import Ties
 from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.changes import Change
+from cdc_pipeline.core.envelope import BY_TIME
 from cdc_pipeline.core.erasure import Suppressions
 from cdc_pipeline.core.errors import CaptureConflictError
-from cdc_pipeline.core.log_parts import PAST_GENERATION, LandedObject
+from cdc_pipeline.core.generations import Generations
+from cdc_pipeline.core.log_parts import LandedObject
 from cdc_pipeline.core.names import TablePaths, day_folder, day_of
 from cdc_pipeline.lake.landing import read_landing, write_landing, write_quarantine
 from cdc_pipeline.lake.log import CaptureLog, new_nonce, remove_orphans, this_owner
@@ -86,18 +88,15 @@ class Lander:
             self._give_way()
 
     def _by_generation(self, changes: Sequence[Change]) -> Iterator[tuple[int, Sequence[Change]]]:
-        """Changes of the present generation, and those from before capture began.
-
-        A stream that may have been off, or have lost records, before anybody watched over it must
-        not put what it still has over the baseline.
-        """
-        state = self._state
-        if not self._source.reading.comes_back:
-            yield state.generation, changes
+        """Changes of the present generation, and late ones of those before it."""
+        if self._source.transport not in BY_TIME:
+            yield self._state.generation, changes
             return
-        began_us = state.began_us
-        yield state.generation, [c for c in changes if c.write_time_us >= began_us]
-        yield PAST_GENERATION, [c for c in changes if c.write_time_us < began_us]
+        generations = Generations(self._state)
+        found: dict[int, list[Change]] = {}
+        for change in changes:
+            found.setdefault(generations.at(change.write_time_us), []).append(change)
+        yield from sorted(found.items())
 
     def append(self, entry: Callable[[], Entry]) -> None:
         """Append an entry without objects, made anew at each attempt."""

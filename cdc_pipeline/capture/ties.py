@@ -22,6 +22,7 @@ from cdc_pipeline.capture.source import Source
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.changes import Change
 from cdc_pipeline.core.envelope import BY_TIME
+from cdc_pipeline.core.generations import Generations
 from cdc_pipeline.core.ties import end_of_tie, image_before, settle, slot_of, ties_in
 from cdc_pipeline.lake.landed_rows import LandedRows
 from cdc_pipeline.lake.store import Store
@@ -37,13 +38,15 @@ class Ties:
     def settled(self, state: LogState, changes: Sequence[Change]) -> Sequence[Change]:
         """What has to land for `changes`: them at their places, rows that move, rows read.
 
-        Changes of other generations are not looked at: a generation tells order better than
+        Only changes of the same generation are looked at: a generation tells order better than
         images. Raises `LakeError`, and `SourceError` when an item cannot be read.
         """
         if not changes or changes[0].transport not in BY_TIME:
             return changes
         slots = _by_slot(changes)
-        objects = [o for o in state.objects.values() if o.generation == state.generation]
+        generations = Generations(state)
+        theirs = {generations.at(change.write_time_us) for change in changes}
+        objects = [o for o in state.objects.values() if o.generation in theirs]
         landed = _by_slot(self.landed.find(objects, slots.keys()))
         rows: list[Change] = []
         undecided: list[_Tie] = []

@@ -24,7 +24,7 @@ from cdc_pipeline.capture.drain import (
     CaptureResult,
     capture_table,
 )
-from cdc_pipeline.capture.source import Source
+from cdc_pipeline.capture.source import ShardSource, Source
 from cdc_pipeline.core.attributes import canonical_item, to_json
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.errors import CaptureConflictError, SourceError
@@ -173,7 +173,7 @@ class MemoryStore:
         return self.objects.get(key)
 
     def read_part(self, key: str, start: int, size: int) -> bytes | None:
-        data = self.read(key)
+        data = self.objects.get(key)
         return None if data is None else data[start : start + size]
 
     def write(self, key: str, data: bytes) -> None:
@@ -229,7 +229,7 @@ class World:
     """A table, its stream and its lake while a story is told."""
 
     sim: ReusedSimulator
-    streams: DynamoDBStreams
+    streams: ShardSource
     how: Behaviour
     objects: dict[str, bytes] = field(default_factory=dict)
     written: int = 0
