@@ -75,8 +75,8 @@ What is modelled of Kinesis
   same names of shards; positions of the old one are no arguments.
 - ListShards pages at 1000, its tokens live 300 s, all filters. Iterators live 5 minutes. Pages hold
   10,000 records or 10 MiB and say MillisBehindLatest; the end of a closed shard has ChildShards and
-  no NextShardIterator. With `limits=True` five reads a second and shard, by the clock, and none for
-  5 s after a page that is nearly full.
+  no NextShardIterator. With `limits=True` five reads a second and shard, by the clock, and none
+  after a page of more than 2 MiB until that rate is kept (10 MiB: for 5 s).
 
 What Kinesis does here is unconfirmed
 - The answer with a closed shard's last record lacks NextShardIterator already;

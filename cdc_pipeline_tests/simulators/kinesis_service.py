@@ -25,7 +25,7 @@ _MAX_RECORDS = 10_000
 _MAX_BYTES = 10 << 20
 _MAX_LISTED = 1000
 _READS_PER_SECOND = 5
-_BLOCKED_SECONDS = 5
+_BYTES_PER_SECOND = 2 << 20
 _PLACE = ("StreamName", "StreamARN", "StreamId")
 
 
@@ -231,8 +231,9 @@ class KinesisService(StreamsService):
             _count_read(shard, now)
         index = max(index, shard.trimmed)
         end = _page_end(shard, index, min(request.get("Limit", _MAX_RECORDS), _MAX_RECORDS))
-        if self._limits and _bytes(shard, index, end) >= _MAX_BYTES * 9 // 10:
-            shard.blocked_until = now + _BLOCKED_SECONDS
+        size = _bytes(shard, index, end)
+        if self._limits and size > _BYTES_PER_SECOND:
+            shard.blocked_until = now + size / _BYTES_PER_SECOND
         behind = now - shard.records[end].arrived if end < len(shard.records) else 0
         rest: dict[str, Any] = {"MillisBehindLatest": max(0, int(behind * 1000))}
         ended = end == len(shard.records) and not shard.is_open
@@ -334,7 +335,7 @@ def _invalid_parameter(message: str) -> ServiceError:
 
 
 def _count_read(shard: KinesisShard, now: float) -> None:
-    """Five reads a second, none for a while after a full page."""
+    """Five reads a second, and none for a while after a large page."""
     shard.asked = [at for at in shard.asked if at > now - 1]
     if len(shard.asked) >= _READS_PER_SECOND or now < shard.blocked_until:
         raise ServiceError(

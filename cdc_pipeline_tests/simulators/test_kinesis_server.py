@@ -347,10 +347,13 @@ def test_limits_of_pages_and_of_reads(
         too_much = "ProvisionedThroughputExceededException"
         following = {"ShardIterator": page["NextShardIterator"]}
         assert error_code(client.get_records, **following) == too_much
-        clock.advance(5)
+        clock.advance(4.5)
+        assert error_code(client.get_records, **following) == too_much
+        clock.advance(0.5)
         assert len(client.get_records(**following)["Records"]) == 3
-        for _ in range(4):
-            client.get_records(**following)
+        clock.advance(1.5)
+        for _ in range(5):
+            client.get_records(ShardIterator=iterator(client, 0, "LATEST"))
         assert error_code(client.get_records, **following) == too_much
         clock.advance(1)
         client.get_records(**following)

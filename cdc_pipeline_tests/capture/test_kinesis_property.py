@@ -1,0 +1,554 @@
+"""Any story of a table that writes to Kinesis: every change lands, in order, or is in a gap.
+
+The machine is that of `test_capture_property`, and so are the rules for stories: plain data, kept
+as they were printed when they failed (`FOUND`), and `CDC_PIPELINE_STORIES=20000` tells that many
+new ones. What is different is the world: Kinesis tells changes late, twice and in any order, shards
+merge, positions that were trimmed are no errors, and some changes never come.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, Phase, event, given, settings
+from hypothesis import strategies as st
+
+from cdc_pipeline.aws.kinesis import KinesisStreams
+from cdc_pipeline.capture.completion import READ, ItemReader
+from cdc_pipeline.capture.drain import CaptureOptions, CaptureResult, capture_table
+from cdc_pipeline.capture.reading import KinesisReading
+from cdc_pipeline.capture.source import Source
+from cdc_pipeline.capture.sources import ReplicationMetric
+from cdc_pipeline.core.attributes import canonical_item, to_json
+from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.core.changes import content_identity
+from cdc_pipeline.core.envelope import KINESIS
+from cdc_pipeline.core.fold import KeyedChange, fold, items
+from cdc_pipeline.core.log_parts import Gap
+from cdc_pipeline.core.order import order_key
+from cdc_pipeline.lake.store import Store
+from cdc_pipeline_tests.capture.test_capture_property import FAULTS as ANY_FAULTS
+from cdc_pipeline_tests.capture.test_capture_property import (
+    HOUR,
+    LAG,
+    LONG,
+    OPTIONS,
+    WHOLE_TABLE,
+    Behaviour,
+    ReusedSimulator,
+    Step,
+    World,
+)
+from cdc_pipeline_tests.capture.test_capture_property import LISTING as LISTING_FAULTS
+from cdc_pipeline_tests.simulators import faults
+from cdc_pipeline_tests.simulators.clients import session, use
+from cdc_pipeline_tests.simulators.clock import SimulatedClock
+from cdc_pipeline_tests.simulators.kinesis_model import Change, KinesisModel
+from cdc_pipeline_tests.simulators.kinesis_server import KinesisSimulator
+from cdc_pipeline_tests.simulators.kinesis_service import KinesisService
+
+pytestmark = pytest.mark.slow
+
+LATE = 20
+"""Seconds that DynamoDB takes at most to replicate what it replicates."""
+
+# ----------------------------------------------------------------------------------- stories
+
+_PRECISIONS = ["MICROSECOND", "MILLISECOND", None]
+_writes = st.tuples(st.just("write"), st.lists(st.integers(0, 19), min_size=1, max_size=6))
+_ticks = st.tuples(st.just("tick"), st.sampled_from([1, 300, 700, 1000, 2500]))
+_shards = st.one_of(
+    st.tuples(st.just("split"), st.integers(0, 3)),
+    st.tuples(st.just("merge"), st.integers(0, 3)),
+)
+_time = st.tuples(
+    st.just("advance"), st.sampled_from([1, 30, 6 * 60, 4 * HOUR, 13 * HOUR, 25 * HOUR, 49 * HOUR])
+)
+_replication = st.one_of(
+    st.tuples(st.just("precision"), st.sampled_from(_PRECISIONS)),
+    st.tuples(st.just("disturb"), st.sampled_from([0.0, 0.3]), st.sampled_from([0.0, 0.4])),
+    st.tuples(st.just("again"), st.integers(0, 30)),
+    st.tuples(st.just("skip"), st.integers(1, 2)),
+    st.tuples(st.just("retention"), st.sampled_from([24, 48])),
+)
+_stream = st.sampled_from([("off",), ("on", "another"), ("on", "one of that name"), ("recreate",)])
+_late_listing = st.tuples(
+    st.just("fault"),
+    st.just("kinesis:ListShards"),
+    st.sampled_from(LISTING_FAULTS),
+    st.integers(1, 4),
+)
+_faults = st.one_of(
+    st.tuples(
+        st.just("fault"),
+        st.sampled_from(
+            [
+                "kinesis:GetRecords",
+                "kinesis:GetRecords",
+                "kinesis:GetShardIterator",
+                "kinesis:ListShards",
+                "kinesis:DescribeStreamSummary",
+                "DescribeKinesisStreamingDestination",
+                "cloudwatch:GetMetricStatistics",
+            ]
+        ),
+        st.sampled_from([name for name in ANY_FAULTS if name not in LISTING_FAULTS]),
+        st.integers(1, 7),
+    ),
+    st.just(("empty page",)),
+    _late_listing,
+)
+_meanwhile = st.tuples(
+    st.just("meanwhile"),
+    st.sampled_from(["kinesis:GetRecords", "kinesis:GetRecords", "kinesis:ListShards"]),
+    st.integers(0, 5),
+    st.one_of(_writes, _shards, _time, _replication, _stream),
+)
+_captures = st.one_of(
+    st.just(("capture",)),
+    st.just(("capture",)),
+    st.tuples(st.just("killed"), st.integers(0, 4), st.booleans()),
+    st.tuples(st.just("raced"), st.integers(0, 4), st.booleans()),
+    st.just(("in small batches",)),
+)
+_steps = st.one_of(
+    _writes,
+    _writes,
+    _writes,
+    _ticks,
+    _shards,
+    _replication,
+    _replication,
+    _time,
+    _stream,
+    _faults,
+    _meanwhile,
+    _captures,
+    _captures,
+)
+_chapters = st.one_of(
+    *[st.tuples(_steps)] * 5,
+    st.tuples(_writes, _shards, st.just(("advance", 25 * HOUR)), _writes),
+    st.tuples(st.just(("capture",)), _writes, st.just(("advance", 49 * HOUR)), _writes),
+    st.tuples(st.just(("split", 0)), _writes, st.just(("merge", 0)), _writes, _captures),
+    st.tuples(st.just(("off",)), _writes, _time, st.just(("on", "another")), _writes),
+    st.tuples(st.just(("disturb", 0.3, 0.4)), _writes, _captures, _writes, _time, _captures),
+)
+"""The longer ones seldom come about by chance."""
+stories = st.lists(_chapters, min_size=2, max_size=12).map(
+    lambda chapters: [step for chapter in chapters for step in chapter]
+)
+
+
+@dataclass(frozen=True)
+class KinesisBehaviour(Behaviour):
+    """What Kinesis may do one way or another."""
+
+    empty_end: bool = False
+    by_partition_key: bool = True
+
+
+behaviours = st.builds(
+    KinesisBehaviour,
+    seed=st.integers(0, 999),
+    shards=st.integers(1, 2),
+    empty_end=st.booleans(),
+    by_partition_key=st.booleans(),
+)
+
+# -------------------------------------------------------------------------------- the machine
+
+
+class ReusedKinesis(KinesisSimulator, ReusedSimulator):
+    """One HTTP server for many stories; each has an account and a clock of its own."""
+
+    def begin(self, how: Behaviour) -> SimulatedClock:
+        assert isinstance(how, KinesisBehaviour)
+        clock = SimulatedClock()
+        self.clock, self.requests, self.faults = clock, [], faults.Faults(how.seed)
+        self._model = self._kinesis = KinesisModel(clock, how.seed)
+        self._service = KinesisService(
+            self._kinesis,
+            strict_trim=True,
+            limits=False,
+            empty_end=how.empty_end,
+            metric_lag_seconds=0,
+        )
+        self.create_table("orders", view_type=None)
+        return clock
+
+    def began(self, shard_id: str) -> float:
+        streams = self._kinesis.kinesis.values()
+        return min(s.shards[shard_id].opened_at for s in streams if shard_id in s.shards)
+
+
+@dataclass
+class KinesisWorld(World):
+    """A table, the Kinesis stream it writes to, and its lake while a story is told."""
+
+    reader: ItemReader | None = None
+    losses: ReplicationMetric | None = None
+    stream: str = ""
+    streams_made: int = 0
+
+    def __post_init__(self) -> None:
+        self.clock = self.sim.begin(self.how)
+        self.on = False
+        self.tell(("on", "another"))
+        self.capture()
+
+    @property
+    def aws(self) -> ReusedKinesis:
+        assert isinstance(self.sim, ReusedKinesis)
+        return self.sim
+
+    # ---------------------------------------------------------------------------- steps
+
+    def tell(self, step: Step) -> None:
+        match step:
+            case ("tick", micros):
+                self.clock.advance(micros / 1_000_000)
+            case ("advance", seconds):
+                # Whatever others overtook comes in time, and before what was written later.
+                self.clock.advance(min(seconds, LATE))
+                if self.on:
+                    self.aws.release("orders")
+                self.clock.advance(max(0, seconds - LATE))
+            case ("split", which) if self.on:
+                shards = self.aws.open_kinesis(self.stream)
+                if len(shards) < 4:
+                    self.aws.split_kinesis(self.stream, shards[which % len(shards)])
+            case ("merge", which) if self.on:
+                pairs = list(pairwise(self.aws.open_kinesis(self.stream)))
+                if pairs:
+                    self.aws.merge_kinesis(self.stream, *pairs[which % len(pairs)])
+            case ("precision", precision) if self.on:
+                self.aws.set_precision("orders", precision)
+            case ("disturb", duplicates, late) if self.on:
+                self.aws.disturb("orders", duplicates=duplicates, late=late)
+            case ("again", which):
+                told = [c for c in self.aws.changes("orders") if c.deliveries]
+                mine = [c for c in told if c.stream == self.stream]
+                if self.on and mine:
+                    self.aws.again(mine[-1 - which % len(mine)])
+            case ("skip", count) if self.on:
+                self.aws.skip_next("orders", count)
+            case ("retention", hours) if self.on:
+                self.aws.set_retention(self.stream, hours)
+            case ("off",) if self.on:
+                self.aws.stop_replicating("orders")
+                self.on = False
+            case ("on", kind) if not self.on:
+                self.turn_on(kind)
+            case ("recreate",) if self.on:
+                self.recreate()
+            case ("meanwhile", operation, calls, then):
+                happens = faults.meanwhile(lambda: self.tell_later(then))
+                self.sim.faults.script(operation, *[None] * calls, happens)
+            case ("empty page",):
+                self.sim.faults.script("kinesis:GetRecords", faults.empty_page())
+            case _:
+                super().tell(step)
+
+    def tell_later(self, step: Step) -> None:
+        """No change is made in the ms of another one that somebody could have read by now."""
+        self.clock.advance(0.001)
+        self.tell(step)
+
+    def turn_on(self, kind: str) -> None:
+        """Let the table write to a new stream, perhaps of the old one's name."""
+        if kind == "one of that name" and self.stream:
+            self.aws.delete_kinesis(self.stream)
+        else:
+            self.streams_made += 1
+            self.stream = f"changes-{self.streams_made}"
+        how = self.how
+        assert isinstance(how, KinesisBehaviour)
+        self.clock.advance(1)  # no two streams begin at one time
+        self.aws.create_kinesis(self.stream, shards=how.shards)
+        if not how.by_partition_key:
+            self.aws.ignore_partition_keys(self.stream)
+        self.aws.replicate("orders", self.stream)
+        self.on = True
+
+    def recreate(self) -> None:
+        """Another table of that name, which writes to a new stream."""
+        if self.sim.items("orders"):
+            self.unseen.append(int(self.clock() * 1_000_000))
+        self.aws.stop_replicating("orders")
+        self.aws.recreate_table("orders")
+        self.on = False
+        self.turn_on("another")
+
+    def write(self, key: int, what: int) -> None:
+        item = {"pk": {"S": f"k{key}"}}
+        self.written += 1
+        before = len(self.aws.changes("orders"))
+        if what == 0:
+            # Binary and a number with zeros: what must come out as DynamoDB has it.
+            self.sim.put("orders", {**item, "n": {"N": f"{self.written}.50"}, "b": {"B": b"\x00"}})
+        elif what < 3:
+            self.sim.put("orders", {**item, "state": {"S": "AB"[what - 1]}})
+        else:
+            self.sim.delete("orders", item, by_ttl=what == 4)
+        if not self.on and len(self.aws.changes("orders")) > before:
+            self.unseen.append(int(self.clock() * 1_000_000))
+
+    # -------------------------------------------------------------------------- captures
+
+    def capture(
+        self, store: Store | None = None, options: CaptureOptions = OPTIONS
+    ) -> CaptureResult:
+        self.clock.advance(0.001)
+        arn = self.aws.kinesis_arn(self.stream)
+        assert isinstance(self.streams, KinesisStreams)
+        source = Source(
+            table="orders",
+            table_id=self.sim.table_id("orders"),
+            arn=arn,
+            view_type="NEW_AND_OLD_IMAGES",
+            shards=self.streams,
+            reader=self.reader,
+            transport=KINESIS,
+            reading=KinesisReading("orders"),
+            created_us=self.streams.created_us(arn),
+            losses=self.losses,
+        )
+        return capture_table(self.log(store), source, options, sleep=lambda _: None)
+
+    def catch_up(self) -> None:
+        self.sim.faults.clear()
+        self.tell(("on", "another"))
+        self.tell(("advance", LAG + LATE + 2))
+        super().catch_up()
+
+    # -------------------------------------------------------------------------- the truth
+
+    def check(self, state: LogState, until_us: int | None = None) -> None:
+        """What was written before `until_us` (the log's watermark) is there, or in a gap."""
+        changes = [c for c in self.aws.changes("orders") if c.stream is not None]
+        by_uuid: dict[str, list[Change]] = defaultdict(list)
+        for change in changes:
+            by_uuid[identity(change)].append(change)
+        landed = self.rows(state)
+        told = [row for row in landed if row["transport"] == KINESIS]
+        assert {row["uuid"] for row in told} <= by_uuid.keys(), "landed, but never written"
+        assert {row["transport"] for row in landed} <= {KINESIS, READ}
+        assert not state.quarantined
+        whole_until_us = state.watermark_us if until_us is None else until_us
+        there = {row["uuid"] for row in told}
+        missing = [c for uuid, same in by_uuid.items() if uuid not in there for c in same]
+        gaps = list(state.gaps.values())
+        for change in missing:
+            # What was skipped is known when CloudWatch is asked.
+            if change.written_us < whole_until_us and (until_us or not change.skipped):
+                lost = f"lost: {change}; gaps: {gaps}"
+                assert any(is_in(gap, change) for gap in gaps), lost
+        self.check_generations(state, landed)
+        if until_us is not None:
+            whole = [gap for gap in gaps if gap.cause in WHOLE_TABLE]
+            for time_us in self.unseen:
+                seen = f"no stream saw what was written at {time_us}; gaps: {whole}"
+                assert any(gap.from_us <= time_us <= gap.to_us for gap in whole), seen
+        for row in told:
+            assert_same(row, by_uuid[row["uuid"]])
+        unsure = {to_json(canonical_item(change.keys)) for change in missing}
+        self.check_order(by_uuid, [row for row in told if row["keys"] not in unsure])
+        if until_us is not None and not self.unseen:
+            self.check_final([row for row in landed if row["keys"] not in unsure], unsure)
+
+    def check_generations(self, state: LogState, landed: list[dict[str, Any]]) -> None:
+        """A heal beats what was written before its gap ended, and nothing else."""
+        for gap in state.gaps.values():
+            for row in landed:
+                is_behind = row["write_time_us"] // 1000 >= gap.to_us // 1000
+                assert (row["generation"] > gap.heal_generation) == is_behind, (row, gap)
+
+    def check_order(self, by_uuid: dict[str, list[Change]], told: list[dict[str, Any]]) -> None:
+        """By time; where changes of an item have one time, by their images, if these tell."""
+        for rows in by_key(told).values():
+            order = [by_uuid[row["uuid"]][0] for row in in_order(rows)]
+            times = [change.written_us // 1000 for change in order]
+            assert times == sorted(times), f"out of order: {order}"
+            for slot in set(times):
+                mine = [c for c in order if c.written_us // 1000 == slot]
+                if images_tell(mine, self.aws.changes("orders")):
+                    numbers = [change.order for change in mine]
+                    assert numbers == sorted(numbers), f"out of order: {mine}"
+
+    def check_final(self, landed: list[dict[str, Any]], unsure: set[str]) -> None:
+        changes = (KeyedChange(r["keys"], r["order_key"], r["new_image"]) for r in landed)
+        there = {}
+        for item in map(canonical_item, self.sim.items("orders")):
+            there[to_json({"pk": item["pk"]})] = to_json(item)
+        expected = {key: item for key, item in there.items() if key not in unsure}
+        assert items(fold({}, changes)) == expected
+
+    def rows(self, state: LogState) -> list[dict[str, Any]]:
+        columns = ["uuid", "op", "keys", "new_image", "old_image", "write_time_us", "position"]
+        columns += ["is_ttl_delete", "transport", "event_id"]
+        found: list[dict[str, Any]] = []
+        for landed in state.objects.values():
+            table = pq.read_table(pa.BufferReader(self.objects[landed.key]), columns=columns)
+            assert table.num_rows == landed.rows
+            for row in table.to_pylist():
+                key = order_key(landed.generation, row["position"])
+                found.append({**row, "generation": landed.generation, "order_key": key})
+        return found
+
+
+def image(item: Any) -> str | None:
+    return None if item is None else to_json(canonical_item(item))
+
+
+def identity(change: Change) -> str:
+    keys = to_json(canonical_item(change.keys))
+    op = {"INSERT": "I", "MODIFY": "U", "REMOVE": "D"}[change.event_name]
+    images = (image(change.new_image), image(change.old_image))
+    return content_identity(change.table_id, keys, change.time_us, op, *images)
+
+
+def assert_same(row: dict[str, Any], changes: list[Change]) -> None:
+    """Beside what its identity says already; in a cycle two changes may be the same."""
+    told = (row["write_time_us"], row["is_ttl_delete"], row["event_id"])
+    assert told in [(c.time_us, c.by_ttl, c.event_id) for c in changes]
+
+
+def by_key(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        found[row["keys"]].append(row)
+    return found
+
+
+def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per change: of its first generation, the last place that it was given there."""
+    counted: dict[str, dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda r: (-r["generation"], r["order_key"])):
+        counted[row["uuid"]] = row
+    return sorted(counted.values(), key=lambda row: row["order_key"])
+
+
+def images_tell(mine: list[Change], every: list[Change]) -> bool:
+    """Whether the images of one item's changes in one ms allow one order only."""
+    slot = {(c.written_us // 1000, image(c.keys), c.table_id) for c in mine}
+    written = [c for c in every if (c.written_us // 1000, image(c.keys), c.table_id) in slot]
+    visited = [image(written[0].old_image), *(image(c.new_image) for c in written)]
+    return len(visited) == len(set(visited))
+
+
+def is_in(gap: Gap, change: Change) -> bool:
+    """Whether a gap owns up to a missing change."""
+    return gap.from_us <= change.time_us <= gap.to_us
+
+
+@pytest.fixture(scope="module")
+def sim() -> Iterator[ReusedKinesis]:
+    with ReusedKinesis() as simulator, pytest.MonkeyPatch.context() as patch:
+        use(simulator, patch)
+        # Thousands of stories share one client, and its budget of retries would run out.
+        patch.setattr("botocore.retries.quota.RetryQuota.acquire", lambda *_: True)
+        patch.setattr("cdc_pipeline.aws.shards._RETRY_SECONDS", 0)
+        patch.setattr("cdc_pipeline.capture.drain._FLUSH_WAIT_SECONDS", 0.002)
+        yield simulator
+
+
+Parts = tuple[KinesisStreams, ItemReader, ReplicationMetric]
+
+
+@pytest.fixture(scope="module")
+def parts(sim: ReusedKinesis) -> Parts:
+    aws = session(sim)
+    reader = ItemReader(aws, "orders", ("pk",), 1e9, sleep=lambda _: None)
+    return (
+        KinesisStreams(aws, "orders"),
+        reader,
+        ReplicationMetric(aws, "orders", 5 * 60 * 1_000_000),
+    )
+
+
+def tell(
+    sim: ReusedKinesis,
+    parts: Parts,
+    how: KinesisBehaviour,
+    story: list[Step],
+) -> set[str]:
+    """Tell a story to its end and check it; how its runs ended."""
+    streams, reader, losses = parts
+    world = KinesisWorld(sim, streams, how, reader=reader, losses=losses)
+    for step in story:
+        world.tell(step)
+    world.catch_up()
+    return world.outcomes
+
+
+DAY = 25 * HOUR
+FOUND: dict[str, list[Step]] = {
+    "records that were trimmed unread": [("write", [0]), ("advance", DAY)],
+    "trimmed behind the checkpoint": [
+        ("write", [0]),
+        ("capture",),
+        ("write", [4]),
+        ("advance", DAY),
+        ("write", [8]),
+    ],
+    "nothing was lost behind a trimmed checkpoint": [
+        ("write", [0]),
+        ("capture",),
+        ("advance", 13 * HOUR),
+        ("capture",),
+        ("advance", 13 * HOUR),
+        ("write", [8]),
+    ],
+    "there and back in one microsecond": [("write", [4]), ("tick", 1), ("write", [8, 4, 8, 4])],
+    "there and back, twice, in one millisecond, told late": [
+        ("precision", None),
+        ("disturb", 0.3, 0.4),
+        ("write", [4, 8, 12, 4, 8]),
+        ("capture",),
+        ("write", [12, 4]),
+    ],
+    "an old change comes again behind a gap": [
+        ("write", [0]),
+        ("tick", 2500),
+        ("write", [4]),
+        ("capture",),
+        ("write", [1]),
+        ("advance", DAY),
+        ("capture",),
+        ("again", 2),
+    ],
+}
+"""Stories that failed once, or that a careless change would fail."""
+
+
+@settings(
+    max_examples=LONG or 100,
+    derandomize=not LONG,
+    print_blob=True,
+    report_multiple_bugs=False,
+    phases=[Phase.explicit, Phase.generate, Phase.shrink],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+@given(how=behaviours, story=stories)
+def test_any_story_lands_every_change_or_says_what_is_missing(
+    sim: ReusedKinesis,
+    parts: Parts,
+    how: KinesisBehaviour,
+    story: list[Step],
+) -> None:
+    for outcome in tell(sim, parts, how, story):
+        event(outcome)
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_stories_that_failed_once(sim: ReusedKinesis, parts: Parts, name: str) -> None:
+    for shards in (1, 2):
+        for by_partition_key in (True, False):
+            how = KinesisBehaviour(shards=shards, by_partition_key=by_partition_key)
+            tell(sim, parts, how, FOUND[name])
