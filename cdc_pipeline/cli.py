@@ -160,8 +160,8 @@ def status(tables: tuple[str, ...], as_json: bool) -> None:
             )
         for gap in row.gaps:
             console.print(
-                f"[red]gap[/] {row.table} (entry {gap.entry}): {gap.cause}, "
-                f"{len(gap.shards)} shards, changes from {_moment(gap.from_us)} to "
+                f"[red]gap[/] {row.table} (entry {gap.entry}): {gap}, "
+                f"changes from {_moment(gap.from_us)} to "
                 f"{_moment(gap.to_us)} UTC are missing. Fix: cdc-pipeline heal {row.table}"
             )
         if tables or row.gaps:

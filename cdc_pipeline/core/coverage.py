@@ -81,8 +81,7 @@ def moment(time_us: int) -> str:
 
 
 def _of_gap(state: LogState, gap: Gap) -> Stretch:
-    cause = f"{gap.cause}, {len(gap.shards)} shards"
-    stretch = Stretch(gap.from_us, gap.to_us, "lost", cause, gap.entry)
+    stretch = Stretch(gap.from_us, gap.to_us, "lost", str(gap), gap.entry)
     heal = state.heal_of(gap.entry)
     if heal is not None and heal.healed:
         note = f"{gap.cause}; of each item the last change, from {len(heal.windows)} exports"

@@ -11,10 +11,12 @@ import hmac
 import json
 import secrets
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
-from cdc_pipeline.core.attributes import canonical_value, to_json
+from cdc_pipeline.core.attributes import canonical_item, canonical_value, to_json
 from cdc_pipeline.core.changes import seconds_to_us
+from cdc_pipeline.core.envelope import decoded, write_time_us
 from cdc_pipeline.core.errors import EraseRefusedError, UnreadableError
 from cdc_pipeline.core.log_parts import Erasure
 
@@ -94,15 +96,28 @@ class Suppressions:
     def drops_record(self, record: bytes) -> bool:
         """The same for a stream record that could not be read, as far as its key can be."""
         try:
-            body = json.loads(record)["dynamodb"]
-            keys = {name: canonical_value(value) for name, value in sorted(body["Keys"].items())}
-        except (ValueError, LookupError, TypeError, AttributeError, UnreadableError):
+            told = json.loads(record)
+            body = told["dynamodb"]
+            keys = [to_json(canonical_item(body["Keys"]))]
+        except (ValueError, LookupError, TypeError, UnreadableError):
             return False
-        try:
-            time_us = seconds_to_us(body.get("ApproximateCreationDateTime"))
-        except UnreadableError:
-            time_us = 0
-        return self.drops(to_json(keys), time_us)
+        if "tableName" in told:  # as Kinesis has it, where binary is encoded again
+            with suppress(UnreadableError):
+                keys.append(to_json(canonical_item(decoded(body["Keys"], 1))))
+        return any(self.drops(key, _time_us(body)) for key in keys)
+
+
+def _time_us(body: Mapping[str, Any]) -> int:
+    """The write time of a stream record or an envelope in µs, 0 if it has none."""
+    time = body.get("ApproximateCreationDateTime")
+    try:
+        return seconds_to_us(time)
+    except UnreadableError:
+        pass
+    try:
+        return write_time_us(time, body.get("ApproximateCreationDateTimePrecision"))
+    except UnreadableError:
+        return 0
 
 
 class ItemTrace:

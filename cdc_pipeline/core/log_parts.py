@@ -186,6 +186,10 @@ class Gap:
     heal_generation: int
     entry: int = 0
 
+    def __str__(self) -> str:
+        """What happened, for people."""
+        return f"{self.cause}, {len(self.shards)} shards" if self.shards else self.cause
+
 
 @dataclass(frozen=True)
 class HealWindow:

@@ -264,6 +264,6 @@ def describe_gap(gap: Gap) -> str:
     """One line about a gap."""
     begin, end = (datetime.fromtimestamp(us / 1e6, UTC) for us in (gap.from_us, gap.to_us))
     return (
-        f"gap (entry {gap.entry}): {gap.cause}, {len(gap.shards)} shards; changes written from "
+        f"gap (entry {gap.entry}): {gap}; changes written from "
         f"{begin:%Y-%m-%d %H:%M:%S} to {end:%Y-%m-%d %H:%M:%S} UTC may be missing"
     )

@@ -12,6 +12,7 @@ from cdc_pipeline.core.capture_log import FORMAT, Entry, LogState
 from cdc_pipeline.core.errors import LakeError
 from cdc_pipeline.core.log_parts import (
     Baseline,
+    Cut,
     Gap,
     LandedObject,
     QuarantinedObject,
@@ -26,6 +27,7 @@ _shards = st.builds(
     ShardState,
     shard_id=st.sampled_from(["s1", "s2", "s3", "shard-日本"]),
     read_to_us=_times,
+    adjacent_id=st.none() | st.just("s9"),
 )
 _objects = st.builds(
     LandedObject,
@@ -42,13 +44,15 @@ _entries = st.builds(
     Entry,
     n=st.integers(1, 10**6),
     at_us=_times,
-    stream=st.none() | st.builds(StreamRef),
+    stream=st.none() | st.builds(StreamRef, since_us=_times, off=st.booleans()),
     shards=st.lists(_shards, max_size=3).map(tuple),
     forgotten=st.lists(st.sampled_from(["s1", "s2"]), max_size=2).map(tuple),
     objects=st.lists(_objects, max_size=3).map(tuple),
     quarantined=st.lists(st.builds(QuarantinedObject), max_size=2).map(tuple),
     discovered_us=st.none() | _times,
     baseline=st.none() | st.builds(Baseline, generation=st.integers(0, 3)),
+    cut=st.none() | st.builds(Cut),
+    replicated_us=st.none() | _times,
 )
 _logs = st.lists(_entries, max_size=8).map(
     lambda log: [dataclasses.replace(entry, n=n) for n, entry in enumerate(log, start=1)]
@@ -208,6 +212,35 @@ def test_shards_are_updated_and_forgotten() -> None:
     state = _replay([first, _entry(2, shards=(_shard("a", 5),), forgotten=("b",))])
     assert list(state.shards) == ["a"]
     assert state.watermark_us == 5
+    # Those of a new stream may be called like those of the one before.
+    state.apply(_entry(3, shards=(_shard("a", 7),), forgotten=("a",)))
+    assert state.shards == {"a": _shard("a", 7)}
+
+
+def _stream(transport: str) -> StreamRef:
+    return StreamRef("t", "arn", "NEW_IMAGE", 1, 1, transport)
+
+
+def test_while_a_switch_is_on_its_way_nothing_behind_its_cut_is_complete() -> None:
+    cut = Cut("kinesis", 5)
+    first = _entry(1, stream=_stream("dynamodb_streams"), shards=(_shard("a", 9),), discovered_us=9)
+    state = _replay([first, _entry(2, cut=cut)])
+    assert (state.cut, state.watermark_us) == (cut, 5)
+    state.apply(_entry(3, stream=_stream("dynamodb_streams")))  # a gap, or a new baseline
+    assert (state.cut, state.watermark_us) == (cut, 5)
+    state.apply(_entry(4, stream=_stream("kinesis")))
+    assert (state.cut, state.watermark_us) == (None, 9)
+
+
+def test_logs_without_what_came_later_are_read() -> None:
+    state = _replay([_entry(1, stream=_stream("dynamodb_streams"), shards=(_shard("a", 9),))])
+    told = json.loads(state.to_json())
+    for name in ("transport", "since_us", "retention_hours", "created_us", "off"):
+        del told["stream"][name]
+    for name in ("cut", "replicated_us"):
+        del told[name]
+    del told["shards"][0]["adjacent_id"]
+    assert LogState.from_json(json.dumps(told), "x") == state
 
 
 @given(

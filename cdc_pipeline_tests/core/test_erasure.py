@@ -43,6 +43,17 @@ def test_records_that_cannot_be_read_are_dropped_by_their_key() -> None:
     for time, dropped in ((2, True), (3, False), (None, True), ("soon", True)):
         record = {"dynamodb": {**body, "ApproximateCreationDateTime": time}}
         assert erased.drops_record(json.dumps(record).encode()) is dropped
+    ms = {"ApproximateCreationDateTime": 1_649_719_712_473}
+    us = {"ApproximateCreationDateTimePrecision": "MICROSECOND"}
+    late = Suppressions([_erasure(1_649_719_712_473_000)])
+    for time, dropped in (
+        (ms, True),
+        ({"ApproximateCreationDateTime": 1_649_719_712_474}, False),
+        ({"ApproximateCreationDateTime": 1_649_719_712_473_000, **us}, True),
+        ({"ApproximateCreationDateTime": 1_649_719_712_473_001, **us}, False),
+    ):
+        record = {"tableName": "t", "dynamodb": {**body, **time}}
+        assert late.drops_record(json.dumps(record).encode()) is dropped
     for other in (b"\xff", b"[]", b'{"dynamodb": {}}', b'{"dynamodb": {"Keys": 7}}'):
         assert not erased.drops_record(other)
 
@@ -68,6 +79,17 @@ def test_versions_that_know_no_erasures_refuse_a_log_that_has_one() -> None:
     assert LogState.from_json(json.dumps(old), "old") == LogState()
     with pytest.raises(LakeError, match="reads 1 and 2"):
         LogState.from_json('{"format": 3}', "it")
+
+
+def test_binary_keys_are_recognised_as_kinesis_encodes_them() -> None:
+    once = base64.b64encode(b"\x12\x02").decode()
+    erased = Suppressions(
+        [_erasure(2_000_000, key=json.dumps({"pk": {"B": once}}).replace(" ", ""))]
+    )
+    twice = {"pk": {"B": base64.b64encode(once.encode()).decode()}}
+    record = {"tableName": "t", "dynamodb": {"Keys": twice}}
+    assert erased.drops_record(json.dumps(record).encode())
+    assert not erased.drops_record(json.dumps({"dynamodb": {"Keys": twice}}).encode())
 
 
 @pytest.mark.parametrize(

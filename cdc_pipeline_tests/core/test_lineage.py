@@ -163,3 +163,58 @@ def test_a_shard_that_shows_between_two_known_ones_goes_between_them() -> None:
     known = {"s0": ROOT_DEPTH, "s2": ROOT_DEPTH + STEP}
     found = depths([_shard("s0"), _shard("s1", "s0"), _shard("s2", "s1")], known)
     assert found["s0"] < found["s1"] < found["s2"]
+
+
+@st.composite
+def _reshardings(draw: st.DrawFn) -> list[Shard]:
+    """Shards with splits and merges, listed in any order."""
+    shards = [_shard("s0"), _shard("s1")]
+    leaves = ["s0", "s1"]
+    for _ in range(draw(st.integers(0, 8))):
+        name = f"s{len(shards)}"
+        parent = leaves.pop(draw(st.integers(0, len(leaves) - 1)))
+        if len(leaves) > 1 and draw(st.booleans()):
+            other = leaves.pop(draw(st.integers(0, len(leaves) - 1)))
+            shards.append(Shard(name, parent, "1", None, other))
+            leaves.append(name)
+        else:
+            children = [_shard(name, parent), _shard(f"s{len(shards) + 1}", parent)]
+            shards += children
+            leaves += [child.shard_id for child in children]
+    return draw(st.permutations(shards))
+
+
+@given(_reshardings(), st.integers(0, 10))
+def test_a_merged_shard_is_deeper_than_both_its_parents(shards: list[Shard], cut: int) -> None:
+    by_age = sorted(shards, key=lambda shard: int(shard.shard_id[1:]))
+    known = depths(by_age[:cut], {})
+    found = depths(shards, known)
+    assert {name: found[name] for name in known} == known
+    for shard in shards:
+        assert all(found[parent] < found[shard.shard_id] for parent in shard.parents)
+
+
+@given(_reshardings(), st.randoms(use_true_random=False))
+def test_a_merged_shard_is_read_behind_both_its_parents(
+    shards: list[Shard], chance: random.Random
+) -> None:
+    finished: set[str] = set()
+    while offered := readable(shards, finished.__contains__, finished.__contains__):
+        for shard in offered:
+            assert finished.issuperset(shard.parents)
+        finished.add(chance.choice(offered).shard_id)
+    assert finished == {shard.shard_id for shard in shards}
+
+
+def test_of_two_parents_one_may_have_expired() -> None:
+    child = Shard("c", "a", "1", None, "b")
+    parent = _shard("b")
+    assert readable([child, parent], lambda _: False, lambda _: False) == [parent]
+    assert readable([child], lambda _: False, {"a"}.__contains__) == []
+    assert readable([child], {"a"}.__contains__, {"a"}.__contains__) == [child]
+
+
+def test_unknown_parents_of_a_known_merge_go_above_it() -> None:
+    known = {"c": ROOT_DEPTH}
+    found = depths([Shard("c", "a", "1", None, "b"), _shard("b", "x"), _shard("x")], known)
+    assert found["x"] < found["b"] < found["c"] == ROOT_DEPTH
