@@ -130,6 +130,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
             return Log(lake.store, lake.paths(table), clock)
 
         monkeypatch.setattr(Lake, "log", log)
+        monkeypatch.setattr("cdc_pipeline.capture.reading._READS_PER_SECOND", 1000)
         sim.create_kinesis("changes", shards=2)
         sim.create_table("orders")
         sim.replicate("orders", "changes")
