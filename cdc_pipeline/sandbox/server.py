@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ from cdc_pipeline.sandbox.control import Control, SandboxClock
 from cdc_pipeline.sandbox.errors import PortInUseError, SandboxError, SandboxNotInstalledError
 from cdc_pipeline.sandbox.export_files import multipart_put
 from cdc_pipeline.sandbox.exports import ExportOptions, Exports
+from cdc_pipeline.sandbox.firehose import Deliveries
 from cdc_pipeline.sandbox.journal import Clock
+from cdc_pipeline.sandbox.kinesis import Replication, Shards
 from cdc_pipeline.sandbox.principals import ForeignBuckets, remember_caller
+from cdc_pipeline.sandbox.stacks import Stacks
 from cdc_pipeline.sandbox.streams import Writes, own_ttl
 
 HOST = "127.0.0.1"
@@ -67,8 +71,7 @@ def serve(
     with _listen(port) as listener:
         bound = listener.getsockname()[1]
         _prepare_environment(bound)
-        emulator, dynamodb, s3 = _import_emulator()
-        sandbox = _Sandbox(emulator, dynamodb, s3, export_options or ExportOptions())
+        sandbox = _Sandbox(_import_emulator(), export_options or ExportOptions())
         asyncio.run(sandbox.run(listener, ready_file, ttl_interval_seconds, until))
 
 
@@ -99,7 +102,7 @@ def _prepare_environment(port: int) -> None:
     os.environ.update(_EMULATOR_ENVIRONMENT, GATEWAY_PORT=str(port))
 
 
-def _import_emulator() -> tuple[Any, Any, Any]:
+def _import_emulator() -> "_Emulator":
     from importlib.metadata import PackageNotFoundError, version
 
     try:
@@ -112,15 +115,30 @@ def _import_emulator() -> tuple[Any, Any, Any]:
             fix="install with pip install 'cdc-pipeline[sandbox]'",
         )
     from ministack import app
-    from ministack.services import dynamodb, s3
+    from ministack.services import dynamodb, firehose, glue, kinesis, s3
+    from ministack.services.cloudformation import provisioners
 
-    return app, dynamodb, s3
+    return _Emulator(app, dynamodb, firehose, glue, kinesis, provisioners, s3)
+
+
+@dataclass(frozen=True)
+class _Emulator:
+    """The modules that are corrected or called."""
+
+    app: Any
+    dynamodb: Any
+    firehose: Any
+    glue: Any
+    kinesis: Any
+    provisioners: Any
+    s3: Any
 
 
 class _Sandbox:
     """The corrected emulator as an ASGI application with its background work."""
 
-    def __init__(self, emulator: Any, dynamodb: Any, s3: Any, options: ExportOptions) -> None:
+    def __init__(self, emulator: _Emulator, options: ExportOptions) -> None:
+        dynamodb, s3 = emulator.dynamodb, emulator.s3
         self._clock = clock = Clock()
         dynamodb.time = SandboxClock(dynamodb.time, clock)
         writes = Writes(dynamodb, clock)
@@ -134,6 +152,11 @@ class _Sandbox:
         buckets.install()
         self._exports = Exports(dynamodb, writes, clock, put_object, buckets, options)
         self._exports.install()
+        Replication(dynamodb, emulator.kinesis, writes).install()
+        Shards(emulator.kinesis).install()
+        Stacks(emulator.provisioners, dynamodb).install()
+        self._deliveries = Deliveries(emulator.firehose, emulator.kinesis, emulator.glue, s3)
+        self._deliveries.install()
         self._control = Control(self._orders(), self._state)
         self._emulator = emulator
 
@@ -146,7 +169,7 @@ class _Sandbox:
         else:
             if scope["type"] == "http":
                 remember_caller(scope)
-            await self._emulator.app(scope, receive, send)
+            await self._emulator.app.app(scope, receive, send)
 
     def _orders(self) -> dict[str, Callable[[Any], None]]:
         faults = self._exports.faults
@@ -179,7 +202,7 @@ class _Sandbox:
         # garbage among them takes more time than all else.
         gc.freeze()
         gc.set_threshold(200_000, 50, 1000)
-        self._emulator._MAIN_LOOP = asyncio.get_running_loop()
+        self._emulator.app._MAIN_LOOP = asyncio.get_running_loop()
         config = Config()
         # hypercorn closes the descriptor it is given, the caller closes the listener's own.
         config.bind = [f"fd://{os.dup(listener.fileno())}"]
@@ -192,6 +215,7 @@ class _Sandbox:
         if ending is not None:
             ending.add_done_callback(lambda _: stop.set())
         reaper = asyncio.create_task(self._reap(ttl_interval_seconds))
+        firehose = asyncio.create_task(self._deliveries.run())
         url = f"http://{HOST}:{listener.getsockname()[1]}"
         # The socket has been listening since before: a request sent now is answered.
         _write_ready(ready_file, url)
@@ -199,6 +223,7 @@ class _Sandbox:
             await hypercorn_serve(self, config, shutdown_trigger=stop.wait)  # type: ignore[arg-type]
         finally:
             reaper.cancel()
+            firehose.cancel()
             if ending is not None:
                 ending.cancel()
             self._exports.stop()

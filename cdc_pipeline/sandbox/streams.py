@@ -55,6 +55,11 @@ class Writes:
         self._in_transaction = False
         self._expiring = False
 
+    @property
+    def latest_micros(self) -> int:
+        """The time of the last write in µs; records are emitted right after their write."""
+        return self._micros
+
     def install(self) -> None:
         """Replace the emulator's functions; once per process."""
         module = self._dynamodb

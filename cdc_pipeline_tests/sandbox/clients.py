@@ -18,6 +18,11 @@ class Aws:
     dynamodb: Any
     streams: Any
     s3: Any
+    cloudformation: Any
+    firehose: Any
+    glue: Any
+    kinesis: Any
+    lambdas: Any
 
 
 def connect(endpoint_url: str) -> Aws:
@@ -31,6 +36,11 @@ def connect(endpoint_url: str) -> Aws:
             ("dynamodb", "dynamodb"),
             ("streams", "dynamodbstreams"),
             ("s3", "s3"),
+            ("cloudformation", "cloudformation"),
+            ("firehose", "firehose"),
+            ("glue", "glue"),
+            ("kinesis", "kinesis"),
+            ("lambdas", "lambda"),
         )
     }
     return Aws(endpoint_url, **made)
@@ -65,3 +75,26 @@ def wait_for(condition: Callable[[], Any], *, seconds: float = 10.0) -> Any:
             return found
         time.sleep(0.05)
     pytest.fail(f"not so within {seconds} s")
+
+
+def read_kinesis(aws: Aws, stream: str) -> list[dict[str, Any]]:
+    """Return all records of a Kinesis stream so far, shard by shard, closed ones too."""
+    records: list[dict[str, Any]] = []
+    for shard in aws.kinesis.list_shards(StreamName=stream)["Shards"]:
+        iterator = aws.kinesis.get_shard_iterator(
+            StreamName=stream, ShardId=shard["ShardId"], ShardIteratorType="TRIM_HORIZON"
+        )["ShardIterator"]
+        while iterator:
+            page = aws.kinesis.get_records(ShardIterator=iterator)
+            records += [{**record, "ShardId": shard["ShardId"]} for record in page["Records"]]
+            iterator = page.get("NextShardIterator") if page["Records"] else None
+    return records
+
+
+def objects(aws: Aws, bucket: str, prefix: str = "") -> dict[str, bytes]:
+    """Return the objects of a bucket, by key."""
+    listed = aws.s3.list_objects_v2(Bucket=bucket, Prefix=prefix).get("Contents", [])
+    return {
+        entry["Key"]: aws.s3.get_object(Bucket=bucket, Key=entry["Key"])["Body"].read()
+        for entry in listed
+    }
