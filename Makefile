@@ -7,7 +7,8 @@
 #   TEST_WORKERS=1               processes that share `make test` (default: one per core)
 #   SLOW_WORKERS=1               processes that share `make test-slow` (default: 2)
 #   STORIES=20000                how many stories `make test-nightly` tells
-#   DEMO_ARGS=...                arguments for `cdc-pipeline demo`
+#   TRANSPORT=firehose           the road of `make demo`: dynamodb_streams (default), kinesis or firehose
+#   DEMO_ARGS=...                more arguments for `cdc-pipeline demo`, such as '--orders 2000 --changes 500'
 #   BENCH_ARGS='fold lookups'    the benchmarks that `make bench` runs (default: all of them)
 #   LATENCY_ARGS='--probes 20'   arguments for `make latency`
 #   LOCK_ARGS=--upgrade          let `make lock` move every version, not just what pyproject.toml forces
@@ -22,6 +23,7 @@ TEST_WORKERS ?= auto
 SLOW_WORKERS ?= 2
 SHARED := --dist loadfile --no-loadscope-reorder
 STORIES ?= 20000
+TRANSPORT ?= dynamodb_streams
 DEMO_ARGS ?=
 LOCK_ARGS ?=
 LATENCY_ARGS ?=
@@ -86,8 +88,8 @@ venv: $(STAMP) ## Make .venv, or bring it up to date
 # ---------------------------------------------------------------------------------------------------- use
 
 .PHONY: demo
-demo: $(STAMP) ## A local AWS, a table, its lake and queries, end to end (DEMO_ARGS=...)
-	@$(BIN)/cdc-pipeline demo $(DEMO_ARGS)
+demo: $(STAMP) ## A local AWS, tables, their lake and queries, end to end (TRANSPORT=..., DEMO_ARGS=...)
+	@$(BIN)/cdc-pipeline demo --transport '$(TRANSPORT)' $(DEMO_ARGS)
 
 .PHONY: dev
 dev: $(STAMP) ## Dagster's web interface and daemon on this checkout

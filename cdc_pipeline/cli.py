@@ -334,11 +334,18 @@ def sandbox(port: int, traffic: bool, orders: int, rate: float) -> None:
 @click.option("--orders", default=20_000, show_default=True, help="Orders to seed.")
 @click.option("--changes", default=5_000, show_default=True, help="Live changes at least.")
 @click.option("--lake", "kind", type=click.Choice(["s3", "local"]), default="s3", show_default=True)
-def demo(orders: int, changes: int, kind: str) -> None:
+@click.option(
+    "--transport",
+    type=click.Choice(["dynamodb_streams", "kinesis", "firehose"]),
+    default="dynamodb_streams",
+    show_default=True,
+    help="The road that changes take to the lake.",
+)
+def demo(orders: int, changes: int, kind: str, transport: str) -> None:
     """Run the whole pipeline once on a local AWS and prove that the lake equals its source."""
     from cdc_pipeline.sandbox.demo import run_demo
 
-    if not run_demo(orders=orders, changes=changes, kind=kind):
+    if not run_demo(orders=orders, changes=changes, kind=kind, transport=transport):
         sys.exit(1)
 
 

@@ -14,11 +14,17 @@ from rich.table import Table as Grid
 
 from cdc_pipeline.core.errors import CdcPipelineError
 from cdc_pipeline.sandbox.process import QUICK_WINDOW_SECONDS, SandboxProcess
+from cdc_pipeline.sandbox.roads import build_road
 from cdc_pipeline.sandbox.run import local_client
-from cdc_pipeline.sandbox.traffic import Traffic, create_tables, seed
-from cdc_pipeline.sandbox.workspace import BUCKET, write_settings
+from cdc_pipeline.sandbox.traffic import Traffic, seed
+from cdc_pipeline.sandbox.workspace import BUCKET, STREAMS, write_settings
 
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+_ROADS = {
+    STREAMS: "two tables with DynamoDB streams",
+    "kinesis": "two tables, each with its changes in a Kinesis stream",
+    "firehose": "two stacks of infra/cdc_pipeline.yaml: table, Kinesis stream, Firehose, Lambda",
+}
 _PUBLISH_SECONDS = 60
 _TTL_SECONDS = 15
 
@@ -27,8 +33,11 @@ class DemoError(CdcPipelineError):
     """A step of the demo failed."""
 
 
-def run_demo(*, orders: int, changes: int, kind: str) -> bool:
-    """Seed, export under traffic, capture, fold, aggregate, compare; True: no differences."""
+def run_demo(*, orders: int, changes: int, kind: str, transport: str = STREAMS) -> bool:
+    """Seed, export under traffic, capture, fold, aggregate, compare; True: no differences.
+
+    `transport`: the road that changes take to the lake, as in the settings.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="cdc-demo-") as folder,
         SandboxProcess(
@@ -37,24 +46,31 @@ def run_demo(*, orders: int, changes: int, kind: str) -> bool:
         dg.DagsterInstance.ephemeral() as instance,
     ):
         sandbox.apply_environment(os.environ)
-        return _Demo(Path(folder), instance, kind, sandbox.endpoint_url).run(orders, changes)
+        demo = _Demo(Path(folder), instance, kind, transport, sandbox.endpoint_url)
+        return demo.run(orders, changes)
 
 
 class _Demo:
     """The steps, each printed with what it did and how long it took."""
 
     def __init__(
-        self, folder: Path, instance: dg.DagsterInstance, kind: str, endpoint_url: str
+        self,
+        folder: Path,
+        instance: dg.DagsterInstance,
+        kind: str,
+        transport: str,
+        endpoint_url: str,
     ) -> None:
         from cdc_pipeline.defs.build import build_definitions
         from cdc_pipeline.lake.lake import Lake
         from cdc_pipeline.settings import load_settings
 
-        path = write_settings(folder, kind=kind, running=False)
+        path = write_settings(folder, kind=kind, running=False, transport=transport)
         self.settings = load_settings(path)
         self.lake = Lake.open(self.settings)
         self.defs = build_definitions(self.settings, path)
         self.instance = instance
+        self.transport = transport
         self.endpoint_url = endpoint_url
         self.console = Console(highlight=False)
         self.started = time.monotonic()
@@ -69,7 +85,9 @@ class _Demo:
         local("s3").create_bucket(Bucket=BUCKET)
         dynamodb = local("dynamodb")
         customers = orders // 10
-        create_tables(dynamodb)
+        with self.console.status("building the road"):
+            build_road(self.transport)
+        self._done(_ROADS[self.transport])
         with self.console.status("seeding") as status:
             items = seed(
                 dynamodb,

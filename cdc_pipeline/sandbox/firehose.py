@@ -193,7 +193,7 @@ class Deliveries:
                 records = [_with_data(r, r.data + b"\n") for r in records]
                 continue
             taken: list[Record] = []
-            for batch in _batches(records, int(_parameter(processor, "BufferSizeInMBs", 1)) * _MB):
+            for batch in _batches(records, _lambda_bytes(processor)):
                 good, bad = await asyncio.to_thread(_processed, stream, processor, batch)
                 taken += good
                 failed += bad
@@ -458,6 +458,10 @@ def _parameter(processor: dict[str, Any], name: str, default: Any) -> Any:
         if parameter["ParameterName"] == name:
             return parameter["ParameterValue"]
     return default
+
+
+def _lambda_bytes(processor: dict[str, Any]) -> int:
+    return int(float(_parameter(processor, "BufferSizeInMBs", 1)) * _MB)
 
 
 def _batches(records: list[Record], most_bytes: int) -> Iterator[list[Record]]:

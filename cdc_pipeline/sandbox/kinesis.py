@@ -7,7 +7,6 @@ chance), takes streams that do not exist, and forgets shards that are split or m
 import base64
 import hashlib
 import json
-import logging
 import time
 import uuid
 from collections.abc import Callable
@@ -21,15 +20,14 @@ MICROSECOND = "MICROSECOND"
 # A record of a stream; DynamoDB counts what it could not replicate and goes on.
 _LARGEST_BYTES = 1024 * 1024
 
-_logger = logging.getLogger(__name__)
-
 
 class Replication:
     """Writes each change of a table into its Kinesis stream the way DynamoDB does."""
 
-    def __init__(self, dynamodb: Any, kinesis: Any, writes: Writes) -> None:
+    def __init__(self, dynamodb: Any, kinesis: Any, cloudwatch: Any, writes: Writes) -> None:
         self._dynamodb = dynamodb
         self._kinesis = kinesis
+        self._cloudwatch = cloudwatch
         self._writes = writes
 
     def install(self) -> None:
@@ -73,10 +71,19 @@ class Replication:
             )
             data = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
             if len(data) > _LARGEST_BYTES:
-                _logger.warning("%s: FailedToReplicateRecordCount: a record too large", table_name)
+                self._count_failed(table_name)
                 continue
             key = partition_key(body["Keys"])
             self._kinesis.put_record_internal(destination["StreamArn"], key, data)
+
+    def _count_failed(self, table_name: str) -> None:
+        self._cloudwatch.record_metric(
+            "AWS/DynamoDB",
+            "FailedToReplicateRecordCount",
+            1,
+            "Count",
+            {"TableName": table_name, "DelegatedOperation": "PutRecord"},
+        )
 
 
 def envelope(

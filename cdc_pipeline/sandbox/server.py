@@ -115,10 +115,10 @@ def _import_emulator() -> "_Emulator":
             fix="install with pip install 'cdc-pipeline[sandbox]'",
         )
     from ministack import app
-    from ministack.services import dynamodb, firehose, glue, kinesis, s3
+    from ministack.services import cloudwatch, dynamodb, firehose, glue, kinesis, s3
     from ministack.services.cloudformation import provisioners
 
-    return _Emulator(app, dynamodb, firehose, glue, kinesis, provisioners, s3)
+    return _Emulator(app, cloudwatch, dynamodb, firehose, glue, kinesis, provisioners, s3)
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,7 @@ class _Emulator:
     """The modules that are corrected or called."""
 
     app: Any
+    cloudwatch: Any
     dynamodb: Any
     firehose: Any
     glue: Any
@@ -152,7 +153,7 @@ class _Sandbox:
         buckets.install()
         self._exports = Exports(dynamodb, writes, clock, put_object, buckets, options)
         self._exports.install()
-        Replication(dynamodb, emulator.kinesis, writes).install()
+        Replication(dynamodb, emulator.kinesis, emulator.cloudwatch, writes).install()
         Shards(emulator.kinesis).install()
         Stacks(emulator.provisioners, dynamodb).install()
         self._deliveries = Deliveries(emulator.firehose, emulator.kinesis, emulator.glue, s3)

@@ -18,7 +18,7 @@ ORDERS = "orders"
 CUSTOMERS = "customers"
 TTL_ATTRIBUTE = "expires_at"
 
-_KEYS = {ORDERS: ("customer_id", "order_id"), CUSTOMERS: ("customer_id",)}
+KEYS = {ORDERS: ("customer_id", "order_id"), CUSTOMERS: ("customer_id",)}
 _BATCH = 25  # the most that BatchWriteItem takes
 _SEED_THREADS = 4
 _ATTEMPTS = 12
@@ -66,7 +66,7 @@ def create_tables(dynamodb: Any) -> None:
     Streams carry new and old images, point-in-time recovery is on, and `orders` expire at
     `expires_at`. Takes a boto3 `dynamodb` client.
     """
-    for name, keys in _KEYS.items():
+    for name, keys in KEYS.items():
         try:
             dynamodb.create_table(**_definition(name, keys))
         except dynamodb.exceptions.ResourceInUseException:
@@ -76,10 +76,15 @@ def create_tables(dynamodb: Any) -> None:
             TableName=name, PointInTimeRecoverySpecification={"PointInTimeRecoveryEnabled": True}
         )
         if name == ORDERS:
-            dynamodb.update_time_to_live(
-                TableName=name,
-                TimeToLiveSpecification={"Enabled": True, "AttributeName": TTL_ATTRIBUTE},
-            )
+            expire_orders(dynamodb)
+
+
+def expire_orders(dynamodb: Any) -> None:
+    """Let DynamoDB delete orders at their time."""
+    dynamodb.update_time_to_live(
+        TableName=ORDERS,
+        TimeToLiveSpecification={"Enabled": True, "AttributeName": TTL_ATTRIBUTE},
+    )
 
 
 def seed(

@@ -2,20 +2,25 @@
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 BUCKET = "cdc-lake"
+LAKE_PREFIX = "lake"
+DATABASE = "cdc"
+STREAMS = "dynamodb_streams"
 
 
-def write_settings(folder: Path, *, kind: str, running: bool) -> Path:
+def write_settings(folder: Path, *, kind: str, running: bool, transport: str = STREAMS) -> Path:
     """A settings file for `orders` and `customers` with the pauses of a local AWS.
 
     `kind`: `s3` or `local` lake. `running`: sensors and schedules start by themselves.
+    `transport`: how changes of both tables come to the lake.
     """
     settings = {
-        "lake": f"s3://{BUCKET}/lake" if kind == "s3" else str(folder / "lake"),
-        "database": "cdc",
+        "lake": f"s3://{BUCKET}/{LAKE_PREFIX}" if kind == "s3" else str(folder / "lake"),
+        "database": DATABASE,
         "region": "us-east-1",
         # DynamoDB's export times are fuzzy by a minute and its listings late, so both have a
         # default of 300; the sandbox's are exact.
@@ -32,18 +37,35 @@ def write_settings(folder: Path, *, kind: str, running: bool) -> Path:
         "schedules": {"running": running, "downstream_seconds": 10, "glue_seconds": 30},
         "aggregates": str(_aggregates()),
         "tables": [
-            {
-                "name": "orders",
-                "owner": "team:sales",
-                "snapshot": {"first": "auto"},
-                "ttl_archive": True,
-            },
-            {"name": "customers", "owner": "team:sales", "snapshot": {"first": "auto"}},
+            {**_table("orders", transport), "ttl_archive": True},
+            _table("customers", transport),
         ],
     }
     path = folder / "cdc_pipeline.yaml"
     path.write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")
     return path
+
+
+def _table(name: str, transport: str) -> dict[str, Any]:
+    table = {
+        "name": name,
+        "owner": "team:sales",
+        "transport": transport,
+        "snapshot": {"first": "auto"},
+    }
+    if transport == "firehose":
+        # Where infra/cdc_pipeline.yaml lets Firehose write, and how soon with its BufferSeconds.
+        parquet, error = (
+            f"s3://{BUCKET}/{LAKE_PREFIX}/{zone}/{DATABASE}/{name}/"
+            for zone in ("dynamo-firehose", "dynamo-firehose-error")
+        )
+        table["firehose"] = {
+            "prefixes": [parquet],
+            "error_prefixes": [error],
+            "interval_seconds": 5,
+            "lag_minutes": 0.1,
+        }
+    return table
 
 
 def _aggregates() -> Path:

@@ -19,6 +19,7 @@ class Aws:
     streams: Any
     s3: Any
     cloudformation: Any
+    cloudwatch: Any
     firehose: Any
     glue: Any
     kinesis: Any
@@ -37,6 +38,7 @@ def connect(endpoint_url: str) -> Aws:
             ("streams", "dynamodbstreams"),
             ("s3", "s3"),
             ("cloudformation", "cloudformation"),
+            ("cloudwatch", "cloudwatch"),
             ("firehose", "firehose"),
             ("glue", "glue"),
             ("kinesis", "kinesis"),

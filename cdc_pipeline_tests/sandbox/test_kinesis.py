@@ -6,6 +6,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -174,6 +175,33 @@ def test_what_cannot_be_enabled(aws: Aws, stream: str, make_table: Callable[...,
     _enable(aws, table, stream)
     with pytest.raises(ClientError, match="must be DISABLED to perform ENABLE"):
         _enable(aws, table, stream)
+
+
+def test_a_record_too_large_is_counted_and_left_out(
+    aws: Aws, stream: str, make_table: Callable[..., str]
+) -> None:
+    table = make_table()
+    _enable(aws, table, stream)
+    # Encoded twice, two images of this are more than the 1 MB of a record.
+    for first in (b"1", b"2"):
+        item = {**key("large"), "raw": {"B": first + bytes(390_000)}}
+        aws.dynamodb.put_item(TableName=table, Item=item)
+    assert [envelope["eventName"] for envelope in _envelopes(aws, stream)] == ["INSERT"]
+    assert len(read_stream(aws, table)) == 2
+    now = datetime.now(UTC)
+    (point,) = aws.cloudwatch.get_metric_statistics(
+        Namespace="AWS/DynamoDB",
+        MetricName="FailedToReplicateRecordCount",
+        Dimensions=[
+            {"Name": "TableName", "Value": table},
+            {"Name": "DelegatedOperation", "Value": "PutRecord"},
+        ],
+        StartTime=now - timedelta(minutes=5),
+        EndTime=now + timedelta(minutes=5),
+        Period=3600,
+        Statistics=["Sum"],
+    )["Datapoints"]
+    assert point["Sum"] == 1
 
 
 def test_resharding_keeps_parents_and_their_records(aws: Aws) -> None:

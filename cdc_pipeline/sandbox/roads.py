@@ -1,0 +1,117 @@
+"""The source side of each road on a local AWS: the demo's tables and what carries their changes."""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from cdc_pipeline.sandbox.errors import SandboxError
+from cdc_pipeline.sandbox.run import local_client
+from cdc_pipeline.sandbox.traffic import KEYS, ORDERS, create_tables, expire_orders
+from cdc_pipeline.sandbox.workspace import BUCKET, DATABASE, LAKE_PREFIX
+
+_ROOT = Path(__file__).resolve().parents[2]
+_CODE_BUCKET = "cdc-code"
+_CODE_KEY = "firehose_lambda.zip"
+_WAIT = {"Delay": 1, "MaxAttempts": 60}
+
+
+def build_road(transport: str) -> None:
+    """Make the demo's tables and what `transport` needs beside them; the lake's bucket is there."""
+    dynamodb: Any = local_client("dynamodb")
+    if transport == "firehose":
+        deploy_stacks()
+        expire_orders(dynamodb)
+        return
+    create_tables(dynamodb)
+    if transport == "kinesis":
+        _connect_streams(dynamodb)
+
+
+def _connect_streams(dynamodb: Any) -> None:
+    """A Kinesis stream of two shards for each table, and its changes in it."""
+    kinesis: Any = local_client("kinesis")
+    for table in KEYS:
+        stream = f"{table}-changes"
+        kinesis.create_stream(StreamName=stream, ShardCount=2)
+        kinesis.get_waiter("stream_exists").wait(StreamName=stream, WaiterConfig=_WAIT)
+        summary = kinesis.describe_stream_summary(StreamName=stream)
+        dynamodb.enable_kinesis_streaming_destination(
+            TableName=table,
+            StreamArn=summary["StreamDescriptionSummary"]["StreamARN"],
+            EnableKinesisStreamingConfiguration={
+                "ApproximateCreationDateTimePrecision": "MICROSECOND"
+            },
+        )
+
+
+def deploy_stacks() -> None:
+    """infra/cdc_pipeline.yaml once per table, as in README: it makes table, streams and Lambda.
+
+    Raises SandboxError if the checkout's infra/ is missing or a stack fails.
+    """
+    template = _ROOT / "infra" / "cdc_pipeline.yaml"
+    if not template.exists():
+        raise SandboxError(
+            f"there is no {template}",
+            fix="run this from a checkout of the project, which an installed package is not",
+        )
+    s3: Any = local_client("s3")
+    s3.create_bucket(Bucket=_CODE_BUCKET)
+    s3.put_object(Bucket=_CODE_BUCKET, Key=_CODE_KEY, Body=_lambda_zip())
+    first = next(iter(KEYS))
+    for table, keys in KEYS.items():
+        parameters = {
+            "TableName": table,
+            "CreateTable": "true",
+            "PartitionKey": keys[0],
+            "SortKey": keys[1] if len(keys) > 1 else "",
+            "LakeTable": table,
+            "LakeBucket": BUCKET,
+            "LakePrefix": f"{LAKE_PREFIX}/",
+            "Database": DATABASE,
+            "CreateDatabase": "true" if table == first else "false",
+            # A demo does not wait five minutes for a file.
+            "BufferSeconds": "1",
+            "CodeBucket": _CODE_BUCKET,
+        }
+        _create_stack(f"cdc-{table}", template.read_text(), parameters)
+
+
+def _lambda_zip() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / _CODE_KEY
+        command = [sys.executable, "-m", "infra.build_lambda", str(target)]
+        subprocess.run(command, cwd=_ROOT, check=True, stdout=subprocess.DEVNULL)
+        return target.read_bytes()
+
+
+def _create_stack(name: str, template: str, parameters: dict[str, str]) -> None:
+    from botocore.exceptions import WaiterError
+
+    cloudformation: Any = local_client("cloudformation")
+    cloudformation.create_stack(
+        StackName=name,
+        TemplateBody=template,
+        Capabilities=["CAPABILITY_IAM"],
+        Parameters=[
+            {"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()
+        ],
+    )
+    try:
+        waiter = cloudformation.get_waiter("stack_create_complete")
+        waiter.wait(StackName=name, WaiterConfig=_WAIT)
+    except WaiterError as error:
+        events = cloudformation.describe_stack_events(StackName=name)["StackEvents"]
+        reasons = [
+            f"{e['LogicalResourceId']}: {e['ResourceStatusReason']}"
+            for e in events
+            if e["ResourceStatus"].endswith("FAILED") and "ResourceStatusReason" in e
+        ]
+        raise SandboxError(f"stack {name} was not created\n" + "\n".join(reasons)) from error
+
+
+def orders_stack() -> str:
+    """The stack of the table `orders`."""
+    return f"cdc-{ORDERS}"
