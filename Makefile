@@ -7,7 +7,7 @@
 #   TEST_WORKERS=1               processes that share `make test` (default: one per core)
 #   SLOW_WORKERS=1               processes that share `make test-slow` (default: 2)
 #   STORIES=20000                how many stories `make test-nightly` tells
-#   TRANSPORT=firehose           the road of `make demo`: dynamodb_streams (default), kinesis or firehose
+#   TRANSPORT=firehose           the road of `make demo` and `make dev`: dynamodb_streams (the default), kinesis, firehose
 #   DEMO_ARGS=...                more arguments for `cdc-pipeline demo`, such as '--orders 2000 --changes 500'
 #   BENCH_ARGS='fold lookups'    the benchmarks that `make bench` runs (default: all of them)
 #   LATENCY_ARGS='--probes 20'   arguments for `make latency`
@@ -93,7 +93,7 @@ demo: $(STAMP) ## A local AWS, tables, their lake and queries, end to end (TRANS
 
 .PHONY: dev
 dev: $(STAMP) ## Dagster's web interface and daemon on this checkout
-	@$(BIN)/cdc-pipeline dev
+	@$(BIN)/cdc-pipeline dev --transport '$(TRANSPORT)'
 
 # Standard library only: any Python 3.11 does, .venv is not needed.
 .PHONY: lambda

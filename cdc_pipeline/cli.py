@@ -318,6 +318,15 @@ def settings_schema() -> None:
     click.echo(json.dumps(schema(), indent=2))
 
 
+_transport = click.option(
+    "--transport",
+    type=click.Choice(["dynamodb_streams", "kinesis", "firehose"]),
+    default="dynamodb_streams",
+    show_default=True,
+    help="The road that changes take to the lake.",
+)
+
+
 @main.command()
 @click.option("--port", default=4566, show_default=True, help="0 takes any free port.")
 @click.option("--traffic", is_flag=True, help="Create two tables, seed them, keep changing them.")
@@ -334,13 +343,7 @@ def sandbox(port: int, traffic: bool, orders: int, rate: float) -> None:
 @click.option("--orders", default=20_000, show_default=True, help="Orders to seed.")
 @click.option("--changes", default=5_000, show_default=True, help="Live changes at least.")
 @click.option("--lake", "kind", type=click.Choice(["s3", "local"]), default="s3", show_default=True)
-@click.option(
-    "--transport",
-    type=click.Choice(["dynamodb_streams", "kinesis", "firehose"]),
-    default="dynamodb_streams",
-    show_default=True,
-    help="The road that changes take to the lake.",
-)
+@_transport
 def demo(orders: int, changes: int, kind: str, transport: str) -> None:
     """Run the whole pipeline once on a local AWS and prove that the lake equals its source."""
     from cdc_pipeline.sandbox.demo import run_demo
@@ -354,14 +357,15 @@ def demo(orders: int, changes: int, kind: str, transport: str) -> None:
 @click.option("--aws-port", default=4566, show_default=True, help="Of the local AWS.")
 @click.option("--orders", default=2000, show_default=True, help="Orders to seed.")
 @click.option("--rate", default=5.0, show_default=True, help="Changes per second.")
-def dev(port: int, aws_port: int, orders: int, rate: float) -> None:
+@_transport
+def dev(port: int, aws_port: int, orders: int, rate: float, transport: str) -> None:
     """Run a local AWS with live traffic and the Dagster UI, everything on.
 
     Starts afresh: source tables, lake and Dagster history of an earlier run are gone.
     """
     from cdc_pipeline.sandbox.dev import run_dev
 
-    run_dev(port=port, aws_port=aws_port, orders=orders, rate=rate)
+    run_dev(port=port, aws_port=aws_port, orders=orders, rate=rate, transport=transport)
 
 
 def _lake() -> Any:

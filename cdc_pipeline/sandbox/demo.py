@@ -13,9 +13,8 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from cdc_pipeline.core.errors import CdcPipelineError
-from cdc_pipeline.sandbox.process import QUICK_WINDOW_SECONDS, SandboxProcess
+from cdc_pipeline.sandbox.process import QUICK_WINDOW_SECONDS, SandboxProcess, local_client
 from cdc_pipeline.sandbox.roads import build_road
-from cdc_pipeline.sandbox.run import local_client
 from cdc_pipeline.sandbox.traffic import Traffic, seed
 from cdc_pipeline.sandbox.workspace import BUCKET, STREAMS, write_settings
 

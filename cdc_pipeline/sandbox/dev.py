@@ -18,15 +18,18 @@ from cdc_pipeline.sandbox.process import (
     QUICK_WINDOW_SECONDS,
     SandboxProcess,
     child_environment,
+    local_client,
 )
-from cdc_pipeline.sandbox.run import local_client, start_traffic
-from cdc_pipeline.sandbox.workspace import BUCKET, write_settings
+from cdc_pipeline.sandbox.roads import start_traffic
+from cdc_pipeline.sandbox.workspace import BUCKET, STREAMS, write_settings
 from cdc_pipeline.settings import PATH_VARIABLE
 
 _FOLDER = Path(".dev")
 
 
-def run_dev(*, port: int, aws_port: int, orders: int, rate: float) -> None:
+def run_dev(
+    *, port: int, aws_port: int, orders: int, rate: float, transport: str = STREAMS
+) -> None:
     """Serve until Ctrl-C. Source, lake and Dagster's history begin empty, all together."""
     ended = threading.Event()
     for wanted in (signal.SIGTERM, signal.SIGINT):
@@ -39,7 +42,7 @@ def run_dev(*, port: int, aws_port: int, orders: int, rate: float) -> None:
     home.mkdir()
     instance = Path("dagster.yaml")
     shutil.copy(instance, home) if instance.exists() else (home / "dagster.yaml").touch()
-    settings = write_settings(folder, kind="s3", running=True)
+    settings = write_settings(folder, kind="s3", running=True, transport=transport)
     with SandboxProcess(
         port=_free(aws_port),
         log_file=folder / "sandbox.log",
@@ -51,7 +54,7 @@ def run_dev(*, port: int, aws_port: int, orders: int, rate: float) -> None:
         client.create_bucket(Bucket=BUCKET)
         click.echo("Starting afresh: source tables, lake and Dagster history are new and empty.")
         click.echo(f"Seeding {orders} orders …")
-        traffic = start_traffic(orders, rate)
+        traffic = start_traffic(orders, rate, transport)
         ui_port = _free(port)
         environment = {
             **child_environment(),

@@ -212,6 +212,13 @@ class SandboxProcess:
             )
 
 
+def local_client(service: str) -> object:
+    """A boto3 client from this process's environment, which must point at a sandbox."""
+    import boto3
+
+    return boto3.client(service)  # type: ignore[call-overload]
+
+
 def child_environment() -> dict[str, str]:
     """Return our environment with this package importable from any working directory."""
     env = dict(os.environ)

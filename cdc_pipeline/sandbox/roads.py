@@ -7,21 +7,33 @@ from pathlib import Path
 from typing import Any
 
 from cdc_pipeline.sandbox.errors import SandboxError
-from cdc_pipeline.sandbox.run import local_client
-from cdc_pipeline.sandbox.traffic import KEYS, ORDERS, create_tables, expire_orders
-from cdc_pipeline.sandbox.workspace import BUCKET, DATABASE, LAKE_PREFIX
+from cdc_pipeline.sandbox.process import local_client
+from cdc_pipeline.sandbox.traffic import KEYS, Traffic, create_tables, expire_orders, seed
+from cdc_pipeline.sandbox.workspace import BUCKET, DATABASE, LAKE_PREFIX, STREAMS
 
 _ROOT = Path(__file__).resolve().parents[2]
 _CODE_BUCKET = "cdc-code"
 _CODE_KEY = "firehose_lambda.zip"
+_CUSTOMERS_PER_ORDER = 0.1
 _WAIT = {"Delay": 1, "MaxAttempts": 60}
+
+
+def start_traffic(orders: int, rate: float, transport: str = STREAMS) -> Traffic:
+    """Create and seed the demo tables on a road, then change them from a thread."""
+    dynamodb: Any = local_client("dynamodb")
+    customers = max(1, int(orders * _CUSTOMERS_PER_ORDER))
+    build_road(transport)
+    seed(dynamodb, orders=orders, customers=customers)
+    traffic = Traffic(dynamodb, orders=orders, customers=customers, rate=rate)
+    traffic.start()
+    return traffic
 
 
 def build_road(transport: str) -> None:
     """Make the demo's tables and what `transport` needs beside them; the lake's bucket is there."""
     dynamodb: Any = local_client("dynamodb")
     if transport == "firehose":
-        deploy_stacks()
+        _deploy_stacks()
         expire_orders(dynamodb)
         return
     create_tables(dynamodb)
@@ -46,7 +58,7 @@ def _connect_streams(dynamodb: Any) -> None:
         )
 
 
-def deploy_stacks() -> None:
+def _deploy_stacks() -> None:
     """infra/cdc_pipeline.yaml once per table, as in README: it makes table, streams and Lambda.
 
     Raises SandboxError if the checkout's infra/ is missing or a stack fails.
@@ -110,8 +122,3 @@ def _create_stack(name: str, template: str, parameters: dict[str, str]) -> None:
             if e["ResourceStatus"].endswith("FAILED") and "ResourceStatusReason" in e
         ]
         raise SandboxError(f"stack {name} was not created\n" + "\n".join(reasons)) from error
-
-
-def orders_stack() -> str:
-    """The stack of the table `orders`."""
-    return f"cdc-{ORDERS}"

@@ -12,27 +12,8 @@ from cdc_pipeline.sandbox.process import (
     UNSET_PREFIX,
     SandboxProcess,
 )
-from cdc_pipeline.sandbox.traffic import Traffic, create_tables, seed
-
-_CUSTOMERS_PER_ORDER = 0.1
-
-
-def local_client(service: str) -> object:
-    """A boto3 client from this process's environment, which must point at a sandbox."""
-    import boto3
-
-    return boto3.client(service)  # type: ignore[call-overload]
-
-
-def start_traffic(orders: int, rate: float) -> Traffic:
-    """Create and seed the demo tables, then change them from a thread."""
-    dynamodb = local_client("dynamodb")
-    customers = max(1, int(orders * _CUSTOMERS_PER_ORDER))
-    create_tables(dynamodb)
-    seed(dynamodb, orders=orders, customers=customers)
-    traffic = Traffic(dynamodb, orders=orders, customers=customers, rate=rate)
-    traffic.start()
-    return traffic
+from cdc_pipeline.sandbox.roads import start_traffic
+from cdc_pipeline.sandbox.traffic import Traffic
 
 
 def run_sandbox(*, port: int, traffic: bool, orders: int, rate: float) -> None:

@@ -53,6 +53,9 @@ def _table(name: str, transport: str) -> dict[str, Any]:
         "transport": transport,
         "snapshot": {"first": "auto"},
     }
+    if transport == "kinesis":
+        # The sandbox replicates at once, AWS may take a while.
+        table["kinesis"] = {"late_seconds": 0, "metric_minutes": 0}
     if transport == "firehose":
         # Where infra/cdc_pipeline.yaml lets Firehose write, and how soon with its BufferSeconds.
         parquet, error = (

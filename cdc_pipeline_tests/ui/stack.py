@@ -22,8 +22,8 @@ import pytest
 import yaml
 
 import cdc_pipeline
-from cdc_pipeline.sandbox.process import SandboxProcess
-from cdc_pipeline.sandbox.run import local_client, start_traffic
+from cdc_pipeline.sandbox.process import SandboxProcess, local_client
+from cdc_pipeline.sandbox.roads import start_traffic
 from cdc_pipeline.sandbox.traffic import Traffic
 from cdc_pipeline.sandbox.workspace import BUCKET, write_settings
 from cdc_pipeline.settings import PATH_VARIABLE
