@@ -230,7 +230,7 @@ def test_a_profile_set_to_garbage_does_not_disturb_the_sandbox(
     sandbox: SandboxProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The demo's helper: whatever the shell says of AWS, its clients reach the sandbox."""
-    from cdc_pipeline.sandbox.run import local_client
+    from cdc_pipeline.sandbox.process import local_client
 
     for name, value in (
         ("AWS_PROFILE", "no-such-profile"),
