@@ -3,7 +3,7 @@
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -120,13 +120,7 @@ class _Demo:
                 f"{key.to_user_string()}: {rows:,} items in {files} verified files, "
                 f"taken under traffic ({traffic.changes:,} changes so far)"
             )
-        deadline = time.monotonic() + _PUBLISH_SECONDS
-        self._capture()
-        while not self._can_publish():
-            if time.monotonic() > deadline:
-                raise DemoError("the stream never passed the export time")
-            time.sleep(0.5)
-            self._capture()
+        self._capture_until(self._can_publish, "the export time")
         self._fold()
 
     def _can_publish(self) -> bool:
@@ -134,6 +128,19 @@ class _Demo:
 
         states = [self.lake.log(table).load() for table in self.settings.tables]
         return all(s.staged and s.watermark_us >= handover_us(self.lake, s.staged) for s in states)
+
+    def _watermark_us(self) -> int:
+        return min(self.lake.log(table).load().watermark_us for table in self.settings.tables)
+
+    def _capture_until(self, passed: Callable[[], bool], what: str) -> None:
+        """Until all tables are complete up to some time: Firehose's files come a little later."""
+        deadline = time.monotonic() + _PUBLISH_SECONDS
+        self._capture()
+        while not passed():
+            if time.monotonic() > deadline:
+                raise DemoError(f"capture never passed {what}")
+            time.sleep(0.5)
+            self._capture()
 
     def _capture(self) -> None:
         with self.console.status("capturing"):
@@ -148,7 +155,8 @@ class _Demo:
             if e.is_step_materialization
         ]
         rows = sum(int(m.metadata["rows_landed"].value) for m in landed)  # type: ignore[arg-type]
-        self._done(f"job capture: {rows:,} changes landed for {len(landed)} table days")
+        if rows:
+            self._done(f"job capture: {rows:,} changes landed for {len(landed)} table days")
 
     def _fold(self) -> None:
         for table in self.settings.tables:
@@ -186,7 +194,8 @@ class _Demo:
         return any(page["Count"] for page in pages)
 
     def _catch_up(self) -> None:
-        self._capture()
+        ended_us = time.time_ns() // 1000
+        self._capture_until(lambda: self._watermark_us() >= ended_us, "the end of traffic")
         self._fold()
         for day in self._days():
             for table in self.settings.tables:

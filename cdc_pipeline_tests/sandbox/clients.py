@@ -26,10 +26,10 @@ class Aws:
     lambdas: Any
 
 
-def connect(endpoint_url: str) -> Aws:
+def connect(endpoint_url: str, account: str = "sandbox") -> Aws:
     """Return clients that depend on nothing in the environment."""
     session = boto3.Session(
-        aws_access_key_id="sandbox", aws_secret_access_key="sandbox", region_name="us-east-1"
+        aws_access_key_id=account, aws_secret_access_key="sandbox", region_name="us-east-1"
     )
     made = {
         name: session.client(service, endpoint_url=endpoint_url, config=Config(proxies={}))
