@@ -16,6 +16,7 @@ from rich.text import Text
 from cdc_pipeline.commands.output import console as _console
 from cdc_pipeline.commands.preflight import preflight
 from cdc_pipeline.commands.tables import tables
+from cdc_pipeline.commands.athena import athena_sql
 from cdc_pipeline.commands.views import views
 from cdc_pipeline.core.errors import CdcPipelineError
 
@@ -50,6 +51,7 @@ def main() -> None:
 
 main.add_command(preflight)
 main.add_command(tables)
+main.add_command(athena_sql)
 main.add_command(views)
 
 

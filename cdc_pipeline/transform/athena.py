@@ -1,0 +1,240 @@
+"""Ready queries on one table for Athena, which speaks Trino's SQL: statements as text."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+
+from cdc_pipeline.core.columns import SYSTEM_COLUMNS, Column
+from cdc_pipeline.transform.sql import load_sql
+
+
+@dataclass(frozen=True)
+class Catalogued:
+    """What the catalogue has of one table. None, or nothing: it is not there yet.
+
+    `table`: the safe name. `key`: an item's key as the tables have it, canonical typed JSON.
+    `columns`: of current_state, published at `published_at` and complete up to `complete_to`.
+    `cdc_day`, `landed_day`: the newest ones. `baseline`: the snapshot of the live export.
+    """
+
+    database: str
+    table: str
+    key: str
+    columns: Sequence[Column] = ()
+    published_at: datetime | None = None
+    complete_to: datetime | None = None
+    cdc_day: date | None = None
+    landed_day: date | None = None
+    baseline: int | None = None
+    has_ttl_archive: bool = False
+    keep_snapshot_days: int = 7
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One query: a name to ask for it by, what it means and costs, and its SQL."""
+
+    name: str
+    notes: str
+    sql: str
+
+
+def athena_statements(has: Catalogued) -> list[Statement]:
+    """Every query that the tables which exist can answer."""
+    found: list[Statement] = []
+    if has.published_at is not None:
+        found += _state(has, has.published_at)
+    if has.cdc_day is not None:
+        found += _cdc(has, has.cdc_day)
+    if has.landed_day is not None:
+        found += _raw(has, has.landed_day)
+    if has.baseline is not None:
+        found.append(_pitr_export(has, has.baseline))
+    return found
+
+
+def quoted(name: str) -> str:
+    """A quoted identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def text(value: str) -> str:
+    """A string literal."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def json_path(attribute: str) -> str:
+    """A literal of the JSON path to a top-level attribute, whatever its name is."""
+    escaped = attribute.replace("\\", "\\\\").replace('"', '\\"')
+    return text(f'$["{escaped}"]')
+
+
+def _relation(has: Catalogued, view: str) -> str:
+    return f"{quoted(has.database)}.{quoted(f'{has.table}_{view}')}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ",\n".join(f"    {quoted(name)}" for name in names)
+
+
+def _typed_columns(has: Catalogued) -> str:
+    return _listed([SYSTEM_COLUMNS[0], *(column.name for column in has.columns)])
+
+
+def _state(has: Catalogued, published_at: datetime) -> Iterator[Statement]:
+    state = _relation(has, "current_state")
+    to = f"{has.complete_to:%Y-%m-%d %H:%M:%S} UTC" if has.complete_to else "its baseline"
+    yield Statement(
+        "current_state",
+        f"One row per item, one typed column per attribute, as published: complete up to {to}.\n"
+        "Name the columns that you need: Athena charges for the columns it reads, and `_item`,\n"
+        "the whole item as exact DynamoDB JSON, is the largest. JSON columns (maps and lists) are\n"
+        "text.",
+        f"SELECT\n{_typed_columns(has)}\nFROM {state}\nLIMIT 100",
+    )
+    yield Statement(
+        "item",
+        "One item by its key, in DynamoDB JSON without spaces, attributes by name. Files are\n"
+        "sorted by key, so that little is read.",
+        f'SELECT *\nFROM {state}\nWHERE "_key" = {text(has.key)}',
+    )
+    yield Statement(
+        "rescued",
+        "Values whose DynamoDB type is not the column's: there the column is null, and the value\n"
+        "is in `_rescued`, as typed JSON by attribute.",
+        f'SELECT "_key", "_rescued"\nFROM {state}\nWHERE "_rescued" IS NOT NULL\nLIMIT 100',
+    )
+    yield Statement(
+        "time_travel",
+        "current_state as it was published at that time (which is not what the source was then:\n"
+        "`cdc-pipeline query --as-of` computes that). Snapshots are kept for "
+        f"{has.keep_snapshot_days} days.",
+        f"SELECT\n{_typed_columns(has)}\nFROM {state}\n"
+        f"FOR TIMESTAMP AS OF TIMESTAMP '{published_at:%Y-%m-%d %H:%M:%S} UTC'\nLIMIT 100",
+    )
+    snapshots = f"{quoted(has.database)}.{quoted(f'{has.table}_current_state$snapshots')}"
+    yield Statement(
+        "snapshots",
+        "The times to travel to; reads metadata only.",
+        f'SELECT "committed_at", "snapshot_id", "operation"\nFROM {snapshots}\n'
+        'ORDER BY "committed_at" DESC',
+    )
+
+
+def _cdc(has: Catalogued, day: date) -> Iterator[Statement]:
+    cdc = _relation(has, "cdc")
+    of_the_day = f"\"day\" = DATE '{day.isoformat()}'"
+    yield Statement(
+        "cdc_of_a_day",
+        "Every change of one write day (UTC) once, in the order of each item's changes. Reads\n"
+        "that day alone.",
+        'SELECT "time_stamp", "op", "keys", "data", "is_ttl_delete", "transport", "order_key"\n'
+        f'FROM {cdc}\nWHERE {of_the_day}\nORDER BY "keys", "order_key"',
+    )
+    yield Statement(
+        "ttl_deletes",
+        "Items that TTL deleted on a day; `old_image` is what they were, where the stream has it.",
+        'SELECT "time_stamp", "keys", "old_image"\n'
+        f'FROM {cdc}\nWHERE {of_the_day} AND "op" = \'D\' AND "is_ttl_delete"\n'
+        'ORDER BY "time_stamp", "keys"',
+    )
+    if has.columns:
+        yield Statement(
+            "changes_as_columns",
+            "Attributes out of `data`, the plain JSON of the item after the change. Numbers with\n"
+            "decimals come as text, with all their digits: a cast would round. Maps, lists and\n"
+            "sets come as JSON, where Athena may keep numbers as floating point: `data` itself is\n"
+            "exact.",
+            f'SELECT\n    "time_stamp",\n    "op",\n    "keys",\n{_extracts(has.columns)}\n'
+            f'FROM {cdc}\nWHERE {of_the_day}\nORDER BY "keys", "order_key"',
+        )
+    yield Statement(
+        "history",
+        "One row per version of an item, valid from its change until the next one. Reads all\n"
+        "columns below of all days; add `WHERE is_current`, or a time between valid_from and\n"
+        "valid_to, at the end.",
+        _history(cdc, ""),
+    )
+    yield Statement(
+        "item_history",
+        "The versions of one item. The day of a change is not known from its key, so the keys of\n"
+        "all days are read.",
+        _history(cdc, f'\n    WHERE "keys" = {text(has.key)}'),
+    )
+    if has.has_ttl_archive:
+        yield Statement(
+            "ttl_archive",
+            "Items that TTL deleted, with their last image, found also where the stream has none.",
+            f"SELECT *\nFROM {_relation(has, 'ttl_archive')}\nWHERE {of_the_day}",
+        )
+
+
+def _history(cdc: str, where: str) -> str:
+    versions = load_sql("history").strip().replace("\n", "\n    ")
+    return (
+        f"WITH cdc AS (\n    SELECT *\n    FROM {cdc}{where}\n),\n"
+        f"versions AS (\n    {versions}\n)\n"
+        'SELECT *\nFROM versions\nORDER BY "item_key", "order_key"'
+    )
+
+
+def _extracts(columns: Sequence[Column]) -> str:
+    return ",\n".join(f"    {_extract(c)} AS {quoted(c.name)}" for c in columns)
+
+
+def _extract(column: Column) -> str:
+    path = json_path(column.attribute)
+    scalar = f'json_extract_scalar("data", {path})'
+    if column.type == "string" or column.type.startswith("decimal("):
+        return scalar
+    if column.type == "binary":
+        return f"TRY(from_base64({scalar}))"
+    if column.type == "boolean":
+        return f"TRY_CAST({scalar} AS BOOLEAN)"
+    if column.type == "int64":
+        return f"TRY_CAST({scalar} AS BIGINT)"
+    return f'json_extract("data", {path})'
+
+
+def _raw(has: Catalogued, day: date) -> Iterator[Statement]:
+    raw = _relation(has, "raw_stream")
+    of_the_month = f"\"year\" = '{day:%Y}' AND \"month\" = '{day:%m}'"
+    of_the_day = f"{of_the_month} AND \"day\" = '{day:%d}'"
+    once = 'SELECT DISTINCT "uuid", "time_stamp", "op", "year", "month", "day"'
+    yield Statement(
+        "changes_per_day",
+        "What landed of a month, by write day. The raw table may hold a change more than once;\n"
+        "`uuid` (with `time_stamp`, for files of an older Lambda) is one for each change.",
+        f'SELECT "year", "month", "day", "op", COUNT(*) AS "changes"\n'
+        f"FROM (\n    {once}\n    FROM {raw}\n    WHERE {of_the_month}\n) AS landed\n"
+        'GROUP BY "year", "month", "day", "op"\nORDER BY "year", "month", "day", "op"',
+    )
+    yield Statement(
+        "changes_per_hour",
+        "The same for the hours of one day. Reads one partition.",
+        'SELECT date_trunc(\'hour\', "time_stamp") AS "hour", "op", COUNT(*) AS "changes"\n'
+        f"FROM (\n    {once}\n    FROM {raw}\n    WHERE {of_the_day}\n) AS landed\n"
+        'GROUP BY date_trunc(\'hour\', "time_stamp"), "op"\nORDER BY 1, 2',
+    )
+    yield Statement(
+        "landed_of_a_day",
+        "The changes of a day as fresh as they have landed, each once. `position` is the order of\n"
+        "an item's changes as long as capture was not interrupted; `order_key` of cdc always is.\n"
+        "Values are exact here even where columns are masked elsewhere: a restricted table.",
+        'SELECT "time_stamp", "op", "keys", "data", "new_image", "position"\n'
+        "FROM (\n"
+        '    SELECT *, ROW_NUMBER() OVER (\n        PARTITION BY "uuid", "time_stamp" '
+        'ORDER BY "position", "landed_at"\n    ) AS "occurrence"\n'
+        f"    FROM {raw}\n    WHERE {of_the_day}\n) AS landed\n"
+        'WHERE "occurrence" = 1\nORDER BY "keys", "position"',
+    )
+
+
+def _pitr_export(has: Catalogued, baseline: int) -> Statement:
+    return Statement(
+        "pitr_export",
+        "The items of the live baseline as DynamoDB exported them. Exact values even where\n"
+        "columns are masked elsewhere: a restricted table.",
+        f'SELECT "_key", "_item"\nFROM {_relation(has, "snapshot")}\n'
+        f"FOR VERSION AS OF {baseline}\nLIMIT 100",
+    )
