@@ -105,12 +105,12 @@ lambda: ## Pack the Lambda function for Firehose: build/firehose_lambda.zip
 
 .PHONY: test
 test: $(STAMP) ## The fast tests (PYTEST_ARGS=...)
-	@$(BIN)/python -m pytest -n $(TEST_WORKERS) $(SHARED) -m 'not ui and not slow and not contract and not spark' \
+	@$(BIN)/python -m pytest -n $(TEST_WORKERS) $(SHARED) -m 'not ui and not slow and not contract and not spark and not trino' \
 		$(PYTEST_ARGS)
 
 .PHONY: test-slow
 test-slow: $(STAMP) ## The tests that start servers or take minutes
-	@$(BIN)/python -m pytest -n $(SLOW_WORKERS) $(SHARED) -m 'slow and not ui and not contract and not spark' \
+	@$(BIN)/python -m pytest -n $(SLOW_WORKERS) $(SHARED) -m 'slow and not ui and not contract and not spark and not trino' \
 		$(PYTEST_ARGS)
 
 .PHONY: test-nightly
@@ -130,6 +130,12 @@ test-spark: $(STAMP) ## The portable SQL on Spark beside DuckDB; wants Java 17, 
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location \
 		-c constraints.txt -e '.[spark]' && \
 	$(BIN)/python -m pytest -m spark cdc_pipeline_tests/spark $(PYTEST_ARGS)
+
+.PHONY: test-trino
+test-trino: $(STAMP) ## The queries for Athena on a Trino; wants a JDK 17 and Maven, fetches 320 MB once
+	@reason=$$($(BIN)/python -m cdc_pipeline_tests.trino.server) || exit 1; \
+	if [ -n "$$reason" ]; then echo "Nothing was run on Trino: $$reason"; exit 0; fi; \
+	$(BIN)/python -m pytest -m trino cdc_pipeline_tests/trino $(PYTEST_ARGS)
 
 .PHONY: test-ui
 test-ui: $(STAMP) ## The browser tests; need chromium and chromedriver (CHROMIUM=, CHROMEDRIVER=)

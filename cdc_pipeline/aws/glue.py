@@ -26,6 +26,7 @@ _STORAGE = {
     "SerdeInfo": {
         "SerializationLibrary": "org.apache.hadoop.hive.ql.io.parquet.serde.ParquetHiveSerDe"
     },
+    "NumberOfBuckets": -1,  # none, as Athena's own DDL says it; Trino's client fails without
 }
 _PARAMETERS = {"classification": "parquet", "EXTERNAL": "TRUE"}
 _PROJECTION = ("projection.", "storage.location.template")

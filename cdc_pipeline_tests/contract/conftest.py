@@ -14,6 +14,7 @@ from cdc_pipeline_tests.contract.backends import (
     Backend,
     Simulated,
 )
+from cdc_pipeline_tests.maven import Unavailable
 from cdc_pipeline_tests.simulators.clock import SimulatedClock
 from cdc_pipeline_tests.simulators.streams_server import StreamsSimulator
 
@@ -37,7 +38,7 @@ def local() -> Iterator[Backend]:
     try:
         with dynamodb_local.running() as endpoint_url:
             yield Backend(DYNAMODB_LOCAL, endpoint_url)
-    except dynamodb_local.Unavailable as reason:
+    except Unavailable as reason:
         pytest.skip(f"DynamoDB Local: {reason}")
 
 

@@ -1,6 +1,5 @@
 """AWS's DynamoDB Local: fetched by Maven and started as a child, or why it cannot be."""
 
-import shutil
 import socket
 import subprocess
 import sys
@@ -13,29 +12,13 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-import cdc_pipeline
+from cdc_pipeline_tests.maven import CACHE, fetched_jars, require_java
 
 VERSION = "2.6.1"
 JAVA = 17  # the least that 2.x runs on
-_CACHE = Path(cdc_pipeline.__file__).resolve().parents[1] / ".cache" / "dynamodb-local"
+_FOLDER = CACHE / "dynamodb-local" / VERSION
 _FETCH_SECONDS = 240
 _START_SECONDS = 30
-_POM = f"""<project xmlns="http://maven.apache.org/POM/4.0.0">
-  <modelVersion>4.0.0</modelVersion>
-  <groupId>contract</groupId><artifactId>dynamodb-local</artifactId><version>1</version>
-  <packaging>pom</packaging>
-  <dependencies>
-    <dependency>
-      <groupId>com.amazonaws</groupId><artifactId>DynamoDBLocal</artifactId>
-      <version>{VERSION}</version>
-    </dependency>
-  </dependencies>
-</project>
-"""
-
-
-class Unavailable(Exception):
-    """DynamoDB Local cannot run here; the message says why and what would help."""
 
 
 @contextmanager
@@ -45,8 +28,8 @@ def running() -> Iterator[str]:
     Raises `Unavailable` where Java, Maven or the download is missing. A server that does not start
     is an error like any other.
     """
-    _require_java()
-    jars = _jars()
+    require_java(JAVA, f"version {VERSION}")
+    jars = fetched_jars(_FOLDER, [f"com.amazonaws:DynamoDBLocal:{VERSION}"], _FETCH_SECONDS)
     port = _free_port()
     command = [sys.executable, "-m", "cdc_pipeline.sandbox.guard", "java"]
     command += [f"-Djava.library.path={jars}", "-cp", f"{jars}/*"]
@@ -66,47 +49,6 @@ def running() -> Iterator[str]:
         assert process.stdin is not None  # it was started with a pipe
         process.stdin.close()
         process.wait()
-
-
-def _require_java() -> None:
-    java = shutil.which("java")
-    if java is None:
-        raise Unavailable(f"there is no `java` on PATH: install a Java {JAVA} runtime or newer")
-    told = subprocess.run([java, "-version"], capture_output=True, text=True, check=False)
-    version = told.stderr.partition('"')[2].partition('"')[0]
-    major = version.partition(".")[0]
-    if told.returncode or not major.isdecimal() or int(major) < JAVA:
-        raise Unavailable(f"`java` is {version or 'broken'}: version {VERSION} needs {JAVA}")
-
-
-def _jars() -> Path:
-    """The folder with the server and all that it needs; fetched once per version."""
-    folder = _CACHE / VERSION
-    jars = folder / "lib"
-    if jars.exists():
-        return jars
-    maven = shutil.which("mvn")
-    if maven is None:
-        raise Unavailable("there is no `mvn` on PATH, which fetches it: install Maven")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    (folder / "pom.xml").write_text(_POM, "utf-8")
-    draft = folder / "draft"
-    command = [maven, "--batch-mode", "--quiet", "--strict-checksums", "--no-transfer-progress"]
-    command += ["-Dstyle.color=never"]
-    command += ["dependency:copy-dependencies", "-DincludeScope=runtime"]
-    command += [f"-DoutputDirectory={draft}"]
-    try:
-        done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=_FETCH_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise Unavailable(f"Maven did not fetch it within {_FETCH_SECONDS} s") from None
-    if done.returncode:
-        told = [line for line in done.stdout.splitlines() if "ERROR" in line] or ["no message"]
-        raise Unavailable(f"Maven could not fetch it: {told[0]}")
-    draft.rename(jars)
-    return jars
 
 
 def _await(endpoint_url: str, process: subprocess.Popen[bytes], log: Path) -> None:
