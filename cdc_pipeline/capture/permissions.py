@@ -76,7 +76,9 @@ def policies(
         allowed.append(statement("Alarms", ["sns:Publish"], [lake.settings.alarms.sns_topic]))
     places = {*exports.values(), *([lake_place(lake)] if lake.settings.is_s3 else [])}
     erased = sorted(places, key=lambda place: (place.bucket, place.prefix))
-    roles = {arn: _role(lake, of_it, sources, exports, keys, account) for arn, of_it in away.items()}
+    roles = {
+        arn: _role(lake, of_it, sources, exports, keys, account) for arn, of_it in away.items()
+    }
     (bucket,) = {place.bucket for place in exports.values()}
     root = Place(bucket, _common_prefix([place.prefix for place in exports.values()]))
     return Policies(
