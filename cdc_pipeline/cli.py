@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
+from cdc_pipeline.commands.athena import athena_sql
 from cdc_pipeline.commands.output import console as _console
 from cdc_pipeline.commands.preflight import preflight
 from cdc_pipeline.commands.tables import tables
-from cdc_pipeline.commands.athena import athena_sql
 from cdc_pipeline.commands.views import views
 from cdc_pipeline.core.errors import CdcPipelineError
 
@@ -149,7 +149,7 @@ def status(tables: tuple[str, ...], as_json: bool) -> None:
             str(row.open_shards),
             _moment(row.last_export_us),
             _count(row.quarantined),
-            _hours_left(row.captured_to_us, row.retention_hours),
+            _hours_left(row.captured_to_us, row.retention_hours) if row.expires else "-",
             str(len(row.gaps)),
         )
     console = _console()
@@ -165,6 +165,12 @@ def status(tables: tuple[str, ...], as_json: bool) -> None:
                 f"[red]gap[/] {row.table} (entry {gap.entry}): {gap}, "
                 f"changes from {_moment(gap.from_us)} to "
                 f"{_moment(gap.to_us)} UTC are missing. Fix: cdc-pipeline heal {row.table}"
+            )
+        if row.legacy_us:
+            console.print(
+                f"[yellow]deletes[/] {row.table}: rows that an older Lambda made up to "
+                f"{_moment(row.legacy_us)} UTC have landed; deletes may be missing among them, "
+                "see docs/roads/firehose.md"
             )
         if tables or row.gaps:
             _print_coverage(console, row)

@@ -20,7 +20,7 @@ from pydantic import (
 
 from cdc_pipeline.core.columns import tags_of_type
 from cdc_pipeline.core.errors import SettingsError
-from cdc_pipeline.core.names import safe_name
+from cdc_pipeline.core.names import LAKE_ZONES, safe_name
 
 PATH_VARIABLE = "CDC_PIPELINE_CONFIG"
 DEFAULT_PATH = "cdc_pipeline.yaml"
@@ -59,6 +59,12 @@ def _column_type(value: str) -> str:
             "or list<...> of string, binary, int64 or decimal(p,s)"
         )
     return kind
+
+
+def _s3_folder(value: str) -> str:
+    if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+(/[^/!*?]+)*/?", value):
+        raise ValueError("a folder in S3 is s3://bucket/folder, without expressions such as !{...}")
+    return value.rstrip("/") + "/"
 
 
 AccountId = Annotated[str, Field(pattern=r"^[0-9]{12}$")]
@@ -128,6 +134,31 @@ class ColumnRule(_Strict):
         return self
 
 
+_Prefix = Annotated[str, AfterValidator(_s3_folder)]
+
+
+class Firehose(_Strict):
+    """Where Firehose writes a table's changes, and how they are looked for."""
+
+    prefixes: Annotated[list[_Prefix], Field(min_length=1)] = Field(
+        description="s3://bucket/folder of raw records or Parquet, up to where the date begins"
+    )
+    error_prefixes: list[_Prefix] = Field(
+        [], description="s3://bucket/folder of records that Firehose could not process"
+    )
+    interval_seconds: int = Field(
+        300, ge=5, description="all folders that may get objects are listed this often"
+    )
+    window_days: int = Field(
+        3, ge=2, le=60, description="how long after its day a folder may get objects"
+    )
+    lag_minutes: float = Field(
+        20,
+        ge=0,
+        description="longest time from a write to its object: Firehose's buffer and a margin",
+    )
+
+
 class Table(_Strict):
     """One DynamoDB table to keep a copy of."""
 
@@ -136,6 +167,7 @@ class Table(_Strict):
         "dynamodb_streams", description="how changes come to the lake"
     )
     kinesis: Kinesis = Kinesis()  # type: ignore[call-arg]
+    firehose: Firehose | None = Field(None, description="needed with transport firehose")
     owner: Owner | None = Field(None, description="e-mail address or team:name")
     group: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")] | None = Field(
         None, description="Dagster asset group; default: the table's safe name"
@@ -176,6 +208,14 @@ class Table(_Strict):
     def _role_for_external_id(self) -> "Table":
         if self.external_id and not self.role_arn:
             raise ValueError("`external_id` is for the role in `role_arn`, which is missing")
+        return self
+
+    @model_validator(mode="after")
+    def _has_its_transport(self) -> "Table":
+        if self.transport == "firehose" and self.firehose is None:
+            raise ValueError(
+                "transport firehose needs to know where: firehose: {prefixes: [s3://...]}"
+            )
         return self
 
     @property
@@ -366,7 +406,23 @@ class Settings(_Strict):
             raise ValueError(
                 f"lake {self.lake!r}: allowed are s3://bucket/prefix and local folders"
             )
+        self._keep_firehose_out_of_the_lake()
         return self
+
+    def _keep_firehose_out_of_the_lake(self) -> None:
+        """What lies in our folders and is not ours would be removed, or read as landed."""
+        if not self.is_s3:
+            return
+        ours = [f"{self.lake.rstrip('/')}/{zone}" for zone in LAKE_ZONES]
+        for table in self.tables:
+            chosen = table.firehose
+            for prefix in [*chosen.prefixes, *chosen.error_prefixes] if chosen else []:
+                inside = [z for z in ours if prefix.startswith(z) or z.startswith(prefix)]
+                if inside:
+                    raise ValueError(
+                        f"table {table.name!r}: {prefix} is Firehose's and {inside[0]} the lake's "
+                        "own; neither may be in the other"
+                    )
 
     @property
     def is_s3(self) -> bool:

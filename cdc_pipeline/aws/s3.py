@@ -2,18 +2,25 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, BinaryIO, cast
 
 from botocore.exceptions import ClientError
 
 from cdc_pipeline.aws.session import AwsSession, aws_errors, error_code
-from cdc_pipeline.core.errors import LakeError
+from cdc_pipeline.core.errors import LakeError, SourceError
 
 _FIXES = {
     "NoSuchBucket": "create the bucket or correct `lake` in the settings",
     "AccessDenied": "grant the role s3:GetObject, PutObject, DeleteObject and ListBucket on it",
 }
+_SOURCE_FIXES = {
+    "NoSuchBucket": "correct the prefixes under `firehose` in the settings",
+    "AccessDenied": "grant the role s3:ListBucket on the bucket and s3:GetObject on the objects",
+    "InvalidObjectState": "restore the object from its archive, or raise `start_date`",
+}
 _DELETE_BATCH = 1000  # of DeleteObjects
+_DOWNLOAD_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,16 @@ class StoredFile:
     key: str
     bytes: int
     modified: float
+
+
+@dataclass(frozen=True)
+class FoundObject:
+    """An object of a bucket that is not ours."""
+
+    key: str
+    etag: str
+    bytes: int
+    modified: datetime
 
 
 @dataclass(frozen=True)
@@ -162,3 +179,55 @@ def open_object(aws: AwsSession, bucket: str, key: str) -> BinaryIO | None:
         if isinstance(error.__cause__, ClientError) and error_code(error.__cause__) == "NoSuchKey":
             return None
         raise
+
+
+class SourceBucket:
+    """A bucket that others write to: it is listed and read, and nothing else."""
+
+    def __init__(self, aws: AwsSession, bucket: str) -> None:
+        self.bucket = bucket
+        self._client = aws.client("s3")
+
+    def folders(self, prefix: str) -> tuple[list[str], list[str]]:
+        """Folders right under `prefix`, and the names of objects there; raises `SourceError`."""
+        folders: list[str] = []
+        names: list[str] = []
+        for page in self._pages(prefix, Delimiter="/"):
+            folders += [f["Prefix"].removeprefix(prefix) for f in page.get("CommonPrefixes", ())]
+            names += [f["Key"].removeprefix(prefix) for f in page.get("Contents", ())]
+        return folders, names
+
+    def objects(self, prefix: str, after: str = "") -> Iterator[FoundObject]:
+        """Objects with keys that begin with `prefix`, behind `after`; raises `SourceError`."""
+        start = {"StartAfter": after} if after else {}
+        for page in self._pages(prefix, **start):
+            for entry in page.get("Contents", ()):
+                etag = entry["ETag"].strip('"')
+                yield FoundObject(entry["Key"], etag, entry["Size"], entry["LastModified"])
+
+    def _pages(self, prefix: str, **arguments: str) -> Iterator[Any]:
+        pages = self._client.get_paginator("list_objects_v2")
+        with self._errors(f"listing {prefix}"):
+            yield from pages.paginate(Bucket=self.bucket, Prefix=prefix, **arguments)
+
+    def download(self, found: FoundObject, file: BinaryIO) -> bool:
+        """Write the whole object to `file`; False if it is gone.
+
+        Raises `SourceError`, also when it is another one by now (the next listing shows that).
+        """
+        with self._errors(found.key):
+            try:
+                answer = self._client.get_object(Bucket=self.bucket, Key=found.key)
+            except ClientError as error:
+                if error_code(error) == "NoSuchKey":
+                    return False
+                raise
+            if answer["ETag"].strip('"') != found.etag:
+                raise SourceError(f"s3://{self.bucket}/{found.key} changed while it was read")
+            # botocore raises when the body ends before its length.
+            for chunk in answer["Body"].iter_chunks(_DOWNLOAD_CHUNK):
+                file.write(chunk)
+        return True
+
+    def _errors(self, doing: str) -> Any:
+        return aws_errors(f"s3://{self.bucket}: {doing}", SourceError, **_SOURCE_FIXES)

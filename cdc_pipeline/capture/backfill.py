@@ -10,6 +10,8 @@ What the log covers and the lake holds is left alone. What is missing is added, 
 - The time before capture began is a gap, too, "before capture", healed in the same way as far back
   as recovery reaches. Its lines land in `PAST_GENERATION`, which is before every baseline, so `cdc`
   and `history` show them and no state does.
+- Where Firehose writes the changes, its folders of the day are listed first, and what the log lacks
+  is landed from there (`capture.files`).
 
 Each is one log entry: objects, gap, heal, and the objects replaced. So nothing is ever half done; a
 run that was killed leaves objects that no entry names, which maintenance removes, and the next one
@@ -45,6 +47,7 @@ from cdc_pipeline.aws.export import (
 )
 from cdc_pipeline.aws.table import TableDescription, describe_backups, describe_table
 from cdc_pipeline.capture.completion import READ, ItemReader
+from cdc_pipeline.capture.files import capture_files
 from cdc_pipeline.capture.heal import heal_gap
 from cdc_pipeline.capture.increments import (
     Progress,
@@ -55,12 +58,14 @@ from cdc_pipeline.capture.increments import (
 )
 from cdc_pipeline.capture.placing import Placing, right_behind, survivors_of
 from cdc_pipeline.capture.relanding import reland
+from cdc_pipeline.capture.run import capture_options
 from cdc_pipeline.capture.snapshot import export_target
 from cdc_pipeline.capture.sources import followed_source
 from cdc_pipeline.core.attributes import to_json
 from cdc_pipeline.core.backfill_plan import DayPlan, Fill, plan_day
 from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.changes import Change
+from cdc_pipeline.core.envelope import FIREHOSE
 from cdc_pipeline.core.erasure import Suppressions
 from cdc_pipeline.core.errors import (
     CaptureConflictError,
@@ -71,7 +76,7 @@ from cdc_pipeline.core.errors import (
 )
 from cdc_pipeline.core.heal_plan import Backups
 from cdc_pipeline.core.log_parts import PAST_GENERATION, Gap, Heal, HealWindow, LandedObject
-from cdc_pipeline.core.names import day_folder
+from cdc_pipeline.core.names import day_folder, day_of
 from cdc_pipeline.lake.duck import open_duckdb
 from cdc_pipeline.lake.glue import register_days
 from cdc_pipeline.lake.lake import Lake
@@ -132,6 +137,8 @@ class _Backfill:
         self.log: CaptureLog = lake.log(table)
         self.state: LogState = self.log.load()
         self.found = {day: BackfilledDay(day) for day in days}
+        if table.transport == FIREHOSE:
+            self._take_files()
         self.lost = self._find_lost()
         self.plans: dict[date, DayPlan] = {}
         self.exports: dict[Fill, str] = {}
@@ -158,6 +165,15 @@ class _Backfill:
             step(day)
         except CdcPipelineError as error:
             self.found[day].error = error
+
+    def _take_files(self) -> None:
+        """What Firehose's folders of the days hold and the log lacks, however late it came."""
+        for day, found in self.found.items():
+            before = self._rows(day)
+            capture_files(self.lake, self.table, capture_options(self.lake), day=day)
+            self.log.catch_up(self.state)
+            found.added = self._rows(day) - before
+            found.sources += ["files"] if found.added else []
 
     # What is lost
 
@@ -204,6 +220,13 @@ class _Backfill:
 
     def _prepare(self, day: date) -> None:
         """Plan the day and ask for its exports: all days' run at once (AWS allows 300)."""
+        if self._is_left_to_files(day):
+            self.found[day].notes.append(
+                "from before capture began: what Firehose's files hold of it, which nothing proves "
+                "to be whole"
+            )
+            self.plans[day] = DayPlan()
+            return
         plan = plan_day(self.state, day, self.lost[day], self._backups, self.log.now_us())
         self.found[day].notes += plan.notes
         live = self.state.staged
@@ -220,6 +243,15 @@ class _Backfill:
             )
             self.exports[fill] = self._request(fill)
         self.plans[day] = plan
+
+    def _is_left_to_files(self, day: date) -> bool:
+        """A day of before capture that Firehose's files tell of is not bought as an export."""
+        return (
+            self.table.transport == FIREHOSE
+            and not self.lost[day]
+            and self._rows(day) > 0
+            and day < day_of(self.state.began_us)
+        )
 
     def _carry_out(self, day: date) -> None:
         plan, found = self.plans[day], self.found[day]

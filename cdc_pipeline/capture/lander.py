@@ -126,7 +126,7 @@ class Lander:
         for entry in self._log.catch_up(self._state):
             same = entry.stream is None or entry.stream.arn == self._source.arn
             landed = entry.objects and not (entry.replaced or entry.heal)
-            if entry.shards or landed or entry.cut or not same:
+            if entry.shards or entry.files or landed or entry.cut or not same:
                 raise CaptureConflictError(
                     f"table {self._source.table}: another capture ({entry.owner}) landed entry "
                     f"{entry.n} first; this one stops, nothing is lost and nothing doubled",

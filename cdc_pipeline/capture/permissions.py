@@ -33,9 +33,9 @@ from cdc_pipeline.transform.aggregates import load_aggregates
 class Policies:
     """Policy documents, by what they are for.
 
-    `pipeline`: the role that runs it. `roles`: in other accounts, by their ARN, what each is allowed
-    and whom it trusts. `export_bucket`: the bucket policy that lets those roles export, None where
-    there are none. `erase`: what people who erase items need beyond `pipeline`.
+    `pipeline`: the role that runs it. `roles`: in other accounts, by their ARN, what each is
+    allowed and whom it trusts. `export_bucket`: the bucket policy that lets those roles export,
+    None where there are none. `erase`: what people who erase items need beyond `pipeline`.
     """
 
     pipeline: Policy

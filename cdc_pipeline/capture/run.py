@@ -9,10 +9,12 @@ from functools import partial
 from queue import SimpleQueue
 
 from cdc_pipeline.capture.drain import CaptureOptions, CaptureResult, capture_table, drain_table
+from cdc_pipeline.capture.files import capture_files
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.capture.sources import followed_source, open_source
 from cdc_pipeline.capture.switch import give_up_cut
 from cdc_pipeline.core.changes import DYNAMODB_STREAMS
+from cdc_pipeline.core.envelope import FIREHOSE
 from cdc_pipeline.core.errors import CdcPipelineError, LakeError, ShardGoneError, SourceError
 from cdc_pipeline.core.log_parts import LandedObject
 from cdc_pipeline.lake.glue import register_days
@@ -120,6 +122,8 @@ def _capture(
             events.put(Unregistered(table, error))
         events.put(Landed(table, objects))
 
+    if table.transport == FIREHOSE:
+        return capture_files(lake, table, options, report=landed)
     log = lake.log(table)
     drain = partial(drain_table, log, options=options, report=landed)
     source = _source(lake, table, drain)

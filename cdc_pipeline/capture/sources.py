@@ -7,11 +7,12 @@ from cdc_pipeline.aws.kinesis import KinesisStreams, active_destination
 from cdc_pipeline.aws.session import AwsSession, code_behind
 from cdc_pipeline.aws.streams import DynamoDBStreams
 from cdc_pipeline.aws.table import TableDescription, describe_table
+from cdc_pipeline.capture.arrivals import open_files
 from cdc_pipeline.capture.completion import ItemReader
 from cdc_pipeline.capture.reading import KinesisReading
 from cdc_pipeline.capture.source import Source, table_with_stream
 from cdc_pipeline.core.changes import DYNAMODB_STREAMS
-from cdc_pipeline.core.envelope import KINESIS
+from cdc_pipeline.core.envelope import FIREHOSE, KINESIS
 from cdc_pipeline.core.errors import ShardGoneError, SourceError
 from cdc_pipeline.core.log_parts import StreamRef
 from cdc_pipeline.lake.lake import Lake
@@ -26,6 +27,8 @@ def open_source(lake: Lake, table: Table, transport: str | None = None) -> Sourc
     `transport`: another one than the settings say.
     """
     aws = lake.source(table)
+    if (transport or table.transport) == FIREHOSE:
+        return open_files(lake, table)
     if (transport or table.transport) == KINESIS:
         arn = active_destination(aws, table.name)
         found = describe_table(aws, table.name)

@@ -24,6 +24,7 @@ from cdc_pipeline.core.log_parts import (
     QuarantinedObject,
     Removed,
     ShardState,
+    SourceFile,
     StreamRef,
 )
 
@@ -41,7 +42,9 @@ class Entry:
     as the stream's retention. `replaced`: objects whose rows are in `objects` from now on;
     `removed`: replaced objects that are deleted. `lost`: objects that are gone or damaged beyond
     repair; nothing reads them any more. `cut`: a switch of transports begins. `replicated_us`:
-    DynamoDB was asked up to there how many records it could not replicate to Kinesis.
+    DynamoDB was asked up to there how many records it could not replicate to Kinesis. `files`:
+    objects of Firehose whose records are in `objects`; those that arrived before the day
+    `files_from` are not looked for any more.
     """
 
     n: int
@@ -65,6 +68,8 @@ class Entry:
     erasure: Erasure | None = None
     cut: Cut | None = None
     replicated_us: int | None = None
+    files: tuple[SourceFile, ...] = ()
+    files_from: str | None = None
 
     def to_json(self) -> str:
         """Readable JSON; parts that say nothing are left out."""
@@ -85,8 +90,10 @@ class LogState:
     `replaced`: objects that compaction took the place of and that are still there, with the time.
     `began_us`: when capture's first positions were recorded.
     `lost`: what was in objects that are gone or damaged.
-    `erasures`: the last one of each key, by its hash.
     `cut`: a switch of transports that is not done yet.
+    `erasures`: the last one of each key, by its hash. `files`: objects of Firehose, by URI, that
+    arrived on the day `files_from` or later. `legacy_us`: the newest time of a row that an older
+    Lambda made.
     """
 
     n: int = 0
@@ -105,6 +112,9 @@ class LogState:
     replaced: dict[str, int] = field(default_factory=dict)
     lost: dict[str, LandedObject] = field(default_factory=dict)
     erasures: dict[str, Erasure] = field(default_factory=dict)
+    files: dict[str, SourceFile] = field(default_factory=dict)
+    files_from: str = ""
+    legacy_us: int = 0
     last_owner: str = ""
     cut: Cut | None = None
     replicated_us: int = 0
@@ -155,7 +165,16 @@ class LogState:
             self.heals[entry.heal.gap] = entry.heal
         if entry.erasure is not None:
             self.erasures[entry.erasure.key_hash] = entry.erasure
+        self._apply_files(entry)
         self.last_owner = entry.owner
+
+    def _apply_files(self, entry: Entry) -> None:
+        self.files_from = entry.files_from or self.files_from
+        self.files.update((file.uri, file) for file in entry.files)
+        self.legacy_us = max([self.legacy_us, *(file.legacy_us for file in entry.files)])
+        if entry.files or entry.files_from:
+            kept = (file for file in self.files.values() if file.arrived >= self.files_from)
+            self.files = {file.uri: file for file in kept}
 
     @property
     def generation(self) -> int:
@@ -249,6 +268,7 @@ class LogState:
             "heals",
             "lost",
             "erasures",
+            "files",
         ):
             parts[name] = list(parts[name].values())
         form = FORMAT_WITH_ERASURES if self.erasures else FORMAT
@@ -304,6 +324,8 @@ def _entry(raw: Mapping[str, Any]) -> Entry:
         erasure=_erasure(raw["erasure"]) if raw.get("erasure") else None,
         cut=Cut(**raw["cut"]) if raw.get("cut") else None,
         replicated_us=raw.get("replicated_us"),
+        files=tuple(_files(raw)),
+        files_from=raw.get("files_from"),
     )
 
 
@@ -326,6 +348,9 @@ def _state(raw: Mapping[str, Any]) -> LogState:
         began_us=raw.get("began_us") or (raw["stream"] or {}).get("recorded_us", 0),
         replaced=raw.get("replaced", {}),
         erasures={e["key_hash"]: _erasure(e) for e in raw.get("erasures", ())},
+        files={file.uri: file for file in _files(raw)},
+        files_from=raw.get("files_from", ""),
+        legacy_us=raw.get("legacy_us", 0),
         last_owner=raw["last_owner"],
         cut=Cut(**raw["cut"]) if raw.get("cut") else None,
         replicated_us=raw.get("replicated_us", 0),
@@ -348,6 +373,10 @@ def _erasure(raw: Mapping[str, Any]) -> Erasure:
 def _heal(raw: Mapping[str, Any]) -> Heal:
     windows = (HealWindow(**{**w, "files": tuple(w["files"])}) for w in raw["windows"])
     return Heal(**{**raw, "windows": tuple(windows), "also": tuple(raw.get("also", ()))})
+
+
+def _files(raw: Mapping[str, Any]) -> Iterable[SourceFile]:
+    return (SourceFile(**{**part, "days": tuple(part["days"])}) for part in raw.get("files", ()))
 
 
 def _objects(raw: Mapping[str, Any], name: str = "objects") -> Iterable[LandedObject]:

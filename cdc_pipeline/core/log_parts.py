@@ -136,6 +136,27 @@ class QuarantinedObject:
 
 
 @dataclass(frozen=True)
+class SourceFile:
+    """An object that Firehose wrote, as far as its records have landed.
+
+    `etag`: of the version that was read. `arrived`: the day that its folder stands for. `rows`: its
+    records so far, quarantined ones and `others` (of other tables) too. `days`: the write days of
+    its changes. `legacy_us`: the newest time of its rows that an older Lambda made, 0: it has none.
+    `whole`: all of it; of a large one, parts land in several entries.
+    """
+
+    uri: str
+    etag: str
+    bytes: int
+    arrived: str
+    rows: int = 0
+    others: int = 0
+    days: tuple[str, ...] = ()
+    legacy_us: int = 0
+    whole: bool = False
+
+
+@dataclass(frozen=True)
 class Baseline:
     """A full export on its way to being the baseline of a generation.
 

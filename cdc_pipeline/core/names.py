@@ -4,6 +4,9 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
+LAKE_ZONES = ("_cdc/", "dynamo-cdc/", "dynamo-export/", "iceberg/")
+"""Folders right under the lake's root in which nobody else may write."""
+
 _OBJECT_NAME = re.compile(r"(\d{12})-([0-9a-f]{16})\.[a-z.]+")
 
 

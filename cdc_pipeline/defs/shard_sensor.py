@@ -2,14 +2,16 @@
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import dagster as dg
 import msgspec
 
 from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.core.envelope import FIREHOSE
 from cdc_pipeline.core.errors import CdcPipelineError, ShardGoneError
 from cdc_pipeline.defs.capture import capture
 from cdc_pipeline.defs.checks import report_checks
@@ -55,6 +57,23 @@ def judge(
     if unknown:
         return Verdict(table, True, f"{why}, {unknown} new", state.watermark_us)
     return Verdict(table, age >= interval_seconds, why, state.watermark_us)
+
+
+def judge_files(
+    table: Table, state: LogState, now_us: int, interval_seconds: float, news: Callable[[], bool]
+) -> Verdict:
+    """Due when Firehose wrote something new or all folders have to be listed again.
+
+    `news` is a look that costs requests, so it is asked for once an interval.
+    """
+    assert table.firehose is not None  # the settings say so
+    every = table.firehose.interval_seconds
+    age = (now_us - state.at_us) / 1_000_000
+    why = f"listed {age:.0f} s ago (every {every:g} s)"
+    if age >= every or (age >= interval_seconds and news()):
+        new = "" if age >= every else ", new objects"
+        return Verdict(table.name, True, why + new, state.watermark_us)
+    return Verdict(table.name, False, why, state.watermark_us)
 
 
 def plan_runs(
@@ -161,6 +180,7 @@ def _look_at_all(
 
 
 def _look(lake: Lake, table: Table) -> Verdict:
+    from cdc_pipeline.capture.arrivals import has_news
     from cdc_pipeline.capture.sources import open_source
 
     try:
@@ -168,6 +188,10 @@ def _look(lake: Lake, table: Table) -> Verdict:
         state = log.load()
         if state.stream is None:
             return judge(table.label, state, set(), log.now_us(), 0)
+        if table.transport == FIREHOSE and table.firehose is not None:
+            look = partial(has_news, lake.aws, table.firehose, state, log.now_us())
+            seconds = lake.settings.capture.interval_seconds
+            return judge_files(table, state, log.now_us(), seconds, look)
         source = open_source(lake, table)
         shards = source.shards.describe(source.arn).shards
         # While a table is switched to another stream, that one's shards are nobody's yet.

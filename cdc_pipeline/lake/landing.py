@@ -60,27 +60,27 @@ def write_days(
     ordered = sorted(changes, key=_day_and_place)
     objects = []
     for day, group in groupby(ordered, key=_day):
-        key = key_of(day_of(day * _DAY_US))
+        key = key_of(day_of(day * DAY_US))
         objects.append(_write_day(store, key, list(group), generation, landed_us))
     # Arrow's pool keeps what it freed, and a backlog is landed object after object.
     pa.default_memory_pool().release_unused()
     return objects
 
 
-_DAY_US = 24 * 3600 * 1_000_000
+DAY_US = 24 * 3600 * 1_000_000
 _ROW_GROUP = 20_000
 _ROW_GROUP_BY_TIME = 5_000
 """Of changes in the order of their times: `landed_rows` looks for times, group by group."""
 
 
 def _day(change: Change) -> int:
-    return change.write_time_us // _DAY_US
+    return change.write_time_us // DAY_US
 
 
 def _day_and_place(change: Change) -> tuple[int, str, str]:
     """By shard and position, or by position alone, which is the time then."""
     shard_id = "" if change.transport in BY_TIME else change.shard_id
-    return change.write_time_us // _DAY_US, shard_id, change.position
+    return change.write_time_us // DAY_US, shard_id, change.position
 
 
 def _write_day(

@@ -4,9 +4,10 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, date, datetime
 
 from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.errors import LakeError
@@ -57,6 +58,23 @@ class CaptureLog:
         for entry in entries:
             state.apply(entry)
         return entries
+
+    def entries_since(self, state: LogState, day: date) -> Iterator[Entry]:
+        """Every entry up to `state` that was written on a day or later, in order.
+
+        Entries are never removed, so this finds what the state has forgotten.
+        """
+        since_us = int(datetime.combine(day, datetime.min.time(), UTC).timestamp() * 1_000_000)
+        before, last = 0, state.n
+        while before < last:
+            middle = (before + last) // 2
+            if self._read_entry(self.paths.entry(middle + 1)).at_us < since_us:
+                before = middle + 1
+            else:
+                last = middle
+        with ThreadPoolExecutor(16) as pool:
+            keys = (self.paths.entry(n + 1) for n in range(before, state.n))
+            yield from pool.map(self._read_entry, keys)
 
     def append(self, state: LogState, entry: Entry) -> bool:
         """Make `entry` the next one, if no other writer has; on success `state` includes it.

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from cdc_pipeline.core.coverage import Stretch, coverage
+from cdc_pipeline.core.envelope import FIREHOSE
 from cdc_pipeline.core.log_parts import Cut, Gap
 from cdc_pipeline.lake.current_state import published_base
 from cdc_pipeline.lake.lake import Lake
@@ -19,6 +20,8 @@ class TableStatus:
     `coverage`: the ledger, see `core.coverage`. `transport`: the one that is followed now, None
     before the first capture; `cut`: the switch to another one that is on its way.
     `retention_hours`: how long the stream keeps a change.
+    `expires`: what is unread may be lost (a stream
+    forgets). `legacy_us`: the newest row of an older Lambda, which leaves deletes out, 0: none.
     """
 
     table: str
@@ -37,6 +40,8 @@ class TableStatus:
     transport: str | None = None
     cut: Cut | None = None
     retention_hours: int = 24
+    expires: bool = True
+    legacy_us: int = 0
 
 
 def table_status(lake: Lake, table: Table) -> TableStatus:
@@ -62,4 +67,6 @@ def table_status(lake: Lake, table: Table) -> TableStatus:
         transport=state.stream.transport if state.stream else None,
         cut=state.cut,
         retention_hours=state.stream.retention_hours if state.stream else 24,
+        expires=table.transport != FIREHOSE,
+        legacy_us=state.legacy_us,
     )

@@ -1,0 +1,274 @@
+"""Capture of a table whose changes Firehose writes: new objects are read and landed as ours.
+
+Firehose's objects lie by the day of arrival, in any order, with repeats; ours by the day of the
+write, with the identities of their changes. Theirs stay as they are. An entry of the log says which
+of them it took; a large one lands in several entries, each telling how many records are done, so a
+run that was killed goes on in the middle. Objects of the folders that Firehose may still write to
+are looked at each time (`window_days`), and the log remembers no others.
+
+Firehose tells no lag. The watermark is the time of a listing, all of which has landed, less the
+longest time that a change should take (`lag_minutes`).
+"""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from functools import cache
+from typing import Any, BinaryIO
+
+from cdc_pipeline.aws.table import describe_table
+from cdc_pipeline.capture.arrivals import Arrived, arrived_since, open_files, target_of
+from cdc_pipeline.capture.continuity import open_capture
+from cdc_pipeline.capture.delivery import Record, download, records
+from cdc_pipeline.capture.drain import CaptureFailedError, CaptureOptions
+from cdc_pipeline.capture.lander import Lander
+from cdc_pipeline.capture.result import CaptureResult
+from cdc_pipeline.core.changes import Change
+from cdc_pipeline.core.errors import SourceError
+from cdc_pipeline.core.log_parts import LandedObject, SourceFile
+from cdc_pipeline.core.names import day_of
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.landing import DAY_US
+from cdc_pipeline.settings import Firehose, Table
+
+_PARALLEL = 8
+_GONE = "an object that was gone before it was read"
+Written = tuple[int, int]
+"""Changes of which write times are to land: from, and before; µs since the epoch."""
+ANY_TIME: Written = (0, 1 << 62)
+
+
+@dataclass
+class _Reading:
+    """How far an object has been read."""
+
+    arrived: Arrived
+    rows: int = 0
+    others: int = 0
+    days: set[str] = field(default_factory=set)
+    legacy_us: int = 0
+
+    @staticmethod
+    def of(arrived: Arrived, known: SourceFile | None) -> "_Reading":
+        if known is None or known.etag != arrived.object.etag:
+            return _Reading(arrived)
+        return _Reading(arrived, known.rows, known.others, set(known.days), known.legacy_us)
+
+    def as_file(self, whole: bool) -> SourceFile:
+        return SourceFile(
+            uri=self.arrived.uri,
+            etag=self.arrived.object.etag,
+            bytes=self.arrived.object.bytes,
+            arrived=self.arrived.day.isoformat(),
+            rows=self.rows,
+            others=self.others,
+            days=tuple(sorted(self.days)),
+            legacy_us=self.legacy_us,
+            whole=whole,
+        )
+
+
+@dataclass
+class _Batch:
+    """What has been read and not landed yet."""
+
+    changes: list[Change] = field(default_factory=list)
+    unreadable: list[tuple[str, bytes]] = field(default_factory=list)
+    files: dict[str, SourceFile] = field(default_factory=dict)
+    size: int = 0
+
+
+def capture_files(
+    lake: Lake,
+    table: Table,
+    options: CaptureOptions,
+    *,
+    report: Callable[[list[LandedObject]], None] = lambda _: None,
+    written: Written = ANY_TIME,
+    day: date | None = None,
+) -> CaptureResult:
+    """Land what the log lacks of the objects that have arrived; `report` hears of each batch.
+
+    `written`: changes of other times are left out. `day`: only objects of the folders that changes
+    of this day can be in, however long ago; else those of the window, the first time all since
+    `start_date`. Safe to kill at any moment and to run twice at once. Raises
+    `CaptureConflictError` when another capture was faster, `CaptureFailedError` when objects could
+    not be read (after landing the others), `SourceError`, `LakeError`.
+    """
+    result = _Run(lake, table, options, report, written).run(day)
+    if result.failed_shards:
+        listed = "; ".join(f"{uri}: {why}" for uri, why in sorted(result.failed_shards.items()))
+        raise CaptureFailedError(
+            f"table {table.name}: {len(result.failed_shards)} objects of Firehose could not be "
+            f"read ({result.rows} changes of the others landed): {listed}"
+        )
+    return result
+
+
+class _Run:
+    """One capture run of one table."""
+
+    def __init__(
+        self,
+        lake: Lake,
+        table: Table,
+        options: CaptureOptions,
+        report: Callable[[list[LandedObject]], None],
+        written: Written,
+    ) -> None:
+        assert table.firehose is not None  # the settings say so
+        self.lake = lake
+        self.settings: Firehose = table.firehose
+        self.options = options
+        self.written = written
+        self.source = open_files(lake, table)
+        self.target = target_of(describe_table(lake.source(table), table.name))
+        self.log = lake.log(table)
+        self.started = self.log.clock()
+        self.result = CaptureResult(table.name)
+        self.state = self.log.load()
+        self.lander = Lander(self.log, self.state, self.source, self.result, report)
+        self.known: dict[str, SourceFile] = {}
+        self.batch = _Batch()
+
+    def run(self, day: date | None) -> CaptureResult:
+        gap = open_capture(self.log, self.state, self.source)
+        self.result.gaps += [gap] if gap else []
+        self.lander.remove_orphans()
+        listed_us = self.log.now_us()
+        self.known = dict(self.state.files)
+        if day is not None:
+            self.known |= self._logged_since(day)
+        wanted = self._wanted(day, listed_us)
+        everything = self._take_all(wanted) and day is None
+        self._land(lambda: self._vouched(listed_us) if everything else {})
+        self.result.close(self.state, self.log.clock() - self.started)
+        return self.result
+
+    # Which objects
+
+    def _wanted(self, day: date | None, now_us: int) -> list[Arrived]:
+        since, until = self._first_day(), date.max
+        if day is not None:
+            # Folders may be named in another time zone than UTC.
+            since, until = day - timedelta(1), day + timedelta(self.settings.window_days + 1)
+        found = arrived_since(self.lake.aws, self.settings, since, now_us)
+        return [f for f in found if f.day <= until and not self._is_done(f)]
+
+    def _first_day(self) -> date:
+        found = self.state.files_from
+        return date.fromisoformat(found) if found else self.lake.settings.start_date
+
+    def _is_done(self, found: Arrived) -> bool:
+        known = self.known.get(found.uri)
+        return known is not None and known.whole and known.etag == found.object.etag
+
+    def _logged_since(self, day: date) -> dict[str, SourceFile]:
+        """Objects that the log took since a day, also those that its state has forgotten."""
+        entries = self.log.entries_since(self.state, day)
+        return {file.uri: file for entry in entries for file in entry.files}
+
+    # Reading
+
+    def _take_all(self, wanted: list[Arrived]) -> bool:
+        """Read them one after the other; False if some are left for another run."""
+        with closing(self._downloaded(wanted)) as files:
+            for found, file in files:
+                try:
+                    opened = file.result()
+                except SourceError as error:
+                    # One that cannot be read does not stop the others.
+                    self.result.failed_shards[found.uri] = error.message
+                    continue
+                if not self._take(found, opened):
+                    return False
+        return not self.result.failed_shards
+
+    def _downloaded(
+        self, wanted: Iterable[Arrived]
+    ) -> "Generator[tuple[Arrived, Future[BinaryIO | None]], None, None]":
+        """Some are fetched ahead of the one that is read."""
+        ahead: deque[tuple[Arrived, Future[BinaryIO | None]]] = deque()
+        with ThreadPoolExecutor(_PARALLEL) as pool:
+            try:
+                for found in wanted:
+                    ahead.append((found, pool.submit(download, found.bucket, found.object)))
+                    if len(ahead) > _PARALLEL:
+                        yield ahead.popleft()
+                while ahead:
+                    yield ahead.popleft()
+            finally:
+                for _, file in ahead:
+                    file.cancel()
+
+    def _take(self, found: Arrived, file: BinaryIO | None) -> bool:
+        """Read one object; False if the run's time is over, before its end or behind it."""
+        reading = _Reading.of(found, self.known.get(found.uri))
+        if file is None:
+            self.batch.unreadable.append((_GONE, found.uri.encode()))
+        else:
+            done = reading.rows
+            with file:
+                for number, record in enumerate(records(file, found.uri, self.target), 1):
+                    if number <= done:
+                        continue
+                    self._add(reading, record)
+                    if self._is_full():
+                        self.batch.files[found.uri] = reading.as_file(whole=False)
+                        self._land()
+                        if self._is_over():
+                            return False
+        self.batch.files[found.uri] = reading.as_file(whole=True)
+        return not self._is_over()
+
+    def _add(self, reading: _Reading, record: Record) -> None:
+        change = record.change
+        reading.rows += 1
+        self.batch.size += record.size
+        if record.unreadable is not None:
+            self.batch.unreadable.append(record.unreadable)
+        elif change is None:
+            reading.others += 1
+        else:
+            reading.days.add(_day_name(change.write_time_us // DAY_US))
+            if record.legacy:
+                reading.legacy_us = max(reading.legacy_us, change.write_time_us)
+            if self.written[0] <= change.write_time_us < self.written[1]:
+                self.batch.changes.append(change)
+
+    def _is_full(self) -> bool:
+        rows = len(self.batch.changes) + len(self.batch.unreadable)
+        return rows >= self.options.flush_rows or self.batch.size >= self.options.flush_bytes
+
+    def _is_over(self) -> bool:
+        return self.log.clock() - self.started >= self.options.max_run_seconds
+
+    # Landing
+
+    def _land(self, more: Callable[[], dict[str, Any]] = dict) -> None:
+        """Make a log entry of what has been read."""
+        batch, self.batch = self.batch, _Batch()
+        self.lander.land(
+            batch.changes,
+            batch.unreadable,
+            lambda: {"files": tuple(batch.files.values()), **more()},
+        )
+        self.known |= batch.files
+
+    def _vouched(self, listed_us: int) -> dict[str, Any]:
+        """What a listing proves when all of it has landed."""
+        lag_us = int(self.settings.lag_minutes * 60_000_000)
+        first = day_of(listed_us) - timedelta(self.settings.window_days)
+        return {
+            "discovered_us": max(self.state.discovered_us, listed_us - lag_us),
+            "files_from": max(self.state.files_from, first.isoformat()),
+        }
+
+
+@cache
+def _day_name(number: int) -> str:
+    """The day of so many days since the epoch."""
+    return day_of(number * DAY_US).isoformat()
