@@ -62,7 +62,7 @@ def _column_type(value: str) -> str:
 
 
 def _s3_folder(value: str) -> str:
-    if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+(/[^/!*?]+)*/?", value):
+    if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]*(/[^/!*?]+)*/?", value):
         raise ValueError("a folder in S3 is s3://bucket/folder, without expressions such as !{...}")
     return value.rstrip("/") + "/"
 
@@ -167,8 +167,8 @@ class Table(_Strict):
         "dynamodb_streams", description="how changes come to the lake"
     )
     kinesis: Kinesis = Kinesis()  # type: ignore[call-arg]
-    firehose: Firehose | None = Field(None, description="needed with transport firehose")
     owner: Owner | None = Field(None, description="e-mail address or team:name")
+    firehose: Firehose | None = Field(None, description="needed with transport firehose")
     group: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")] | None = Field(
         None, description="Dagster asset group; default: the table's safe name"
     )

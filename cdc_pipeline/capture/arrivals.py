@@ -6,7 +6,7 @@ from datetime import date
 
 from cdc_pipeline.aws.s3 import FoundObject, SourceBucket
 from cdc_pipeline.aws.session import AwsSession
-from cdc_pipeline.aws.streams import Page, StreamDescription
+from cdc_pipeline.aws.shards import Page, StreamDescription
 from cdc_pipeline.aws.table import TableDescription, describe_table
 from cdc_pipeline.capture.completion import ItemReader
 from cdc_pipeline.capture.source import Source

@@ -27,7 +27,7 @@ _OTHERS = (b"PK\x03\x04", b"\xff\x06\x00\x00sNaPpY", b"(\xb5/\xfd", b"ORC", b"Ob
 _IN_MEMORY = 8 << 20
 _BATCH_ROWS = 2000
 _LEGACY_COLUMNS = {"uuid", "op", "time_stamp", "data"}
-_LANDING_COLUMNS = {"op", "keys", "new_image", "write_time_us"}
+_LANDING_COLUMNS = {"uuid", "op", "keys", "new_image", "write_time_us"}
 _MORE_COLUMNS = {"old_image", "sequence_number", "shard_id", "event_id", "is_ttl_delete"}
 
 
@@ -45,7 +45,8 @@ class Record(NamedTuple):
 
 def download(bucket: SourceBucket, found: FoundObject) -> BinaryIO | None:
     """The whole object in a temporary file, None if it is gone; raises `SourceError`."""
-    file = cast(BinaryIO, tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY))  # noqa: SIM115 - the caller closes
+    opened = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - the caller closes it
+    file = cast(BinaryIO, opened)
     if bucket.download(found, file):
         file.seek(0)
         return file

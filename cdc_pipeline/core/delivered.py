@@ -77,8 +77,8 @@ def _raw_record(text: Any) -> Any:
 def from_landing_row(row: Mapping[str, Any], table_id: str) -> Change:
     """A change from a row in the landing columns, as our Lambda makes it.
 
-    Its images are read again, so that its identity is the one that the raw record has, and nothing
-    that is no image gets into the lake. Raises `UnreadableError`.
+    Its images are read again, so nothing that is no image gets into the lake, and its identity must
+    be the one that the raw record has: rows do not name their table. Raises `UnreadableError`.
     """
     op, time_us = _OPS.get(str(row.get("op"))), row.get("write_time_us")
     if op is None:
@@ -92,9 +92,12 @@ def from_landing_row(row: Mapping[str, Any], table_id: str) -> Change:
     if (new is None) != (op == "D"):
         raise UnreadableError("a row whose new image does not fit its op")
     images = (new[0] if new else None, old[0] if old else None)
+    uuid = content_identity(table_id, keys[0], time_us, op, *images)
+    if row.get("uuid") != uuid:
+        raise UnreadableError("a row whose uuid is not that of such a change of this table")
     by_ttl = row.get("is_ttl_delete")
     return Change(
-        uuid=content_identity(table_id, keys[0], time_us, op, *images),
+        uuid=uuid,
         op=op,
         write_time_us=time_us,
         data=new[1] if new else None,

@@ -24,6 +24,10 @@ from cdc_pipeline.settings import (
 
 _EXAMPLE = Path(__file__).parents[2] / "cdc_pipeline.example.yaml"
 _GOOD: dict[str, Any] = {"lake": "lake", "tables": [{"name": "orders"}]}
+_FIREHOSE = {
+    "prefixes": ["s3://b/lake/dynamo-backup/cdc/orders"],
+    "error_prefixes": ["s3://b/lake/dynamo-cdc/cdc/error/orders"],
+}
 
 
 def _write(folder: Path, text: str | bytes) -> Path:
@@ -114,6 +118,22 @@ def _table(**parts: Any) -> dict[str, Any]:
         ({**_GOOD, "masking_key_env": "my key"}, ["masking_key_env: found 'my key'"]),
         (_table(name="Aggregates"), ["'Aggregates'", "'aggregates' is taken"]),
         (_table(name="error"), ["'error' is taken"]),
+        (_table(transport="firehose"), ["tables.0", "firehose: {prefixes: [s3://...]}"]),
+        (_table(firehose={}), ["tables.0.firehose.prefixes: required"]),
+        (_table(firehose={"prefixes": []}), ["tables.0.firehose.prefixes: found []"]),
+        (_table(firehose={"prefixes": ["raw/"]}), ["prefixes.0: found 'raw/'", "s3://bucket"]),
+        (
+            _table(firehose={"prefixes": ["s3://b/raw/!{timestamp:yyyy}"]}),
+            ["prefixes.0: found", "without expressions"],
+        ),
+        (
+            {**_table(firehose={"prefixes": ["s3://b/lake"]}), "lake": "s3://b/lake/x"},
+            ["'orders': s3://b/lake/ is Firehose's", "s3://b/lake/x/_cdc/ the lake's own"],
+        ),
+        (
+            {**_table(firehose=_FIREHOSE), "lake": "s3://b/lake"},
+            ["s3://b/lake/dynamo-cdc/cdc/error/orders/ is Firehose's"],
+        ),
     ],
 )
 def test_mistakes_name_file_key_finding_and_choices(

@@ -41,7 +41,7 @@ def envelope(
     identity = {"type": "Service", "principalId": "dynamodb.amazonaws.com"} if by_ttl else None
     return {
         "awsRegion": "us-east-1",
-        "eventID": str(uuid.uuid5(uuid.NAMESPACE_OID, json.dumps([keys, time_us, op]))),
+        "eventID": str(uuid.uuid5(uuid.NAMESPACE_OID, repr((keys, time_us, op)))),
         "eventName": OPS[op],
         "userIdentity": identity,
         "recordFormat": "application/json",
