@@ -1,7 +1,9 @@
 """Switching a table between transports: whatever happens on the way, each change counts once."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from cdc_pipeline_tests.simulators.kinesis_server import KinesisSimulator
 
 KINESIS, STREAMS = "kinesis", "dynamodb_streams"
 _DAY = 24 * 3600
+
+pytestmark = pytest.mark.slow
 
 
 class Killed(BaseException):
@@ -165,42 +169,44 @@ def test_to_and_fro(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(("old", "new"), [(STREAMS, KINESIS), (KINESIS, STREAMS)])
-@pytest.mark.parametrize("stands", [False, True])
-def test_killed_at_any_entry(bench: Bench, old: str, new: str, stands: bool) -> None:
-    """Before each entry of a switch, and behind it."""
+def test_killed_at_each_entry(bench: Bench, old: str, new: str) -> None:
+    """Runs end before or behind an entry of theirs: the first, the second, the third."""
     bench.transport = old
     bench.capture()
     bench.write()
-    bench.capture()
-    kills = 0
-    append = CaptureLog.append
+    bench.transport = new
+    steps: set[str] = set()
+    for nth in (1, 1, 2, 3, 2, 1, 3, 2):
+        bench.write(3)
+        for stands in (False, True):
+            bench.before_append = _kill(bench, steps, nth, stands)
+            with suppress(Killed):
+                bench.capture()
+        bench.clock.advance(60)
+    bench.before_append = lambda entry: None
+    bench.settle()
+    bench.check()
+    assert steps == {"cut", "stream", "objects"}
+    state = bench.state()
+    assert (state.gaps, state.generation) == ({}, 2)
+    assert state.stream is not None
+    assert state.stream.transport == new
 
-    def killed(entry: Entry) -> None:
-        bench.before_append = lambda entry: None
+
+def _kill(bench: Bench, steps: set[str], nth: int, stands: bool) -> Callable[[Entry], None]:
+    append, entries = CaptureLog.append, count(1)
+
+    def kill(entry: Entry) -> None:
+        if next(entries) < nth:
+            return
+        steps.update(name for name in ("cut", "stream", "objects") if getattr(entry, name))
         if stands:
             lake, table = bench.open()
             log = CaptureLog(lake.store, lake.paths(table), bench.clock)
             assert append(log, log.load(), entry)
         raise Killed
 
-    bench.transport = new
-    for _ in range(12):
-        bench.write(3)
-        bench.before_append = killed
-        try:
-            bench.capture()
-        except Killed:
-            kills += 1
-        bench.before_append = lambda entry: None
-        bench.capture()
-        bench.clock.advance(60)
-    bench.settle()
-    bench.check()
-    assert kills == 12
-    state = bench.state()
-    assert (state.gaps, state.generation) == ({}, 2)
-    assert state.stream is not None
-    assert state.stream.transport == new
+    return kill
 
 
 def test_the_old_one_turned_off_before_the_cut_was_reached_is_a_gap(bench: Bench) -> None:
@@ -242,6 +248,29 @@ def test_the_old_one_gone_before_the_cut_was_reached_is_a_gap(bench: Bench) -> N
     new = {c.new_image for c in bench.rows() if c.transport == STREAMS}
     missing = [c for c in bench.sim.changes("orders") if c.written_us >= cut.at_us]
     assert new == {to_json(canonical_item(c.new_image or {})) for c in missing}
+
+
+def test_what_the_new_one_lost_while_it_waited_is_a_gap(bench: Bench) -> None:
+    bench.sim.set_retention("changes", 168)
+    bench.transport = KINESIS
+    bench.capture()
+    bench.write()
+    bench.transport = STREAMS
+    bench.before_append = _kill_behind_the_cut(bench)
+    with pytest.raises(Killed):
+        bench.capture()
+    bench.write()
+    bench.clock.advance(1.5 * _DAY)
+    bench.switch_to(STREAMS)
+    bench.settle()
+    gaps = bench.state().gaps.values()
+    landed = {c.write_time_us for c in bench.rows()}
+    seconds = {us // 1_000_000 * 1_000_000 for us in landed}
+    lost = [c for c in bench.sim.changes("orders") if c.written_us // 10**6 * 10**6 not in seconds]
+    assert lost
+    assert {gap.cause for gap in gaps} == {"head trimmed"}
+    for change in lost:
+        assert any(gap.from_us <= change.written_us < gap.to_us for gap in gaps)
 
 
 def test_a_new_transport_that_is_not_on_leaves_the_old_one_running(bench: Bench) -> None:
