@@ -13,6 +13,7 @@ at the time of the tie. An item that has a later change in the same batch is not
 says what the tie left behind, and wins anyway.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -43,17 +44,18 @@ class Ties:
         """
         if not changes or changes[0].transport not in BY_TIME:
             return changes
-        slots = _by_slot(changes)
+        slots = Counter(map(slot_of, changes))
         generations = Generations(state)
         theirs = {generations.at(change.write_time_us) for change in changes}
         objects = [o for o in state.objects.values() if o.generation in theirs]
         landed = _by_slot(self.landed.find(objects, slots.keys()))
-        rows: list[Change] = []
+        shared = {slot for slot, count in slots.items() if count > 1} | landed.keys()
+        if not shared:
+            return changes
+        rows = [change for change in changes if slot_of(change) not in shared]
+        meeting = _by_slot(change for change in changes if slot_of(change) in shared)
         undecided: list[_Tie] = []
-        for slot, new in slots.items():
-            if len(new) == 1 and slot not in landed:
-                rows += new
-                continue
+        for slot, new in meeting.items():
             for tie in _ties(landed.get(slot, []), new):
                 settled = settle(tie.known, tie.new)
                 if settled.is_decided or tie.was_read:
