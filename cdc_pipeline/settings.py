@@ -529,10 +529,14 @@ def parse_table(raw: Mapping[str, Any]) -> Table:
         raise SettingsError(mistakes) from None
 
 
+_HAS_PARTS = re.compile(r"'(\$ref|additionalProperties)'")
+
+
 def table_columns() -> list[str]:
     """The keys of a table that are plain values, which a CSV file can say."""
-    fields = Table.model_fields.items()
-    return [name for name, field in fields if not isinstance(field.default, BaseModel | dict)]
+    properties = Table.model_json_schema()["properties"]
+    # Values of other models and of mappings are objects, or references to them.
+    return [name for name, said in properties.items() if not _HAS_PARTS.search(str(said))]
 
 
 def settings_schema() -> dict[str, Any]:

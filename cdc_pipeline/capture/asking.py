@@ -52,16 +52,16 @@ class Asker:
         except CdcPipelineError as error:
             raise RedError(Finding(check, False, error.message, self._fix(action, error))) from None
 
-    def _fix(self, action: str, error: CdcPipelineError) -> str | None:
+    def _fix(self, action: str, error: CdcPipelineError) -> str:
         code = code_behind(error)
         # A key that may not be used is a denial of the call that needs it.
         if code.startswith("KMS") or "kms:" in error.message:
             named = _KEY.search(error.message)
             key = named[0] if named else "arn:aws:kms:REGION:ACCOUNT:key/KEY"
             return allow(self.who, *key_statements([key]))
-        if is_denied(code):
+        if is_denied(code) and self.statements:
             return allow(self.who, statement_with(action, self.statements))
-        return error.fix
+        return error.fix or f"check credentials, region and network ({action}; docs/aws.md)"
 
 
 def allow(who: str, *statements: Statement) -> str:

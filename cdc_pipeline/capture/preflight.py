@@ -7,9 +7,12 @@ cost or change something: exports, writing to Glue, reading items.
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from cdc_pipeline.aws.cloudwatch import failed_to_replicate
+from cdc_pipeline.aws.kinesis import WRITTEN_TO, KinesisStreams, destinations
 from cdc_pipeline.aws.session import AwsSession
+from cdc_pipeline.aws.shards import ShardClient
 from cdc_pipeline.aws.streams import DynamoDBStreams
 from cdc_pipeline.aws.table import TableDescription, describe_backups, describe_table
 from cdc_pipeline.capture.asking import PIPELINE, Asker, Finding, RedError, Remedy, allow
@@ -22,6 +25,7 @@ from cdc_pipeline.core.iam import (
     lake_statements,
     role_statements,
     source_statements,
+    trust_policy,
     turn_on_statements,
 )
 from cdc_pipeline.core.log_parts import MIRROR_VIEWS
@@ -147,10 +151,12 @@ def _look_at_table(lake: Lake, table: Table) -> TableReport:
 def _begin(lake: Lake, table: Table, report: TableReport) -> "_Look":
     """Reach the account and the table, without which nothing else can be looked at."""
     source = lake.source(table)
-    roles = role_statements([table.role_arn] if table.role_arn else [])
-    with Asker(PIPELINE, roles).asking("access", "sts:AssumeRole", f"table {table.name}"):
-        report.account = source.account()
-        report.region = source.client("dynamodb").meta.region_name
+    try:
+        with _assumer(table).asking("access", "sts:AssumeRole", f"table {table.name}"):
+            report.account = source.account()
+            report.region = source.client("dynamodb").meta.region_name
+    except RedError as red:
+        raise RedError(_with_trust(lake, table, red.finding)) from None
     report.findings.append(Finding("access", True, f"{report.account} {report.region}"))
     asker = Asker(_who(table), source_statements([_source_table(table, report)]))
     with asker.asking("table", "dynamodb:DescribeTable", f"table {table.name}"):
@@ -161,6 +167,19 @@ def _begin(lake: Lake, table: Table, report: TableReport) -> "_Look":
     report.recovery_usd = described.bytes / 1e9 * RECOVERY_USD_PER_GB_MONTH
     report.findings.append(Finding("table", True, report.key))
     return _Look(lake, table, report, source, asker, described)
+
+
+def _assumer(table: Table) -> Asker:
+    return Asker(PIPELINE, role_statements([table.role_arn] if table.role_arn else []))
+
+
+def _with_trust(lake: Lake, table: Table, red: Finding) -> Finding:
+    """A role that was not assumed may be closed by its own trust policy as well."""
+    if not (table.role_arn and red.fix and red.fix.startswith(allow(PIPELINE))):
+        return red
+    trust = trust_policy(lake.aws.account(), table.external_id)["Statement"][0]
+    fix = f"{red.fix}; and to the trust policy of {table.role_arn}: {json.dumps(trust)}"
+    return replace(red, fix=fix)
 
 
 @dataclass(frozen=True)
@@ -202,23 +221,24 @@ class _Look:
             fix = f"`complete_by_read: true` in the settings, or {off} && {wait} && {turn_on}"
             yield Finding("stream", False, f"{view} lacks new images", fix)
             return
-        shards = self._read_stream(described.stream_arn)
+        streams = DynamoDBStreams(self.source)
+        shards = self._read(streams, described.stream_arn, "dynamodb:DescribeStream")
         options = self.lake.settings.capture
         # Each capture reads every open shard until it is empty several times in a row.
         reads = 1 + options.empty_polls
         self.report.stream_usd = stream_reads_usd(shards, options.interval_seconds, reads)
         yield Finding("stream", True, f"{_shards(shards)}, {view}")
 
-    def _read_stream(self, arn: str) -> int:
-        """Read a page of the stream; returns the number of open shards."""
-        streams, what = DynamoDBStreams(self.source), f"stream of table {self.table.name}"
-        with self.asker.asking("stream", "dynamodb:DescribeStream", what):
+    def _read(self, streams: ShardClient, arn: str, listing: str) -> int:
+        """Read a page of a stream, whose shards the action `listing` lists; its open shards."""
+        what, service = f"stream {arn}", listing.partition(":")[0]
+        with self.asker.asking("stream", listing, what):
             shards = streams.describe(arn).shards
         try:
             for shard in shards[-1:]:
-                with self.asker.asking("stream", "dynamodb:GetShardIterator", what):
+                with self.asker.asking("stream", f"{service}:GetShardIterator", what):
                     iterator = streams.iterator(arn, shard.shard_id, None)
-                with self.asker.asking("stream", "dynamodb:GetRecords", what):
+                with self.asker.asking("stream", f"{service}:GetRecords", what):
                     streams.read(iterator)
         except (ShardGoneError, TrimmedDataError, ExpiredIteratorError):
             pass  # it may be read, which is what was asked
@@ -229,13 +249,8 @@ class _Look:
         name = self.table.name
         asked = "dynamodb:DescribeKinesisStreamingDestination"
         with self.asker.asking("stream", asked, f"Kinesis destination of table {name}"):
-            client = self.source.client("dynamodb")
-            answer = client.describe_kinesis_streaming_destination(TableName=name)
-        found = {
-            destination["StreamArn"]: destination["DestinationStatus"]
-            for destination in answer.get("KinesisDataStreamDestinations", ())
-        }
-        active = [arn for arn, status in found.items() if status in ("ACTIVE", "UPDATING")]
+            found = destinations(self.source, name)
+        active = [arn for arn, status in found.items() if status in WRITTEN_TO]
         if not active:
             told = ", ".join(f"{arn} is {status}" for arn, status in found.items())
             region, account = self.report.region, self.report.account
@@ -251,13 +266,18 @@ class _Look:
             kinesis = self.source.client("kinesis")
             answer = kinesis.describe_stream_summary(StreamARN=active[0])
         summary = answer["StreamDescriptionSummary"]
-        shards, status = summary["OpenShardCount"], summary["StreamStatus"]
-        on_demand = summary.get("StreamModeDetails", {}).get("StreamMode") == "ON_DEMAND"
+        status, mode = summary["StreamStatus"], summary.get("StreamModeDetails", {})
+        if status not in WRITTEN_TO:
+            yield Finding("stream", False, f"{active[0]} is {status}", "wait until it is ACTIVE")
+            return
+        streams = KinesisStreams(self.source, name)
+        shards = self._read(streams, active[0], "kinesis:ListShards")
+        with self.asker.asking("stream", "cloudwatch:GetMetricStatistics", "skipped records"):
+            failed_to_replicate(self.source, name, 0, 60_000_000)
+        on_demand = mode.get("StreamMode") == "ON_DEMAND"
         self.report.stream_usd = kinesis_usd(shards, on_demand=on_demand)
-        stream = active[0].rpartition("/")[2]
-        told = f"{stream} {status}, {_shards(shards)}, {summary['RetentionPeriodHours']} h"
-        green = status in ("ACTIVE", "UPDATING")
-        yield Finding("stream", green, told, None if green else f"wait until {stream} is ACTIVE")
+        stream, hours = active[0].rpartition("/")[2], summary["RetentionPeriodHours"]
+        yield Finding("stream", True, f"{stream}: {_shards(shards)}, {hours} h")
 
     def firehose(self) -> Iterator[Finding]:
         """Whether the folders that Firehose writes to can be listed."""

@@ -1,4 +1,4 @@
-"""A proxy before an AWS endpoint that records which IAM actions the requests on it need."""
+"""A proxy before an AWS endpoint: records which IAM actions the requests need, or denies them."""
 
 import http.client
 import json
@@ -19,10 +19,14 @@ Observed = tuple[str, str]
 
 
 class Recorder:
-    """Forwards every request to `endpoint_url` and keeps the actions; a context manager."""
+    """Forwards every request to `endpoint_url` and keeps the actions; a context manager.
+
+    Requests that need one of the actions in `denied` are answered as AWS does for want of it.
+    """
 
     def __init__(self, endpoint_url: str) -> None:
         self.observed: set[Observed] = set()
+        self.denied: set[str] = set()
         self._lock = Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, endpoint_url))
         self._server.daemon_threads = True
@@ -36,10 +40,12 @@ class Recorder:
         self._server.shutdown()
         self._server.server_close()
 
-    def record(self, actions: Iterator[Observed]) -> None:
-        """Add what one request needs."""
+    def record(self, actions: Iterator[Observed]) -> str | None:
+        """Add what one request needs; the action that it is denied for, if any."""
+        needed = set(actions)
         with self._lock:
-            self.observed.update(actions)
+            self.observed |= needed
+        return next((action for action, _ in sorted(needed) if action in self.denied), None)
 
 
 def _handler(recorder: Recorder, endpoint_url: str) -> type[BaseHTTPRequestHandler]:
@@ -56,7 +62,10 @@ def _handler(recorder: Recorder, endpoint_url: str) -> type[BaseHTTPRequestHandl
 
         def forward(self) -> None:
             body = self._body()
-            recorder.record(actions_of(self.command, self.path, self.headers, body))
+            denied = recorder.record(actions_of(self.command, self.path, self.headers, body))
+            if denied:
+                self._deny(denied)
+                return
             connection = http.client.HTTPConnection(upstream, timeout=120)
             headers = {k: v for k, v in self.headers.items() if k.lower() not in _HOP_BY_HOP}
             connection.request(self.command, self.path, body, headers)
@@ -76,6 +85,22 @@ def _handler(recorder: Recorder, endpoint_url: str) -> type[BaseHTTPRequestHandl
 
         def log_message(self, format: str, *args: object) -> None:
             pass
+
+        def _deny(self, action: str) -> None:
+            message = f"User: arn:aws:iam::1:role/r is not authorized to perform: {action}"
+            if "X-Amz-Target" in self.headers:
+                status, kind = 400, "application/x-amz-json-1.0"
+                content = json.dumps({"__type": "AccessDeniedException", "message": message})
+            else:
+                status, kind = 403, "text/xml"
+                content = f"<Error><Code>AccessDenied</Code><Message>{message}</Message></Error>"
+                if not action.startswith("s3:"):
+                    content = f"<ErrorResponse>{content}</ErrorResponse>"
+            self.send_response_only(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content.encode())
 
         def _body(self) -> bytes:
             if "chunked" not in self.headers.get("Transfer-Encoding", ""):

@@ -1,0 +1,230 @@
+"""Preflight on the sandbox: what is wrong is red with its exact fix, and the fixes help."""
+
+import json
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from cdc_pipeline.capture.preflight import Report, preflight
+from cdc_pipeline.cli import main
+from cdc_pipeline.core.prices import stream_reads_usd
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.sandbox.process import SandboxProcess
+from cdc_pipeline.settings import load_settings
+from cdc_pipeline_tests.e2e.world import World, make_world
+from cdc_pipeline_tests.simulators.recorder import Recorder
+
+pytestmark = pytest.mark.slow
+
+ROLE = "arn:aws:iam::000000000777:role/reader"
+
+
+@pytest.fixture(scope="module")
+def proxy(sandbox: SandboxProcess) -> Iterator[Recorder]:
+    with Recorder(sandbox.endpoint_url) as recorder:
+        yield recorder
+
+
+@pytest.fixture(scope="module")
+def made(
+    sandbox: SandboxProcess, proxy: Recorder, tmp_path_factory: pytest.TempPathFactory
+) -> World:
+    world = make_world(sandbox, tmp_path_factory.mktemp("preflight"), "s3")
+    world.make_table("good")
+    world.make_table("bare", view=None, recovery=False)
+    world.make_table("keys_only", view="KEYS_ONLY")
+    world.put("good", "a")
+    world.endpoint_url = proxy.endpoint_url
+    return world
+
+
+@pytest.fixture
+def world(made: World, proxy: Recorder, monkeypatch: pytest.MonkeyPatch) -> World:
+    made.activate(monkeypatch)
+    made.configure("good", export=None)
+    proxy.denied.clear()
+    proxy.observed.clear()
+    return made
+
+
+def look(*names: str) -> Report:
+    lake = Lake.open(load_settings())
+    return preflight(lake, [lake.settings.table(name) for name in names] or lake.settings.tables)
+
+
+def run(*arguments: str, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(main, ["preflight", *arguments], input=stdin)
+
+
+def reds(report: Report) -> dict[tuple[str, str], str | None]:
+    found = {("lake", f.check): f.fix for f in report.lake if not f.green}
+    return found | {
+        (table.table, f.check): f.fix
+        for table in report.tables
+        for f in table.findings
+        if not f.green
+    }
+
+
+def test_all_green_and_nothing_left_behind(world: World) -> None:
+    report = look()
+    assert report.is_green, reds(report)
+    assert [f.check for f in report.lake] == ["credentials", "lake", "glue"]
+    (table,) = report.tables
+    assert [f.check for f in table.findings] == ["access", "table", "recovery", "stream"]
+    assert (table.key, table.items, table.account) == ("pk S, sk N", 1, world.account)
+    assert table.stream_usd == stream_reads_usd(1, 5, 3)
+    assert world.stored() == set()
+    assert run().exit_code == 0
+
+
+def test_each_red_has_its_fix_and_the_exit_code_tells(world: World) -> None:
+    world.configure(
+        "good",
+        "bare",
+        "keys_only",
+        "missing",
+        {"name": "good", "alias": "on_kinesis", "transport": "kinesis", "region": "eu-west-1"},
+        export=None,
+    )
+    found = reds(look())
+    assert set(found) == {
+        ("bare", "recovery"),
+        ("bare", "stream"),
+        ("keys_only", "stream"),
+        ("missing", "table"),
+        ("on_kinesis", "table"),
+    }
+    assert "complete_by_read: true" in str(found["keys_only", "stream"])
+    result = run("--format", "json")
+    assert result.exit_code == 1
+    told = json.loads(result.stdout)
+    assert (told["green"], [t["green"] for t in told["tables"]]) == (
+        False,
+        [True, False, False, False, False],
+    )
+    shown = run()
+    assert shown.exit_code == 1
+    for fix in found.values():
+        assert f"Fix: {fix}" in shown.stdout
+    world.configure({"name": "good", "transport": "kinesis"}, export=None)
+    assert "enable-kinesis-streaming-destination --table-name good" in str(
+        reds(look())["good", "stream"]
+    )
+
+
+def test_fix_asks_then_turns_on_what_is_off(world: World) -> None:
+    world.configure("bare", "good", export=None)
+    assert run("--fix", stdin="n\n").exit_code == 1
+    assert not look("bare").is_green, "nothing was changed without a yes"
+    before = world.dynamodb.describe_table(TableName="good")["Table"]["LatestStreamArn"]
+    fixed = run("--fix", "--yes")
+    assert fixed.exit_code == 0, fixed.output
+    assert look().is_green
+    stream = world.dynamodb.describe_table(TableName="bare")["Table"]["StreamSpecification"]
+    assert stream == {"StreamEnabled": True, "StreamViewType": "NEW_AND_OLD_IMAGES"}
+    again = world.dynamodb.describe_table(TableName="good")["Table"]["LatestStreamArn"]
+    assert before == again, "what is on stays as it is"
+
+
+# Each look is denied one action of each check: what is denied first hides what would be later.
+DENIALS = [
+    {
+        ("good", "recovery"): "dynamodb:DescribeContinuousBackups",
+        ("good", "stream"): "dynamodb:DescribeStream",
+        ("lake", "lake"): "s3:PutObject",
+        ("lake", "glue"): "glue:GetDatabase",
+    },
+    {
+        ("good", "stream"): "dynamodb:GetShardIterator",
+        ("lake", "lake"): "s3:GetObject",
+        ("lake", "glue"): "glue:GetTable",
+    },
+    {
+        ("good", "stream"): "dynamodb:GetRecords",
+        ("lake", "lake"): "s3:ListBucket",
+        ("lake", "glue"): "glue:GetPartitions",
+    },
+    {("good", "table"): "dynamodb:DescribeTable", ("lake", "glue"): "glue:BatchCreatePartition"},
+]
+
+
+@pytest.mark.parametrize("denied", DENIALS)
+def test_denials_tell_the_statement(
+    world: World, proxy: Recorder, denied: dict[tuple[str, str], str]
+) -> None:
+    proxy.denied.update(denied.values())
+    found = reds(look())
+    assert set(found) == set(denied)
+    for place, action in denied.items():
+        statement = json.loads(str(found[place]).partition(": ")[2])
+        assert action in statement["Action"]
+        resources = " ".join(statement["Resource"])
+        asked = {resource for done, resource in proxy.observed if done == action}
+        for resource in asked:
+            # Buckets and tables by name, streams by ARN; whatever is in it, in a folder of it.
+            folder = resource.partition("/_cdc/")[0].partition("/stream/")[0]
+            assert folder.removeprefix("arn:aws:dynamodb:") in resources
+    assert world.stored() == set()
+
+
+def test_a_role_that_may_not_be_assumed(world: World, proxy: Recorder) -> None:
+    world.configure({"name": "theirs", "role_arn": ROLE, "external_id": "x-17"}, export=None)
+    proxy.denied.add("sts:AssumeRole")
+    ((where, fix),) = reds(look()).items()
+    assert where == ("theirs", "access")
+    allowed, _, trust = str(fix).partition(f"; and to the trust policy of {ROLE}: ")
+    assert json.loads(allowed.partition(": ")[2])["Resource"] == [ROLE]
+    assert json.loads(trust)["Principal"] == {"AWS": f"arn:aws:iam::{world.account}:root"}
+    assert json.loads(trust)["Condition"] == {"StringEquals": {"sts:ExternalId": "x-17"}}
+
+
+def test_nobody_without_credentials(world: World, proxy: Recorder) -> None:
+    proxy.denied.add("sts:GetCallerIdentity")
+    assert set(reds(look())) == {("lake", "credentials"), ("good", "access")}
+
+
+def test_a_denied_fix_tells_the_statement(world: World, proxy: Recorder) -> None:
+    world.make_table("off", view=None, recovery=False)
+    world.configure("off", export=None)
+    proxy.denied |= {"dynamodb:UpdateTable", "dynamodb:UpdateContinuousBackups"}
+    result = run("--fix", "--yes")
+    assert result.exit_code == 1
+    assert result.stderr.count("Fix: add to the policy") == 2
+    assert '"dynamodb:UpdateTable", "dynamodb:UpdateContinuousBackups"' in result.stderr
+
+
+def test_exports_of_another_account(world: World) -> None:
+    """The fix, applied, is enough: preflight is green then."""
+    other = make_other(world)
+    other.make_table("theirs")
+    world.configure({"name": "theirs", "role_arn": ROLE}, export=None)
+    ((where, fix),) = reds(look()).items()
+    assert where == ("theirs", "exports")
+    statement = json.loads(str(fix).rpartition(f"policy of bucket {world.bucket}: ")[2])
+    policy = {"Version": "2012-10-17", "Statement": [statement]}
+    world.client("s3").put_bucket_policy(Bucket=world.bucket, Policy=json.dumps(policy))
+    assert look().is_green
+    assert world.stored() == set()
+
+
+def make_other(world: World) -> World:
+    other = World(world.endpoint_url, "s3", world.folder, ROLE.split(":")[4])
+    assert other.account != world.account
+    return other
+
+
+def test_missing_buckets_and_local_lakes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.configure("good", lake="s3://no-such-bucket/lake", export=None)
+    fix = reds(look())["lake", "lake"]
+    assert shlex.split(str(fix)) == [
+        *("aws", "s3", "mb", "s3://no-such-bucket"),
+        *("--region", "us-east-1"),
+    ]
+    world.configure("good", lake=str(world.folder / "local"), export={"bucket": "no-such-bucket"})
+    found: dict[Any, Any] = reds(look())
+    assert set(found) == {("lake", "export bucket")}
+    assert "s3 mb" in found["lake", "export bucket"]
