@@ -405,6 +405,22 @@ def test_a_lost_glue_partition_comes_back(deployment: Deployment, table: str) ->
     assert not deployment.tick("glue_partition_sensor").run_requests
 
 
+def test_projection_registers_nothing_and_says_so(deployment: Deployment, table: str) -> None:
+    world = deployment.world
+    world.put(table, "a")
+    assert deployment.run_job("capture").success
+    before = world.settings_path.read_text("utf-8")
+    world.settings_path.write_text(f"{before}glue: {{projection: true}}\n", "utf-8")
+    try:
+        (request,) = deployment.tick("glue_partition_sensor").run_requests
+        assert deployment.run_job(REPAIR, request.run_config).success
+        tick = deployment.tick("glue_partition_sensor")
+        assert not tick.run_requests
+        assert "Athena projects them" in tick.skip_message
+    finally:
+        world.settings_path.write_text(before, "utf-8")
+
+
 def test_glue_trouble_does_not_stop_capture(
     deployment: Deployment, table: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """The lake in Glue's own words: Iceberg tables after each commit, partitions after new columns."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,10 @@ import pytest
 
 from cdc_pipeline.core.landing import LANDING_COLUMNS, LandingColumn
 from cdc_pipeline.lake import glue as lake_glue
+from cdc_pipeline.lake.connection import connect_lake
+from cdc_pipeline.lake.duck import connect_duckdb
 from cdc_pipeline.lake.glue import find_repairs, repair
+from cdc_pipeline.lake.view_script import view_script
 from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline_tests.e2e.world import World, make_world
 
@@ -55,6 +59,29 @@ def test_glue_has_the_newest_snapshot_after_each_commit(world: World) -> None:
     assert [len(versions) for versions in seen.values()] == [2, 2, 1]
     columns = _in_glue(world, f"{name}_current_state")["StorageDescriptor"]["Columns"]
     assert {"v", "more"} <= {column["Name"] for column in columns}
+
+
+def test_the_views_of_a_lake_in_s3(world: World) -> None:
+    """Run over our own S3 client: DuckDB's would have to be downloaded."""
+    name = world.make_table("shown")
+    world.configure(name)
+    world.put(name, "a", v={"N": "1"})
+    world.bootstrap(name)
+    world.put(name, "b", v={"N": "0.5"})
+    world.capture(name)
+    world.build_cdc(name)
+    lake = world.lake()
+    script = "".join(view_script(lake))
+    assert f"ENDPOINT '{world.endpoint_url.removeprefix('http://')}', URL_STYLE 'path'" in script
+    assert "KEY_ID 'your key id', SECRET 'your secret'" in script
+    assert world.account not in re.sub("s3://[^']*", "", script)
+    with connect_duckdb(lake) as shell, connect_lake(lake) as connection:
+        shell.execute(script)
+        for view in ("raw_stream", "cdc", "history", "pitr_export", "current_state"):
+            sql = f"SELECT * FROM {name}.{view} ORDER BY ALL"
+            found = shell.execute(sql).fetchall()
+            assert found
+            assert found == connection.execute(sql).fetchall()
 
 
 def test_new_columns_and_projection_on_the_local_glue(

@@ -71,7 +71,7 @@ def _full(table: str = "orders", **changes: Any) -> Catalogued:
     return Catalogued(**{**facts, **changes})
 
 
-def _parse(sql: str, dialect: str) -> exp.Expression:
+def _parse(sql: str, dialect: str) -> exp.Query:
     (parsed,) = sqlglot.parse(sql, read=dialect)
     assert isinstance(parsed, exp.Query), sql
     return parsed
@@ -101,6 +101,12 @@ def test_names_and_values_arrive_as_they_are() -> None:
         assert all(c.this.quoted for c in statements[name].find_all(exp.Column))
     shown = [e.alias_or_name for e in statements["changes_as_columns"].selects]
     assert shown == ["time_stamp", "op", "keys", *columns]
+    sql = next(s.sql for s in athena_statements(has) if s.name == "changes_as_columns")
+    paths = [t.text for t in sqlglot.tokenize(sql, read="trino") if t.text.startswith("$[")]
+    assert paths[:6] == [
+        *('$["plain"]', '$["select"]', '$["it\'s"]', '$["a\\"b"]'),
+        *('$["back\\\\slash\\\\"]', '$["$.x[0]"]'),
+    ]
     for name, column in (("item", "_key"), ("item_history", "keys")):
         (where,) = statements[name].find_all(exp.Where)
         assert where.this == exp.column(column, quoted=True).eq(exp.Literal.string(has.key))
