@@ -14,6 +14,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from cdc_pipeline.commands.athena import athena_sql
+from cdc_pipeline.commands.iam import iam_policy
 from cdc_pipeline.commands.output import console as _console
 from cdc_pipeline.commands.preflight import preflight
 from cdc_pipeline.commands.tables import tables
@@ -50,6 +51,7 @@ def main() -> None:
 
 
 main.add_command(preflight)
+main.add_command(iam_policy)
 main.add_command(tables)
 main.add_command(athena_sql)
 main.add_command(views)

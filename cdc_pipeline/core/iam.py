@@ -135,7 +135,12 @@ def glue_statements(
     names = [*(f"{table}_{suffix}" for table in tables for suffix in suffixes), *aggregates]
     of_tables = [f"{root}table/{database}/{name}" for name in names]
     landing = [f"{root}table/{database}/{table}_{LANDING_TABLE}" for table in tables]
-    partitions = ["GetPartitions", "BatchCreatePartition", "BatchUpdatePartition"]
+    partitions = [
+        "GetPartitions",
+        "BatchCreatePartition",
+        "BatchUpdatePartition",
+        "DeletePartition",
+    ]
     return [
         statement("GlueDatabase", ["glue:GetDatabase", "glue:CreateDatabase"], above),
         statement(
