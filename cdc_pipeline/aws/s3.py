@@ -19,6 +19,8 @@ _SOURCE_FIXES = {
     "AccessDenied": "grant the role s3:ListBucket on the bucket and s3:GetObject on the objects",
     "InvalidObjectState": "restore the object from its archive, or raise `start_date`",
 }
+_NOTHING = {"NoSuchKey": None, "InvalidRange": b""}
+"""What an object holds where S3 has nothing to give."""
 _DELETE_BATCH = 1000  # of DeleteObjects
 _DOWNLOAD_CHUNK = 1 << 20
 
@@ -68,7 +70,7 @@ class S3Store:
         return self._get(key)
 
     def read_part(self, key: str, start: int, size: int) -> bytes | None:
-        """`size` bytes of the object from `start` on, None if there is none."""
+        """`size` bytes of the object from `start` on, fewer at its end; None if there is none."""
         return self._get(key, Range=f"bytes={start}-{start + size - 1}")
 
     def _get(self, key: str, **part: str) -> bytes | None:
@@ -77,10 +79,10 @@ class S3Store:
                 found = self._client.get_object(Bucket=self.bucket, Key=self.prefix + key, **part)
                 return found["Body"].read()
         except LakeError as error:
-            if isinstance(error.__cause__, ClientError) and (
-                error_code(error.__cause__) == "NoSuchKey"
-            ):
-                return None
+            if isinstance(error.__cause__, ClientError):
+                code = error_code(error.__cause__)
+                if code in _NOTHING:
+                    return _NOTHING[code]
             raise
 
     def write(self, key: str, data: bytes) -> None:

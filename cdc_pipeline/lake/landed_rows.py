@@ -51,7 +51,7 @@ class LandedRows:
         for landed in overlapping:
             try:
                 yield from self._rows(landed, times, slots)
-            except (FileNotFoundError, pa.ArrowInvalid):
+            except (OSError, pa.ArrowInvalid):  # what the store cannot do is a LakeError
                 continue
 
     def _rows(

@@ -28,7 +28,7 @@ class Store(Protocol):
         ...
 
     def read_part(self, key: str, start: int, size: int) -> bytes | None:
-        """`size` bytes of an object from `start` on, None if there is no such object."""
+        """`size` bytes of an object from `start` on, fewer at its end; None if there is none."""
         ...
 
     def write(self, key: str, data: bytes) -> None:

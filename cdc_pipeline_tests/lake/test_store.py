@@ -23,6 +23,14 @@ def test_objects_come_back_as_they_were_written(store: LocalStore) -> None:
     assert Path(store.uri("a/b.bin")).read_bytes() == b"two"
 
 
+def test_a_part_ends_where_the_object_does(store: LocalStore) -> None:
+    store.write("a", b"0123456789")
+    assert store.read_part("a", 2, 3) == b"234"
+    assert store.read_part("a", 8, 5) == b"89"
+    assert store.read_part("a", 10, 1) == b""
+    assert store.read_part("b", 0, 1) is None
+
+
 def test_create_never_replaces(store: LocalStore) -> None:
     assert store.create("a/1", b"first") is True
     assert store.create("a/1", b"second") is False
