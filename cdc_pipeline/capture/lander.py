@@ -46,8 +46,9 @@ class Lander:
     ) -> None:
         """Write objects and the entry that names them; on a lost race decide again.
 
-        Changes of items that were erased since they were written are left out. `parts`: what else
-        the entry says, asked for at each attempt. Raises `CaptureConflictError`, `LakeError`.
+        Changes of items that were erased since they were written are left out; changes of one item
+        and time are put in order (`capture.ties`). `parts`: what else the entry says, asked for at
+        each attempt. Raises `CaptureConflictError`, `LakeError`, `SourceError`.
         """
         store, paths, state = self._log.store, self._log.paths, self._state
         while True:

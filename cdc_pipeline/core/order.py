@@ -2,7 +2,9 @@
 
 `position` = `<shard lineage depth, 6 digits>.<40 digits>`, the digits being a zero-padded
 sequence number (DynamoDB Streams) or write time in microseconds (other transports).
-`order_key` = `<generation, 6 digits>.<position>`. Both compare correctly as strings.
+`order_key` = `<generation, 6 digits>.<position>`. Both compare correctly as strings. A longer
+position stands right behind the one that it begins with: of a read (`.read`), of a tie
+(`core.ties`), of a backfill (`capture.placing`).
 """
 
 _DEPTH_DIGITS = 6
