@@ -217,6 +217,9 @@ def test_the_partition_of_a_day_goes_when_its_folder_is_empty(
     kept = {_values(day), _values(foreign), _values(elsewhere), ("total", "x", "y")}
     assert glue.partitions[NAME].keys() == kept
     assert not find_repairs(built.lake, built.table)
+    (landed,) = built.state.objects
+    built.lake.store.delete([landed])  # damage, which `reconcile` is for
+    assert not find_repairs(built.lake, built.table)
 
 
 def _storage(location: str) -> dict[str, Any]:
@@ -266,6 +269,7 @@ def test_projected_years_only_ever_move_apart(tmp_path: Path, glue: GlueSimulato
         (date(2019, 5, 1), f"2019,{here}"),
         (FIRST, f"2019,{here}"),
         (date(here + 5, 1, 1), f"2019,{here + 5}"),
+        (FIRST, f"2019,{here + 5}"),
     ):
         register_days(built.lake, built.table, [day])
         assert glue.tables[NAME]["Parameters"]["projection.year.range"] == expected

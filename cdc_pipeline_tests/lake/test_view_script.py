@@ -110,6 +110,9 @@ def test_a_plain_shell_shows_what_connect_shows(tmp_path: Path) -> None:
     build_aggregate(built.lake, aggregate)
     script, expected = "".join(view_script(built.lake)), built.items()
 
+    # A shell takes some of them, and lines that begin with a point, for its own.
+    assert {sign for sign in script if sign < " "} == {"\n"}
+    assert not re.search(r"^[.]", script, re.MULTILINE)
     found = _in_a_shell(script, tmp_path / "out")
     assert found.keys() == {f"orders.{view}" for view in _VIEWS} | {"aggregates.by_op"}
     assert sorted(found) == sorted(list_views(built.lake))
