@@ -57,13 +57,14 @@ def losses_gap(state: LogState, from_us: int, looked_us: int, lost: int, now_us:
     """The entry that says up to when losses are known, with a gap if there were any.
 
     The gap lasts until now because its heal beats all that has landed. A minute before the losses
-    were counted they were written, at most.
+    were counted they were written, at most; what was written before capture began is not missed.
     """
     assert state.stream is not None  # it was captured
     if not lost:
         return new_entry(replicated_us=looked_us)
+    from_us = max(from_us - 60_000_000, state.began_us)
     to_us = _behind_all(state, now_us)
-    gap = Gap("not replicated", (), from_us - 60_000_000, to_us, state.generation + 1)
+    gap = Gap("not replicated", (), from_us, to_us, state.generation + 1)
     stream = replace(state.stream, generation=state.generation + 2)
     return new_entry(replicated_us=looked_us, stream=stream, gap=gap)
 

@@ -528,7 +528,7 @@ FOUND: dict[str, list[Step]] = {
 
 
 @settings(
-    max_examples=LONG or 100,
+    max_examples=LONG or 60,
     derandomize=not LONG,
     print_blob=True,
     report_multiple_bugs=False,

@@ -15,7 +15,8 @@ STREAM = StreamRef("table", "arn", "NEW_AND_OLD_IMAGES", 1, BEGAN, "kinesis")
 
 def state_after(*entries: dict[str, Any]) -> LogState:
     state = LogState()
-    for parts in ({"stream": STREAM}, *entries):
+    first: dict[str, Any] = {"stream": STREAM}
+    for parts in (first, *entries):
         state.apply(Entry(state.n + 1, "nonce", "test", 0, **parts))
     return state
 

@@ -44,7 +44,7 @@ def twin(tmp_path: Path, kind: str, seed: int, monkeypatch: pytest.MonkeyPatch) 
         yield made
 
 
-def _check(twin: Twin) -> None:
+def check_twin(twin: Twin) -> None:
     """Everything is read and healed: the lake equals the source, item by item, nothing twice."""
     world = twin.world
     twin.simulator.faults.clear()
@@ -83,7 +83,7 @@ def test_one_shard_of_many_is_trimmed_while_the_others_go_on(twin: Twin) -> None
     twin.capture()
     assert twin.world.items(TABLE) == before  # readers stay at the last whole state
     assert twin.heal() == 1
-    _check(twin)
+    check_twin(twin)
     assert twin.world.items(TABLE)["k1"]["n"] == {"N": "1000"}
 
 
@@ -119,7 +119,7 @@ def test_any_story_of_outages_ends_with_no_difference(twin: Twin, seed: int) -> 
                 twin.capture()
                 twin.heal(tries=3)
     control(twin.world.endpoint_url, fail_exports=0)
-    _check(twin)
+    check_twin(twin)
 
 
 def test_a_lost_object_of_many_shards_is_landed_again_from_the_stream(twin: Twin) -> None:
@@ -142,4 +142,4 @@ def test_a_lost_object_of_many_shards_is_landed_again_from_the_stream(twin: Twin
     assert world.rows(landed, TABLE) == before
     (again,) = backfill_days(lake, table, [day], sleep=lambda _: twin.sleep(1))
     assert (again.sources, again.added) == ([], 0)
-    _check(twin)
+    check_twin(twin)

@@ -16,9 +16,13 @@ from cdc_pipeline.lake.log import CaptureLog
 from cdc_pipeline.sandbox.control import control
 from cdc_pipeline_tests.e2e.world import World, key
 from cdc_pipeline_tests.simulators.clock import SimulatedClock
+from cdc_pipeline_tests.simulators.kinesis_server import KinesisSimulator
 from cdc_pipeline_tests.simulators.streams_server import StreamsSimulator
 
 TABLE = "orders"
+STREAM = "changes"
+LATE = 2
+"""Seconds that a change takes at most to come by Kinesis."""
 EXPORT = {"poll_seconds": 0.02, "least_window_minutes": 1 / 60}
 
 
@@ -30,11 +34,15 @@ class Twin:
     ) -> None:
         self.world, self.simulator, self.clock = world, simulator, clock
         world.make_table(TABLE)
-        world.configure(TABLE, export={**EXPORT, "bucket": world.bucket})
+        world.configure(self.settings(), export={**EXPORT, "bucket": world.bucket})
         self.sleep(1)
         described = world.dynamodb.describe_table(TableName=TABLE)["Table"]
         simulator.create_table(TABLE, key=("pk", "sk"), shards=shards)
         simulator.serve_as(TABLE, described["TableId"], described["LatestStreamArn"])
+
+    def settings(self) -> dict[str, Any]:
+        """The table's."""
+        return {"name": TABLE}
 
     def activate(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.world.activate(monkeypatch)
@@ -95,3 +103,27 @@ class Twin:
                 self.sleep(1)
                 self.capture()
         return heals
+
+
+class KinesisTwin(Twin):
+    """A table whose changes the simulator tells by Kinesis, and whose losses by CloudWatch."""
+
+    def __init__(self, world: World, simulator: KinesisSimulator, clock: SimulatedClock) -> None:
+        super().__init__(world, simulator, clock, shards=1)
+        self.kinesis = simulator
+        arn = f"arn:aws:kinesis:us-east-1:{world.account}:stream/{STREAM}"
+        simulator.create_kinesis(STREAM, shards=2)
+        simulator.serve_kinesis_as(STREAM, arn)
+        simulator.replicate(TABLE, STREAM)
+        world.client("kinesis").create_stream(StreamName=STREAM, ShardCount=1)
+        world.dynamodb.enable_kinesis_streaming_destination(TableName=TABLE, StreamArn=arn)
+
+    def settings(self) -> dict[str, Any]:
+        quick = {"late_seconds": LATE, "metric_minutes": 0}
+        return {"name": TABLE, "transport": "kinesis", "kinesis": quick}
+
+    def activate(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().activate(monkeypatch)
+        monkeypatch.setattr("cdc_pipeline.capture.reading._READS_PER_SECOND", 1000)
+        for service in ("KINESIS", "CLOUDWATCH"):
+            monkeypatch.setenv(f"AWS_ENDPOINT_URL_{service}", self.simulator.endpoint_url)

@@ -63,6 +63,11 @@ class KinesisSimulator(StreamsSimulator):
     def kinesis_arn(self, stream: str) -> str:
         return self._kinesis.kinesis_arn(stream)
 
+    def serve_kinesis_as(self, stream: str, arn: str) -> None:
+        """Give a stream the ARN that another AWS tells of it, whose DynamoDB is elsewhere."""
+        with self._lock:
+            self._kinesis.kinesis[stream].arn = arn
+
     def set_retention(self, stream: str, hours: int) -> None:
         """24 to 8760 hours. What was trimmed before does not come back."""
         if not 24 <= hours <= 8760:
