@@ -11,6 +11,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
 _SCOPE = re.compile(r"Credential=[^/]+/[0-9]+/(?P<region>[^/]+)/(?P<service>[^/]+)/aws4_request")
+_PREFIXES = {"monitoring": "cloudwatch"}
+"""Of IAM's actions, where it is not the name that requests are signed for."""
 _DELETED = re.compile(r"<Object>.*?</Object>", re.DOTALL)
 _RESOURCES = ("TableArn", "TableName", "StreamArn", "ExportArn", "StreamARN", "StreamName")
 
@@ -121,7 +123,7 @@ def actions_of(method: str, path: str, headers: Any, body: bytes) -> Iterator[Ob
     scope = _SCOPE.search(headers.get("Authorization", ""))
     if scope is None:
         raise ValueError(f"{method} {path} is not signed, so its service is unknown")
-    service = scope["service"]
+    service = _PREFIXES.get(scope["service"], scope["service"])
     if service == "s3":
         yield from _s3(method, path, headers, body)
         return
