@@ -26,6 +26,7 @@ from cdc_pipeline.capture.delivery import Record, download, records
 from cdc_pipeline.capture.drain import CaptureFailedError, CaptureOptions
 from cdc_pipeline.capture.lander import Lander
 from cdc_pipeline.capture.result import CaptureResult
+from cdc_pipeline.capture.source import Source
 from cdc_pipeline.core.changes import Change
 from cdc_pipeline.core.errors import SourceError
 from cdc_pipeline.core.log_parts import LandedObject, SourceFile
@@ -98,33 +99,31 @@ def capture_files(
     `CaptureConflictError` when another capture was faster, `CaptureFailedError` when objects could
     not be read (after landing the others), `SourceError`, `LakeError`.
     """
-    result = _Run(lake, table, options, report, written).run(day)
-    if result.failed_shards:
-        listed = "; ".join(f"{uri}: {why}" for uri, why in sorted(result.failed_shards.items()))
-        raise CaptureFailedError(
-            f"table {table.name}: {len(result.failed_shards)} objects of Firehose could not be "
-            f"read ({result.rows} changes of the others landed): {listed}"
-        )
-    return result
+    run = FilesRun(lake, table, open_files(lake, table), options, report, written)
+    return run.run(day=day)
 
 
-class _Run:
-    """One capture run of one table."""
+class FilesRun:
+    """One capture run of one table; see `capture_files` and `capture.drain.Run`."""
+
+    looked_us: int | None = None
+    ended = False
 
     def __init__(
         self,
         lake: Lake,
         table: Table,
+        source: Source,
         options: CaptureOptions,
         report: Callable[[list[LandedObject]], None],
-        written: Written,
+        written: Written = ANY_TIME,
     ) -> None:
         assert table.firehose is not None  # the settings say so
         self.lake = lake
         self.settings: Firehose = table.firehose
         self.options = options
         self.written = written
-        self.source = open_files(lake, table)
+        self.source = source
         self.target = target_of(describe_table(lake.source(table), table.name))
         self.log = lake.log(table)
         self.started = self.log.clock()
@@ -134,9 +133,11 @@ class _Run:
         self.known: dict[str, SourceFile] = {}
         self.batch = _Batch()
 
-    def run(self, day: date | None) -> CaptureResult:
-        gap = open_capture(self.log, self.state, self.source)
-        self.result.gaps += [gap] if gap else []
+    def run(self, *, opened: bool = False, day: date | None = None) -> CaptureResult:
+        """See `capture_files`; `opened`: the log follows Firehose's objects already."""
+        if not opened:
+            gap = open_capture(self.log, self.state, self.source)
+            self.result.gaps += [gap] if gap else []
         self.lander.remove_orphans()
         listed_us = self.log.now_us()
         self.known = dict(self.state.files)
@@ -146,7 +147,17 @@ class _Run:
         everything = self._take_all(wanted) and day is None
         self._land(lambda: self._vouched(listed_us) if everything else {})
         self.result.close(self.state, self.log.clock() - self.started)
+        self._raise_failures()
         return self.result
+
+    def _raise_failures(self) -> None:
+        failed = self.result.failed_shards
+        if failed:
+            listed = "; ".join(f"{uri}: {why}" for uri, why in sorted(failed.items()))
+            raise CaptureFailedError(
+                f"table {self.result.table}: {len(failed)} objects of Firehose could not be read "
+                f"({self.result.rows} changes of the others landed): {listed}"
+            )
 
     # Which objects
 
@@ -159,8 +170,12 @@ class _Run:
         return [f for f in found if f.day <= until and not self._is_done(f)]
 
     def _first_day(self) -> date:
-        found = self.state.files_from
-        return date.fromisoformat(found) if found else self.lake.settings.start_date
+        found, first = self.state.files_from, self.lake.settings.start_date
+        if found:
+            return date.fromisoformat(found)
+        # Behind a switch nothing older counts; a folder may be a day off in its time zone.
+        since_us = self.state.stream.since_us if self.state.stream else 0
+        return max(first, day_of(since_us) - timedelta(1)) if since_us else first
 
     def _is_done(self, found: Arrived) -> bool:
         known = self.known.get(found.uri)
@@ -236,8 +251,16 @@ class _Run:
             reading.days.add(_day_name(change.write_time_us // DAY_US))
             if record.legacy:
                 reading.legacy_us = max(reading.legacy_us, change.write_time_us)
-            if self.written[0] <= change.write_time_us < self.written[1]:
+            if self._counts(change):
                 self.batch.changes.append(change)
+
+    def _counts(self, change: Change) -> bool:
+        """Whether it is for this run; around a switch of transports each has its side."""
+        assert self.state.stream is not None  # it was opened
+        cut = self.state.cut
+        until = cut.at_us if cut else self.written[1]
+        since = max(self.state.stream.since_us, self.written[0])
+        return since <= change.write_time_us < min(until, self.written[1])
 
     def _is_full(self) -> bool:
         rows = len(self.batch.changes) + len(self.batch.unreadable)

@@ -1,34 +1,43 @@
 """Capture of what Firehose wrote to S3, over a local AWS: whole tables are compared."""
 
+import json
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cdc_pipeline.aws.s3 import SourceBucket
+from cdc_pipeline.capture.arrivals import has_news
+from cdc_pipeline.capture.backfill import backfill_days
+from cdc_pipeline.capture.drain import CaptureFailedError, CaptureOptions
 from cdc_pipeline.capture.files import capture_files
-from cdc_pipeline.capture.run import capture_options
-from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.capture.run import Captured, capture_tables
+from cdc_pipeline.core.capture_log import Entry, LogState
+from cdc_pipeline.core.envelope import FIREHOSE, from_envelope
+from cdc_pipeline.core.errors import CaptureConflictError, SourceError
+from cdc_pipeline.defs.checks import deletes, retention
+from cdc_pipeline.defs.shard_sensor import judge_files
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.log import CaptureLog
+from cdc_pipeline.lake.status import table_status
 from cdc_pipeline.sandbox.process import SandboxProcess
-from cdc_pipeline_tests.e2e.world import (
-    World,
-    assert_mirrors,
-    assert_no_orphans,
-    key,
-    make_world,
-    quick_sandbox,
-)
+from cdc_pipeline_tests.capture.delivery import NAME, Delivery, make_delivery, now, record, to_us
+from cdc_pipeline_tests.e2e.world import assert_mirrors, assert_no_orphans, key, quick_sandbox
 from cdc_pipeline_tests.simulators.firehose import (
     HIVE,
-    FirehoseFiles,
+    WEEK_YEAR,
+    concatenated,
     envelope,
+    error_record,
+    parquet,
 )
 
 pytestmark = pytest.mark.slow
-
-NAME = "orders"
 
 
 @pytest.fixture(scope="module")
@@ -37,70 +46,21 @@ def sandbox() -> Iterator[SandboxProcess]:
         yield process
 
 
-@dataclass
-class Delivery:
-    """A table, what Firehose writes of it, and the lake."""
-
-    world: World
-    files: FirehoseFiles
-    errors: FirehoseFiles
-
-    def configure(self, **changes: Any) -> None:
-        chosen = {
-            "prefixes": [self.files.uri],
-            "error_prefixes": [self.errors.uri],
-            "lag_minutes": 0,
-            **changes,
-        }
-        self.world.configure({"name": NAME, "transport": "firehose", "firehose": chosen})
-
-    def write(self, op: str, pk: str, old: dict[str, Any] | None = None, **item: Any) -> Any:
-        """Write an item to DynamoDB, and give the record that Kinesis gets."""
-        if op == "D":
-            self.world.delete(NAME, pk)
-        else:
-            self.world.put(NAME, pk, **item)
-        new = None if op == "D" else {**key(pk), **item}
-        before = None if old is None else {**key(pk), **old}
-        return envelope(op, key(pk), new, before, time.time_ns() // 1000)
-
-    def capture(self, **how: Any) -> Any:
-        lake = self.world.lake()
-        return capture_files(lake, self.world.table(NAME), capture_options(lake), **how)
-
-    def state(self) -> LogState:
-        return self.world.lake().log(self.world.table(NAME)).load()
-
-    def landed(self) -> list[tuple[Any, ...]]:
-        """Every landed change: op, keys, images, write time, generation."""
-        return self.world.rows(
-            "SELECT op, keys, new_image, old_image, write_time_us, generation "
-            f"FROM {NAME}.raw_stream ORDER BY write_time_us, keys, op",
-            NAME,
-        )
-
-    def quarantined(self) -> dict[str, int]:
-        found: dict[str, int] = {}
-        for quarantined in self.state().quarantined.values():
-            for reason, count in quarantined.reasons.items():
-                found[reason] = found.get(reason, 0) + count
-        return found
-
-
 @pytest.fixture
 def delivery(sandbox: SandboxProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Delivery:
-    world = make_world(sandbox, tmp_path, "s3")
-    world.activate(monkeypatch)
-    world.make_table(NAME, view=None)
-    s3 = world.client("s3")
-    made = Delivery(
-        world,
-        FirehoseFiles(s3, world.bucket),
-        FirehoseFiles(s3, world.bucket, "errors/orders/processing-failed/"),
-    )
-    made.errors.prefix = "errors/orders/"
-    made.configure()
-    return made
+    return make_delivery(sandbox, tmp_path, "s3", monkeypatch, "raw/orders/")
+
+
+def _listings(lake: Lake) -> list[Any]:
+    """Will hold every ListObjectsV2 request of the lake's client below Firehose's prefixes."""
+    found: list[Any] = []
+
+    def seen(params: dict[str, Any], **_: Any) -> None:
+        if str(params["query_string"]["prefix"]).startswith(("raw/", "errors/")):
+            found.append(params)
+
+    lake.aws.client("s3").meta.events.register("before-call.s3.ListObjectsV2", seen)
+    return found
 
 
 def test_a_mirror_from_files_alone(delivery: Delivery) -> None:
@@ -108,20 +68,480 @@ def test_a_mirror_from_files_alone(delivery: Delivery) -> None:
     early = [write("I", "a", n={"N": "1"}), write("I", "b", raw={"B": b"\x12\x02\x08{"})]
     files.records(*early)
     world.bootstrap(NAME)
-    files.records(
+    late = [
         write("U", "a", old={"n": {"N": "1"}}, n={"N": "2"}),
         write("D", "b", old={"raw": {"B": b"\x12\x02\x08{"}}),
-        members=2,
-        extension=".gz",
-    )
-    files.records(write("I", "c", text={"S": '}{ \u00e4 "{'}), folder=HIVE)
-    result = world.capture(NAME)
+        write("I", "c", text={"S": '}{ ä "{'}),
+    ]
+    files.records(*late[:2], members=2, extension=".json")
+    files.records(late[2], folder=HIVE)
+    assert world.capture(NAME).rows == 3
     world.publish(NAME)
-    assert result.rows == 3
     assert assert_mirrors(world, NAME) == 2
     assert_no_orphans(world, NAME)
+    assert delivery.landed() == delivery.as_landed(*early, *late)
     assert world.capture(NAME).rows == 0
+    # History begins with the oldest object; what is older than the baseline is in no state.
+    assert delivery.generations() == [0, 0, 1, 1, 1]
+    # No stream, no shards, and nothing that is about to be lost.
+    state = delivery.state()
+    assert state.stream is not None
+    assert (state.stream.transport, state.shards) == (FIREHOSE, {})
+    found = retention(world.lake(), world.table(NAME), state)
+    assert "hours_left" not in found.metadata
+    assert not table_status(world.lake(), world.table(NAME)).expires
+
+
+def test_late_changes_of_before_a_baseline_do_not_beat_it(delivery: Delivery) -> None:
+    write, files, world = delivery.write, delivery.files, delivery.world
+    world.capture(NAME)
+    held_back = write("I", "a", n={"N": "1"})
+    world.bootstrap(NAME)
+    between = write("U", "b", n={"N": "1"})
+    files.records(write("D", "a", old={"n": {"N": "1"}}))
+    world.capture(NAME)
+    world.bootstrap(NAME)
+    files.records(held_back, between)
+    assert world.capture(NAME).rows == 2
+    world.publish(NAME)
+    assert assert_mirrors(world, NAME) == 1
     world.build_cdc(NAME)
-    # History begins with the oldest file; what is older than the baseline is in no state.
-    generations = [generation for *_, generation in delivery.landed()]
-    assert generations == [0, 0, 1, 1, 1]
+    sql = f"SELECT op, generation FROM {NAME}.cdc ORDER BY write_time_us"
+    assert world.rows(sql, NAME) == [("I", 1), ("U", 1), ("D", 1)]
+
+
+def test_the_first_look_takes_every_folder_since_start_date_and_later_ones_the_window(
+    delivery: Delivery,
+) -> None:
+    files, today = delivery.files, now()
+    # In 2025, 29 December is in week 1 of 2026, in the USA and by ISO.
+    new_year = datetime(2025, 12, 29, 5, tzinfo=UTC)
+    delivery.configure(start_date=(new_year - timedelta(3)).date().isoformat())
+    days = [new_year - timedelta(9), new_year, new_year + timedelta(1), today - timedelta(9), today]
+    records = [record(str(n), to_us(day)) for n, day in enumerate(days)]
+    folders = [WEEK_YEAR, WEEK_YEAR, HIVE, "{0:%Y/%m/%d}/", HIVE]
+    for one, day, folder in zip(records, days, folders, strict=True):
+        files.records(one, at=day, folder=folder)
+    delivery.capture()
+    assert delivery.landed() == delivery.as_landed(*records[1:])
+    names = [day.date().isoformat() for day in days[1:]]
+    assert {(f.arrived, f.days) for f in delivery.logged()} == {(name, (name,)) for name in names}
+    state = delivery.state()
+    assert state.files_from == (today.date() - timedelta(3)).isoformat()
+    assert [file.arrived for file in state.files.values()] == [today.date().isoformat()]
+    requests = _listings(delivery.world.lake())
+    files.records(record("late", to_us(today)), at=today - timedelta(1))
+    files.records(record("too late", to_us(today)), at=today - timedelta(5))
+    assert delivery.capture().rows == 1
+    # One for each prefix, and one for each of the two ways to spell a day where there are days.
+    assert len(requests) == 4
+
+
+def test_the_watermark_is_a_lag_behind_the_listing(delivery: Delivery) -> None:
+    lagging = {"prefixes": [delivery.files.uri], "lag_minutes": 20}
+    delivery.world.configure({"name": NAME, "transport": "firehose", "firehose": lagging})
+    before = to_us(now())
+    delivery.capture()
+    after = to_us(now())
+    assert before <= delivery.state().watermark_us + 20 * 60_000_000 <= after
+
+
+def test_each_object_is_logged_once_whenever_it_comes(
+    delivery: Delivery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, today = delivery.files, now()
+    records = [record(str(n), to_us(today)) for n in range(4)]
+    uris = [files.records(one, at=today) for one in records[:2]]
+    delivery.capture()
+    uris.append(files.records(records[2], at=today - timedelta(2), members=1))
+    delivery.capture()
+    delivery.capture()
+    assert sorted(file.uri for file in delivery.logged()) == sorted(uris)
+    # A week on the log has forgotten them, and still nothing takes them again.
+    monkeypatch.setattr(CaptureLog, "now_us", lambda _: to_us(today + timedelta(7)))
+    delivery.capture()
+    assert delivery.state().files == {}
+    uris.append(files.records(records[3], at=today))
+    assert delivery.capture().rows == 0
+    lake, table = delivery.world.lake(), delivery.world.table(NAME)
+    (found,) = backfill_days(lake, table, [today.date()])
+    assert (found.added, found.sources, found.error) == (1, ["files"], None)
+    (found,) = backfill_days(lake, table, [today.date()])
+    assert (found.added, found.error) == (0, None)
+    assert sorted(file.uri for file in delivery.logged()) == sorted(uris)
+    assert delivery.landed() == delivery.as_landed(*records)
+
+
+def test_a_past_day_from_before_capture_is_not_bought_as_an_export(delivery: Delivery) -> None:
+    old = now() - timedelta(3)
+    delivery.files.records(record("a", to_us(old)), at=old)
+    delivery.capture()
+    days = [old.date(), old.date() + timedelta(1)]
+    first, second = backfill_days(delivery.world.lake(), delivery.world.table(NAME), days)
+    assert (first.rows, first.error) == (1, None)
+    assert "nothing proves" in first.notes[0]
+    assert second.error is not None, "of it nothing is known at all"
+    table = delivery.world.dynamodb.describe_table(TableName=NAME)["Table"]
+    exports = delivery.world.dynamodb.list_exports(TableArn=table["TableArn"])
+    assert exports["ExportSummaries"] == []
+
+
+def test_what_is_in_an_object_is_told_by_its_bytes(delivery: Delivery) -> None:
+    files, time_us = delivery.files, to_us(now())
+    records = [record(str(n), time_us + n) for n in range(9)]
+    files.records(records[0], extension=".gz")
+    files.records(*records[1:4], members=3, extension=".parquet")
+    broken = json.dumps(record("broken", time_us))[:-40].encode()
+    files.put(concatenated([records[4]]) + broken + concatenated([records[5], {"other": 1}]))
+    files.put(concatenated(records[6:8], members=1) + concatenated(records[8:], members=1)[:-50])
+    for body in (b"PK\x03\x04 zipped", b"PAR1 in name only", parquet([{"a": 1}]), b""):
+        files.put(body)
+    result = delivery.capture()
+    assert delivery.landed() == delivery.as_landed(*records[:8])
+    found = delivery.quarantined()
+    # What is left of the cut one may be some text or none.
+    assert found.pop("a stretch that is not JSON") in (1, 2)
+    assert found == {
+        "a record of an unknown kind": 1,
+        "an object whose compressed rest cannot be read": 1,
+        "an object in a format or compression that is not read": 1,
+        "a Parquet object that is damaged": 1,
+        "a Parquet object with other columns": 1,
+    }
+    assert result.quarantined == sum(delivery.quarantined().values())
+    assert len(delivery.logged()) == 8
+
+
+def test_a_stream_of_several_tables_is_divided(delivery: Delivery) -> None:
+    ours, theirs = record("a", to_us(now())), record("b", to_us(now()), table="customers")
+    delivery.files.records(theirs, ours, theirs)
+    delivery.capture()
+    assert delivery.landed() == delivery.as_landed(ours)
+    assert [(f.rows, f.others) for f in delivery.logged()] == [(3, 2)]
+    assert delivery.quarantined() == {}
+
+
+def test_our_lambdas_parquet_is_what_the_raw_records_are(delivery: Delivery) -> None:
+    time_us = to_us(now())
+    records = [
+        record("a", time_us, n={"N": "1.50"}, raw={"B": b"\x00"}),
+        record("b", time_us + 1, op="D", s={"SS": ["b", "a"]}),
+        envelope("D", key("c"), None, key("c"), time_us + 2, by_ttl=True),
+        envelope("I", key("d"), key("d"), None, time_us // 1000 * 1000, milliseconds=True),
+    ]
+    rows = [
+        from_envelope(one, table_id=delivery.table_id, transport=FIREHOSE)._asdict()
+        | {"time_stamp": now(), "landed_at": now()}
+        for one in records
+    ]
+    delivery.files.put(parquet(rows))
+    delivery.capture()
+    assert delivery.landed() == delivery.as_landed(*records)
+    # Both roads at once: the changes are in cdc once.
+    delivery.files.records(*records, members=1)
+    delivery.capture()
+    delivery.world.build_cdc(NAME)
+    sql = f"SELECT uuid FROM {NAME}.cdc ORDER BY write_time_us, uuid"
+    assert delivery.world.rows(sql, NAME) == [(row[0],) for row in delivery.as_landed(*records)]
+    # Rows that another table's Lambda made are not ours.
+    delivery.files.put(parquet([{**row, "uuid": "0" * 64} for row in rows]))
+    delivery.capture()
+    assert sum(delivery.quarantined().values()) == len(rows)
+
+
+def test_an_older_lambdas_parquet_is_read_and_its_lack_of_deletes_is_said(
+    delivery: Delivery,
+) -> None:
+    world, arrived = delivery.world, now().replace(microsecond=123_000)
+    rows = [
+        {"uuid": "u1", "op": "I", "data": '{"pk":"a","sk":1,"n":1.50}'},
+        {"uuid": "u2", "op": "U", "data": '{"pk":"b","sk":2,"l":["x"]}'},
+        {"uuid": "u3", "op": "D", "data": None},
+    ]
+    naive = arrived.replace(tzinfo=None)
+    delivery.files.put(parquet([{**row, "time_stamp": naive} for row in rows]))
+    delivery.capture()
+    sql = (
+        "SELECT op, keys, new_image, old_image, data, write_time_us, is_ttl_delete "
+        f"FROM {NAME}.raw_stream ORDER BY keys"
+    )
+    a, b = '"pk":{"S":"a"},"sk":{"N":"1"}', '"pk":{"S":"b"},"sk":{"N":"2"}'
+    images = ('{"n":{"N":"1.5"},' + a + "}", '{"l":{"L":[{"S":"x"}]},' + b + "}")
+    plain = ('{"n":1.5,"pk":"a","sk":1}', '{"l":["x"],"pk":"b","sk":2}')
+    assert world.rows(sql, NAME) == [
+        ("I", "{" + a + "}", images[0], None, plain[0], to_us(arrived), None),
+        ("U", "{" + b + "}", images[1], None, plain[1], to_us(arrived), None),
+    ]
+    assert delivery.quarantined() == {"a delete without its keys": 1}
+    lake, table = world.lake(), world.table(NAME)
+    assert table_status(lake, table).legacy_us == to_us(arrived)
+    assert deletes(lake, table, delivery.state()).passed, "they are in no state yet"
+    delivery.files.put(parquet([{**rows[0], "time_stamp": now()}]))
+    delivery.capture()
+    assert not deletes(lake, table, delivery.state()).passed
+    world.snapshot(NAME)
+    assert not deletes(lake, table, delivery.state()).passed, "they came behind its positions"
+    world.snapshot(NAME)
+    assert deletes(lake, table, delivery.state()).passed, "a new baseline has no such rows"
+
+
+def test_error_objects_are_replayed(delivery: Delivery) -> None:
+    records = [record(str(n), to_us(now())) for n in range(3)]
+    row = from_envelope(records[2], table_id=delivery.table_id, transport=FIREHOSE)._asdict()
+    raw = [json.dumps(part).encode() for part in (records[0], records[1], row)]
+    lines = [json.dumps(error_record(part)).encode() for part in raw[:2]]
+    delivery.errors.put(b"\n".join(lines), folder="processing-failed/" + HIVE)
+    kind = "format-conversion-failed"
+    folder = kind + "/{0:%Y/%m/%d/%H}/"
+    delivery.errors.records(
+        error_record(raw[2], kind), error_record(b"not JSON", kind), folder=folder
+    )
+    delivery.capture()
+    assert delivery.landed() == delivery.as_landed(*records)
+    assert delivery.quarantined() == {"an error record whose rawData is no record": 1}
+
+
+def test_a_large_object_lands_in_parts_and_a_kill_between_them_costs_nothing(
+    delivery: Delivery,
+) -> None:
+    time_us = to_us(now())
+    records = [record(f"{n:03d}", time_us + n) for n in range(50)]
+    uri = delivery.files.records(*records, members=4)
+    options = CaptureOptions(flush_rows=8)
+    left = [3]
+
+    def kill(_: Any) -> None:
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        delivery.capture(options, report=kill)
+    assert [(f.rows, f.whole) for f in delivery.state().files.values()] == [(24, False)]
+    assert delivery.state().watermark_us == 0
+    # A run that has no time left lands a part, too, and vouches for nothing.
+    delivery.capture(CaptureOptions(flush_rows=8, max_run_seconds=0))
+    assert [f.rows for f in delivery.state().files.values()] == [32]
+    assert delivery.state().watermark_us == 0
+    delivery.capture(options)
+    assert delivery.landed() == delivery.as_landed(*records)
+    assert [(f.uri, f.rows) for f in delivery.logged()] == [(uri, 50)]
+    assert delivery.state().watermark_us > 0
+
+
+def test_a_kill_between_objects_and_their_entry(
+    delivery: Delivery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [record(str(n), to_us(now())) for n in range(3)]
+    delivery.files.records(*records)
+    append = CaptureLog.append
+
+    def dies(self: CaptureLog, state: LogState, entry: Entry) -> bool:
+        if entry.objects:
+            raise KeyboardInterrupt
+        return append(self, state, entry)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CaptureLog, "append", dies)
+        with pytest.raises(KeyboardInterrupt):
+            delivery.capture()
+    assert delivery.landed() == []
+    delivery.capture()
+    # The next run knows that the entry of that number named other objects.
+    assert delivery.capture().orphans_removed == 1
+    assert delivery.landed() == delivery.as_landed(*records)
+    assert_no_orphans(delivery.world, NAME)
+
+
+def test_two_captures_at_once_lose_nothing_and_double_nothing(delivery: Delivery) -> None:
+    files, world, time_us = delivery.files, delivery.world, to_us(now())
+    records = [record(f"{n:03d}", time_us + n) for n in range(60)]
+    over = threading.Event()
+    conflicts: list[str] = []
+    crashed: list[BaseException] = []
+
+    def run(lake: Lake) -> None:
+        while not over.is_set():
+            try:
+                capture_files(lake, world.table(NAME), CaptureOptions(flush_rows=3))
+            except CaptureConflictError as error:
+                conflicts.append(error.message)
+            except BaseException as error:  # noqa: BLE001 - shown by the test
+                crashed.append(error)
+                return
+
+    lakes = [Lake.open(world.lake().settings) for _ in range(2)]
+    threads = [threading.Thread(target=run, args=(lake,)) for lake in lakes]
+    for thread in threads:
+        thread.start()
+    uris = [files.records(*records[n : n + 5]) for n in range(0, 60, 5)]
+    deadline = time.monotonic() + 60
+    while len(delivery.logged()) < len(uris) and time.monotonic() < deadline and not crashed:
+        time.sleep(0.1)
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert crashed == []
+    assert Counter(file.uri for file in delivery.logged()) == Counter(uris)
+    assert delivery.landed() == delivery.as_landed(*records)
+    assert all("nothing is lost and nothing doubled" in message for message in conflicts)
+    delivery.capture()
+    assert_no_orphans(world, NAME)
+
+
+def test_an_object_that_cannot_be_read_does_not_stop_the_others(
+    delivery: Delivery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [record(str(n), to_us(now())) for n in range(2)]
+    bad, _ = (delivery.files.records(one) for one in records)
+    gone = delivery.files.records(record("gone", 1))
+    download = SourceBucket.download
+
+    def failing(self: SourceBucket, found: Any, file: Any) -> bool:
+        if bad.endswith(found.key):
+            raise SourceError("AWS says InvalidObjectState")
+        if gone.endswith(found.key):
+            delivery.files.s3.delete_object(Bucket=delivery.files.bucket, Key=found.key)
+        return download(self, found, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SourceBucket, "download", failing)
+        with pytest.raises(CaptureFailedError, match=r"1 objects.*InvalidObjectState") as failed:
+            delivery.capture()
+    assert bad in str(failed.value)
+    assert delivery.landed() == delivery.as_landed(records[1])
+    assert delivery.quarantined() == {"an object that was gone before it was read": 1}
+    assert delivery.state().watermark_us == 0, "what is unread is not vouched for"
+    delivery.capture()
+    assert delivery.landed() == delivery.as_landed(*records)
+    assert delivery.state().watermark_us > 0
+
+
+def test_what_is_in_no_folder_of_a_day_is_told(delivery: Delivery) -> None:
+    delivery.files.put(b"{}", folder="a/b/c/2026/11/21/")
+    with pytest.raises(SourceError, match=r"raw/orders/a/b/c/ is under a prefix"):
+        delivery.capture()
+
+
+def test_folders_above_the_days_and_hidden_objects_are_fine(delivery: Delivery) -> None:
+    one = record("a", to_us(now()))
+    files = delivery.files
+    files.s3.put_object(Bucket=files.bucket, Key=f"{files.prefix}_SUCCESS", Body=b"")
+    files.records(one, folder="eu/orders/" + HIVE)
+    delivery.capture()
+    assert delivery.landed() == delivery.as_landed(one)
+
+
+def test_an_object_that_was_replaced_is_read_again(delivery: Delivery) -> None:
+    first, second = record("a", to_us(now())), record("b", to_us(now()))
+    uri = delivery.files.records(first)
+    delivery.capture()
+    name = uri.partition(delivery.files.bucket + "/")[2]
+    body = concatenated([first, second])
+    delivery.files.s3.put_object(Bucket=delivery.files.bucket, Key=name, Body=body)
+    delivery.capture()
+    assert [file.rows for file in delivery.logged()] == [1, 2]
+    assert set(delivery.landed()) == set(delivery.as_landed(first, second))
+
+
+def test_only_changes_of_some_time(delivery: Delivery) -> None:
+    cut = to_us(now())
+    records = [record(str(n), cut + n) for n in (-1, 0, 1)]
+    delivery.files.records(*records)
+    delivery.capture(written=(cut, cut + 1))
+    assert delivery.landed() == delivery.as_landed(records[1])
+    assert [file.rows for file in delivery.logged()] == [3]
+
+
+def test_the_sensors_look_sees_new_objects_and_is_cheap(delivery: Delivery) -> None:
+    world, files = delivery.world, delivery.files
+    lake, table = world.lake(), world.table(NAME)
+    assert table.firehose is not None
+    chosen = table.firehose
+
+    def news() -> bool:
+        return has_news(lake.aws, chosen, delivery.state(), to_us(now()))
+
+    files.records(record("a", 1))
+    assert news()
+    delivery.capture()
+    requests = _listings(lake)
+    assert not news()
+    assert len(requests) == 2
+    files.records(record("b", 1), at=now() + timedelta(minutes=1), folder=HIVE)
+    assert news()
+    delivery.capture()
+    state = delivery.state()
+    asked: list[float] = []
+
+    def due(seconds: float, found: bool) -> bool:
+        at_us = state.at_us + int(seconds * 1_000_000)
+        return judge_files(table, state, at_us, 60, lambda: asked.append(seconds) or found).due
+
+    assert not due(59, True)
+    assert not due(61, False)
+    assert due(62, True)
+    assert due(301, False)
+    assert asked == [61, 62]
+
+
+def test_one_run_captures_tables_of_both_transports(delivery: Delivery) -> None:
+    world = delivery.world
+    world.make_table("streamed")
+    world.put("streamed", "x")
+    chosen = {"prefixes": [delivery.files.uri]}
+    world.configure({"name": NAME, "transport": "firehose", "firehose": chosen}, "streamed")
+    delivery.files.records(record("a", to_us(now())))
+    lake = world.lake()
+    done = [e for e in capture_tables(lake, lake.settings.tables) if isinstance(e, Captured)]
+    assert {event.table.name: event.result.rows for event in done} == {NAME: 1, "streamed": 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "prefix"), [("local", "raw/orders/"), ("s3", "lake/dynamo-backup/cdc/orders/")]
+)
+def test_the_lake_may_be_local_or_have_the_prefix_in_it(
+    sandbox: SandboxProcess,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    prefix: str,
+) -> None:
+    made = make_delivery(sandbox, tmp_path, kind, monkeypatch, prefix)
+    one = record("a", to_us(now()))
+    made.files.records(one)
+    made.capture()
+    assert made.landed() == made.as_landed(one)
+
+
+def test_a_table_is_switched_to_files_and_back(delivery: Delivery) -> None:
+    """Each transport has its side of the cut: nothing is doubled, nothing lost, and no gap."""
+    world, files = delivery.world, delivery.files
+    world.dynamodb.update_table(
+        TableName=NAME,
+        StreamSpecification={"StreamEnabled": True, "StreamViewType": "NEW_AND_OLD_IMAGES"},
+    )
+    both = {"prefixes": [files.uri], "lag_minutes": 0}
+    expected: list[str] = []
+
+    def write(pk: str) -> None:
+        files.records(delivery.write("I", pk))
+        expected.append(pk)
+
+    for transport in ("dynamodb_streams", FIREHOSE, "dynamodb_streams"):
+        world.configure({"name": NAME, "transport": transport, "firehose": both})
+        write(f"{transport}, before its cut, {len(expected)}")
+        deadline = time.monotonic() + 20
+        while not _follows(delivery, transport):
+            world.capture(NAME)
+            assert time.monotonic() < deadline
+        write(f"{transport}, behind its cut, {len(expected)}")
+        world.capture(NAME)
+    assert delivery.state().gaps == {}
+    sql = f"SELECT data->>'pk' FROM {NAME}.raw_stream ORDER BY order_key"
+    assert [pk for (pk,) in world.rows(sql, NAME)] == expected
+
+
+def _follows(delivery: Delivery, transport: str) -> bool:
+    state = delivery.state()
+    return state.stream is not None and (state.stream.transport, state.cut) == (transport, None)
