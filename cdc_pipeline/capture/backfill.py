@@ -62,7 +62,7 @@ from cdc_pipeline.capture.run import capture_options
 from cdc_pipeline.capture.snapshot import export_target
 from cdc_pipeline.capture.sources import followed_source
 from cdc_pipeline.core.attributes import to_json
-from cdc_pipeline.core.backfill_plan import DayPlan, Fill, plan_day
+from cdc_pipeline.core.backfill_plan import DayPlan, Fill, plan_day, span_of
 from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.changes import Change
 from cdc_pipeline.core.envelope import FIREHOSE
@@ -222,10 +222,13 @@ class _Backfill:
         """Plan the day and ask for its exports: all days' run at once (AWS allows 300)."""
         if self._is_left_to_files(day):
             self.found[day].notes.append(
-                "from before capture began: what Firehose's files hold of it, which nothing proves "
+                "before capture began there is what Firehose's files hold, which nothing proves "
                 "to be whole"
             )
-            self.plans[day] = DayPlan()
+            begin_us, end_us = span_of(day)
+            gaps = self.state.open_gaps()
+            gaps = [g for g in gaps if g.from_us < end_us and g.to_us > begin_us]
+            self.plans[day] = DayPlan(gaps=gaps)
             return
         plan = plan_day(self.state, day, self.lost[day], self._backups, self.log.now_us())
         self.found[day].notes += plan.notes
@@ -245,12 +248,12 @@ class _Backfill:
         self.plans[day] = plan
 
     def _is_left_to_files(self, day: date) -> bool:
-        """A day of before capture that Firehose's files tell of is not bought as an export."""
+        """A day from before capture that Firehose's files tell of is not bought as an export."""
         return (
             self.table.transport == FIREHOSE
             and not self.lost[day]
             and self._rows(day) > 0
-            and day < day_of(self.state.began_us)
+            and day <= day_of(self.state.began_us)
         )
 
     def _carry_out(self, day: date) -> None:

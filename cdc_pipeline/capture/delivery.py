@@ -8,7 +8,7 @@ import gzip
 import json
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
@@ -24,6 +24,7 @@ from cdc_pipeline.core.framing import pieces
 _GZIP = b"\x1f\x8b"
 _PARQUET = b"PAR1"
 _OTHERS = (b"PK\x03\x04", b"\xff\x06\x00\x00sNaPpY", b"(\xb5/\xfd", b"ORC", b"Obj\x01", b"BZh")
+_BROKEN_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
 _IN_MEMORY = 8 << 20
 _BATCH_ROWS = 2000
 _LEGACY_COLUMNS = {"uuid", "op", "time_stamp", "data"}
@@ -45,11 +46,14 @@ class Record(NamedTuple):
 
 def download(bucket: SourceBucket, found: FoundObject) -> BinaryIO | None:
     """The whole object in a temporary file, None if it is gone; raises `SourceError`."""
-    opened = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - the caller closes it
-    file = cast(BinaryIO, opened)
-    if bucket.download(found, file):
-        file.seek(0)
-        return file
+    file = cast(BinaryIO, tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY))  # noqa: SIM115
+    try:
+        if bucket.download(found, file):
+            file.seek(0)
+            return file
+    except BaseException:
+        file.close()
+        raise
     file.close()
     return None
 
@@ -73,15 +77,35 @@ def records(file: BinaryIO, uri: str, target: Target) -> Iterator[Record]:
 def _json(file: BinaryIO, uri: str, target: Target) -> Iterator[Record]:
     zipped = file.read(2) == _GZIP
     file.seek(0)
-    source = gzip.GzipFile(fileobj=file, mode="rb") if zipped else file
     try:
-        for value, raw in pieces(source.read):
+        for value, raw in pieces(_unzipped(file) if zipped else file.read):
             if value is None:
                 yield _unreadable("a stretch that is not JSON", raw)
             else:
                 yield _record(value, raw, target)
-    except (EOFError, gzip.BadGzipFile, zlib.error):
+    except _BROKEN_GZIP:
         yield _unreadable("an object whose compressed rest cannot be read", uri.encode())
+
+
+def _unzipped(file: BinaryIO) -> Callable[[int], bytes]:
+    """Reads up to where the compressed data breaks, and then raises; `read` itself loses that."""
+    source = gzip.GzipFile(fileobj=file, mode="rb")
+    broken: list[Exception] = []
+
+    def read(size: int) -> bytes:
+        if broken:
+            raise broken[0]
+        data = bytearray()
+        try:
+            while len(data) < size and (part := source.read1(size - len(data))):
+                data += part
+        except _BROKEN_GZIP as error:
+            broken.append(error)
+            if not data:
+                raise
+        return bytes(data)
+
+    return read
 
 
 def _record(value: Any, raw: bytes, target: Target) -> Record:

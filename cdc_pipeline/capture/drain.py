@@ -7,6 +7,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from typing import Protocol
 
 from cdc_pipeline.capture.continuity import open_capture, shard_gap, unread_since_us, vouched
 from cdc_pipeline.capture.lander import Lander
@@ -17,6 +18,7 @@ from cdc_pipeline.capture.shard_reader import ReadOptions, Start, read_shard
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.capture.switch import begin_cut, switch
 from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.core.envelope import FIREHOSE
 from cdc_pipeline.core.errors import (
     CdcPipelineError,
     HeadTrimmedError,
@@ -47,6 +49,17 @@ class CaptureOptions:
     listing_lag_seconds: float = 300
 
 
+class Run(Protocol):
+    """One capture run of one source. `looked_us`, `ended`: see `capture.switch.switch`."""
+
+    looked_us: int | None
+    ended: bool
+
+    def run(self, *, opened: bool = False) -> CaptureResult:
+        """Land what there is; `opened`: the log follows the source already."""
+        ...
+
+
 class CaptureFailedError(CdcPipelineError):
     """Some shards could not be read; what the others held has landed."""
 
@@ -57,6 +70,7 @@ def capture_table(
     options: CaptureOptions,
     *,
     former: Callable[[StreamRef], Source] | None = None,
+    files: "Callable[[Source], Run] | None" = None,
     report: Callable[[list[LandedObject]], None] = lambda _: None,
     sleep: Callable[[float], object] = time.sleep,
 ) -> CaptureResult:
@@ -64,22 +78,27 @@ def capture_table(
 
     `former`: how the stream is read that the log follows, if that is another one; by default as
     `source` is. What is left of it lands first. If it is of another transport, a cut is logged, and
-    as long as it has not been read up to that, it alone is read (`capture.switch`).
+    as long as it has not been read up to that, it alone is read (`capture.switch`). `files`: how
+    Firehose's objects are read.
 
     Safe to kill at any moment and to run twice at once. Raises `CaptureConflictError` when
     another capture of the table was faster, `CaptureFailedError` when shards failed (after
     landing the others), `SourceError`, `LakeError`. A break in continuity is no error but a gap.
     """
-    run = partial(_Run, log, options=options, report=report, sleep=sleep)
+    shards = partial(_Run, log, options=options, report=report, sleep=sleep)
+
+    def run(source: Source) -> Run:
+        return files(source) if files and source.transport == FIREHOSE else shards(source=source)
+
     state = log.load()
     followed = state.stream
     before: CaptureResult | None = None
-    if followed is not None and not source.is_followed(followed):
+    if followed is not None and _leaves_something(followed, source):
         old = former(followed) if former else _as_followed(source, followed)
         switching = followed.transport != source.transport
         if switching:
             begin_cut(log, state, source)
-        last = run(source=old)
+        last = run(old)
         try:
             # A stream that was turned off is readable for a while: take what is left of it.
             before = last.run(opened=True)
@@ -90,12 +109,22 @@ def capture_table(
             before.warnings.append(f"table {source.table}: {_waiting(log.load())}")
             return _without_failures(before)
     try:
-        result = run(source=source).run()
+        result = run(source).run()
     except ShardGoneError as error:
         raise SourceError(f"table {source.table}: {error}") from error
     if before is not None:
         result.add(before)
     return _without_failures(result)
+
+
+def _leaves_something(followed: StreamRef, source: Source) -> bool:
+    """Whether the log follows another stream, which is to be read to its end.
+
+    Firehose's objects of a table and of its namesake before it are the same ones.
+    """
+    return not source.is_followed(followed) and not (
+        source.transport == followed.transport == FIREHOSE
+    )
 
 
 def drain_table(

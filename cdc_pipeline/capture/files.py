@@ -217,7 +217,8 @@ class FilesRun:
                     yield ahead.popleft()
             finally:
                 for _, file in ahead:
-                    file.cancel()
+                    if not file.cancel():
+                        file.add_done_callback(_close)
 
     def _take(self, found: Arrived, file: BinaryIO | None) -> bool:
         """Read one object; False if the run's time is over, before its end or behind it."""
@@ -289,6 +290,12 @@ class FilesRun:
             "discovered_us": max(self.state.discovered_us, listed_us - lag_us),
             "files_from": max(self.state.files_from, first.isoformat()),
         }
+
+
+def _close(file: "Future[BinaryIO | None]") -> None:
+    opened = None if file.exception() else file.result()
+    if opened is not None:
+        opened.close()
 
 
 @cache

@@ -9,7 +9,7 @@ from functools import partial
 from queue import SimpleQueue
 
 from cdc_pipeline.capture.drain import CaptureOptions, CaptureResult, capture_table, drain_table
-from cdc_pipeline.capture.files import capture_files
+from cdc_pipeline.capture.files import FilesRun
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.capture.sources import followed_source, open_source
 from cdc_pipeline.capture.switch import give_up_cut
@@ -122,13 +122,12 @@ def _capture(
             events.put(Unregistered(table, error))
         events.put(Landed(table, objects))
 
-    if table.transport == FIREHOSE:
-        return capture_files(lake, table, options, report=landed)
     log = lake.log(table)
     drain = partial(drain_table, log, options=options, report=landed)
     source = _source(lake, table, drain)
     former = partial(followed_source, lake, table)
-    return capture_table(log, source, options, former=former, report=landed)
+    files = partial(FilesRun, lake, table, options=options, report=landed)
+    return capture_table(log, source, options, former=former, files=files, report=landed)
 
 
 def _source(lake: Lake, table: Table, drain: Callable[[Source], object]) -> Source:
@@ -147,7 +146,9 @@ def _source(lake: Lake, table: Table, drain: Callable[[Source], object]) -> Sour
             source = open_source(lake, table)
             give_up_cut(log, state)
             return source
-        if stream is not None and {stream.transport, wanted} != {DYNAMODB_STREAMS}:
+        # Firehose's objects stay, so nothing is in a hurry there.
+        forgets = stream is not None and stream.transport != FIREHOSE
+        if stream and forgets and {stream.transport, wanted} != {DYNAMODB_STREAMS}:
             with suppress(ShardGoneError):
                 drain(followed_source(lake, table, stream))
         raise

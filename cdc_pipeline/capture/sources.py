@@ -66,6 +66,8 @@ def followed_source(lake: Lake, table: Table, stream: StreamRef) -> Source:
                 raise
             found = None
         return _kinesis(lake, table, shards, stream.table_id, stream.arn, stream.created_us, found)
+    if stream.transport == FIREHOSE:
+        return open_files(lake, table)
     return Source(
         table.name,
         stream.table_id,

@@ -19,9 +19,9 @@ class TableStatus:
     published current state (queries add what landed since). `gaps`: ranges that the stream lost.
     `coverage`: the ledger, see `core.coverage`. `transport`: the one that is followed now, None
     before the first capture; `cut`: the switch to another one that is on its way.
-    `retention_hours`: how long the stream keeps a change.
-    `expires`: what is unread may be lost (a stream
-    forgets). `legacy_us`: the newest row of an older Lambda, which leaves deletes out, 0: none.
+    `retention_hours`: how long the stream keeps a change. `expires`: what is unread may be lost
+    (a stream forgets). `legacy_us`: the newest row of an older Lambda, which leaves deletes out, 0:
+    none.
     """
 
     table: str
