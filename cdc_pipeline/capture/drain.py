@@ -369,14 +369,14 @@ class _Run:
     def _vouched(self) -> dict[str, int]:
         """What the last listing says about shards that we may not know of; nothing: no news.
 
-        A stream that was turned off says nothing of what is written since. And listings are late:
-        AWS documents that children may be missing, and no bound for it, so ours is a setting. If a
-        shard has ended, by the listing or by our reading, and shows no child, this one is late
-        whatever the setting says.
+        A stream that was turned off says nothing of what is written since, even when it is on
+        again. And listings are late: AWS documents that children may be missing, and no bound for
+        it, so ours is a setting. If a shard has ended, by the listing or by our reading, and shows
+        no child, this one is late whatever the setting says.
         """
         parents = {parent for shard in self.listed for parent in shard.parents}
         ended = {s.shard_id for s in self.listed if not s.is_open or self._is_done(s.shard_id)}
-        if not self.enabled or ended - parents:
+        if not self.enabled or self.stream.off or ended - parents:
             return {}
         return vouched(self.state, self.listing_us, self.listing_lag_us)
 
