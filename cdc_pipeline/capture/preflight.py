@@ -12,13 +12,14 @@ from dataclasses import dataclass, field, replace
 from cdc_pipeline.aws.cloudwatch import failed_to_replicate
 from cdc_pipeline.aws.kinesis import WRITTEN_TO, KinesisStreams, destinations
 from cdc_pipeline.aws.session import AwsSession
-from cdc_pipeline.aws.shards import ShardClient
 from cdc_pipeline.aws.streams import DynamoDBStreams
 from cdc_pipeline.aws.table import TableDescription, describe_backups, describe_table
 from cdc_pipeline.capture.asking import PIPELINE, Asker, Finding, RedError, Remedy, allow
 from cdc_pipeline.capture.preflight_lake import export_place, look_at_lake, probe_key
+from cdc_pipeline.capture.source import ShardSource
 from cdc_pipeline.core.errors import ExpiredIteratorError, ShardGoneError, TrimmedDataError
 from cdc_pipeline.core.iam import (
+    Place,
     SourceTable,
     bucket_policy,
     export_statements,
@@ -98,8 +99,12 @@ def preflight(lake: Lake, tables: Sequence[Table]) -> Report:
 
 def remedies(report: Report) -> list[tuple[TableReport, Remedy]]:
     """What can be turned on, by table."""
-    found = ((table, finding.remedy) for table in report.tables for finding in table.findings)
-    return [(table, remedy) for table, remedy in found if remedy]
+    return [
+        (table, finding.remedy)
+        for table in report.tables
+        for finding in table.findings
+        if finding.remedy
+    ]
 
 
 def turn_on(lake: Lake, wanted: Sequence[tuple[TableReport, Remedy]]) -> list[str]:
@@ -229,7 +234,7 @@ class _Look:
         self.report.stream_usd = stream_reads_usd(shards, options.interval_seconds, reads)
         yield Finding("stream", True, f"{_shards(shards)}, {view}")
 
-    def _read(self, streams: ShardClient, arn: str, listing: str) -> int:
+    def _read(self, streams: ShardSource, arn: str, listing: str) -> int:
         """Read a page of a stream, whose shards the action `listing` lists; its open shards."""
         what, service = f"stream {arn}", listing.partition(":")[0]
         with self.asker.asking("stream", listing, what):
@@ -262,6 +267,8 @@ class _Look:
             )
             yield Finding("stream", False, told or "no Kinesis destination", fix)
             return
+        # Before the first client for Kinesis: it brings the parser that its reads need.
+        streams = KinesisStreams(self.source, name)
         with self.asker.asking("stream", "kinesis:DescribeStreamSummary", f"stream {active[0]}"):
             kinesis = self.source.client("kinesis")
             answer = kinesis.describe_stream_summary(StreamARN=active[0])
@@ -270,7 +277,6 @@ class _Look:
         if status not in WRITTEN_TO:
             yield Finding("stream", False, f"{active[0]} is {status}", "wait until it is ACTIVE")
             return
-        streams = KinesisStreams(self.source, name)
         shards = self._read(streams, active[0], "kinesis:ListShards")
         with self.asker.asking("stream", "cloudwatch:GetMetricStatistics", "skipped records"):
             failed_to_replicate(self.source, name, 0, 60_000_000)
@@ -280,8 +286,25 @@ class _Look:
         yield Finding("stream", True, f"{stream}: {_shards(shards)}, {hours} h")
 
     def firehose(self) -> Iterator[Finding]:
-        """Whether the folders that Firehose writes to can be listed."""
-        yield from ()
+        """Whether the folders that Firehose writes to can be listed, and what is in them read."""
+        chosen = self.table.firehose
+        prefixes = [*chosen.prefixes, *chosen.error_prefixes] if chosen else []
+        empty = [prefix for prefix in prefixes if not self._read_folder(prefix)]
+        told = f"{len(prefixes)} folders, {len(empty)} of them empty"
+        yield Finding("stream", True, told)
+
+    def _read_folder(self, prefix: str) -> bool:
+        """Whether there is an object, of which a byte is read."""
+        bucket, _, key = prefix.removeprefix("s3://").partition("/")
+        asker = Asker(PIPELINE, lake_statements(None, [Place(bucket, key)]))
+        s3 = self.lake.aws.client("s3")
+        with asker.asking("stream", "s3:ListBucket", prefix):
+            found = s3.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1).get("Contents", ())
+        for entry in found:
+            with asker.asking("stream", "s3:GetObject", prefix):
+                part = {"Range": "bytes=0-0"} if entry["Size"] else {}
+                s3.get_object(Bucket=bucket, Key=entry["Key"], **part)["Body"].read()
+        return bool(found)
 
     def export_access(self) -> Iterator[Finding]:
         """Whether a role of another account may write where its exports go, and we read that."""

@@ -72,8 +72,8 @@ def judge_files(
     why = f"listed {age:.0f} s ago (every {every:g} s)"
     if age >= every or (age >= interval_seconds and news()):
         new = "" if age >= every else ", new objects"
-        return Verdict(table.name, True, why + new, state.watermark_us)
-    return Verdict(table.name, False, why, state.watermark_us)
+        return Verdict(table.label, True, why + new, state.watermark_us)
+    return Verdict(table.label, False, why, state.watermark_us)
 
 
 def plan_runs(

@@ -171,6 +171,39 @@ def test_denials_tell_the_statement(
     assert world.stored() == set()
 
 
+def test_folders_of_firehose(world: World, proxy: Recorder) -> None:
+    folder = f"s3://{world.bucket}/landed/good"
+    table = {"name": "good", "transport": "firehose", "firehose": {"prefixes": [folder]}}
+    world.configure(table, export=None)
+    world.client("s3").put_object(Bucket=world.bucket, Key="landed/good/2026/11/21/x", Body=b"{}")
+    proxy.denied.add("s3:GetObject")
+    found = reds(look())
+    assert f"arn:aws:s3:::{world.bucket}/landed/good/*" in str(found["good", "stream"])
+    proxy.denied.clear()
+    (report,) = look().tables
+    assert report.is_green
+    seen = report.finding("stream")
+    assert seen is not None
+    assert seen.found == "1 folders, 0 of them empty"
+
+
+def test_a_stream_of_kinesis(world: World, proxy: Recorder) -> None:
+    kinesis = world.client("kinesis")
+    kinesis.create_stream(StreamName="changes", ShardCount=2)
+    arn = kinesis.describe_stream_summary(StreamName="changes")["StreamDescriptionSummary"][
+        "StreamARN"
+    ]
+    world.dynamodb.enable_kinesis_streaming_destination(TableName="good", StreamArn=arn)
+    world.configure({"name": "good", "transport": "kinesis"}, export=None)
+    (report,) = look().tables
+    assert report.is_green, report.findings
+    assert report.stream_usd == pytest.approx(2 * 730 * 0.015)
+    for action in ("ListShards", "GetRecords"):
+        proxy.denied = {f"kinesis:{action}"}
+        fix = reds(look())["good", "stream"]
+        assert json.loads(str(fix).partition(": ")[2])["Sid"] == "Kinesis"
+
+
 def test_a_role_that_may_not_be_assumed(world: World, proxy: Recorder) -> None:
     world.configure({"name": "theirs", "role_arn": ROLE, "external_id": "x-17"}, export=None)
     proxy.denied.add("sts:AssumeRole")
