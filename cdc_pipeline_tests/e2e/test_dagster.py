@@ -404,6 +404,12 @@ def test_a_lost_glue_partition_comes_back(deployment: Deployment, table: str) ->
     assert repaired["StorageDescriptor"] == partition["StorageDescriptor"]
     assert not deployment.tick("glue_partition_sensor").run_requests
 
+    glue.delete_partition(**where, PartitionValues=partition["Values"])
+    config = {"ops": {"register_partitions": {"config": {"tables": ["nothing", table]}}}}
+    assert not deployment.run_job(REPAIR, config).success, "one of the tables is not there"
+    (repaired,) = glue.get_partitions(**where)["Partitions"]
+    assert repaired["Values"] == partition["Values"]
+
 
 def test_projection_registers_nothing_and_says_so(deployment: Deployment, table: str) -> None:
     world = deployment.world
