@@ -6,14 +6,19 @@ from typing import Any
 
 import pytest
 import sqlglot
+from click.testing import CliRunner
 from sqlglot import exp
 
+from cdc_pipeline.cli import main
 from cdc_pipeline.core.columns import Column
 from cdc_pipeline.core.errors import EraseRefusedError, QueryError
 from cdc_pipeline.core.names import day_of, safe_name
 from cdc_pipeline.lake.athena import athena_script, catalogued
 from cdc_pipeline.lake.cdc import build_cdc_day
 from cdc_pipeline.lake.current_state import publish_current_state
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.view_script import list_views, view_script
+from cdc_pipeline.settings import PATH_VARIABLE, load_settings
 from cdc_pipeline.transform.athena import Catalogued, athena_statements
 from cdc_pipeline_tests.lake.builder import MARGIN_US, START_US, LakeBuilder, change
 
@@ -186,6 +191,31 @@ def test_the_key_of_an_item_is_hashed_where_rules_hash_it(
     state = built.lake.tables.load("orders_current_state")
     assert state is not None
     assert with_key in state.scan().to_arrow()["_key"].to_pylist()
+
+
+def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = tmp_path / "settings.yaml"
+    said = "lake: lake\nhandover_margin_seconds: 2\ntables: [{name: orders}]\n"
+    settings.write_text(said, "utf-8")
+    monkeypatch.setenv(PATH_VARIABLE, str(settings))
+    built = LakeBuilder(Lake.open(load_settings()))
+    _fill(built)
+
+    def run(*arguments: str) -> list[str]:
+        done = CliRunner().invoke(main, arguments)
+        assert done.exit_code == 0, done.output
+        return done.output.splitlines()
+
+    assert (
+        run("athena-sql", "orders") == "".join(athena_script(built.lake, built.table)).splitlines()
+    )
+    assert run("athena-sql", "orders", "item", "--key", '{"pk": "a"}')[-1].endswith('"a"}}\';')
+    assert run("views", "orders") == list_views(built.lake, ["orders"])
+    script = "".join(view_script(built.lake)).splitlines()
+    assert run("views", "--sql")[1:] == script[1:]  # the first line tells the time
+    refused = CliRunner().invoke(main, ["athena-sql", "nothing"])
+    assert refused.exit_code == 1
+    assert "no table 'nothing'" in refused.output
 
 
 def _fill(built: LakeBuilder) -> Any:
