@@ -24,10 +24,12 @@ def look_for_losses(
     if losses is None or state.stream is None:
         return None
     since_us = minute(state.replicated_us or state.stream.recorded_us)
-    until_us = minute(min(now_us - losses.late_us, state.watermark_us))
-    # Before a switch to another transport, everything up to its cut.
-    last = state.cut is not None and until_us >= minute(state.cut.at_us)
-    if until_us - since_us < (_MINUTE_US if last else _LOOK_EVERY_US):
+    known_us = minute(now_us - losses.late_us)
+    until_us, least_us = min(known_us, minute(state.watermark_us)), _LOOK_EVERY_US
+    if state.cut is not None and state.watermark_us >= state.cut.at_us:
+        # Before a switch to another transport, everything up to the end of the cut's minute.
+        until_us, least_us = min(known_us, end_of_minute(state.cut.at_us)), _MINUTE_US
+    if until_us - since_us < least_us:
         return since_us
     try:
         lost = losses.count(since_us, until_us)
@@ -43,3 +45,8 @@ def look_for_losses(
 def minute(time_us: int) -> int:
     """The whole minute that a time is in."""
     return time_us // _MINUTE_US * _MINUTE_US
+
+
+def end_of_minute(time_us: int) -> int:
+    """The first whole minute that is not before a time."""
+    return -(-time_us // _MINUTE_US) * _MINUTE_US

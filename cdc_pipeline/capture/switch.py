@@ -13,7 +13,7 @@ so a run that was killed anywhere is followed by one that goes on from what is l
 from dataclasses import replace
 
 from cdc_pipeline.capture.continuity import beginnings, new_entry, unread_from_us
-from cdc_pipeline.capture.losses import minute
+from cdc_pipeline.capture.losses import end_of_minute
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.errors import SourceError
@@ -61,7 +61,8 @@ def switch(log: CaptureLog, source: Source, *, looked_us: int | None, ended: boo
     state = log.load()
     while state.cut is not None:
         at_us = state.cut.at_us
-        reached = state.watermark_us >= at_us and (looked_us is None or looked_us >= minute(at_us))
+        known = looked_us is None or looked_us >= end_of_minute(at_us)
+        reached = state.watermark_us >= at_us and known
         if not reached and not ended:
             return False
         if log.append(state, _switched(log, state, source, state.cut, reached)):
@@ -87,6 +88,7 @@ def _switched(log: CaptureLog, state: LogState, source: Source, cut: Cut, reache
         # What was written before came the other way.
         shards=beginnings(listed, cut.at_us),
         discovered_us=cut.at_us,
+        replicated_us=cut.at_us,
         gap=None if reached else gap,
     )
 

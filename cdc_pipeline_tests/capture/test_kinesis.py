@@ -98,6 +98,15 @@ class Bench:
                 return
         pytest.fail(f"the watermark stands still: {self.state(table)}")
 
+    def settle_switch(self) -> None:
+        """Capture until the log follows the transport, and knows what was not replicated."""
+        for _ in range(20):
+            self.capture()
+            self.clock.advance(60)
+        stream = self.state().stream
+        assert stream is not None
+        assert stream.transport == self.transport
+
     def state(self, table: str = "orders") -> LogState:
         lake, found = self.lake(table)
         return lake.log(found).load()
@@ -406,6 +415,40 @@ def test_a_stream_of_the_same_name_is_noticed(bench: Bench) -> None:
     changes = bench.sim.changes("orders")
     told = [c for c in changes if c not in (*lost, unseen)]
     assert sorted(landed) == sorted(to_json(canonical_item(c.new_image or {})) for c in told)
+
+
+@pytest.mark.parametrize("seconds", [1, 30, 59])
+def test_a_record_skipped_just_before_a_switch_away_is_a_gap(bench: Bench, seconds: int) -> None:
+    bench.settle()
+    bench.clock.advance(60 - bench.clock() % 60 + seconds)
+    bench.sim.skip_next("orders")
+    bench.sim.put("orders", item("a", skipped=n(1)))
+    bench.transport = "dynamodb_streams"
+    bench.settle_switch()
+    assert_in_gap(bench)
+
+
+@pytest.mark.parametrize("seconds", [0, 30, 90])
+def test_a_record_skipped_just_behind_a_switch_is_a_gap(bench: Bench, seconds: int) -> None:
+    bench.transport = "dynamodb_streams"
+    bench.settle()
+    bench.transport = "kinesis"
+    bench.capture()  # logs the cut, which the other transport has not reached
+    bench.clock.advance(1)
+    bench.sim.skip_next("orders")
+    bench.sim.put("orders", item("a", skipped=n(1)))
+    bench.clock.advance(seconds)
+    bench.settle_switch()
+    assert_in_gap(bench)
+
+
+def assert_in_gap(bench: Bench) -> None:
+    (skipped,) = bench.sim.changes("orders")
+    assert skipped.skipped
+    assert skipped.time_us not in [row["write_time_us"] for row in bench.landed()]
+    (gap,) = bench.state().gaps.values()
+    assert gap.cause == "not replicated"
+    assert gap.from_us <= skipped.time_us < gap.to_us
 
 
 @pytest.mark.slow
