@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cdc_pipeline.aws.kinesis import KinesisStreams
 from cdc_pipeline.capture.drain import (
     CaptureFailedError,
     CaptureOptions,
@@ -391,6 +392,20 @@ def test_reading_keeps_to_the_limits(tmp_path: Path, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr("cdc_pipeline.aws.shards._ATTEMPTS", 1)
         bench.capture(sleep=clock.sleep)
         assert len(bench.landed()) == 45
+
+
+def test_a_listing_whose_token_expires_begins_again(bench: Bench) -> None:
+    sim = bench.sim
+    for _ in range(700):
+        sim.merge_kinesis(STREAM, *sim.open_kinesis(STREAM))
+        sim.split_kinesis(STREAM, *sim.open_kinesis(STREAM))
+    late = faults.meanwhile(lambda: bench.clock.advance(301))
+    sim.faults.script("kinesis:ListShards", None, late)
+    found = KinesisStreams(session(sim), "orders").describe(sim.kinesis_arn(STREAM)).shards
+    there = {shard.shard_id: shard.parents for shard in sim.kinesis_shards(STREAM)}
+    assert {shard.shard_id: shard.parents for shard in found} == there
+    assert len(found) == 2102
+    assert [r.operation for r in sim.requests].count("kinesis:ListShards") == 5
 
 
 def test_a_stream_of_the_same_name_is_noticed(bench: Bench) -> None:
