@@ -57,6 +57,14 @@ def test_every_bad_row_is_told_and_nothing_is_added(path: Path, tmp_path: Path) 
     assert path.read_text() == BEFORE
 
 
+@pytest.mark.parametrize("row", ["a,b,c,d,e,f", "no good"])
+def test_one_bad_row_is_enough(path: Path, tmp_path: Path, row: str) -> None:
+    done = tables("add", "--no-check", "--from", listed(tmp_path, f"customers\n{row}\n"))
+    assert done.exit_code == 1
+    assert "row 2: " in done.stderr
+    assert path.read_text() == BEFORE
+
+
 def test_the_first_table_makes_the_file(path: Path) -> None:
     path.unlink()
     assert "say --lake" in tables("add", "orders").output

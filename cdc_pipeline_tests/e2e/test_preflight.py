@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -169,6 +170,24 @@ def test_denials_tell_the_statement(
             folder = resource.partition("/_cdc/")[0].partition("/stream/")[0]
             assert folder.removeprefix("arn:aws:dynamodb:") in resources
     assert world.stored() == set()
+
+
+def test_tables_that_aws_does_not_know_are_told_by_row(world: World, tmp_path: Path) -> None:
+    source, before = tmp_path / "tables.csv", world.settings_path.read_text()
+    source.write_text("bare\nnowhere\nkeys_only\nbare,us-west-1\n")
+    arguments = ["tables", "add", "--from", str(source), "--alias", ""]
+    refused = CliRunner().invoke(main, arguments)
+    assert refused.exit_code == 1
+    assert "row 4: tables 'bare' and 'bare' have one safe name" in refused.stderr
+    source.write_text("name,region,alias\nbare\nnowhere\nkeys_only\nbare,us-west-1,west\n")
+    refused = CliRunner().invoke(main, arguments)
+    told = [line.split(":")[0].strip() for line in refused.stderr.splitlines()[1:-1]]
+    assert told == ["row 3", "row 5"]
+    assert "ResourceNotFoundException" in refused.stderr
+    assert world.settings_path.read_text() == before
+    source.write_text("bare\nkeys_only\n")
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    assert [t.name for t in load_settings().tables] == ["good", "bare", "keys_only"]
 
 
 def test_folders_of_firehose(world: World, proxy: Recorder) -> None:

@@ -52,7 +52,7 @@ def _table(**parts: Any) -> dict[str, Any]:
     ("raw", "said"),
     [
         ({**_GOOD, "lakes": 1}, ["lakes: unknown key", "allowed: lake, database, region"]),
-        (_table(nmae="x"), ["tables.0.nmae: unknown key", "allowed: name, transport, owner"]),
+        (_table(nmae="x"), ["tables.0.nmae: unknown key", "allowed: name, transport, "]),
         (
             _table(snapshot={"when": 1}),
             ["tables.0.snapshot.when: unknown key", "allowed: first, schedule"],
