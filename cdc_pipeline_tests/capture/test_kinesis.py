@@ -29,7 +29,7 @@ from cdc_pipeline_tests.lake.builder import START_US, LakeBuilder, plain_view
 from cdc_pipeline_tests.simulators import faults
 from cdc_pipeline_tests.simulators.clients import session, use
 from cdc_pipeline_tests.simulators.clock import SimulatedClock
-from cdc_pipeline_tests.simulators.kinesis_model import HASHES
+from cdc_pipeline_tests.simulators.kinesis_model import HASHES, Precision
 from cdc_pipeline_tests.simulators.kinesis_server import KinesisSimulator
 
 HOUR = 3600
@@ -243,6 +243,30 @@ def test_a_trimmed_position_without_an_error_is_a_gap(bench: Bench) -> None:
     assert there.time_us < bench.state().watermark_us
 
 
+def test_a_late_change_in_a_shard_that_no_listing_showed(bench: Bench) -> None:
+    """What is still on its way may come by a shard that begins only then."""
+    sim = bench.sim
+    bench.settle()
+    sim.hold("orders")
+    sim.put("orders", item("a"))
+    bench.clock.advance(15)
+    bench.capture()
+    for shard in sim.open_kinesis(STREAM):
+        sim.split_kinesis(STREAM, shard)
+    sim.release("orders")
+    (change,) = sim.changes("orders")
+    denied = faults.error("AccessDeniedException")
+    child = change.deliveries[0].shard_id
+    sim.faults.always("kinesis:GetRecords", denied, shard=child)
+    with pytest.raises(CaptureFailedError, match=child):
+        bench.capture()
+    assert bench.landed() == []
+    assert bench.state().watermark_us <= change.time_us
+    sim.faults.clear()
+    bench.settle()
+    assert len(bench.landed()) == 1
+
+
 def test_a_longer_retention_saves_what_would_be_lost(bench: Bench) -> None:
     bench.sim.set_retention(STREAM, 48)
     bench.capture()
@@ -398,7 +422,7 @@ def test_a_listing_whose_token_expires_begins_again(bench: Bench) -> None:
     sim = bench.sim
     for _ in range(700):
         sim.merge_kinesis(STREAM, *sim.open_kinesis(STREAM))
-        sim.split_kinesis(STREAM, *sim.open_kinesis(STREAM))
+        sim.split_kinesis(STREAM, sim.open_kinesis(STREAM)[0])
     late = faults.meanwhile(lambda: bench.clock.advance(301))
     sim.faults.script("kinesis:ListShards", None, late)
     found = KinesisStreams(session(sim), "orders").describe(sim.kinesis_arn(STREAM)).shards
@@ -484,12 +508,13 @@ def test_a_table_goes_from_one_transport_to_the_other_and_back(bench: Bench) -> 
                 sim.put("orders", item(f"k{key}", n=n(number)))
             clock.advance(0.002)
 
-    for transport, precision in (
+    legs: tuple[tuple[str, Precision], ...] = (
         ("dynamodb_streams", None),
         ("kinesis", "MICROSECOND"),
         ("dynamodb_streams", "MICROSECOND"),
         ("kinesis", None),
-    ):
+    )
+    for transport, precision in legs:
         bench.transport = transport
         sim.set_precision("orders", precision)
         for seconds in (0.3, 0.9, 1, 5, 20, 61, 61, 61):

@@ -505,6 +505,14 @@ FOUND: dict[str, list[Step]] = {
         ("advance", 13 * HOUR),
         ("write", [8]),
     ],
+    "a retention that was lowered": [
+        ("retention", 48),
+        ("capture",),
+        ("capture",),
+        ("write", [0]),
+        ("advance", DAY),
+        ("retention", 24),
+    ],
     "there and back in one microsecond": [("write", [4]), ("tick", 1), ("write", [8, 4, 8, 4])],
     "there and back, twice, in one millisecond, told late": [
         ("precision", None),
