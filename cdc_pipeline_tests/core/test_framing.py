@@ -95,6 +95,11 @@ def test_a_stretch_without_end_is_given_in_parts() -> None:
     assert max(len(piece.raw) for piece in found) < 1200
 
 
+def test_a_record_that_the_bound_cuts_is_not_part_of_the_stretch_before_it() -> None:
+    data = b"}" * 950 + json.dumps(_record(1)).encode()
+    assert _records(_cut(data, 100, most=1000)) == [_record(1)]
+
+
 def test_unknown_records_are_given_one_by_one() -> None:
     assert [p.value for p in _cut(b'{"a":1}{"b":2} {"c":3}')] == [{"a": 1}, {"b": 2}, {"c": 3}]
 
