@@ -91,11 +91,6 @@ class ShardState:
     rows: int = 0
     adjacent_id: str | None = None
 
-    @property
-    def parents(self) -> tuple[str, ...]:
-        """The ids of its parents: none, one, or the two of a merge."""
-        return tuple(p for p in (self.parent_id, self.adjacent_id) if p is not None)
-
 
 @dataclass(frozen=True)
 class LandedObject:

@@ -22,6 +22,7 @@ from cdc_pipeline.lake.store import LocalStore
 from cdc_pipeline.settings import Table, parse_settings
 from cdc_pipeline_tests.simulators.clients import session, use
 from cdc_pipeline_tests.simulators.clock import SimulatedClock
+from cdc_pipeline_tests.simulators.faults import error
 from cdc_pipeline_tests.simulators.kinesis_server import KinesisSimulator
 
 KINESIS, STREAMS = "kinesis", "dynamodb_streams"
@@ -328,6 +329,49 @@ def test_a_switch_that_cannot_be_finished_is_taken_back_with_a_gap(bench: Bench)
     assert state.generation == 3
     assert state.watermark_us > gap.to_us
     bench.check()  # nothing was left out yet, so all of it came by the stream
+
+
+def test_losses_that_may_not_be_asked_for_are_a_warning_until_they_may(bench: Bench) -> None:
+    bench.transport = KINESIS
+    bench.capture()
+    bench.sim.faults.always("cloudwatch:GetMetricStatistics", error("AccessDenied"))
+    bench.write()
+    bench.sim.skip_next("orders")
+    bench.write()
+    bench.clock.advance(900)
+    captured = bench.capture()
+    (warning,) = captured.result.warnings
+    assert "cloudwatch:GetMetricStatistics" in warning
+    assert bench.state().gaps == {}
+    bench.sim.faults.clear()
+    bench.capture()
+    (gap,) = bench.state().gaps.values()
+    (skipped,) = [c for c in bench.sim.changes("orders") if c.skipped]
+    assert gap.from_us <= skipped.written_us < gap.to_us
+
+
+def test_a_switch_does_not_wait_for_who_may_not_ask(bench: Bench) -> None:
+    bench.transport = KINESIS
+    bench.capture()
+    bench.sim.faults.always("cloudwatch:GetMetricStatistics", error("AccessDenied"))
+    bench.write()
+    bench.switch_to(STREAMS)
+    bench.settle()
+    bench.check()
+
+
+def test_what_kinesis_lost_before_the_cut_is_a_gap(bench: Bench) -> None:
+    bench.transport = KINESIS
+    bench.capture()
+    bench.write()
+    bench.transport = STREAMS
+    bench.sim.skip_next("orders")
+    bench.write(1)
+    bench.switch_to(STREAMS)
+    (gap,) = bench.state().gaps.values()
+    (skipped,) = [c for c in bench.sim.changes("orders") if c.skipped]
+    assert gap.cause == "not replicated"
+    assert gap.from_us <= skipped.written_us < gap.to_us
 
 
 def _kill_behind_the_cut(bench: Bench) -> Callable[[Entry], None]:
