@@ -114,7 +114,8 @@ class Bench:
             found.setdefault(change.keys, []).append(change.new_image)
         truth: dict[str, list[str | None]] = {}
         for change in self.sim.changes("orders"):
-            image = change.new_image and to_json(canonical_item(change.new_image))
+            new = change.new_image
+            image = to_json(canonical_item(new)) if new else None
             truth.setdefault(to_json(canonical_item(change.keys)), []).append(image)
         assert found == truth
 
