@@ -281,7 +281,7 @@ class _Run:
                     self.source.shards,
                     self.source.reading,
                     self._stream(),
-                    self._start(shard, listed.starting),
+                    self._start(shard, listed),
                     self.pending,
                     self.reading,
                     self.stop,
@@ -293,10 +293,11 @@ class _Run:
         hours = min(self.stream.retention_hours, self.retention_hours)
         return replace(self.stream, retention_hours=hours)
 
-    def _start(self, shard: ShardState, starting: str | None) -> Start:
+    def _start(self, shard: ShardState, listed: Shard) -> Start:
         cut = self.state.cut
         unread_us = unread_since_us(self.state, shard)
-        return Start(shard, starting, unread_us, cut.at_us if cut else None)
+        before_us = cut.at_us if cut else None
+        return Start(shard, listed.starting, unread_us, before_us, listed.is_open)
 
     def _settle(self, future: Future[ShardState]) -> str:
         """Take over where a reader stopped. One that failed does not stop the others."""

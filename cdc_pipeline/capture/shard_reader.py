@@ -44,13 +44,15 @@ class Start:
 
     `starting`: the shard's first sequence number as listed, None if unknown. `unread_since_us`:
     changes written since then have not been read by anyone. `before_us`: changes written then or
-    later come another way and are left out, None: there is no other.
+    later come another way and are left out, None: there is no other. `is_open`: more may be written
+    to it; a closed one has an end, which its children wait for.
     """
 
     shard: ShardState
     starting: str | None
     unread_since_us: int
     before_us: int | None = None
+    is_open: bool = True
 
 
 def read_shard(
@@ -106,7 +108,8 @@ def read_shard(
             skipped = parsed.skipped + len(parsed.changes) - len(changes)
             size = page.size if page.records else 0
             pending.add(shard, changes, parsed.unreadable, size, skipped)
-        if page.next_iterator is None or max(read_to.tip_us, shard.read_to_us) >= options.until_us:
+        at_tip = max(read_to.tip_us, shard.read_to_us) >= options.until_us
+        if page.next_iterator is None or (at_tip and start.is_open):
             break
         iterator = page.next_iterator
         pause = reading.pause(page, options.poll_seconds)

@@ -209,6 +209,21 @@ def test_a_merge_waits_for_both_parents(bench: Bench, late: int) -> None:
     assert len(bench.landed()) == 40
 
 
+def test_one_run_reads_a_whole_lineage(bench: Bench) -> None:
+    """Also where the answer with a closed shard's last record does not say yet that it is that."""
+    bench.sim.end_with_empty_pages()
+    bench.capture()
+    shards = bench.sim.open_kinesis(STREAM)
+    for _ in range(3):
+        write(bench, 1)
+        shards = bench.sim.split_kinesis(STREAM, bench.sim.merge_kinesis(STREAM, *shards))
+    write(bench, 1)
+    bench.capture()
+    assert len(bench.landed()) == 40
+    reading = [s.shard_id for s in bench.state().shards.values() if s.status == "reading"]
+    assert sorted(reading) == sorted(shards)
+
+
 def test_a_split_of_one_of_two_roots(bench: Bench) -> None:
     """Only half of a stream's hash range is split, at a hash that is not its middle."""
     left, right = bench.sim.open_kinesis(STREAM)

@@ -513,6 +513,18 @@ FOUND: dict[str, list[Step]] = {
         ("advance", DAY),
         ("retention", 24),
     ],
+    "shards that ended without saying so at once": [
+        ("write", [0]),
+        ("split", 0),
+        ("write", [0]),
+        ("merge", 0),
+        ("write", [0]),
+        ("capture",),
+        ("split", 0),
+        ("write", [0]),
+        ("merge", 0),
+        ("write", [0]),
+    ],
     "there and back in one microsecond": [("write", [4]), ("tick", 1), ("write", [8, 4, 8, 4])],
     "there and back, twice, in one millisecond, told late": [
         ("precision", None),
@@ -557,6 +569,6 @@ def test_any_story_lands_every_change_or_says_what_is_missing(
 @pytest.mark.parametrize("name", FOUND)
 def test_stories_that_failed_once(sim: ReusedKinesis, parts: Parts, name: str) -> None:
     for shards in (1, 2):
-        for by_partition_key in (True, False):
-            how = KinesisBehaviour(shards=shards, by_partition_key=by_partition_key)
+        for unusual in (True, False):
+            how = KinesisBehaviour(shards=shards, empty_end=unusual, by_partition_key=not unusual)
             tell(sim, parts, how, FOUND[name])

@@ -36,7 +36,7 @@ class KinesisSimulator(StreamsSimulator):
         super().__init__(clock=clock, seed=seed, strict_trim=strict_trim, exact_bounds=exact_bounds)
         self._kinesis = KinesisModel(self.clock, seed, exact_bounds=exact_bounds)
         self._model = self._kinesis
-        self._service = KinesisService(
+        self._service = self._kinesis_service = KinesisService(
             self._kinesis,
             strict_trim=strict_trim,
             limits=limits,
@@ -85,6 +85,11 @@ class KinesisSimulator(StreamsSimulator):
         """The distribution AUTO of on-demand streams: any record goes to any shard."""
         with self._lock:
             self._kinesis.kinesis[stream].by_partition_key = False
+
+    def end_with_empty_pages(self) -> None:
+        """From now on, see `empty_end`."""
+        with self._lock:
+            self._kinesis_service.empty_end = True
 
     def split_kinesis(self, stream: str, shard_id: str, at: int | None = None) -> list[str]:
         """Close an open shard, give the two parts of its range to children; their ids."""

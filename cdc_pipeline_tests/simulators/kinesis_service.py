@@ -56,7 +56,7 @@ class KinesisService(StreamsService):
         super().__init__(model, strict_trim=strict_trim)
         self._kinesis = model
         self._limits = limits
-        self._empty_end = empty_end
+        self.empty_end = empty_end
         self._metric_lag = metric_lag_seconds
         more: dict[str, tuple[Callable[[Request], Any], Collection[str]]] = {
             "DescribeKinesisStreamingDestination": (self._describe_destination, ("TableName",)),
@@ -237,7 +237,7 @@ class KinesisService(StreamsService):
         behind = now - shard.records[end].arrived if end < len(shard.records) else 0
         rest: dict[str, Any] = {"MillisBehindLatest": max(0, int(behind * 1000))}
         ended = end == len(shard.records) and not shard.is_open
-        if ended and not (self._empty_end and end > index):
+        if ended and not (self.empty_end and end > index):
             rest["ChildShards"] = [_child(s) for s in stream.shards.values() if _is_child(s, shard)]
         else:
             rest["NextShardIterator"] = self._iterator(stream, shard, end)
