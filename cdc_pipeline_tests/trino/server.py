@@ -1,8 +1,8 @@
 """A real Trino over the local AWS: its engine and connectors by Maven, started as a child.
 
 The whole server (1 GB) is not needed: `Serve.java` starts the engine with the two connectors that
-read a lake, in the HTTP server that Trino's own tests use. Of the versions that run on Java 17 it is
-the newest whose parts Maven could resolve.
+read a lake, in the HTTP server that Trino's own tests use. Of the versions that run on Java 17 it
+is the newest whose parts Maven could resolve.
 """
 
 import base64
