@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -62,7 +63,7 @@ def quick() -> Iterator[SandboxProcess]:
 def driven(
     quick: SandboxProcess, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[set[Observed], Policies]]:
-    """What a lake of three tables called in all that it does, and the policies for it."""
+    """What a lake of four tables called in all that it does, and the policies for it."""
     direct = make_world(quick, tmp_path_factory.mktemp("iam"), "s3")
     with pytest.MonkeyPatch.context() as patch, Recorder(quick.endpoint_url) as recorder:
         patch.setattr("cdc_pipeline.capture.increments.WAIT_SECONDS", 0.2)
@@ -74,6 +75,11 @@ def driven(
             "orders",
             {"name": "people", "transport": "kinesis", "kinesis": {"late_seconds": 0}},
             {"name": "orders", "alias": "away", "role_arn": ROLE},
+            {
+                "name": "landed",
+                "transport": "firehose",
+                "firehose": {"prefixes": [f"s3://{world.bucket}/raw/"], "lag_minutes": 0},
+            },
             export={"bucket": world.bucket, "poll_seconds": 0.05, "least_window_minutes": 0.0001},
             alarms={"sns_topic": topic},
         )
@@ -91,7 +97,7 @@ def _make_sources(world: World) -> None:
     world.client("sns").create_topic(Name="alarms")
     let_in(world)
     away = in_other_account(world, REGION)
-    for place, name in ((world, "orders"), (world, "people"), (away, "orders")):
+    for place, name in ((world, "orders"), (world, "people"), (world, "landed"), (away, "orders")):
         place.make_table(name)
         place.put(name, "a")
     kinesis = world.client("kinesis")
@@ -108,7 +114,13 @@ def _make_sources(world: World) -> None:
 def _drive(world: World, direct: World) -> None:
     """All that the pipeline does with its tables, once."""
     lake = world.lake()
+    direct.client("s3").put_object(
+        Bucket=direct.bucket, Key=f"raw/{datetime.now(UTC):%Y/%m/%d}/a", Body=b'{"not": "a change"}'
+    )
+    assert world.capture("landed").quarantined == 1
     for table in lake.settings.tables:
+        if table.transport == "firehose":
+            continue
         world.bootstrap(table.label)
         world.build_cdc(table.label)
         table_status(lake, table)
