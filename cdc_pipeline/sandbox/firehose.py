@@ -176,7 +176,8 @@ class Deliveries:
         transformed, failed = await self._transformed(stream, config, records)
         body, unconverted = _concatenated(transformed), []
         if conversion := _conversion(config):
-            body, unconverted = self._converted(conversion, transformed)
+            # In a thread, as the function is: meanwhile other requests are answered.
+            body, unconverted = await asyncio.to_thread(self._converted, conversion, transformed)
         if body:
             await self._write(stream, config, records, body)
         for kind, failures in ((PROCESSING_FAILED, failed), (CONVERSION_FAILED, unconverted)):

@@ -21,6 +21,7 @@ from cdc_pipeline.sandbox.firehose import Deliveries
 from cdc_pipeline.sandbox.journal import Clock
 from cdc_pipeline.sandbox.kinesis import Replication, Shards
 from cdc_pipeline.sandbox.principals import ForeignBuckets, remember_caller
+from cdc_pipeline.sandbox.process import apply_environment
 from cdc_pipeline.sandbox.stacks import Stacks
 from cdc_pipeline.sandbox.streams import Writes, own_ttl
 
@@ -100,6 +101,8 @@ def _prepare_environment(port: int) -> None:
     for name in _EMULATOR_UNSET:
         os.environ.pop(name, None)
     os.environ.update(_EMULATOR_ENVIRONMENT, GATEWAY_PORT=str(port))
+    # Lambda functions inherit it: whatever AWS our caller's shell means, theirs is this one.
+    apply_environment(os.environ, f"http://{HOST}:{port}")
 
 
 def _import_emulator() -> "_Emulator":
@@ -116,9 +119,8 @@ def _import_emulator() -> "_Emulator":
         )
     from ministack import app
     from ministack.services import cloudwatch, dynamodb, firehose, glue, kinesis, s3
-    from ministack.services.cloudformation import provisioners
 
-    return _Emulator(app, cloudwatch, dynamodb, firehose, glue, kinesis, provisioners, s3)
+    return _Emulator(app, cloudwatch, dynamodb, firehose, glue, kinesis, s3)
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,6 @@ class _Emulator:
     firehose: Any
     glue: Any
     kinesis: Any
-    provisioners: Any
     s3: Any
 
 
@@ -155,7 +156,7 @@ class _Sandbox:
         self._exports.install()
         Replication(dynamodb, emulator.kinesis, emulator.cloudwatch, writes).install()
         Shards(emulator.kinesis).install()
-        Stacks(emulator.provisioners, dynamodb).install()
+        Stacks(emulator.app, dynamodb).install()
         self._deliveries = Deliveries(emulator.firehose, emulator.kinesis, emulator.glue, s3)
         self._deliveries.install()
         self._control = Control(self._orders(), self._state)

@@ -12,13 +12,30 @@ _HANDLED = "AWS::DynamoDB::Table"
 class Stacks:
     """Applies what the emulator leaves out through the operations that AWS would use."""
 
-    def __init__(self, provisioners: Any, dynamodb: Any) -> None:
-        self._provisioners = provisioners
+    def __init__(self, emulator: Any, dynamodb: Any) -> None:
+        self._emulator = emulator
         self._dynamodb = dynamodb
+        self._installed = False
 
     def install(self) -> None:
-        """Replace the emulator's functions; once per process."""
-        module = self._provisioners
+        """Replace the emulator's functions once it needs them; once per process.
+
+        CloudFormation imports every other service and DuckDB, which most sandboxes never need.
+        """
+        load = self._emulator._get_module
+
+        def get_module(name: str) -> Any:
+            module = load(name)
+            if name == "cloudformation" and not self._installed:
+                self._installed = True
+                self._replace()
+            return module
+
+        self._emulator._get_module = get_module
+
+    def _replace(self) -> None:
+        from ministack.services.cloudformation import provisioners as module
+
         create, update = module._ddb_create, module._ddb_update
         handlers = module._RESOURCE_HANDLERS[_HANDLED]
         # The update of a table that is replaced calls the module's own `_ddb_create`.

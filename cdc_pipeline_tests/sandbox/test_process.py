@@ -1,5 +1,7 @@
 """The child process: what it binds, how it starts, fails and ends, and the clients' environment."""
 
+import io
+import json
 import os
 import signal
 import socket
@@ -7,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import zipfile
 from pathlib import Path
 
 import boto3
@@ -269,6 +272,29 @@ def test_environment_isolates_from_real_aws(sandbox: SandboxProcess) -> None:
     )
     assert done.stderr == ""
     assert done.stdout.split() == [sandbox.endpoint_url] * 4 + ["000000000000"]
+
+
+def test_functions_reach_their_own_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_PROFILE", "production")
+    code = "import os\n\ndef handler(event, context):\n    return dict(os.environ)\n"
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("code.py", code)
+    with SandboxProcess() as process:
+        monkeypatch.undo()  # it is for the sandbox, not for our client
+        lambdas = connect(process.endpoint_url).lambdas
+        lambdas.create_function(
+            FunctionName="environment",
+            Runtime="python3.12",
+            Handler="code.handler",
+            Role="arn:aws:iam::000000000000:role/any",
+            Code={"ZipFile": content.getvalue()},
+        )
+        found = json.loads(lambdas.invoke(FunctionName="environment")["Payload"].read())
+        assert found["AWS_ENDPOINT_URL"] == process.endpoint_url
+        assert not {"AWS_ENDPOINT_URL_S3", "AWS_PROFILE"} & found.keys()
 
 
 def test_environment_is_applied_to_this_process(
