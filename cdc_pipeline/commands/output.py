@@ -1,6 +1,5 @@
 """How commands print for people."""
 
-import os
 import sys
 
 from rich.console import Console
@@ -8,5 +7,4 @@ from rich.console import Console
 
 def console() -> Console:
     """As wide as the terminal; wide enough for a table where there is none."""
-    known = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(width=None if known else 200)
+    return Console(width=None if sys.stdout.isatty() else 200)

@@ -532,7 +532,8 @@ def test_killed_at_any_step_nothing_is_lost_or_doubled(
             scene.finish(lake)
             check_lake(scene, lake)
             assert read_all(scene, lake) == undisturbed, where
-        if not died.killed:
+        # On a busy machine a run may land in fewer batches than the first, so in fewer steps.
+        if not died.killed and number > len(whole.steps):
             break
     seconds = time.monotonic() - begun
     print(f"\n{name}: {len(whole.steps)} steps, {killed.total()} kills, {seconds:.0f} s: {killed}")
