@@ -41,7 +41,7 @@ from cdc_pipeline_tests.simulators.streams_model import Record, StreamsModel
 from cdc_pipeline_tests.simulators.streams_server import StreamsSimulator
 from cdc_pipeline_tests.simulators.streams_service import StreamsService
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 LONG = int(os.environ.get("CDC_PIPELINE_STORIES", "0"))
 HOUR = 3600
