@@ -34,6 +34,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         patch.setattr("cdc_pipeline.capture.losses._LOOK_EVERY_US", 1_000_000)
         patch.setattr("cdc_pipeline.capture.increments.WAIT_SECONDS", 0.2)
         made.make_table("orders")
+        time.sleep(1)  # so that recovery reaches back to the whole second in which capture begins
         made.client("kinesis").create_stream(StreamName="changes", ShardCount=2)
         _turn_destination(made, on=True)
         _configure(made, "kinesis")
