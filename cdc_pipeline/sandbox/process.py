@@ -216,7 +216,8 @@ def local_client(service: str) -> object:
     """A boto3 client from this process's environment, which must point at a sandbox."""
     import boto3
 
-    return boto3.client(service)  # type: ignore[call-overload]
+    # boto3's default session would keep the account and the endpoint that it saw first.
+    return boto3.Session().client(service)  # type: ignore[call-overload]
 
 
 def child_environment() -> dict[str, str]:
