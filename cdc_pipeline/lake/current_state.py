@@ -26,7 +26,7 @@ from cdc_pipeline.core.log_parts import Baseline, LandedObject
 from cdc_pipeline.core.masking import Masking
 from cdc_pipeline.lake.contract import pinned_types, require_contract
 from cdc_pipeline.lake.duck import (
-    arrow_table,
+    arrow_batches,
     files_relation,
     landed_relation,
     open_duckdb,
@@ -49,6 +49,7 @@ from cdc_pipeline.transform.shred import NARROW_SCHEMA, typed_schema
 from cdc_pipeline.transform.sql import load_sql
 
 _TOMBSTONE_DAYS = 35
+_BATCH_ROWS = 100_000
 _TYPES, _SEEN = "types", "rules_seen"
 _TOMBSTONE_SCHEMA = pa.schema([NARROW_SCHEMA.field(n) for n in ("item_key", "order_key")]).append(
     NARROW_SCHEMA.field("write_time_us")
@@ -309,9 +310,9 @@ def create_winners(
     delta: list[LandedObject],
     until_us: int | None = None,
 ) -> IcebergTable | None:
-    """View `tombstones`, view `changes` and table `winners`: the last change of each item.
+    """View `tombstones`, view `changes` and table `winners`: where each item's last change stands.
 
-    All are masked as the settings say, `changes` has the rows of `winners` at least. Tombstones
+    All are masked as the settings say, `changes` has those rows at least. Tombstones
     that are masked otherwise are left out, where they are younger than the base their delta has
     them all. `until_us`: changes written later do not count. Returns the tombstones' table as it
     was read.
@@ -346,10 +347,7 @@ def _mask_winners(connection: duckdb.DuckDBPyConnection, masking: Masking) -> No
             "FROM changes AS c JOIN winners AS w ON w.place = c.place"
         )
     connection.execute("CREATE OR REPLACE TEMP VIEW changes AS SELECT * FROM masked_changes")
-    connection.execute(
-        "CREATE OR REPLACE TEMP TABLE winners AS "
-        "SELECT item_key, order_key, op, write_time_us, place FROM changes"
-    )
+    connection.execute("CREATE OR REPLACE TEMP TABLE winners AS SELECT place FROM changes")
 
 
 def create_effective(connection: duckdb.DuckDBPyConnection) -> None:
@@ -357,7 +355,10 @@ def create_effective(connection: duckdb.DuckDBPyConnection) -> None:
 
     Read it, if `base` is masked, within `masking_functions`. `winners` goes: memory is bounded.
     """
+    # Joined as written: DuckDB cannot know that winners are few, and would rather hold the base.
+    connection.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'")
     connection.execute(f"CREATE OR REPLACE TEMP TABLE effective AS {load_sql('effective')}")
+    connection.execute("RESET disabled_optimizers")
     connection.execute("DROP TABLE winners")
 
 
@@ -380,15 +381,16 @@ def _replace_tombstones(
 ) -> None:
     """Commit the tombstones after this fold, those too old to matter left out."""
     kept_from = datetime.now(UTC) - timedelta(days=_TOMBSTONE_DAYS)
-    found = arrow_table(
-        connection,
-        f"SELECT * FROM ({load_sql('tombstones')}) WHERE write_time_us >= ?",
-        [int(kept_from.timestamp() * 1_000_000)],
+    sql = (
+        f"SELECT {', '.join(_TOMBSTONE_SCHEMA.names)} FROM ({load_sql('tombstones')}) "
+        f"WHERE write_time_us >= {int(kept_from.timestamp() * 1_000_000)}"
     )
-    rows = found.select(_TOMBSTONE_SCHEMA.names).cast(_TOMBSTONE_SCHEMA)
+    found = arrow_batches(connection, sql, _BATCH_ROWS)
+    batches = (batch.cast(_TOMBSTONE_SCHEMA) for batch in found)
+    rows = pa.RecordBatchReader.from_batches(_TOMBSTONE_SCHEMA, batches)
     name = f"{table.safe_name}_tombstones"
     shows_too_much = stones is not None and not masking.made(published_rules(stones))
     properties = {PUBLISHED: masking.fingerprint}
-    committed = lake.tables.replace(name, rows.to_reader(), properties, over=stones)
+    committed = lake.tables.replace(name, rows, properties, over=stones)
     if shows_too_much:
         forget_earlier(lake, committed)

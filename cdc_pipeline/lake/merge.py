@@ -82,16 +82,17 @@ def _delta_tables(
 
     A change that an older tombstone rules out is in neither. Returns the merged columns.
     """
-    effective = (
-        "FROM winners AS w LEFT JOIN tombstones AS t ON t.item_key = w.item_key "
-        "WHERE (t.item_key IS NULL OR w.order_key >= t.order_key)"
-    )
     keys, items = _temporary(table, _TOUCHED), _temporary(table, _FRESH)
-    connection.execute(f"CREATE TEMP TABLE {keys} AS SELECT w.item_key, w.order_key {effective}")
+    connection.execute(
+        f"CREATE TEMP TABLE {keys} AS SELECT c.item_key, c.order_key, c.op, c.place "
+        "FROM changes AS c JOIN winners AS w ON w.place = c.place "
+        "LEFT JOIN tombstones AS t ON t.item_key = c.item_key "
+        "WHERE (t.item_key IS NULL OR c.order_key >= t.order_key)"
+    )
     fresh = arrow_table(
         connection,
-        "SELECT c.item_key, c.order_key, c.item, c.write_time_us FROM changes AS c JOIN "
-        f"(SELECT w.place {effective} AND w.op <> 'D') AS e ON e.place = c.place",
+        "SELECT c.item_key, c.order_key, c.item, c.write_time_us "
+        f"FROM changes AS c JOIN {keys} AS k ON k.place = c.place WHERE k.op <> 'D'",
     )
     stats = prior_stats(base.table)
     for name, seen in collect_stats(fresh.to_batches(_BATCH_ROWS)).items():
