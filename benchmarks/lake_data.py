@@ -12,8 +12,8 @@ START_US = 1_763_712_000_000_000
 """When the base was exported."""
 
 SNAPSHOT = order_key(1, SNAPSHOT_POSITION)
-_CHANGE_PREFIX = order_key(1, position(1, 0))[:-12]
-"""An order key of a change without the last digits, which count the changes."""
+_CHANGE_PREFIX = order_key(1, position(1, 0))[:-16]
+"""An order key of a change without its last digits: its time in microseconds, as Kinesis has it."""
 
 # Hashes instead of random(): the same rows on every run, whatever the threads do.
 _MACROS = """
@@ -46,7 +46,7 @@ FROM range({{items}}) AS r(k)
 # Keys are drawn from a Zipf distribution over more keys than the base has, hot ones everywhere;
 # some changes are delivered twice.
 _CHANGES = f"""
-SELECT key_of(k) AS item_key, '{_CHANGE_PREFIX}' || printf('%012d', i) AS order_key,
+SELECT key_of(k) AS item_key, '{_CHANGE_PREFIX}' || ({START_US} + i * 1000) AS order_key,
        CASE WHEN chance(i, 2) < 0.03 THEN 'D' ELSE 'U' END AS op,
        CASE WHEN chance(i, 2) < 0.03 THEN NULL ELSE item_of(k, i + 1000000000) END AS item,
        {START_US} + i * 1000 AS write_time_us
@@ -59,7 +59,7 @@ FROM (
 # Of items that the base does not have: some changes are older, some newer.
 _TOMBSTONES = f"""
 SELECT key_of(k) AS item_key,
-       '{_CHANGE_PREFIX}' || printf('%012d', CAST(chance(k, 3) * {{changes}} AS BIGINT))
+       '{_CHANGE_PREFIX}' || ({START_US} + CAST(chance(k, 3) * {{changes}} AS BIGINT) * 1000)
            AS order_key,
        CAST({START_US} AS BIGINT) AS write_time_us
 FROM range({{items}}, {{keys}}, 10) AS r(k)
@@ -79,6 +79,12 @@ class Inputs:
     def relation(self, name: str) -> str:
         """SQL for one of them."""
         return f"read_parquet({literal(self.path(name))})"
+
+    def order_keys(self) -> tuple[str, str]:
+        """Of the changes, the least and the greatest."""
+        found = duckdb.sql(f"SELECT min(order_key), max(order_key) FROM {self.relation('changes')}")
+        (keys,) = found.fetchall()
+        return keys
 
 
 def write_inputs(folder: Path, items: int, changes: int) -> Inputs:

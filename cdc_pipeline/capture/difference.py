@@ -16,8 +16,9 @@ from cdc_pipeline.capture.sample import Difference
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.log_parts import Baseline
 from cdc_pipeline.core.masking import Masking
-from cdc_pipeline.lake.current_state import Base, create_base, create_effective, create_winners
+from cdc_pipeline.lake.current_state import Base
 from cdc_pipeline.lake.duck import files_relation, landed_relation, open_duckdb
+from cdc_pipeline.lake.folding import create_base, create_effective, create_winners
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.masked import masked, masking_functions, masking_of
 from cdc_pipeline.lake.tables import data_files

@@ -25,35 +25,29 @@ from cdc_pipeline.core.errors import NotReadyError
 from cdc_pipeline.core.log_parts import Baseline, LandedObject
 from cdc_pipeline.core.masking import Masking
 from cdc_pipeline.lake.contract import pinned_types, require_contract
-from cdc_pipeline.lake.duck import (
-    arrow_batches,
-    files_relation,
-    landed_relation,
-    open_duckdb,
-    place_in,
+from cdc_pipeline.lake.duck import arrow_batches, open_duckdb
+from cdc_pipeline.lake.folding import (
+    TOMBSTONE_SCHEMA,
+    create_base,
+    create_effective,
+    create_winners,
 )
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.masked import (
     PUBLISHED,
     forget_earlier,
-    masked,
     masking_functions,
     masking_of,
     published_rules,
-    require_maskable_keys,
 )
 from cdc_pipeline.lake.tables import data_files, table_property
 from cdc_pipeline.lake.typed import TypedResult, prior_columns, prior_stats, replace_typed
 from cdc_pipeline.settings import Table
-from cdc_pipeline.transform.shred import NARROW_SCHEMA, typed_schema
 from cdc_pipeline.transform.sql import load_sql
 
 _TOMBSTONE_DAYS = 35
 _BATCH_ROWS = 100_000
 _TYPES, _SEEN = "types", "rules_seen"
-_TOMBSTONE_SCHEMA = pa.schema([NARROW_SCHEMA.field(n) for n in ("item_key", "order_key")]).append(
-    NARROW_SCHEMA.field("write_time_us")
-)
 
 
 @dataclass(frozen=True)
@@ -287,88 +281,13 @@ def _plan(
     return plan
 
 
-def create_base(
-    connection: duckdb.DuckDBPyConnection, table: Table, files: list[str], masking: Masking
-) -> None:
-    """View `base`: the items in `files`, to be masked; read it within `masking_functions`.
-
-    `place` tells its rows apart, in every reading of the view.
-    """
-    items = files_relation(connection, files, typed_schema([]))
-    require_maskable_keys(connection, table, masking, f"SELECT _key FROM {items}")
-    connection.execute(
-        f"CREATE OR REPLACE TEMP VIEW base AS SELECT {masked(masking, '_key')} AS item_key, "
-        f"_order_key AS order_key, {masked(masking, '_item')} AS item, "
-        f"_write_time_us AS write_time_us, {place_in(files)} AS place FROM {items}"
-    )
-
-
-def create_winners(
-    connection: duckdb.DuckDBPyConnection,
-    lake: Lake,
-    table: Table,
-    delta: list[LandedObject],
-    until_us: int | None = None,
-) -> IcebergTable | None:
-    """View `tombstones`, view `changes` and table `winners`: where each item's last change stands.
-
-    All are masked as the settings say, `changes` has those rows at least. Tombstones
-    that are masked otherwise are left out, where they are younger than the base their delta has
-    them all. `until_us`: changes written later do not count. Returns the tombstones' table as it
-    was read.
-    """
-    masking = masking_of(lake.settings, table, writing=True)
-    stones = lake.tables.load(f"{table.safe_name}_tombstones")
-    files = data_files(stones) if stones and masking.made(published_rules(stones)) else []
-    relation = files_relation(connection, files, _TOMBSTONE_SCHEMA)
-    connection.execute(f"CREATE OR REPLACE TEMP VIEW tombstones AS SELECT * FROM {relation}")
-    landed = landed_relation(connection, lake, delta, fold=True)
-    connection.execute(
-        "CREATE OR REPLACE TEMP VIEW changes AS SELECT keys AS item_key, order_key, op, "
-        f"new_image AS item, write_time_us, place FROM {landed} "
-        # Events of streams without new images say nothing of the item; the read behind them does.
-        "WHERE (op = 'D' OR new_image IS NOT NULL)"
-        + (f" AND write_time_us <= {until_us}" if until_us is not None else "")
-    )
-    require_maskable_keys(connection, table, masking, "SELECT item_key FROM changes")
-    connection.execute(f"CREATE OR REPLACE TEMP TABLE winners AS {load_sql('winners')}")
-    if masking:
-        _mask_winners(connection, masking)
-    return stones
-
-
-def _mask_winners(connection: duckdb.DuckDBPyConnection, masking: Masking) -> None:
-    """Leave the winners of `changes`, each masked once: masking costs more than all else."""
-    with masking_functions(connection, masking):
-        connection.execute(
-            f"CREATE OR REPLACE TEMP TABLE masked_changes AS SELECT "
-            f"{masked(masking, 'c.item_key')} AS item_key, c.order_key, c.op, "
-            f"{masked(masking, 'c.item')} AS item, c.write_time_us, c.place "
-            "FROM changes AS c JOIN winners AS w ON w.place = c.place"
-        )
-    connection.execute("CREATE OR REPLACE TEMP VIEW changes AS SELECT * FROM masked_changes")
-    connection.execute("CREATE OR REPLACE TEMP TABLE winners AS SELECT place FROM changes")
-
-
-def create_effective(connection: duckdb.DuckDBPyConnection) -> None:
-    """Table `effective`, which a fold reads beside `base` and `changes`, from `winners`.
-
-    Read it, if `base` is masked, within `masking_functions`. `winners` goes: memory is bounded.
-    """
-    # Joined as written: DuckDB cannot know that winners are few, and would rather hold the base.
-    connection.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'")
-    connection.execute(f"CREATE OR REPLACE TEMP TABLE effective AS {load_sql('effective')}")
-    connection.execute("RESET disabled_optimizers")
-    connection.execute("DROP TABLE winners")
-
-
 def forget_tombstones(lake: Lake, table: Table) -> None:
     """Begin with no tombstones, where they cannot be read and a new baseline needs none.
 
     Those of older generations rule out only changes that are ignored over the new baseline.
     """
     name = f"{table.safe_name}_tombstones"
-    nothing = _TOMBSTONE_SCHEMA.empty_table().to_reader()
+    nothing = TOMBSTONE_SCHEMA.empty_table().to_reader()
     lake.tables.replace(name, nothing, {}, over=lake.tables.load(name))
 
 
@@ -382,12 +301,12 @@ def _replace_tombstones(
     """Commit the tombstones after this fold, those too old to matter left out."""
     kept_from = datetime.now(UTC) - timedelta(days=_TOMBSTONE_DAYS)
     sql = (
-        f"SELECT {', '.join(_TOMBSTONE_SCHEMA.names)} FROM ({load_sql('tombstones')}) "
+        f"SELECT {', '.join(TOMBSTONE_SCHEMA.names)} FROM ({load_sql('tombstones')}) "
         f"WHERE write_time_us >= {int(kept_from.timestamp() * 1_000_000)}"
     )
     found = arrow_batches(connection, sql, _BATCH_ROWS)
-    batches = (batch.cast(_TOMBSTONE_SCHEMA) for batch in found)
-    rows = pa.RecordBatchReader.from_batches(_TOMBSTONE_SCHEMA, batches)
+    batches = (batch.cast(TOMBSTONE_SCHEMA) for batch in found)
+    rows = pa.RecordBatchReader.from_batches(TOMBSTONE_SCHEMA, batches)
     name = f"{table.safe_name}_tombstones"
     shows_too_much = stones is not None and not masking.made(published_rules(stones))
     properties = {PUBLISHED: masking.fingerprint}

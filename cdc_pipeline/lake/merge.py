@@ -8,8 +8,9 @@ import pyarrow as pa
 from cdc_pipeline.core.columns import AttributeStats, Column, columns_of
 from cdc_pipeline.core.log_parts import LandedObject
 from cdc_pipeline.lake.contract import breaches, pinned_types
-from cdc_pipeline.lake.current_state import Base, create_winners
+from cdc_pipeline.lake.current_state import Base
 from cdc_pipeline.lake.duck import arrow_table, files_relation, identifier, literal
+from cdc_pipeline.lake.folding import create_winners
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.masked import masking_of, published_rules, require_rules
 from cdc_pipeline.lake.tables import data_files

@@ -12,13 +12,9 @@ from cdc_pipeline.core.columns import columns_of
 from cdc_pipeline.core.errors import QueryError
 from cdc_pipeline.core.log_parts import Baseline
 from cdc_pipeline.lake.contract import pinned_types
-from cdc_pipeline.lake.current_state import (
-    create_base,
-    create_effective,
-    create_winners,
-    handover_us,
-)
+from cdc_pipeline.lake.current_state import handover_us
 from cdc_pipeline.lake.duck import literal
+from cdc_pipeline.lake.folding import create_base, create_effective, create_winners
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.masked import masking_functions, masking_of
 from cdc_pipeline.lake.tables import data_files

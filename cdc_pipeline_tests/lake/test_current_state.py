@@ -268,6 +268,20 @@ def test_a_late_row_never_resurrects_an_item(built: LakeBuilder) -> None:
     _check(built)
 
 
+def test_an_event_without_its_image_says_nothing_of_the_item(built: LakeBuilder) -> None:
+    """Until the read behind it has landed, what is known of the item stays."""
+    _ready(built, {"a": {"n": _N}, "b": {"n": _N}})
+    _publish(built)
+    built.land([change("a", 1, {"n": {"N": "2"}}), change("b", 2, None)])
+    known = dict(built.expected)
+    bare = [change(name, 3, {})._replace(data=None, new_image=None) for name in "abc"]
+    built.land([*bare, change("d", 4, {})])
+    built.expected = known | {k: r for k, r in built.expected.items() if '"d"' in k}
+    _check(built)
+    _publish(built)
+    _check(built)
+
+
 def _greatest(built: LakeBuilder) -> str | None:
     table = built.lake.tables.load("orders_current_state")
     assert table is not None
