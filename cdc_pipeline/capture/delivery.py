@@ -124,7 +124,7 @@ def _unreadable(reason: str, raw: bytes) -> Record:
 
 def _parquet(file: BinaryIO, uri: str, target: Target) -> Iterator[Record]:
     try:
-        parquet = pq.ParquetFile(file)
+        parquet = pq.ParquetFile(file, pre_buffer=False)  # else all of it is kept
         names = set(parquet.schema_arrow.names)
         if names >= _LANDING_COLUMNS:
             columns = sorted(names & (_LANDING_COLUMNS | _MORE_COLUMNS))

@@ -23,7 +23,7 @@ from pyiceberg.typedef import Record
 ROW_GROUP_ROWS = 20_000
 """What is read of a sorted file for one item."""
 
-_ROW_GROUP_BYTES = 48 << 20
+_ROW_GROUP_BYTES = 32 << 20
 """Arrow bytes after which a row group is full whatever its rows: they are in memory together."""
 
 _FILE_BYTES = 128 << 20
@@ -182,7 +182,10 @@ def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             parts.append(part)
             rows, size = rows + part.num_rows, size + part.nbytes
             if rows == ROW_GROUP_ROWS or size >= _ROW_GROUP_BYTES:
-                yield pa.concat_batches(parts)
+                group = pa.concat_batches(parts)
                 parts, rows, size = [], 0, 0
+                yield group
+                del group
+                pa.default_memory_pool().release_unused()
     if parts:
         yield pa.concat_batches(parts)

@@ -51,6 +51,8 @@ def connect_duckdb(lake: Lake) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect()
     connection.execute("SET TimeZone = 'UTC'")
     connection.execute("SET preserve_insertion_order = false")
+    # DuckDB would draw it on the standard output of whatever it takes for a prompt.
+    connection.execute("SET enable_progress_bar = false")
     if lake.settings.is_s3:
         access = lake.aws.s3_access()
         s3 = S3FileSystem(

@@ -135,7 +135,7 @@ def write_state(
             f"COPY (SELECT item_key, order_key, item, write_time_us FROM ({load_sql('fold')})) "
             f"TO {literal(str(spool))} (FORMAT parquet, ROW_GROUP_SIZE 20480)"
         )
-    with pq.ParquetFile(spool) as narrow:
+    with pq.ParquetFile(spool, pre_buffer=False) as narrow:  # else all of it is kept
         # Columns are named as they are now, and typed by the items of then.
         stats = collect_stats(narrow.iter_batches(_BATCH_ROWS, columns=["item"]))
         columns = columns_of(stats, prior_columns(snapshot), pins=pinned_types(table))

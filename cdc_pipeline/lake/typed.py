@@ -106,7 +106,7 @@ def _sorted(
 
 
 def _spooled(spool: Path) -> Iterator[pa.RecordBatch]:
-    with pq.ParquetFile(spool) as narrow:
+    with pq.ParquetFile(spool, pre_buffer=False) as narrow:  # else all of it is kept
         for batch in narrow.iter_batches(_BATCH_ROWS):
             yield batch.cast(NARROW_SCHEMA)
 

@@ -41,7 +41,7 @@ def split_by_key(paths: Sequence[Path], folder: Path, ranges: int) -> list[Path]
     with ExitStack() as stack:
         writers = [_Buffered(stack.enter_context(write_narrow(path)), len(split)) for path in split]
         for path in paths:
-            with pq.ParquetFile(path) as file:
+            with pq.ParquetFile(path, pre_buffer=False) as file:  # else all of it is kept
                 for batch in file.iter_batches(_BATCH_ROWS):
                     _distribute(batch.cast(NARROW_SCHEMA), bounds, writers)
             path.unlink()
