@@ -51,6 +51,8 @@ _WORKERS = 4
 _FEW_ITEMS = 50_000
 _SORT_PERCENT = 32
 """Of `memory_mb`; the rest is for Arrow, which types and writes what was sorted."""
+_SORT_LEAST_MB = 256
+"""With half of it DuckDB 2.0.0 fails to sort 260 MB of items (measured)."""
 _SORT_BYTES = 2 << 30
 """Text that is sorted at once with 1000 MB of it (`transform.ranges` says why)."""
 _INVALID_TIME = "InvalidExportTimeException"
@@ -306,7 +308,8 @@ def _stage(
     """
     with tempfile.TemporaryDirectory() as folder, open_duckdb(lake, Path(folder)) as connection:
         memory_mb = lake.settings.memory_mb
-        connection.execute(f"SET memory_limit = '{memory_mb * _SORT_PERCENT // 100}MB'")
+        sort_mb = max(memory_mb * _SORT_PERCENT // 100, _SORT_LEAST_MB)
+        connection.execute(f"SET memory_limit = '{sort_mb}MB'")
         connection.execute("SET threads = 1")  # each takes its share of that
         root = lake.paths(table).staging
         staging = Staging(
