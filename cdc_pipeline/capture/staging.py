@@ -25,7 +25,7 @@ from cdc_pipeline.transform.shred import NARROW_SCHEMA, stats_from_json, stats_t
 
 _FORMAT = 1
 _FLUSH_BYTES = 8 << 20
-_PART_BYTES = 128 << 20
+_PART_BYTES = 64 << 20  # a part is kept in one piece, by each worker
 KEEP_BYTES = 32 << 20
 """Data files of less text than this are converted again: that is quicker than to keep them."""
 

@@ -522,22 +522,32 @@ def test_killed_at_any_step_nothing_is_lost_or_doubled(
     assert len(undisturbed.gaps) == gaps
     assert len(undisturbed.quarantined) == len(scene.spoiled)
     killed: Counter[str] = Counter()
+    # On a busy machine a run may land in fewer batches than the first, so in fewer steps.
+    for _ in range(3):
+        kill_at_each_step(scene, len(whole.steps), undisturbed, killed)
+        if set(kinds) <= killed.keys():
+            break
+    seconds = time.monotonic() - begun
+    print(f"\n{name}: {len(whole.steps)} steps, {killed.total()} kills, {seconds:.0f} s: {killed}")
+    assert set(kinds) <= killed.keys()
+
+
+def kill_at_each_step(scene: Scene, steps: int, undisturbed: Landed, killed: Counter[str]) -> None:
+    """Kill a run at each of its steps, finish by another run, compare; count what was killed."""
     for number in count(1):
-        died = scene.capture(copy_of(scene), number)
+        lake = copy_of(scene)
+        died = scene.capture(lake, number)
         for when in sides(died.steps[-1]) if died.killed else ():
             if when == AFTER:
-                died = scene.capture(copy_of(scene), number, when)
+                lake = copy_of(scene)
+                died = scene.capture(lake, number, when)
             where = f"killed {when} step {number}, {died.steps[-1]}"
             killed[died.steps[-1]] += died.killed
             scene.finish(lake)
             check_lake(scene, lake)
             assert read_all(scene, lake) == undisturbed, where
-        # On a busy machine a run may land in fewer batches than the first, so in fewer steps.
-        if not died.killed and number > len(whole.steps):
+        if not died.killed and number > steps:
             break
-    seconds = time.monotonic() - begun
-    print(f"\n{name}: {len(whole.steps)} steps, {killed.total()} kills, {seconds:.0f} s: {killed}")
-    assert set(kinds) <= killed.keys()
 
 
 def check_syncing(steps: list[str]) -> None:
