@@ -50,12 +50,12 @@ from cdc_pipeline.transform.shred import NARROW_SCHEMA, merge_stats
 # One for each core, up to what an hour of a 100 GB export needs; each takes some 60 MB.
 _WORKERS = 4
 _FEW_ITEMS = 50_000
-_SORT_PERCENT = 32
+_SORT_PERCENT = 26
 """Of `memory_mb`; the rest is for Arrow, which types and writes what was sorted."""
 _SORT_LEAST_MB = 256
 """With half of it DuckDB 2.0.0 fails to sort 260 MB of items (measured)."""
-_SORT_BYTES = 2 << 30
-"""Text that is sorted at once with 1000 MB of it (`transform.ranges` says why)."""
+_SORT_BYTES = 1 << 30
+"""Text that is sorted at once with 1000 MB of it: 256 MB sort 1.1 GB, 200 MB fail (measured)."""
 _INVALID_TIME = "InvalidExportTimeException"
 _ASK_ANEW = "remove the cause and materialise pitr_export again; it asks for a new export"
 Progress = Callable[[str], None]
@@ -323,10 +323,10 @@ def _stage(
         )
         staging.open(root)
         files = _convert_all(lake, status, manifest, staging, progress)
-        # Arrow keeps what the workers freed, up to 170 MB, and sorting and typing come on top.
-        pa.default_memory_pool().release_unused()
         at_once = _SORT_BYTES * memory_mb // 1000
         narrow = _narrow_ranges(connection, files, Path(folder), at_once)
+        # Arrow keeps what was freed so far, up to 170 MB, and sorting and typing come on top.
+        pa.default_memory_pool().release_unused()
         count = sum(_count_keys(connection, sql) for sql in narrow)
         if count != manifest.items:
             raise ExportError(f"export {status.arn} holds {manifest.items} items but {count} keys")
