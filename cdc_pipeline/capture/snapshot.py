@@ -47,7 +47,8 @@ from cdc_pipeline.settings import Table
 from cdc_pipeline.transform.ranges import split_by_key
 from cdc_pipeline.transform.shred import NARROW_SCHEMA, merge_stats
 
-# One for each core, up to what an hour of a 100 GB export needs; each takes some 60 MB.
+# One for each core, up to what an hour of a 100 GB export needs; each takes some 60 MB,
+# and as much again while it keeps a part.
 _WORKERS = 4
 _FEW_ITEMS = 50_000
 _SORT_PERCENT = 26

@@ -186,6 +186,7 @@ def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
                 parts, rows, size = [], 0, 0
                 yield group
                 del group
+                # Arrow keeps what was freed, while DuckDB sorts what comes next.
                 pa.default_memory_pool().release_unused()
     if parts:
         yield pa.concat_batches(parts)

@@ -29,7 +29,7 @@ _STAGED_MB = 1000
 _PUBLISHED_MB = 1500  # DuckDB has `memory_mb` of it, by default 1000
 
 
-def test_a_table_larger_than_its_memory(tmp_path: Path) -> None:
+def test_the_peaks_of_a_large_table(tmp_path: Path) -> None:
     staged, published, folded = _peaks(tmp_path)
     print(f"\nMB at most: {staged} when staged, {published} when published, {folded} when folded")
     assert staged <= _STAGED_MB
