@@ -111,6 +111,7 @@ def status(tables: tuple[str, ...], as_json: bool) -> None:
     """
     from dataclasses import asdict
 
+    from cdc_pipeline.core.coverage import clock_warning
     from cdc_pipeline.lake.status import table_status
 
     lake = _lake()
@@ -167,6 +168,14 @@ def status(tables: tuple[str, ...], as_json: bool) -> None:
                 f"[red]gap[/] {row.table} (entry {gap.entry}): {gap}, "
                 f"changes from {_moment(gap.from_us)} to "
                 f"{_moment(gap.to_us)} UTC are missing. Fix: cdc-pipeline heal {row.table}"
+            )
+        if (warning := clock_warning(row.clock_offset_us)) is not None:
+            console.print(f"[yellow]clock[/] {row.table}, when it was captured last: {warning}")
+        if row.late_changes:
+            console.print(
+                f"[yellow]late[/] {row.table}: {row.late_changes:,} changes came behind a time up "
+                f"to which everything was said to have landed, the latest at "
+                f"{_moment(row.late_at_us)} UTC; see the check watermark_holds"
             )
         if row.legacy_us:
             console.print(

@@ -378,6 +378,12 @@ class Settings(_Strict):
     handover_margin_seconds: float = Field(
         300, ge=1, description="distance between stream positions and export time at a handover"
     )
+    clock_margin_seconds: float | None = Field(
+        None,
+        ge=0,
+        description="how far this machine's clock may be off AWS's (which refuses requests that "
+        "are off by more than 5 minutes); default: as handover_margin_seconds",
+    )
     memory_mb: int = Field(
         1000, ge=100, description="memory for DuckDB's folds and sorts; what is more goes to disk"
     )
@@ -423,6 +429,12 @@ class Settings(_Strict):
                         f"table {table.name!r}: {prefix} is Firehose's and {inside[0]} the lake's "
                         "own; neither may be in the other"
                     )
+
+    @property
+    def clock_margin_us(self) -> int:
+        """How far this machine's clock may be off AWS's, in µs."""
+        seconds = self.clock_margin_seconds
+        return int((self.handover_margin_seconds if seconds is None else seconds) * 1_000_000)
 
     @property
     def is_s3(self) -> bool:

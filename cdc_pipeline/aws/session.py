@@ -12,6 +12,7 @@ from botocore.credentials import Credentials, DeferredRefreshableCredentials
 from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError
 from botocore.session import get_session
 
+from cdc_pipeline.aws.clock_offset import ClockOffset
 from cdc_pipeline.core.errors import CdcPipelineError, SourceError
 
 _SESSION_NAME = "cdc-pipeline"
@@ -52,6 +53,8 @@ class AwsSession:
         if credentials is not None:
             core._credentials = credentials  # type: ignore[attr-defined]
         self.session = Session(botocore_session=core, region_name=region)
+        self.clock_offset = ClockOffset()
+        self.clock_offset.watch(core)
         self._endpoint_url = endpoint_url
         self._clients: dict[str, Any] = {}
         self._lock = threading.Lock()

@@ -33,7 +33,8 @@ _PAGE = "Page"
 class StreamDescription:
     """A stream and all its shards. `status`: ENABLING, ENABLED, DISABLING or DISABLED.
 
-    `created_us`: tells streams of one ARN apart, 0 where no two ever have the same.
+    `created_us`: tells streams of one ARN apart, 0 where no two ever have the same. `began_us`:
+    when it was made, by AWS's clock, 0: unknown.
     """
 
     arn: str
@@ -42,6 +43,7 @@ class StreamDescription:
     shards: list[Shard]
     retention_hours: int = 24
     created_us: int = 0
+    began_us: int = 0
 
 
 @dataclass(frozen=True)

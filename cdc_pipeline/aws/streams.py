@@ -23,8 +23,13 @@ class DynamoDBStreams(ShardClient):
             shards += map(_shard, found.get("Shards", ()))
             last = found.get("LastEvaluatedShardId")
             if not last:
+                created = found.get("CreationRequestDateTime")
                 return StreamDescription(
-                    arn, found["StreamStatus"], found["StreamViewType"], shards
+                    arn,
+                    found["StreamStatus"],
+                    found["StreamViewType"],
+                    shards,
+                    began_us=int(created.timestamp() * 1_000_000) if created else 0,
                 )
             start = {"ExclusiveStartShardId": last}
 

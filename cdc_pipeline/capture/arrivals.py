@@ -59,7 +59,8 @@ def open_files(lake: Lake, table: Table) -> Source:
     It counts as one stream while the table is the same, whatever prefixes the settings name: what
     is in them is known by what it says.
     """
-    found = describe_table(lake.source(table), table.name)
+    aws = lake.source(table)
+    found = describe_table(aws, table.name)
     pace = lake.settings.capture.reads_per_second
     return Source(
         table=table.name,
@@ -67,8 +68,9 @@ def open_files(lake: Lake, table: Table) -> Source:
         arn=f"{FIREHOSE}:{found.table_id}",
         view_type=_VIEW,
         shards=WithoutShards(),
-        reader=ItemReader(lake.source(table), table.name, found.key_names, pace),
+        reader=ItemReader(aws, table.name, found.key_names, pace),
         transport=FIREHOSE,
+        clock_offset_us=aws.clock_offset.offset_us,
     )
 
 

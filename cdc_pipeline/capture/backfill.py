@@ -230,7 +230,8 @@ class _Backfill:
             gaps = [g for g in gaps if g.from_us < end_us and g.to_us > begin_us]
             self.plans[day] = DayPlan(gaps=gaps)
             return
-        plan = plan_day(self.state, day, self.lost[day], self._backups, self.log.now_us())
+        now_us, margin_us = self.log.now_us(), self.log.margin_us
+        plan = plan_day(self.state, day, self.lost[day], self._backups, now_us, margin_us)
         self.found[day].notes += plan.notes
         live = self.state.staged
         before = any(not fill.lost for fill in plan.fills)

@@ -2,6 +2,12 @@
 
 A gap is one log entry. It reserves generation g+1 for what heals it and moves the table to g+2, so
 that a late heal beats what landed before the gap and nothing that lands after it.
+
+What was read of a quiet shard, when a list of shards was seen, when positions were recorded: these
+are times of this machine's clock, and what they are compared with are AWS's. So a gap begins a
+margin before the one (`CaptureLog.margin_us`) and ends a margin behind the other, and what may have
+been trimmed is taken for trimmed two margins early: the clock may have been wrong one way when a
+time was noted and the other way when it is looked at.
 """
 
 from dataclasses import replace
@@ -11,7 +17,7 @@ from cdc_pipeline.capture.source import Source
 from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.changes import DYNAMODB_STREAMS
 from cdc_pipeline.core.lineage import depths
-from cdc_pipeline.core.log_parts import FIRST_GENERATION, Cause, Gap, ShardState
+from cdc_pipeline.core.log_parts import FIRST_GENERATION, Cause, Gap, ShardState, StreamRef
 from cdc_pipeline.lake.log import CaptureLog, new_nonce, this_owner
 
 
@@ -31,7 +37,7 @@ def open_capture(log: CaptureLog, state: LogState, source: Source) -> Gap | None
 
 
 def shard_gap(
-    state: LogState, shard_id: str, cause: Cause, now_us: int, *, keeps_position: bool = False
+    log: CaptureLog, state: LogState, shard_id: str, cause: Cause, *, keeps_position: bool = False
 ) -> Entry:
     """The entry for one shard that lost changes: a lost shard ends, another begins anew.
 
@@ -39,13 +45,8 @@ def shard_gap(
     """
     assert state.stream is not None  # a shard was read
     shard = state.shards[shard_id]
-    gap = Gap(
-        cause=cause,
-        shards=(shard_id,),
-        from_us=max(shard.read_to_us, 0) or state.stream.recorded_us,
-        to_us=_behind_all(state, now_us),
-        heal_generation=state.generation + 1,
-    )
+    read_to_us = max(shard.read_to_us, 0) or noted_us(state.stream, log.margin_us)
+    gap = new_gap(log, state, cause, (shard_id,), read_to_us)
     after = shard if keeps_position else replace(shard, sequence_number=None)
     if cause == "shard vanished":
         after = replace(shard, status="lost")
@@ -53,7 +54,24 @@ def shard_gap(
     return new_entry(stream=stream, shards=(after,), gap=gap)
 
 
-def losses_gap(state: LogState, from_us: int, looked_us: int, lost: int, now_us: int) -> Entry:
+def new_gap(
+    log: CaptureLog, state: LogState, cause: Cause, shards: tuple[str, ...], read_to_us: int
+) -> Gap:
+    """A gap from `read_to_us` (of this machine's clock) until now, and a margin to either side.
+
+    It ends behind all that has landed, whose clock may be ahead of ours.
+    """
+    return Gap(
+        cause=cause,
+        shards=shards,
+        from_us=max(read_to_us - log.margin_us, 0),
+        to_us=max(log.not_yet_us(), (state.last_change_us or 0) + 1000),
+        heal_generation=state.generation + 1,
+        margin_us=log.margin_us,
+    )
+
+
+def losses_gap(log: CaptureLog, state: LogState, from_us: int, looked_us: int, lost: int) -> Entry:
     """The entry that says up to when losses are known, with a gap if there were any.
 
     The gap lasts until now because its heal beats all that has landed. A minute before the losses
@@ -62,43 +80,51 @@ def losses_gap(state: LogState, from_us: int, looked_us: int, lost: int, now_us:
     assert state.stream is not None  # it was captured
     if not lost:
         return new_entry(replicated_us=looked_us)
-    from_us = max(from_us - 60_000_000, state.began_us)
-    to_us = _behind_all(state, now_us)
-    gap = Gap("not replicated", (), from_us, to_us, state.generation + 1)
+    began_us = max(from_us - 60_000_000, state.began_us)
+    gap = new_gap(log, state, "not replicated", (), began_us)
     stream = replace(state.stream, generation=state.generation + 2)
     return new_entry(replicated_us=looked_us, stream=stream, gap=gap)
 
 
-def vouched(state: LogState, listed_us: int, lag_us: int) -> dict[str, int]:
+def vouched(state: LogState, listed_us: int, lag_us: int, margin_us: int = 0) -> dict[str, int]:
     """What a listing of the stream's shards proves: the log's `discovered_us`, if it moves.
 
     A listing shows every shard that began `lag_us` before it or earlier and has not expired. One
     that has expired was in the listing before, if that is less than the retention ago. If it is
     not, shards may have come and gone unseen. Their descendants give them away, but the youngest
     of these may be hidden for `lag_us` more: the next listing behind that is the one that counts.
+    Both times are of this machine's clock, either of which may be wrong by `margin_us`.
     """
     assert state.stream is not None  # its shards were listed
     moved = {"discovered_us": listed_us - lag_us}
-    known_us = state.discovered_us or state.stream.recorded_us - lag_us
-    retention_us = state.stream.retention_us
+    known_us = state.discovered_us or noted_us(state.stream, margin_us) - lag_us
+    retention_us = state.stream.retention_us - 2 * margin_us
     if listed_us - known_us < retention_us:
         return moved
     if listed_us - state.resumed_us >= retention_us - lag_us:
         return {"resumed_us": listed_us}
-    return moved if listed_us - state.resumed_us >= lag_us else {}
+    return moved if listed_us - state.resumed_us >= lag_us + 2 * margin_us else {}
 
 
-def unread_since_us(state: LogState, shard: ShardState) -> int:
+def unread_since_us(state: LogState, shard: ShardState, margin_us: int) -> int:
     """Since when nothing of the shard has been read: what is older than its retention may go."""
-    gaps = [gap.to_us for gap in state.gaps.values() if shard.shard_id in gap.shards]
-    recorded = state.stream.recorded_us if state.stream else 0
-    return max([shard.read_to_us or recorded, *gaps])
+    gaps = [g.to_us - g.margin_us for g in state.gaps.values() if shard.shard_id in g.shards]
+    noted = noted_us(state.stream, margin_us) if state.stream else 0
+    return max([shard.read_to_us or noted, *gaps])
+
+
+def noted_us(stream: StreamRef, margin_us: int) -> int:
+    """When a stream's positions were recorded, by the clock of who did it.
+
+    In logs of older versions that is `recorded_us` itself, and this a margin earlier.
+    """
+    return stream.recorded_us - margin_us
 
 
 def _first(log: CaptureLog, source: Source) -> Entry:
-    recorded_us = log.now_us()
     listed = source.shards.describe(source.arn)
-    stream = source.ref(listed, FIRST_GENERATION, recorded_us)
+    # Behind the listing and by no slow clock: what was written before comes with the baseline.
+    stream = source.ref(listed, FIRST_GENERATION, log.not_yet_us())
     return new_entry(stream=stream, shards=beginnings(listed))
 
 
@@ -113,15 +139,10 @@ def _renewed(log: CaptureLog, state: LogState, source: Source) -> Entry:
     assert old is not None  # there was a stream to renew
     recorded_us = log.now_us()
     same_table = old.table_id == source.table_id
-    gap = Gap(
-        cause="new stream" if same_table else "table recreated",
-        shards=tuple(sorted(state.shards)),
-        from_us=unread_from_us(state),
-        to_us=_behind_all(state, recorded_us),
-        heal_generation=state.generation + 1,
-    )
     listed = source.shards.describe(source.arn)
-    stream = source.ref(listed, state.generation + 2, recorded_us)
+    cause: Cause = "new stream" if same_table else "table recreated"
+    gap = new_gap(log, state, cause, tuple(sorted(state.shards)), unread_from_us(log, state))
+    stream = source.ref(listed, state.generation + 2, log.not_yet_us())
     kept = set(state.shards) if source.is_same_stream(old) else set()
     if source.transport != DYNAMODB_STREAMS:
         since_us = gap.from_us if same_table and not kept else recorded_us
@@ -134,12 +155,7 @@ def _renewed(log: CaptureLog, state: LogState, source: Source) -> Entry:
     )
 
 
-def _behind_all(state: LogState, now_us: int) -> int:
-    """The end of a gap: later than all that has landed, whose clock may be ahead of ours."""
-    return max(now_us, (state.last_change_us or 0) + 1000)
-
-
-def unread_from_us(state: LogState) -> int:
+def unread_from_us(log: CaptureLog, state: LogState) -> int:
     """Since when changes may be missing if the stream that the log follows ends as it was read.
 
     It was the live one when its shards were last listed whole; beyond that, reading it to its end
@@ -148,8 +164,8 @@ def unread_from_us(state: LogState) -> int:
     old = state.stream
     assert old is not None  # it is followed
     unread = [s.read_to_us for s in state.shards.values() if s.status == "reading"]
-    live_us = state.discovered_us or old.recorded_us
-    return min([*(us or old.recorded_us for us in unread), live_us])
+    began_us = noted_us(old, log.margin_us)
+    return min([*(us or began_us for us in unread), state.discovered_us or began_us])
 
 
 def beginnings(listed: StreamDescription, read_to_us: int = 0) -> tuple[ShardState, ...]:

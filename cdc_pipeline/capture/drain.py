@@ -18,6 +18,7 @@ from cdc_pipeline.capture.shard_reader import ReadOptions, Start, read_shard
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.capture.switch import begin_cut, switch
 from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.core.coverage import clock_warning
 from cdc_pipeline.core.envelope import FIREHOSE
 from cdc_pipeline.core.errors import (
     CdcPipelineError,
@@ -114,6 +115,8 @@ def capture_table(
         raise SourceError(f"table {source.table}: {error}") from error
     if before is not None:
         result.add(before)
+    if (warning := clock_warning(source.clock_offset_us())) is not None:
+        result.warnings.append(f"table {source.table}: {warning}")
     return _without_failures(result)
 
 
@@ -194,6 +197,7 @@ class _Run:
             deadline=self.started + max(options.max_run_seconds, options.linger_seconds),
             clock=log.clock,
             sleep=sleep,
+            margin_us=log.margin_us,
         )
         self.pending = Pending(options.flush_rows, options.flush_bytes)
         self.stop = threading.Event()
@@ -205,6 +209,7 @@ class _Run:
         self.shards: dict[str, ShardState] = {}
         self.listed: list[Shard] = []
         self.listing_us = 0
+        self.stream_began_us = 0
         self.enabled = False
         self.retention_hours = 0
         # Up to when losses are known; whether nothing more can come of the stream.
@@ -233,15 +238,17 @@ class _Run:
                 self.stop.set()
                 self.pending.close()
         self._land()
-        now_us = self.log.now_us()
-        self.looked_us = look_for_losses(self.lander, self.state, self.source, self.result, now_us)
+        self.looked_us = look_for_losses(
+            self.log, self.lander, self.state, self.source, self.result
+        )
         self.ended = self._has_ended()
         self.result.close(self.state, self.log.clock() - self.started)
         return self.result
 
     def _has_ended(self) -> bool:
         """Whether nothing more can come: the stream is off, and read to its end."""
-        reached_us = self.state.cut.at_us if self.state.cut else self.reading.until_us
+        cut = self.state.cut
+        reached_us = cut.at_us + self.log.margin_us if cut else self.reading.until_us
         reading = [s for s in self.state.shards.values() if s.status == "reading"]
         return not self.enabled and all(s.read_to_us >= reached_us for s in reading)
 
@@ -295,9 +302,10 @@ class _Run:
 
     def _start(self, shard: ShardState, listed: Shard) -> Start:
         cut = self.state.cut
-        unread_us = unread_since_us(self.state, shard)
+        unread_us = unread_since_us(self.state, shard, self.log.margin_us)
         before_us = cut.at_us if cut else None
-        return Start(shard, listed.starting, unread_us, before_us, listed.is_open)
+        began_us = self.stream_began_us
+        return Start(shard, listed.starting, unread_us, before_us, listed.is_open, began_us)
 
     def _settle(self, future: Future[ShardState]) -> str:
         """Take over where a reader stopped. One that failed does not stop the others."""
@@ -320,7 +328,7 @@ class _Run:
         self._land()
         keeps = self.source.reading.trims_silently
         self.lander.append(
-            lambda: shard_gap(self.state, shard_id, cause, self.log.now_us(), keeps_position=keeps)
+            lambda: shard_gap(self.log, self.state, shard_id, cause, keeps_position=keeps)
         )
         self.shards[shard_id] = self.state.shards[shard_id]
         self.result.gaps.append(self.state.gaps[self.state.n])
@@ -356,6 +364,7 @@ class _Run:
             if s.shard_id not in listed
         ]
         self.listing_us, self.enabled = started_us, found.status == "ENABLED"
+        self.stream_began_us = found.began_us
         self.retention_hours = found.retention_hours
 
     def _unseen_parents(self, listed: list[Shard]) -> list[Shard]:
@@ -379,7 +388,7 @@ class _Run:
         ended = {s.shard_id for s in self.listed if not s.is_open or self._is_done(s.shard_id)}
         if not self.enabled or self.stream.off or ended - parents:
             return {}
-        return vouched(self.state, self.listing_us, self.listing_lag_us)
+        return vouched(self.state, self.listing_us, self.listing_lag_us, self.log.margin_us)
 
     def _land(self) -> None:
         """Make log entries of everything gathered, and complete events that lack their images."""
@@ -409,7 +418,7 @@ class _Run:
         """
         stream, hours = self.state.stream, self.retention_hours
         assert stream is not None  # it is followed
-        old_us = self.log.now_us() - stream.retention_us
+        old_us = self.log.now_us() - stream.retention_us + 2 * self.log.margin_us
         if hours and (hours < stream.retention_hours or self.state.watermark_us > old_us):
             stream = replace(stream, retention_hours=hours)
         if self.source.reading.comes_back and not self.enabled and self.listing_us:

@@ -128,7 +128,8 @@ def _plan(lake: Lake, table: Table, state: LogState, gap: Gap) -> Heal:
     waiting = [g for g in _open(state) if state.heal_of(g.entry) is None]
     group = overlapping(gap, waiting)
     try:
-        windows = plan_windows(group, margin_us, Backups(earliest_us, least_us))
+        backups_us = Backups(earliest_us, least_us)
+        windows = plan_windows(group, margin_us, backups_us, lake.settings.clock_margin_us)
     except CannotHealError as error:
         raise CannotHealError(
             f"table {table.name}: the gap of entry {gap.entry} cannot be healed from "
@@ -325,7 +326,7 @@ class _Healing:
         """A healed state shows everything up to the end of the windows, so capture must, too."""
         end_us = self.heal.windows[-1].to_us
         self.log.catch_up(self.state)
-        if self.state.watermark_us < end_us:
+        if self.state.watermark_us - self.log.margin_us < end_us:
             raise NotReadyError(
                 f"table {self.table.name}: everything that the gap lost has landed; capture is at "
                 f"{moment(self.state.watermark_us)} and must come past {moment(end_us)}",

@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 from cdc_pipeline.capture.completion import completing_rows
+from cdc_pipeline.capture.lateness import late_changes
 from cdc_pipeline.capture.result import CaptureResult
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.capture.ties import Ties
@@ -18,6 +19,9 @@ from cdc_pipeline.core.log_parts import LandedObject
 from cdc_pipeline.core.names import TablePaths, day_folder, day_of
 from cdc_pipeline.lake.landing import read_landing, write_landing, write_quarantine
 from cdc_pipeline.lake.log import CaptureLog, new_nonce, remove_orphans, this_owner
+
+_OFFSET_STEP_US = 1_000_000
+"""AWS tells whole seconds; the log need not hear of less."""
 
 
 class Lander:
@@ -71,6 +75,7 @@ class Lander:
                     landed_us=now_us,
                 )
             ]
+            late = late_changes(state, self._ties.landed, kept)
             quarantined = write_quarantine(store, paths, unread, n=n, nonce=nonce, landed_us=now_us)
             entry = Entry(
                 n=n,
@@ -79,14 +84,24 @@ class Lander:
                 at_us=now_us,
                 objects=tuple(objects),
                 quarantined=tuple(quarantined),
+                late=late,
+                clock_offset_us=self._offset_us(),
                 **parts(),
             )
             if self._log.append(state, entry):
                 self._result.count(objects, len(unread))
+                self._result.late += late.rows if late else 0
                 self._report(objects)
                 return
             store.delete([o.key for o in objects] + [q.key for q in quarantined])
             self._give_way()
+
+    def _offset_us(self) -> int | None:
+        """How far our clock is ahead of AWS's, None: as the log says, or unknown."""
+        offset_us, known_us = self._source.clock_offset_us(), self._state.clock_offset_us
+        if offset_us is None or known_us is None:
+            return offset_us
+        return offset_us if abs(offset_us - known_us) >= _OFFSET_STEP_US else None
 
     def _by_generation(self, changes: Sequence[Change]) -> Iterator[tuple[int, Sequence[Change]]]:
         """Changes of the present generation, and late ones of those before it."""

@@ -1,18 +1,19 @@
 """Records that DynamoDB could not write to a stream: it counts them and goes on."""
 
-from cdc_pipeline.capture.continuity import losses_gap
+from cdc_pipeline.capture.continuity import losses_gap, noted_us
 from cdc_pipeline.capture.lander import Lander
 from cdc_pipeline.capture.result import CaptureResult
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.errors import SourceError
+from cdc_pipeline.lake.log import CaptureLog
 
 _MINUTE_US = 60_000_000
 _LOOK_EVERY_US = 5 * _MINUTE_US
 
 
 def look_for_losses(
-    lander: Lander, state: LogState, source: Source, result: CaptureResult, now_us: int
+    log: CaptureLog, lander: Lander, state: LogState, source: Source, result: CaptureResult
 ) -> int | None:
     """Open a gap over the time in which records were lost; at most every five minutes.
 
@@ -23,10 +24,12 @@ def look_for_losses(
     losses = source.losses
     if losses is None or state.stream is None:
         return None
-    since_us = minute(state.replicated_us or state.stream.recorded_us)
-    known_us = minute(now_us - losses.late_us)
-    until_us, least_us = min(known_us, minute(state.watermark_us)), _LOOK_EVERY_US
-    if state.cut is not None and state.watermark_us >= state.cut.at_us:
+    since_us = minute(state.replicated_us or noted_us(state.stream, log.margin_us))
+    # The metric's minutes are AWS's; our clock may be ahead of them, and so may the watermark.
+    known_us = minute(log.now_us() - log.margin_us - losses.late_us)
+    passed_us = state.watermark_us - log.margin_us
+    until_us, least_us = min(known_us, minute(passed_us)), _LOOK_EVERY_US
+    if state.cut is not None and passed_us >= state.cut.at_us:
         # Before a switch to another transport, everything up to the end of the cut's minute.
         until_us, least_us = min(known_us, end_of_minute(state.cut.at_us)), _MINUTE_US
     if until_us - since_us < least_us:
@@ -36,7 +39,7 @@ def look_for_losses(
     except SourceError as error:
         result.warnings.append(f"table {source.table}: unknown whether records are lost: {error}")
         return until_us
-    lander.append(lambda: losses_gap(state, since_us, until_us, lost, now_us))
+    lander.append(lambda: losses_gap(log, state, since_us, until_us, lost))
     if lost:
         result.gaps.append(state.gaps[state.n])
     return until_us

@@ -94,13 +94,19 @@ class Pending:
 
 
 def moved(
-    shard: ShardState, *, last: str | None, read_to_us: int, rows: int, finished: bool
+    shard: ShardState,
+    *,
+    last: str | None,
+    read_to_us: int,
+    rows: int,
+    finished: bool,
+    back: bool = False,
 ) -> ShardState:
-    """The shard's state after a page; the time it was read to never goes back."""
+    """The shard's state after a page; the time it was read to goes back only if `back` says so."""
     return replace(
         shard,
         sequence_number=last or shard.sequence_number,
-        read_to_us=max(shard.read_to_us, read_to_us),
+        read_to_us=read_to_us if back and read_to_us else max(shard.read_to_us, read_to_us),
         rows=shard.rows + rows,
         status="finished" if finished else "reading",
     )

@@ -44,6 +44,15 @@ class Reading(Protocol):
         """Whether a stream that was off may be written to again under its name."""
         ...
 
+    @property
+    def in_order(self) -> bool:
+        """Whether a shard's records come in the order of their times.
+
+        Then each tells how far its shard has been read, whatever was thought before, and only empty
+        reads tell where it ends for now.
+        """
+        ...
+
     def parse(self, page: Page, stream: StreamRef, shard: ShardState) -> Parsed:
         """The changes of a page; raises `SourceError` where it must not be read on."""
         ...
@@ -79,6 +88,7 @@ class StreamsReading:
 
     trims_silently = False
     comes_back = False
+    in_order = True
 
     def parse(self, page: Page, stream: StreamRef, shard: ShardState) -> Parsed:
         """By `capture.records`."""
@@ -97,10 +107,7 @@ class StreamsReading:
     def read_to(
         self, page: Page, changes: Sequence[Change], asked_us: int, quiet_us: int
     ) -> ReadTo:
-        """Up to the last record; a quiet shard up to its first of some empty reads in a row.
-
-        A single empty page means nothing (AWS returns them in the middle of a shard).
-        """
+        """Up to the last record; a quiet shard up to its first of some empty reads in a row."""
         read_to_us = changes[-1].write_time_us if changes else 0 if page.records else quiet_us
         return ReadTo(read_to_us, read_to_us)
 
@@ -132,6 +139,7 @@ class KinesisReading:
 
     trims_silently = True
     comes_back = True
+    in_order = False
 
     def parse(self, page: Page, stream: StreamRef, shard: ShardState) -> Parsed:
         """By `capture.envelopes`."""

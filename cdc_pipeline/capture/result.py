@@ -10,8 +10,9 @@ from cdc_pipeline.core.log_parts import Gap, LandedObject
 class CaptureResult:
     """What one capture run did. `days`: rows and bytes landed, by write day.
 
-    `skipped`: records of other tables, or that come by another transport. `warnings`: what a
-    person should know although nothing failed.
+    `skipped`: records of other tables, or that come by another transport. `late`: changes that came
+    behind a watermark that had been given. `warnings`: what a person should know although nothing
+    failed.
     """
 
     table: str
@@ -28,6 +29,7 @@ class CaptureResult:
     failed_shards: dict[str, str] = field(default_factory=dict)
     gaps: list[Gap] = field(default_factory=list)
     skipped: int = 0
+    late: int = 0
     warnings: list[str] = field(default_factory=list)
 
     def add(self, other: "CaptureResult") -> None:
@@ -41,6 +43,7 @@ class CaptureResult:
         self.failed_shards |= other.failed_shards
         self.gaps = other.gaps + self.gaps
         self.skipped += other.skipped
+        self.late += other.late
         self.warnings = other.warnings + self.warnings
         for day, (rows, size) in other.days.items():
             self._add_day(day, rows, size)

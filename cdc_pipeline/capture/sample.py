@@ -37,7 +37,8 @@ from cdc_pipeline.transform.shred import typed_schema
 _ROUNDS = 3
 _KEYS_AT_ONCE = 500
 _READ_UNIT_BYTES = 4096  # one read unit, consistent (AWS docs, HowItWorks.ReadWriteCapacityMode)
-_CLOCKS_US = 2_000_000
+_ROUNDED_US = 1_000_000
+"""Times of DynamoDB Streams are whole seconds."""
 """How far our clock and DynamoDB's, whose times are whole seconds, may be apart."""
 
 Kind = Literal["missing in the lake", "not in the source", "different"]
@@ -155,7 +156,8 @@ def settle(
         sleep,
     )
     found.compared += len(keys)
-    margin_us = int(lake.settings.handover_margin_seconds * 1_000_000)
+    clock_us = lake.settings.clock_margin_us
+    margin_us = int(lake.settings.handover_margin_seconds * 1_000_000) + clock_us
     todo = list(keys)
     for _ in range(_ROUNDS):
         begun_us = log.now_us()
@@ -167,7 +169,7 @@ def settle(
         progress(f"{len(suspects)} items differ for now; capture must pass the time of reading")
         state = capture_to(lake, table, ended_us + margin_us, progress=progress, sleep=sleep)
         suspects = _differing(lake, table, {key: source[key] for key in suspects})
-        todo = _changed_since(lake, state, suspects, begun_us - _CLOCKS_US)
+        todo = _changed_since(lake, state, suspects, begun_us - clock_us - _ROUNDED_US)
         found.differences += [suspects[key] for key in suspects if key not in todo]
         if not todo:
             return

@@ -1,5 +1,16 @@
-"""Reading one shard from its checkpoint to its tip or its end."""
+"""Reading one shard from its checkpoint to its tip or its end.
 
+**Where the tip is.** A page without records is no proof of it: AWS returns empty pages in the
+middle of a shard and bounds their number nowhere (API reference of GetRecords). Only empty reads in
+a row, spread over time, make it likely. How many count grows with the age of the position that they
+are behind (`polls_needed`), as does what a wrong answer would cost. If each page of a stretch is
+empty with probability 1/2, the tip is called wrongly in at most one of 2^empty_polls x (1 + age in
+seconds) cases; with `empty_polls: 3` that is an eighth of a second falsely called read, on average
+and at any age. Where it happened all the same, the record that comes behind sets the shard back to
+its own time (`capture.lateness`).
+"""
+
+import math
 import threading
 import time
 from collections import deque
@@ -20,6 +31,11 @@ from cdc_pipeline.core.errors import (
 from cdc_pipeline.core.log_parts import ShardState, StreamRef
 
 _ITERATORS_TRIED = 5
+_OLD_STEP_SECONDS = 600
+_OLD_STEPS = 60
+_LONG_US = 365 * 24 * 3600 * 1_000_000
+_LEAST_PAUSE_SECONDS = 0.25
+"""AWS allows five reads a second and shard (observed: aws-sdk-java-v2 issue 470)."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +43,8 @@ class ReadOptions:
     """How shards are read; see `settings.Capture`.
 
     `until_us`: a shard that was read up to this time counts as read to its tip, so that a run
-    ends under traffic that never does. `deadline`: stop here, wherever that is.
+    ends under traffic that never does. `deadline`: stop here, wherever that is. `margin_us`: how
+    far `clock` may be off AWS's.
     """
 
     empty_polls: int
@@ -36,6 +53,7 @@ class ReadOptions:
     deadline: float
     clock: Callable[[], float] = time.time
     sleep: Callable[[float], object] = time.sleep
+    margin_us: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,7 +63,8 @@ class Start:
     `starting`: the shard's first sequence number as listed, None if unknown. `unread_since_us`:
     changes written since then have not been read by anyone. `before_us`: changes written then or
     later come another way and are left out, None: there is no other. `is_open`: more may be written
-    to it; a closed one has an end, which its children wait for.
+    to it; a closed one has an end, which its children wait for. `stream_began_us`: nothing in it is
+    older, 0: unknown.
     """
 
     shard: ShardState
@@ -53,6 +72,19 @@ class Start:
     unread_since_us: int
     before_us: int | None = None
     is_open: bool = True
+    stream_began_us: int = 0
+
+
+def polls_needed(empty_polls: int, age_us: int) -> int:
+    """How many empty reads in a row make a position of this age the shard's tip.
+
+    `empty_polls` at the tip; one more for each doubling of the age in seconds, and one for each ten
+    minutes of it, because what is long past may be many empty pages away: 8 behind half a minute,
+    21 behind an hour, 80 behind a day.
+    """
+    age = max(age_us, 0) / 1_000_000
+    old = min(int(age / _OLD_STEP_SECONDS), _OLD_STEPS)
+    return empty_polls + math.ceil(math.log2(1 + age)) + old
 
 
 def read_shard(
@@ -71,8 +103,11 @@ def read_shard(
     `ShardGoneError`, `SourceError`.
     """
     shard = start.shard
-    iterator = _iterator(source, stream, start, int(options.clock() * 1_000_000))
-    empty: deque[int] = deque(maxlen=options.empty_polls)
+    began_us = int(options.clock() * 1_000_000)
+    iterator = _iterator(source, stream, start, began_us, options.margin_us)
+    # When reads in a row began that brought nothing.
+    empty: deque[int] = deque(maxlen=polls_needed(options.empty_polls, _LONG_US))
+    oldest_us = max(began_us - stream.retention_us, start.stream_began_us)
     expired = 0
     while not stop.is_set() and options.clock() < options.deadline:
         started_us = int(options.clock() * 1_000_000)
@@ -91,18 +126,22 @@ def read_shard(
             empty.clear()
         else:
             empty.append(started_us)
-        quiet_us = empty[0] if len(empty) == options.empty_polls else 0
+        age_us = started_us - (shard.read_to_us or oldest_us)
+        needed = polls_needed(options.empty_polls, age_us)
+        quiet_us = empty[-needed] if len(empty) >= needed else 0
         read_to = reading.read_to(page, parsed.changes, started_us, quiet_us)
         news = page.records or finished or read_to.written_us
         if news and (shard.sequence_number is None or reading.trims_silently):
-            _check_whole(reading, stream, start, shard, page, int(options.clock() * 1_000_000))
+            now_us = int(options.clock() * 1_000_000)
+            _check_whole(reading, stream, start, shard, page, now_us, options.margin_us)
         changes = _of_its_time(parsed.changes, stream, start)
         shard = moved(
             shard,
             last=reading.last(page),
-            read_to_us=read_to.written_us,
+            read_to_us=max(read_to.written_us, stream.since_us) if read_to.written_us else 0,
             rows=len(changes),
             finished=finished,
+            back=bool(page.records) and reading.in_order,
         )
         if news:
             skipped = parsed.skipped + len(parsed.changes) - len(changes)
@@ -114,6 +153,10 @@ def read_shard(
         iterator = page.next_iterator
         pause = reading.pause(page, options.poll_seconds)
         if pause is not None:
+            if reading.in_order:
+                # Many reads take no longer than a few, as far as AWS allows it.
+                share = pause * options.empty_polls / needed
+                pause = min(pause, max(share, _LEAST_PAUSE_SECONDS))
             options.sleep(pause)
     return shard
 
@@ -130,7 +173,18 @@ def _of_its_time(changes: list[Change], stream: StreamRef, start: Start) -> list
     ]
 
 
-def _iterator(source: ShardSource, stream: StreamRef, start: Start, now_us: int) -> str:
+def _may_be_trimmed(stream: StreamRef, unread_since_us: int, now_us: int, margin_us: int) -> bool:
+    """Whether something that nobody has read since then can be as old as the stream's retention.
+
+    Both times may be of this machine's clock, noted when it was wrong by as much as `margin_us` to
+    either side.
+    """
+    return now_us - unread_since_us >= stream.retention_us - 2 * margin_us
+
+
+def _iterator(
+    source: ShardSource, stream: StreamRef, start: Start, now_us: int, margin_us: int
+) -> str:
     """Where to read on. A checkpoint may be trimmed although nothing behind it was lost.
 
     That happens to a shard that nobody wrote to for a day: its last record is gone, and it was
@@ -140,13 +194,19 @@ def _iterator(source: ShardSource, stream: StreamRef, start: Start, now_us: int)
     try:
         return source.iterator(stream.arn, shard.shard_id, shard.sequence_number)
     except TrimmedDataError:
-        if now_us - start.unread_since_us >= stream.retention_us:
+        if _may_be_trimmed(stream, start.unread_since_us, now_us, margin_us):
             raise
         return source.iterator(stream.arn, shard.shard_id, None)
 
 
 def _check_whole(
-    reading: Reading, stream: StreamRef, start: Start, shard: ShardState, page: Page, now_us: int
+    reading: Reading,
+    stream: StreamRef,
+    start: Start,
+    shard: ShardState,
+    page: Page,
+    now_us: int,
+    margin_us: int,
 ) -> None:
     """Reading hides what was trimmed unread: a shard's head, or all of it.
 
@@ -154,7 +214,7 @@ def _check_whole(
     is known to be the shard's first.
     """
     unread_since_us = max(start.unread_since_us, shard.read_to_us)
-    if now_us - unread_since_us < stream.retention_us:
+    if not _may_be_trimmed(stream, unread_since_us, now_us, margin_us):
         return
     if shard.sequence_number is not None:
         raise TrimmedDataError(f"shard {shard.shard_id}: unread for as long as it keeps records")

@@ -190,7 +190,10 @@ def _begin(lake: Lake, table: Table, log: CaptureLog, state: LogState, shadow: b
         stream = state.stream
         assert stream is not None  # capture was opened
         if newest is not None:
-            stream = replace(stream, generation=stream.generation + 1, recorded_us=log.now_us())
+            # Behind all that has landed, by no slow clock: where order is by time, what comes late
+            # of the time before belongs to the generation before, which the export has seen.
+            recorded_us = max(log.not_yet_us(), (state.last_change_us or 0) + 1000)
+            stream = replace(stream, generation=stream.generation + 1, recorded_us=recorded_us)
         margin = lake.settings.handover_margin_seconds
         export_time_s = math.ceil(stream.recorded_us / 1_000_000 + margin)
         export_time_us = export_time_s * 1_000_000

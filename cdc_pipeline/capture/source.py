@@ -1,5 +1,6 @@
 """What capture needs of a table's source, checked before anything is read."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,9 +18,10 @@ from cdc_pipeline.core.log_parts import MIRROR_VIEWS, StreamRef
 class Source:
     """A table's stream as it is now: which table, which stream, and how to read it.
 
-    `reader` completes the events of a stream without new images. `created_us`: tells streams of
-    one ARN apart. `losses`: how DynamoDB is asked what it could not write to the stream, None for
-    streams that are always whole.
+    `reader` completes the events of a stream without new images. `created_us`: tells streams of one
+    ARN apart. `losses`: how DynamoDB is asked what it could not write to the stream, None for
+    streams that are always whole. `clock_offset_us`: how far this machine's clock is ahead of
+    AWS's, None while that is unknown.
     """
 
     table: str
@@ -32,6 +34,7 @@ class Source:
     reading: Reading = field(default_factory=StreamsReading)
     created_us: int = 0
     losses: "Losses | None" = None
+    clock_offset_us: Callable[[], int | None] = lambda: None
 
     @property
     def full_images(self) -> bool:

@@ -44,6 +44,7 @@ def open_source(lake: Lake, table: Table, transport: str | None = None) -> Sourc
         view_type=found.view_type or "",
         shards=DynamoDBStreams(aws),
         reader=_reader(lake, table, found),
+        clock_offset_us=aws.clock_offset.offset_us,
     )
 
 
@@ -68,12 +69,14 @@ def followed_source(lake: Lake, table: Table, stream: StreamRef) -> Source:
         return _kinesis(lake, table, shards, stream.table_id, stream.arn, stream.created_us, found)
     if stream.transport == FIREHOSE:
         return open_files(lake, table)
+    aws = lake.source(table)
     return Source(
         table.name,
         stream.table_id,
         stream.arn,
         stream.view_type,
-        DynamoDBStreams(lake.source(table)),
+        DynamoDBStreams(aws),
+        clock_offset_us=aws.clock_offset.offset_us,
     )
 
 
@@ -100,6 +103,7 @@ def _kinesis(
         reading=KinesisReading(table.name, settings.binary_encodings, settings.late_seconds),
         created_us=created_us,
         losses=ReplicationMetric(lake.source(table), table.name, metric_us),
+        clock_offset_us=lake.source(table).clock_offset.offset_us,
     )
 
 

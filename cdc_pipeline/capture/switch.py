@@ -1,8 +1,9 @@
 """A table's switch from one transport to another: a cut in time, and what counts on which side.
 
-1. While both are on, a cut C is logged: the present second, rounded up.
+1. While both are on, a cut C is logged: a second that has not come yet by AWS's clock, however
+   wrong ours is.
 2. From then on, runs of the old transport leave out changes written at C or later. It is read
-   until the watermark has come to C; until then the new one waits.
+   until the watermark has surely come to C; until then the new one waits.
 3. One entry makes the log follow the new transport, one generation later, from its oldest record
    on; changes written before C are left out. Nothing lies between, so it is no gap.
 
@@ -12,7 +13,7 @@ so a run that was killed anywhere is followed by one that goes on from what is l
 
 from dataclasses import replace
 
-from cdc_pipeline.capture.continuity import beginnings, new_entry, unread_from_us
+from cdc_pipeline.capture.continuity import beginnings, new_entry, new_gap, unread_from_us
 from cdc_pipeline.capture.losses import end_of_minute
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.core.capture_log import Entry, LogState
@@ -41,13 +42,13 @@ def begin_cut(log: CaptureLog, state: LogState, source: Source) -> None:
                 f"so it stays with the one that its log follows",
                 fix="wait until the table writes to it, then capture again",
             )
-        cut = Cut(source.transport, cut_us(state, log.now_us()))
+        cut = Cut(source.transport, cut_us(state, log.not_yet_us()))
         if not log.append(state, new_entry(cut=cut)):
             log.catch_up(state)
 
 
 def cut_us(state: LogState, now_us: int) -> int:
-    """The first whole second behind the present and behind all that has landed."""
+    """The first whole second behind `now_us` and behind all that has landed."""
     landed_us = state.last_change_us or 0
     return max(-(-now_us // _SECOND_US), landed_us // _SECOND_US + 1) * _SECOND_US
 
@@ -62,7 +63,7 @@ def switch(log: CaptureLog, source: Source, *, looked_us: int | None, ended: boo
     while state.cut is not None:
         at_us = state.cut.at_us
         known = looked_us is None or looked_us >= end_of_minute(at_us)
-        reached = state.watermark_us >= at_us and known
+        reached = state.watermark_us - log.margin_us >= at_us and known
         if not reached and not ended:
             return False
         if log.append(state, _switched(log, state, source, state.cut, reached)):
@@ -76,12 +77,13 @@ def _switched(log: CaptureLog, state: LogState, source: Source, cut: Cut, reache
     gap = Gap(
         cause="new stream",
         shards=tuple(sorted(state.shards)),
-        from_us=min(unread_from_us(state), cut.at_us),
+        from_us=min(unread_from_us(log, state) - log.margin_us, cut.at_us),
         to_us=cut.at_us,
         heal_generation=state.generation + 1,
+        margin_us=log.margin_us,
     )
     listed = source.shards.describe(source.arn)
-    stream = source.ref(listed, generation, log.now_us())
+    stream = source.ref(listed, generation, log.not_yet_us())
     return new_entry(
         stream=replace(stream, since_us=cut.at_us),
         forgotten=tuple(sorted(state.shards)),
@@ -99,14 +101,7 @@ def give_up_cut(log: CaptureLog, state: LogState) -> None:
     What was left out of it since the cut is a gap.
     """
     while state.cut is not None and state.stream is not None:
-        now_us = log.now_us()
-        gap = Gap(
-            cause="new stream",
-            shards=(),
-            from_us=min(state.cut.at_us, now_us),
-            to_us=now_us,
-            heal_generation=state.generation + 1,
-        )
+        gap = new_gap(log, state, "new stream", (), min(state.cut.at_us, log.now_us()))
         stream = replace(state.stream, generation=state.generation + 2)
         back = Cut(stream.transport, state.cut.at_us)
         if not log.append(state, new_entry(stream=stream, cut=back, gap=gap)):

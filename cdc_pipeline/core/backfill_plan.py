@@ -49,12 +49,13 @@ def plan_day(
     lost: Sequence[LandedObject],
     backups: Backups | None,
     now_us: int,
+    margin_us: int = 0,
 ) -> DayPlan:
     """What a day lacks and what fills it in; an empty plan for a day that is whole.
 
     `lost`: objects that the log names and the lake lacks; `backups`: None while point-in-time
-    recovery is off. Raises `NotCoveredError` for a day that nothing covers, and `NotReadyError`
-    when capture must go on first.
+    recovery is off; `margin_us`: how wrong the log's clock may be. Raises `NotCoveredError` for a
+    day that nothing covers, and `NotReadyError` when capture must go on first.
     """
     span = span_of(day)
     if span[0] > now_us:
@@ -86,14 +87,14 @@ def plan_day(
             fix="choose later days; the baseline export holds the items as they were when capture "
             "began",
         )
-    _require_captured(state, plan, seen_us)
+    _require_captured(state, plan, seen_us - margin_us, margin_us)
     return plan
 
 
-def _require_captured(state: LogState, plan: DayPlan, seen_us: int) -> None:
+def _require_captured(state: LogState, plan: DayPlan, seen_us: int, margin_us: int) -> None:
     """What the stream has must have landed before an export is compared with it."""
     end_us = max((fill.span[1] for fill in plan.fills), default=0)
-    if state.began_us and end_us > seen_us and state.watermark_us < end_us:
+    if state.began_us and end_us > seen_us and state.watermark_us - margin_us < end_us:
         raise NotReadyError(
             f"capture is at {_utc(state.watermark_us)} and must come past {_utc(end_us)} UTC first",
             fix="run the job `capture`, then this again",

@@ -14,6 +14,7 @@ from typing import Any
 from cdc_pipeline.core.errors import LakeError
 from cdc_pipeline.core.log_parts import (
     FIRST_GENERATION,
+    NOTHING_LATE,
     Baseline,
     Cut,
     Erasure,
@@ -21,6 +22,7 @@ from cdc_pipeline.core.log_parts import (
     Heal,
     HealWindow,
     LandedObject,
+    Late,
     QuarantinedObject,
     Removed,
     ShardState,
@@ -44,7 +46,8 @@ class Entry:
     repair; nothing reads them any more. `cut`: a switch of transports begins. `replicated_us`:
     DynamoDB was asked up to there how many records it could not replicate to Kinesis. `files`:
     objects of Firehose whose records are in `objects`; those that arrived before the day
-    `files_from` are not looked for any more.
+    `files_from` are not looked for any more. `late`: changes among `objects` that came behind the
+    watermark. `clock_offset_us`: how far the writer's clock was ahead of AWS's.
     """
 
     n: int
@@ -70,6 +73,8 @@ class Entry:
     replicated_us: int | None = None
     files: tuple[SourceFile, ...] = ()
     files_from: str | None = None
+    late: Late | None = None
+    clock_offset_us: int | None = None
 
     def to_json(self) -> str:
         """Readable JSON; parts that say nothing are left out."""
@@ -88,12 +93,12 @@ class LogState:
     """Everything the log says up to and including entry `n` (0: nothing was ever captured).
 
     `replaced`: objects that compaction took the place of and that are still there, with the time.
-    `began_us`: when capture's first positions were recorded.
-    `lost`: what was in objects that are gone or damaged.
-    `cut`: a switch of transports that is not done yet.
-    `erasures`: the last one of each key, by its hash. `files`: objects of Firehose, by URI, that
-    arrived on the day `files_from` or later. `legacy_us`: the newest time of a row that an older
-    Lambda made.
+    `began_us`: when capture's first positions were recorded. `lost`: what was in objects that are
+    gone or damaged. `cut`: a switch of transports that is not done yet. `erasures`: the last one of
+    each key, by its hash. `files`: objects of Firehose, by URI, that arrived on the day
+    `files_from` or later. `legacy_us`: the newest time of a row that an older Lambda made. `late`:
+    all changes that came behind the watermark, the latest of them at `late_at_us`.
+    `clock_offset_us`: how far the clock of the last writer that measured it was ahead.
     """
 
     n: int = 0
@@ -118,6 +123,9 @@ class LogState:
     last_owner: str = ""
     cut: Cut | None = None
     replicated_us: int = 0
+    late: Late = NOTHING_LATE
+    late_at_us: int = 0
+    clock_offset_us: int | None = None
 
     def apply(self, entry: Entry) -> None:
         """Add the next entry; entries are applied in order and without holes."""
@@ -166,6 +174,12 @@ class LogState:
         if entry.erasure is not None:
             self.erasures[entry.erasure.key_hash] = entry.erasure
         self._apply_files(entry)
+        if entry.late is not None:
+            behind_us = max(self.late.behind_us, entry.late.behind_us)
+            self.late = Late(self.late.rows + entry.late.rows, behind_us)
+            self.late_at_us = entry.at_us
+        if entry.clock_offset_us is not None:
+            self.clock_offset_us = entry.clock_offset_us
         self.last_owner = entry.owner
 
     def _apply_files(self, entry: Entry) -> None:
@@ -326,6 +340,8 @@ def _entry(raw: Mapping[str, Any]) -> Entry:
         replicated_us=raw.get("replicated_us"),
         files=tuple(_files(raw)),
         files_from=raw.get("files_from"),
+        late=Late(**raw["late"]) if raw.get("late") else None,
+        clock_offset_us=raw.get("clock_offset_us"),
     )
 
 
@@ -354,6 +370,9 @@ def _state(raw: Mapping[str, Any]) -> LogState:
         last_owner=raw["last_owner"],
         cut=Cut(**raw["cut"]) if raw.get("cut") else None,
         replicated_us=raw.get("replicated_us", 0),
+        late=Late(**raw["late"]) if raw.get("late") else NOTHING_LATE,
+        late_at_us=raw.get("late_at_us", 0),
+        clock_offset_us=raw.get("clock_offset_us"),
     )
 
 

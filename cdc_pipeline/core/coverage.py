@@ -22,6 +22,8 @@ HOUR_SIGNS: dict[Means, str] = {
 
 _WORST_FIRST: tuple[Means, ...] = ("lost", "unread", "export", "heal", "stream")
 _HOUR_US = 3_600_000_000
+CLOCK_WARN_US = 2_000_000
+"""Clocks that are kept by NTP differ by milliseconds; AWS tells whole seconds."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,18 @@ def hour_bars(stretches: Sequence[Stretch], days: int) -> list[str]:
     first = max(last - timedelta(days=days - 1), _day(stretches[0].to_us))
     count = (last - first).days + 1
     return [_bar(stretches, first + timedelta(days=n)) for n in range(count)]
+
+
+def clock_warning(offset_us: int | None) -> str | None:
+    """What to say of a clock that is this far ahead of AWS's; None: it is right, or unknown.
+
+    Everything is right with clocks that are wrong by less than `clock_margin_seconds`; what a quiet
+    table is complete to is told by this clock all the same.
+    """
+    if offset_us is None or abs(offset_us) <= CLOCK_WARN_US:
+        return None
+    side = "ahead of" if offset_us > 0 else "behind"
+    return f"this machine's clock is {abs(offset_us) / 1e6:.1f} s {side} AWS's; set it (NTP)"
 
 
 def moment(time_us: int) -> str:

@@ -43,17 +43,24 @@ def overlapping(gap: Gap, gaps: Sequence[Gap]) -> list[Gap]:
     return next(group for group in groups if gap in group)
 
 
-def plan_windows(gaps: Sequence[Gap], margin_us: int, backups: Backups) -> tuple[HealWindow, ...]:
+def plan_windows(
+    gaps: Sequence[Gap], margin_us: int, backups: Backups, clock_margin_us: int = 0
+) -> tuple[HealWindow, ...]:
     """Windows in a row, in whole seconds, over everything that a group of gaps may have lost.
 
-    They end the margin behind the last gap: stream times are rounded down, and clocks differ. A gap
+    They end the margin behind the last gap: stream times are rounded down, and exports are exact to
+    about a minute. Where a gap is that of an older version, which took its own clock for AWS's,
+    they begin and end as much further out as that one may be wrong, `clock_margin_us`. A gap
     shorter than a window is healed by one that begins earlier, or if recovery does not reach back
     so far, by one that ends later. Raises `CannotHealError`.
     """
     if gaps[0].cause == _RECREATED:
         raise CannotHealError("the table was deleted and made again, its backups begin anew")
-    start = min(gap.from_us for gap in gaps) // SECOND_US * SECOND_US
-    end = ceil((max(gap.to_us for gap in gaps) + margin_us) / SECOND_US) * SECOND_US
+    missing_us = {gap.entry: max(clock_margin_us - gap.margin_us, 0) for gap in gaps}
+    first_us = min(gap.from_us - missing_us[gap.entry] for gap in gaps)
+    last_us = max(gap.to_us + missing_us[gap.entry] for gap in gaps)
+    start = first_us // SECOND_US * SECOND_US
+    end = ceil((last_us + margin_us) / SECOND_US) * SECOND_US
     if start < backups.earliest_us:
         raise CannotHealError("point-in-time recovery does not reach back to its beginning")
     if end - start < backups.least_us:

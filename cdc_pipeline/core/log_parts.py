@@ -29,7 +29,7 @@ FIRST_GENERATION = 1
 
 @dataclass(frozen=True)
 class StreamRef:
-    """Which stream is captured. `recorded_us`: when its positions were recorded (time of P).
+    """Which stream is captured. `recorded_us`: its positions were recorded before (time of P).
 
     `transport`: as in the settings. `arn`: of a DynamoDB or Kinesis stream, or where Firehose's
     files are. `since_us`: changes written before came another way and are left out.
@@ -155,10 +155,11 @@ class SourceFile:
 class Baseline:
     """A full export on its way to being the baseline of a generation.
 
-    `recorded_us`: time(P), when the stream positions it hands over to were recorded.
-    `export_time_us`: T. `snapshot_id`: the Iceberg snapshot of `<table>_snapshot` that holds its
-    verified items; None until it is staged. `attempt` counts exports of it that failed.
-    `shadow`: held beside the live baseline until somebody decides; `discarded`: decided against.
+    `recorded_us`: time(P); the stream positions it hands over to were recorded before, and all that
+    had landed then was written before. `export_time_us`: T. `snapshot_id`: the Iceberg snapshot of
+    `<table>_snapshot` that holds its verified items; None until it is staged. `attempt` counts
+    exports of it that failed. `shadow`: held beside the live baseline until somebody decides;
+    `discarded`: decided against.
     """
 
     generation: int
@@ -184,9 +185,10 @@ class Gap:
     """Changes that were accepted in a time range and can no longer be read from the stream.
 
     Everything written to `shards` before `from_us` has been read, and everything written from
-    `to_us` on can be read again. `heal_generation` is reserved for what heals it: later than all
-    that landed before the gap, earlier than all that lands after it. `entry`: the log entry that
-    opened it, which is its name.
+    `to_us` on can be read again, both by AWS's clock: they lie `margin_us` outside of what the
+    writer's clock said, 0 in logs of older versions. `heal_generation` is reserved for what heals
+    it: later than all that landed before the gap, earlier than all that lands after it. `entry`:
+    the log entry that opened it, which is its name.
 
     Backfills open and heal a gap in one entry: of a day "before capture", and of "objects lost"
     from the lake, whose changes land in the generation that they had (`capture.backfill`).
@@ -201,6 +203,7 @@ class Gap:
     to_us: int
     heal_generation: int
     entry: int = 0
+    margin_us: int = 0
 
     def __str__(self) -> str:
         """What happened, for people."""
@@ -237,6 +240,20 @@ class Heal:
     reread: int | None = None
     healed: bool = False
     also: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Late:
+    """Changes that landed although everything of their time was said to have landed before.
+
+    `behind_us`: how much older than the watermark the oldest of them was.
+    """
+
+    rows: int
+    behind_us: int
+
+
+NOTHING_LATE = Late(0, 0)
 
 
 @dataclass(frozen=True)

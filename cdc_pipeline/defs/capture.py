@@ -173,9 +173,11 @@ def must_capture(lake: "Lake", table: Table, days: Sequence[date]) -> bool:
     """Whether some of the days can still get changes, or capture has not passed them yet."""
     if max(days) >= today() - timedelta(days=_STREAM_DAYS):
         return True
-    state = lake.log(table).load()
+    log = lake.log(table)
+    state = log.load()
     end = datetime.combine(max(days) + timedelta(days=1), datetime.min.time(), UTC)
-    return state.stream is not None and state.watermark_us < end.timestamp() * 1_000_000
+    passed_us = state.watermark_us - log.margin_us
+    return state.stream is not None and passed_us < end.timestamp() * 1_000_000
 
 
 def land_days(

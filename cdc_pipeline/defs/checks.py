@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 
 from cdc_pipeline.core.capture_log import LogState
-from cdc_pipeline.core.coverage import coverage
+from cdc_pipeline.core.coverage import clock_warning, coverage
 from cdc_pipeline.core.envelope import FIREHOSE
 from cdc_pipeline.core.names import TablePaths
 from cdc_pipeline.defs.failures import readable_failures
@@ -18,6 +18,7 @@ from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings import Table
 
 _MOST_ROWS = 50
+_LATE_SHOWS_US = 24 * 3600 * 1_000_000
 CURRENT_STATE = "current_state"
 
 
@@ -81,6 +82,33 @@ def retention(lake: Lake, table: Table, state: LogState) -> Finding:
     severe = behind >= options.fail_hours
     severity = dg.AssetCheckSeverity.ERROR if severe else dg.AssetCheckSeverity.WARN
     return Finding(behind < options.warn_hours, metadata, severity)
+
+
+def watermark(lake: Lake, table: Table, state: LogState) -> Finding:
+    """Nothing came behind a time up to which all was said to have landed, and clocks agree."""
+    warning = clock_warning(state.clock_offset_us)
+    offset_us = state.clock_offset_us
+    metadata: dict[str, Any] = {"late_changes": state.late.rows}
+    if offset_us is not None:
+        metadata["clock_ahead_seconds"] = round(offset_us / 1e6, 1)
+    if warning:
+        metadata["clock"] = warning
+    if state.late.rows:
+        metadata["most_seconds_late"] = round(state.late.behind_us / 1e6, 1)
+        metadata["last_late_at"] = moment(state.late_at_us)
+        metadata["note"] = (
+            "they have landed and nothing is lost; what was called complete before they came was "
+            "not, and is made again: cdc of their days, current_state"
+        )
+        metadata["fix"] = (
+            "correct the clock"
+            if warning
+            else "raise capture.empty_polls or capture.listing_lag_seconds (DynamoDB Streams), "
+            "kinesis.late_seconds, firehose.lag_minutes"
+        )
+    recent_us = lake.log(table).now_us() - _LATE_SHOWS_US
+    passed = warning is None and (not state.late.rows or state.late_at_us < recent_us)
+    return Finding(passed, metadata, dg.AssetCheckSeverity.WARN)
 
 
 def deletes(lake: Lake, table: Table, state: LogState) -> Finding:
@@ -180,6 +208,7 @@ CHECKS: dict[str, Callable[[Lake, Table, LogState], Finding]] = {
     "no_quarantined_records": quarantine,
     "no_open_gaps": gaps,
     "retention_budget": retention,
+    "watermark_holds": watermark,
 }
 """The checks of raw_stream."""
 

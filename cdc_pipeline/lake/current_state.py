@@ -149,7 +149,9 @@ def _is_typed_alike(table: Table, current: Base) -> bool:
 
 def handover_us(lake: Lake, baseline: Baseline) -> int:
     """When a baseline may be published: everything written before this must have landed."""
-    return baseline.export_time_us + int(lake.settings.handover_margin_seconds * 1_000_000)
+    margin_us = int(lake.settings.handover_margin_seconds * 1_000_000)
+    # What has landed is told by our clock, the export's time by AWS's.
+    return baseline.export_time_us + margin_us + lake.settings.clock_margin_us
 
 
 def _staged_base(lake: Lake, table: Table, staged: Baseline, current: Base | None) -> Base:

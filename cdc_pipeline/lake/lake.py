@@ -63,7 +63,7 @@ class Lake:
 
     def log(self, table: Table) -> CaptureLog:
         """The capture log of a table."""
-        return CaptureLog(self.store, self.paths(table))
+        return CaptureLog(self.store, self.paths(table), margin_us=self.settings.clock_margin_us)
 
     @cached_property
     def tables(self) -> Tables:

@@ -33,14 +33,23 @@ def this_owner() -> str:
 
 
 class CaptureLog:
-    """The capture log of one table in one lake."""
+    """The capture log of one table in one lake.
+
+    `margin_us`: how far `clock` may be off AWS's. No time of the one is compared with a time of the
+    other without it.
+    """
 
     def __init__(
-        self, store: Store, paths: TablePaths, clock: Callable[[], float] = time.time
+        self,
+        store: Store,
+        paths: TablePaths,
+        clock: Callable[[], float] = time.time,
+        margin_us: int = 0,
     ) -> None:
         self.store = store
         self.paths = paths
         self.clock = clock
+        self.margin_us = margin_us
 
     def load(self) -> LogState:
         """The state after the newest entry: the newest summary and the entries behind it."""
@@ -96,6 +105,14 @@ class CaptureLog:
     def now_us(self) -> int:
         """The writer's clock in µs since the epoch."""
         return int(self.clock() * 1_000_000)
+
+    def surely_past_us(self) -> int:
+        """A time that has come by AWS's clock, however wrong ours is: everything older is past."""
+        return self.now_us() - self.margin_us
+
+    def not_yet_us(self) -> int:
+        """A time that has not come by AWS's clock: what has been written by now is older."""
+        return self.now_us() + self.margin_us
 
     def _read_entry(self, key: str) -> Entry:
         data = self.store.read(key)

@@ -21,7 +21,9 @@ class TableStatus:
     before the first capture; `cut`: the switch to another one that is on its way.
     `retention_hours`: how long the stream keeps a change. `expires`: what is unread may be lost
     (a stream forgets). `legacy_us`: the newest row of an older Lambda, which leaves deletes out, 0:
-    none.
+    none. `clock_offset_us`: how far the clock of who captured last was ahead of AWS's, None while
+    nobody measured it. `late_changes`: changes that came behind a watermark given, the latest of
+    them at `late_at_us`.
     """
 
     table: str
@@ -42,6 +44,9 @@ class TableStatus:
     retention_hours: int = 24
     expires: bool = True
     legacy_us: int = 0
+    clock_offset_us: int | None = None
+    late_changes: int = 0
+    late_at_us: int = 0
 
 
 def table_status(lake: Lake, table: Table) -> TableStatus:
@@ -69,4 +74,7 @@ def table_status(lake: Lake, table: Table) -> TableStatus:
         retention_hours=state.stream.retention_hours if state.stream else 24,
         expires=table.transport != FIREHOSE,
         legacy_us=state.legacy_us,
+        clock_offset_us=state.clock_offset_us,
+        late_changes=state.late.rows,
+        late_at_us=state.late_at_us,
     )

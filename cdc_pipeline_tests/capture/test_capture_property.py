@@ -1,4 +1,4 @@
-"""Any story of writes, shards, faults, crashes and races: everything lands once, or in a gap.
+"""Any story of writes, shards, faults, crashes, races, wrong clocks: all lands once, or in a gap.
 
 A story is a list of steps in plain data, so that one that failed can be kept as it was printed
 (`FOUND`). `CDC_PIPELINE_STORIES=20000` tells that many new ones, not the same ones as always.
@@ -36,7 +36,7 @@ from cdc_pipeline.lake.log import CaptureLog
 from cdc_pipeline.lake.store import Store
 from cdc_pipeline_tests.simulators import faults
 from cdc_pipeline_tests.simulators.clients import session, use
-from cdc_pipeline_tests.simulators.clock import SimulatedClock
+from cdc_pipeline_tests.simulators.clock import SimulatedClock, WrongClock
 from cdc_pipeline_tests.simulators.streams_model import Record, StreamsModel
 from cdc_pipeline_tests.simulators.streams_server import StreamsSimulator
 from cdc_pipeline_tests.simulators.streams_service import StreamsService
@@ -47,6 +47,8 @@ LONG = int(os.environ.get("CDC_PIPELINE_STORIES", "0"))
 HOUR = 3600
 PATHS = TablePaths("cdc", "orders")
 LAG = 300
+MARGIN = 300
+"""How far the capturing machine's clock may be off, in seconds; AWS refuses what is off by more."""
 OPTIONS = CaptureOptions(poll_seconds=0, empty_polls=2, parallel_shards=4, listing_lag_seconds=LAG)
 
 Step = tuple[Any, ...]
@@ -81,6 +83,7 @@ _shards = st.one_of(
 _time = st.tuples(
     st.just("advance"), st.sampled_from([1, 30, 16 * 60, 4 * HOUR, 13 * HOUR, 25 * HOUR, 49 * HOUR])
 )
+_clock = st.tuples(st.just("clock"), st.sampled_from([-300, -60, -5, -0.5, 0, 0.5, 5, 60, 300]))
 _stream = st.sampled_from([("off",), ("on",), ("off",), ("on",), ("recreate",)])
 _late_listing = st.tuples(
     st.just("fault"), st.just("DescribeStream"), st.sampled_from(LISTING), st.integers(1, 4)
@@ -109,7 +112,20 @@ _captures = st.one_of(
     st.just(("in small batches",)),
 )
 _steps = st.one_of(
-    _writes, _writes, _shards, _shards, _time, _stream, _faults, _meanwhile, _captures, _captures
+    _writes,
+    _writes,
+    _shards,
+    _shards,
+    _time,
+    _clock,
+    _stream,
+    _faults,
+    _meanwhile,
+    _captures,
+    _captures,
+)
+_nearly_a_day = st.tuples(
+    st.just("advance"), st.integers(24 * HOUR - 1200, 24 * HOUR + 600).map(lambda s: s - s % 30)
 )
 _outages = st.one_of(
     st.tuples(_writes, _shards, st.just(("advance", 25 * HOUR))),
@@ -117,6 +133,8 @@ _outages = st.one_of(
     st.tuples(st.just(("off",)), _writes, _time, st.just(("on",)), _writes),
     st.tuples(_shards, _late_listing, st.just(("capture",)), _writes, _shards, _time, _writes),
     st.tuples(_time, _shards, _late_listing, st.just(("capture",)), _time),
+    st.tuples(_clock, _writes, st.just(("capture",)), _clock, _writes, _nearly_a_day, _writes),
+    st.tuples(_clock, st.just(("capture",)), _writes, st.just(("off",)), _clock, st.just(("on",))),
 )
 """Chapters that seldom come about by chance."""
 
@@ -239,6 +257,7 @@ class World:
 
     def __post_init__(self) -> None:
         self.clock = self.sim.begin(self.how)
+        self.local = WrongClock(self.clock)
         self.on = True
         self.capture()
 
@@ -258,6 +277,8 @@ class World:
                     self.sim.split("orders", shards[which % len(shards)])
             case ("advance", seconds):
                 self.clock.advance(seconds)
+            case ("clock", error):
+                self.local.error = error
             case ("off",) if self.on:
                 self.sim.disable_stream("orders")
                 self.on = False
@@ -342,7 +363,8 @@ class World:
     # -------------------------------------------------------------------------- captures
 
     def log(self, store: Store | None = None) -> CaptureLog:
-        return CaptureLog(store or MemoryStore(self.objects), PATHS, self.clock)
+        store = store or MemoryStore(self.objects)
+        return CaptureLog(store, PATHS, self.local, margin_us=MARGIN * 1_000_000)
 
     def capture(
         self, store: Store | None = None, options: CaptureOptions = OPTIONS
@@ -383,10 +405,10 @@ class World:
         else:
             raise AssertionError("capture goes on landing something")
         # Behind an outage, what listings show counts only when they have had time to settle.
-        self.clock.advance(LAG)
+        self.clock.advance(LAG + 2 * MARGIN)
         self.capture()
         state = self.log().load()
-        assert state.watermark_us >= begun_us - LAG * 1_000_000, "capture is stuck"
+        assert state.watermark_us >= begun_us - (LAG + MARGIN) * 1_000_000, "capture is stuck"
         self.check(state, until_us=begun_us)
 
     # -------------------------------------------------------------------------- the truth
@@ -401,7 +423,8 @@ class World:
         assert not twice, f"landed twice: {twice}"
         assert landed.keys() <= by_place.keys(), "landed, but never written"
         assert not state.quarantined
-        whole_until_us = state.watermark_us if until_us is None else until_us
+        claimed_us = state.watermark_us - MARGIN * 1_000_000
+        whole_until_us = claimed_us if until_us is None else until_us
         for place, record in by_place.items():
             if place not in landed and (record.created + 1) * 1_000_000 <= whole_until_us:
                 gaps = list(state.gaps.values())

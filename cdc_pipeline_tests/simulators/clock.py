@@ -1,6 +1,7 @@
 """Time that stands still until a test moves it."""
 
 import threading
+from collections.abc import Callable
 
 
 class SimulatedClock:
@@ -24,3 +25,14 @@ class SimulatedClock:
 
     def sleep(self, seconds: float) -> None:
         self.advance(seconds)
+
+
+class WrongClock:
+    """Another machine's idea of `clock`, off by `error` seconds, which may jump at any moment."""
+
+    def __init__(self, clock: Callable[[], float], error: float = 0) -> None:
+        self._clock = clock
+        self.error = error
+
+    def __call__(self) -> float:
+        return self._clock() + self.error
