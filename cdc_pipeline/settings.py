@@ -240,7 +240,10 @@ class Capture(_Strict):
     interval_seconds: int = Field(60, ge=5, description="a table is captured this often")
     max_run_seconds: int = Field(240, ge=1, description="a run stops reading after this long")
     empty_polls: int = Field(
-        3, ge=1, description="consecutive empty reads after which a shard counts as read to its tip"
+        3,
+        ge=1,
+        description="consecutive empty reads after which a shard counts as read to its tip; more "
+        "where the position is old (docs/aws.md)",
     )
     poll_seconds: float = Field(1.0, gt=0, le=60, description="pause between empty reads")
     listing_lag_seconds: float = Field(

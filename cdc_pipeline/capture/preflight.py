@@ -16,6 +16,7 @@ from cdc_pipeline.aws.streams import DynamoDBStreams
 from cdc_pipeline.aws.table import TableDescription, describe_backups, describe_table
 from cdc_pipeline.capture.asking import PIPELINE, Asker, Finding, RedError, Remedy, allow
 from cdc_pipeline.capture.preflight_lake import export_place, look_at_lake, probe_key
+from cdc_pipeline.capture.shard_reader import polls_needed
 from cdc_pipeline.capture.source import ShardSource
 from cdc_pipeline.core.errors import ExpiredIteratorError, ShardGoneError, TrimmedDataError
 from cdc_pipeline.core.iam import (
@@ -229,8 +230,8 @@ class _Look:
         streams = DynamoDBStreams(self.source)
         shards = self._read(streams, described.stream_arn, "dynamodb:DescribeStream")
         options = self.lake.settings.capture
-        # Each capture reads every open shard until it is empty several times in a row.
-        reads = 1 + options.empty_polls
+        # Each capture reads every open shard until it is empty often enough in a row.
+        reads = polls_needed(options.empty_polls, options.interval_seconds * 1_000_000)
         self.report.stream_usd = stream_reads_usd(shards, options.interval_seconds, reads)
         yield Finding("stream", True, f"{_shards(shards)}, {view}")
 

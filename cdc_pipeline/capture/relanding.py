@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from cdc_pipeline.capture.increments import BATCH_ROWS
+from cdc_pipeline.capture.shard_reader import polls_needed
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.changes import Change
@@ -144,8 +145,8 @@ def _read(
         return
     until = int(shard.sequence_number)
     iterator: str | None = source.shards.iterator(state.stream.arn, shard.shard_id, None)
-    empty = 0
-    while iterator is not None and empty < options.empty_polls:
+    empty, most = 0, polls_needed(options.empty_polls, state.stream.retention_us)
+    while iterator is not None and empty < most:
         try:
             page = source.shards.read(iterator)
         except ExpiredIteratorError as error:

@@ -404,8 +404,9 @@ class World:
                 break
         else:
             raise AssertionError("capture goes on landing something")
-        # Behind an outage, what listings show counts only when they have had time to settle.
-        self.clock.advance(LAG + 2 * MARGIN)
+        # Behind an outage, what listings show counts only when they have had time to settle, by a
+        # clock that may have jumped since.
+        self.clock.advance(LAG + 4 * MARGIN)
         self.capture()
         state = self.log().load()
         assert state.watermark_us >= begun_us - (LAG + MARGIN) * 1_000_000, "capture is stuck"

@@ -55,6 +55,7 @@ class LakeBuilder:
         raw = {
             "lake": "lake",
             "handover_margin_seconds": MARGIN_US / 1_000_000,
+            "clock_margin_seconds": 0,
             "tables": [{"name": "orders"}],
             **settings,
         }
