@@ -11,7 +11,7 @@ has over the baseline.
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.log_parts import FIRST_GENERATION, PAST_GENERATION
 
-_BEGIN_NOTHING = ("before capture", "objects lost")
+BEGIN_NOTHING = ("before capture", "objects lost")
 """Causes of gaps that backfills open and heal; capture goes on in its generation."""
 
 
@@ -23,7 +23,7 @@ class Generations:
         began |= {
             gap.heal_generation + 1: (gap.to_us, gap.heal_generation - 1)
             for gap in state.gaps.values()
-            if gap.cause not in _BEGIN_NOTHING
+            if gap.cause not in BEGIN_NOTHING
         }
         for baseline in state.baselines.values():
             if baseline.generation > FIRST_GENERATION:
