@@ -19,6 +19,9 @@ _START_US = int(START.timestamp()) * SECOND_US
 _UNIT_US = {"dynamodb_streams": SECOND_US, "kinesis_ms": 1000, "kinesis": 1}
 
 
+_KEYS = "abcd"
+
+
 @dataclass(frozen=True)
 class Write:
     """What DynamoDB accepted. `old`, `new`: images, None where there is no item."""
@@ -58,8 +61,9 @@ def healed_story(seed: int) -> HealedStory:
     story = HealedStory(chance.choice(list(_UNIT_US)))
     at = sorted(chance.sample(range(60), 4))
     gaps = [(at[0], at[1]), (at[2], at[3])]
+    margin = chance.choice((0, 1, 20))
     windows = [
-        Window(_us(start - chance.choice((0, 1, 20))), _us(end + chance.choice((0, 1, 20))), g)
+        Window(_us(start - chance.choice((0, 1, 20))), _us(end + margin), g)
         for (start, end), g in zip(gaps, (2, 4), strict=True)
     ]
     writes = list(_writes(chance, story.transport))
@@ -106,10 +110,10 @@ def _writes(chance: random.Random, transport: str) -> Iterator[Write]:
     items: dict[str, str] = {}
     seen: set[tuple[str, int, str | None]] = set()
     offsets = (0, 1, 999, 1000, 1001, 400_000, 999_999)
-    seconds = chance.sample(range(80), chance.choice((12, 40)))  # close together or not
-    times = sorted({_us(chance.choice(seconds)) + chance.choice(offsets) for _ in range(40)})
+    seconds = chance.sample(range(80), chance.choice((8, 40)))  # close together or not
+    times = sorted({_us(chance.choice(seconds)) + chance.choice(offsets) for _ in range(60)})
     for number, time_us in enumerate(times):
-        key = chance.choice("abcd")
+        key = chance.choice(_KEYS)
         old = items.get(key)
         gone = old is not None and chance.random() < 0.4
         new = None if gone else f"{key}{chance.randrange(3)}"
@@ -146,7 +150,7 @@ def _reads(
     early = chance.random() < 0.5  # before the records behind the gap have landed
     read_us = window.to_us + (0 if early else chance.randrange(30) * SECOND_US)
     in_lines = {write.key for write, _ in lines}
-    for key in "abcd":
+    for key in _KEYS:
         had = [w for w, g in records if w.key == key and g < window.generation]
         had = [w for w in had if window.holds(w.time_us)]
         seen = any(w.key == key and g > window.generation for w, g in records)

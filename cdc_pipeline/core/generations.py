@@ -11,8 +11,14 @@ has over the baseline.
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.log_parts import FIRST_GENERATION, PAST_GENERATION
 
-BEGIN_NOTHING = ("before capture", "objects lost")
+_BEGIN_NOTHING = ("before capture", "objects lost")
 """Causes of gaps that backfills open and heal; capture goes on in its generation."""
+
+
+def heal_generations(state: LogState) -> set[int]:
+    """Generations with nothing but what heals landed."""
+    gaps = (state.gaps[gap] for gap in state.heals)
+    return {gap.heal_generation for gap in gaps if gap.cause not in _BEGIN_NOTHING}
 
 
 class Generations:
@@ -23,7 +29,7 @@ class Generations:
         began |= {
             gap.heal_generation + 1: (gap.to_us, gap.heal_generation - 1)
             for gap in state.gaps.values()
-            if gap.cause not in BEGIN_NOTHING
+            if gap.cause not in _BEGIN_NOTHING
         }
         for baseline in state.baselines.values():
             if baseline.generation > FIRST_GENERATION:

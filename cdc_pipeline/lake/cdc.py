@@ -19,7 +19,7 @@ import pyarrow as pa
 from pyiceberg.table import Table as IcebergTable
 
 from cdc_pipeline.core.capture_log import LogState
-from cdc_pipeline.core.generations import BEGIN_NOTHING
+from cdc_pipeline.core.generations import heal_generations
 from cdc_pipeline.core.log_parts import LandedObject
 from cdc_pipeline.core.masking import Masking
 from cdc_pipeline.lake.duck import arrow_batches, landed_relation, open_duckdb
@@ -145,8 +145,7 @@ def _outdated_days(built: IcebergTable, state: LogState) -> set[date]:
 
     Backfills compare with what is there before they land.
     """
-    gaps = [state.gaps[gap] for gap in state.heals]
-    healed = {gap.heal_generation for gap in gaps if gap.cause not in BEGIN_NOTHING}
+    healed = heal_generations(state)
     days = {o.day for o in state.objects.values() if o.generation in healed} if healed else set()
     return {
         date.fromisoformat(day)

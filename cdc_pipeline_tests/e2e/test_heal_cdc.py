@@ -164,7 +164,7 @@ def test_lines_stand_until_the_records_that_land_after_them(world: World) -> Non
 def twin(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[KinesisTwin]:
-    clock = SimulatedClock(time.time() + 10)
+    clock = SimulatedClock(time.time() + 30)  # a sandbox may take its time to start
     with quick_sandbox() as sandbox, KinesisSimulator(clock=clock) as simulator:
         made = KinesisTwin(make_world(sandbox, tmp_path, "local"), simulator, clock)
         made.kinesis.set_precision(TABLE, request.param)

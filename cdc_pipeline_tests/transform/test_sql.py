@@ -205,7 +205,7 @@ def test_cdc_keeps_the_last_place_in_the_first_generation_of_every_identity(
     assert places == sorted(places)
 
 
-@budget(max_examples=150)
+@budget(max_examples=60)
 @given(st.integers(0, 10**9))
 def test_a_captured_change_is_in_cdc_once_and_any_other_once_for_its_windows(seed: int) -> None:
     story = healed_story(seed)
@@ -219,6 +219,39 @@ def test_a_captured_change_is_in_cdc_once_and_any_other_once_for_its_windows(see
             kept = captured[row["uuid"]]
             names = ("transport", "event_id", "is_ttl_delete", "old_image", "order_key")
             assert [row[name] for name in names] == [kept[name] for name in names]
+
+
+@pytest.mark.parametrize(
+    ("transport", "event_id", "time_us", "line_us", "told"),
+    [
+        ("dynamodb_streams", "e", 7_000_000, 7_999_999, True),
+        ("dynamodb_streams", "e", 7_000_000, 8_000_000, False),
+        ("dynamodb_streams", "e", 7_000_000, 6_999_999, False),
+        ("read", "e", 7_000_000, 7_999_999, True),  # it completes an event
+        ("kinesis", "e", 7_654_321, 7_654_321, True),
+        ("kinesis", "e", 7_654_321, 7_654_322, False),
+        ("kinesis", "e", 7_654_000, 7_654_999, True),  # a stream may tell ms
+        ("kinesis", "e", 7_654_000, 7_655_000, False),
+        ("kinesis", "e", 7_000_000, 7_001_000, False),
+        ("firehose", "", 7_654_321, 7_654_321, True),
+        ("firehose", "", 7_000_000, 7_400_000, False),
+        ("read", "", 7_000_000, 7_000_000, False),  # read by a heal, as lines are
+    ],
+)
+@pytest.mark.parametrize("op", ["U", "D"])
+def test_a_record_tells_lines_of_its_time_as_exactly_as_its_transport_knows_it(
+    transport: str, event_id: str, time_us: int, line_us: int, told: bool, op: str
+) -> None:
+    image = None if op == "D" else "x"
+    same = {"keys": "a", "op": op, "new_image": image, "order_key": "1"}
+    record = {"uuid": "r", "generation": 1, "write_time_us": time_us, "event_id": event_id}
+    line = {"uuid": "l", "generation": 2, "write_time_us": line_us, "event_id": ""}
+    rows = [{**record, **same, "transport": transport}, {**line, **same, "transport": "export"}]
+    lines = [row for row in _build_cdc(rows) if row["transport"] == "export"]
+    assert len(lines) == (0 if told else 1)
+    for other in ({"keys": "b"}, {"op": "U", "new_image": "y"}, {"op": "U", "new_image": None}):
+        changed = [rows[0] | other, rows[1]]
+        assert any(row["transport"] == "export" for row in _build_cdc(changed))
 
 
 _versions = st.lists(
