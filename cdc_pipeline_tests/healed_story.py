@@ -91,7 +91,9 @@ def healed_story(seed: int) -> HealedStory:
     for window in windows:
         for row in _reads(chance, window, writes, records, lines[window]):
             story.landed.append(row)
-            later = [w.time_us for w, g in records if g > window.generation and w.key == row["keys"]]
+            later = [
+                w.time_us for w, g in records if g > window.generation and w.key == row["keys"]
+            ]
             if window is first:
                 later += [w.time_us for w, _ in lines[second] if w.key == row["keys"]]
             if not any(time_us < window.to_us for time_us in later):

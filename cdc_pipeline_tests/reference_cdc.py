@@ -1,4 +1,4 @@
-"""Which landed rows `cdc` must have, in plain Python: the oracle of tests that land real changes."""
+"""Which landed rows `cdc` must have, in plain Python: for tests that land real changes."""
 
 from collections.abc import Iterable
 from typing import NamedTuple

@@ -99,8 +99,9 @@ def build_cdc_days(
     says that days which nothing has landed for since are left as they are. Many days share a
     commit, each yielded once it stands; a killed run leaves what it had committed. A day without
     landing objects has no rows and is no error. Days that were built under other masking rules,
-    and those with rows of a heal that an older version built, are rebuilt first. Overtaken by another commit it decides again; raises `CommitConflictError`
-    when that happens again and again, `LakeError`, `SettingsError` for masking that cannot be.
+    and those with rows of a heal that an older version built, are rebuilt first. Overtaken by
+    another commit it decides again; raises `CommitConflictError` when that happens again and
+    again, `LakeError`, `SettingsError` for masking that cannot be.
     """
     masking = masking_of(lake.settings, table, writing=True)
     before = lake.tables.load(f"{table.safe_name}_cdc")

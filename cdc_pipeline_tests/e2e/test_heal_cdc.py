@@ -11,8 +11,8 @@ import pytest
 
 from cdc_pipeline.capture.heal import heal_gap, open_gaps
 from cdc_pipeline.core.errors import NotReadyError
-from cdc_pipeline.lake.ttl_archive import build_archive_day
 from cdc_pipeline.lake.chain import check_chain
+from cdc_pipeline.lake.ttl_archive import build_archive_day
 from cdc_pipeline_tests.e2e.twin import EXPORT, LATE, TABLE, KinesisTwin
 from cdc_pipeline_tests.e2e.world import (
     World,

@@ -55,16 +55,19 @@ def _stones(built: LakeBuilder) -> set[str]:
     files = data_files(table) if table else []
     with connect_duckdb(built.lake) as connection:
         relation = files_relation(connection, files, TOMBSTONE_SCHEMA)
-        return {key for (key,) in connection.execute(f"SELECT order_key FROM {relation}").fetchall()}
+        return {
+            key for (key,) in connection.execute(f"SELECT order_key FROM {relation}").fetchall()
+        }
 
 
 def _check(built: LakeBuilder) -> None:
-    """View, published table and `history` are what the reference fold says."""
+    """The view is what the reference fold says."""
     shown = plain_view(built.lake, "SELECT _key, _item FROM orders.current_state")
     assert {row["_key"]: row["_item"] for row in shown} == built.items()
 
 
 def _check_published(built: LakeBuilder) -> None:
+    """So are the published table and `history`."""
     _check(built)
     published = publish_current_state(built.lake, built.table)
     assert published.items == len(built.items())
@@ -149,7 +152,7 @@ def _dying(*_: object, **__: object) -> None:
     raise _KilledError
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(6))
 def test_any_order_of_landing_ends_where_the_reference_fold_says(seed: int) -> None:
     """Puts and deletes of a year land shuffled and repeated, with folds and baselines between."""
     chance = random.Random(seed)

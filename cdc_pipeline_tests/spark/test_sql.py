@@ -104,9 +104,7 @@ def test_they_are_those_of_the_reference_fold(seed: int, told: Callable[[int], T
 
 
 @pytest.mark.parametrize("seed", _SEEDS)
-def test_both_leave_out_what_captured_records_tell(
-    seed: int, told: Callable[[int], Told]
-) -> None:
+def test_both_leave_out_what_captured_records_tell(seed: int, told: Callable[[int], Told]) -> None:
     found = told(seed)
     for results in (found.duck, found.spark):
         places = zip(*_cells(results["cdc"].select(["uuid", "generation"])), strict=True)
