@@ -212,10 +212,11 @@ class _Healing:
         for number in range(len(self.heal.windows)):
             while not self.heal.windows[number].done:
                 self._export(number)
-        if self.heal.reread is None:
-            self._reread()
         if not self.heal.healed:
-            self._finish()
+            self._require_captured()
+            if self.heal.reread is None:
+                self._reread()
+            self._record(replace(self.heal, healed=True))
 
     def _export(self, number: int) -> None:
         """One window: export it if that was not asked for yet, then land file after file."""
@@ -322,17 +323,20 @@ class _Healing:
             ).fetchall()
         return [keys for (keys,) in rows]
 
-    def _finish(self) -> None:
-        """A healed state shows everything up to the end of the windows, so capture must, too."""
+    def _require_captured(self) -> None:
+        """A healed state shows everything up to the end of the windows, so capture must, too.
+
+        Items are read again only then: the stream says itself what became of those that changed
+        behind the gap.
+        """
         end_us = self.heal.windows[-1].to_us
         self.log.catch_up(self.state)
         if self.state.watermark_us - self.log.margin_us < end_us:
             raise NotReadyError(
-                f"table {self.table.name}: everything that the gap lost has landed; capture is at "
+                f"table {self.table.name}: what exports know of the gap has landed; capture is at "
                 f"{moment(self.state.watermark_us)} and must come past {moment(end_us)}",
                 fix="run the job `capture`, then heal again",
             )
-        self._record(replace(self.heal, healed=True))
 
     def _move(
         self, number: int, window: HealWindow, objects: list[LandedObject] | None = None

@@ -70,7 +70,8 @@ class Placing:
         """Generations with changes to land: those of the span that no surviving change tells.
 
         A surviving change tells a line if it is in the window and later than it, or of the same
-        second (streams know no finer times) with the same image.
+        second (streams know no finer times) with the same image. What lands after a fill is
+        compared when a day of `cdc` is built (`transform/sql/told.sql`).
         """
         start, end = self._fill.window.from_us, self._fill.window.to_us
         self._connection.execute(

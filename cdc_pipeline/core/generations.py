@@ -15,6 +15,12 @@ _BEGIN_NOTHING = ("before capture", "objects lost")
 """Causes of gaps that backfills open and heal; capture goes on in its generation."""
 
 
+def heal_generations(state: LogState) -> set[int]:
+    """Generations with nothing but what heals landed."""
+    gaps = (state.gaps[gap] for gap in state.heals)
+    return {gap.heal_generation for gap in gaps if gap.cause not in _BEGIN_NOTHING}
+
+
 class Generations:
     """Those of a table's present transport. They begin at whole ms: write times may be no finer."""
 

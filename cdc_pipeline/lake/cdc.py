@@ -1,4 +1,10 @@
-"""cdc: one row per change, by write day, repeats of an identity removed."""
+"""cdc: one row per change, by write day: no repeats, no export line of a change that was captured.
+
+What a heal landed need not be all that is known of its time: windows of exports reach past their
+gap, and the stream's own records of that time may land after the heal. A captured record wins
+(`transform/sql/told.sql` has the rule): it alone knows the TTL flag, the event id and the image
+right before it. What nobody captured is there once per item and window.
+"""
 
 import tempfile
 import time
@@ -13,6 +19,7 @@ import pyarrow as pa
 from pyiceberg.table import Table as IcebergTable
 
 from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.core.generations import heal_generations
 from cdc_pipeline.core.log_parts import LandedObject
 from cdc_pipeline.core.masking import Masking
 from cdc_pipeline.lake.duck import arrow_batches, landed_relation, open_duckdb
@@ -46,6 +53,12 @@ CDC_SCHEMA = pa.schema(
 ROWS = "rows"
 """The table property (with the day behind it) that says how many rows a day was built with."""
 
+_RULES, _PRESENT_RULES = "rules", "2"
+"""The table property that says by which rules a day was built, and the present ones.
+
+Days without it (1): lines of exports stood beside and in place of captured records.
+"""
+
 _MASKED = (
     "* REPLACE (mask_item(keys) AS keys, mask_plain(new_image) AS data, "
     "mask_item(new_image) AS new_image, mask_item(old_image) AS old_image)"
@@ -58,7 +71,7 @@ _ATTEMPTS = 5
 
 @dataclass(frozen=True)
 class CdcDay:
-    """One day as it stands. `duplicates`: landed rows that repeated another one's identity.
+    """One day as it stands. `duplicates`: landed rows that repeated another one's change.
 
     `seconds`: what reading it took, 0 when it stood already.
     """
@@ -85,9 +98,10 @@ def build_cdc_days(
     Always rewrites a day, so that an explicit run is never a silent no-op, unless `only_changed`
     says that days which nothing has landed for since are left as they are. Many days share a
     commit, each yielded once it stands; a killed run leaves what it had committed. A day without
-    landing objects has no rows and is no error. Days that were built under other masking rules
-    are rebuilt first. Overtaken by another commit it decides again; raises `CommitConflictError`
-    when that happens again and again, `LakeError`, `SettingsError` for masking that cannot be.
+    landing objects has no rows and is no error. Days that were built under other masking rules,
+    and those with rows of a heal that an older version built, are rebuilt first. Overtaken by
+    another commit it decides again; raises `CommitConflictError` when that happens again and
+    again, `LakeError`, `SettingsError` for masking that cannot be.
     """
     masking = masking_of(lake.settings, table, writing=True)
     before = lake.tables.load(f"{table.safe_name}_cdc")
@@ -95,10 +109,12 @@ def build_cdc_days(
     asked = sorted({*days})
     published = days_under_rules(before) if before else {}
     stale = {date.fromisoformat(d) for d, rules in published.items() if not masking.made(rules)}
-    for group in _groups(state, sorted(stale - {*asked})):
+    outdated = _outdated_days(before, state) if before else set()
+    for group in _groups(state, sorted((stale | outdated) - {*asked})):
         _build_at_last(lake, table, group, masking)
     if only_changed and before and not stale:
-        current = _current_days(lake, before, state, asked)
+        unchanged = [day for day in asked if day not in outdated]
+        current = _current_days(lake, before, state, unchanged)
         yield from current
         asked = [day for day in asked if day not in {kept.day for kept in current}]
     for group in _groups(state, asked):
@@ -123,6 +139,20 @@ def _groups(state: LogState, days: Iterable[date]) -> Iterator[list[date]]:
             group, rows = [], 0
     if group:
         yield group
+
+
+def _outdated_days(built: IcebergTable, state: LogState) -> set[date]:
+    """Days that an older version built and that a heal landed something for.
+
+    Backfills compare with what is there before they land.
+    """
+    healed = heal_generations(state)
+    days = {o.day for o in state.objects.values() if o.generation in healed} if healed else set()
+    return {
+        date.fromisoformat(day)
+        for day in days & days_under_rules(built).keys()
+        if table_property(built, f"{_RULES}.{day}") != _PRESENT_RULES
+    }
 
 
 def _current_days(
@@ -167,6 +197,7 @@ def _build(
     built: list[CdcDay] = []
     properties = {f"watermark.{day}": str(state.n) for day in days}
     properties |= {f"{PUBLISHED}.{day}": masking.fingerprint for day in days}
+    properties |= {f"{_RULES}.{day}": _PRESENT_RULES for day in days}
 
     def batches() -> Iterator[pa.Table]:
         with (
@@ -198,9 +229,12 @@ def _rows(
     objects: list[LandedObject],
     masking: Masking,
 ) -> Iterator[pa.Table]:
-    """The changes in some objects, masked, repeats removed, in batches."""
+    """The changes in some objects, masked, each once, in batches."""
     landed = landed_relation(connection, lake, objects)
     require_maskable_keys(connection, table, masking, f"SELECT keys FROM {landed}")
+    # Before masking: images that differ in a masked attribute alone are of two changes.
+    connection.execute(f"CREATE OR REPLACE TEMP VIEW landed AS SELECT * FROM {landed}")
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE told AS {load_sql('told')}")
     columns = _MASKED if masking else "*"
     connection.execute(f"CREATE OR REPLACE TEMP VIEW landed AS SELECT {columns} FROM {landed}")
     for batch in arrow_batches(connection, load_sql("cdc"), _CHUNK_ROWS):

@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
@@ -24,8 +24,9 @@ from cdc_pipeline.core.columns import (
 from cdc_pipeline.core.errors import NotReadyError
 from cdc_pipeline.core.log_parts import Baseline, LandedObject
 from cdc_pipeline.core.masking import Masking
+from cdc_pipeline.core.order import generation_prefix
 from cdc_pipeline.lake.contract import pinned_types, require_contract
-from cdc_pipeline.lake.duck import arrow_batches, open_duckdb
+from cdc_pipeline.lake.duck import arrow_batches, literal, open_duckdb
 from cdc_pipeline.lake.folding import (
     TOMBSTONE_SCHEMA,
     create_base,
@@ -45,7 +46,6 @@ from cdc_pipeline.lake.typed import TypedResult, prior_columns, prior_stats, rep
 from cdc_pipeline.settings import Table
 from cdc_pipeline.transform.sql import load_sql
 
-_TOMBSTONE_DAYS = 35
 _BATCH_ROWS = 100_000
 _TYPES, _SEEN = "types", "rules_seen"
 
@@ -244,7 +244,9 @@ def _publish(
         create_base(connection, table, files, masking if is_exact else Masking())
         stones = create_winners(connection, lake, table, delta)
         create_effective(connection)
-        _replace_tombstones(connection, lake, table, stones, masking)
+        # Until this base stands, readers have the one before it, which needs its own tombstones.
+        oldest = _generation(base.over) if base.over else base.generation
+        _replace_tombstones(connection, lake, table, stones, masking, oldest)
         published = replace_typed(
             lake.tables,
             f"{table.safe_name}_current_state",
@@ -299,12 +301,17 @@ def _replace_tombstones(
     table: Table,
     stones: IcebergTable | None,
     masking: Masking,
+    oldest: int,
 ) -> None:
-    """Commit the tombstones after this fold, those too old to matter left out."""
-    kept_from = datetime.now(UTC) - timedelta(days=_TOMBSTONE_DAYS)
+    """Commit the tombstones after this fold, but those of generations before `oldest`.
+
+    No clock decides: a tombstone is needed as long as a change of its generation can land, and
+    backlogs, repeats and late files know no bounds. Changes of generations before a published
+    baseline's are ignored, and with them go the tombstones that rule them out.
+    """
     sql = (
         f"SELECT {', '.join(TOMBSTONE_SCHEMA.names)} FROM ({load_sql('tombstones')}) "
-        f"WHERE write_time_us >= {int(kept_from.timestamp() * 1_000_000)}"
+        f"WHERE order_key >= {literal(generation_prefix(oldest))}"
     )
     found = arrow_batches(connection, sql, _BATCH_ROWS)
     batches = (batch.cast(TOMBSTONE_SCHEMA) for batch in found)

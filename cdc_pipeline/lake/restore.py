@@ -11,10 +11,12 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyiceberg.table import Table as IcebergTable
 
-from cdc_pipeline.core.capture_log import Entry
+from cdc_pipeline.core.capture_log import Entry, LogState
+from cdc_pipeline.core.generations import heal_generations
 from cdc_pipeline.core.log_parts import LandedObject
-from cdc_pipeline.lake.cdc import CDC_SCHEMA
+from cdc_pipeline.lake.cdc import CDC_SCHEMA, ROWS
 from cdc_pipeline.lake.duck import (
     arrow_table,
     files_relation,
@@ -51,21 +53,25 @@ def restore_landing(lake: Lake, table: Table, damaged: list[str]) -> Restored:
         if key not in state.objects:
             continue  # compaction or another repair was faster
         others = [o for o in state.objects_of_day(state.objects[key].day) if o.key not in damaged]
-        made = _from_cdc(lake, table, state.objects[key], others)
-        parts = {"objects": (made,), "replaced": (key,)} if made else {"lost": (key,)}
+        made = _from_cdc(lake, table, state, state.objects[key], others)
+        found = made is not None
+        parts = {"objects": made, "replaced": (key,)} if found else {"lost": (key,)}
         entry = Entry(n=0, nonce=new_nonce(), owner=this_owner(), at_us=0, **parts)  # type: ignore[arg-type]
         while not log.append(state, entry):
             log.catch_up(state)
             if key not in state.objects:
                 break
-        (done.restored if made else done.lost).append(key)
+        (done.restored if found else done.lost).append(key)
     return done
 
 
 def _from_cdc(
-    lake: Lake, table: Table, landed: LandedObject, others: list[LandedObject]
-) -> LandedObject | None:
-    """A new object with the rows of `landed` that no other object has; None if cdc lacks some."""
+    lake: Lake, table: Table, state: LogState, landed: LandedObject, others: list[LandedObject]
+) -> tuple[LandedObject, ...] | None:
+    """New objects with the rows of `landed` that no other object has; None if cdc lacks some.
+
+    Of what a heal landed cdc leaves out what captured records tell: nobody needs it.
+    """
     cdc = lake.tables.load(f"{table.safe_name}_cdc")
     if cdc is None or masking_of(lake.settings, table, writing=True):
         return None
@@ -85,10 +91,17 @@ def _from_cdc(
             f"AND generation = {landed.generation} AND position BETWEEN {least} AND {greatest} "
             f"AND uuid NOT IN (SELECT uuid FROM {held}) ORDER BY shard_id, position",
         )
-        if rows.num_rows == landed.rows:
+        told = landed.generation in heal_generations(state) and _is_whole(lake, cdc, landed.day)
+        if rows.num_rows == landed.rows or told:
             exact = rows.select(LANDING_SCHEMA.names).cast(LANDING_SCHEMA)
-            return _write(lake, table, landed, exact)
+            return (_write(lake, table, landed, exact),) if rows.num_rows else ()
     return None
+
+
+def _is_whole(lake: Lake, cdc: IcebergTable, day: str) -> bool:
+    """Whether a day of cdc has all the rows that it was built with."""
+    rows = lake.tables.rows_by_day(cdc).get(date.fromisoformat(day), 0)
+    return table_property(cdc, f"{ROWS}.{day}") == str(rows)
 
 
 def _write(lake: Lake, table: Table, landed: LandedObject, rows: pa.Table) -> LandedObject:
@@ -97,4 +110,11 @@ def _write(lake: Lake, table: Table, landed: LandedObject, rows: pa.Table) -> La
     data, day, entry = sink.getvalue(), date.fromisoformat(landed.day), landed.entry
     key = lake.paths(table).compacted(day, entry, entry, new_nonce())
     lake.store.write(key, data)
-    return replace(landed, key=key, bytes=len(data), through=entry, crc32=zlib.crc32(data))
+    return replace(
+        landed,
+        key=key,
+        rows=rows.num_rows,
+        bytes=len(data),
+        through=entry,
+        crc32=zlib.crc32(data),
+    )

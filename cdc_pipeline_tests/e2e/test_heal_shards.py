@@ -14,7 +14,12 @@ from cdc_pipeline.core.coverage import holes
 from cdc_pipeline.lake.status import table_status
 from cdc_pipeline.sandbox.control import control
 from cdc_pipeline_tests.e2e.twin import TABLE, Twin
-from cdc_pipeline_tests.e2e.world import assert_mirrors, make_world, quick_sandbox
+from cdc_pipeline_tests.e2e.world import (
+    assert_each_change_once,
+    assert_mirrors,
+    make_world,
+    quick_sandbox,
+)
 from cdc_pipeline_tests.simulators.clock import SimulatedClock
 from cdc_pipeline_tests.simulators.faults import error
 from cdc_pipeline_tests.simulators.streams_server import StreamsSimulator
@@ -57,9 +62,7 @@ def check_twin(twin: Twin) -> None:
     world.publish(TABLE)
     assert_mirrors(world, TABLE)
     world.build_cdc(TABLE)
-    (cdc,) = world.rows("SELECT count(*), count(DISTINCT uuid) FROM orders.cdc", TABLE)
-    (landed,) = world.rows("SELECT count(DISTINCT uuid) FROM orders.raw_stream", TABLE)
-    assert cdc == (*landed, *landed)
+    assert_each_change_once(world, TABLE)
 
 
 def test_one_shard_of_many_is_trimmed_while_the_others_go_on(twin: Twin) -> None:

@@ -30,7 +30,7 @@ MARGIN_US = 2_000_000
 """The lake's handover margin."""
 
 START_US = int(time.time()) // 3600 * 3_600_000_000
-"""Close to now: older deletes leave no tombstones."""
+"""Close to now."""
 
 _DEPTH = 1
 

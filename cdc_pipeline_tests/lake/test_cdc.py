@@ -1,12 +1,17 @@
 """cdc: the days of a local lake, without repeats."""
 
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cdc_pipeline.core.changes import DYNAMODB_STREAMS, EXPORT, Change
+from cdc_pipeline.core.log_parts import Gap, Heal, HealWindow
 from cdc_pipeline.core.names import day_of
+from cdc_pipeline.core.order import position
 from cdc_pipeline.lake.cdc import CDC_SCHEMA, build_cdc_day, build_cdc_days
+from cdc_pipeline.lake.restore import restore_landing
 from cdc_pipeline.lake.tables import table_property
 from cdc_pipeline_tests.lake.builder import START_US, LakeBuilder, change, plain_view
 
@@ -141,3 +146,97 @@ def test_days_that_nothing_has_landed_for_stay_as_they_are(built: LakeBuilder) -
     changed = list(build_cdc_days(built.lake, built.table, days, only_changed=True))
     assert {d.day: d.rows for d in changed}[days[0]] == 2
     assert len(_rows(built)) == sum(d.rows for d in before) + 1
+
+
+def _line(record: Change, **parts: Any) -> Change:
+    """What an incremental export says of a change that DynamoDB Streams told, too."""
+    said = {"transport": EXPORT, "event_id": "", "is_ttl_delete": None, "position": position(0, 1)}
+    return record._replace(uuid=f"line of {record.uuid}", old_image=None, **said)._replace(**parts)
+
+
+def _heal(built: LakeBuilder, lines: list[Change], *, generation: int = 2) -> None:
+    """A gap, and a heal that landed these lines."""
+    built.append(gap=Gap("trimmed", (), START_US, START_US + 1, generation))
+    opened = built.state.n
+    built.land(lines, generation=generation)
+    window = HealWindow(START_US, START_US + 1, done=True)
+    built.append(heal=Heal(opened, (window,), reread=0, healed=True))
+
+
+def test_a_captured_record_wins_over_a_line_whichever_lands_first(built: LakeBuilder) -> None:
+    built.start()
+    before, after, lost = (change("a", n, {"n": {"N": str(n)}}) for n in (1, 5, 3))
+    gone = change("b", 6, None)._replace(is_ttl_delete=True)
+    built.land([before])
+    only_line = _line(lost, write_time_us=lost.write_time_us + 123)
+    _heal(built, [_line(before), only_line, _line(after), _line(gone)])
+    result = build_cdc_day(built.lake, built.table, _TODAY)
+    assert (result.rows, result.duplicates) == (4, 1)
+    built.land([after, gone], generation=3)
+    result = build_cdc_day(built.lake, built.table, _TODAY)
+    assert (result.rows, result.duplicates) == (4, 3)
+    rows = _rows(built)
+    assert [row["uuid"] for row in rows] == [c.uuid for c in (before, only_line, after, gone)]
+    assert rows[-1]["is_ttl_delete"] is True
+
+
+def test_images_that_only_a_masked_attribute_tells_apart_are_of_two_changes(tmp_path: Path) -> None:
+    built = LakeBuilder.at(
+        tmp_path, tables=[{"name": "orders", "columns": {"secret": {"drop": True}}}]
+    )
+    built.start()
+    record, lost = (change("a", 1, {"secret": {"S": text}}) for text in ("x", "y"))
+    built.land([record])
+    _heal(built, [_line(lost)])
+    build_cdc_day(built.lake, built.table, _TODAY)
+    rows = _rows(built)
+    assert [row["transport"] for row in rows] == [DYNAMODB_STREAMS, EXPORT]
+    assert "secret" not in str(rows)
+
+
+def test_days_with_healed_rows_that_an_older_version_built_are_built_again(
+    built: LakeBuilder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built.start()
+    record, plain = change("a", 1, {}), change("b", _FIRST_TOMORROW, {})
+    built.land([record, plain])
+    _heal(built, [_line(record)])
+    with monkeypatch.context() as older:
+        older.setattr("cdc_pipeline.lake.cdc._PRESENT_RULES", "1")
+        for day in (_TODAY, _TOMORROW):
+            build_cdc_day(built.lake, built.table, day)
+    before = built.state.n
+    built.land([change("c", _FIRST_TOMORROW + 86_400, {})])
+    third = _TOMORROW + timedelta(days=1)
+    kept = list(build_cdc_days(built.lake, built.table, [third, _TOMORROW], only_changed=True))
+    assert [(d.day, d.seconds > 0) for d in kept] == [(_TOMORROW, False), (third, True)]
+    table = built.lake.tables.load("orders_cdc")
+    assert table is not None
+    # The day with a heal is as of now, though nobody asked for it; the other one is as it was.
+    assert table_property(table, f"watermark.{_TODAY}") == str(built.state.n)
+    assert table_property(table, f"watermark.{_TOMORROW}") == str(before)
+    again = build_cdc_days(built.lake, built.table, [_TODAY, _TOMORROW], only_changed=True)
+    assert [d.seconds for d in again] == [0.0, 0.0]
+
+
+def test_a_damaged_object_of_a_heal_is_restored_without_what_records_tell(
+    built: LakeBuilder,
+) -> None:
+    built.start()
+    record, lost = change("a", 1, {}), change("a", 3, {"n": {"N": "3"}})
+    built.land([record])
+    _heal(built, [_line(record), _line(lost)])
+    build_cdc_day(built.lake, built.table, _TODAY)
+    before = _rows(built)
+    (damaged,) = (o.key for o in built.state.objects.values() if o.generation == 2)
+    built.lake.store.delete([damaged])
+    assert restore_landing(built.lake, built.table, [damaged]).restored == [damaged]
+    build_cdc_day(built.lake, built.table, _TODAY)
+    assert _rows(built) == before
+    # What cdc lacks itself cannot be told from what it leaves out.
+    cdc = built.lake.tables.load("orders_cdc")
+    assert cdc is not None
+    cdc.delete(f"day = '{_TODAY}'")
+    state = built.lake.log(built.table).load()
+    (damaged,) = (o.key for o in state.objects.values() if o.generation == 2)
+    assert restore_landing(built.lake, built.table, [damaged]).lost == [damaged]

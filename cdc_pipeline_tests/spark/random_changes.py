@@ -13,6 +13,7 @@ from cdc_pipeline.core.fold import KeyedChange, Row, fold
 from cdc_pipeline.core.order import order_key, position
 from cdc_pipeline.lake.cdc import CDC_SCHEMA
 from cdc_pipeline.transform.shred import NARROW_SCHEMA
+from cdc_pipeline_tests.healed_story import healed_story
 
 # Texts that engines order or compare differently if they do not compare bytes.
 _ODD = ["", " ", "a", "A", "a ", "a\x00", "é", "e\u0301", "日本", "\uffff", "😀", "''", '"', "\\"]
@@ -39,10 +40,14 @@ _IMAGES_SCHEMA = pa.schema([pa.field(name, pa.string()) for name in ("keys", "or
 
 @dataclass(frozen=True)
 class Story:
-    """What a state and a delivery are, and `expected`: items and tombstones after it."""
+    """What a state and a delivery are, and `expected`: items and tombstones after it.
+
+    `of_heals`: uuid and generation of what `cdc` must have of a day with heals in `landed`.
+    """
 
     relations: dict[str, pa.Table]
     expected: dict[str, Row]
+    of_heals: set[tuple[str, int]]
 
 
 def story(seed: int) -> Story:
@@ -54,15 +59,23 @@ def story(seed: int) -> Story:
     landed = chance.sample(made, 300)
     landed += [_again(chance, row) for row in chance.choices(landed, k=60)]
     chance.shuffle(landed)
+    healed = [healed_story(10 * seed + number) for number in range(10)]
+    # Each has items of its own.
+    of_heals = [
+        row | {"keys": f"{number} {row['keys']}", "uuid": f"{number} {row['uuid']}"}
+        for number, one in enumerate(healed)
+        for row in one.landed
+    ]
     relations = {
-        "landed": pa.Table.from_pylist(landed, LANDED_SCHEMA),
+        "landed": pa.Table.from_pylist(landed + of_heals, LANDED_SCHEMA),
         "changes": pa.Table.from_pylist(list(map(_narrow, landed, count())), CHANGES_SCHEMA),
         "expired": pa.Table.from_pylist(made[::3], _EXPIRED_SCHEMA),
         "images": pa.Table.from_pylist([_image(row) for row in made], _IMAGES_SCHEMA),
         "base": _state(before, BASE_SCHEMA, deleted=False),
         "tombstones": _state(before, TOMBSTONES_SCHEMA, deleted=True),
     }
-    return Story(relations, fold(before, map(_keyed, landed)))
+    kept = {(f"{n} {uuid}", g) for n, one in enumerate(healed) for uuid, g in one.expected}
+    return Story(relations, fold(before, map(_keyed, landed)), kept)
 
 
 def _changes(chance: random.Random, count: int) -> Iterator[dict[str, Any]]:

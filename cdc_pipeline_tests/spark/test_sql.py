@@ -20,8 +20,11 @@ pytestmark = pytest.mark.spark
 
 _SEEDS = range(4)
 # In an order in which each finds the results that it reads; those that others read.
-_FILES = ("cdc", "history", "breaks", "winners", "effective", "fold", "tombstones", "ttl_archive")
-_READ = ("cdc", "winners", "effective")
+_FILES = (
+    *("told", "cdc", "history", "breaks"),
+    *("winners", "effective", "fold", "tombstones", "ttl_archive"),
+)
+_READ = ("told", "cdc", "winners", "effective")
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,16 @@ def test_they_are_those_of_the_reference_fold(seed: int, told: Callable[[int], T
         assert {k: Row(o, None) for k, o, _ in rows(results["tombstones"])} == stones
         assert results["fold"].num_rows == len(items)
         assert results["tombstones"].num_rows == len(stones)
+
+
+@pytest.mark.parametrize("seed", _SEEDS)
+def test_both_leave_out_what_captured_records_tell(seed: int, told: Callable[[int], Told]) -> None:
+    found = told(seed)
+    for results in (found.duck, found.spark):
+        places = zip(*_cells(results["cdc"].select(["uuid", "generation"])), strict=True)
+        assert found.story.of_heals <= {*places}
+        left_out = zip(*_cells(results["told"]), strict=True)
+        assert not found.story.of_heals & {*left_out}
 
 
 @pytest.mark.parametrize("seed", _SEEDS)

@@ -16,6 +16,7 @@ from sqlglot import exp
 from cdc_pipeline.core.fold import KeyedChange, Row, fold
 from cdc_pipeline.core.order import order_key, position
 from cdc_pipeline.transform.sql import load_sql
+from cdc_pipeline_tests.healed_story import healed_story
 
 _FILES = sorted(
     path.name.removesuffix(".sql")
@@ -161,6 +162,16 @@ def _query(sql: str, relation: str, rows: list[dict[str, Any]]) -> list[dict[str
         return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
 
 
+def _build_cdc(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    with duckdb.connect() as connection:
+        cells = [[row.get(name) for name in _CDC_NAMES] for row in rows]
+        _fill(connection, "landed", _CDC_COLUMNS, cells)
+        connection.execute(f"CREATE TEMP TABLE told AS {load_sql('told')}")
+        result = connection.execute(load_sql("cdc"))
+        names = [column[0] for column in result.description]
+        return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+
+
 @budget(max_examples=40)
 @given(
     st.lists(
@@ -182,7 +193,7 @@ def test_cdc_keeps_the_last_place_in_the_first_generation_of_every_identity(
         _landed(n, u, f"{u}{k}", f"{g:06d}.{o}", at) | {"generation": g}
         for n, (u, k, g, o, at) in enumerate(seen)
     ]
-    found = _query(load_sql("cdc"), "landed", rows)
+    found = _build_cdc(rows)
     assert sorted(row["uuid"] for row in found) == sorted({row["uuid"] for row in rows})
     for row in found:
         repeats = [r for r in rows if r["uuid"] == row["uuid"]]
@@ -192,6 +203,55 @@ def test_cdc_keeps_the_last_place_in_the_first_generation_of_every_identity(
         assert (row["generation"], row["order_key"], row["landed_at"]) == (first, place, landed)
     places = [(row["keys"], row["order_key"]) for row in found]
     assert places == sorted(places)
+
+
+@budget(max_examples=60)
+@given(st.integers(0, 10**9))
+def test_a_captured_change_is_in_cdc_once_and_any_other_once_for_its_windows(seed: int) -> None:
+    story = healed_story(seed)
+    rows = _build_cdc([row | {"time_stamp": 0, "landed_at": 0} for row in story.landed])
+    assert sorted((r["uuid"], r["generation"]) for r in rows) == sorted(story.expected)
+    captured = {
+        r["uuid"]: r for r in story.landed if r["transport"] in ("dynamodb_streams", "kinesis")
+    }
+    for row in rows:
+        if row["uuid"] in captured:
+            kept = captured[row["uuid"]]
+            names = ("transport", "event_id", "is_ttl_delete", "old_image", "order_key")
+            assert [row[name] for name in names] == [kept[name] for name in names]
+
+
+@pytest.mark.parametrize(
+    ("transport", "event_id", "time_us", "line_us", "told"),
+    [
+        ("dynamodb_streams", "e", 7_000_000, 7_999_999, True),
+        ("dynamodb_streams", "e", 7_000_000, 8_000_000, False),
+        ("dynamodb_streams", "e", 7_000_000, 6_999_999, False),
+        ("read", "e", 7_000_000, 7_999_999, True),  # it completes an event
+        ("kinesis", "e", 7_654_321, 7_654_321, True),
+        ("kinesis", "e", 7_654_321, 7_654_322, False),
+        ("kinesis", "e", 7_654_000, 7_654_999, True),  # a stream may tell ms
+        ("kinesis", "e", 7_654_000, 7_655_000, False),
+        ("kinesis", "e", 7_000_000, 7_001_000, False),
+        ("firehose", "", 7_654_321, 7_654_321, True),
+        ("firehose", "", 7_000_000, 7_400_000, False),
+        ("read", "", 7_000_000, 7_000_000, False),  # read by a heal, as lines are
+    ],
+)
+@pytest.mark.parametrize("op", ["U", "D"])
+def test_a_record_tells_lines_of_its_time_as_exactly_as_its_transport_knows_it(
+    transport: str, event_id: str, time_us: int, line_us: int, told: bool, op: str
+) -> None:
+    image = None if op == "D" else "x"
+    same = {"keys": "a", "op": op, "new_image": image, "order_key": "1"}
+    record = {"uuid": "r", "generation": 1, "write_time_us": time_us, "event_id": event_id}
+    line = {"uuid": "l", "generation": 2, "write_time_us": line_us, "event_id": ""}
+    rows = [{**record, **same, "transport": transport}, {**line, **same, "transport": "export"}]
+    lines = [row for row in _build_cdc(rows) if row["transport"] == "export"]
+    assert len(lines) == (0 if told else 1)
+    for other in ({"keys": "b"}, {"op": "U", "new_image": "y"}, {"op": "U", "new_image": None}):
+        changed = [rows[0] | other, rows[1]]
+        assert any(row["transport"] == "export" for row in _build_cdc(changed))
 
 
 _versions = st.lists(
@@ -259,4 +319,4 @@ def test_every_file_is_one_statement_in_every_dialect(name: str, dialect: str) -
 
 def test_the_files_are_all_tested() -> None:
     folding = ["effective", "fold", "tombstones", "winners"]
-    assert sorted([*folding, "breaks", "cdc", "history", "ttl_archive"]) == _FILES
+    assert sorted([*folding, "breaks", "cdc", "history", "told", "ttl_archive"]) == _FILES

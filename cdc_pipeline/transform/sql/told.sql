@@ -1,0 +1,39 @@
+-- Healed rows of a day that say nothing new, by `uuid` and `generation`: one change is one row of
+-- `cdc`. Healed are lines of incremental exports, and items that a heal read again (`read` without
+-- an event id). What tells them may land after them, so this is decided when a day is built.
+-- 1. A captured record tells a line of its item, time and new image. Neither the images before nor
+--    the identities need be equal: a line has the last change of its item in a window, and the
+--    image before that window. Times are rounded down: those of DynamoDB Streams, and of reads that
+--    complete its events, to seconds, those of Kinesis perhaps to ms. An event without images tells
+--    a delete, and nothing else.
+-- 2. A line of a later generation tells one of the same time: windows of two heals may overlap, and
+--    whatever had landed of the item when the second gap opened was written before.
+-- 3. An item that was read stands at the end of its window. A row of a later generation that was
+--    written before then knows better what became of the item.
+-- landed(uuid, generation, keys, op, new_image, write_time_us, transport, event_id), not masked.
+SELECT DISTINCT line.uuid, line.generation
+FROM landed AS other
+JOIN (
+    SELECT uuid, generation, keys, op, new_image, write_time_us, transport
+    FROM landed
+    WHERE transport = 'export' OR (transport = 'read' AND event_id = '')
+) AS line ON line.keys = other.keys
+WHERE CASE
+    WHEN line.transport = 'read'
+        THEN other.generation > line.generation AND other.write_time_us <= line.write_time_us
+    WHEN line.op = 'D' AND other.op <> 'D' THEN FALSE
+    WHEN line.op <> 'D' AND (other.new_image IS NULL OR other.new_image <> line.new_image)
+        THEN FALSE
+    WHEN other.transport = 'export'
+        THEN other.generation > line.generation AND other.write_time_us = line.write_time_us
+    WHEN other.transport = 'read' AND other.event_id = '' THEN FALSE
+    WHEN other.transport IN ('dynamodb_streams', 'read')
+        THEN other.write_time_us IN (
+            line.write_time_us,
+            line.write_time_us - line.write_time_us % 1000,
+            line.write_time_us - line.write_time_us % 1000000
+        )
+    ELSE other.write_time_us IN (
+        line.write_time_us, line.write_time_us - line.write_time_us % 1000
+    )
+END
