@@ -7,7 +7,7 @@ import dagster as dg
 import msgspec
 
 from cdc_pipeline.core.errors import CdcPipelineError
-from cdc_pipeline.defs.checks import CURRENT_STATE, Finding, fresh
+from cdc_pipeline.defs.checks import CURRENT_STATE, Finding, evaluation, fresh
 from cdc_pipeline.defs.notify import notify
 from cdc_pipeline.defs.resources import LakeResource
 from cdc_pipeline.defs.shard_sensor import sensor_status
@@ -75,7 +75,10 @@ def _parse(cursor: str | None) -> _Memory:
 
 
 def _report_freshness(instance: dg.DagsterInstance, lake: Lake, memory: _Memory) -> None:
-    """Record the check `fresh` of each table whose answer changed, in turn as time allows."""
+    """Record the check `fresh` where its answer changed or is hidden, in turn as time allows.
+
+    A run that failed leaves a planned check without an answer, which hides the one before.
+    """
     tables, deadline = lake.settings.tables, time.monotonic() + _BUDGET_SECONDS
     names = [table.safe_name for table in tables]
     start = names.index(memory.table) + 1 if memory.table in names else 0
@@ -86,42 +89,45 @@ def _report_freshness(instance: dg.DagsterInstance, lake: Lake, memory: _Memory)
         except CdcPipelineError as error:
             found = Finding(False, {"error": error.message})
         answer = "passed" if found.passed else found.severity.value
-        if answer != memory.fresh.get(table.safe_name):
+        event = evaluation(table, CURRENT_STATE, fresh.__name__, found)
+        if answer != memory.fresh.get(table.safe_name) or _is_unanswered(instance, event):
             memory.fresh[table.safe_name] = answer
-            instance.report_runless_asset_event(
-                dg.AssetCheckEvaluation(
-                    asset_key=dg.AssetKey([table.safe_name, CURRENT_STATE]),
-                    check_name=fresh.__name__,
-                    passed=found.passed,
-                    severity=found.severity,
-                    metadata=found.metadata,
-                )
-            )
+            instance.report_runless_asset_event(event)
         if time.monotonic() > deadline:
             memory.table = table.safe_name
             break
 
 
+def _is_unanswered(instance: dg.DagsterInstance, event: dg.AssetCheckEvaluation) -> bool:
+    """Whether the check's latest execution was planned by a run and has no answer (yet)."""
+    key = event.asset_check_key
+    record = instance.event_log_storage.get_asset_check_summary_records([key])[key]
+    return record.last_check_execution_record != record.last_completed_check_execution_record
+
+
 def _news(
     instance: dg.DagsterInstance, keys: Sequence[dg.AssetCheckKey], memory: _Memory
 ) -> list[str]:
-    """One line per check that now fails and did not, or the other way round."""
-    lines = []
+    """One line per check that now fails and did not, or the other way round.
+
+    By its last answer: what a run has only planned is none.
+    """
+    lines, told_before = [], memory.failing
+    memory.failing = {}  # a check that is no more does not fail
+    records = instance.event_log_storage.get_asset_check_summary_records(keys)
     for key in keys:
-        record = instance.get_latest_asset_check_evaluation_record(key)
+        record = records[key].last_completed_check_execution_record
         found = record.evaluation if record else None
         if found is None:
-            continue  # never run, or running now
+            continue  # never run
         name = f"{key.asset_key.to_user_string()} {key.name}"
-        severity = None if found.passed else found.severity.value
-        if severity == memory.failing.get(name):
-            continue
-        if severity is None:
-            del memory.failing[name]
+        before = told_before.get(name)
+        if not found.passed:
+            memory.failing[name] = found.severity.value
+            if found.severity.value != before:
+                lines.append(f"{found.severity.value}: {name}{_numbers(found)}")
+        elif before:
             lines.append(f"recovered: {name}")
-        else:
-            memory.failing[name] = severity
-            lines.append(f"{severity}: {name}{_numbers(found)}")
     return lines
 
 

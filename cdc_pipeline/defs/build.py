@@ -38,7 +38,11 @@ def build_definitions(
     No network, no reading of the lake: what is in the lake is the runs' business.
     """
     parts = [build_table_defs(table, settings) for table in settings.tables]
-    parts += [build_aggregate_defs(settings), build_maintenance_defs(settings)]
+    parts += [
+        build_aggregate_defs(settings),
+        build_maintenance_defs(settings),
+        build_reconcile_defs(settings),
+    ]
     daily_assets = [
         key
         for part in parts
@@ -60,7 +64,7 @@ def build_definitions(
         resources=resources or {"lake": LakeResource(settings_path=str(path.resolve()))},
     )
     schedules = build_schedules(settings, daily_assets)
-    return dg.Definitions.merge(*parts, schedules, build_reconcile_defs(settings), own)
+    return dg.Definitions.merge(*parts, schedules, own)
 
 
 def explain_missing_settings(path: Path) -> dg.Definitions:
