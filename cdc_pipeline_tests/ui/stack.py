@@ -113,7 +113,7 @@ def dagster_dev(folder: Path) -> Iterator[str]:
     home = folder / "dagster_home"
     home.mkdir()
     shutil.copy(_ROOT / "dagster.yaml", home)
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "dagster", "dev", "-m", "cdc_pipeline.definitions"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     environment = os.environ | {"DAGSTER_HOME": str(home), "PYTHONPATH": str(_ROOT)}
@@ -146,7 +146,7 @@ def is_loaded(address: str) -> bool:
         return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
