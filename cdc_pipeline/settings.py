@@ -20,7 +20,7 @@ from pydantic import (
 
 from cdc_pipeline.core.columns import tags_of_type
 from cdc_pipeline.core.errors import SettingsError
-from cdc_pipeline.core.names import LAKE_ZONES, safe_name
+from cdc_pipeline.core.names import LAKE_ZONES, OWNERS, is_owner, safe_name
 
 PATH_VARIABLE = "CDC_PIPELINE_CONFIG"
 DEFAULT_PATH = "cdc_pipeline.yaml"
@@ -54,8 +54,8 @@ def _cron(value: str) -> str:
 
 
 def _owner(value: str) -> str:
-    if not re.fullmatch(r"team:[\w-]+|[^@\s]+@[^@\s]+\.[^@\s]+", value):
-        raise ValueError("an owner is an e-mail address or 'team:name'")
+    if not is_owner(value):
+        raise ValueError(f"an owner is {OWNERS}")
     return value
 
 

@@ -11,18 +11,77 @@ from cdc_pipeline.defs.partitions import daily
 from cdc_pipeline.defs.resources import LakeResource
 from cdc_pipeline.defs.table import BACKFILL, follow
 from cdc_pipeline.settings import Settings
-from cdc_pipeline.transform.aggregates import Aggregate, load_aggregates
+from cdc_pipeline.transform.aggregates import (
+    AGGREGATES,
+    Aggregate,
+    BrokenAggregate,
+    broken_aggregates,
+    load_aggregates,
+)
 
 _ASSET_OF_VIEW = {"history": "cdc"}
 _UNPARTITIONED = ("current_state", "pitr_export")
 
 
+_VIEWS = ("pitr_export", "raw_stream", "cdc", "current_state", "history", "ttl_archive")
+
+
 def build_aggregate_defs(settings: Settings) -> dg.Definitions:
-    """An asset `aggregates/<name>` for every SQL file whose tables the settings name."""
-    names = {table.safe_name for table in settings.tables}
-    found = load_aggregates(settings.aggregates_folder)
-    usable = [a for a in found if {schema for schema, _ in a.inputs} <= names | {"aggregates"}]
-    return dg.Definitions(assets=[_aggregate(aggregate, settings) for aggregate in usable])
+    """An asset `aggregates/<name>` for every SQL file; one that cannot be built says why."""
+    broken = broken_aggregates(settings.aggregates_folder)
+    assets = []
+    for aggregate in load_aggregates(settings.aggregates_folder):
+        problem = _problem(aggregate, settings)
+        if problem is None:
+            assets.append(_aggregate(aggregate, settings))
+        else:
+            file = settings.aggregates_folder / f"{aggregate.name}.sql"
+            broken.append(BrokenAggregate(aggregate.name, f"{file}: {problem}"))
+    return dg.Definitions(assets=[*assets, *map(_broken, broken)])
+
+
+def aggregate_errors(settings: Settings) -> dict[str, str | None]:
+    """What is wrong with an aggregate's file, by asset; None: nothing.
+
+    A table that the settings do not name is not: the examples wait for theirs in every checkout.
+    """
+    folder = settings.aggregates_folder
+    sound = {f"{AGGREGATES}/{found.name}": None for found in load_aggregates(folder)}
+    return sound | {f"{AGGREGATES}/{b.name}": b.error for b in broken_aggregates(folder)}
+
+
+def _problem(aggregate: Aggregate, settings: Settings) -> str | None:
+    """Why it cannot be built with these tables, if so."""
+    tables = {table.safe_name: table for table in settings.tables}
+    for name in tables:
+        if aggregate.table.startswith(f"{name}_"):
+            return f"is kept as {aggregate.table}, a name that table {name!r} may need: rename it"
+    for schema, view in aggregate.inputs:
+        if schema == AGGREGATES:
+            continue
+        if schema not in tables:
+            return (
+                f"reads {schema}.{view}, but the settings name no table {schema!r}; they name "
+                f"{', '.join(tables)}"
+            )
+        if view not in _VIEWS:
+            return f"reads {schema}.{view}, which is no view of a table: {', '.join(_VIEWS)}"
+        if view == "ttl_archive" and not tables[schema].ttl_archive:
+            return f"reads {schema}.{view}, which is there if the table says ttl_archive: true"
+    return None
+
+
+def _broken(aggregate: BrokenAggregate) -> dg.AssetsDefinition:
+    @dg.asset(
+        name=aggregate.name,
+        key_prefix=AGGREGATES,
+        group_name=AGGREGATES,
+        description=f"This aggregate cannot be built.\n\n{aggregate.error}",
+    )
+    def broken() -> None:
+        raise dg.Failure(description=aggregate.error, allow_retries=False)
+
+    return broken
 
 
 def _condition(aggregate: Aggregate, inputs: set[tuple[str, str]]) -> dg.AutomationCondition:
@@ -43,8 +102,8 @@ def _aggregate(aggregate: Aggregate, settings: Settings) -> dg.AssetsDefinition:
 
     @dg.asset(
         name=aggregate.name,
-        key_prefix="aggregates",
-        group_name="aggregates",
+        key_prefix=AGGREGATES,
+        group_name=AGGREGATES,
         deps=[dg.AssetKey(list(pair)) for pair in sorted(inputs)],
         kinds={"sql", "duckdb", "iceberg"},
         owners=[aggregate.owner] if aggregate.owner else None,

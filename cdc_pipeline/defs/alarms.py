@@ -1,7 +1,7 @@
 """Alarms: somebody is told when a check fails, when it recovers, and when a run fails."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import dagster as dg
 import msgspec
@@ -20,8 +20,9 @@ _BUDGET_SECONDS = 30  # Dagster ends a tick after 60
 class _Memory(msgspec.Struct):
     """The sensor's cursor.
 
-    `failing`: checks that people were told of, by "asset check", with their severity. `fresh`: the
-    freshness last reported, by table. `table`: the next look at freshness begins behind it.
+    `failing`: what people were told of, "asset check" or a broken asset, with its severity.
+    `fresh`: the freshness last reported, by table. `table`: the next look at freshness begins
+    behind it.
     """
 
     failing: dict[str, str] = msgspec.field(default_factory=dict)
@@ -30,9 +31,11 @@ class _Memory(msgspec.Struct):
 
 
 def build_alarms(
-    settings: Settings, checks: Sequence[dg.AssetCheckKey]
+    settings: Settings,
+    checks: Sequence[dg.AssetCheckKey],
+    errors: Mapping[str, str | None],
 ) -> list[dg.SensorDefinition]:
-    """`alarm_sensor` for these checks, `run_failure_alarm` for runs."""
+    """`alarm_sensor` for these checks and assets' own errors, `run_failure_alarm` for runs."""
 
     @dg.sensor(
         name="alarm_sensor",
@@ -40,14 +43,14 @@ def build_alarms(
         default_status=sensor_status(settings),
         description=(
             "Looks how old the newest data is that queries see, and tells people (settings: "
-            "alarms) of every check that begins to fail or recovers."
+            "alarms) of every check that begins to fail or recovers, and of broken aggregates."
         ),
     )
     def alarm_sensor(context: dg.SensorEvaluationContext, lake: LakeResource) -> dg.SkipReason:
         opened = lake.open()
         memory = _parse(context.cursor)
         _report_freshness(context.instance, opened, memory)
-        lines = _news(context.instance, checks, memory)
+        lines = _news(context.instance, checks, errors, memory)
         if lines:
             notify(opened, f"cdc_pipeline: {_subject(lines)}", lines, context.log.warning)
         context.update_cursor(msgspec.json.encode(memory).decode())
@@ -106,11 +109,14 @@ def _is_unanswered(instance: dg.DagsterInstance, event: dg.AssetCheckEvaluation)
 
 
 def _news(
-    instance: dg.DagsterInstance, keys: Sequence[dg.AssetCheckKey], memory: _Memory
+    instance: dg.DagsterInstance,
+    keys: Sequence[dg.AssetCheckKey],
+    errors: Mapping[str, str | None],
+    memory: _Memory,
 ) -> list[str]:
-    """One line per check that now fails and did not, or the other way round.
+    """One line per check or asset that now fails and did not, or the other way round.
 
-    By its last answer: what a run has only planned is none.
+    Of a check its last answer counts: what a run has only planned is none.
     """
     lines, told_before = [], memory.failing
     memory.failing = {}  # a check that is no more does not fail
@@ -126,6 +132,14 @@ def _news(
             memory.failing[name] = found.severity.value
             if found.severity.value != before:
                 lines.append(f"{found.severity.value}: {name}{_numbers(found)}")
+        elif before:
+            lines.append(f"recovered: {name}")
+    for name, error in errors.items():
+        before = told_before.get(name)
+        if error is not None:
+            memory.failing[name] = dg.AssetCheckSeverity.ERROR.value
+            if not before:
+                lines.append(f"{memory.failing[name]}: {name}: {error}")
         elif before:
             lines.append(f"recovered: {name}")
     return lines

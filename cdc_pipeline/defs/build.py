@@ -17,7 +17,7 @@ for _parameter in ("backfill_policy", "owners"):
         "ignore", message=f"Parameter `{_parameter}` of", category=dg.BetaWarning
     )
 
-from cdc_pipeline.defs.aggregates import build_aggregate_defs  # noqa: E402
+from cdc_pipeline.defs.aggregates import aggregate_errors, build_aggregate_defs  # noqa: E402
 from cdc_pipeline.defs.alarms import build_alarms  # noqa: E402
 from cdc_pipeline.defs.capture import capture  # noqa: E402
 from cdc_pipeline.defs.glue import build_glue_sensor, repair_glue_partitions  # noqa: E402
@@ -59,7 +59,7 @@ def build_definitions(
             build_shard_sensor(settings),
             build_gap_sensor(settings),
             build_glue_sensor(settings),
-            *build_alarms(settings, checks),
+            *build_alarms(settings, checks, aggregate_errors(settings)),
         ],
         resources=resources or {"lake": LakeResource(settings_path=str(path.resolve()))},
     )
