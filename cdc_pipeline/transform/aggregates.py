@@ -72,7 +72,7 @@ def _read(folder: Path) -> tuple[list[Aggregate], list[BrokenAggregate]]:
         errors[name] = f"{paths[name]}: {problem}"
     taken = set(parsed)
     broken = []
-    for stem, error in errors.items():
+    for stem, error in sorted(errors.items(), key=lambda pair: safe_name(pair[0]) != pair[0]):
         broken.append(BrokenAggregate(_free_name(stem, taken), error))
         taken.add(broken[-1].name)
     return list(parsed.values()), broken

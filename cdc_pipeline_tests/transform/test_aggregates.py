@@ -115,6 +115,10 @@ def test_a_broken_one_takes_no_sound_ones_name(tmp_path: Path) -> None:
         (tmp_path / file).write_text("SELECT 1")
     assert [a.name for a in load_aggregates(tmp_path)] == ["revenue"]
     assert {b.name for b in broken_aggregates(tmp_path)} == {"revenue_2", "revenue_3"}
+    (tmp_path / "revenue.sql").write_text("")  # its name stays its own
+    errors = {b.name: b.error for b in broken_aggregates(tmp_path)}
+    assert set(errors) == {"revenue", "revenue_2", "revenue_3"}
+    assert "revenue.sql: not valid SQL" in errors["revenue"]
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
