@@ -389,7 +389,9 @@ class Settings(_Strict):
     memory_mb: int = Field(
         1000, ge=100, description="memory for DuckDB's folds and sorts; what is more goes to disk"
     )
-    start_date: date = Field(date(2026, 1, 1), description="first daily partition (UTC)")
+    start_date: date = Field(
+        date(2026, 1, 1), ge=date(1970, 1, 1), description="first daily partition (UTC)"
+    )
     aggregates: str = Field("aggregates", description="folder of *.sql aggregates")
     masking_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = Field(
         "CDC_MASKING_KEY", description="environment variable with the key of hashed columns"
