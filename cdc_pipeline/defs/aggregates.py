@@ -28,47 +28,62 @@ _VIEWS = ("pitr_export", "raw_stream", "cdc", "current_state", "history", "ttl_a
 
 def build_aggregate_defs(settings: Settings) -> dg.Definitions:
     """An asset `aggregates/<name>` for every SQL file; one that cannot be built says why."""
-    broken = broken_aggregates(settings.aggregates_folder)
     assets = []
+    broken = broken_aggregates(settings.aggregates_folder)
     for aggregate in load_aggregates(settings.aggregates_folder):
-        problem = _problem(aggregate, settings)
+        problem = _missing_table(aggregate, settings) or _problem(aggregate, settings)
         if problem is None:
             assets.append(_aggregate(aggregate, settings))
         else:
-            file = settings.aggregates_folder / f"{aggregate.name}.sql"
-            broken.append(BrokenAggregate(aggregate.name, f"{file}: {problem}"))
+            broken.append(BrokenAggregate(aggregate.name, problem))
     return dg.Definitions(assets=[*assets, *map(_broken, broken)])
 
 
 def aggregate_errors(settings: Settings) -> dict[str, str | None]:
-    """What is wrong with an aggregate's file, by asset; None: nothing.
+    """What is wrong with an aggregate, by asset, for those who wrote it; None: nothing.
 
-    A table that the settings do not name is not: the examples wait for theirs in every checkout.
+    That the settings name no such table is not: in every checkout the examples wait for theirs.
     """
     folder = settings.aggregates_folder
-    sound = {f"{AGGREGATES}/{found.name}": None for found in load_aggregates(folder)}
-    return sound | {f"{AGGREGATES}/{b.name}": b.error for b in broken_aggregates(folder)}
+    found = {a.name: _problem(a, settings) for a in load_aggregates(folder)}
+    found |= {b.name: b.error for b in broken_aggregates(folder)}
+    return {f"{AGGREGATES}/{name}": error for name, error in found.items()}
+
+
+def _missing_table(aggregate: Aggregate, settings: Settings) -> str | None:
+    names = [table.safe_name for table in settings.tables]
+    for schema, view in aggregate.inputs:
+        if schema not in (*names, AGGREGATES):
+            return _said(
+                aggregate,
+                settings,
+                f"reads {schema}.{view}, but the settings name no table {schema!r}; they name "
+                f"{', '.join(names)}",
+            )
+    return None
 
 
 def _problem(aggregate: Aggregate, settings: Settings) -> str | None:
-    """Why it cannot be built with these tables, if so."""
+    """Why it cannot be built of the tables that the settings name, if so."""
     tables = {table.safe_name: table for table in settings.tables}
     for name in tables:
         if aggregate.table.startswith(f"{name}_"):
-            return f"is kept as {aggregate.table}, a name that table {name!r} may need: rename it"
+            why = f"would be kept as {aggregate.table}, among the tables of {name!r}: rename it"
+            return _said(aggregate, settings, why)
     for schema, view in aggregate.inputs:
-        if schema == AGGREGATES:
-            continue
         if schema not in tables:
-            return (
-                f"reads {schema}.{view}, but the settings name no table {schema!r}; they name "
-                f"{', '.join(tables)}"
-            )
+            continue
         if view not in _VIEWS:
-            return f"reads {schema}.{view}, which is no view of a table: {', '.join(_VIEWS)}"
+            why = f"reads {schema}.{view}; the views of a table are {', '.join(_VIEWS)}"
+            return _said(aggregate, settings, why)
         if view == "ttl_archive" and not tables[schema].ttl_archive:
-            return f"reads {schema}.{view}, which is there if the table says ttl_archive: true"
+            why = f"reads {schema}.{view}, for which the table has to say ttl_archive: true"
+            return _said(aggregate, settings, why)
     return None
+
+
+def _said(aggregate: Aggregate, settings: Settings, problem: str) -> str:
+    return f"{settings.aggregates_folder / aggregate.name}.sql: {problem}"
 
 
 def _broken(aggregate: BrokenAggregate) -> dg.AssetsDefinition:

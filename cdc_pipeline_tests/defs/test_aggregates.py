@@ -113,17 +113,19 @@ def test_people_are_told_once_of_a_broken_one_and_of_its_end(
     )
     file = folder / "no_sql.sql"
     file.write_text("SELECT FROM WHERE")
-    (folder / "no_table.sql").write_bytes(_BAD["no_table"][0])
+    for name in ("no_table", "no_view"):
+        (folder / f"{name}.sql").write_bytes(_BAD[name][0])
     tick = _tick(folder, instance, None)
-    (line,) = told
-    assert line.startswith(f"ERROR: aggregates/no_sql: {file}: not valid SQL")
-    assert "failing: aggregates/no_sql" in tick.skip_message
+    view, sql = sorted(told, reverse=True)
+    assert view.startswith(f"ERROR: aggregates/no_view: {folder}/no_view.sql: reads orders.cbc")
+    assert sql.startswith(f"ERROR: aggregates/no_sql: {file}: not valid SQL")
+    assert tick.skip_message == "failing: aggregates/no_sql, aggregates/no_view"
     tick = _tick(folder, instance, tick.cursor)
-    assert len(told) == 1
+    assert len(told) == 2
     file.write_text("SELECT 1 AS n")
     tick = _tick(folder, instance, tick.cursor)
-    assert told[1:] == ["recovered: aggregates/no_sql"]
-    assert "every check passes" in tick.skip_message
+    assert told[2:] == ["recovered: aggregates/no_sql"]
+    assert tick.skip_message == "failing: aggregates/no_view"
 
 
 def _tick(folder: Path, instance: dg.DagsterInstance, cursor: str | None) -> Any:
