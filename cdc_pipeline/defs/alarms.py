@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import dagster as dg
 import msgspec
@@ -12,7 +13,7 @@ from cdc_pipeline.defs.notify import notify
 from cdc_pipeline.defs.resources import LakeResource
 from cdc_pipeline.defs.shard_sensor import sensor_status
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.settings import Settings
+from cdc_pipeline.settings import Settings, Table
 
 _BUDGET_SECONDS = 30  # Dagster ends a tick after 60
 
@@ -86,26 +87,51 @@ def _report_freshness(instance: dg.DagsterInstance, lake: Lake, memory: _Memory)
     names = [table.safe_name for table in tables]
     start = names.index(memory.table) + 1 if memory.table in names else 0
     memory.table = ""
+    _, unanswered = _latest(instance, [_fresh_key(table) for table in tables])
     for table in tables[start:] + tables[:start]:
         try:
             found = fresh(lake, table, lake.log(table).load())
         except CdcPipelineError as error:
             found = Finding(False, {"error": error.message})
         answer = "passed" if found.passed else found.severity.value
-        event = evaluation(table, CURRENT_STATE, fresh.__name__, found)
-        if answer != memory.fresh.get(table.safe_name) or _is_unanswered(instance, event):
+        if answer != memory.fresh.get(table.safe_name) or _fresh_key(table) in unanswered:
             memory.fresh[table.safe_name] = answer
+            event = evaluation(table, CURRENT_STATE, fresh.__name__, found)
             instance.report_runless_asset_event(event)
         if time.monotonic() > deadline:
             memory.table = table.safe_name
             break
 
 
-def _is_unanswered(instance: dg.DagsterInstance, event: dg.AssetCheckEvaluation) -> bool:
-    """Whether the check's latest execution was planned by a run and has no answer (yet)."""
-    key = event.asset_check_key
-    record = instance.event_log_storage.get_asset_check_summary_records([key])[key]
-    return record.last_check_execution_record != record.last_completed_check_execution_record
+def _fresh_key(table: Table) -> dg.AssetCheckKey:
+    return dg.AssetCheckKey(dg.AssetKey([table.safe_name, CURRENT_STATE]), fresh.__name__)
+
+
+def _latest(
+    instance: dg.DagsterInstance, keys: Sequence[dg.AssetCheckKey]
+) -> tuple[dict[dg.AssetCheckKey, dg.AssetCheckEvaluation], list[dg.AssetCheckKey]]:
+    """The answers of checks whose latest execution has one; the others that were planned once.
+
+    Dagster hands out a plan as an evaluation, too, of a class that has no `passed`.
+    """
+    latest = instance.event_log_storage.get_latest_asset_check_execution_by_key(keys)
+    found: dict[dg.AssetCheckKey, Any] = {key: record.evaluation for key, record in latest.items()}
+    answers = {k: v for k, v in found.items() if isinstance(v, dg.AssetCheckEvaluation)}
+    return answers, [key for key in found if key not in answers]
+
+
+def _last_answers(
+    instance: dg.DagsterInstance, keys: Sequence[dg.AssetCheckKey]
+) -> dict[dg.AssetCheckKey, dg.AssetCheckEvaluation]:
+    """The last answer of every check that ever had one; what a run has only planned is none."""
+    answers, unanswered = _latest(instance, keys)
+    # Some queries for each key, so only for those that need it.
+    summaries = instance.event_log_storage.get_asset_check_summary_records(unanswered)
+    for key, summary in summaries.items():
+        record = summary.last_completed_check_execution_record
+        if record is not None and record.evaluation is not None:
+            answers[key] = record.evaluation
+    return answers
 
 
 def _news(
@@ -114,16 +140,12 @@ def _news(
     errors: Mapping[str, str | None],
     memory: _Memory,
 ) -> list[str]:
-    """One line per check or asset that now fails and did not, or the other way round.
-
-    Of a check its last answer counts: what a run has only planned is none.
-    """
+    """One line per check or asset that now fails and did not, or the other way round."""
     lines, told_before = [], memory.failing
     memory.failing = {}  # a check that is no more does not fail
-    records = instance.event_log_storage.get_asset_check_summary_records(keys)
+    answers = _last_answers(instance, keys)
     for key in keys:
-        record = records[key].last_completed_check_execution_record
-        found = record.evaluation if record else None
+        found = answers.get(key)
         if found is None:
             continue  # never run
         name = f"{key.asset_key.to_user_string()} {key.name}"

@@ -32,7 +32,7 @@ _AUTOMATION = f"""query ($repository: RepositorySelector!) {{
     ... on Schedules {{ results {{ name scheduleState {{ {_TICKS} }} }} }} }}
 }}"""
 _RUNS = """{ runsOrError { ... on Runs { results {
-  runId jobName status assetSelection { path } tags { key value } } } } }"""
+  runId jobName status assetSelection { path } } } } }"""
 _CHECKS = """{ assetNodes { assetKey { path } assetChecksOrError { ... on AssetChecks { checks {
   name executionForLatestMaterialization { status runId } } } } } }"""
 
@@ -95,11 +95,13 @@ def _runs(address: str) -> list[dict[str, Any]]:
 
 
 def _done(runs: list[dict[str, Any]]) -> set[str]:
-    return {_asset(run) for run in runs if run["status"] == "SUCCESS"}
-
-
-def _asset(run: dict[str, Any]) -> str:
-    return ", ".join("/".join(key["path"]) for key in run["assetSelection"] or ())
+    """Assets of runs that succeeded; one run may have several."""
+    return {
+        "/".join(key["path"])
+        for run in runs
+        if run["status"] == "SUCCESS"
+        for key in run["assetSelection"] or ()
+    }
 
 
 @contextmanager
