@@ -26,7 +26,7 @@ from cdc_pipeline.core.iam import (
 )
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings import Table
-from cdc_pipeline.transform.aggregates import load_aggregates
+from cdc_pipeline.transform.aggregates import broken_aggregates, load_aggregates
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,8 @@ def _glue_statements(lake: Lake, tables: Sequence[Table], account: str) -> list[
     if not lake.settings.is_s3:
         return []
     region = lake.aws.client("glue").meta.region_name
-    aggregates = [found.table for found in load_aggregates(lake.settings.aggregates_folder)]
+    folder = lake.settings.aggregates_folder
+    aggregates = [a.table for a in (*load_aggregates(folder), *broken_aggregates(folder))]
     names = [table.safe_name for table in tables]
     return glue_statements(region, account, lake.database, names, aggregates)
 

@@ -7,6 +7,9 @@ from datetime import UTC, date, datetime
 LAKE_ZONES = ("_cdc/", "dynamo-cdc/", "dynamo-export/", "iceberg/")
 """Folders right under the lake's root in which nobody else may write."""
 
+OWNERS = "an e-mail address whose domain ends in 2 to 7 letters, or 'team:name'"
+"""What `is_owner` takes, for messages."""
+
 _OBJECT_NAME = re.compile(r"(\d{12})-([0-9a-f]{16})\.[a-z.]+")
 
 
@@ -14,6 +17,15 @@ def safe_name(table_name: str) -> str:
     """The SQL-safe name of a DynamoDB table, `[a-z0-9_]` (its own may hold A-Z, dots, dashes)."""
     name = re.sub(r"[^a-z0-9_]", "_", table_name.lower())
     return f"t_{name}" if name[:1].isdigit() else name
+
+
+def is_owner(value: str) -> bool:
+    """Whether Dagster takes it as the owner of an asset, an e-mail address or `team:name`.
+
+    The rule for addresses is that of Dagster 1.13: it takes top-level domains of 2 to 7 letters.
+    """
+    address = r"\b[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}"
+    return bool(re.fullmatch(rf"team:[\w-]+|{address}", value))
 
 
 def day_of(time_us: int) -> date:

@@ -11,18 +11,92 @@ from cdc_pipeline.defs.partitions import daily
 from cdc_pipeline.defs.resources import LakeResource
 from cdc_pipeline.defs.table import BACKFILL, follow
 from cdc_pipeline.settings import Settings
-from cdc_pipeline.transform.aggregates import Aggregate, load_aggregates
+from cdc_pipeline.transform.aggregates import (
+    AGGREGATES,
+    Aggregate,
+    BrokenAggregate,
+    broken_aggregates,
+    load_aggregates,
+)
 
 _ASSET_OF_VIEW = {"history": "cdc"}
 _UNPARTITIONED = ("current_state", "pitr_export")
 
 
+_VIEWS = ("pitr_export", "raw_stream", "cdc", "current_state", "history", "ttl_archive")
+
+
 def build_aggregate_defs(settings: Settings) -> dg.Definitions:
-    """An asset `aggregates/<name>` for every SQL file whose tables the settings name."""
-    names = {table.safe_name for table in settings.tables}
-    found = load_aggregates(settings.aggregates_folder)
-    usable = [a for a in found if {schema for schema, _ in a.inputs} <= names | {"aggregates"}]
-    return dg.Definitions(assets=[_aggregate(aggregate, settings) for aggregate in usable])
+    """An asset `aggregates/<name>` for every SQL file; one that cannot be built says why."""
+    assets = []
+    broken = broken_aggregates(settings.aggregates_folder)
+    for aggregate in load_aggregates(settings.aggregates_folder):
+        problem = _missing_table(aggregate, settings) or _problem(aggregate, settings)
+        if problem is None:
+            assets.append(_aggregate(aggregate, settings))
+        else:
+            broken.append(BrokenAggregate(aggregate.name, problem))
+    return dg.Definitions(assets=[*assets, *map(_broken, broken)])
+
+
+def aggregate_errors(settings: Settings) -> dict[str, str | None]:
+    """What is wrong with an aggregate, by asset, for those who wrote it; None: nothing.
+
+    That the settings name no such table is not: in every checkout the examples wait for theirs.
+    """
+    folder = settings.aggregates_folder
+    found = {a.name: _problem(a, settings) for a in load_aggregates(folder)}
+    found |= {b.name: b.error for b in broken_aggregates(folder)}
+    return {f"{AGGREGATES}/{name}": error for name, error in found.items()}
+
+
+def _missing_table(aggregate: Aggregate, settings: Settings) -> str | None:
+    names = [table.safe_name for table in settings.tables]
+    for schema, view in aggregate.inputs:
+        if schema not in (*names, AGGREGATES):
+            return _said(
+                aggregate,
+                settings,
+                f"reads {schema}.{view}, but the settings name no table {schema!r}; they name "
+                f"{', '.join(names)}",
+            )
+    return None
+
+
+def _problem(aggregate: Aggregate, settings: Settings) -> str | None:
+    """Why it cannot be built of the tables that the settings name, if so."""
+    tables = {table.safe_name: table for table in settings.tables}
+    for name in tables:
+        if aggregate.table.startswith(f"{name}_"):
+            why = f"would be kept as {aggregate.table}, among the tables of {name!r}: rename it"
+            return _said(aggregate, settings, why)
+    for schema, view in aggregate.inputs:
+        if schema not in tables:
+            continue
+        if view not in _VIEWS:
+            why = f"reads {schema}.{view}; the views of a table are {', '.join(_VIEWS)}"
+            return _said(aggregate, settings, why)
+        if view == "ttl_archive" and not tables[schema].ttl_archive:
+            why = f"reads {schema}.{view}, for which the table has to say ttl_archive: true"
+            return _said(aggregate, settings, why)
+    return None
+
+
+def _said(aggregate: Aggregate, settings: Settings, problem: str) -> str:
+    return f"{settings.aggregates_folder / aggregate.name}.sql: {problem}"
+
+
+def _broken(aggregate: BrokenAggregate) -> dg.AssetsDefinition:
+    @dg.asset(
+        name=aggregate.name,
+        key_prefix=AGGREGATES,
+        group_name=AGGREGATES,
+        description=f"This aggregate cannot be built.\n\n{aggregate.error}",
+    )
+    def broken() -> None:
+        raise dg.Failure(description=aggregate.error, allow_retries=False)
+
+    return broken
 
 
 def _condition(aggregate: Aggregate, inputs: set[tuple[str, str]]) -> dg.AutomationCondition:
@@ -43,8 +117,8 @@ def _aggregate(aggregate: Aggregate, settings: Settings) -> dg.AssetsDefinition:
 
     @dg.asset(
         name=aggregate.name,
-        key_prefix="aggregates",
-        group_name="aggregates",
+        key_prefix=AGGREGATES,
+        group_name=AGGREGATES,
         deps=[dg.AssetKey(list(pair)) for pair in sorted(inputs)],
         kinds={"sql", "duckdb", "iceberg"},
         owners=[aggregate.owner] if aggregate.owner else None,

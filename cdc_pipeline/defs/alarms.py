@@ -1,18 +1,19 @@
 """Alarms: somebody is told when a check fails, when it recovers, and when a run fails."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import dagster as dg
 import msgspec
 
 from cdc_pipeline.core.errors import CdcPipelineError
-from cdc_pipeline.defs.checks import CURRENT_STATE, Finding, fresh
+from cdc_pipeline.defs.checks import CURRENT_STATE, Finding, evaluation, fresh
 from cdc_pipeline.defs.notify import notify
 from cdc_pipeline.defs.resources import LakeResource
 from cdc_pipeline.defs.shard_sensor import sensor_status
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.settings import Settings
+from cdc_pipeline.settings import Settings, Table
 
 _BUDGET_SECONDS = 30  # Dagster ends a tick after 60
 
@@ -20,8 +21,9 @@ _BUDGET_SECONDS = 30  # Dagster ends a tick after 60
 class _Memory(msgspec.Struct):
     """The sensor's cursor.
 
-    `failing`: checks that people were told of, by "asset check", with their severity. `fresh`: the
-    freshness last reported, by table. `table`: the next look at freshness begins behind it.
+    `failing`: what people were told of, "asset check" or a broken asset, with its severity.
+    `fresh`: the freshness last reported, by table. `table`: the next look at freshness begins
+    behind it.
     """
 
     failing: dict[str, str] = msgspec.field(default_factory=dict)
@@ -30,9 +32,11 @@ class _Memory(msgspec.Struct):
 
 
 def build_alarms(
-    settings: Settings, checks: Sequence[dg.AssetCheckKey]
+    settings: Settings,
+    checks: Sequence[dg.AssetCheckKey],
+    errors: Mapping[str, str | None],
 ) -> list[dg.SensorDefinition]:
-    """`alarm_sensor` for these checks, `run_failure_alarm` for runs."""
+    """`alarm_sensor` for these checks and assets' own errors, `run_failure_alarm` for runs."""
 
     @dg.sensor(
         name="alarm_sensor",
@@ -40,14 +44,14 @@ def build_alarms(
         default_status=sensor_status(settings),
         description=(
             "Looks how old the newest data is that queries see, and tells people (settings: "
-            "alarms) of every check that begins to fail or recovers."
+            "alarms) of every check that begins to fail or recovers, and of broken aggregates."
         ),
     )
     def alarm_sensor(context: dg.SensorEvaluationContext, lake: LakeResource) -> dg.SkipReason:
         opened = lake.open()
         memory = _parse(context.cursor)
         _report_freshness(context.instance, opened, memory)
-        lines = _news(context.instance, checks, memory)
+        lines = _news(context.instance, checks, errors, memory)
         if lines:
             notify(opened, f"cdc_pipeline: {_subject(lines)}", lines, context.log.warning)
         context.update_cursor(msgspec.json.encode(memory).decode())
@@ -75,53 +79,91 @@ def _parse(cursor: str | None) -> _Memory:
 
 
 def _report_freshness(instance: dg.DagsterInstance, lake: Lake, memory: _Memory) -> None:
-    """Record the check `fresh` of each table whose answer changed, in turn as time allows."""
+    """Record the check `fresh` where its answer changed or is hidden, in turn as time allows.
+
+    A run that failed leaves a planned check without an answer, which hides the one before.
+    """
     tables, deadline = lake.settings.tables, time.monotonic() + _BUDGET_SECONDS
     names = [table.safe_name for table in tables]
     start = names.index(memory.table) + 1 if memory.table in names else 0
     memory.table = ""
+    _, unanswered = _latest(instance, [_fresh_key(table) for table in tables])
     for table in tables[start:] + tables[:start]:
         try:
             found = fresh(lake, table, lake.log(table).load())
         except CdcPipelineError as error:
             found = Finding(False, {"error": error.message})
         answer = "passed" if found.passed else found.severity.value
-        if answer != memory.fresh.get(table.safe_name):
+        if answer != memory.fresh.get(table.safe_name) or _fresh_key(table) in unanswered:
             memory.fresh[table.safe_name] = answer
-            instance.report_runless_asset_event(
-                dg.AssetCheckEvaluation(
-                    asset_key=dg.AssetKey([table.safe_name, CURRENT_STATE]),
-                    check_name=fresh.__name__,
-                    passed=found.passed,
-                    severity=found.severity,
-                    metadata=found.metadata,
-                )
-            )
+            event = evaluation(table, CURRENT_STATE, fresh.__name__, found)
+            instance.report_runless_asset_event(event)
         if time.monotonic() > deadline:
             memory.table = table.safe_name
             break
 
 
+def _fresh_key(table: Table) -> dg.AssetCheckKey:
+    return dg.AssetCheckKey(dg.AssetKey([table.safe_name, CURRENT_STATE]), fresh.__name__)
+
+
+def _latest(
+    instance: dg.DagsterInstance, keys: Sequence[dg.AssetCheckKey]
+) -> tuple[dict[dg.AssetCheckKey, dg.AssetCheckEvaluation], list[dg.AssetCheckKey]]:
+    """The answers of checks whose latest execution has one; the others that were planned once.
+
+    Dagster hands out a plan as an evaluation, too, of a class that has no `passed`.
+    """
+    latest = instance.event_log_storage.get_latest_asset_check_execution_by_key(keys)
+    found: dict[dg.AssetCheckKey, Any] = {key: record.evaluation for key, record in latest.items()}
+    answers = {k: v for k, v in found.items() if isinstance(v, dg.AssetCheckEvaluation)}
+    return answers, [key for key in found if key not in answers]
+
+
+def _last_answers(
+    instance: dg.DagsterInstance, keys: Sequence[dg.AssetCheckKey]
+) -> dict[dg.AssetCheckKey, dg.AssetCheckEvaluation]:
+    """The last answer of every check that ever had one; what a run has only planned is none."""
+    answers, unanswered = _latest(instance, keys)
+    # Some queries for each key, so only for those that need it.
+    summaries = instance.event_log_storage.get_asset_check_summary_records(unanswered)
+    for key, summary in summaries.items():
+        record = summary.last_completed_check_execution_record
+        if record is not None and record.evaluation is not None:
+            answers[key] = record.evaluation
+    return answers
+
+
 def _news(
-    instance: dg.DagsterInstance, keys: Sequence[dg.AssetCheckKey], memory: _Memory
+    instance: dg.DagsterInstance,
+    keys: Sequence[dg.AssetCheckKey],
+    errors: Mapping[str, str | None],
+    memory: _Memory,
 ) -> list[str]:
-    """One line per check that now fails and did not, or the other way round."""
-    lines = []
+    """One line per check or asset that now fails and did not, or the other way round."""
+    lines, told_before = [], memory.failing
+    memory.failing = {}  # a check that is no more does not fail
+    answers = _last_answers(instance, keys)
     for key in keys:
-        record = instance.get_latest_asset_check_evaluation_record(key)
-        found = record.evaluation if record else None
+        found = answers.get(key)
         if found is None:
-            continue  # never run, or running now
+            continue  # never run
         name = f"{key.asset_key.to_user_string()} {key.name}"
-        severity = None if found.passed else found.severity.value
-        if severity == memory.failing.get(name):
-            continue
-        if severity is None:
-            del memory.failing[name]
+        before = told_before.get(name)
+        if not found.passed:
+            memory.failing[name] = found.severity.value
+            if found.severity.value != before:
+                lines.append(f"{found.severity.value}: {name}{_numbers(found)}")
+        elif before:
             lines.append(f"recovered: {name}")
-        else:
-            memory.failing[name] = severity
-            lines.append(f"{severity}: {name}{_numbers(found)}")
+    for name, error in errors.items():
+        before = told_before.get(name)
+        if error is not None:
+            memory.failing[name] = dg.AssetCheckSeverity.ERROR.value
+            if not before:
+                lines.append(f"{memory.failing[name]}: {name}: {error}")
+        elif before:
+            lines.append(f"recovered: {name}")
     return lines
 
 

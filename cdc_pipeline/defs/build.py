@@ -17,7 +17,7 @@ for _parameter in ("backfill_policy", "owners"):
         "ignore", message=f"Parameter `{_parameter}` of", category=dg.BetaWarning
     )
 
-from cdc_pipeline.defs.aggregates import build_aggregate_defs  # noqa: E402
+from cdc_pipeline.defs.aggregates import aggregate_errors, build_aggregate_defs  # noqa: E402
 from cdc_pipeline.defs.alarms import build_alarms  # noqa: E402
 from cdc_pipeline.defs.capture import capture  # noqa: E402
 from cdc_pipeline.defs.glue import build_glue_sensor, repair_glue_partitions  # noqa: E402
@@ -38,7 +38,11 @@ def build_definitions(
     No network, no reading of the lake: what is in the lake is the runs' business.
     """
     parts = [build_table_defs(table, settings) for table in settings.tables]
-    parts += [build_aggregate_defs(settings), build_maintenance_defs(settings)]
+    parts += [
+        build_aggregate_defs(settings),
+        build_maintenance_defs(settings),
+        build_reconcile_defs(settings),
+    ]
     daily_assets = [
         key
         for part in parts
@@ -55,12 +59,12 @@ def build_definitions(
             build_shard_sensor(settings),
             build_gap_sensor(settings),
             build_glue_sensor(settings),
-            *build_alarms(settings, checks),
+            *build_alarms(settings, checks, aggregate_errors(settings)),
         ],
         resources=resources or {"lake": LakeResource(settings_path=str(path.resolve()))},
     )
     schedules = build_schedules(settings, daily_assets)
-    return dg.Definitions.merge(*parts, schedules, build_reconcile_defs(settings), own)
+    return dg.Definitions.merge(*parts, schedules, own)
 
 
 def explain_missing_settings(path: Path) -> dg.Definitions:

@@ -77,9 +77,10 @@ def build_maintenance_defs(settings: Settings) -> dg.Definitions:
 
 def _work(lake: Lake, settings: Settings) -> "Iterator[tuple[str, Callable[[], Upkeep]]]":
     from cdc_pipeline.lake.maintenance import maintain_aggregate, maintain_table
-    from cdc_pipeline.transform.aggregates import load_aggregates
+    from cdc_pipeline.transform.aggregates import broken_aggregates, load_aggregates
 
     for table in settings.tables:
         yield table.safe_name, partial(maintain_table, lake, table)
-    for aggregate in load_aggregates(settings.aggregates_folder):
+    folder = settings.aggregates_folder
+    for aggregate in (*load_aggregates(folder), *broken_aggregates(folder)):
         yield aggregate.table, partial(maintain_aggregate, lake, aggregate.table)

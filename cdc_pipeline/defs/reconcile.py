@@ -1,10 +1,11 @@
 """Reconciliation in Dagster: asset checks that ask the source, and the schedules that run them.
 
-They read from DynamoDB and may wait for capture, so they have runs of their own: a run that
-materialises their asset leaves them out. "Execute" in the UI, or the schedule, runs them.
+They read from DynamoDB and may wait for capture, so they have runs of their own: "Execute" in the
+UI, or the schedule. Their asset is the source, which no run materialises: a run plans the checks of
+what it materialises, and a plan without an answer would hide the last one.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -14,7 +15,7 @@ from cdc_pipeline.defs.checks import Finding
 from cdc_pipeline.defs.failures import readable_failures
 from cdc_pipeline.defs.metadata import grid, known
 from cdc_pipeline.defs.resources import LakeResource
-from cdc_pipeline.defs.table import schedule_status
+from cdc_pipeline.defs.table import schedule_status, source_key
 from cdc_pipeline.settings import Settings, Table
 
 if TYPE_CHECKING:
@@ -86,13 +87,8 @@ def _problems(problems: list[str]) -> dg.MarkdownMetadataValue | None:
     return dg.MetadataValue.md("\n".join(f"- {problem}" for problem in problems[:_MOST_PROBLEMS]))
 
 
-_SAMPLED: dict[str, tuple[str, _Find]] = {
-    "export_verified": ("pitr_export", export_verified),
-    "sample_matches_source": ("current_state", sample_matches_source),
-}
-_FULL: dict[str, tuple[str, _Find]] = {
-    "all_items_match_source": ("current_state", all_items_match_source)
-}
+_SAMPLED: tuple[_Find, ...] = (export_verified, sample_matches_source)
+_FULL: tuple[_Find, ...] = (all_items_match_source,)
 
 
 def build_reconcile_defs(settings: Settings) -> dg.Definitions:
@@ -105,13 +101,9 @@ def build_reconcile_defs(settings: Settings) -> dg.Definitions:
 
 
 def _build(
-    settings: Settings, name: str, finders: dict[str, tuple[str, _Find]], cron: str | None
+    settings: Settings, name: str, finders: tuple[_Find, ...], cron: str | None
 ) -> dg.Definitions:
-    checks = [
-        _check(table, asset, check, find)
-        for table in settings.tables
-        for check, (asset, find) in finders.items()
-    ]
+    checks = [_check(table, find) for table in settings.tables for find in finders]
     job = dg.define_asset_job(
         name,
         selection=dg.AssetSelection.checks(*checks),
@@ -132,29 +124,20 @@ def _build(
     return dg.Definitions(asset_checks=checks, jobs=[job], schedules=schedules)
 
 
-def _check(table: Table, asset: str, name: str, find: _Find) -> dg.AssetChecksDefinition:
-    key = dg.AssetKey([table.safe_name, asset])
-    spec = dg.AssetCheckSpec(name, asset=key, description=(find.__doc__ or "").strip())
-
-    # Only a multi-check may leave its result out.
-    @dg.multi_asset_check(name=f"{table.safe_name}_{name}", specs=[spec], can_subset=True)
-    def check(
-        context: dg.AssetCheckExecutionContext, lake: LakeResource
-    ) -> Iterator[dg.AssetCheckResult]:
-        if key in context.op_execution_context.job_def.asset_layer.executable_asset_keys:
-            context.log.info("this run materialises the asset; the check has runs of its own")
-            return
+def _check(table: Table, find: _Find) -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        name=find.__name__,
+        asset=source_key(table),
+        description=(find.__doc__ or "").strip(),
+    )
+    def check(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
         with readable_failures():
             try:
                 found = find(lake.open(), table, context.log.info)
             except NotReadyError as error:
                 found = Finding(False, {"not_compared": str(error)}, dg.AssetCheckSeverity.WARN)
-        yield dg.AssetCheckResult(
-            asset_key=key,
-            check_name=name,
-            passed=found.passed,
-            severity=found.severity,
-            metadata=found.metadata,
+        return dg.AssetCheckResult(
+            passed=found.passed, severity=found.severity, metadata=found.metadata
         )
 
     return check

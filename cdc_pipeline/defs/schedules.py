@@ -25,9 +25,11 @@ def build_schedules(settings: Settings, daily_assets: list[dg.AssetKey]) -> dg.D
         default_status=schedule_status(settings),
         description="After midnight: rebuilds yesterday, when its last changes have arrived.",
     )
-    def yesterday(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
-        day = (context.scheduled_execution_time - timedelta(days=1)).date().isoformat()
-        return dg.RunRequest(run_key=day, partition_key=day)
+    def yesterday(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        day = (context.scheduled_execution_time - timedelta(days=1)).date()
+        if day < settings.start_date:
+            return dg.SkipReason(f"{day} is before start_date, {settings.start_date}")
+        return dg.RunRequest(run_key=day.isoformat(), partition_key=day.isoformat())
 
     follow = dg.AutomationConditionSensorDefinition(
         "downstream",

@@ -1,4 +1,4 @@
-"""The assets of one table: pitr_export, raw_stream, cdc, current_state, and their checks."""
+"""The assets of one table: its source, pitr_export, raw_stream, cdc, current_state, and checks."""
 
 from collections.abc import Iterator
 from datetime import date
@@ -8,7 +8,7 @@ import dagster as dg
 from cdc_pipeline.core.errors import NotReadyError
 from cdc_pipeline.core.names import TablePaths
 from cdc_pipeline.defs.capture import land_days
-from cdc_pipeline.defs.checks import build_checks
+from cdc_pipeline.defs.checks import build_checks, state_checks
 from cdc_pipeline.defs.failures import readable_failures
 from cdc_pipeline.defs.metadata import (
     column_changes,
@@ -55,7 +55,8 @@ def follow(*needed: dg.AssetKey, retry: bool = False) -> dg.AutomationCondition:
 
 def build_table_defs(table: Table, settings: Settings) -> dg.Definitions:
     """Everything in Dagster that belongs to one DynamoDB table."""
-    assets = [
+    assets: list[dg.AssetsDefinition | dg.AssetSpec] = [
+        _dynamodb(table),
         _pitr_export(table),
         _raw_stream(table, settings),
         _cdc(table, settings),
@@ -90,10 +91,32 @@ def _owners(table: Table) -> list[str] | None:
     return [table.owner] if table.owner else None
 
 
+def source_key(table: Table) -> dg.AssetKey:
+    """The asset that stands for the DynamoDB table itself."""
+    return dg.AssetKey([table.safe_name, "dynamodb"])
+
+
+def _dynamodb(table: Table) -> dg.AssetSpec:
+    where = {"region": table.region, "account": table.account}
+    return dg.AssetSpec(
+        key=source_key(table),
+        kinds={"dynamodb"},
+        metadata={"dagster/table_name": table.name, **known(where)},
+        description=(
+            f"DynamoDB table `{table.name}`, the source. Nothing here writes it. The checks that "
+            "compare the lake with it are here: they have runs of their own, and what is published "
+            "in between leaves their answers as they are."
+        ),
+        group_name=_group(table),
+        owners=_owners(table),
+    )
+
+
 def _pitr_export(table: Table) -> dg.AssetsDefinition:
     @dg.asset(
         name="pitr_export",
         kinds={"dynamodb", "s3", "iceberg"},
+        deps=[source_key(table)],
         automation_condition=WHEN_MISSING if table.snapshot.first == "auto" else None,
         description=(
             f"A full export of DynamoDB table `{table.name}` from its backups (no load on the "
@@ -129,6 +152,7 @@ def _raw_stream(table: Table, settings: Settings) -> dg.AssetsDefinition:
     @dg.asset(
         name="raw_stream",
         kinds={"dynamodb", "parquet"},
+        deps=[source_key(table)],
         partitions_def=daily(settings),
         backfill_policy=BACKFILL,
         metadata={
@@ -274,13 +298,14 @@ def _current_state(table: Table) -> dg.AssetsDefinition:
     )
     def current_state(
         context: dg.AssetExecutionContext, lake: LakeResource
-    ) -> Iterator[dg.MaterializeResult]:
+    ) -> Iterator[dg.MaterializeResult | dg.AssetCheckEvaluation]:
         from cdc_pipeline.lake.current_state import is_worth_folding, publish_current_state
 
         with readable_failures():
             opened = lake.open()
             if is_automatic(context.run) and not is_worth_folding(opened, table):
                 context.log.info("not worth a fold yet; queries see what has landed without it")
+                yield from state_checks(opened, table)
                 return
             try:
                 result = publish_current_state(opened, table)
@@ -288,6 +313,7 @@ def _current_state(table: Table) -> dg.AssetsDefinition:
                 if not is_automatic(context.run):
                     raise
                 context.log.info(f"not yet: {error}")
+                yield from state_checks(opened, table)
                 return
         context.log.info(
             f"{result.items} items after {result.changes_folded} changes, "

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 import duckdb
+from pyiceberg.table import Table as IcebergTable
 
 from cdc_pipeline.core.errors import LakeError, SettingsError
 from cdc_pipeline.core.log_parts import Baseline
@@ -31,7 +32,7 @@ from cdc_pipeline.lake.time_travel import find_state, write_state
 from cdc_pipeline.lake.ttl_archive import ARCHIVE_SCHEMA
 from cdc_pipeline.lake.typed import prior_columns
 from cdc_pipeline.settings import Table
-from cdc_pipeline.transform.aggregates import AGGREGATES, load_aggregates
+from cdc_pipeline.transform.aggregates import AGGREGATES, broken_aggregates, load_aggregates
 from cdc_pipeline.transform.shred import typed_schema
 from cdc_pipeline.transform.sql import load_sql
 
@@ -171,20 +172,29 @@ def _create_aggregates(connection: duckdb.DuckDBPyConnection, lake: Lake) -> Non
     connection.execute(f"CREATE SCHEMA {AGGREGATES}")
     every = load_aggregates(lake.settings.aggregates_folder)
     for aggregate in every:
-        built = lake.tables.load(aggregate.table)
-        if built is None:
+        relation = _aggregate_rows(lake, aggregate.table)
+        if relation is None:
             continue
-        files = data_files(built)
-        if not files:
-            continue
-        listed = ", ".join(map(literal, files))
-        view, rows = (
-            f"{AGGREGATES}.{identifier(aggregate.name)}",
-            f"read_parquet([{listed}], hive_partitioning = false)",
-        )
+        view, rows, built = f"{AGGREGATES}.{identifier(aggregate.name)}", *relation
         try:
             require_rules_of_aggregate(lake, aggregate, every, built)
         except (OtherRulesError, SettingsError) as error:
             refusing_view(connection, view, rows, error)
         else:
             connection.execute(f"CREATE VIEW {view} AS SELECT * FROM {rows}")
+    for broken in broken_aggregates(lake.settings.aggregates_folder):
+        relation = _aggregate_rows(lake, broken.table)
+        if relation is not None:
+            # Its inputs are unknown, and with them the masking rules that it has to follow.
+            view = f"{AGGREGATES}.{identifier(broken.name)}"
+            refusing_view(connection, view, relation[0], SettingsError(broken.error))
+
+
+def _aggregate_rows(lake: Lake, name: str) -> tuple[str, IcebergTable] | None:
+    """What has been built of an aggregate, as a relation and as a table."""
+    built = lake.tables.load(name)
+    files = data_files(built) if built is not None else []
+    if built is None or not files:
+        return None
+    listed = ", ".join(map(literal, files))
+    return f"read_parquet([{listed}], hive_partitioning = false)", built

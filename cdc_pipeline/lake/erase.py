@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from cdc_pipeline.aws.s3 import S3Store, StoredFile
 from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.erasure import ItemTrace
-from cdc_pipeline.core.errors import NotReadyError, QueryError
+from cdc_pipeline.core.errors import NotReadyError, QueryError, SettingsError
 from cdc_pipeline.core.log_parts import LandedObject, QuarantinedObject, Removed
 from cdc_pipeline.core.names import entry_number
 from cdc_pipeline.lake.aggregates import build_aggregate
@@ -36,7 +36,7 @@ from cdc_pipeline.lake.masked import sources_of
 from cdc_pipeline.lake.store import TEMPORARY, Store
 from cdc_pipeline.lake.tables import PROPERTY, CommitConflictError, referenced_files
 from cdc_pipeline.settings import Table
-from cdc_pipeline.transform.aggregates import Aggregate, load_aggregates
+from cdc_pipeline.transform.aggregates import Aggregate, broken_aggregates, load_aggregates
 
 KEY_COLUMNS = {
     "current_state": "_key",
@@ -362,7 +362,14 @@ def _remove_nothing(lake: Lake, name: str) -> None:
 
 
 def _aggregates(lake: Lake, table: Table) -> list[Aggregate]:
-    """Aggregates with rows from this table, each behind those that it reads."""
+    """Aggregates with rows from this table, each behind those that it reads.
+
+    Raises `SettingsError` for one that was built and is broken now: whose rows it has is not known.
+    """
+    for broken in broken_aggregates(lake.settings.aggregates_folder):
+        if lake.tables.load(broken.table) is not None:
+            fix = "mend the file, so that its rows can be made anew"
+            raise SettingsError(broken.error, fix=fix)
     every = load_aggregates(lake.settings.aggregates_folder)
     by_name = {aggregate.name: aggregate for aggregate in every}
     order = TopologicalSorter({a.name: [name for _, name in a.inputs] for a in every})

@@ -107,7 +107,10 @@ def days_under_rules(table: IcebergTable) -> dict[str, str]:
 
 
 def sources_of(lake: Lake, aggregate: Aggregate, every: Iterable[Aggregate]) -> list[Table]:
-    """The tables that an aggregate's rows come from, those behind other aggregates included."""
+    """The tables that an aggregate's rows come from, those behind other aggregates included.
+
+    Raises `SettingsError` where that cannot be known, because a file on the way is broken.
+    """
     by_name = {(AGGREGATES, other.name): other for other in every}
     known = {table.safe_name: table for table in lake.settings.tables}
     found: dict[str, Table] = {}
@@ -118,6 +121,11 @@ def sources_of(lake: Lake, aggregate: Aggregate, every: Iterable[Aggregate]) -> 
             todo += by_name[place].inputs
         elif place[0] in known:
             found[place[0]] = known[place[0]]
+        elif place[0] == AGGREGATES and place not in by_name:
+            raise SettingsError(
+                f"aggregate {aggregate.name} reads {'.'.join(place)}, whose own file is broken",
+                fix=f"mend {place[1]}.sql",
+            )
         done.add(place)
     return [found[name] for name in sorted(found)]
 

@@ -1,7 +1,10 @@
 """Aggregates: one SQL file each, with its description, partitioning and inputs."""
 
 import re
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from itertools import chain, count
 from pathlib import Path
 
 import sqlglot
@@ -9,6 +12,7 @@ from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
 from cdc_pipeline.core.errors import SettingsError
+from cdc_pipeline.core.names import OWNERS, is_owner, safe_name
 
 AGGREGATES = "aggregates"
 DAY_PARAMETER = "$day"
@@ -31,15 +35,85 @@ class Aggregate:
         return f"{AGGREGATES}_{self.name}"
 
 
+@dataclass(frozen=True)
+class BrokenAggregate:
+    """A file that cannot be an aggregate, and why; `name`: from the file's, no sound one's."""
+
+    name: str
+    error: str
+
+    @property
+    def table(self) -> str:
+        """The name of its Iceberg table, which it has if it was built before it broke."""
+        return f"{AGGREGATES}_{self.name}"
+
+
 def load_aggregates(folder: Path) -> list[Aggregate]:
-    """Every `*.sql` in the folder, sorted by name; raises `SettingsError` naming the file."""
-    return [_parse(path) for path in sorted(folder.glob("*.sql"))]
+    """Every `*.sql` in the folder that is sound, sorted by name."""
+    return _read(folder)[0]
+
+
+def broken_aggregates(folder: Path) -> list[BrokenAggregate]:
+    """Every other `*.sql` in the folder: one bad file takes no other with it."""
+    return _read(folder)[1]
+
+
+def _read(folder: Path) -> tuple[list[Aggregate], list[BrokenAggregate]]:
+    paths = {path.stem: path for path in sorted(folder.glob("*.sql"))}
+    parsed: dict[str, Aggregate] = {}
+    errors: dict[str, str] = {}
+    for stem, path in paths.items():
+        try:
+            parsed[stem] = _parse(path)
+        except SettingsError as error:
+            errors[stem] = error.message
+    for name, problem in list(_misdirected(parsed.values(), paths)):
+        del parsed[name]
+        errors[name] = f"{paths[name]}: {problem}"
+    taken = set(parsed)
+    broken = []
+    for stem, error in sorted(errors.items(), key=lambda pair: safe_name(pair[0]) != pair[0]):
+        broken.append(BrokenAggregate(_free_name(stem, taken), error))
+        taken.add(broken[-1].name)
+    return list(parsed.values()), broken
+
+
+def _misdirected(found: Iterable[Aggregate], known: Container[str]) -> Iterator[tuple[str, str]]:
+    """The name and the problem of each aggregate that reads what no file defines, or itself."""
+    reads = {a.name: [view for schema, view in a.inputs if schema == AGGREGATES] for a in found}
+    for name, sources in list(reads.items()):
+        missing = [f"{AGGREGATES}.{source}" for source in sources if source not in known]
+        if missing:
+            del reads[name]
+            yield name, f"reads {', '.join(missing)}, which no file defines"
+    while True:
+        try:
+            TopologicalSorter(reads).prepare()
+        except CycleError as error:
+            circle = error.args[1][::-1]  # each is read by the one behind it
+        else:
+            return
+        for name in circle[1:]:
+            del reads[name]
+            yield name, f"aggregates wait for each other in a circle: {' reads '.join(circle)}"
+
+
+def _free_name(stem: str, taken: set[str]) -> str:
+    """A name for an asset, from a file's that need not be one."""
+    name = safe_name(stem)
+    numbered = (f"{name}_{number}" for number in count(2))
+    return next(free for free in chain([name], numbered) if free not in taken)
 
 
 def _parse(path: Path) -> Aggregate:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", path.stem):
         raise SettingsError(f"{path}: an aggregate's name is [a-z][a-z0-9_]*")
-    text = path.read_text("utf-8")
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path} is not UTF-8 text: see its byte {error.start}") from None
     header = dict(re.findall(r"^--\s*(description|partitioned|owner):\s*(.+?)\s*$", text, re.M))
     partitioned = header.get("partitioned", "none")
     if partitioned not in ("none", "daily"):
@@ -50,13 +124,16 @@ def _parse(path: Path) -> Aggregate:
             f"{path}: a daily aggregate names {DAY_PARAMETER} in its SQL and its header says "
             "'-- partitioned: daily'; here only one of the two is so"
         )
+    owner = header.get("owner")
+    if owner is not None and not is_owner(owner):
+        raise SettingsError(f"{path}: owner: found {owner!r}; allowed: {OWNERS}")
     return Aggregate(
         name=path.stem,
         sql=text,
         description=header.get("description", f"Aggregate defined in {path.name}."),
         daily=daily,
         inputs=tables_named(text, str(path)),
-        owner=header.get("owner"),
+        owner=owner,
     )
 
 
@@ -66,6 +143,8 @@ def tables_named(sql: str, where: str = "SQL") -> tuple[tuple[str, str], ...]:
         statement = sqlglot.parse_one(sql, read="duckdb")
     except SqlglotError as error:
         raise SettingsError(f"{where}: not valid SQL: {_first_line(error)}") from None
+    except RecursionError:
+        raise SettingsError(f"{where}: not valid SQL: nested too deeply") from None
     defined = {cte.alias_or_name for cte in statement.find_all(exp.CTE)}
     found = {
         (table.db.lower(), table.name.lower())

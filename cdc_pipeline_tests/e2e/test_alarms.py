@@ -14,7 +14,7 @@ from cdc_pipeline.capture.heal import open_gaps
 from cdc_pipeline.defs.notify import NotifyError
 from cdc_pipeline.defs.resources import LakeResource
 from cdc_pipeline.lake.log import CaptureLog
-from cdc_pipeline_tests.e2e.deployment import Deployment, deploy
+from cdc_pipeline_tests.e2e.deployment import Deployment, deploy, materializations
 from cdc_pipeline_tests.e2e.world import World
 
 pytestmark = [
@@ -139,6 +139,35 @@ def test_a_gap_and_its_end_while_the_webhook_is_down(
     assert "recovered: orders/raw_stream no_open_gaps" in text
 
 
+def test_checks_that_a_run_planned_and_never_made(
+    deployment: Deployment, webhook: Webhook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a fold that is not worth it nor a run that fails leaves a check without an answer."""
+    cursor = deployment.tick("alarm_sensor").cursor
+    assert deployment.materialize("orders", "current_state").success
+    by_itself = {"dagster/from_automation_condition": "true"}
+    result = deployment.materialize("orders", "current_state", tags=by_itself)
+    assert materializations(result) == []
+    made = {found.check_name: found.passed for found in result.get_asset_check_evaluations()}
+    assert made == {"fresh": True, "type_conflicts": True}
+    with monkeypatch.context() as broken:
+        broken.setattr("cdc_pipeline.lake.current_state.publish_current_state", _stumble)
+        assert not deployment.materialize("orders", "current_state").success
+    cursor = deployment.tick("alarm_sensor", cursor).cursor
+    fresh = dg.AssetCheckKey(dg.AssetKey(["orders", "current_state"]), "fresh")
+    record = deployment.instance.get_latest_asset_check_evaluation_record(fresh)
+    assert record is not None
+    assert record.status.value == "SUCCEEDED", "the failed run's plan hides the answer"
+    assert "every check passes" in deployment.tick("alarm_sensor", cursor).skip_message
+    assert webhook.take() == []
+
+
+def test_a_check_that_is_no_more_is_forgotten(deployment: Deployment, webhook: Webhook) -> None:
+    cursor = json.dumps({"failing": {"gone/raw_stream no_open_gaps": "ERROR"}})
+    assert "every check passes" in deployment.tick("alarm_sensor", cursor).skip_message
+    assert webhook.take() == []
+
+
 def test_a_topic_is_told_too(world: World) -> None:
     sns, sqs = world.client("sns"), world.client("sqs")
     topic = sns.create_topic(Name="alarms")["TopicArn"]
@@ -185,11 +214,12 @@ def test_a_run_that_fails_says_why_but_not_with_what(
     assert "orders__pitr_export: " in text
     assert "Fix: " in text
 
-    def stumble(*_: object) -> None:
-        raise ValueError("could not convert 'a private value'")
-
-    monkeypatch.setattr("cdc_pipeline.lake.current_state.publish_current_state", stumble)
+    monkeypatch.setattr("cdc_pipeline.lake.current_state.publish_current_state", _stumble)
     _tell_of_failure(deployment, deployment.materialize("orders", "current_state"))
     (text,) = webhook.take()
     assert "orders__current_state: ValueError; see the run's log" in text
     assert "private" not in text
+
+
+def _stumble(*_: object) -> None:
+    raise ValueError("could not convert 'a private value'")

@@ -667,6 +667,33 @@ def test_checks_run_apart_from_materialisations(deployment: Deployment) -> None:
     assert day.success
 
 
+def test_the_proof_outlives_what_is_published_later(
+    filled: World, deployment: Deployment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that materialises neither makes these checks nor plans them, and alarms go by them."""
+    _lose_in_the_lake(filled, "k6")
+    proofs = {name: check.passed for name, check in _checks(deployment).items()}
+    assert proofs == {"export_verified": True, "sample_matches_source": False}
+    for asset in ("current_state", "pitr_export"):
+        assert deployment.materialize(NAME, asset).success
+    source = dg.AssetKey([NAME, "dynamodb"])
+    assert {name: _answer(deployment, source, name) for name in proofs} == {
+        "export_verified": "SUCCEEDED",
+        "sample_matches_source": "FAILED",
+    }
+    tick = deployment.tick("alarm_sensor")
+    assert f"{NAME}/dynamodb sample_matches_source" in tick.skip_message
+    assert f"ERROR: {NAME}/dynamodb sample_matches_source (" in capsys.readouterr().err
+
+
+def _answer(deployment: Deployment, asset: dg.AssetKey, name: str) -> str:
+    """The state of a check's latest execution, planned ones included."""
+    key = dg.AssetCheckKey(asset, name)
+    record = deployment.instance.get_latest_asset_check_evaluation_record(key)
+    assert record is not None
+    return record.status.value
+
+
 def test_checks_name_what_is_wrong(filled: World, deployment: Deployment) -> None:
     _lose_in_the_lake(filled, "k6")
     s3 = filled.client("s3")

@@ -11,11 +11,12 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from cdc_pipeline.core.errors import QueryError
+from cdc_pipeline.core.errors import QueryError, SettingsError
 from cdc_pipeline.lake import connect
 from cdc_pipeline.lake.aggregates import build_aggregate
 from cdc_pipeline.lake.connection import connect_lake
 from cdc_pipeline.lake.current_state import publish_current_state
+from cdc_pipeline.lake.erase import lake_places
 from cdc_pipeline.lake.query import as_csv, as_json, connect_for, run_query
 from cdc_pipeline.settings import PATH_VARIABLE
 from cdc_pipeline.transform.aggregates import load_aggregates
@@ -187,6 +188,24 @@ def test_aggregates_are_views_on_what_was_built(ready: LakeBuilder, tmp_path: Pa
     build_aggregate(ready.lake, again)
     assert plain_view(ready.lake, "SELECT * FROM aggregates.totals") == [{"n": 2, "s": Decimal(0)}]
     assert plain_view(ready.lake, "SELECT * FROM aggregates.again") == [{"n": 3}]
+
+
+def test_a_bad_file_hides_no_other_aggregate(ready: LakeBuilder, tmp_path: Path) -> None:
+    folder = tmp_path / "aggregates"
+    folder.mkdir()
+    for name in ("a_total", "other"):
+        (folder / f"{name}.sql").write_text("SELECT count(*) AS n FROM orders.current_state")
+    (folder / "reader.sql").write_text("SELECT * FROM aggregates.other")
+    for aggregate in load_aggregates(folder):
+        build_aggregate(ready.lake, aggregate)
+    (folder / "other.sql").write_text("SELECT FROM WHERE")
+    (folder / "never built.sql").write_text("")
+    assert plain_view(ready.lake, "SELECT * FROM aggregates.a_total") == [{"n": 2}]
+    # Which masking rules their rows have to follow is in a file that says nothing now.
+    assert "other.sql: not valid SQL" in _error(ready, "SELECT * FROM aggregates.other")
+    assert "whose own file is broken" in _error(ready, "SELECT * FROM aggregates.reader")
+    with pytest.raises(SettingsError, match=r"other\.sql: not valid SQL"):
+        lake_places(ready.lake, ready.table)  # erasing would leave its rows
 
 
 def test_a_damaged_lake_does_not_leave_a_connection_open(

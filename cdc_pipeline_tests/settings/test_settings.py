@@ -73,6 +73,9 @@ def _table(**parts: Any) -> dict[str, Any]:
         ),
         ({**_GOOD, "database": "My-Db"}, ["database: found 'My-Db'", "^[a-z0-9_]+$"]),
         ({**_GOOD, "start_date": "soon"}, ["start_date: found 'soon'", "date"]),
+        # Dagster takes no such date for the first of its partitions.
+        ({**_GOOD, "start_date": "0001-01-01"}, ["start_date: found '0001-01-01'", "1970-01-01"]),
+        (_table(owner="a@example.technology"), ["owner: found 'a@example.technology'", "letters"]),
         (
             _table(snapshot={"first": "always"}),
             ["snapshot.first: found 'always'", "'manual'", "'auto'"],

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -108,18 +108,27 @@ def _enter(sandbox: SandboxProcess, settings: Path, monkeypatch: pytest.MonkeyPa
 
 
 @contextmanager
-def dagster_dev(folder: Path) -> Iterator[str]:
+def dagster_dev(
+    folder: Path,
+    *,
+    command: Sequence[str] = ("dagster", "dev", "-m", "cdc_pipeline.definitions"),
+    cwd: Path | None = None,
+) -> Iterator[str]:
     """A `dagster dev` of this process's environment, kept in `folder`; its address."""
     home = folder / "dagster_home"
-    home.mkdir()
+    home.mkdir(exist_ok=True)
     shutil.copy(_ROOT / "dagster.yaml", home)
-    port = _free_port()
-    command = [sys.executable, "-m", "dagster", "dev", "-m", "cdc_pipeline.definitions"]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
+    port = free_port()
+    program = str(Path(sys.executable).with_name(command[0]))
     environment = os.environ | {"DAGSTER_HOME": str(home), "PYTHONPATH": str(_ROOT)}
     with (folder / "dagster.log").open("wb") as log:
         process = subprocess.Popen(
-            command, env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True
+            [program, *command[1:], "--host", "127.0.0.1", "--port", str(port)],
+            env=environment,
+            cwd=cwd or folder,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
         try:
             yield f"http://127.0.0.1:{port}"
@@ -146,7 +155,7 @@ def is_loaded(address: str) -> bool:
         return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

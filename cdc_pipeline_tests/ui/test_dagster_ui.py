@@ -17,7 +17,10 @@ from cdc_pipeline_tests.ui.stack import DAYS, ORDERS, Stack, running_stack, wait
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(280)]
 
 _GROUPS = ("orders", "customers", "aggregates")
-_ASSETS = ("pitr_export", "raw_stream", "cdc", "current_state", "order_revenue_by_country")
+_ASSETS = (
+    *("dynamodb", "pitr_export", "raw_stream", "cdc", "current_state"),
+    "order_revenue_by_country",
+)
 _AUTOMATION = (
     "shard_sensor",
     "gap_sensor",
