@@ -32,9 +32,11 @@ class Deployment:
             raise_on_error=False,
         )
 
-    def run_job(self, name: str, run_config: Any = None) -> Any:
+    def run_job(
+        self, name: str, run_config: Any = None, tags: dict[str, str] | None = None
+    ) -> Any:
         return self.defs.resolve_job_def(name).execute_in_process(
-            run_config=run_config, instance=self.instance, raise_on_error=False
+            run_config=run_config, instance=self.instance, raise_on_error=False, tags=tags
         )
 
     def tick(self, sensor: str, cursor: str | None = None) -> Any:

@@ -1,4 +1,4 @@
-"""S3 over HTTP, as far as it is read: objects, ranges of them, and listings, all of which may break.
+"""S3 over HTTP, as far as it is read: objects, parts of them, listings, and what breaks them.
 
 with S3Simulator({"lake/a": b"..."}) as sim:
     sim.faults.script("GetObject", faults.cut(), faults.reset(after_headers=True))
