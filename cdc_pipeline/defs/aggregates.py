@@ -1,6 +1,7 @@
 """Aggregates as assets: one per SQL file, its inputs found by parsing it."""
 
 import time
+from collections.abc import Sequence
 from datetime import date
 
 import dagster as dg
@@ -9,33 +10,23 @@ from cdc_pipeline.defs.failures import readable_failures
 from cdc_pipeline.defs.metadata import arrow_columns
 from cdc_pipeline.defs.partitions import daily
 from cdc_pipeline.defs.resources import LakeResource
-from cdc_pipeline.defs.table import BACKFILL, follow
+from cdc_pipeline.defs.table import BACKFILL
 from cdc_pipeline.settings import Settings
-from cdc_pipeline.transform.aggregates import Aggregate, load_aggregates
+from cdc_pipeline.transform.aggregates import AGGREGATES, Aggregate, load_aggregates
 
 _ASSET_OF_VIEW = {"history": "cdc"}
-_UNPARTITIONED = ("current_state", "pitr_export")
 
 
-def build_aggregate_defs(settings: Settings) -> dg.Definitions:
-    """An asset `aggregates/<name>` for every SQL file whose tables the settings name."""
+def usable_aggregates(settings: Settings) -> list[Aggregate]:
+    """Those of the SQL files whose tables the settings name."""
     names = {table.safe_name for table in settings.tables}
     found = load_aggregates(settings.aggregates_folder)
-    usable = [a for a in found if {schema for schema, _ in a.inputs} <= names | {"aggregates"}]
-    return dg.Definitions(assets=[_aggregate(aggregate, settings) for aggregate in usable])
+    return [a for a in found if {schema for schema, _ in a.inputs} <= names | {AGGREGATES}]
 
 
-def _condition(aggregate: Aggregate, inputs: set[tuple[str, str]]) -> dg.AutomationCondition:
-    """Follow the inputs; a daily aggregate for today only.
-
-    Otherwise each fold of an unpartitioned input would ask for every day there is. Yesterday is
-    settled by the schedule `yesterday`.
-    """
-    whole = [dg.AssetKey(list(pair)) for pair in sorted(inputs) if pair[1] in _UNPARTITIONED]
-    condition = follow(*whole)
-    if aggregate.daily:
-        return condition & dg.AutomationCondition.in_latest_time_window()
-    return condition
+def build_aggregate_defs(settings: Settings, aggregates: Sequence[Aggregate]) -> dg.Definitions:
+    """An asset `aggregates/<name>` for each of them."""
+    return dg.Definitions(assets=[_aggregate(aggregate, settings) for aggregate in aggregates])
 
 
 def _aggregate(aggregate: Aggregate, settings: Settings) -> dg.AssetsDefinition:
@@ -51,7 +42,6 @@ def _aggregate(aggregate: Aggregate, settings: Settings) -> dg.AssetsDefinition:
         partitions_def=daily(settings) if aggregate.daily else None,
         backfill_policy=BACKFILL if aggregate.daily else None,
         pool=aggregate.table,
-        automation_condition=_condition(aggregate, inputs),
         description=f"{aggregate.description}\n\n```sql\n{aggregate.sql.strip()}\n```",
     )
     def built(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:

@@ -1,16 +1,15 @@
-"""What runs by itself besides capture: yesterday's partitions, and stale downstream assets."""
+"""What runs by the clock besides maintenance and reconciliation: yesterday's partitions."""
 
 from datetime import timedelta
 
 import dagster as dg
 
-from cdc_pipeline.defs.shard_sensor import sensor_status
 from cdc_pipeline.defs.table import schedule_status
 from cdc_pipeline.settings import Settings
 
 
 def build_schedules(settings: Settings, daily_assets: list[dg.AssetKey]) -> dg.Definitions:
-    """The schedule that settles yesterday, and the sensor that follows upstream changes."""
+    """The schedule that settles yesterday."""
     job = dg.define_asset_job(
         "refresh_yesterday",
         selection=dg.AssetSelection.assets(*daily_assets),
@@ -29,11 +28,4 @@ def build_schedules(settings: Settings, daily_assets: list[dg.AssetKey]) -> dg.D
         day = (context.scheduled_execution_time - timedelta(days=1)).date().isoformat()
         return dg.RunRequest(run_key=day, partition_key=day)
 
-    follow = dg.AutomationConditionSensorDefinition(
-        "downstream",
-        target=dg.AssetSelection.all(),
-        minimum_interval_seconds=settings.schedules.downstream_seconds,
-        default_status=sensor_status(settings),
-        description="Keeps cdc, current_state and aggregates up with what has landed.",
-    )
-    return dg.Definitions(jobs=[job], schedules=[yesterday], sensors=[follow])
+    return dg.Definitions(jobs=[job], schedules=[yesterday])
