@@ -10,7 +10,14 @@ from cdc_pipeline.core.errors import CannotHealError, CdcPipelineError, NotReady
 from cdc_pipeline.defs.checks import report_checks
 from cdc_pipeline.defs.failures import readable_failures
 from cdc_pipeline.defs.resources import LakeResource
-from cdc_pipeline.defs.run_history import Flight, History, flights, heal_of, is_at_work
+from cdc_pipeline.defs.run_history import (
+    Flight,
+    History,
+    flights,
+    heal_of,
+    is_at_work,
+    parse_history,
+)
 from cdc_pipeline.defs.shard_sensor import sensor_status
 from cdc_pipeline.settings import Settings, Table
 
@@ -91,7 +98,7 @@ def build_gap_sensor(settings: Settings) -> dg.SensorDefinition:
     def gap_sensor(
         context: dg.SensorEvaluationContext, lake: LakeResource
     ) -> dg.SensorResult | dg.SkipReason:
-        opened, memory = lake.open(), _parse(context.cursor)
+        opened, memory = lake.open(), parse_history(context.cursor)
         now_us = int(time.time() * 1_000_000)
         labels = [table.label for table in opened.settings.tables]
         memory.take_in(context.instance, labels, now_us)
@@ -111,10 +118,6 @@ def build_gap_sensor(settings: Settings) -> dg.SensorDefinition:
         return dg.SensorResult(run_requests=requests)
 
     return gap_sensor
-
-
-def _parse(cursor: str | None) -> History:
-    return msgspec.json.decode(cursor, type=History) if cursor else History()
 
 
 def _why_not(

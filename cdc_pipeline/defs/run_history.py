@@ -155,6 +155,14 @@ class History(msgspec.Struct):
         return found.describe(now_us) if found and found.wait_seconds(now_us) else None
 
 
+def parse_history(cursor: str | None) -> History:
+    """The history in a sensor's cursor; none in one that a sensor of another kind has left."""
+    try:
+        return msgspec.json.decode(cursor, type=History) if cursor else History()
+    except msgspec.MsgspecError:
+        return History()
+
+
 def _failed(
     instance: dg.DagsterInstance, run: dg.DagsterRun, tables: Sequence[str]
 ) -> dict[str, str | None]:

@@ -56,7 +56,7 @@ def check_twin(twin: Twin) -> None:
     assert holes(table_status(world.lake(), world.table(TABLE)).coverage) == []
     world.publish(TABLE)
     assert_mirrors(world, TABLE)
-    world.build_cdc(TABLE)
+    world.refresh_cdc(TABLE)  # by the log: nothing tells it which days a heal has changed
     (cdc,) = world.rows("SELECT count(*), count(DISTINCT uuid) FROM orders.cdc", TABLE)
     (landed,) = world.rows("SELECT count(DISTINCT uuid) FROM orders.raw_stream", TABLE)
     assert cdc == (*landed, *landed)

@@ -138,7 +138,9 @@ def test_changes_of_an_earlier_day(
     found = deployment.world.rows("SELECT count(DISTINCT day) FROM things.cdc", table)
     assert found == [(4,)]
     assert_nothing_twice(deployment.world, table)
-    daily = deployment.world.rows("SELECT count(DISTINCT day) FROM aggregates.daily", aggregates=True)
+    daily = deployment.world.rows(
+        "SELECT count(DISTINCT day) FROM aggregates.daily", aggregates=True
+    )
     # A day of an aggregate that nobody ever built is a backfill's business.
     assert daily == [(1,)]
 
@@ -223,6 +225,4 @@ def test_a_run_that_fails_again_and_again_backs_off(
     assert "the disk is full" in history[f"{table}/cdc"]["cause"]
     # A person's run that succeeds ends it.
     assert deployment.materialize(table, "cdc", day=today()).success
-    assert "failures\":{}" in deployment.tick("downstream", tick.cursor).cursor
-
-
+    assert 'failures":{}' in deployment.tick("downstream", tick.cursor).cursor
