@@ -170,7 +170,9 @@ class _Look:
         name = table.safe_name
         try:
             state = self.staleness.load(table)
-            mark = f"{self.today} {content_mark(state)}"
+            content = content_mark(state)
+            # Each day once more, whatever happened elsewhere than in the log.
+            mark = f"{self.today} {content}"
             if self.memory.settled.get(name) == mark:
                 self._advance(table, state)
                 return
@@ -184,22 +186,22 @@ class _Look:
         lacking = {found.asset: found for found in stale if found is not None}
         if not lacking and not waiting:
             self.memory.settled[name] = mark
-        yield from self._runs(table, lacking, mark)
+        yield from self._runs(table, lacking, content)
 
-    def _runs(self, table: Table, stale: "dict[str, Stale]", mark: str) -> Iterator[_Wanted]:
+    def _runs(self, table: Table, stale: "dict[str, Stale]", content: str) -> Iterator[_Wanted]:
         keys = {asset: f"{table.safe_name}/{asset}" for asset in stale}
         for asset in ("pitr_export", "current_state"):
-            if asset in stale and self._may_ask(keys[asset], mark):
+            if asset in stale and self._may_ask(keys[asset], content):
                 yield _Wanted((keys[asset],))
         # What is made of a day of cdc is made in the same run.
         archive = (f"{table.safe_name}/ttl_archive",) if table.ttl_archive else ()
         if "cdc" in stale:
             days = stale["cdc"].days
-            if self._may_ask(keys["cdc"], f"{mark} {days}"):
+            if self._may_ask(keys["cdc"], f"{content} {days}"):
                 yield from _ranges((keys["cdc"], *archive), days)
         elif "ttl_archive" in stale:
             days = stale["ttl_archive"].days
-            if self._may_ask(keys["ttl_archive"], f"{mark} {days}"):
+            if self._may_ask(keys["ttl_archive"], f"{content} {days}"):
                 yield from _ranges(archive, days)
 
     def _with_partitions(self, stale: "Stale") -> "Stale | None":

@@ -111,13 +111,13 @@ def _enter(sandbox: SandboxProcess, settings: Path, monkeypatch: pytest.MonkeyPa
 def dagster_dev(folder: Path) -> Iterator[str]:
     """A `dagster dev` of this process's environment, kept in `folder`; its address."""
     home = folder / "dagster_home"
-    home.mkdir()
+    home.mkdir(exist_ok=True)  # a second one goes on with the books of the first
     shutil.copy(_ROOT / "dagster.yaml", home)
     port = _free_port()
     command = [sys.executable, "-m", "dagster", "dev", "-m", "cdc_pipeline.definitions"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     environment = os.environ | {"DAGSTER_HOME": str(home), "PYTHONPATH": str(_ROOT)}
-    with (folder / "dagster.log").open("wb") as log:
+    with (folder / "dagster.log").open("ab") as log:
         process = subprocess.Popen(
             command, env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True
         )
