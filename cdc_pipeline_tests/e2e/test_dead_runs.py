@@ -42,15 +42,10 @@ def capture_config(*tables: str) -> dict[str, Any]:
     return {"ops": {"capture_streams": {"config": {"tables": [*tables]}}}}
 
 
-def started_run(
-    made: Deployment,
-    job: str,
-    config: dict[str, Any],
-    status: dg.DagsterRunStatus = dg.DagsterRunStatus.STARTED,
-) -> dg.DagsterRun:
+def started_run(made: Deployment, job: str, config: dict[str, Any]) -> dg.DagsterRun:
     """A run that Dagster counts as running; nothing runs."""
     return made.instance.create_run_for_job(
-        made.defs.resolve_job_def(job), run_config=config, status=status
+        made.defs.resolve_job_def(job), run_config=config, status=dg.DagsterRunStatus.STARTED
     )
 
 
@@ -106,9 +101,10 @@ def test_what_a_run_lands_says_which_run_it_is_of(deployment: Deployment, table:
 def test_people_hear_of_a_table_that_falls_behind_while_its_run_hangs(
     deployment: Deployment, table: str, clock: Clock
 ) -> None:
+    clock.ahead = -5 * 3600
     deployment.world.capture(table)
-    clock.ahead = 5 * 3600
-    started_run(deployment, "capture", capture_config(table), dg.DagsterRunStatus.QUEUED)
+    clock.ahead = 0
+    started_run(deployment, "capture", capture_config(table))
     tick = deployment.tick("shard_sensor")
     assert "in flight" in tick.skip_message
     key = dg.AssetCheckKey(dg.AssetKey([table, "raw_stream"]), "retention_budget")
@@ -171,3 +167,51 @@ def test_killed_runs_are_started_again_at_once(deployment: Deployment, table: st
         tick = deployment.tick("shard_sensor", cursor)
         cursor = tick.cursor
         assert requested_tables(tick) == [table]
+
+
+def test_a_heal_that_died_is_started_again(
+    deployment: Deployment, table: str, clock: Clock
+) -> None:
+    world = deployment.world
+    world.put(table, "a")
+    world.capture(table)
+    for enabled in (False, True):
+        specification: dict[str, Any] = {"StreamEnabled": enabled}
+        if enabled:
+            specification["StreamViewType"] = "NEW_AND_OLD_IMAGES"
+        world.dynamodb.update_table(TableName=table, StreamSpecification=specification)
+    world.capture(table)
+    tick = deployment.tick("gap_sensor")
+    (request,) = tick.run_requests
+    run = started_run(deployment, "heal", request.run_config)
+    tick = deployment.tick("gap_sensor", tick.cursor)
+    assert not tick.run_requests
+    assert f"in flight (run {run.run_id[:8]})" in tick.skip_message
+    clock.ahead = 3601
+    (again,) = deployment.tick("gap_sensor", tick.cursor).run_requests
+    assert again.run_config == request.run_config
+
+
+def test_a_heal_that_fails_is_tried_ever_more_seldom(
+    deployment: Deployment, table: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cdc_pipeline.core.errors import ExportError
+
+    def broken(*_: object, **__: object) -> None:
+        raise ExportError("an export is damaged")
+
+    monkeypatch.setattr("cdc_pipeline.capture.heal.heal_all", broken)
+    test_a_heal_that_died_is_started_again(deployment, table, clock)
+    cursor, asked = None, 0
+    for _ in range(30):
+        tick = deployment.tick("gap_sensor", cursor)
+        cursor = tick.cursor
+        if tick.run_requests:
+            asked += 1
+            (request,) = tick.run_requests
+            assert not deployment.run_job("heal", request.run_config, tags=SENSOR).success
+        clock.ahead += 60
+    assert 4 <= asked <= 6
+    skipped = deployment.tick("gap_sensor", cursor).skip_message or ""
+    assert "times in a row, again in" in skipped
+    assert "an export is damaged" in skipped
