@@ -7,6 +7,7 @@ from typing import Any, BinaryIO, cast
 
 from botocore.exceptions import ClientError
 
+from cdc_pipeline.aws.s3_reads import ObjectStream, list_pages, read_object
 from cdc_pipeline.aws.session import AwsSession, aws_errors, error_code
 from cdc_pipeline.core.errors import LakeError, SourceError
 
@@ -76,8 +77,7 @@ class S3Store:
     def _get(self, key: str, **part: str) -> bytes | None:
         try:
             with self._errors(f"reading {key}"):
-                found = self._client.get_object(Bucket=self.bucket, Key=self.prefix + key, **part)
-                return found["Body"].read()
+                return read_object(self._client, Bucket=self.bucket, Key=self.prefix + key, **part)
         except LakeError as error:
             if isinstance(error.__cause__, ClientError):
                 code = error_code(error.__cause__)
@@ -123,9 +123,9 @@ class S3Store:
 
     def _listed(self, prefix: str, after: str = "") -> Iterator[Any]:
         start = {"StartAfter": self.prefix + after} if after else {}
-        pages = self._client.get_paginator("list_objects_v2")
+        where = {"Bucket": self.bucket, "Prefix": self.prefix + prefix, **start}
         with self._errors(f"listing {prefix}"):
-            for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix + prefix, **start):
+            for page in list_pages(self._client, **where):
                 yield from page.get("Contents", ())
 
     def delete(self, keys: Iterable[str]) -> None:
@@ -173,10 +173,14 @@ class S3Store:
 
 
 def open_object(aws: AwsSession, bucket: str, key: str) -> BinaryIO | None:
-    """A stream of the object's bytes, None if there is no such object; raises `LakeError`."""
+    """A stream of the object's bytes, None if there is no such object; raises `LakeError`.
+
+    Where the body breaks off, the stream asks for the rest; see `ObjectStream`.
+    """
+    client, where = aws.client("s3"), {"Bucket": bucket, "Key": key}
     try:
         with aws_errors(f"s3://{bucket}/{key}", LakeError, **_FIXES):
-            return cast(BinaryIO, aws.client("s3").get_object(Bucket=bucket, Key=key)["Body"])
+            return cast(BinaryIO, ObjectStream(client, client.get_object(**where), **where))
     except LakeError as error:
         if isinstance(error.__cause__, ClientError) and error_code(error.__cause__) == "NoSuchKey":
             return None
@@ -208,27 +212,30 @@ class SourceBucket:
                 yield FoundObject(entry["Key"], etag, entry["Size"], entry["LastModified"])
 
     def _pages(self, prefix: str, **arguments: str) -> Iterator[Any]:
-        pages = self._client.get_paginator("list_objects_v2")
         with self._errors(f"listing {prefix}"):
-            yield from pages.paginate(Bucket=self.bucket, Prefix=prefix, **arguments)
+            yield from list_pages(self._client, Bucket=self.bucket, Prefix=prefix, **arguments)
 
     def download(self, found: FoundObject, file: BinaryIO) -> bool:
         """Write the whole object to `file`; False if it is gone.
 
         Raises `SourceError`, also when it is another one by now (the next listing shows that).
         """
+        where = {"Bucket": self.bucket, "Key": found.key}
+        changed = SourceError(f"s3://{self.bucket}/{found.key} changed while it was read")
         with self._errors(found.key):
             try:
-                answer = self._client.get_object(Bucket=self.bucket, Key=found.key)
+                answer = self._client.get_object(**where)
+                if answer["ETag"].strip('"') != found.etag:
+                    raise changed
+                with ObjectStream(self._client, answer, **where) as stream:
+                    while chunk := stream.read(_DOWNLOAD_CHUNK):
+                        file.write(chunk)
             except ClientError as error:
                 if error_code(error) == "NoSuchKey":
                     return False
+                if error_code(error) == "PreconditionFailed":
+                    raise changed from error
                 raise
-            if answer["ETag"].strip('"') != found.etag:
-                raise SourceError(f"s3://{self.bucket}/{found.key} changed while it was read")
-            # botocore raises when the body ends before its length.
-            for chunk in answer["Body"].iter_chunks(_DOWNLOAD_CHUNK):
-                file.write(chunk)
         return True
 
     def _errors(self, doing: str) -> Any:

@@ -1,6 +1,7 @@
 """Aggregates as assets: one per SQL file, its inputs found by parsing it."""
 
 import time
+from collections.abc import Sequence
 from datetime import date
 
 import dagster as dg
@@ -9,7 +10,7 @@ from cdc_pipeline.defs.failures import readable_failures
 from cdc_pipeline.defs.metadata import arrow_columns
 from cdc_pipeline.defs.partitions import daily
 from cdc_pipeline.defs.resources import LakeResource
-from cdc_pipeline.defs.table import BACKFILL, follow
+from cdc_pipeline.defs.table import BACKFILL
 from cdc_pipeline.settings import Settings
 from cdc_pipeline.transform.aggregates import (
     AGGREGATES,
@@ -20,21 +21,26 @@ from cdc_pipeline.transform.aggregates import (
 )
 
 _ASSET_OF_VIEW = {"history": "cdc"}
-_UNPARTITIONED = ("current_state", "pitr_export")
 
 
 _VIEWS = ("pitr_export", "raw_stream", "cdc", "current_state", "history", "ttl_archive")
 
 
-def build_aggregate_defs(settings: Settings) -> dg.Definitions:
+def usable_aggregates(settings: Settings) -> list[Aggregate]:
+    """Those of the SQL files that can be built of the tables that the settings name."""
+    found = load_aggregates(settings.aggregates_folder)
+    return [
+        a for a in found if _missing_table(a, settings) is None and _problem(a, settings) is None
+    ]
+
+
+def build_aggregate_defs(settings: Settings, usable: Sequence[Aggregate]) -> dg.Definitions:
     """An asset `aggregates/<name>` for every SQL file; one that cannot be built says why."""
-    assets = []
+    assets = [_aggregate(aggregate, settings) for aggregate in usable]
     broken = broken_aggregates(settings.aggregates_folder)
     for aggregate in load_aggregates(settings.aggregates_folder):
         problem = _missing_table(aggregate, settings) or _problem(aggregate, settings)
-        if problem is None:
-            assets.append(_aggregate(aggregate, settings))
-        else:
+        if problem is not None:
             broken.append(BrokenAggregate(aggregate.name, problem))
     return dg.Definitions(assets=[*assets, *map(_broken, broken)])
 
@@ -99,19 +105,6 @@ def _broken(aggregate: BrokenAggregate) -> dg.AssetsDefinition:
     return broken
 
 
-def _condition(aggregate: Aggregate, inputs: set[tuple[str, str]]) -> dg.AutomationCondition:
-    """Follow the inputs; a daily aggregate for today only.
-
-    Otherwise each fold of an unpartitioned input would ask for every day there is. Yesterday is
-    settled by the schedule `yesterday`.
-    """
-    whole = [dg.AssetKey(list(pair)) for pair in sorted(inputs) if pair[1] in _UNPARTITIONED]
-    condition = follow(*whole)
-    if aggregate.daily:
-        return condition & dg.AutomationCondition.in_latest_time_window()
-    return condition
-
-
 def _aggregate(aggregate: Aggregate, settings: Settings) -> dg.AssetsDefinition:
     inputs = {(schema, _ASSET_OF_VIEW.get(view, view)) for schema, view in aggregate.inputs}
 
@@ -125,7 +118,6 @@ def _aggregate(aggregate: Aggregate, settings: Settings) -> dg.AssetsDefinition:
         partitions_def=daily(settings) if aggregate.daily else None,
         backfill_policy=BACKFILL if aggregate.daily else None,
         pool=aggregate.table,
-        automation_condition=_condition(aggregate, inputs),
         description=f"{aggregate.description}\n\n```sql\n{aggregate.sql.strip()}\n```",
     )
     def built(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:

@@ -1,7 +1,7 @@
 """Alarms: somebody is told when a check fails, when it recovers, and when a run fails."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -11,6 +11,7 @@ from cdc_pipeline.core.errors import CdcPipelineError
 from cdc_pipeline.defs.checks import CURRENT_STATE, Finding, evaluation, fresh
 from cdc_pipeline.defs.notify import notify
 from cdc_pipeline.defs.resources import LakeResource
+from cdc_pipeline.defs.run_history import News, parse_history
 from cdc_pipeline.defs.shard_sensor import sensor_status
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings import Settings, Table
@@ -58,18 +59,24 @@ def build_alarms(
         failing = ", ".join(sorted(memory.failing))
         return dg.SkipReason(f"failing: {failing}" if failing else "every check passes")
 
-    @dg.run_failure_sensor(
+    @dg.sensor(
         name="run_failure_alarm",
+        minimum_interval_seconds=30,
         default_status=sensor_status(settings),
-        description="Tells people (settings: alarms) of every run that fails.",
+        description=(
+            "Tells people (settings: alarms) when runs of something begin to fail, and when one "
+            "succeeds again; not of each failure between."
+        ),
     )
-    def run_failure_alarm(context: dg.RunFailureSensorContext, lake: LakeResource) -> None:
-        run = context.dagster_run
-        causes = [_cause(event) for event in context.get_step_failure_events()]
-        lines = causes or [context.failure_event.message or "it ended without saying why"]
-        lines.append(f"run {run.run_id}")
-        subject = f"cdc_pipeline: a run of {_what(run)} failed"
-        notify(lake.open(), subject, lines, context.log.warning)
+    def run_failure_alarm(context: dg.SensorEvaluationContext, lake: LakeResource) -> dg.SkipReason:
+        opened, history = lake.open(), parse_history(context.cursor)
+        labels = [table.label for table in opened.settings.tables]
+        news = history.take_in(context.instance, labels, int(time.time() * 1_000_000))
+        for subject, lines in _told(news):
+            notify(opened, subject, lines, context.log.warning)
+        context.update_cursor(msgspec.json.encode(history).decode())
+        failing = ", ".join(sorted(history.failures))
+        return dg.SkipReason(f"failing: {failing}" if failing else "nothing fails")
 
     return [alarm_sensor, run_failure_alarm]
 
@@ -184,21 +191,12 @@ def _subject(lines: list[str]) -> str:
     )
 
 
-def _what(run: dg.DagsterRun) -> str:
-    chosen = sorted(key.to_user_string() for key in run.asset_selection or ())
-    return ", ".join(chosen[:3]) + (" ..." if len(chosen) > 3 else "") if chosen else run.job_name
-
-
-def _cause(event: dg.DagsterEvent) -> str:
-    """What a failed step says of itself; of errors that are none of ours the kind alone.
-
-    The text of such an error may quote what it stumbled over.
-    """
-    step = event.step_failure_data
-    described = step.user_failure_data and step.user_failure_data.description
-    if described:
-        return f"{event.step_key}: {described}"
-    error = step.error
-    while error is not None and error.cause is not None:
-        error = error.cause
-    return f"{event.step_key}: {error.cls_name if error else 'unknown error'}; see the run's log"
+def _told(news: Sequence[News]) -> Iterator[tuple[str, list[str]]]:
+    """Subject and lines of each message: one for all that failed in a run, one for recoveries."""
+    for run_id in dict.fromkeys(n.run_id for n in news if n.cause is not None):
+        failed = [n for n in news if n.run_id == run_id and n.cause is not None]
+        works = ", ".join(n.work for n in failed[:3]) + (" ..." if len(failed) > 3 else "")
+        causes = dict.fromkeys(str(n.cause) for n in failed)
+        yield f"cdc_pipeline: a run of {works} failed", [*causes, f"run {run_id}"]
+    if well := [n.work for n in news if n.cause is None]:
+        yield f"cdc_pipeline: recovered: {', '.join(well[:3])}", [f"recovered: {w}" for w in well]

@@ -17,9 +17,14 @@ for _parameter in ("backfill_policy", "owners"):
         "ignore", message=f"Parameter `{_parameter}` of", category=dg.BetaWarning
     )
 
-from cdc_pipeline.defs.aggregates import aggregate_errors, build_aggregate_defs  # noqa: E402
+from cdc_pipeline.defs.aggregates import (  # noqa: E402
+    aggregate_errors,
+    build_aggregate_defs,
+    usable_aggregates,
+)
 from cdc_pipeline.defs.alarms import build_alarms  # noqa: E402
 from cdc_pipeline.defs.capture import capture  # noqa: E402
+from cdc_pipeline.defs.downstream import build_downstream_sensor  # noqa: E402
 from cdc_pipeline.defs.glue import build_glue_sensor, repair_glue_partitions  # noqa: E402
 from cdc_pipeline.defs.heal import build_gap_sensor, heal  # noqa: E402
 from cdc_pipeline.defs.maintenance import build_maintenance_defs  # noqa: E402
@@ -28,6 +33,7 @@ from cdc_pipeline.defs.resources import LakeResource  # noqa: E402
 from cdc_pipeline.defs.schedules import build_schedules  # noqa: E402
 from cdc_pipeline.defs.shard_sensor import build_shard_sensor  # noqa: E402
 from cdc_pipeline.defs.table import build_table_defs  # noqa: E402
+from cdc_pipeline.transform.aggregates import AGGREGATES  # noqa: E402
 
 
 def build_definitions(
@@ -38,11 +44,11 @@ def build_definitions(
     No network, no reading of the lake: what is in the lake is the runs' business.
     """
     parts = [build_table_defs(table, settings) for table in settings.tables]
-    parts += [
-        build_aggregate_defs(settings),
-        build_maintenance_defs(settings),
-        build_reconcile_defs(settings),
-    ]
+    derived = [key for part in parts for key in _asset_keys(part) if key.path[-1] != "raw_stream"]
+    aggregates = usable_aggregates(settings)
+    built = build_aggregate_defs(settings, aggregates)
+    derived += [dg.AssetKey([AGGREGATES, aggregate.name]) for aggregate in aggregates]
+    parts += [built, build_maintenance_defs(settings), build_reconcile_defs(settings)]
     daily_assets = [
         key
         for part in parts
@@ -58,6 +64,7 @@ def build_definitions(
         sensors=[
             build_shard_sensor(settings),
             build_gap_sensor(settings),
+            build_downstream_sensor(settings, derived, aggregates),
             build_glue_sensor(settings),
             *build_alarms(settings, checks, aggregate_errors(settings)),
         ],
@@ -65,6 +72,11 @@ def build_definitions(
     )
     schedules = build_schedules(settings, daily_assets)
     return dg.Definitions.merge(*parts, schedules, own)
+
+
+def _asset_keys(part: dg.Definitions) -> list[dg.AssetKey]:
+    assets = [asset for asset in part.assets or () if isinstance(asset, dg.AssetsDefinition)]
+    return [key for asset in assets for key in asset.keys]
 
 
 def explain_missing_settings(path: Path) -> dg.Definitions:

@@ -14,6 +14,7 @@ from cdc_pipeline.defs.failures import readable_failures
 from cdc_pipeline.defs.metadata import known, lag_seconds, moment
 from cdc_pipeline.defs.partitions import today
 from cdc_pipeline.defs.resources import LakeResource
+from cdc_pipeline.defs.run_history import FAILED_TABLES
 from cdc_pipeline.settings import Table
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def capture_streams(
     """
     from cdc_pipeline.capture.run import Captured, Failed, Landed, Unregistered, capture_tables
 
-    failures: list[str] = []
+    failures: dict[str, str] = {}
     landings = Landings()
     with readable_failures():
         opened = lake.open()
@@ -72,9 +73,11 @@ def capture_streams(
                 case Failed(table, error):
                     yield from landings.report(table)  # what landed before it failed
                     context.log.error(f"{table.label}: {error}")
-                    failures.append(str(error))
+                    failures[table.label] = str(error)
     if failures:
-        raise dg.Failure(description="\n".join(failures))
+        # For sensors, which leave just these alone for a while.
+        metadata = {FAILED_TABLES: dg.MetadataValue.json(failures)}
+        raise dg.Failure(description="\n".join(failures.values()), metadata=metadata)
     yield dg.Output(None)
 
 

@@ -1,13 +1,23 @@
 """Gap healing in Dagster: the job `heal`, and the sensor that starts it when a gap is open."""
 
+import time
 from typing import TYPE_CHECKING
 
 import dagster as dg
+import msgspec
 
 from cdc_pipeline.core.errors import CannotHealError, CdcPipelineError, NotReadyError
 from cdc_pipeline.defs.checks import report_checks
 from cdc_pipeline.defs.failures import readable_failures
 from cdc_pipeline.defs.resources import LakeResource
+from cdc_pipeline.defs.run_history import (
+    Flight,
+    History,
+    flights,
+    heal_of,
+    is_at_work,
+    parse_history,
+)
 from cdc_pipeline.defs.shard_sensor import sensor_status
 from cdc_pipeline.settings import Settings, Table
 
@@ -15,12 +25,8 @@ if TYPE_CHECKING:
     from cdc_pipeline.lake.lake import Lake
 
 _TAG = "cdc_pipeline/heal"
-_IN_PROGRESS = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-]
+_SILENCE_SECONDS = 3600
+"""A heal waits for exports, which take AWS minutes to hours, and logs nothing meanwhile."""
 
 
 class HealConfig(dg.Config):
@@ -84,29 +90,29 @@ def build_gap_sensor(settings: Settings) -> dg.SensorDefinition:
         job=heal,
         minimum_interval_seconds=60,
         default_status=sensor_status(settings),
-        description="Starts the job `heal` for tables with an open gap, unless they say heal: ask.",
+        description=(
+            "Starts the job `heal` for tables with an open gap, unless they say heal: ask. A heal "
+            "that fails again and again is tried ever more seldom, an hour apart at most."
+        ),
     )
     def gap_sensor(
         context: dg.SensorEvaluationContext, lake: LakeResource
     ) -> dg.SensorResult | dg.SkipReason:
-        from cdc_pipeline.capture.heal import open_gaps, planned_heals
-
-        opened = lake.open()
+        opened, memory = lake.open(), parse_history(context.cursor)
+        now_us = int(time.time() * 1_000_000)
+        labels = [table.label for table in opened.settings.tables]
+        memory.take_in(context.instance, labels, now_us)
+        running = flights(context.instance, labels, heal.name)
         requests, told = [], []
         for table in opened.settings.tables:
-            try:
-                gaps = open_gaps(opened, table)
-                if gaps and table.heal == "ask":
-                    plans = "; ".join(map(str, planned_heals(opened, table)))
-                    told.append(f"cdc-pipeline heal {table.safe_name} ({plans})")
-                    continue
-            except CdcPipelineError as error:
-                told.append(f"{table.label}: {error.message}")
-                continue
-            if gaps and not _is_running(context.instance, table):
+            why = _why_not(opened, table, running, memory, now_us)
+            if why is None:
                 config = {"ops": {"heal_gaps": {"config": {"table": table.label}}}}
                 tags = {_TAG: table.safe_name}
                 requests.append(dg.RunRequest(run_config=config, tags=tags))
+            elif why:
+                told.append(why)
+        context.update_cursor(msgspec.json.encode(memory).decode())
         if not requests:
             return dg.SkipReason("; ".join(told) or "no open gap")
         return dg.SensorResult(run_requests=requests)
@@ -114,6 +120,25 @@ def build_gap_sensor(settings: Settings) -> dg.SensorDefinition:
     return gap_sensor
 
 
-def _is_running(instance: dg.DagsterInstance, table: Table) -> bool:
-    filters = dg.RunsFilter(tags={_TAG: table.safe_name}, statuses=_IN_PROGRESS)
-    return bool(instance.get_run_records(filters, limit=1))
+def _why_not(
+    lake: "Lake", table: Table, running: list[Flight], history: History, now_us: int
+) -> str | None:
+    """Why a table is not healed now ('': nothing is lost); None: it is due."""
+    from cdc_pipeline.capture.heal import planned_heals
+
+    try:
+        state = lake.log(table).load()
+        if not state.open_gaps(state.staged.generation if state.staged else 0):
+            history.forget(heal_of(table.label))
+            return ""
+        if table.heal == "ask":
+            plans = "; ".join(map(str, planned_heals(lake, table)))
+            return f"cdc-pipeline heal {table.safe_name} ({plans})"
+    except CdcPipelineError as error:
+        return f"{table.label}: {error.message}"
+    for flight in running:
+        at_work = heal_of(table.label) in flight.works
+        if at_work and is_at_work(flight, state, now_us, _SILENCE_SECONDS):
+            return f"{table.label}: in flight (run {flight.run_id[:8]})"
+    pause = history.pause_of(heal_of(table.label), now_us)
+    return f"{table.label}: {pause}" if pause else None

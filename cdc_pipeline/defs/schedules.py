@@ -1,16 +1,15 @@
-"""What runs by itself besides capture: yesterday's partitions, and stale downstream assets."""
+"""What runs by the clock besides maintenance and reconciliation: yesterday's partitions."""
 
 from datetime import timedelta
 
 import dagster as dg
 
-from cdc_pipeline.defs.shard_sensor import sensor_status
 from cdc_pipeline.defs.table import schedule_status
 from cdc_pipeline.settings import Settings
 
 
 def build_schedules(settings: Settings, daily_assets: list[dg.AssetKey]) -> dg.Definitions:
-    """The schedule that settles yesterday, and the sensor that follows upstream changes."""
+    """The schedule that settles yesterday."""
     job = dg.define_asset_job(
         "refresh_yesterday",
         selection=dg.AssetSelection.assets(*daily_assets),
@@ -31,11 +30,4 @@ def build_schedules(settings: Settings, daily_assets: list[dg.AssetKey]) -> dg.D
             return dg.SkipReason(f"{day} is before start_date, {settings.start_date}")
         return dg.RunRequest(run_key=day.isoformat(), partition_key=day.isoformat())
 
-    follow = dg.AutomationConditionSensorDefinition(
-        "downstream",
-        target=dg.AssetSelection.all(),
-        minimum_interval_seconds=settings.schedules.downstream_seconds,
-        default_status=sensor_status(settings),
-        description="Keeps cdc, current_state and aggregates up with what has landed.",
-    )
-    return dg.Definitions(jobs=[job], schedules=[yesterday], sensors=[follow])
+    return dg.Definitions(jobs=[job], schedules=[yesterday])

@@ -1,6 +1,7 @@
 """shard_sensor: which tables are due for capture, from their logs and shard lists alone."""
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,20 +14,17 @@ import msgspec
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.envelope import FIREHOSE
 from cdc_pipeline.core.errors import CdcPipelineError, ShardGoneError
+from cdc_pipeline.core.liveness import SILENCE_MARGIN_SECONDS, is_by_person
 from cdc_pipeline.defs.capture import capture
 from cdc_pipeline.defs.checks import report_checks
 from cdc_pipeline.defs.resources import LakeResource
+from cdc_pipeline.defs.run_history import Flight, History, capture_of, flights, is_at_work
 from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.log import CaptureLog
 from cdc_pipeline.settings import Capture, Settings, Table
 
 _BUDGET_SECONDS = 30  # Dagster ends a tick after 60
-_IN_FLIGHT = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
+_MAX_RUNTIME = "dagster/max_runtime"
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def plan_runs(
 
 
 def build_shard_sensor(settings: Settings) -> dg.SensorDefinition:
-    """One sensor for all tables; never reads records, never starts a second run for a table."""
+    """One sensor for all tables; never reads records."""
 
     @dg.sensor(
         name="shard_sensor",
@@ -105,8 +103,9 @@ def build_shard_sensor(settings: Settings) -> dg.SensorDefinition:
         default_status=sensor_status(settings),
         description=(
             "Starts the job `capture` for tables that are due, the one nearest to losing changes "
-            "first. A table whose capture is still running is left alone; one whose last run "
-            "failed is due again at once."
+            "first. A table whose capture is still running is left alone, unless its log shows "
+            "nothing of that run any more; one that fails again and again is tried ever more "
+            "seldom, an hour apart at most, until it succeeds or a person starts a run."
         ),
     )
     def shard_sensor(
@@ -114,24 +113,26 @@ def build_shard_sensor(settings: Settings) -> dg.SensorDefinition:
     ) -> dg.SensorResult | dg.SkipReason:
         opened = lake.open()
         options, tables = opened.settings.capture, opened.settings.tables
-        busy = tables_in_flight(context.instance, [table.label for table in tables])
         memory = _Memory.parse(context.cursor)
-        verdicts = _look_at_all(context.instance, opened, busy, memory)
+        look = _Look(context.instance, opened, memory, [table.label for table in tables])
+        verdicts = look.at_all()
         reasons = "; ".join(f"{v.table}: {v.why}" for v in verdicts)
         memory.tick += 1
-        runs = plan_runs(verdicts, len(tables), len(set(busy.values())), options)
+        runs = plan_runs(verdicts, len(tables), len(look.alive), options)
         memory.started |= {name: memory.tick for run in runs for name in run["tables"]}
         if not runs:
             context.update_cursor(memory.to_cursor())
             return dg.SkipReason(reasons)
         context.log.info(reasons)
         configs = [{"ops": {"capture_streams": {"config": config}}} for config in runs]
-        return dg.SensorResult(
+        tags = {
             # Before asset runs: those can wait, the stream forgets.
-            run_requests=[
-                dg.RunRequest(run_config=config, tags={"dagster/priority": "10"})
-                for config in configs
-            ],
+            "dagster/priority": "10",
+            # A process that hangs ends, too, and gives its place in the queue back.
+            _MAX_RUNTIME: str(math.ceil(2 * silence_seconds(options))),
+        }
+        return dg.SensorResult(
+            run_requests=[dg.RunRequest(run_config=config, tags=tags) for config in configs],
             cursor=memory.to_cursor(),
         )
 
@@ -142,13 +143,14 @@ class _Memory(msgspec.Struct):
     """The sensor's cursor.
 
     `after`: the next tick begins behind this table. `hours`: hours behind as last reported, by
-    table. `started`: the tick of a table's last run.
+    table. `started`: the tick of a table's last run. `history`: what failed in a row.
     """
 
     after: str = ""
     tick: int = 0
     started: dict[str, int] = msgspec.field(default_factory=dict)
     hours: dict[str, int] = msgspec.field(default_factory=dict)
+    history: History = msgspec.field(default_factory=History)
 
     @classmethod
     def parse(cls, cursor: str | None) -> "_Memory":
@@ -158,34 +160,99 @@ class _Memory(msgspec.Struct):
         return msgspec.json.encode(self).decode()
 
 
-def _look_at_all(
-    instance: dg.DagsterInstance, lake: Lake, busy: dict[str, str], memory: _Memory
-) -> list[Verdict]:
-    """A verdict on each table that the time of a tick allows for; the next tick goes on there."""
-    tables = _from(lake.settings.tables, memory.after)
-    verdicts: list[Verdict] = []
-    deadline = time.monotonic() + _BUDGET_SECONDS
-    for table in tables:
-        if time.monotonic() > deadline:
-            break
-        if table.label in busy:
-            why = f"in flight (run {busy[table.label][:8]})"
-            verdicts.append(Verdict(table.label, False, why))
-            continue
-        started = memory.started.get(table.label, 0)
-        verdicts.append(replace(_look(lake, table), started=started))
-        _warn(instance, lake, table, verdicts[-1], memory)
-    memory.after = verdicts[-1].table if len(verdicts) < len(tables) else ""
-    return verdicts
+def silence_seconds(options: Capture) -> float:
+    """How long a capture run may leave no trace in the log: what a quiet table's whole run takes.
+
+    A run that is taken for dead and is not does no harm: the log decides between two.
+    """
+    return max(options.max_run_seconds, options.linger_seconds) + SILENCE_MARGIN_SECONDS
 
 
-def _look(lake: Lake, table: Table) -> Verdict:
+class _Look:
+    """One tick's look at every table. `alive`: the runs that are still at work, by their ids."""
+
+    def __init__(
+        self, instance: dg.DagsterInstance, lake: Lake, memory: _Memory, labels: list[str]
+    ) -> None:
+        self.instance, self.lake, self.memory = instance, lake, memory
+        self.silence = silence_seconds(lake.settings.capture)
+        self.now_us = int(time.time() * 1_000_000)
+        memory.history.take_in(instance, labels, self.now_us)
+        self.alive: set[str] = set()
+        self.flights: dict[str, list[Flight]] = {}
+        for flight in flights(instance, labels, capture.name):
+            # Of tables that this tick has no time for, the log is not asked.
+            self._is_alive(flight, LogState())
+            for work in flight.works:
+                self.flights.setdefault(work, []).append(flight)
+
+    def at_all(self) -> list[Verdict]:
+        """A verdict on each table that the tick's time allows for; the next tick goes on there."""
+        tables = _from(self.lake.settings.tables, self.memory.after)
+        verdicts: list[Verdict] = []
+        deadline = time.monotonic() + _BUDGET_SECONDS
+        for table in tables:
+            if time.monotonic() > deadline:
+                break
+            started = self.memory.started.get(table.label, 0)
+            verdicts.append(replace(self._at(table), started=started))
+        self.memory.after = verdicts[-1].table if len(verdicts) < len(tables) else ""
+        return verdicts
+
+    def _at(self, table: Table) -> Verdict:
+        work = capture_of(table.label)
+        try:
+            log = self.lake.log(table)
+            state = log.load()
+        except CdcPipelineError as error:
+            busy = self._in_flight(work, LogState())
+            return self._paused(table, busy or _unseen(table, error))
+        # Before anything else: whatever a run does or does not, people must hear of it.
+        _warn(self.instance, self.lake, table, state.watermark_us, self.memory)
+        if busy := self._in_flight(work, state):
+            return Verdict(table.label, False, busy)
+        self._forget(work, state)
+        return self._paused(table, _look(self.lake, table, log, state))
+
+    def _in_flight(self, work: str, state: LogState) -> str | None:
+        """Which run is at work on a table, None: none is, whatever Dagster counts as running."""
+        found = [f for f in self.flights.get(work, ()) if self._is_alive(f, state)]
+        return f"in flight (run {found[0].run_id[:8]})" if found else None
+
+    def _is_alive(self, flight: Flight, state: LogState) -> bool:
+        if is_at_work(flight, state, self.now_us, self.silence):
+            self.alive.add(flight.run_id)
+            return True
+        return False
+
+    def _forget(self, work: str, state: LogState) -> None:
+        """Failures that the log knows to be over: a person's command wrote to it, or kills ended.
+
+        A run that fails may have written, too: what it said is known better from itself.
+        """
+        found = self.memory.history.failures.get(work)
+        if found is None:
+            return
+        by_person = is_by_person(state.last_owner) and state.at_us > found.last_us
+        if by_person or (not found.count and state.at_us > found.since_us):
+            self.memory.history.forget(work)
+
+    def _paused(self, table: Table, found: Verdict | str) -> Verdict:
+        verdict = found if isinstance(found, Verdict) else Verdict(table.label, False, found)
+        pause = self.memory.history.pause_of(capture_of(table.label), self.now_us)
+        return replace(verdict, due=False, why=pause) if verdict.due and pause else verdict
+
+
+def _unseen(table: Table, error: Exception) -> Verdict:
+    # The run says it in full; here one table's trouble must not hide the others.
+    return Verdict(table.label, True, f"cannot be inspected: {error}")
+
+
+def _look(lake: Lake, table: Table, log: CaptureLog, state: LogState) -> Verdict:
     from cdc_pipeline.capture.arrivals import has_news
     from cdc_pipeline.capture.sources import open_source
 
     try:
-        log = lake.log(table)
-        state = log.load()
         if state.stream is None:
             return judge(table.label, state, set(), log.now_us(), 0)
         if table.transport == FIREHOSE and table.firehose is not None:
@@ -202,17 +269,16 @@ def _look(lake: Lake, table: Table) -> Verdict:
         interval = 0 if options.linger_seconds else options.interval_seconds
         return judge(table.label, state, listed, log.now_us(), interval)
     except (CdcPipelineError, ShardGoneError) as error:
-        # The run says it in full; here one table's trouble must not hide the others.
-        return Verdict(table.label, True, f"cannot be inspected: {error}")
+        return _unseen(table, error)
 
 
 def _warn(
-    instance: dg.DagsterInstance, lake: Lake, table: Table, verdict: Verdict, memory: _Memory
+    instance: dg.DagsterInstance, lake: Lake, table: Table, read_to_us: int, memory: _Memory
 ) -> None:
     """Report the checks of a table that falls behind, each hour: capture itself may be down."""
-    if not verdict.read_to_us:
+    if not read_to_us:
         return
-    hours = (time.time() - verdict.read_to_us / 1_000_000) / 3600
+    hours = (time.time() - read_to_us / 1_000_000) / 3600
     late = int(hours) if hours >= lake.settings.capture.warn_hours else 0
     if late != memory.hours.get(table.label, 0):
         memory.hours[table.label] = late
@@ -223,20 +289,6 @@ def _from(tables: list[Table], after: str) -> list[Table]:
     names = [table.label for table in tables]
     start = names.index(after) + 1 if after in names else 0
     return tables[start:] + tables[:start]
-
-
-def tables_in_flight(instance: dg.DagsterInstance, all_tables: list[str]) -> dict[str, str]:
-    """Tables that a queued or running capture run is about, with the run's id."""
-    busy: dict[str, str] = {}
-    runs = instance.get_runs(dg.RunsFilter(job_name=capture.name, statuses=_IN_FLIGHT))
-    for run in runs:
-        busy.update((name, run.run_id) for name in _tables_of(run) or all_tables)
-    return busy
-
-
-def _tables_of(run: dg.DagsterRun) -> list[str]:
-    config: Any = run.run_config
-    return config.get("ops", {}).get("capture_streams", {}).get("config", {}).get("tables", [])
 
 
 def sensor_status(settings: Settings) -> dg.DefaultSensorStatus:

@@ -9,6 +9,7 @@ from cdc_pipeline.core.errors import NotReadyError
 from cdc_pipeline.core.names import TablePaths
 from cdc_pipeline.defs.capture import land_days
 from cdc_pipeline.defs.checks import build_checks, state_checks
+from cdc_pipeline.defs.downstream import is_automatic
 from cdc_pipeline.defs.failures import readable_failures
 from cdc_pipeline.defs.metadata import (
     column_changes,
@@ -23,34 +24,7 @@ from cdc_pipeline.defs.partitions import daily
 from cdc_pipeline.defs.resources import LakeResource
 from cdc_pipeline.settings import Settings, Table
 
-WHEN_MISSING = (
-    dg.AutomationCondition.missing()
-    & ~dg.AutomationCondition.in_progress()
-    & ~dg.AutomationCondition.execution_failed()
-)
-"""Take what was never taken; after a failure a person decides."""
-
 BACKFILL = dg.BackfillPolicy.multi_run(max_partitions_per_run=168)
-
-
-def follow(*needed: dg.AssetKey, retry: bool = False) -> dg.AutomationCondition:
-    """Run again when an input changed, one run at a time, once every asset in `needed` exists.
-
-    `needed` names unpartitioned inputs only: of a partitioned one some day is always missing.
-    `retry`: while the asset itself is missing, try each minute; what it waits for need not show as
-    an update of its inputs.
-    """
-    due = dg.AutomationCondition.any_deps_updated().since_last_handled()
-    if retry:
-        minute = dg.AutomationCondition.cron_tick_passed("* * * * *")
-        due = due | (dg.AutomationCondition.missing() & minute)
-    condition = (
-        due & ~dg.AutomationCondition.in_progress() & ~dg.AutomationCondition.any_deps_in_progress()
-    )
-    if not needed:
-        return condition
-    missing = dg.AutomationCondition.any_deps_match(dg.AutomationCondition.missing())
-    return condition & ~missing.allow(dg.AssetSelection.assets(*needed))
 
 
 def build_table_defs(table: Table, settings: Settings) -> dg.Definitions:
@@ -117,7 +91,6 @@ def _pitr_export(table: Table) -> dg.AssetsDefinition:
         name="pitr_export",
         kinds={"dynamodb", "s3", "iceberg"},
         deps=[source_key(table)],
-        automation_condition=WHEN_MISSING if table.snapshot.first == "auto" else None,
         description=(
             f"A full export of DynamoDB table `{table.name}` from its backups (no load on the "
             "table), every file verified against its manifest. It becomes the baseline on which "
@@ -190,7 +163,6 @@ def _cdc(table: Table, settings: Settings) -> dg.AssetsDefinition:
         backfill_policy=BACKFILL,
         # Runs of a long backfill would overtake each other's commits, and start anew each time.
         pool=f"{table.safe_name}_cdc",
-        automation_condition=follow(),
         metadata={
             "dagster/table_name": f"{settings.database}.{table.safe_name}_cdc",
             "dagster/uri": _uri(settings, f"iceberg/{settings.database}/{table.safe_name}_cdc"),
@@ -238,7 +210,6 @@ def _ttl_archive(table: Table, settings: Settings) -> dg.AssetsDefinition:
         deps=[dg.AssetKey([table.safe_name, "cdc"])],
         partitions_def=daily(settings),
         backfill_policy=BACKFILL,
-        automation_condition=follow(),
         metadata={
             "dagster/table_name": f"{settings.database}.{table.safe_name}_ttl_archive",
             "dagster/uri": _uri(
@@ -285,7 +256,6 @@ def _current_state(table: Table) -> dg.AssetsDefinition:
             dg.AssetKey([table.safe_name, "pitr_export"]),
             dg.AssetKey([table.safe_name, "raw_stream"]),
         ],
-        automation_condition=follow(dg.AssetKey([table.safe_name, "pitr_export"]), retry=True),
         output_required=False,
         description=(
             f"DynamoDB table `{table.name}` as it is now: one row per item, one typed column per "
@@ -299,14 +269,10 @@ def _current_state(table: Table) -> dg.AssetsDefinition:
     def current_state(
         context: dg.AssetExecutionContext, lake: LakeResource
     ) -> Iterator[dg.MaterializeResult | dg.AssetCheckEvaluation]:
-        from cdc_pipeline.lake.current_state import is_worth_folding, publish_current_state
+        from cdc_pipeline.lake.current_state import publish_current_state
 
         with readable_failures():
             opened = lake.open()
-            if is_automatic(context.run) and not is_worth_folding(opened, table):
-                context.log.info("not worth a fold yet; queries see what has landed without it")
-                yield from state_checks(opened, table)
-                return
             try:
                 result = publish_current_state(opened, table)
             except NotReadyError as error:
@@ -357,11 +323,6 @@ def _export_schedule(table: Table, settings: Settings) -> list[dg.ScheduleDefini
             description=f"Takes a fresh baseline of {table.name}.",
         )
     ]
-
-
-def is_automatic(run: dg.DagsterRun) -> bool:
-    """Whether an automation condition asked for the run, so that nobody waits for an answer."""
-    return "dagster/from_automation_condition" in run.tags
 
 
 def schedule_status(settings: Settings) -> dg.DefaultScheduleStatus:

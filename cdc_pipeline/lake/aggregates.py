@@ -1,5 +1,6 @@
 """Aggregates as Iceberg tables: run one's query, commit its result whole or day by day."""
 
+import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -22,6 +23,7 @@ from cdc_pipeline.lake.masked import (
     published_rules,
     sources_of,
 )
+from cdc_pipeline.lake.staleness import Staleness, inputs_property
 from cdc_pipeline.lake.tables import CommitConflictError
 from cdc_pipeline.transform.aggregates import AGGREGATES, Aggregate, load_aggregates
 
@@ -107,6 +109,12 @@ def _build(
     lake: Lake, aggregate: Aggregate, days: Sequence[date | None], rules: str
 ) -> tuple[list[AggregateResult], IcebergTable]:
     before = lake.tables.load(aggregate.table)
+    # The inputs' versions before the inputs: what is built is then never older than it says.
+    staleness = Staleness(lake)
+    made_of = {
+        inputs_property(day): json.dumps(staleness.versions(aggregate, day and day.isoformat()))
+        for day in days
+    }
     known = {table.safe_name for table in lake.settings.tables}
     schemas = {schema for schema, _ in aggregate.inputs}
     results, parts = [], []
@@ -123,10 +131,10 @@ def _build(
     name, rows = aggregate.table, pa.concat_tables(parts)
     written = [day for day in days if day is not None]
     if not written:
-        properties = {PUBLISHED: rules}
+        properties = {PUBLISHED: rules, **made_of}
         committed = lake.tables.replace(name, rows.to_reader(), properties, over=before)
     else:
-        properties = {f"{PUBLISHED}.{day}": rules for day in written}
+        properties = {f"{PUBLISHED}.{day}": rules for day in written} | made_of
         chunks = [rows] if rows.num_rows else []
         committed = lake.tables.replace_days(
             name, written, rows.schema, chunks, properties, over=before

@@ -4,6 +4,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,7 +42,7 @@ from cdc_pipeline.lake.masked import (
     masking_of,
     published_rules,
 )
-from cdc_pipeline.lake.tables import data_files, table_property
+from cdc_pipeline.lake.tables import CommitConflictError, data_files, table_property
 from cdc_pipeline.lake.typed import TypedResult, prior_columns, prior_stats, replace_typed
 from cdc_pipeline.settings import Table
 from cdc_pipeline.transform.sql import load_sql
@@ -187,12 +188,35 @@ def is_worth_folding(lake: Lake, table: Table) -> bool:
     return age_us >= options.fold_minutes * 60_000_000
 
 
+def is_behind(base: Base, table: Table, state: LogState) -> bool:
+    """Whether a publication over this base would have other rows or columns."""
+    return (
+        base.table is not base.over
+        or bool(state.delta(generation=base.generation, after=base.after))
+        or not _is_typed_alike(table, base)
+    )
+
+
+def advance_watermark(lake: Lake, base: Base, state: LogState) -> IcebergTable:
+    """Say of published rows that they are complete up to a later time, as nothing changed since.
+
+    A commit of properties alone; left out where somebody else published meanwhile.
+    """
+    until_us = state.complete_to_us(base.generation)
+    if until_us <= int(table_property(base.table, "watermark_us") or 0):
+        return base.table
+    properties = {"watermark": str(state.horizon(base.generation)), "watermark_us": str(until_us)}
+    with suppress(CommitConflictError):
+        return lake.tables.set_properties(base.table, properties)
+    return base.table
+
+
 def publish_current_state(lake: Lake, table: Table) -> PublishResult:
     """Fold everything that landed into a new base and commit it with its watermark.
 
     Raises `NotReadyError`, `CommitConflictError`, `LakeError`, `SchemaContractError`, and
-    `SettingsError` for masking that cannot be. A run that finds nothing new leaves the base as it
-    is. Tombstones are committed first: a crash in between leaves readers with the old base, and
+    `SettingsError` for masking that cannot be. A run that finds nothing new leaves the rows as they
+    are. Tombstones are committed first: a crash in between leaves readers with the old base, and
     the next fold with tombstones that its own delta explains.
     """
     started = time.monotonic()
@@ -202,11 +226,11 @@ def publish_current_state(lake: Lake, table: Table) -> PublishResult:
     is_new, before = base.table is not base.over, prior_columns(base.over)
     is_first, new_baseline = base.over is None, _generation(base.over) != base.generation
     delta = state.delta(generation=base.generation, after=base.after)
-    if delta or is_new or not _is_typed_alike(table, base):
+    if is_behind(base, table, state):
         published = _publish(lake, table, state, base, delta)
         columns, items, committed = published.columns, published.rows, published.table
     else:
-        columns, items, committed = before, base.items, base.table
+        columns, items, committed = before, base.items, advance_watermark(lake, base, state)
     seen = json.loads(table_property(committed, _SEEN) or "[]")
     return PublishResult(
         items=items,

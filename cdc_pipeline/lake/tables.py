@@ -24,6 +24,7 @@ from pyiceberg.manifest import DataFile
 from pyiceberg.table import ALWAYS_TRUE, Table, Transaction
 from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.refs import MAIN_BRANCH
+from pyiceberg.table.update import AssertRefSnapshotId
 
 from cdc_pipeline.aws.session import AwsSession
 from cdc_pipeline.core.errors import LakeError
@@ -178,9 +179,13 @@ class Tables:
         return self._commit(table, change), removed
 
     def set_properties(self, table: Table, properties: Mapping[str, str]) -> Table:
-        """Commit properties alone; raises as `replace` does."""
+        """Commit properties alone; raises as `replace` does, if the rows are others by now."""
 
         def change(transaction: Transaction) -> None:
+            # By themselves properties assert nothing, and what they say is of these rows.
+            snapshot = table.metadata.current_snapshot_id
+            rows = AssertRefSnapshotId(ref=MAIN_BRANCH, snapshot_id=snapshot)  # type: ignore[call-arg]
+            transaction._stage((), (rows,))
             transaction.set_properties(_ours(properties))
 
         return self._commit(table, change)

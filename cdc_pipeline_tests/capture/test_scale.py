@@ -88,7 +88,7 @@ def test_the_sensor_looks_at_ten_thousand_shards(sim: StreamsSimulator, tmp_path
     sim.rotate("orders")
     sim.requests.clear()
     begun = time.monotonic()
-    verdict = _look(lake, table)
+    verdict = _look(lake, table, log, log.load())
     seconds = time.monotonic() - begun
     pages = sum(request.operation == "DescribeStream" for request in sim.requests)
     print(f"\na look at 10,000 shards, {pages} pages: {seconds:.1f} of {SENSOR_BUDGET_SECONDS} s")

@@ -32,9 +32,9 @@ class Deployment:
             raise_on_error=False,
         )
 
-    def run_job(self, name: str, run_config: Any = None) -> Any:
+    def run_job(self, name: str, run_config: Any = None, tags: dict[str, str] | None = None) -> Any:
         return self.defs.resolve_job_def(name).execute_in_process(
-            run_config=run_config, instance=self.instance, raise_on_error=False
+            run_config=run_config, instance=self.instance, raise_on_error=False, tags=tags
         )
 
     def tick(self, sensor: str, cursor: str | None = None) -> Any:
@@ -42,9 +42,34 @@ class Deployment:
         with dg.build_sensor_context(
             instance=self.instance,
             cursor=cursor,
+            repository_def=self.defs.get_repository_def(),
             resources={"lake": LakeResource(settings_path=str(self.world.settings_path))},
         ) as context:
             return self.defs.resolve_sensor_def(sensor).evaluate_tick(context)
+
+    def follow(self, ticks: int = 6) -> list[str]:
+        """What the sensor `downstream` starts until nothing is stale; which assets, in order."""
+        cursor, started = None, []
+        for _ in range(ticks):
+            tick = self.tick("downstream", cursor)
+            cursor = tick.cursor
+            if not tick.run_requests:
+                return started
+            for request in tick.run_requests:
+                result = self.run_request(request)
+                assert result.success, failure(result)
+                started += [key.to_user_string() for key in request.asset_selection or ()]
+        raise AssertionError(f"still stale after {ticks} ticks: {started}")
+
+    def run_request(self, request: dg.RunRequest) -> Any:
+        """What a sensor asked for, as the daemon would have it run."""
+        return self.defs.resolve_implicit_global_asset_job_def().execute_in_process(
+            asset_selection=request.asset_selection,
+            partition_key=request.partition_key,
+            tags={**request.tags, "dagster/sensor_name": "downstream"},
+            instance=self.instance,
+            raise_on_error=False,
+        )
 
 
 @contextmanager
@@ -52,9 +77,15 @@ def deploy(world: World) -> Iterator[Deployment]:
     """Definitions of the world's settings file and a DAGSTER_HOME inside its folder."""
     path = world.settings_path
     home = world.folder / "dagster_home"
-    home.mkdir()
+    home.mkdir(exist_ok=True)
     with dg.instance_for_test(temp_dir=str(home)) as instance:
         yield Deployment(world, build_definitions(load_settings(path), path), instance)
+
+
+def follow(world: World) -> list[str]:
+    """Let the world's derived tables catch up with its lake, as the sensor `downstream` does."""
+    with deploy(world) as made:
+        return made.follow()
 
 
 def today() -> date:

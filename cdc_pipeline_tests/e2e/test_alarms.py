@@ -12,7 +12,6 @@ import pytest
 
 from cdc_pipeline.capture.heal import open_gaps
 from cdc_pipeline.defs.notify import NotifyError
-from cdc_pipeline.defs.resources import LakeResource
 from cdc_pipeline.lake.log import CaptureLog
 from cdc_pipeline_tests.e2e.deployment import Deployment, deploy, materializations
 from cdc_pipeline_tests.e2e.world import World
@@ -182,40 +181,29 @@ def test_a_topic_is_told_too(world: World) -> None:
     world.make_table("orders")
     world.configure("orders", alarms={"sns_topic": topic, "webhook_env": "NOT_SET_AT_ALL"})
     # One channel that cannot work does not keep the other from being told.
-    with deploy(world) as deployment, pytest.raises(NotifyError, match="NOT_SET_AT_ALL holds no"):
-        _tell_of_failure(deployment, deployment.materialize("orders", "current_state"))
+    with deploy(world) as deployment:
+        deployment.materialize("orders", "current_state")
+        with pytest.raises(NotifyError, match="NOT_SET_AT_ALL holds no"):
+            deployment.tick("run_failure_alarm")
     (message,) = sqs.receive_message(QueueUrl=queue)["Messages"]
     assert "orders" in message["Body"]
     assert "pitr_export" in message["Body"]
-
-
-def _tell_of_failure(deployment: Deployment, result: Any) -> None:
-    """What Dagster's daemon does when it sees a failed run."""
-    run = deployment.instance.get_run_by_id(result.run_id)
-    assert run is not None
-    (event,) = [e for e in result.all_events if e.event_type_value == "PIPELINE_FAILURE"]
-    context = dg.build_run_status_sensor_context(
-        sensor_name="run_failure_alarm",
-        dagster_instance=deployment.instance,
-        dagster_run=run,
-        dagster_event=event,
-        resources={"lake": LakeResource(settings_path=str(deployment.world.settings_path))},
-    ).for_run_failure()
-    deployment.defs.resolve_sensor_def("run_failure_alarm")(context)
 
 
 def test_a_run_that_fails_says_why_but_not_with_what(
     deployment: Deployment, webhook: Webhook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deployment.world.dynamodb.delete_table(TableName="orders")
-    _tell_of_failure(deployment, deployment.materialize("orders", "pitr_export"))
+    deployment.materialize("orders", "pitr_export")
+    cursor = deployment.tick("run_failure_alarm").cursor
     (text,) = webhook.take()
     assert text.startswith("*cdc_pipeline: a run of orders/pitr_export failed*\n")
     assert "orders__pitr_export: " in text
     assert "Fix: " in text
 
     monkeypatch.setattr("cdc_pipeline.lake.current_state.publish_current_state", _stumble)
-    _tell_of_failure(deployment, deployment.materialize("orders", "current_state"))
+    deployment.materialize("orders", "current_state")
+    deployment.tick("run_failure_alarm", cursor)
     (text,) = webhook.take()
     assert "orders__current_state: ValueError; see the run's log" in text
     assert "private" not in text
@@ -223,3 +211,33 @@ def test_a_run_that_fails_says_why_but_not_with_what(
 
 def _stumble(*_: object) -> None:
     raise ValueError("could not convert 'a private value'")
+
+
+def test_failures_in_a_row_are_told_once_and_so_is_their_end(
+    deployment: Deployment, webhook: Webhook
+) -> None:
+    """Of one table; what else the runs are about goes on."""
+    world = deployment.world
+    world.make_table("customers")
+    world.configure("orders", "customers", alarms={"webhook_env": "ALARM_WEBHOOK"})
+    world.dynamodb.delete_table(TableName="orders")
+    cursor = None
+    for number in range(3):
+        assert not deployment.run_job("capture").success
+        cursor = deployment.tick("run_failure_alarm", cursor).cursor
+        told = webhook.take()
+        assert len(told) == (number == 0)
+        for text in told:
+            assert text.startswith("*cdc_pipeline: a run of capture orders failed*\n")
+            assert "customers" not in text
+    webhook.status = 500
+    world.make_table("orders")
+    assert deployment.run_job("capture").success
+    with pytest.raises(NotifyError):
+        deployment.tick("run_failure_alarm", cursor)
+    webhook.status = 200
+    tick = deployment.tick("run_failure_alarm", cursor)
+    assert [text.split("\n")[1:] for text in webhook.take()] == [["recovered: capture orders"]]
+    assert tick.skip_message == "nothing fails"
+    deployment.tick("run_failure_alarm", tick.cursor)
+    assert webhook.take() == []

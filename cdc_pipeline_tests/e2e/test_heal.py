@@ -18,7 +18,7 @@ from cdc_pipeline.lake.log import CaptureLog
 from cdc_pipeline.lake.status import table_status
 from cdc_pipeline.sandbox.control import control
 from cdc_pipeline.sandbox.process import SandboxProcess
-from cdc_pipeline_tests.e2e.deployment import deploy
+from cdc_pipeline_tests.e2e.deployment import deploy, follow
 from cdc_pipeline_tests.e2e.world import (
     World,
     assert_mirrors,
@@ -27,11 +27,11 @@ from cdc_pipeline_tests.e2e.world import (
     quick_sandbox,
 )
 
-pytestmark = pytest.mark.slow
-_quiet_dagster = pytest.mark.filterwarnings(
+pytestmark = [
+    pytest.mark.slow,
     # Dagster passes this parameter itself when it copies a sensor.
-    "ignore:Parameter `owners` of initializer `SensorDefinition"
-)
+    pytest.mark.filterwarnings("ignore:Parameter `owners` of initializer `SensorDefinition"),
+]
 HOUR = 3600
 
 
@@ -50,7 +50,8 @@ def world(
     made.activate(monkeypatch)
     monkeypatch.setattr("cdc_pipeline.capture.increments.WAIT_SECONDS", 0.2)
     made.make_table("orders")
-    made.configure("orders", export={**EXPORT, "bucket": made.bucket})
+    export = {**EXPORT, "bucket": made.bucket}
+    made.configure("orders", export=export, aggregates="none")
     for number in range(20):
         made.put("orders", f"k{number}", n={"N": str(number)})
     made.bootstrap("orders")
@@ -113,7 +114,7 @@ def _check(world: World) -> None:
     world.capture("orders")
     world.publish("orders")
     assert assert_mirrors(world, "orders") == 20
-    world.build_cdc("orders")
+    assert "orders/cdc" in follow(world)
     assert_nothing_twice(world, "orders")
 
 
@@ -272,7 +273,7 @@ def test_history_and_ledger_say_where_only_the_end_is_known(world: World) -> Non
     assert [s.means for s in holes(before.coverage)] == ["lost"]
     assert _heal(world) == 1
     world.capture("orders")
-    world.build_cdc("orders")
+    follow(world)
     healed = table_status(world.lake(), world.table("orders")).coverage
     assert [s.means for s in healed] == ["export", "stream", "heal", "stream", "unread"]
     assert [(s.from_us, s.to_us) for s in healed if s.means == "heal"] == [
@@ -304,10 +305,9 @@ def _heal_in_dagster(world: World) -> None:
     world.publish("orders")
 
 
-@_quiet_dagster
 def test_a_table_that_says_ask_is_told_command_and_price_and_left_alone(world: World) -> None:
     export = {**EXPORT, "bucket": world.bucket}
-    world.configure({"name": "orders", "heal": "ask"}, export=export)
+    world.configure({"name": "orders", "heal": "ask"}, export=export, aggregates="none")
     _break_continuity(world)
     world.capture("orders")
     with deploy(world) as deployment:
@@ -318,7 +318,6 @@ def test_a_table_that_says_ask_is_told_command_and_price_and_left_alone(world: W
     assert len(open_gaps(world.lake(), world.table("orders"))) == 1
 
 
-@_quiet_dagster
 def test_the_job_heals_from_incremental_exports(world: World) -> None:
     _break_continuity(world)
     world.capture("orders")
@@ -329,7 +328,6 @@ def test_the_job_heals_from_incremental_exports(world: World) -> None:
     _check(world)
 
 
-@_quiet_dagster
 def test_the_job_takes_a_new_baseline_of_a_table_that_was_made_again(world: World) -> None:
     world.dynamodb.delete_table(TableName="orders")
     world.make_table("orders")
@@ -344,7 +342,6 @@ def test_the_job_takes_a_new_baseline_of_a_table_that_was_made_again(world: Worl
     assert sorted(world.items("orders")) == [f"k{number}" for number in range(15, 35)]
 
 
-@_quiet_dagster
 def test_the_job_takes_a_new_baseline_where_backups_do_not_reach(world: World) -> None:
     _break_continuity(world)
     _begin_backups_anew(world)

@@ -21,10 +21,11 @@ from cdc_pipeline.capture.drain import CaptureResult
 from cdc_pipeline.capture.run import Captured, Failed, capture_tables
 from cdc_pipeline.capture.snapshot import SnapshotResult, take_snapshot
 from cdc_pipeline.core import fold
-from cdc_pipeline.lake.cdc import CdcDay, build_cdc_day
+from cdc_pipeline.lake.cdc import CdcDay, build_cdc_day, build_cdc_days
 from cdc_pipeline.lake.connection import connect_lake
 from cdc_pipeline.lake.current_state import PublishResult, handover_us, publish_current_state
 from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.staleness import Staleness
 from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline.settings import PATH_VARIABLE, Table, load_settings
 from cdc_pipeline_tests.reference_cdc import COLUMNS, Landed, cdc_of
@@ -193,6 +194,16 @@ class World:
     def build_cdc(self, name: str) -> list[CdcDay]:
         lake, table = self.lake(), self.table(name)
         return [build_cdc_day(lake, table, day) for day in self.days(name)]
+
+    def refresh_cdc(self, name: str) -> list[CdcDay]:
+        """Build the days of cdc that are stale by the log, and no others."""
+        lake, table = self.lake(), self.table(name)
+        staleness = Staleness(lake)
+        staleness.load(table)
+        days = [
+            d for stale in staleness.of_table(table) if stale.asset == "cdc" for d in stale.days
+        ]
+        return list(build_cdc_days(lake, table, days))
 
     def rows(self, sql: str, *tables: str, aggregates: bool = False) -> list[tuple[Any, ...]]:
         """The result of a query over the views of `tables`."""

@@ -116,12 +116,12 @@ def dagster_dev(
 ) -> Iterator[str]:
     """A `dagster dev` of this process's environment, kept in `folder`; its address."""
     home = folder / "dagster_home"
-    home.mkdir(exist_ok=True)
+    home.mkdir(exist_ok=True)  # a second one goes on with the books of the first
     shutil.copy(_ROOT / "dagster.yaml", home)
     port = free_port()
     program = str(Path(sys.executable).with_name(command[0]))
     environment = os.environ | {"DAGSTER_HOME": str(home), "PYTHONPATH": str(_ROOT)}
-    with (folder / "dagster.log").open("wb") as log:
+    with (folder / "dagster.log").open("ab") as log:
         process = subprocess.Popen(
             [program, *command[1:], "--host", "127.0.0.1", "--port", str(port)],
             env=environment,
