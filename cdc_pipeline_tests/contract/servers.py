@@ -168,6 +168,7 @@ def _draft(folder: Path) -> Iterator[Path]:
     """A folder that gets its name once it is complete."""
     draft = folder.with_name(f"{folder.name}.{os.getpid()}")
     draft.mkdir(parents=True)
+    print(f"Installing {folder}, once.", flush=True)
     try:
         yield draft
         if not folder.exists():  # another process may have been faster
