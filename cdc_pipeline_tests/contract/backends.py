@@ -17,7 +17,7 @@ SIMULATOR, SANDBOX = "simulator", "sandbox"
 DYNOXIDE, MOTO, DYNALITE = "dynoxide", "moto", "dynalite"
 WITH_STREAMS = (SIMULATOR, SANDBOX, DYNOXIDE, MOTO)
 TAKING_WRITES = (SANDBOX, DYNOXIDE, MOTO, DYNALITE)
-"""Over HTTP, which the simulator does not."""
+"""Those with writes over HTTP: not the simulator."""
 WITH_BOTH = tuple(name for name in WITH_STREAMS if name in TAKING_WRITES)
 KEY_NAMES = ("pk", "sk")
 BOTH_IMAGES = "NEW_AND_OLD_IMAGES"
