@@ -125,9 +125,13 @@ test-nightly: $(STAMP) ## Thousands of new random stories; takes hours: STORIES=
 		cdc_pipeline_tests/capture/test_capture_property.py \
 		cdc_pipeline_tests/capture/test_kinesis_property.py $(PYTEST_ARGS)
 
+# The others are installed by the first run: dynoxide is compiled, once per machine, in two minutes of one core.
 .PHONY: test-contract
-test-contract: $(STAMP) ## Our local AWS and Amazon's own by one set of rules; wants Java 17 and Maven
-	@$(BIN)/python -m pytest -m contract $(PYTEST_ARGS)
+test-contract: $(STAMP) ## Our local AWS and three others by one set of rules; wants cargo and npm
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location \
+		-c constraints.txt -e '.[contract]'
+	@$(BIN)/python -m cdc_pipeline_tests.contract.servers
+	@$(BIN)/python -m pytest -m contract cdc_pipeline_tests/contract $(PYTEST_ARGS)
 
 # Spark is large, so it comes into .venv with the first run of this, and only where it can run.
 .PHONY: test-spark

@@ -74,6 +74,30 @@ class TableJournal:
         return bisect_left(self.changes, micros, key=lambda change: change.micros)
 
 
+def same(one: Item, other: Item) -> bool:
+    """Whether two items with canonical numbers are one to DynamoDB: sets have no order."""
+    if one == other:
+        return True
+    return one.keys() == other.keys() and all(
+        _same_value(value, other[name]) for name, value in one.items()
+    )
+
+
+def _same_value(one: Item, other: Item) -> bool:
+    if one == other:
+        return True
+    if one.keys() != other.keys():
+        return False
+    ((kind, content),) = one.items()
+    if kind in ("SS", "NS", "BS"):
+        return set(content) == set(other[kind])
+    if kind == "M":
+        return same(content, other[kind])
+    if kind == "L":
+        return len(content) == len(other[kind]) and all(map(_same_value, content, other[kind]))
+    return False
+
+
 def compact(changes: Iterable[Change]) -> list[Change]:
     """Return one change per item: from before its first to after its last, at its last's time.
 

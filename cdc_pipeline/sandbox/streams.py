@@ -1,7 +1,8 @@
 """Corrections of the emulator's writes and streams: one hook per write, TTL records, sizes.
 
-ministack 1.5.33 forgets stream records for PartiQL writes and TTL deletes, reports SizeBytes 0 and
-can alias parts of items. It answers every DynamoDB request on one event loop, so a hook here runs
+ministack 1.5.33 forgets stream records for PartiQL writes and TTL deletes, reports SizeBytes 0, can
+alias parts of items, takes a set in another order for a change, and looks for a number key as it is
+spelled in the request. It answers every DynamoDB request on one event loop, so a hook here runs
 between whole requests and needs no lock. Each replaced function is a module global that ministack
 looks up at call time.
 """
@@ -16,7 +17,7 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
-from cdc_pipeline.sandbox.journal import Change, Clock, Item, TableJournal
+from cdc_pipeline.sandbox.journal import Change, Clock, Item, TableJournal, same
 
 # AWS ignores TTL values older than five years, so that a wrong unit cannot empty a table
 # (developer guide, "Using time to live").
@@ -66,12 +67,14 @@ class Writes:
         module._set_item = self._storing(module._set_item)
         module._remove_item = self._removing(module._remove_item)
         module._build_change_record = self._building(module._build_change_record)
+        module._emit_stream_event = self._comparing(module._emit_stream_event)
         for name in ("_partiql_insert", "_partiql_update", "_partiql_delete"):
             setattr(module, name, self._emitting(getattr(module, name)))
         module._execute_transaction = self._transacting(module._execute_transaction)
         # ministack checks and measures each number up to five times per write.
         for name in ("_number_error", "_number_size_bytes", "_ddb_canonicalize_number"):
             setattr(module, name, _remembering(getattr(module, name)))
+        module._extract_key_val = _naming(module._extract_key_val, module._ddb_canonicalize_number)
 
     def clear(self) -> None:
         """Forget everything, as the emulator's reset does."""
@@ -92,8 +95,10 @@ class Writes:
         def set_item(table: dict[str, Any], pk: Any, sk: Any, item: Item) -> Item | None:
             # A copy per version, never changed in place after: table, records and journal can
             # share it, and `SET a = :v, b = :v` cannot leave a and b sharing one list.
-            stored = _isolated(item)
-            old = original(table, pk, sk, stored)
+            old = table["items"].get(pk, {}).get(sk)
+            # Nothing changed: the version that there is stays, with its sets in their order.
+            stored = old if old is not None and same(old, item) else _isolated(item)
+            original(table, pk, sk, stored)
             self._seen(_Write(table, (pk, sk), old, stored))
             return old
 
@@ -144,6 +149,16 @@ class Writes:
             return record
 
         return build_change_record
+
+    def _comparing(self, original: Callable[..., None]) -> Callable[..., None]:
+        def emit(
+            table_name: str, event_name: str, old: Item | None, new: Item | None, **settings: Any
+        ) -> None:
+            # ministack leaves the record out if both are equal.
+            unchanged = old is not None and new is not None and same(old, new)
+            original(table_name, event_name, old, old if unchanged else new, **settings)
+
+        return emit
 
     def _emitting(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def statement(table: dict[str, Any], *arguments: Any) -> Any:
@@ -281,6 +296,20 @@ def own_ttl(dynamodb: Any, writes: Writes) -> Callable[[float], None]:
                     writes.expire(table, key)
 
     return expire_due
+
+
+def _naming(
+    original: Callable[[Any], Any], canonical: Callable[[str], str | None]
+) -> Callable[[Any], Any]:
+    """By what a key attribute finds its item: 1E2 and 100.0 name the item of 100."""
+
+    def key_value(attribute: Any) -> Any:
+        value = original(attribute)
+        if isinstance(attribute, dict) and "N" in attribute and isinstance(value, str):
+            return canonical(value) or value
+        return value
+
+    return key_value
 
 
 def _remembering(function: Callable[[Any], Any]) -> Callable[[Any], Any]:

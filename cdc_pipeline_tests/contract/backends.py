@@ -1,4 +1,4 @@
-"""What is under contract: our simulator, our sandbox and DynamoDB Local, behind one interface."""
+"""What is under contract, behind one interface: our simulator, our sandbox, DynamoDBs of others."""
 
 import itertools
 import time
@@ -13,13 +13,23 @@ from cdc_pipeline_tests.simulators.clock import SimulatedClock
 from cdc_pipeline_tests.simulators.items import Item, identity, key_of
 from cdc_pipeline_tests.simulators.streams_server import StreamsSimulator
 
-SIMULATOR, SANDBOX, DYNAMODB_LOCAL = "simulator", "sandbox", "dynamodb-local"
+SIMULATOR, SANDBOX = "simulator", "sandbox"
+DYNOXIDE, MOTO, DYNALITE = "dynoxide", "moto", "dynalite"
+WITH_STREAMS = (SIMULATOR, SANDBOX, DYNOXIDE, MOTO)
+TAKING_WRITES = (SANDBOX, DYNOXIDE, MOTO, DYNALITE)
+"""Those with writes over HTTP: not the simulator."""
+WITH_BOTH = tuple(name for name in WITH_STREAMS if name in TAKING_WRITES)
 KEY_NAMES = ("pk", "sk")
 BOTH_IMAGES = "NEW_AND_OLD_IMAGES"
 _KEY_TYPES = {"pk": "S", "sk": "N"}
 _READ_SECONDS = 20
 _EMPTY_PAGES = 3
 _numbers = itertools.count(1)
+
+
+def _new_name() -> str:
+    # dynoxide's shard ids are made of it, and botocore refuses those below 28 letters.
+    return f"contract-table-{next(_numbers)}"
 
 
 class Backend:
@@ -41,7 +51,16 @@ class Backend:
 
     def create_table(self, view: str = BOTH_IMAGES, name: str | None = None) -> str:
         """A new table with a stream; its name."""
-        name = name or f"contract-{next(_numbers)}"
+        return self._create_table(
+            name, StreamSpecification={"StreamEnabled": True, "StreamViewType": view}
+        )
+
+    def create_table_without_stream(self) -> str:
+        """A new table; its name."""
+        return self._create_table(None)
+
+    def _create_table(self, name: str | None, **settings: Any) -> str:
+        name = name or _new_name()
         self.dynamodb.create_table(
             TableName=name,
             KeySchema=[
@@ -52,7 +71,10 @@ class Backend:
                 {"AttributeName": key, "AttributeType": kind} for key, kind in _KEY_TYPES.items()
             ],
             BillingMode="PAY_PER_REQUEST",
-            StreamSpecification={"StreamEnabled": True, "StreamViewType": view},
+            **settings,
+        )
+        self.dynamodb.get_waiter("table_exists").wait(
+            TableName=name, WaiterConfig={"Delay": 1, "MaxAttempts": _READ_SECONDS}
         )
         return name
 
@@ -82,6 +104,10 @@ class Backend:
 
     def delete(self, table: str, key: Item) -> None:
         self.dynamodb.delete_item(TableName=table, Key=key)
+
+    def get(self, table: str, key: Item) -> Item | None:
+        found = self.dynamodb.get_item(TableName=table, Key=key, ConsistentRead=True)
+        return found.get("Item")
 
     def describe(self, table: str) -> dict[str, Any]:
         return self.dynamodb.describe_table(TableName=table)["Table"]
@@ -122,7 +148,10 @@ class Backend:
         return session.client(
             service,  # type: ignore[call-overload]
             endpoint_url=self.endpoint_url,
-            config=Config(proxies={}, account_id_endpoint_mode="disabled"),
+            # An error 500 that some answer with is looked at, not tried again.
+            config=Config(
+                proxies={}, account_id_endpoint_mode="disabled", retries={"total_max_attempts": 1}
+            ),
         )
 
 
@@ -141,7 +170,7 @@ class Simulated(Backend):
         self._clock.advance(max(1.0, seconds))
 
     def create_table(self, view: str = BOTH_IMAGES, name: str | None = None) -> str:
-        name = name or f"contract-{next(_numbers)}"
+        name = name or _new_name()
         self._simulator.create_table(name, key=KEY_NAMES, view_type=view, shards=3)
         return name
 
@@ -167,7 +196,7 @@ class Simulated(Backend):
         self._simulator.delete(table, key)
 
 
-def key(pk: str, sk: int = 1) -> Item:
+def key(pk: str, sk: int | str = 1) -> Item:
     return {"pk": {"S": pk}, "sk": {"N": str(sk)}}
 
 

@@ -6,14 +6,9 @@ from collections.abc import Iterator
 import pytest
 
 from cdc_pipeline.sandbox.process import SandboxProcess, apply_environment
-from cdc_pipeline_tests.contract import dynamodb_local
-from cdc_pipeline_tests.contract.backends import (
-    DYNAMODB_LOCAL,
-    SANDBOX,
-    SIMULATOR,
-    Backend,
-    Simulated,
-)
+from cdc_pipeline_tests.contract import servers
+from cdc_pipeline_tests.contract.backends import SANDBOX, WITH_STREAMS, Backend, Simulated
+from cdc_pipeline_tests.contract.servers import Server
 from cdc_pipeline_tests.maven import Unavailable
 from cdc_pipeline_tests.simulators.clock import SimulatedClock
 from cdc_pipeline_tests.simulators.streams_server import StreamsSimulator
@@ -32,23 +27,34 @@ def sandbox() -> Iterator[Backend]:
         yield Backend(SANDBOX, process.endpoint_url)
 
 
-@pytest.fixture(scope="session")
-def local() -> Iterator[Backend]:
-    """The one backend that needs what a machine may lack; then its tests say so and are skipped."""
+def _started(server: Server) -> Iterator[Backend]:
+    """Needs what a machine may lack; then its tests say so and are skipped."""
     try:
-        with dynamodb_local.running() as endpoint_url:
-            yield Backend(DYNAMODB_LOCAL, endpoint_url)
+        with server.running() as endpoint_url:
+            yield Backend(server.name, endpoint_url)
     except Unavailable as reason:
-        pytest.skip(f"DynamoDB Local: {reason}")
+        pytest.skip(f"{server.name}: {reason}")
 
 
-_FIXTURES = {SIMULATOR: "simulator", SANDBOX: "sandbox", DYNAMODB_LOCAL: "local"}
+@pytest.fixture(scope="session")
+def dynoxide() -> Iterator[Backend]:
+    yield from _started(servers.DYNOXIDE)
 
 
-@pytest.fixture(params=_FIXTURES)
+@pytest.fixture(scope="session")
+def moto() -> Iterator[Backend]:
+    yield from _started(servers.MOTO)
+
+
+@pytest.fixture(scope="session")
+def dynalite() -> Iterator[Backend]:
+    yield from _started(servers.DYNALITE)
+
+
+@pytest.fixture(params=WITH_STREAMS)
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
     """A backend; this process's environment points at it, too."""
-    found: Backend = request.getfixturevalue(_FIXTURES[request.param])
+    found: Backend = request.getfixturevalue(request.param)
     wanted = dict(os.environ)
     apply_environment(wanted, found.endpoint_url)
     for name in set(os.environ) - set(wanted):

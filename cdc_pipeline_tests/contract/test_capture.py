@@ -21,12 +21,23 @@ from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.landing import read_landing
 from cdc_pipeline.lake.log import CaptureLog
 from cdc_pipeline.settings import load_settings
-from cdc_pipeline_tests.contract.backends import BOTH_IMAGES, Backend, key
+from cdc_pipeline_tests.contract.backends import (
+    BOTH_IMAGES,
+    MOTO,
+    SANDBOX,
+    SIMULATOR,
+    Backend,
+    key,
+)
 from cdc_pipeline_tests.contract.deviations import holds
 from cdc_pipeline_tests.contract.test_records import EVERY_TYPE
 from cdc_pipeline_tests.simulators.items import Item
 
-pytestmark = pytest.mark.contract
+# Not over dynoxide: its open shard says that it is closed, so a capture waits for its end.
+pytestmark = [
+    pytest.mark.contract,
+    pytest.mark.parametrize("backend", [SIMULATOR, SANDBOX, MOTO], indirect=True),
+]
 
 _OPTIONS = CaptureOptions(poll_seconds=0.01, empty_polls=3)
 
@@ -130,7 +141,7 @@ def _place(item: Item) -> tuple[str, int]:
     return item["pk"]["S"], int(item["sk"]["N"])
 
 
-def test_what_landed_is_the_table(copy: Copy) -> None:
+def test_what_landed_is_the_table(backend: Backend, copy: Copy) -> None:
     expected: Counter[str] = Counter()
     for seed in range(3):
         expected += _write(copy, 120, seed)
@@ -140,7 +151,8 @@ def test_what_landed_is_the_table(copy: Copy) -> None:
         assert copy.folded() == copy.scanned()
     assert copy.capture().rows == 0
     changes = [change for _, change in copy.landed()]
-    assert Counter(change.op for change in changes) == expected
+    found = Counter(change.op for change in changes) == expected
+    holds(backend, "each write that changes something is captured once", found, True)
     assert len({change.uuid for change in changes}) == len(changes)
     assert copy.log.load().gaps == {}
 
@@ -156,8 +168,9 @@ def test_what_landed_is_the_table_for_other_view_types(
         assert copy.folded() == copy.scanned()
 
 
-def test_a_stream_turned_off_and_on_again_is_a_gap(copy: Copy) -> None:
-    backend = copy.backend
+def test_a_stream_turned_off_and_on_again_is_a_gap(backend: Backend, copy: Copy) -> None:
+    if backend.name == MOTO:
+        pytest.skip("moto takes no writes while a stream is off")
     backend.put(copy.name, key("captured"))
     copy.capture()
     backend.put(copy.name, key("left in the old stream"))
@@ -175,8 +188,7 @@ def test_a_stream_turned_off_and_on_again_is_a_gap(copy: Copy) -> None:
     assert landed == [to_json(key(name)) for name in names]
 
 
-def test_a_table_made_again_is_a_gap(copy: Copy) -> None:
-    backend = copy.backend
+def test_a_table_made_again_is_a_gap(backend: Backend, copy: Copy) -> None:
     backend.put(copy.name, key("of the old table"))
     copy.capture()
     backend.delete_table(copy.name)

@@ -1,14 +1,21 @@
 """How DynamoDB Streams is read: listings, iterators, pages, errors, and a stream's life."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from cdc_pipeline.aws.session import AwsSession
 from cdc_pipeline.aws.streams import DynamoDBStreams
+from cdc_pipeline.aws.table import wire_form
 from cdc_pipeline.capture.records import sequence_number
+from cdc_pipeline.core.attributes import canonical_item, to_json
+from cdc_pipeline.core.changes import from_stream_record
 from cdc_pipeline.core.errors import ShardGoneError
+from cdc_pipeline.core.fold import KeyedChange, fold, items
+from cdc_pipeline.core.order import order_key
 from cdc_pipeline_tests.contract.backends import (
     BOTH_IMAGES,
     KEY_NAMES,
@@ -73,14 +80,18 @@ def test_a_description_of_a_stream(backend: Backend, table: str, arn: str) -> No
     assert found["StreamStatus"] == "ENABLED"
     assert found["StreamViewType"] == BOTH_IMAGES
     assert found["TableName"] == table
-    assert [k["AttributeName"] for k in found["KeySchema"]] == list(KEY_NAMES)
+    key_names = [k["AttributeName"] for k in found.get("KeySchema", ())]
+    holds(backend, "a stream's description names the keys", key_names, list(KEY_NAMES))
+    dated = re.match(r"\d{4}-\d\d-\d\dT\d\d:", found["StreamLabel"]) is not None
+    holds(backend, "the label of a stream is a time in ISO 8601", dated, True)
     assert arn.endswith(f":table/{table}/stream/{found['StreamLabel']}")
     assert found["Shards"]
     assert not found.get("LastEvaluatedShardId")
     for shard in found["Shards"]:
         numbers = shard["SequenceNumberRange"]
         assert numbers["StartingSequenceNumber"].isdecimal()
-        assert "EndingSequenceNumber" not in numbers
+        is_open = "EndingSequenceNumber" not in numbers
+        holds(backend, "a shard that takes records has no end", is_open, True)
         assert not shard.get("ParentShardId")
 
 
@@ -109,7 +120,8 @@ def test_listings_page_and_end(backend: Backend, arn: str, ours: DynamoDBStreams
         pytest.fail("the listing never ended")
     assert paged == whole
     behind = backend.streams.describe_stream(StreamArn=arn, ExclusiveStartShardId=whole[-1])
-    assert behind["StreamDescription"]["Shards"] == []
+    shards = len(behind["StreamDescription"]["Shards"])
+    holds(backend, "a listing begins behind ExclusiveStartShardId", shards, 0)
     assert [shard.shard_id for shard in ours.describe(arn).shards] == whole
 
 
@@ -197,9 +209,30 @@ def test_our_reader_reads_what_botocore_reads(
     assert [sequence_number(record) for record in rest.records] == numbers[2:]
 
 
+def test_what_our_reader_reads_is_the_table(backend: Backend, ours: DynamoDBStreams) -> None:
+    """Over those, too, that a whole capture cannot run over."""
+    table = backend.create_table()
+    for number in range(40):
+        where = key("aA"[number % 2], number % 7)
+        if number % 5 == 4:
+            backend.delete(table, where)
+        elif number % 3:
+            backend.update(table, where, n={"N": str(number)}, s={"SS": ["b", "a"]})
+        else:
+            backend.put(table, {**where, "n": {"N": f"{number}.50"}, "b": {"B": b"\x00"}})
+    arn = backend.arn(table)
+    changes = [
+        from_stream_record(msgspec.json.decode(raw), table_id="t", shard_id=shard, depth=0)
+        for shard in backend.shard_ids(arn)
+        for raw in ours.read(ours.iterator(arn, shard, None)).records
+    ]
+    rows = [KeyedChange(c.keys, order_key(1, c.position), c.new_image) for c in changes]
+    wanted = [canonical_item(wire_form(item)) for item in backend.scan(table)]
+    assert sorted(items(fold({}, rows)).values()) == sorted(map(to_json, wanted))
+
+
 def test_what_does_not_exist(backend: Backend, arn: str, shard: str, ours: DynamoDBStreams) -> None:
-    nowhere = arn.replace("/stream/20", "/stream/19")
-    assert nowhere != arn
+    nowhere = f"{arn.rpartition('/')[0]}/1999-01-01T00:00:00.000"
     other = shard[:-2] + ("00" if shard[-2:] != "00" else "11")
     asked = {"ShardIteratorType": "TRIM_HORIZON"}
     get_iterator = backend.streams.get_shard_iterator
@@ -232,13 +265,17 @@ def test_a_stream_turned_off_and_on_again(backend: Backend, table: str, arn: str
     off = backend.describe(table)
     on = off.get("StreamSpecification", {}).get("StreamEnabled", False)
     assert not on
-    backend.put(table, {**key("a"), "n": {"N": "9"}})
+    code = error_code(backend.put, table=table, item={**key("a"), "n": {"N": "9"}})
+    holds(backend, "a table whose stream is off takes writes", code, "")
     backend.sleep(0.01)
-    backend.enable_stream(table)
+    code = error_code(backend.enable_stream, name=table)
+    if not holds(backend, "a stream that is off can be turned on again", code, ""):
+        return
     renewed = backend.arn(table)
     assert renewed != arn
     _write(backend, table, 2, start=10)
-    assert _numbers(read_stream(backend, renewed, 2)) == [10, 11]
+    found = _numbers(read_stream(backend, renewed, 2))
+    holds(backend, "a stream turned on again begins empty", found, [10, 11])
     assert backend.describe_stream(renewed)["StreamStatus"] == "ENABLED"
 
 
@@ -246,6 +283,9 @@ def test_a_stream_that_is_off_is_readable_and_ends(
     backend: Backend, table: str, arn: str, shard: str
 ) -> None:
     backend.disable_stream(table)
+    code = error_code(backend.describe_stream, arn=arn)
+    if not holds(backend, "a stream that is off is still described", code, ""):
+        return
     described = backend.describe_stream(arn)
     status = described["StreamStatus"]
     holds(backend, "a stream that is off says so", status in ("DISABLING", "DISABLED"), True)
@@ -275,6 +315,7 @@ def test_a_table_made_again_has_another_id_and_stream(
     assert after["TableArn"] == before["TableArn"]
     assert after["LatestStreamArn"] != arn
     backend.put(table, {**key("a"), "n": {"N": "7"}})
-    assert _numbers(read_stream(backend, after["LatestStreamArn"], 1)) == [7]
+    numbers = _numbers(read_stream(backend, after["LatestStreamArn"], 1))
+    holds(backend, "the stream of a table made again begins empty", numbers, [7])
     code = error_code(backend.streams.describe_stream, StreamArn=arn)
     holds(backend, "the stream of a deleted table is still described", code, "")

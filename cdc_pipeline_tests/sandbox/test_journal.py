@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cdc_pipeline.sandbox.export_files import _gzip
-from cdc_pipeline.sandbox.journal import Change, Clock, TableJournal, compact, roll_back
+from cdc_pipeline.sandbox.journal import Change, Clock, TableJournal, compact, roll_back, same
 from cdc_pipeline.sandbox.streams import Writes
 
 
@@ -118,6 +118,7 @@ def _emulator(status: int) -> Any:
         _number_error=nothing,
         _number_size_bytes=nothing,
         _ddb_canonicalize_number=nothing,
+        _extract_key_val=nothing,
     )
     return module
 
@@ -144,3 +145,16 @@ def test_writes_that_change_nothing_are_not_journaled() -> None:
     for number in ("1", "1", "2"):
         emulator._set_item(emulator.table, "a", "b", {"v": {"N": number}})
     assert [change.new for change in journal.changes] == [{"v": {"N": n}} for n in "12"]
+
+
+def _item(*members: str, kind: str = "SS", beside: str = "1") -> dict[str, Any]:
+    inner = {kind: list(members)}
+    return {"set": inner, "l": {"L": [{"M": {"inside": inner}}]}, "n": {"N": beside}}
+
+
+def test_a_set_has_no_order() -> None:
+    item = _item("a", "b", "c")
+    assert same(item, _item("c", "a", "b"))
+    others = [_item("a", "b"), _item("a", "b", "d"), _item("c", "b", "a", beside="2")]
+    others += [_item("c", "b", "a", kind="BS"), _item("a", "b", "c", kind="L"), {}]
+    assert not any(same(item, other) or same(other, item) for other in others)

@@ -64,6 +64,7 @@ def test_changes_have_the_envelope_of_aws(
     start = time.time_ns() // 1000
     aws.dynamodb.put_item(TableName=table, Item=old)
     aws.dynamodb.put_item(TableName=table, Item=old)
+    aws.dynamodb.put_item(TableName=table, Item={**old, "set": {"BS": [b"2", b"1"]}})
     aws.dynamodb.put_item(TableName=table, Item=new)
     aws.dynamodb.delete_item(TableName=table, Key=key("a", 12))
     end = time.time_ns() // 1000
