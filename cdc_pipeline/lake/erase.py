@@ -277,8 +277,13 @@ def _erase_baselines(lake: Lake, table: Table, trace: ItemTrace) -> tuple[int, s
         snapshot_id, removed = _at_last(erase)
         rows += removed
         items = (baseline.items or 0) - removed
-        changed = replace(baseline, snapshot_id=snapshot_id, items=items)
-        while not log.append(state, _entry(baseline=changed)):
+        while not log.append(
+            # As it stands by then: a comparison may have decided about it meanwhile.
+            state,
+            _entry(
+                baseline=replace(state.baselines[generation], snapshot_id=snapshot_id, items=items)
+            ),
+        ):
             log.catch_up(state)
     return rows, {baseline.snapshot_id for baseline in log.load().baselines.values()}
 

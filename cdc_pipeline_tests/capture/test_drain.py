@@ -764,8 +764,9 @@ def test_a_run_that_is_always_overtaken_ends_with_its_time(
     append = CaptureLog.append
 
     def overtaken(log: CaptureLog, state: LogState, entry: Entry) -> bool:
-        if entry.shards and log.store is not others.store:
-            bench.write(5, seed=len(pauses))
+        if log.store is not others.store:
+            bench.write(20, seed=100 + len(pauses))
+            bench.clock.advance(1)
             capture_table(others, bench.source(), OPTIONS, sleep=lambda _: None)
         return append(log, state, entry)
 
@@ -790,9 +791,7 @@ def test_a_run_that_is_always_overtaken_ends_with_its_time(
     check(bench)
 
 
-def capture_into(
-    outcomes: list[CaptureResult], bench: Bench, start: threading.Barrier
-) -> None:
+def capture_into(outcomes: list[CaptureResult], bench: Bench, start: threading.Barrier) -> None:
     log, source = bench.log(), bench.source()
     start.wait()
     outcomes.append(capture_table(log, source, OPTIONS, sleep=lambda _: None))
