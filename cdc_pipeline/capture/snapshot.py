@@ -14,8 +14,6 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
-from botocore.exceptions import ClientError
-
 from cdc_pipeline.aws.export import (
     DataFile,
     ExportStatus,
@@ -26,7 +24,7 @@ from cdc_pipeline.aws.export import (
     read_manifest,
     request_export,
 )
-from cdc_pipeline.aws.session import AwsSession, error_code
+from cdc_pipeline.aws.session import AwsSession, code_behind
 from cdc_pipeline.aws.table import describe_backups
 from cdc_pipeline.capture.continuity import open_capture
 from cdc_pipeline.capture.source import require_backups
@@ -57,6 +55,7 @@ _SORT_LEAST_MB = 256
 """With half of it DuckDB 2.0.0 fails to sort 260 MB of items (measured)."""
 _SORT_BYTES = 1 << 30
 """Text that is sorted at once with 1000 MB of it: 256 MB sort 1.1 GB, 200 MB fail (measured)."""
+_REFUSALS = 10
 _INVALID_TIME = "InvalidExportTimeException"
 _ASK_ANEW = "remove the cause and materialise pitr_export again; it asks for a new export"
 Progress = Callable[[str], None]
@@ -246,18 +245,24 @@ def _request(
 ) -> str:
     """Ask for the export; AWS may refuse a time that recovery has not come to yet: then again.
 
-    LatestRestorableDateTime is typically five minutes behind (botocore model).
+    LatestRestorableDateTime is typically five minutes behind (botocore model). It may have come
+    there between the refusal and our look at it, so that alone is no reason to give up.
     """
     at = datetime.fromtimestamp(baseline.export_time_us / 1_000_000, UTC)
+    refused = 0
     while True:
         try:
             return request(at)
         except ExportError as error:
-            cause = error.__cause__
-            early = isinstance(cause, ClientError) and error_code(cause) == _INVALID_TIME
-            latest = describe_backups(lake.source(table), table.name).latest if early else None
-            if latest is None or latest >= at:
-                raise ExportError(error.message, fix=error.fix or _ASK_ANEW) from cause
+            if code_behind(error) != _INVALID_TIME:
+                raise
+            window = describe_backups(lake.source(table), table.name)
+            if window.earliest is None or window.latest is None or window.earliest > at:
+                raise ExportError(error.message, fix=error.fix or _ASK_ANEW) from error
+            refused += window.latest >= at
+            if refused > _REFUSALS:
+                raise ExportError(error.message, fix=error.fix or _ASK_ANEW) from error
+            latest = window.latest
         progress(f"waiting until recovery, now at {latest:%H:%M:%S}, reaches {at:%H:%M:%S}")
         sleep(lake.settings.export.poll_seconds)
 
