@@ -14,6 +14,7 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+
 from cdc_pipeline.aws.export import (
     DataFile,
     ExportStatus,

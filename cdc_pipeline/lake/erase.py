@@ -7,6 +7,7 @@ was there before can then no longer commit it.
 """
 
 import time
+import zlib
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -200,7 +201,10 @@ def rewrite_file(store: Store, key: str, trace: ItemTrace) -> None:
         pq.write_table(rows, sink, compression="zstd")
         rest = sink.getvalue().to_pybytes() if rows.num_rows else b""
     else:
-        rest = without_lines(data, trace)
+        try:
+            rest = without_lines(data, trace)
+        except (OSError, EOFError, zlib.error):
+            rest = b""  # it cannot be read to its end, and what can be holds the item
     if rest and rest != data:
         store.write(key, rest)
     else:
