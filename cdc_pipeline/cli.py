@@ -19,7 +19,7 @@ from cdc_pipeline.commands.output import console as _console
 from cdc_pipeline.commands.preflight import preflight
 from cdc_pipeline.commands.tables import tables
 from cdc_pipeline.commands.views import views
-from cdc_pipeline.core.errors import CdcPipelineError
+from cdc_pipeline.core.errors import CannotHealError, CdcPipelineError
 
 if TYPE_CHECKING:
     from cdc_pipeline.lake.status import TableStatus
@@ -191,27 +191,35 @@ def status(tables: tuple[str, ...], as_json: bool) -> None:
 @click.argument("table")
 @click.option("--plan", is_flag=True, help="Only show what would be exported.")
 def heal(table: str, plan: bool) -> None:
-    """Heal the open gaps of TABLE from incremental exports.
+    """Heal the open gaps of TABLE from incremental exports; where they cannot, by a full export.
 
     AWS charges for an export by the change data that it processes, 10 MB at least; no read
     capacity of the table is used, but for items that the exports do not speak of.
     """
-    from cdc_pipeline.capture.heal import heal_all, planned_heals
+    from cdc_pipeline.capture.heal import HealResult, close_gaps, open_gaps, planned_heals
 
     lake = _lake()
     chosen = lake.settings.table(table)
-    planned = planned_heals(lake, chosen)
-    if not planned:
+    if not open_gaps(lake, chosen):
         click.echo(f"{table}: no open gap")
-    for heal in planned:
-        click.echo(f"{table}: {heal}")
-    if plan:
-        return
-    for done in heal_all(lake, chosen, progress=click.echo):
-        click.echo(
-            f"{table}: healed with {done.lines} changed items from {done.windows} exports, "
-            f"{done.reread} items read again, in {done.seconds:.0f} s"
-        )
+    elif plan:
+        try:
+            for heal in planned_heals(lake, chosen):
+                click.echo(f"{table}: {heal}")
+        except CannotHealError as error:
+            click.echo(f"{error.message}. A full export becomes a new baseline instead")
+    else:
+        for done in close_gaps(lake, chosen, progress=lambda said: click.echo(f"{table}: {said}")):
+            if isinstance(done, HealResult):
+                click.echo(
+                    f"{table}: healed with {done.lines} changed items from {done.windows} "
+                    f"exports, {done.reread} items read again, in {done.seconds:.0f} s"
+                )
+            else:
+                click.echo(
+                    f"{table}: a new baseline of {done.items} items in {done.seconds:.0f} s; it "
+                    "is published when capture has passed its time"
+                )
 
 
 @main.command()

@@ -11,8 +11,8 @@ from typing import Any, BinaryIO
 import msgspec
 
 from cdc_pipeline.aws.s3 import open_object
-from cdc_pipeline.aws.session import AwsSession, aws_errors
-from cdc_pipeline.core.errors import ExportError
+from cdc_pipeline.aws.session import AwsSession, aws_errors, code_behind
+from cdc_pipeline.core.errors import ExportError, UnusableExportError
 
 try:  # of the extra `fast`: a third of the time
     from isal import isal_zlib as _zlib
@@ -37,7 +37,10 @@ class ExportTarget:
 
 @dataclass(frozen=True)
 class ExportStatus:
-    """What DescribeExport says. `status`: IN_PROGRESS, COMPLETED or FAILED."""
+    """What DescribeExport says. `status`: IN_PROGRESS, COMPLETED or FAILED.
+
+    `table_id`: of the table, which may have been made again since; '' where AWS does not say.
+    """
 
     arn: str
     status: str
@@ -45,6 +48,7 @@ class ExportStatus:
     prefix: str
     manifest_key: str | None
     failure: str
+    table_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -120,9 +124,20 @@ def _request(aws: AwsSession, table_arn: str, target: ExportTarget, token: str, 
 
 
 def describe_export(aws: AwsSession, arn: str) -> ExportStatus:
-    """DescribeExport; raises `ExportError`."""
-    with aws_errors(f"export {arn}", ExportError):
-        found = aws.client("dynamodb").describe_export(ExportArn=arn)["ExportDescription"]
+    """DescribeExport; raises `ExportError`, `UnusableExportError` for one that AWS has forgotten.
+
+    Also for a filtered one: what it lacks proves nothing. AWS tells of exports for 90 days
+    (botocore model: ListExports).
+    """
+    try:
+        with aws_errors(f"export {arn}", ExportError):
+            found = aws.client("dynamodb").describe_export(ExportArn=arn)["ExportDescription"]
+    except ExportError as error:
+        if code_behind(error) == "ExportNotFoundException":
+            raise UnusableExportError(error.message) from error
+        raise
+    if found.get("FilterSpecification"):
+        raise UnusableExportError(f"export {arn} is filtered, so what it lacks proves nothing")
     failure = f"{found.get('FailureCode', '')}: {found.get('FailureMessage', '')}"
     return ExportStatus(
         arn=arn,
@@ -131,6 +146,7 @@ def describe_export(aws: AwsSession, arn: str) -> ExportStatus:
         prefix=found.get("S3Prefix") or "",
         manifest_key=found.get("ExportManifest"),
         failure=failure,
+        table_id=found.get("TableId") or "",
     )
 
 

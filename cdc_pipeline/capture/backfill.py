@@ -52,6 +52,7 @@ from cdc_pipeline.capture.heal import heal_gap
 from cdc_pipeline.capture.increments import (
     Progress,
     export_changes,
+    is_whole,
     moment,
     read_row,
     wait_until_restorable,
@@ -85,6 +86,7 @@ from cdc_pipeline.lake.log import CaptureLog, new_nonce, this_owner
 from cdc_pipeline.settings import Table
 
 _ATTEMPTS = 5
+_ASK_ANEW = "remove the cause and materialise the day again; it asks for a new export"
 
 
 @dataclass
@@ -277,7 +279,7 @@ class _Backfill:
         before = self._rows(found.day)
         try:
             heal_gap(self.lake, self.table, gap, progress=self.progress, sleep=self.sleep)
-        except (CaptureConflictError, NotReadyError) as error:
+        except NotReadyError as error:
             found.notes.append(error.message)
         self.log.catch_up(self.state)
         added = self._rows(found.day) - before
@@ -304,7 +306,8 @@ class _Backfill:
     def _request(self, fill: Fill) -> str:
         """Ask for a fill's export, or find the one that an earlier run asked for.
 
-        One that had failed by then is passed over: the next attempt has another token.
+        One that had failed or was damaged by then is passed over: the next attempt has another
+        token, and AWS gives the same export for a token for eight hours.
         """
         for attempt in range(_ATTEMPTS):
             arn = request_incremental(
@@ -314,11 +317,14 @@ class _Backfill:
                 export_target(self.lake, self.table),
                 self._token(fill, attempt),
             )
-            if describe_export(self.lake.source(self.table), arn).status != "FAILED":
+            status = describe_export(self.lake.source(self.table), arn)
+            complete = status.status == "COMPLETED"
+            if status.status != "FAILED" and not (complete and not is_whole(self.lake, status)):
                 return arn
         raise ExportError(
-            f"{_ATTEMPTS} exports of {_range(fill)} of table {self.table.name} failed",
-            fix="see their reasons: aws dynamodb list-exports",
+            f"{_ATTEMPTS} exports of {_range(fill)} of table {self.table.name} failed, or their "
+            "files are damaged or gone",
+            fix="see their reasons: aws dynamodb list-exports; after eight hours it asks anew",
         )
 
     def _token(self, fill: Fill, attempt: int) -> str:
@@ -336,14 +342,20 @@ class _Backfill:
             if status.status == "FAILED":
                 raise ExportError(
                     f"export {arn} failed: {status.failure}",
-                    fix="remove the cause and materialise the day again; it asks for a new export",
+                    fix=_ASK_ANEW,
                 )
             self.progress(f"export {arn.rpartition('/')[2]} is {status.status}")
             self.sleep(self.lake.settings.export.poll_seconds)
 
     def _fill(self, fill: Fill) -> int:
         """Land what an export has and the lake lacks; returns how many rows."""
-        status, manifest = self._wait_for(self.exports[fill])
+        try:
+            return self._fill_from(self.exports[fill], fill)
+        except ExportError as error:
+            raise ExportError(error.message, fix=error.fix or _ASK_ANEW) from error
+
+    def _fill_from(self, arn: str, fill: Fill) -> int:
+        status, manifest = self._wait_for(arn)
         self.log.catch_up(self.state)
         present = set(self.lake.store.list(self.log.paths.landing))
         objects: list[LandedObject] = []

@@ -4,13 +4,17 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from cdc_pipeline.capture.reading import KinesisReading, StreamsReading
 from cdc_pipeline.capture.run import Failed, capture_tables
 from cdc_pipeline.core.capture_log import LogState
-from cdc_pipeline.core.errors import CaptureConflictError, NotReadyError
+from cdc_pipeline.core.envelope import FIREHOSE, KINESIS
+from cdc_pipeline.core.errors import NotReadyError
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings import Table
 
-_LONGEST_PAUSE = 5.0
+_LOOK_SECONDS = 5.0
+"""Between two looks at the log, while something else is waited for."""
+_LONGEST_PAUSE_SECONDS = 60.0
 _PATIENCE_SECONDS = 1800
 Progress = Callable[[str], None]
 Sleep = Callable[[float], object]
@@ -26,35 +30,61 @@ def capture_to(
 ) -> LogState:
     """Capture until everything written before `until_us` has landed; returns the log then.
 
-    Other captures may run at the same time: what they land counts as well. Raises
-    `NotReadyError` after half an hour, and what a capture raises.
+    What other captures land counts as well, and while they land this one waits for them. It
+    captures itself only when nobody else has come closer for a while, not before a capture could
+    prove that nothing is missing (`_proof_seconds`), and with pauses that grow. Raises
+    `NotReadyError` when half an hour after that it is not there, and what a capture raises.
     """
     log = lake.log(table)
-    started = log.clock()
-    while True:
-        state = log.load()
-        if state.watermark_us >= until_us and not state.incomplete:
-            return state
-        if log.clock() - started > _PATIENCE_SECONDS:
+    state = log.load()
+    due_us = until_us + int(_proof_seconds(lake, table) * 1_000_000)
+    patient_us = max(log.now_us(), due_us) + _PATIENCE_SECONDS * 1_000_000
+    pause, not_before_us = _LOOK_SECONDS, due_us
+    while state.watermark_us < until_us or state.incomplete:
+        now_us, reached_us = log.now_us(), state.watermark_us
+        if now_us > patient_us:
             raise NotReadyError(
                 f"table {table.name} is captured to {_time(state.watermark_us)} only, "
                 f"{_time(until_us)} is needed",
                 fix="see what keeps the job `capture` from getting there, then again",
             )
-        wait = (until_us - log.now_us()) / 1_000_000
-        if wait > 0:
-            progress(f"waiting {wait:.0f} s, then capturing to {_time(until_us)}")
-            sleep(min(wait + 0.01, _LONGEST_PAUSE))
+        captured = f"captured to {_time(reached_us)}, {_time(until_us)} is needed"
+        if now_us >= not_before_us:
+            progress(f"{captured}: capturing")
+            _capture(lake, table)
+            not_before_us = log.now_us() + int(pause * 1_000_000)
+            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+            log.catch_up(state)
         else:
-            _capture(lake, table, sleep)
+            left = (not_before_us - now_us) / 1_000_000
+            progress(f"{captured}: waiting, capturing in {left:.0f} s")
+            sleep(min(left + 0.01, _LOOK_SECONDS))
+            log.catch_up(state)
+            if state.watermark_us > reached_us:
+                # Somebody else captures: it gets there, too.
+                not_before_us = max(not_before_us, log.now_us() + int(pause * 1_000_000))
+    return state
 
 
-def _capture(lake: Lake, table: Table, sleep: Sleep) -> None:
+def _proof_seconds(lake: Lake, table: Table) -> float:
+    """How long after a time a capture can say at the earliest that all written before has landed.
+
+    By then a listing of shards, or of Firehose's objects, vouches for that time.
+    """
+    lag = lake.settings.capture.listing_lag_seconds
+    if table.transport == FIREHOSE:
+        assert table.firehose is not None  # the settings say so
+        return table.firehose.lag_minutes * 60
+    if table.transport == KINESIS:
+        late_seconds = table.kinesis.late_seconds
+        return KinesisReading(table.name, late_seconds=late_seconds).listing_lag_seconds(lag)
+    return StreamsReading().listing_lag_seconds(lag)
+
+
+def _capture(lake: Lake, table: Table) -> None:
     for event in capture_tables(lake, [table], linger_seconds=0):
         if isinstance(event, Failed):
-            if not isinstance(event.error, CaptureConflictError):
-                raise event.error
-            sleep(1)  # another run captures; it gets there, too
+            raise event.error
 
 
 def _time(time_us: int) -> str:

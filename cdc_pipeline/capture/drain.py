@@ -12,6 +12,7 @@ from typing import Protocol
 from cdc_pipeline.capture.continuity import open_capture, shard_gap, unread_since_us, vouched
 from cdc_pipeline.capture.lander import Lander
 from cdc_pipeline.capture.losses import look_for_losses
+from cdc_pipeline.capture.overtaken import Attempt, until_not_overtaken
 from cdc_pipeline.capture.pending import Batch, Pending
 from cdc_pipeline.capture.result import CaptureResult
 from cdc_pipeline.capture.shard_reader import ReadOptions, Start, read_shard
@@ -21,6 +22,7 @@ from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.coverage import clock_warning
 from cdc_pipeline.core.envelope import FIREHOSE
 from cdc_pipeline.core.errors import (
+    CaptureConflictError,
     CdcPipelineError,
     HeadTrimmedError,
     ShardGoneError,
@@ -53,6 +55,7 @@ class CaptureOptions:
 class Run(Protocol):
     """One capture run of one source. `looked_us`, `ended`: see `capture.switch.switch`."""
 
+    result: CaptureResult
     looked_us: int | None
     ended: bool
 
@@ -71,7 +74,8 @@ def capture_table(
     options: CaptureOptions,
     *,
     former: Callable[[StreamRef], Source] | None = None,
-    files: "Callable[[Source], Run] | None" = None,
+    files: "Callable[[Source, CaptureOptions], Run] | None" = None,
+    reopen: Callable[[], Source] | None = None,
     report: Callable[[list[LandedObject]], None] = lambda _: None,
     sleep: Callable[[float], object] = time.sleep,
 ) -> CaptureResult:
@@ -80,17 +84,36 @@ def capture_table(
     `former`: how the stream is read that the log follows, if that is another one; by default as
     `source` is. What is left of it lands first. If it is of another transport, a cut is logged, and
     as long as it has not been read up to that, it alone is read (`capture.switch`). `files`: how
-    Firehose's objects are read.
+    Firehose's objects are read. `reopen`: gives the source as it is by then when another capture
+    was faster, which may have made the log follow another stream; by default it stays.
 
-    Safe to kill at any moment and to run twice at once. Raises `CaptureConflictError` when
-    another capture of the table was faster, `CaptureFailedError` when shards failed (after
-    landing the others), `SourceError`, `LakeError`. A break in continuity is no error but a gap.
+    Safe to kill at any moment and to run twice at once: who is overtaken reads on from what the
+    other one logged. Raises `CaptureFailedError` when shards failed (after landing the others),
+    `SourceError`, `LakeError`. A break in continuity is no error but a gap.
     """
-    shards = partial(_Run, log, options=options, report=report, sleep=sleep)
 
-    def run(source: Source) -> Run:
-        return files(source) if files and source.transport == FIREHOSE else shards(source=source)
+    def attempt(attempt: Attempt) -> CaptureResult:
+        current = reopen() if reopen and attempt.is_again else source
+        shards = partial(_Run, log, options=attempt.options, report=report, sleep=sleep)
 
+        def run(source: Source) -> Run:
+            of_files = files if source.transport == FIREHOSE else None
+            begun = of_files(source, attempt.options) if of_files else shards(source=source)
+            attempt.results.append(begun.result)
+            return begun
+
+        return _capture(log, current, run, former)
+
+    return _without_failures(until_not_overtaken(source.table, log, options, sleep, attempt))
+
+
+def _capture(
+    log: CaptureLog,
+    source: Source,
+    run: Callable[[Source], Run],
+    former: Callable[[StreamRef], Source] | None,
+) -> CaptureResult:
+    """One attempt at `capture_table`."""
     state = log.load()
     followed = state.stream
     before: CaptureResult | None = None
@@ -108,7 +131,7 @@ def capture_table(
         if switching and not switch(log, source, looked_us=last.looked_us, ended=last.ended):
             before = before or CaptureResult(source.table)
             before.warnings.append(f"table {source.table}: {_waiting(log.load())}")
-            return _without_failures(before)
+            return before
     try:
         result = run(source).run()
     except ShardGoneError as error:
@@ -117,7 +140,7 @@ def capture_table(
         result.add(before)
     if (warning := clock_warning(source.clock_offset_us())) is not None:
         result.warnings.append(f"table {source.table}: {warning}")
-    return _without_failures(result)
+    return result
 
 
 def _leaves_something(followed: StreamRef, source: Source) -> bool:
@@ -142,8 +165,16 @@ def drain_table(
 
     Raises what `capture_table` does, and `ShardGoneError` when the stream no longer exists.
     """
-    run = _Run(log, source=source, options=options, report=report, sleep=sleep)
-    return _without_failures(run.run(opened=True))
+
+    def attempt(attempt: Attempt) -> CaptureResult:
+        run = _Run(log, source=source, options=attempt.options, report=report, sleep=sleep)
+        followed = log.load().stream
+        if attempt.is_again and not (followed and source.is_same_stream(followed)):
+            return run.result  # it is followed no more: whoever was faster has read it to its end
+        attempt.results.append(run.result)
+        return run.run(opened=True)
+
+    return _without_failures(until_not_overtaken(source.table, log, options, sleep, attempt))
 
 
 def _as_followed(source: Source, stream: StreamRef) -> Source:
@@ -226,6 +257,10 @@ class _Run:
         gap = None if opened else open_capture(self.log, self.state, self.source)
         self.result.gaps += [gap] if gap else []
         assert self.state.stream is not None  # open_capture saw to it
+        if not self.source.is_same_stream(self.state.stream):
+            raise CaptureConflictError(
+                f"table {self.source.table}: another capture made the log follow another stream"
+            )
         self.stream = self.state.stream
         self.shards = dict(self.state.shards)
         self.lander = Lander(self.log, self.state, self.source, self.result, self.report)

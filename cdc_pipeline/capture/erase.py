@@ -24,10 +24,11 @@ from cdc_pipeline.aws.table import describe_table, has_item
 from cdc_pipeline.capture.completion import native_key
 from cdc_pipeline.capture.erase_exports import erase_exported
 from cdc_pipeline.capture.snapshot import export_target
+from cdc_pipeline.capture.unfinished import discarded, exported, unfinished, why_useless
 from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.erasure import ItemTrace, key_hash, new_salt, typed_key
 from cdc_pipeline.core.errors import EraseRefusedError, LakeError, SettingsError
-from cdc_pipeline.core.log_parts import Erasure, Removed
+from cdc_pipeline.core.log_parts import Baseline, Erasure, Removed
 from cdc_pipeline.lake.erase import (
     KEY_COLUMNS,
     Holding,
@@ -70,8 +71,12 @@ class EraseResult:
 
 @dataclass(frozen=True)
 class EraseTarget:
-    """An item to erase: its canonical key, how to recognise it, and everywhere it can lie."""
+    """An item to erase: its canonical key, how to recognise it, and everywhere it can lie.
 
+    `table_id`: of the table as it is now.
+    """
+
+    table_id: str
     keys: str
     trace: ItemTrace
     places: list[Place]
@@ -97,7 +102,8 @@ def erase_target(lake: Lake, table: Table, key: str) -> EraseTarget:
         require_rules(masking, rules, f"{table.safe_name}_{kind}", f"{table.safe_name}/{asset}")
     exports = _exports(lake, table)
     places = [*lake_places(lake, table), *([exports] if exports else [])]
-    return EraseTarget(keys, ItemTrace(keys, masking.item(keys)), places, exports)
+    trace = ItemTrace(keys, masking.item(keys))
+    return EraseTarget(described.table_id, keys, trace, places, exports)
 
 
 def _exports(lake: Lake, table: Table) -> Place | None:
@@ -215,12 +221,26 @@ class _Erasing:
             self.log.catch_up(self.state)
 
     def _require_rest(self) -> None:
-        """Files of an export that is being landed must stay as its manifest says."""
+        """Files of an export that is being landed must stay as its manifest says.
+
+        One that nobody can finish is given up, and so is one for a comparison: that takes another.
+        A run that is about to stage it sees that, or cannot commit it.
+        """
         name = self.table.safe_name
-        if any(b.snapshot_id is None for b in self.state.baselines.values()):
+        for baseline in unfinished(self.state):
+            useless = why_useless(
+                self.lake, self.table, self.target.table_id, self.log, self.state, baseline
+            )
+            written = self._is_written(baseline) if useless is None else False
+            if useless is not None or (baseline.shadow and not written):
+                why = useless or "an item that it may hold is erased"
+                self.progress(discarded(self.log, self.state, baseline, why))
+                continue
             raise EraseRefusedError(
                 f"table {self.table.name}: an export is under way, and it may hold the item",
-                fix=f"let it finish (materialise {name}/pitr_export), then erase again",
+                fix="erase again when AWS has written it"
+                if baseline.shadow
+                else f"let it finish (materialise {name}/pitr_export), then erase again",
             )
         staged = self.state.staged
         gaps = self.state.open_gaps(staged.generation if staged else 0)
@@ -230,6 +250,13 @@ class _Erasing:
                 "item",
                 fix=f"let it finish (cdc-pipeline heal {name}), then erase again",
             )
+
+    def _is_written(self, baseline: Baseline) -> bool:
+        """Whether AWS is still writing its export."""
+        if baseline.export_arn is None:
+            return False
+        status = exported(self.lake, self.table, baseline.export_arn, self.target.table_id)
+        return status.status == "IN_PROGRESS"
 
     def remove(self) -> None:
         """Remove the item from every place, readers' first."""

@@ -3,13 +3,18 @@
 Files and manifests are DynamoDB's; we rewrite what names the item and nothing else. Manifests
 first, with the counts and checksums that the new data files will have: after a crash in between
 the item is still found, and everything written once more to the same bytes.
+
+A damaged export stays a damaged one: a manifest is corrected only where it agreed with the file, a
+file that cannot be read to its end is deleted, and a manifest that is none is left alone.
 """
 
 import base64
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from cdc_pipeline.core.erasure import ItemTrace
@@ -29,31 +34,70 @@ def erase_exported(place: Place, trace: ItemTrace) -> Removed:
         for key in list(place.store.list(place.prefix)):
             if key.endswith(_FILES):
                 _correct(place.store, key, data)
-    for key, body in data.items():
-        place.store.write(key, body)
+    for key, rewritten in data.items():
+        if rewritten is None:
+            place.store.delete([key])
+        else:
+            place.store.write(key, rewritten.body)
     return Removed("exports", len(found), sum(holding.rows for holding in found))
 
 
-def _rewritten(store: Store, key: str, trace: ItemTrace) -> bytes:
-    return without_lines(store.read(key) or b"", trace)
+@dataclass(frozen=True)
+class _Rewritten:
+    """A data file without the item. `former_md5`: of the file as it was."""
+
+    former_md5: str
+    body: bytes
 
 
-def _correct(store: Store, key: str, data: Mapping[str, bytes]) -> None:
+def _rewritten(store: Store, key: str, trace: ItemTrace) -> _Rewritten | None:
+    """None: it cannot be read to its end."""
+    data = store.read(key) or b""
+    try:
+        return _Rewritten(_md5(data), without_lines(data, trace))
+    except (OSError, EOFError, zlib.error):
+        return None
+
+
+def _correct(store: Store, key: str, data: Mapping[str, _Rewritten | None]) -> None:
     """Correct one manifest of data files, and its summary's count, if it names any of them."""
-    lines = [json.loads(line) for line in (store.read(key) or b"").splitlines() if line.strip()]
+    lines = _documents(store, key)
+    summary_key = key.removesuffix(_FILES) + _SUMMARY
+    summaries = _documents(store, summary_key)
+    if lines is None or summaries is None or len(summaries) != 1:
+        return
     changed = False
     for line in lines:
-        for name, body in data.items():
-            if _names(line["dataFileS3Key"], name):
+        for name, file in data.items():
+            if file is None or not _names(line["dataFileS3Key"], name):
+                continue
+            if line["md5Checksum"] == file.former_md5:
+                body = file.body
                 line |= {"itemCount": _lines(body), "md5Checksum": _md5(body), "etag": _etag(body)}
                 changed = True
-    if not changed:
-        return
-    _write(store, key, "".join(f"{_json(line)}\n" for line in lines).encode())
-    summary_key = key.removesuffix(_FILES) + _SUMMARY
-    summary = json.loads(store.read(summary_key) or b"{}")
-    summary["itemCount"] = sum(line["itemCount"] for line in lines)
-    _write(store, summary_key, _json(summary).encode())
+    total = sum(line["itemCount"] for line in lines)
+    # A crash between the two left the count of the summary behind.
+    if changed or (summaries[0]["itemCount"] != total and _agree(lines, data)):
+        _write(store, key, "".join(f"{_json(line)}\n" for line in lines).encode())
+        _write(store, summary_key, _json(summaries[0] | {"itemCount": total}).encode())
+
+
+def _agree(lines: list[dict[str, Any]], data: Mapping[str, _Rewritten | None]) -> bool:
+    """Whether a manifest names rewritten files as they are going to be."""
+    new = {_md5(file.body) for file in data.values() if file is not None}
+    return any(line["md5Checksum"] in new for line in lines)
+
+
+def _documents(store: Store, key: str) -> list[dict[str, Any]] | None:
+    """The lines of a manifest; None where it is missing or not one."""
+    try:
+        lines = (store.read(key) or b"").splitlines()
+        found = [json.loads(line) for line in lines if line.strip()]
+    except ValueError:
+        return None
+    wanted = ("dataFileS3Key", "md5Checksum", "itemCount") if key.endswith(_FILES) else ()
+    whole = all(isinstance(one, dict) and all(name in one for name in wanted) for one in found)
+    return found if whole else None
 
 
 def _names(said: str, key: str) -> bool:

@@ -10,6 +10,7 @@ Firehose tells no lag. The watermark is the time of a listing, all of which has 
 longest time that a change should take (`lag_minutes`).
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +26,7 @@ from cdc_pipeline.capture.continuity import open_capture
 from cdc_pipeline.capture.delivery import Record, download, records
 from cdc_pipeline.capture.drain import CaptureFailedError, CaptureOptions
 from cdc_pipeline.capture.lander import Lander
+from cdc_pipeline.capture.overtaken import Attempt, until_not_overtaken
 from cdc_pipeline.capture.result import CaptureResult
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.core.changes import Change
@@ -95,12 +97,17 @@ def capture_files(
 
     `written`: changes of other times are left out. `day`: only objects of the folders that changes
     of this day can be in, however long ago; else those of the window, the first time all since
-    `start_date`. Safe to kill at any moment and to run twice at once. Raises
-    `CaptureConflictError` when another capture was faster, `CaptureFailedError` when objects could
-    not be read (after landing the others), `SourceError`, `LakeError`.
+    `start_date`. Safe to kill at any moment and to run twice at once. Raises `CaptureFailedError`
+    when objects could not be read (after landing the others), `SourceError`, `LakeError`.
     """
-    run = FilesRun(lake, table, open_files(lake, table), options, report, written)
-    return run.run(day=day)
+
+    def attempt(attempt: Attempt) -> CaptureResult:
+        source = open_files(lake, table)
+        run = FilesRun(lake, table, source, attempt.options, report, written)
+        attempt.results.append(run.result)
+        return run.run(day=day)
+
+    return until_not_overtaken(table.name, lake.log(table), options, time.sleep, attempt)
 
 
 class FilesRun:

@@ -5,6 +5,7 @@ behind it, so a heal may take its time: it never beats newer changes (DYNAMODB_C
 """
 
 import hashlib
+import random
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,12 +16,19 @@ from pathlib import Path
 from cdc_pipeline.aws.export import (
     INCREMENTAL,
     ExportStatus,
-    describe_export,
     read_manifest,
     request_incremental,
 )
-from cdc_pipeline.aws.table import TableDescription, describe_backups
+from cdc_pipeline.aws.table import TableDescription
 from cdc_pipeline.capture.completion import READ, ItemReader
+from cdc_pipeline.capture.heal_plans import (
+    cannot_heal,
+    earliest_us,
+    open_gaps,
+    plan_heal,
+    planned_heals,
+    windows_of,
+)
 from cdc_pipeline.capture.increments import (
     Progress,
     batches,
@@ -29,9 +37,9 @@ from cdc_pipeline.capture.increments import (
     read_row,
     wait_until_restorable,
 )
-from cdc_pipeline.capture.snapshot import export_target
-from cdc_pipeline.capture.source import require_backups
+from cdc_pipeline.capture.snapshot import SnapshotResult, export_target, take_snapshot
 from cdc_pipeline.capture.sources import described_table
+from cdc_pipeline.capture.unfinished import exported
 from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.changes import Change
 from cdc_pipeline.core.erasure import Suppressions
@@ -40,17 +48,19 @@ from cdc_pipeline.core.errors import (
     CaptureConflictError,
     ExportError,
     NotReadyError,
-    SourceError,
+    UnusableExportError,
 )
-from cdc_pipeline.core.heal_plan import Backups, overlapping, plan_windows
 from cdc_pipeline.core.log_parts import Gap, Heal, HealWindow, LandedObject
 from cdc_pipeline.core.order import position
-from cdc_pipeline.core.prices import EXPORT_USD_PER_GB, LEAST_EXPORT_BYTES
 from cdc_pipeline.lake.duck import landed_relation, open_duckdb
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.landing import write_days
 from cdc_pipeline.lake.log import CaptureLog, new_nonce, this_owner
 from cdc_pipeline.settings import Table
+
+_BASELINES = 3
+_PAUSE_SECONDS = (0.2, 2.0)
+"""Before going on behind another heal: some time between these."""
 
 
 @dataclass
@@ -67,85 +77,23 @@ class HealResult:
     seconds: float
 
 
-@dataclass(frozen=True)
-class PlannedHeal:
-    """What a heal would do. `usd`: about what its exports cost, at the table's usual pace.
+def close_gaps(
+    lake: Lake, table: Table, *, progress: Progress = lambda _: None
+) -> Iterator[HealResult | SnapshotResult]:
+    """Heal every open gap; where incremental exports cannot, take a new baseline behind them.
 
-    Changes of [from_us, to_us) in `exports` exports; `gaps`: the entries that opened them.
+    Says first what it will do and what that costs. Raises what `heal_gap` and `take_snapshot` do.
     """
-
-    gaps: tuple[int, ...]
-    from_us: int
-    to_us: int
-    exports: int
-    usd: float
-
-    def __str__(self) -> str:
-        """One line for people."""
-        return (
-            f"gaps of entries {', '.join(map(str, self.gaps))}, changes from "
-            f"{moment(self.from_us):%Y-%m-%d %H:%M:%S} to {moment(self.to_us):%Y-%m-%d %H:%M:%S} "
-            f"UTC: {self.exports} incremental exports, about USD {self.usd:.3f} at the table's "
-            "usual pace (list price of us-east-1)"
-        )
-
-
-def planned_heals(lake: Lake, table: Table) -> list[PlannedHeal]:
-    """The heals of all open gaps, the oldest first, without beginning any.
-
-    Raises what `heal_gap` does for gaps that exports cannot heal.
-    """
-    state = lake.log(table).load()
-    found: dict[int, PlannedHeal] = {}
-    for gap in _open(state):
-        heal = state.heal_of(gap.entry) or _plan(lake, table, state, gap)
-        start, end = heal.windows[0].from_us, heal.windows[-1].to_us
-        changed = _bytes_per_us(state) * (end - start)
-        count = len(heal.windows)
-        usd = max(changed, count * LEAST_EXPORT_BYTES) / 1e9 * EXPORT_USD_PER_GB
-        found[heal.gap] = PlannedHeal((*heal.also, heal.gap), start, end, count, usd)
-    return list(found.values())
-
-
-def _bytes_per_us(state: LogState) -> float:
-    """How much is written, from what has landed and how large an item of the baseline is."""
-    objects, staged = state.objects.values(), state.staged
-    if not objects or staged is None or not staged.items or not staged.bytes:
-        return 0.0
-    # A minute at least: what a young table's first seconds saw is no pace.
-    captured_us = max(state.watermark_us - state.began_us, 60_000_000)
-    return sum(o.rows for o in objects) * staged.bytes / staged.items / captured_us
-
-
-def _plan(lake: Lake, table: Table, state: LogState, gap: Gap) -> Heal:
-    """The heal of a gap and of those that overlap it."""
-    backups = describe_backups(lake.source(table), table.name)
-    if backups.earliest is None:
-        raise SourceError(f"table {table.name}: point-in-time recovery is off")
-    least_us = int(lake.settings.export.least_window_minutes * 60_000_000)
-    earliest_us = int(backups.earliest.timestamp() * 1_000_000)
-    margin_us = int(lake.settings.handover_margin_seconds * 1_000_000)
-    waiting = [g for g in _open(state) if state.heal_of(g.entry) is None]
-    group = overlapping(gap, waiting)
-    try:
-        backups_us = Backups(earliest_us, least_us)
-        windows = plan_windows(group, margin_us, backups_us, lake.settings.clock_margin_us)
-    except CannotHealError as error:
-        raise CannotHealError(
-            f"table {table.name}: the gap of entry {gap.entry} cannot be healed from "
-            f"incremental exports: {error.message}",
-            fix=f"materialise {table.safe_name}/pitr_export: a new baseline behind it",
-        ) from None
-    return Heal(group[-1].entry, windows, also=tuple(g.entry for g in group[:-1]))
-
-
-def open_gaps(lake: Lake, table: Table) -> list[Gap]:
-    """Gaps that the newest baseline suffers from, oldest first."""
-    return _open(lake.log(table).load())
-
-
-def _open(state: LogState) -> list[Gap]:
-    return state.open_gaps(state.staged.generation if state.staged else 0)
+    for _ in range(_BASELINES):
+        try:
+            for planned in planned_heals(lake, table):
+                progress(str(planned))
+            yield from heal_all(lake, table, progress=progress)
+            return
+        except CannotHealError as error:
+            progress(error.message)
+            # One that was begun before the gap is finished first, and does not close it.
+            yield take_snapshot(lake, table, progress=progress)
 
 
 def heal_all(
@@ -166,19 +114,29 @@ def heal_gap(
 ) -> HealResult:
     """Heal a gap and those that overlap it, or go on healing them; safe to kill at any moment.
 
-    Raises `CannotHealError` when only a new baseline helps, `NotReadyError` when capture has not
-    come past the gap's end yet, `ExportError`, `SourceError`, `CaptureConflictError`, `LakeError`.
+    What a killed run had begun is taken up if it is still of use: exports that are not are asked
+    for again, windows that recovery has left behind are planned again. Of two heals at once each
+    goes on from what the other one logged. Raises `CannotHealError` when only a new baseline helps,
+    `NotReadyError` when capture has not come past the gap's end yet, `ExportError`, `SourceError`,
+    `LakeError`.
     """
-    started = time.monotonic()
+    started, lines = time.monotonic(), 0
     described = described_table(lake, table)
-    require_backups(lake.source(table), table.name)
-    healing = _Healing(lake, table, gap, described, progress, sleep)
-    healing.run()
+    while True:
+        healing = _Healing(lake, table, gap, described, progress, sleep)
+        try:
+            healing.run()
+            break
+        except CaptureConflictError as lost:
+            progress(lost.message)
+            sleep(random.uniform(*_PAUSE_SECONDS))
+        finally:
+            lines += healing.lines
     heal = healing.heal
     return HealResult(
         gaps=(*heal.also, heal.gap),
         windows=len(heal.windows),
-        lines=healing.lines,
+        lines=lines,
         reread=heal.reread or 0,
         seconds=time.monotonic() - started,
     )
@@ -202,27 +160,46 @@ class _Healing:
         self.log: CaptureLog = lake.log(table)
         self.state: LogState = self.log.load()
         self.lines = 0
+        self._require_same_table(gap)
         begun = self.state.heal_of(gap.entry)
-        self.heal = begun or _plan(lake, table, self.state, gap)
+        self.heal = begun or plan_heal(lake, table, self.state, gap)
         self.gap = self.state.gaps[self.heal.gap]
         if begun is None:
             self._record(self.heal)
 
     def run(self) -> None:
-        for number in range(len(self.heal.windows)):
-            while not self.heal.windows[number].done:
-                self._export(number)
+        while (number := self._unfinished()) is not None:
+            self._export(number)
         if not self.heal.healed:
             self._require_captured()
             if self.heal.reread is None:
                 self._reread()
             self._record(replace(self.heal, healed=True))
 
+    def _require_same_table(self, gap: Gap) -> None:
+        """What a table of the same name has now tells nothing of a gap of the former one."""
+        stream = self.state.stream
+        if stream is not None and stream.table_id != self.described.table_id:
+            raise NotReadyError(
+                f"table {self.table.name} was deleted and made again, and capture follows the "
+                "former one",
+                fix="run the job `capture`, then heal again",
+            )
+        if any(g.cause == "table recreated" for n, g in self.state.gaps.items() if n > gap.entry):
+            raise cannot_heal(self.table, gap, "the table was deleted and made again since")
+
+    def _unfinished(self) -> int | None:
+        windows = enumerate(self.heal.windows)
+        return next((number for number, window in windows if not window.done), None)
+
     def _export(self, number: int) -> None:
         """One window: export it if that was not asked for yet, then land file after file."""
         window = self.heal.windows[number]
         where = f"window {number + 1} of {len(self.heal.windows)}"
         if window.export_arn is None:
+            if window.from_us < earliest_us(self.lake, self.table):
+                self._plan_anew()
+                return
             wait_until_restorable(self.lake, self.table, window.to_us, self.progress, self.sleep)
             arn = request_incremental(
                 self.lake.source(self.table),
@@ -232,34 +209,87 @@ class _Healing:
                 self._token(window),
             )
             window = self._move(number, replace(window, export_arn=arn))
-        status = self._wait_for(number, window, where)
+        try:
+            self._land_export(number, self._wait_for(window, where), where)
+        except UnusableExportError as error:
+            self.progress(f"{where}: {error.message}; it is exported again")
+            self._give_up(number)
+        except ExportError as error:
+            if error.__cause__ is not None:
+                raise  # AWS could not be asked
+            self._give_up(number)
+            raise ExportError(
+                error.message,
+                fix=f"cdc-pipeline heal {self.table.safe_name}: it asks for a new export of the "
+                "same window",
+            ) from error
+
+    def _land_export(self, number: int, status: ExportStatus, where: str) -> None:
+        """Land the files of a window's export that have not landed yet."""
+        window = self.heal.windows[number]
         manifest = read_manifest(self.lake.aws, status, INCREMENTAL)
         if manifest.table_id and manifest.table_id != self.described.table_id:
-            raise ExportError(f"export {status.arn} is of another table ({manifest.table_id})")
+            raise UnusableExportError(f"export {status.arn} is of another table")
+        of_another = set(window.files) - {file.key for file in manifest.files}
+        known = self._landed(window) if of_another else set()
         for file in manifest.files:
             if file.key not in window.files:
                 changes = export_changes(self.lake, status, file, self.described.table_id)
-                objects = self._land(changes)
+                objects = self._land(c for c in changes if c.uuid not in known)
                 self.lines += file.items
                 landed = replace(window, files=(*window.files, file.key))
                 window = self._move(number, landed, objects)
             self.progress(f"{where}: {len(window.files)} of {len(manifest.files)} files landed")
         self._move(number, replace(window, done=True))
 
-    def _wait_for(self, number: int, window: HealWindow, where: str) -> ExportStatus:
-        """Poll until the export is complete; one that failed is given up and asked for anew."""
+    def _plan_anew(self) -> None:
+        """Recovery does not reach back to a window that was not exported yet.
+
+        One that began earlier than its gap, for length, may begin later. Raises `CannotHealError`
+        where that does not help, or a part has landed.
+        """
+        windows = self.heal.windows
+        gaps = [self.state.gaps[n] for n in (*self.heal.also, self.heal.gap)]
+        if any(window.files or window.done or window.export_arn for window in windows):
+            why = "point-in-time recovery does not reach back to the rest of it any more"
+            raise cannot_heal(self.table, self.gap, why)
+        attempt = max(window.attempt for window in windows)
+        planned = windows_of(self.lake, self.table, gaps)
+        again = tuple(replace(window, attempt=attempt) for window in planned)
+        self._record(replace(self.heal, windows=again))
+
+    def _give_up(self, number: int) -> None:
+        """Forget an export that is of no use; what has landed of it stays, and is noted so."""
+        window = self.heal.windows[number]
+        self._move(number, replace(window, export_arn=None, attempt=window.attempt + 1))
+
+    def _landed(self, window: HealWindow) -> set[str]:
+        """Identities of a window's lines that have landed from an export that was given up.
+
+        Another export of the same window has the same lines, in other files. Memory: some 130
+        bytes for each.
+        """
+        generation = self.gap.heal_generation
+        objects = [
+            landed
+            for landed in self.state.objects.values()
+            if landed.generation == generation
+            and landed.min_write_us < window.to_us
+            and landed.max_write_us >= window.from_us
+        ]
+        with tempfile.TemporaryDirectory() as folder, open_duckdb(self.lake, Path(folder)) as duck:
+            rows = duck.execute(f"SELECT uuid FROM {landed_relation(duck, self.lake, objects)}")
+            return {uuid for (uuid,) in rows.fetchall()}
+
+    def _wait_for(self, window: HealWindow, where: str) -> ExportStatus:
+        """Poll until the export is complete; raises `ExportError` for one that failed."""
         assert window.export_arn is not None
         while True:
-            status = describe_export(self.lake.source(self.table), window.export_arn)
+            status = exported(self.lake, self.table, window.export_arn, self.described.table_id)
             if status.status == "COMPLETED":
                 return status
             if status.status == "FAILED":
-                again = replace(window, export_arn=None, attempt=window.attempt + 1)
-                self._move(number, again)
-                raise ExportError(
-                    f"export {status.arn} failed: {status.failure}",
-                    fix="heal again: it asks for a new export of the same window",
-                )
+                raise ExportError(f"export {status.arn} failed: {status.failure}")
             self.progress(f"{where}: export is {status.status}")
             self.sleep(self.lake.settings.export.poll_seconds)
 
@@ -347,7 +377,7 @@ class _Healing:
         return window
 
     def _record(self, heal: Heal, objects: list[LandedObject] | None = None) -> None:
-        """Log a step; of two heals at once the second one stops."""
+        """Log a step; raises `CaptureConflictError` for the second one of two heals at once."""
         before, erasures = self._heals(heal), dict(self.state.erasures)
         entry = Entry(
             n=0,
@@ -363,14 +393,12 @@ class _Healing:
                 self.log.store.delete(landed.key for landed in entry.objects)
                 raise CaptureConflictError(
                     f"table {self.table.name}: another run heals the gap of entry "
-                    f"{self.gap.entry}; this one stops, nothing is lost and nothing doubled",
-                    fix="let the other run finish",
+                    f"{self.gap.entry}, too"
                 )
             if entry.objects and self.state.erasures != erasures:
                 self.log.store.delete(landed.key for landed in entry.objects)
                 raise CaptureConflictError(
-                    f"table {self.table.name}: an item was erased while this heal landed",
-                    fix="heal again: it goes on where this run stopped, without the item",
+                    f"table {self.table.name}: an item was erased while this heal landed"
                 )
         self.heal = heal
 

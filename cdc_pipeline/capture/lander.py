@@ -137,7 +137,10 @@ class Lander:
         self._result.orphans_removed += len(removed)
 
     def _give_way(self) -> None:
-        """Another writer took our entry's number. If it captured too, what we read is its now."""
+        """Another writer took our entry's number. If it captured too, what we read is its now.
+
+        Then the run begins again from there (`capture.overtaken`).
+        """
         self._result.conflicts += 1
         for entry in self._log.catch_up(self._state):
             same = entry.stream is None or entry.stream.arn == self._source.arn
@@ -145,8 +148,7 @@ class Lander:
             if entry.shards or entry.files or landed or entry.cut or not same:
                 raise CaptureConflictError(
                     f"table {self._source.table}: another capture ({entry.owner}) landed entry "
-                    f"{entry.n} first; this one stops, nothing is lost and nothing doubled",
-                    fix="run one capture per table at a time",
+                    f"{entry.n} first"
                 )
 
 

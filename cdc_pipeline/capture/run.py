@@ -124,10 +124,16 @@ def _capture(
 
     log = lake.log(table)
     drain = partial(drain_table, log, options=options, report=landed)
-    source = _source(lake, table, drain)
-    former = partial(followed_source, lake, table)
-    files = partial(FilesRun, lake, table, options=options, report=landed)
-    return capture_table(log, source, options, former=former, files=files, report=landed)
+    opening = partial(_source, lake, table, drain)
+    return capture_table(
+        log,
+        opening(),
+        options,
+        former=partial(followed_source, lake, table),
+        files=partial(FilesRun, lake, table, report=landed),
+        reopen=opening,
+        report=landed,
+    )
 
 
 def _source(lake: Lake, table: Table, drain: Callable[[Source], object]) -> Source:

@@ -11,11 +11,9 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pyarrow as pa
-from botocore.exceptions import ClientError
 
 from cdc_pipeline.aws.export import (
     DataFile,
@@ -27,12 +25,13 @@ from cdc_pipeline.aws.export import (
     read_manifest,
     request_export,
 )
-from cdc_pipeline.aws.session import AwsSession, error_code
+from cdc_pipeline.aws.session import AwsSession, code_behind
 from cdc_pipeline.aws.table import describe_backups
 from cdc_pipeline.capture.continuity import open_capture
 from cdc_pipeline.capture.source import require_backups
 from cdc_pipeline.capture.sources import described_table, open_source
 from cdc_pipeline.capture.staging import Converted, Staging
+from cdc_pipeline.capture.unfinished import record_baseline, require_wanted, take_up
 from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.columns import Column
 from cdc_pipeline.core.erasure import Suppressions
@@ -57,6 +56,7 @@ _SORT_LEAST_MB = 256
 """With half of it DuckDB 2.0.0 fails to sort 260 MB of items (measured)."""
 _SORT_BYTES = 1 << 30
 """Text that is sorted at once with 1000 MB of it: 256 MB sort 1.1 GB, 200 MB fail (measured)."""
+_REFUSALS = 10
 _INVALID_TIME = "InvalidExportTimeException"
 _ASK_ANEW = "remove the cause and materialise pitr_export again; it asks for a new export"
 Progress = Callable[[str], None]
@@ -84,7 +84,9 @@ def take_snapshot(
     progress: Progress = lambda _: None,
     sleep: Callable[[float], object] = time.sleep,
 ) -> SnapshotResult:
-    """Export the table and stage the export as a baseline; an unfinished one is taken up again.
+    """Export the table and stage the export as a baseline.
+
+    An unfinished one is taken up again if it can still become one (`capture.unfinished`).
 
     Stream positions are recorded first, then the export is requested for a time at least the
     margin later, so the changes that follow those positions cover everything the export lacks.
@@ -100,7 +102,12 @@ def take_snapshot(
     state = log.load()
     if state.stream is None:
         open_capture(log, state, open_source(lake, table))
-    baseline = _begin(lake, table, log, state, shadow)
+    _require_known(table, state, described.table_id)
+    baseline = None
+    while baseline is None:
+        baseline = take_up(
+            lake, table, described.table_id, log, state, shadow=shadow, progress=progress
+        ) or _begin(lake, log, state, shadow)
     if baseline.export_arn is None:
         _wait_until(log, baseline.export_time_us, progress, sleep)
         token = _token(described.table_id, baseline)
@@ -109,7 +116,7 @@ def take_snapshot(
             return request_export(lake.source(table), described.arn, at, target, token)
 
         arn = _request(lake, table, request, baseline, progress, sleep)
-        baseline = record_baseline(log, state, baseline, export_arn=arn)
+        baseline = require_wanted(table, record_baseline(log, state, baseline, export_arn=arn))
     status = _wait_for(lake, lake.source(table), log, state, baseline, progress, sleep)
     try:
         manifest = read_manifest(lake.aws, status)
@@ -123,14 +130,14 @@ def take_snapshot(
             baseline,
             described.key_names,
             progress,
-            _erased(state, baseline),
+            lambda: _erased(table, log, state, baseline),
         )
     except ExportError as error:
         _give_up(log, state, baseline)
         raise ExportError(error.message, fix=_ASK_ANEW) from error
     snapshot = staged.table.current_snapshot()
     assert snapshot is not None  # it was just committed
-    record_baseline(
+    done = record_baseline(
         log,
         state,
         baseline,
@@ -139,6 +146,7 @@ def take_snapshot(
         bytes=size,
         staged_us=log.now_us(),
     )
+    require_wanted(table, done)
     lake.store.delete(list(lake.store.list(lake.paths(table).staging)))
     return SnapshotResult(
         generation=baseline.generation,
@@ -170,49 +178,39 @@ def export_target(lake: Lake, table: Table) -> ExportTarget:
     return ExportTarget(bucket, key, owner)
 
 
-def _begin(lake: Lake, table: Table, log: CaptureLog, state: LogState, shadow: bool) -> Baseline:
-    """The unfinished baseline, or a new one; a second and later one begins a generation.
+def _begin(lake: Lake, log: CaptureLog, state: LogState, shadow: bool) -> Baseline | None:
+    """A new baseline; a second and later one begins a generation. None: another run was faster.
 
     The log entry that begins a generation is what records its positions: every shard's position
     in the log at that entry. Changes captured from then on land in the new generation.
     """
-    newest = max(state.baselines, default=None)
-    unfinished = state.baselines[newest] if newest is not None else None
-    if unfinished and unfinished.snapshot_id is None and not unfinished.discarded:
-        if shadow and not unfinished.shadow:
-            raise NotReadyError(
-                f"table {table.name}: an export for a new baseline is under way already",
-                fix=f"let it finish, or materialise {table.safe_name}/pitr_export, then again",
-            )
-        # Who asks for a baseline gets one, also where an export for a comparison was begun.
-        return record_baseline(log, state, unfinished, shadow=shadow)
-    while True:
-        stream = state.stream
-        assert stream is not None  # capture was opened
-        if newest is not None:
-            # Behind all that has landed, by no slow clock: where order is by time, what comes late
-            # of the time before belongs to the generation before, which the export has seen.
-            recorded_us = max(log.not_yet_us(), (state.last_change_us or 0) + 1000)
-            stream = replace(stream, generation=stream.generation + 1, recorded_us=recorded_us)
-        margin = lake.settings.handover_margin_seconds
-        export_time_s = math.ceil(stream.recorded_us / 1_000_000 + margin)
-        export_time_us = export_time_s * 1_000_000
-        baseline = Baseline(stream.generation, stream.recorded_us, export_time_us, shadow=shadow)
-        if log.append(state, _entry(stream=stream, baseline=baseline)):
-            return baseline
-        log.catch_up(state)
+    stream = state.stream
+    assert stream is not None  # capture was opened
+    if state.baselines:
+        # Behind all that has landed, by no slow clock: where order is by time, what comes late of
+        # the time before belongs to the generation before, which the export has seen.
+        recorded_us = max(log.not_yet_us(), (state.last_change_us or 0) + 1000)
+        stream = replace(stream, generation=stream.generation + 1, recorded_us=recorded_us)
+    margin = lake.settings.handover_margin_seconds
+    export_time_s = math.ceil(stream.recorded_us / 1_000_000 + margin)
+    export_time_us = export_time_s * 1_000_000
+    baseline = Baseline(stream.generation, stream.recorded_us, export_time_us, shadow=shadow)
+    if log.append(state, _entry(stream=stream, baseline=baseline)):
+        return baseline
+    log.catch_up(state)
+    return None
 
 
-def record_baseline(
-    log: CaptureLog, state: LogState, baseline: Baseline, **changes: Any
-) -> Baseline:
-    """Log `changes` of a baseline as it stands; what others decided about it meanwhile stays."""
-    while True:
-        standing = state.baselines[baseline.generation]
-        changed = replace(standing, **changes)
-        if changed == standing or log.append(state, _entry(baseline=changed)):
-            return changed
-        log.catch_up(state)
+def _require_known(table: Table, state: LogState, table_id: str) -> None:
+    """A baseline of a table that was made again, below a log that follows the former one, is none.
+
+    The break that capture will record comes behind it, and needs a new one.
+    """
+    if state.stream is not None and state.stream.table_id != table_id:
+        raise NotReadyError(
+            f"table {table.name} was deleted and made again, and capture follows the former one",
+            fix=f"run the job `capture`, then materialise {table.safe_name}/pitr_export again",
+        )
 
 
 def _give_up(log: CaptureLog, state: LogState, baseline: Baseline) -> None:
@@ -251,18 +249,24 @@ def _request(
 ) -> str:
     """Ask for the export; AWS may refuse a time that recovery has not come to yet: then again.
 
-    LatestRestorableDateTime is typically five minutes behind (botocore model).
+    LatestRestorableDateTime is typically five minutes behind (botocore model). It may have come
+    there between the refusal and our look at it, so that alone is no reason to give up.
     """
     at = datetime.fromtimestamp(baseline.export_time_us / 1_000_000, UTC)
+    refused = 0
     while True:
         try:
             return request(at)
         except ExportError as error:
-            cause = error.__cause__
-            early = isinstance(cause, ClientError) and error_code(cause) == _INVALID_TIME
-            latest = describe_backups(lake.source(table), table.name).latest if early else None
-            if latest is None or latest >= at:
+            if code_behind(error) != _INVALID_TIME:
                 raise
+            window = describe_backups(lake.source(table), table.name)
+            if window.earliest is None or window.latest is None or window.earliest > at:
+                raise ExportError(error.message, fix=error.fix or _ASK_ANEW) from error
+            refused += window.latest >= at
+            if refused > _REFUSALS:
+                raise ExportError(error.message, fix=error.fix or _ASK_ANEW) from error
+            latest = window.latest
         progress(f"waiting until recovery, now at {latest:%H:%M:%S}, reaches {at:%H:%M:%S}")
         sleep(lake.settings.export.poll_seconds)
 
@@ -305,12 +309,13 @@ def _stage(
     baseline: Baseline,
     key_names: tuple[str, ...],
     progress: Progress,
-    erased: Suppressions,
+    erased: Callable[[], Suppressions],
 ) -> tuple[TypedResult, int]:
     """Verify and convert every file, then commit them together as `<table>_snapshot`.
 
     Items that are `erased` are left out behind the verification.
     """
+    name = f"{table.safe_name}_snapshot"
     with tempfile.TemporaryDirectory() as folder, open_duckdb(lake, Path(folder)) as connection:
         memory_mb = lake.settings.memory_mb
         sort_mb = max(memory_mb * _SORT_PERCENT // 100, _SORT_LEAST_MB)
@@ -334,9 +339,10 @@ def _stage(
         count = sum(_count_keys(connection, sql) for sql in narrow)
         if count != manifest.items:
             raise ExportError(f"export {status.arn} holds {manifest.items} items but {count} keys")
-        narrow, items = _without_erased(connection, narrow, manifest.items, erased)
+        # The table first: what is erased behind this look at the log makes the commit fail.
+        over = lake.tables.load(name)
+        narrow, items = _without_erased(connection, narrow, manifest.items, erased())
         progress(f"sorting and typing {items} items")
-        name = f"{table.safe_name}_snapshot"
         properties = {
             "generation": str(baseline.generation),
             "export_arn": status.arn,
@@ -348,7 +354,7 @@ def _stage(
             connection,
             narrow,
             properties,
-            over=lake.tables.load(name),
+            over=over,
             scratch=Path(folder),
             seen=Seen(items, merge_stats(*(file.stats for file in files))),
         )
@@ -368,12 +374,14 @@ def _narrow_ranges(
     ]
 
 
-def _erased(state: LogState, baseline: Baseline) -> Suppressions:
-    """Items that an export of the past may still show.
+def _erased(table: Table, log: CaptureLog, state: LogState, baseline: Baseline) -> Suppressions:
+    """Items that an export of the past may still show, as the log says by now.
 
     Whatever was written since the baseline's positions were recorded comes with the stream, so
     nothing is missed of an item that was put again.
     """
+    log.catch_up(state)
+    require_wanted(table, state.baselines[baseline.generation])
     erasures = state.erasures.values()
     return Suppressions(e for e in erasures if e.until_us >= baseline.recorded_us)
 

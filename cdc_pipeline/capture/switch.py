@@ -73,9 +73,13 @@ def switch(log: CaptureLog, source: Source, *, looked_us: int | None, ended: boo
 
 
 def _switched(log: CaptureLog, state: LogState, source: Source, cut: Cut, reached: bool) -> Entry:
+    assert state.stream is not None  # it is followed
+    # Its deletion left no changes: what the old transport told to the end is not all.
+    recreated = state.stream.table_id != source.table_id
+    reached = reached and not recreated
     generation = state.generation + (1 if reached else 2)
     gap = Gap(
-        cause="new stream",
+        cause="table recreated" if recreated else "new stream",
         shards=tuple(sorted(state.shards)),
         from_us=min(unread_from_us(log, state) - log.margin_us, cut.at_us),
         to_us=cut.at_us,

@@ -26,6 +26,10 @@ class ExportError(CdcPipelineError):
     """A PITR export failed or what it wrote does not match its manifest."""
 
 
+class UnusableExportError(ExportError):
+    """An export that never will be of use: AWS forgot it, or it is filtered or of another table."""
+
+
 class LakeError(CdcPipelineError):
     """The lake cannot be read or written, or holds something that we did not write."""
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 import msgspec
 
-from cdc_pipeline.core.errors import CannotHealError, CdcPipelineError, NotReadyError
+from cdc_pipeline.core.errors import CdcPipelineError, NotReadyError
 from cdc_pipeline.defs.checks import report_checks
 from cdc_pipeline.defs.failures import readable_failures
 from cdc_pipeline.defs.resources import LakeResource
@@ -22,6 +22,7 @@ from cdc_pipeline.defs.shard_sensor import sensor_status
 from cdc_pipeline.settings import Settings, Table
 
 if TYPE_CHECKING:
+    from cdc_pipeline.capture.snapshot import SnapshotResult
     from cdc_pipeline.lake.lake import Lake
 
 _TAG = "cdc_pipeline/heal"
@@ -38,32 +39,27 @@ class HealConfig(dg.Config):
 @dg.op(description="Heals what a table's stream lost, from incremental exports.")
 def heal_gaps(context: dg.OpExecutionContext, config: HealConfig, lake: LakeResource) -> None:
     """Heal the table's open gaps, oldest first; where exports cannot, take a new baseline."""
-    from cdc_pipeline.capture.heal import heal_all, planned_heals
+    from cdc_pipeline.capture.heal import HealResult, close_gaps
 
     with readable_failures():
         opened = lake.open()
         table = opened.settings.table(config.table)
         try:
-            for planned in planned_heals(opened, table):
-                context.log.info(str(planned))
-            for done in heal_all(opened, table, progress=context.log.info):
+            for done in close_gaps(opened, table, progress=context.log.info):
+                if not isinstance(done, HealResult):
+                    _tell_baseline(context, table, done)
+                    continue
                 entries = ", ".join(map(str, done.gaps))
                 context.log.info(
                     f"the gaps of entries {entries} are healed: {done.lines} changed items from "
                     f"{done.windows} exports, {done.reread} read again"
                 )
-        except CannotHealError as error:
-            context.log.warning(str(error))
-            _take_baseline(context, opened, table)
         except NotReadyError as error:
             context.log.info(f"not yet: {error}")
         report_checks(context.instance, opened, table)
 
 
-def _take_baseline(context: dg.OpExecutionContext, lake: "Lake", table: Table) -> None:
-    from cdc_pipeline.capture.snapshot import take_snapshot
-
-    taken = take_snapshot(lake, table, progress=context.log.info)
+def _tell_baseline(context: dg.OpExecutionContext, table: Table, taken: "SnapshotResult") -> None:
     context.log_event(
         dg.AssetMaterialization(
             asset_key=[table.safe_name, "pitr_export"],

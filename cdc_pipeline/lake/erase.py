@@ -7,6 +7,7 @@ was there before can then no longer commit it.
 """
 
 import time
+import zlib
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -200,7 +201,10 @@ def rewrite_file(store: Store, key: str, trace: ItemTrace) -> None:
         pq.write_table(rows, sink, compression="zstd")
         rest = sink.getvalue().to_pybytes() if rows.num_rows else b""
     else:
-        rest = without_lines(data, trace)
+        try:
+            rest = without_lines(data, trace)
+        except (OSError, EOFError, zlib.error):
+            rest = b""  # it cannot be read to its end, and what can be holds the item
     if rest and rest != data:
         store.write(key, rest)
     else:
@@ -277,8 +281,13 @@ def _erase_baselines(lake: Lake, table: Table, trace: ItemTrace) -> tuple[int, s
         snapshot_id, removed = _at_last(erase)
         rows += removed
         items = (baseline.items or 0) - removed
-        changed = replace(baseline, snapshot_id=snapshot_id, items=items)
-        while not log.append(state, _entry(baseline=changed)):
+        while not log.append(
+            # As it stands by then: a comparison may have decided about it meanwhile.
+            state,
+            _entry(
+                baseline=replace(state.baselines[generation], snapshot_id=snapshot_id, items=items)
+            ),
+        ):
             log.catch_up(state)
     return rows, {baseline.snapshot_id for baseline in log.load().baselines.values()}
 

@@ -19,6 +19,7 @@ from cdc_pipeline.core.erasure import ItemTrace
 _PARQUET, _AVRO, _GZIP = b"PAR1", b"Obj\x01", b"\x1f\x8b"
 _BASE64_FIELDS = (b'"record_base64"', b'"rawData"')
 _BATCH_ROWS = 20_000
+_PIECE_BYTES = 1 << 10
 
 
 def count_held(data: bytes, trace: ItemTrace) -> int:
@@ -31,8 +32,19 @@ def count_held(data: bytes, trace: ItemTrace) -> int:
         if data.startswith(_GZIP):
             data = gzip.decompress(data)
     except (pa.ArrowInvalid, OSError, EOFError, zlib.error, IndexError):
-        return int(trace.may_be_in(data))
+        return int(trace.may_be_in(_readable(data) if data.startswith(_GZIP) else data))
     return sum(1 for line in data.splitlines() for _ in _held_documents(line, trace))
+
+
+def _readable(data: bytes) -> bytes:
+    """What can be read of a damaged GZIP file, from its beginning."""
+    inflate, found = zlib.decompressobj(wbits=31), b""
+    for at in range(0, len(data), _PIECE_BYTES):
+        try:
+            found += inflate.decompress(data[at : at + _PIECE_BYTES])
+        except zlib.error:
+            break
+    return found
 
 
 def without_lines(data: bytes, trace: ItemTrace) -> bytes:

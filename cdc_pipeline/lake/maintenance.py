@@ -13,7 +13,7 @@ from cdc_pipeline.lake.store import TEMPORARY
 from cdc_pipeline.lake.tables import referenced_files
 from cdc_pipeline.settings import Table
 
-_UNNUMBERED = ("/compacted-", "/heal-")
+_UNNUMBERED = ("/compacted-", "/heal-", "/backfill-")
 _OF_A_TABLE = ("snapshot", "current_state", "tombstones", "cdc", "ttl_archive")
 
 
@@ -74,7 +74,8 @@ def _remove_unlogged(lake: Lake, table: Table, done: Upkeep) -> None:
     state = log.load()
     live = state.objects.keys() | state.replaced.keys() | state.quarantined.keys()
     _remove(lake, [file for file in found if file.key not in live], done)
-    _remove(lake, list(_old_files(lake, TEMPORARY)), done)
+    # Converted files of an export that a run left unfinished; who takes it up converts them again.
+    _remove(lake, [*_old_files(lake, TEMPORARY), *_old_files(lake, paths.staging)], done)
 
 
 def _maintain_iceberg(lake: Lake, name: str, keep: set[int | None], done: Upkeep) -> None:

@@ -27,7 +27,7 @@ from cdc_pipeline.capture.drain import (
 from cdc_pipeline.capture.source import ShardSource, Source
 from cdc_pipeline.core.attributes import canonical_item, to_json
 from cdc_pipeline.core.capture_log import LogState
-from cdc_pipeline.core.errors import CaptureConflictError, SourceError
+from cdc_pipeline.core.errors import SourceError
 from cdc_pipeline.core.fold import KeyedChange, fold, items
 from cdc_pipeline.core.log_parts import Gap
 from cdc_pipeline.core.names import TablePaths
@@ -369,22 +369,26 @@ class World:
     def capture(
         self, store: Store | None = None, options: CaptureOptions = OPTIONS
     ) -> CaptureResult:
+        return capture_table(
+            self.log(store), self.source(), options, reopen=self.source, sleep=lambda _: None
+        )
+
+    def source(self) -> Source:
         table_id, arn = self.sim.table_id("orders"), self.sim.stream_arn("orders")
-        source = Source("orders", table_id, arn, "NEW_AND_OLD_IMAGES", self.streams)
-        return capture_table(self.log(store), source, options, sleep=lambda _: None)
+        return Source("orders", table_id, arn, "NEW_AND_OLD_IMAGES", self.streams)
 
     def attempt(self, store: MemoryStore | None = None, options: CaptureOptions = OPTIONS) -> None:
         """A run that may fail, be killed or lose a race; what it says must be true at any time."""
         if not self.on:
             return  # `open_source` refuses a table whose stream is off
         try:
-            self.capture(store, options)
+            result = self.capture(store, options)
             self.outcomes.add("a run ended well")
+            if result.conflicts:
+                self.outcomes.add("a run lost a race")
+                assert store is not None  # nobody races with a run that is alone
         except Killed:
             self.outcomes.add("a run was killed")
-        except CaptureConflictError:
-            self.outcomes.add("a run lost a race")
-            assert store is not None  # nobody races with a run that is alone
         except CaptureFailedError:
             self.outcomes.add("shards failed")
             assert self.sim.faults.on

@@ -198,7 +198,7 @@ def _exported(built: LakeBuilder, lines: Sequence[str], key_names: tuple[str, ..
             baseline,
             key_names,
             lambda _: None,
-            Suppressions(()),
+            lambda: Suppressions(()),
         )
     committed = staged.table.current_snapshot()
     assert committed is not None

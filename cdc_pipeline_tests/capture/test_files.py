@@ -19,7 +19,7 @@ from cdc_pipeline.capture.files import capture_files
 from cdc_pipeline.capture.run import Captured, capture_tables
 from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.envelope import FIREHOSE, from_envelope
-from cdc_pipeline.core.errors import CaptureConflictError, SourceError
+from cdc_pipeline.core.errors import SourceError
 from cdc_pipeline.defs.checks import deletes, retention
 from cdc_pipeline.defs.shard_sensor import judge_files
 from cdc_pipeline.lake.lake import Lake
@@ -357,15 +357,14 @@ def test_two_captures_at_once_lose_nothing_and_double_nothing(delivery: Delivery
     files, world, time_us = delivery.files, delivery.world, to_us(now())
     records = [record(f"{n:03d}", time_us + n) for n in range(60)]
     over = threading.Event()
-    conflicts: list[str] = []
+    conflicts: list[int] = []
     crashed: list[BaseException] = []
 
     def run(lake: Lake) -> None:
         while not over.is_set():
             try:
-                capture_files(lake, world.table(NAME), CaptureOptions(flush_rows=3))
-            except CaptureConflictError as error:
-                conflicts.append(error.message)
+                options = CaptureOptions(flush_rows=3)
+                conflicts.append(capture_files(lake, world.table(NAME), options).conflicts)
             except BaseException as error:  # noqa: BLE001 - shown by the test
                 crashed.append(error)
                 return
@@ -384,7 +383,7 @@ def test_two_captures_at_once_lose_nothing_and_double_nothing(delivery: Delivery
     assert crashed == []
     assert Counter(file.uri for file in delivery.logged()) == Counter(uris)
     assert delivery.landed() == delivery.as_landed(*records)
-    assert all("nothing is lost and nothing doubled" in message for message in conflicts)
+    assert sum(conflicts) > 0, "who lost a race went on"
     delivery.capture()
     assert_no_orphans(world, NAME)
 

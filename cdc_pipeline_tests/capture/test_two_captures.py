@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import re
 import signal
 import socket
 import subprocess
@@ -21,7 +20,6 @@ from cdc_pipeline.aws.session import AwsSession
 from cdc_pipeline.aws.streams import DynamoDBStreams
 from cdc_pipeline.capture.drain import CaptureOptions, capture_table
 from cdc_pipeline.capture.source import Source
-from cdc_pipeline.core.errors import CaptureConflictError
 from cdc_pipeline.core.names import TablePaths
 from cdc_pipeline.lake.log import CaptureLog, remove_orphans
 from cdc_pipeline.lake.store import LocalStore
@@ -36,11 +34,6 @@ SECONDS = float(os.environ.get("CDC_PIPELINE_RACE_SECONDS", "60"))
 ENVIRONMENTS = ("laptop", "cluster")
 HOUR = 3600
 OPTIONS = CaptureOptions(poll_seconds=0.05, empty_polls=2, linger_seconds=1, flush_seconds=0.1)
-MESSAGE = re.compile(
-    r"table orders: another capture \((?P<owner>[^)]+)\) landed entry \d+ first; "
-    r"this one stops, nothing is lost and nothing doubled\n"
-    r"  Fix: run one capture per table at a time"
-)
 
 
 @pytest.fixture
@@ -51,7 +44,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
         yield Bench(sim, WallClock(), tmp_path)
 
 
-def test_two_processes_lose_nothing_double_nothing_and_say_so(bench: Bench) -> None:
+def test_two_processes_lose_nothing_double_nothing_and_both_go_on(bench: Bench) -> None:
     sim = bench.sim
     processes = [start("child", bench, str(SECONDS), host=host) for host in ENVIRONMENTS]
     over = threading.Event()
@@ -70,15 +63,11 @@ def test_two_processes_lose_nothing_double_nothing_and_say_so(bench: Bench) -> N
     owners = [
         owner_of(process, host) for process, host in zip(processes, ENVIRONMENTS, strict=True)
     ]
-    for runs, other in zip(said, reversed(owners), strict=True):
-        for text in (run["conflict"] for run in runs if "conflict" in run):
-            match = MESSAGE.fullmatch(text)
-            assert match, text
-            assert match["owner"] == other
-    conflicts = [sum("conflict" in run for run in runs) for runs in said]
-    landed = [sum(run.get("rows", 0) for run in runs) for runs in said]
+    conflicts = [sum(run["conflicts"] for run in runs) for runs in said]
+    landed = [sum(run["rows"] for run in runs) for runs in said]
     # Winning and losing are by chance, but side by side for so long somebody must have lost.
     assert sum(conflicts) > 0
+    assert min(landed) > 0, "two that linger take turns"
     # What they left behind is captured by the next one, which also removes the losers' objects.
     for _ in range(2):
         bench.capture(CaptureOptions(poll_seconds=0, empty_polls=2))
@@ -151,11 +140,8 @@ def told_source() -> tuple[Source, list[str]]:
 
 
 def capture_and_say(log: CaptureLog, source: Source, options: CaptureOptions) -> None:
-    try:
-        said: dict[str, Any] = {"rows": capture_table(log, source, options).rows}
-    except CaptureConflictError as lost:
-        said = {"conflict": str(lost)}
-    print(json.dumps(said), flush=True)
+    done = capture_table(log, source, options)
+    print(json.dumps({"rows": done.rows, "conflicts": done.conflicts}), flush=True)
 
 
 # ------------------------------------------------------------------------ a writer that fell asleep
@@ -261,12 +247,9 @@ def test_a_writer_that_wakes_up_after_an_hour_harms_nothing(
     # Overtaken before its first entry it goes on behind the others, having read nothing yet; behind
     # its entry it may have nothing more to land.
     if meanwhile and not empty and where != "behind its entry":
-        assert "conflict" in said, said
-    if "conflict" in said:
+        assert said["conflicts"], said
+    if said["conflicts"]:
         assert meanwhile
-        match = MESSAGE.fullmatch(said["conflict"])
-        assert match, said
-        assert match["owner"].split(":")[1] == str(os.getpid())
         assert bench.parquet_files() == set(bench.state().objects), "it leaves what it wrote"
     check_rows(bench)
     for _ in range(2):

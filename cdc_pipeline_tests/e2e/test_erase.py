@@ -23,7 +23,6 @@ from cdc_pipeline.capture.heal import heal_gap, open_gaps
 from cdc_pipeline.cli import main
 from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.errors import (
-    CaptureConflictError,
     EraseRefusedError,
     LakeError,
     NotReadyError,
@@ -406,7 +405,7 @@ def test_captures_at_the_same_time(world: World, monkeypatch: pytest.MonkeyPatch
         erase_item(world.lake(), world.table("orders"), KEY)
         erased.set()
         failed = [type(c.exception()) for c in captures if c.exception()]
-    assert failed in ([], [CaptureConflictError])
+    assert failed == [], "who lost the race goes on"
     monkeypatch.undo()
     world.activate(monkeypatch)
     assert _where(world, *SECRETS) == set()

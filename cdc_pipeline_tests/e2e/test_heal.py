@@ -6,10 +6,12 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
+from cdc_pipeline.capture import heal
 from cdc_pipeline.capture.heal import heal_gap, open_gaps
 from cdc_pipeline.cli import main
 from cdc_pipeline.core.coverage import holes
@@ -232,6 +234,51 @@ def test_killed_at_every_durable_write(world: World, monkeypatch: pytest.MonkeyP
     left = 1000
     assert open_gaps(lake, table) == []
     _check(world)
+
+
+def test_of_two_heals_at_once_the_slower_one_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was overtaken while it landed its first file: what that held is there already."""
+    _break_continuity(world)
+    world.capture("orders")
+    time.sleep(1.2)
+    world.capture("orders")
+    lake, table = world.lake(), world.table("orders")
+    (gap,) = open_gaps(lake, table)
+    real, faster = heal._Healing._land, []
+
+    def land(self: Any, changes: Any) -> Any:
+        objects = real(self, changes)
+        if not faster:
+            faster.append(None)
+            faster[0] = heal_gap(lake, table, gap)
+        return objects
+
+    monkeypatch.setattr(heal._Healing, "_land", land)
+    slower = heal_gap(lake, table, gap)
+    assert faster[0].gaps == slower.gaps == (gap.entry,)
+    assert open_gaps(lake, table) == []
+    assert world.landing_files("orders") == set(lake.log(table).load().objects)
+    _check(world)
+
+
+def test_the_command_takes_a_new_baseline_where_backups_do_not_reach(world: World) -> None:
+    """As the job does; `--plan` says so and does nothing."""
+    _break_continuity(world)
+    _begin_backups_anew(world)
+    world.capture("orders")
+    plan = CliRunner().invoke(main, ["heal", "orders", "--plan"])
+    assert plan.exit_code == 0, plan.output
+    assert "A full export becomes a new baseline" in plan.output
+    assert len(world.lake().log(world.table("orders")).load().baselines) == 1
+    done = CliRunner().invoke(main, ["heal", "orders"])
+    assert done.exit_code == 0, done.output
+    assert "a new baseline of 20 items" in done.output
+    world.capture_past_handover("orders")
+    world.publish("orders")
+    assert open_gaps(world.lake(), world.table("orders")) == []
+    assert assert_mirrors(world, "orders") == 20
 
 
 def test_what_backups_do_not_reach_needs_a_new_baseline(world: World) -> None:

@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cdc_pipeline.aws.table import describe_table, scan_some
+from cdc_pipeline.capture.catch_up import capture_to
 from cdc_pipeline.capture.reconcile import reconcile_full, reconcile_sample
 from cdc_pipeline.capture.shadow import discard_shadow, held_shadow, release_shadow
 from cdc_pipeline.capture.snapshot import take_snapshot
@@ -364,6 +365,48 @@ def test_a_sample_of_a_large_table_reads_random_places(world: World) -> None:
     assert len(set(read)) > 1, "not the same items each time"
     assert _sample(world, 9).compared <= 9
     assert _sample(world, 9).is_sound
+
+
+# Catching up
+
+_SLOW_LISTINGS = {"poll_seconds": 0.02, "empty_polls": 2, "listing_lag_seconds": 3}
+
+
+def test_catching_up_captures_when_that_can_prove_something(filled: World) -> None:
+    """Listings vouch for what is three seconds old; captures before that would be for nothing."""
+    filled.configure(NAME, capture=_SLOW_LISTINGS)
+    lake, table = filled.lake(), filled.table(NAME)
+    before = lake.log(table).load()
+    told: list[str] = []
+    until_us = lake.log(table).now_us()
+    state = capture_to(lake, table, until_us, progress=told.append)
+    assert state.watermark_us >= until_us
+    assert state.n == before.n + 1
+    assert any("is needed: waiting, capturing in" in said for said in told), told
+    assert told[-1].endswith("is needed: capturing")
+
+
+def test_catching_up_waits_for_what_another_capture_lands(
+    filled: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled.configure(NAME, capture=_SLOW_LISTINGS)
+    lake, table = filled.lake(), filled.table(NAME)
+    monkeypatch.setattr("cdc_pipeline.capture.catch_up._LOOK_SECONDS", 1.0)
+    monkeypatch.setattr("cdc_pipeline.capture.catch_up._capture", _killed)
+    over = threading.Event()
+
+    def capture() -> None:
+        while not over.wait(0.3):
+            filled.capture(NAME)
+
+    other = threading.Thread(target=capture)
+    other.start()
+    try:
+        until_us = lake.log(table).now_us()
+        assert capture_to(lake, table, until_us).watermark_us >= until_us
+    finally:
+        over.set()
+        other.join()
 
 
 # Shadows

@@ -76,7 +76,7 @@ def child() -> None:
         Baseline(1, START_US, START_US),
         ("pk",),
         lambda _: None,
-        Suppressions([]),
+        lambda: Suppressions([]),
     )
     print(round(peak()))
     committed = staged.table.current_snapshot()
