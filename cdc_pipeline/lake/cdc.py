@@ -109,7 +109,7 @@ def build_cdc_days(
     asked = sorted({*days})
     published = days_under_rules(before) if before else {}
     stale = {date.fromisoformat(d) for d, rules in published.items() if not masking.made(rules)}
-    outdated = _outdated_days(before, state) if before else set()
+    outdated = outdated_days(before, state) if before else set()
     for group in _groups(state, sorted((stale | outdated) - {*asked})):
         _build_at_last(lake, table, group, masking)
     if only_changed and before and not stale:
@@ -141,7 +141,7 @@ def _groups(state: LogState, days: Iterable[date]) -> Iterator[list[date]]:
         yield group
 
 
-def _outdated_days(built: IcebergTable, state: LogState) -> set[date]:
+def outdated_days(built: IcebergTable, state: LogState) -> set[date]:
     """Days that an older version built and that a heal landed something for.
 
     Backfills compare with what is there before they land.

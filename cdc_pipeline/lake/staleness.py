@@ -3,7 +3,8 @@
 Whoever changed the lake, and whether anybody said so, does not matter: a run that was killed behind
 its log entry, a heal, a command. The rules, one per derived table:
 
-- a day of `cdc` lacks the objects that were logged for it behind its `watermark.<day>`;
+- a day of `cdc` lacks the objects that were logged for it behind its `watermark.<day>`, or holds a
+  heal's rows by the rules of an older version;
 - a day of `ttl_archive` is made of another version of that day of `cdc` than there is;
 - `current_state` lacks what landed behind its watermark, up to an open gap, or a newer baseline;
 - an aggregate, or a day of one, keeps what it was made of (`inputs`), and that has changed since.
@@ -18,6 +19,7 @@ from pyiceberg.table import Table as IcebergTable
 
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.errors import NotReadyError
+from cdc_pipeline.lake.cdc import outdated_days
 from cdc_pipeline.lake.current_state import (
     advance_watermark,
     is_behind,
@@ -98,9 +100,11 @@ class Staleness:
         state, name = self._states[table.safe_name], table.safe_name
         if table.snapshot.first == "auto" and state.staged is None and state.shadow is None:
             yield Stale("pitr_export")
-        cdc = _watermarks(self._iceberg(f"{name}_cdc"))
-        if days := stale_cdc_days(state, cdc):
-            yield Stale("cdc", _dates(days))
+        built = self._iceberg(f"{name}_cdc")
+        cdc = _watermarks(built)
+        outdated = outdated_days(built, state) if built else set()
+        if days := sorted({*_dates(stale_cdc_days(state, cdc)), *outdated}):
+            yield Stale("cdc", tuple(days))
         if table.ttl_archive:
             archive = _watermarks(self._iceberg(f"{name}_ttl_archive"))
             if days := stale_archive_days(cdc, archive):

@@ -32,6 +32,7 @@ class _Deployment:
         raw = {
             "lake": "lake",
             "handover_margin_seconds": MARGIN_US / 1_000_000,
+            "clock_margin_seconds": 0,
             "tables": [{"name": "orders", **table}],
         }
         self.path.write_text(yaml.safe_dump(raw), "utf-8")

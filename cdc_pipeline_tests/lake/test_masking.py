@@ -66,6 +66,7 @@ def _use(built: LakeBuilder, columns: dict[str, Any], **more: Any) -> None:
     raw = {
         "lake": "lake",
         "handover_margin_seconds": MARGIN_US / 1_000_000,
+        "clock_margin_seconds": 0,
         "tables": [{"name": "orders", "columns": columns, **more}],
     }
     built.lake = Lake.open(parse_settings(raw, root.parent / "settings.yaml"))

@@ -22,6 +22,7 @@ def _use(built: LakeBuilder, **table: Any) -> None:
     root = built.lake.settings.lake_folder
     raw = {"lake": "lake", "tables": [{"name": "orders", **table}]}
     raw["handover_margin_seconds"] = MARGIN_US / 1_000_000
+    raw["clock_margin_seconds"] = 0
     built.lake = Lake.open(parse_settings(raw, root.parent / "settings.yaml"))
 
 
