@@ -50,7 +50,7 @@ class _Memory(msgspec.Struct):
 
     `after`: the next tick begins behind this table. `settled`: the log's contents (and the day) at
     which all that is made of a table was found to be up to date. `shown_us`: up to when a table's
-    published state says that it is complete. `asked`: by asset.
+    published state said that it is complete, or was last tried to. `asked`: by asset.
     """
 
     after: str = ""
@@ -177,9 +177,9 @@ class _Look:
                 self._advance(table, state)
                 return
             self.memory.settled.pop(name, None)
-            self.memory.shown_us.pop(name, None)
             stale = [self._with_partitions(s) for s in self.staleness.of_table(table)]
             waiting = self.staleness.is_waiting(table)
+            self.memory.shown_us[name] = self.staleness.complete_us(table)
         except CdcPipelineError as error:
             self.told.append(f"{name}: {error.message}")
             return
@@ -240,7 +240,9 @@ class _Look:
         if state.watermark_us - self.memory.shown_us.get(name, 0) < pause_us:
             return
         if state.staged is not None and f"{name}/current_state" not in self.running:
-            self.memory.shown_us[name] = self.staleness.advance(table) or state.watermark_us
+            self.staleness.advance(table)
+            # Behind an open gap it advances no further, and need not be looked at again for that.
+            self.memory.shown_us[name] = state.watermark_us
 
     def _may_ask(self, asset: str, mark: str) -> bool:
         """Whether to start a run; not while one is at work, or soon after one that failed."""

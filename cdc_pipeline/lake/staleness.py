@@ -89,6 +89,7 @@ class Staleness:
         self._tables: dict[str, IcebergTable | None] = {}
         self._states: dict[str, LogState] = {}
         self._waiting: dict[str, bool] = {}
+        self._complete_us: dict[str, int] = {}
 
     def load(self, table: Table) -> LogState:
         """A table's capture log as it is now."""
@@ -110,13 +111,13 @@ class Staleness:
             if days := stale_archive_days(cdc, archive):
                 yield Stale("ttl_archive", _dates(days))
         try:
-            behind = is_behind(next_base(self.lake, table, state), table, state)
+            base = next_base(self.lake, table, state)
         except NotReadyError:
             # Before the first export there is nothing to wait for.
-            behind = False
-            self._waiting[name] = state.staged is not None
+            behind, self._waiting[name] = False, state.staged is not None
         else:
-            self._waiting[name] = behind
+            behind = self._waiting[name] = is_behind(base, table, state)
+            self._complete_us[name] = int(table_property(base.table, "watermark_us") or 0)
         if behind and is_worth_folding(self.lake, table):
             yield Stale("current_state")
 
@@ -124,13 +125,16 @@ class Staleness:
         """Whether something landed that is not worth a fold yet, or cannot be published yet."""
         return self._waiting[table.safe_name]
 
-    def advance(self, table: Table) -> int:
-        """Let a published state that lacks nothing say so; up to when it is complete then (µs)."""
+    def complete_us(self, table: Table) -> int:
+        """Up to when the published state says that it is complete (µs), 0 where there is none."""
+        return self._complete_us.get(table.safe_name, 0)
+
+    def advance(self, table: Table) -> None:
+        """Let a published state that lacks nothing say so, in a commit of properties alone."""
         state = self._states[table.safe_name]
         base = published_base(self.lake, table)
-        if base is None or is_behind(base, table, state):
-            return 0
-        return int(table_property(advance_watermark(self.lake, base, state), "watermark_us") or 0)
+        if base is not None and not is_behind(base, table, state):
+            advance_watermark(self.lake, base, state)
 
     def of_aggregate(self, aggregate: Aggregate, today: date) -> Stale | None:
         """Whether an aggregate, or days of one, have to be built again.
