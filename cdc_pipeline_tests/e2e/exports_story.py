@@ -56,7 +56,7 @@ AWAITED: frozenset[str] = frozenset(
 """What the pipeline cannot do yet, so that stories leave it out. Empty this as it learns it.
 
 `unfinished steps`: recovery off and on, a new table or 40 days while an export or a heal is on its
-way. `damaged heals`: incremental exports whose files are damaged or gone. `cdc beside heals`: a
+way, and before the first baseline. `damaged heals`: incremental exports whose files are damaged or gone. `cdc beside heals`: a
 line of an export beside the captured record of its change.
 """
 
@@ -197,7 +197,7 @@ class ExportsWorld:
 
     def tell(self, step: Step) -> None:
         risky = "unfinished steps" in AWAITED and step[0] in _UNFINISHED_RISKS
-        if risky and is_unfinished(self.state()):
+        if risky and ((state := self.state()).staged is None or is_unfinished(state)):
             return
         match step:
             case ("write", what):
