@@ -25,7 +25,6 @@ DAY = 24 * HOUR
 
 # ----------------------------------------------------------------------------------- stories
 
-_RUNS = ["capture", "capture", "capture", "publish", "publish", "heal", "heal", "snapshot", "cdc"]
 _writes = st.tuples(st.just("write"), st.lists(st.integers(0, 29), min_size=1, max_size=6))
 _nearly_a_day = st.integers(DAY - 1200, DAY + 600).map(lambda s: s - s % 30)
 _time = st.tuples(
@@ -41,10 +40,22 @@ _SPOILT = ["fail", "flip", "cut", "gone"]
 _spoil = st.tuples(
     st.just("spoil"), st.lists(st.sampled_from(_SPOILT), min_size=1, max_size=2).map(tuple)
 )
-_kill = st.none() | st.none() | st.tuples(st.integers(0, 12), st.booleans())
-_run = st.tuples(st.just("run"), st.sampled_from(_RUNS), _kill)
-_capture = st.tuples(st.just("run"), st.just("capture"), _kill)
-_export = st.tuples(st.just("run"), st.sampled_from(["snapshot", "heal"]), _kill)
+_CHANGES = {"capture": 3, "publish": 1, "heal": 10, "snapshot": 12, "cdc": 1}
+"""About the last change to the lake that each run makes."""
+
+
+def _runs(*names: str) -> st.SearchStrategy[Step]:
+    """One of the runs, killed now and then."""
+
+    def one(name: str) -> st.SearchStrategy[Step]:
+        kill = st.tuples(st.integers(0, _CHANGES[name]), st.booleans())
+        return st.tuples(st.just("run"), st.just(name), st.none() | st.none() | kill)
+
+    return st.sampled_from(names).flatmap(one)
+
+
+_run = _runs("capture", "capture", "publish", "publish", "heal", "heal", "snapshot", "cdc")
+_capture, _export = _runs("capture"), _runs("snapshot", "heal")
 _rotate = st.tuples(st.just("rotate"), st.integers(0, 3))
 _during = st.tuples(
     st.just("during"), st.one_of(_writes, _writes, _capture, _clock, _stream, _recovery, _time)
