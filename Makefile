@@ -117,7 +117,8 @@ test-slow: $(STAMP) ## The tests that start servers or take minutes
 test-nightly: $(STAMP) ## Thousands of new random stories; takes hours: STORIES=20000
 	@CDC_PIPELINE_STORIES='$(STORIES)' $(BIN)/python -m pytest -m slow --timeout=0 \
 		cdc_pipeline_tests/capture/test_capture_property.py \
-		cdc_pipeline_tests/capture/test_kinesis_property.py $(PYTEST_ARGS)
+		cdc_pipeline_tests/capture/test_kinesis_property.py \
+		cdc_pipeline_tests/e2e/test_exports_property.py $(PYTEST_ARGS)
 
 .PHONY: test-contract
 test-contract: $(STAMP) ## Our local AWS and Amazon's own by one set of rules; wants Java 17 and Maven

@@ -351,8 +351,9 @@ class KinesisWorld(World):
         def stop(_: float) -> None:
             raise Killed
 
+        lake = WorldsLake(self)
         with suppress(Killed, ExportError, SourceError):
-            take_snapshot(WorldsLake(self), TABLE, sleep=stop)
+            take_snapshot(lake, lake.settings.tables[0], sleep=stop)
         log = self.log()
         state = log.load()
         newest = state.baselines.get(max(state.baselines, default=0))
@@ -426,9 +427,7 @@ class KinesisWorld(World):
                     numbers = [change.order for change in mine]
                     assert numbers == sorted(numbers), f"out of order: {mine}"
 
-    def check_final(
-        self, state: LogState, landed: list[dict[str, Any]], unsure: set[str]
-    ) -> None:
+    def check_final(self, state: LogState, landed: list[dict[str, Any]], unsure: set[str]) -> None:
         """The fold over nothing, and over every baseline, as its export shows the table."""
         there = {}
         for item in map(canonical_item, self.sim.items("orders")):
@@ -449,9 +448,7 @@ class KinesisWorld(World):
             if change.written_us < baseline.export_time_us:
                 items[to_json(canonical_item(change.keys))] = change.new_image
         at = order_key(baseline.generation, SNAPSHOT_POSITION)
-        return {
-            key: Row(at, to_json(canonical_item(item))) for key, item in items.items() if item
-        }
+        return {key: Row(at, to_json(canonical_item(item))) for key, item in items.items() if item}
 
     def rows(self, state: LogState) -> list[dict[str, Any]]:
         columns = ["uuid", "op", "keys", "new_image", "old_image", "write_time_us", "position"]
@@ -464,9 +461,6 @@ class KinesisWorld(World):
                 key = order_key(landed.generation, row["position"])
                 found.append({**row, "generation": landed.generation, "order_key": key})
         return found
-
-
-TABLE = Table(name="orders", transport=KINESIS)
 
 
 class WorldsLake(Lake):

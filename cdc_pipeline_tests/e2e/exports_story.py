@@ -56,8 +56,8 @@ AWAITED: frozenset[str] = frozenset(
 """What the pipeline cannot do yet, so that stories leave it out. Empty this as it learns it.
 
 `unfinished steps`: recovery off and on, a new table or 40 days while an export or a heal is on its
-way, and before the first baseline. `damaged heals`: incremental exports whose files are damaged or gone. `cdc beside heals`: a
-line of an export beside the captured record of its change.
+way, and before the first baseline. `damaged heals`: incremental exports whose files are damaged or
+gone. `cdc beside heals`: a line of an export beside the captured record of its change.
 """
 
 MARGIN_US = MARGIN * 1_000_000
@@ -392,7 +392,7 @@ class ExportsWorld:
         allowed: dict[str, set[str | None]] = {}
         for version in self.sim.versions("orders"):
             key = to_json(canonical_item(version.key))
-            image = version.image and to_json(canonical_item(version.image))
+            image = None if version.image is None else to_json(canonical_item(version.image))
             seen = allowed.setdefault(key, {None})
             if version.micros < since_us:
                 seen.clear()

@@ -10,8 +10,6 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-import msgspec
-
 from cdc_pipeline.sandbox.export_files import (
     TableState,
     WindowChanges,
@@ -223,8 +221,7 @@ class ExportsService(StreamsService):
             (
                 export
                 for export in self.exports.values()
-                if token == export.description["ClientToken"]
-                and now < export.due + _TOKEN_MICROS
+                if token == export.description["ClientToken"] and now < export.due + _TOKEN_MICROS
             ),
             None,
         )
