@@ -123,7 +123,8 @@ test-dev: $(STAMP) ## `make dev` left to itself for five minutes: no failed tick
 test-nightly: $(STAMP) ## Thousands of new random stories; takes hours: STORIES=20000
 	@CDC_PIPELINE_STORIES='$(STORIES)' $(BIN)/python -m pytest -m slow --timeout=0 \
 		cdc_pipeline_tests/capture/test_capture_property.py \
-		cdc_pipeline_tests/capture/test_kinesis_property.py $(PYTEST_ARGS)
+		cdc_pipeline_tests/capture/test_kinesis_property.py \
+		cdc_pipeline_tests/e2e/test_exports_property.py $(PYTEST_ARGS)
 
 # The others are installed by the first run: dynoxide is compiled, once per machine, in two minutes of one core.
 .PHONY: test-contract

@@ -36,7 +36,7 @@ from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.columns import Column
 from cdc_pipeline.core.erasure import Suppressions
 from cdc_pipeline.core.errors import ExportError, NotReadyError, SettingsError
-from cdc_pipeline.core.log_parts import Baseline
+from cdc_pipeline.core.log_parts import FIRST_GENERATION, Baseline
 from cdc_pipeline.core.order import SNAPSHOT_POSITION, order_key
 from cdc_pipeline.lake.duck import files_relation, open_duckdb
 from cdc_pipeline.lake.lake import Lake
@@ -179,14 +179,16 @@ def export_target(lake: Lake, table: Table) -> ExportTarget:
 
 
 def _begin(lake: Lake, log: CaptureLog, state: LogState, shadow: bool) -> Baseline | None:
-    """A new baseline; a second and later one begins a generation. None: another run was faster.
+    """A new baseline; all but the very first begin a generation. None: another run was faster.
 
     The log entry that begins a generation is what records its positions: every shard's position
-    in the log at that entry. Changes captured from then on land in the new generation.
+    in the log at that entry. Changes captured from then on land in the new generation. The very
+    first hands over to the positions that capture began with, if no gap lies behind them: what
+    landed before a gap is not folded over a baseline of the generation behind it.
     """
     stream = state.stream
     assert stream is not None  # capture was opened
-    if state.baselines:
+    if state.baselines or stream.generation != FIRST_GENERATION:
         # Behind all that has landed, by no slow clock: where order is by time, what comes late of
         # the time before belongs to the generation before, which the export has seen.
         recorded_us = max(log.not_yet_us(), (state.last_change_us or 0) + 1000)

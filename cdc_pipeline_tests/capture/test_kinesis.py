@@ -16,6 +16,7 @@ from cdc_pipeline.capture.drain import (
     CaptureResult,
     capture_table,
 )
+from cdc_pipeline.capture.snapshot import take_snapshot
 from cdc_pipeline.capture.sources import followed_source, open_source
 from cdc_pipeline.core.attributes import canonical_item, to_json
 from cdc_pipeline.core.capture_log import LogState
@@ -28,7 +29,7 @@ from cdc_pipeline.settings import Table, parse_settings
 from cdc_pipeline_tests.lake.builder import START_US, LakeBuilder, plain_view
 from cdc_pipeline_tests.simulators import faults
 from cdc_pipeline_tests.simulators.clients import session, use
-from cdc_pipeline_tests.simulators.clock import SimulatedClock
+from cdc_pipeline_tests.simulators.clock import SimulatedClock, WrongClock
 from cdc_pipeline_tests.simulators.kinesis_model import HASHES, Precision
 from cdc_pipeline_tests.simulators.kinesis_server import KinesisSimulator
 
@@ -69,6 +70,7 @@ class Bench:
             "lake": f"lake-{table}",
             "region": "us-east-1",
             "handover_margin_seconds": 1,
+            "export": {"bucket": "exports"},
             "tables": [{"name": table, "transport": self.transport}],
         }
         settings = parse_settings(raw, self.folder / "settings.yaml")
@@ -503,6 +505,41 @@ def assert_in_gap(bench: Bench) -> None:
     (gap,) = bench.state().gaps.values()
     assert gap.cause == "not replicated"
     assert gap.from_us <= skipped.time_us < gap.to_us
+
+
+@pytest.mark.parametrize("error", [-300, -60, 60, 300])
+def test_a_repeat_does_not_beat_a_baseline_that_a_wrong_clock_recorded(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    """The export shows the newer one of two changes; the older one comes again behind it."""
+    local = WrongClock(bench.clock, error)
+    monkeypatch.setattr(
+        "cdc_pipeline.lake.lake.Lake.log",
+        lambda lake, table: CaptureLog(lake.store, lake.paths(table), local, margin_us=300_000_000),
+    )
+    bench.begin_empty()
+    bench.clock.advance(HOUR)
+    for value in (1, 2):
+        bench.sim.put("orders", item("k0", n=n(value)))
+        bench.clock.advance(1)
+    bench.capture()
+
+    class Stopped(Exception):
+        """While the export's time was waited for."""
+
+    def stop(_: float) -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        take_snapshot(*bench.lake(), sleep=stop)
+    begun = max(bench.state().baselines)
+    assert begun == bench.state().generation > 1
+    bench.sim.again(bench.sim.changes("orders")[0])
+    bench.clock.advance(2 * HOUR)
+    bench.sim.put("orders", item("k1", n=n(3)))
+    bench.capture()
+    over_it = [row["keys"] for row in bench.landed() if row["generation"] >= begun]
+    assert over_it == [to_json(item("k1"))]
 
 
 @pytest.mark.slow

@@ -3,13 +3,16 @@
 The machine is that of `test_capture_property`, and so are the rules for stories: plain data, kept
 as they were printed when they failed (`FOUND`), and `CDC_PIPELINE_STORIES=20000` tells that many
 new ones. What is different is the world: Kinesis tells changes late, twice and in any order, shards
-merge, positions that were trimmed are no errors, and some changes never come.
+merge, positions that were trimmed are no errors, some changes never come, and later baselines are
+begun between repeats of what is older than they.
 """
 
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -22,24 +25,32 @@ from cdc_pipeline.aws.kinesis import KinesisStreams
 from cdc_pipeline.capture.completion import READ, ItemReader
 from cdc_pipeline.capture.drain import CaptureOptions, CaptureResult, capture_table
 from cdc_pipeline.capture.reading import KinesisReading
+from cdc_pipeline.capture.snapshot import record_baseline, take_snapshot
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.capture.sources import ReplicationMetric
 from cdc_pipeline.core.attributes import canonical_item, to_json
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.changes import content_identity
 from cdc_pipeline.core.envelope import KINESIS
-from cdc_pipeline.core.fold import KeyedChange, fold, items
-from cdc_pipeline.core.log_parts import Gap
-from cdc_pipeline.core.order import order_key
+from cdc_pipeline.core.errors import ExportError, SourceError
+from cdc_pipeline.core.fold import KeyedChange, Row, fold, items
+from cdc_pipeline.core.log_parts import Baseline, Gap
+from cdc_pipeline.core.order import SNAPSHOT_POSITION, order_key
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.log import CaptureLog
 from cdc_pipeline.lake.store import Store
+from cdc_pipeline.settings import Table, parse_settings
 from cdc_pipeline_tests.capture.test_capture_property import FAULTS as ANY_FAULTS
 from cdc_pipeline_tests.capture.test_capture_property import (
     HOUR,
     LAG,
     LONG,
+    MARGIN,
     OPTIONS,
     WHOLE_TABLE,
     Behaviour,
+    Killed,
+    MemoryStore,
     ReusedSimulator,
     Step,
     World,
@@ -47,7 +58,7 @@ from cdc_pipeline_tests.capture.test_capture_property import (
 from cdc_pipeline_tests.capture.test_capture_property import LISTING as LISTING_FAULTS
 from cdc_pipeline_tests.simulators import faults
 from cdc_pipeline_tests.simulators.clients import session, use
-from cdc_pipeline_tests.simulators.clock import SimulatedClock
+from cdc_pipeline_tests.simulators.clock import SimulatedClock, WrongClock
 from cdc_pipeline_tests.simulators.kinesis_model import Change, KinesisModel
 from cdc_pipeline_tests.simulators.kinesis_server import KinesisSimulator
 from cdc_pipeline_tests.simulators.kinesis_service import KinesisService
@@ -68,6 +79,10 @@ _shards = st.one_of(
 )
 _time = st.tuples(
     st.just("advance"), st.sampled_from([1, 30, 6 * 60, 4 * HOUR, 13 * HOUR, 25 * HOUR, 49 * HOUR])
+)
+_clock = st.tuples(st.just("clock"), st.sampled_from([-300, -60, -5, -0.5, 0, 0.5, 5, 60, 300]))
+_nearly_a_day = st.tuples(
+    st.just("advance"), st.integers(24 * HOUR - 1200, 24 * HOUR + 600).map(lambda s: s - s % 30)
 )
 _replication = st.one_of(
     st.tuples(st.just("precision"), st.sampled_from(_PRECISIONS)),
@@ -116,6 +131,7 @@ _captures = st.one_of(
     st.tuples(st.just("raced"), st.integers(0, 4), st.booleans()),
     st.just(("in small batches",)),
 )
+_baseline = st.just(("baseline",))
 _steps = st.one_of(
     _writes,
     _writes,
@@ -125,12 +141,15 @@ _steps = st.one_of(
     _replication,
     _replication,
     _time,
+    _clock,
     _stream,
     _faults,
     _meanwhile,
+    _baseline,
     _captures,
     _captures,
 )
+_again = st.tuples(st.just("again"), st.integers(0, 30))
 _chapters = st.one_of(
     *[st.tuples(_steps)] * 5,
     st.tuples(_writes, _shards, st.just(("advance", 25 * HOUR)), _writes),
@@ -138,6 +157,8 @@ _chapters = st.one_of(
     st.tuples(st.just(("split", 0)), _writes, st.just(("merge", 0)), _writes, _captures),
     st.tuples(st.just(("off",)), _writes, _time, st.just(("on", "another")), _writes),
     st.tuples(st.just(("disturb", 0.3, 0.4)), _writes, _captures, _writes, _time, _captures),
+    st.tuples(_clock, _writes, st.just(("capture",)), _clock, _writes, _nearly_a_day, _writes),
+    st.tuples(_writes, st.just(("capture",)), _clock, _baseline, _again, _writes, _again, _again),
 )
 """The longer ones seldom come about by chance."""
 stories = st.lists(_chapters, min_size=2, max_size=12).map(
@@ -198,6 +219,7 @@ class KinesisWorld(World):
 
     def __post_init__(self) -> None:
         self.clock = self.sim.begin(self.how)
+        self.local = WrongClock(self.clock)
         self.on = False
         self.tell(("on", "another"))
         self.capture()
@@ -252,6 +274,8 @@ class KinesisWorld(World):
                 self.sim.faults.script(operation, *[None] * calls, happens)
             case ("empty page",):
                 self.sim.faults.script("kinesis:GetRecords", faults.empty_page())
+            case ("baseline",):
+                self.begin_baseline()
             case _:
                 super().tell(step)
 
@@ -321,10 +345,26 @@ class KinesisWorld(World):
         )
         return capture_table(self.log(store), source, options, sleep=lambda _: None)
 
+    def begin_baseline(self) -> None:
+        """What a snapshot logs before it asks for its export; this one counts as staged then."""
+
+        def stop(_: float) -> None:
+            raise Killed
+
+        lake = WorldsLake(self)
+        with suppress(Killed, ExportError, SourceError):
+            take_snapshot(lake, lake.settings.tables[0], sleep=stop)
+        log = self.log()
+        state = log.load()
+        newest = state.baselines.get(max(state.baselines, default=0))
+        if newest is not None and newest.snapshot_id is None:
+            record_baseline(log, state, newest, snapshot_id=1)
+
     def catch_up(self) -> None:
         self.sim.faults.clear()
         self.tell(("on", "another"))
-        self.tell(("advance", LAG + LATE + 2))
+        # Behind the time of every export that was asked for.
+        self.tell(("advance", LAG + LATE + 4 * MARGIN + 2))
         super().catch_up()
 
     # -------------------------------------------------------------------------- the truth
@@ -340,7 +380,8 @@ class KinesisWorld(World):
         assert {row["uuid"] for row in told} <= by_uuid.keys(), "landed, but never written"
         assert {row["transport"] for row in landed} <= {KINESIS, READ}
         assert not state.quarantined
-        whole_until_us = state.watermark_us if until_us is None else until_us
+        claimed_us = state.watermark_us - MARGIN * 1_000_000
+        whole_until_us = claimed_us if until_us is None else until_us
         there = {row["uuid"] for row in told}
         missing = [c for uuid, same in by_uuid.items() if uuid not in there for c in same]
         gaps = list(state.gaps.values())
@@ -360,13 +401,18 @@ class KinesisWorld(World):
         unsure = {to_json(canonical_item(change.keys)) for change in missing}
         self.check_order(by_uuid, [row for row in told if row["keys"] not in unsure])
         if until_us is not None and not self.unseen:
-            self.check_final([row for row in landed if row["keys"] not in unsure], unsure)
+            self.check_final(state, [row for row in landed if row["keys"] not in unsure], unsure)
 
     def check_generations(self, state: LogState, landed: list[dict[str, Any]]) -> None:
-        """A heal beats what was written before its gap ended, and nothing else."""
+        """A heal beats what was written before its gap ended, and nothing else.
+
+        A gap ends a margin behind its opening, and a later baseline may begin before that.
+        """
         for gap in state.gaps.values():
+            later = [b for b in state.baselines.values() if b.generation > gap.heal_generation]
+            end_us = min([gap.to_us, *(baseline.recorded_us for baseline in later)])
             for row in landed:
-                is_behind = row["write_time_us"] // 1000 >= gap.to_us // 1000
+                is_behind = row["write_time_us"] // 1000 >= end_us // 1000
                 assert (row["generation"] > gap.heal_generation) == is_behind, (row, gap)
 
     def check_order(self, by_uuid: dict[str, list[Change]], told: list[dict[str, Any]]) -> None:
@@ -381,13 +427,28 @@ class KinesisWorld(World):
                     numbers = [change.order for change in mine]
                     assert numbers == sorted(numbers), f"out of order: {mine}"
 
-    def check_final(self, landed: list[dict[str, Any]], unsure: set[str]) -> None:
-        changes = (KeyedChange(r["keys"], r["order_key"], r["new_image"]) for r in landed)
+    def check_final(self, state: LogState, landed: list[dict[str, Any]], unsure: set[str]) -> None:
+        """The fold over nothing, and over every baseline, as its export shows the table."""
         there = {}
         for item in map(canonical_item, self.sim.items("orders")):
             there[to_json({"pk": item["pk"]})] = to_json(item)
         expected = {key: item for key, item in there.items() if key not in unsure}
-        assert items(fold({}, changes)) == expected
+        assert items(fold({}, map(keyed, landed))) == expected
+        for baseline in state.baselines.values():
+            exported = self.exported(baseline)
+            base = {key: row for key, row in exported.items() if key not in unsure}
+            newer = [row for row in landed if row["generation"] >= baseline.generation]
+            found = items(fold(base, map(keyed, newer)))
+            assert found == expected, f"over {baseline}, of {[*map(short, landed)]}"
+
+    def exported(self, baseline: Baseline) -> dict[str, Row]:
+        """The table as it was at the time of a baseline's export."""
+        items: dict[str, Any] = {}
+        for change in self.aws.changes("orders"):
+            if change.written_us < baseline.export_time_us:
+                items[to_json(canonical_item(change.keys))] = change.new_image
+        at = order_key(baseline.generation, SNAPSHOT_POSITION)
+        return {key: Row(at, to_json(canonical_item(item))) for key, item in items.items() if item}
 
     def rows(self, state: LogState) -> list[dict[str, Any]]:
         columns = ["uuid", "op", "keys", "new_image", "old_image", "write_time_us", "position"]
@@ -400,6 +461,35 @@ class KinesisWorld(World):
                 key = order_key(landed.generation, row["position"])
                 found.append({**row, "generation": landed.generation, "order_key": key})
         return found
+
+
+class WorldsLake(Lake):
+    """The lake of a world, for what asks for a whole one."""
+
+    def __init__(self, world: KinesisWorld) -> None:
+        assert world.losses is not None
+        settings = parse_settings(SETTINGS, Path("settings.yaml"))
+        super().__init__(settings, world.losses.aws, MemoryStore(world.objects))
+        self._world = world
+
+    def log(self, table: Table) -> CaptureLog:
+        return self._world.log()
+
+
+SETTINGS = {
+    "lake": "lake",
+    "handover_margin_seconds": MARGIN,
+    "export": {"bucket": "exports"},
+    "tables": [{"name": "orders", "transport": KINESIS}],
+}
+
+
+def keyed(row: dict[str, Any]) -> KeyedChange:
+    return KeyedChange(row["keys"], row["order_key"], row["new_image"])
+
+
+def short(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["keys"], row["order_key"], row["op"], row["new_image"]
 
 
 def image(item: Any) -> str | None:

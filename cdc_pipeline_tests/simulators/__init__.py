@@ -18,11 +18,17 @@
         sim.skip_next("orders")  # CloudWatch counts it, Kinesis never has it
         sim.changes("orders")    # every change ever made, and where it was delivered
 
+    with ExportsSimulator(clock=clock) as sim:      # all of the first, and
+        sim.switch_backups("orders", on=False)
+        sim.spoil_exports("fail", "flip")           # the next two exports
+        sim.objects              # what exports wrote, by key
+        sim.versions("orders")   # every version of every item ever
+
 Modules: `clock` (settable time), `items` (attribute values), `streams_model` (tables, streams,
 shards; no HTTP), `streams_service` (the API's operations on the model), `faults` (what goes
 wrong, when, how often it did), `streams_server` (HTTP, and `StreamsSimulator`, which ties them),
 `clients` (real clients of a simulator); `kinesis_model`, `kinesis_service`, `kinesis_server` put
-Kinesis on top of them.
+Kinesis on top of them, `exports` puts recovery and exports.
 
 What is modelled
 - AWS JSON 1.0: ListStreams, DescribeStream, GetShardIterator, GetRecords; of DynamoDB itself
@@ -83,6 +89,12 @@ What Kinesis does here is unconfirmed
   `KinesisSimulator(empty_end=True)` gives an empty page first.
 - A record delivered twice has the same eventID and time. The metric's dimensions are TableName and
   DelegatedOperation=PutRecord; `metric_lag_seconds`: how long after its beginning a minute is told.
+
+What is modelled of exports
+- ExportTableToPointInTime (DYNAMODB_JSON, full and incremental), DescribeExport, and S3's GetObject
+  of their files in one bucket. What is exported, what AWS refuses and the files' layout are the
+  sandbox's; an export is over 120 s after its request, by the clock.
+- Recovery reaches back 35 days and lags five minutes behind; off and on it begins anew.
 
 What is not modelled: signatures and permissions, request rates and the limit of two readers per
 shard (script a throttling fault instead), AT_TIMESTAMP iterators, ENABLING/DISABLING and creation

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
+from urllib.parse import unquote
 
 import msgspec
 
@@ -237,6 +238,10 @@ class StreamsSimulator:
             self.failed(error)
             return error_reply(400, "Simulator", f"{type(error).__name__}: {error}")
 
+    def get(self, path: str) -> Reply:
+        """Answer a GET, such as S3's of a simulator that has it."""
+        return Reply(404, b"")
+
     def failed(self, error: BaseException) -> None:
         """The simulator itself went wrong; leaving it raises this."""
         self._errors.append(error)
@@ -309,6 +314,13 @@ class _Handler(BaseHTTPRequestHandler):
         service, _, operation = self.headers.get("X-Amz-Target", "").partition(".")
         assert isinstance(self.server, _Server)
         reply = self.server.simulator.answer(_SERVICES.get(service, "") + operation, body)
+        self._send(reply, with_crc=service.startswith("DynamoDB_"))
+
+    def do_GET(self) -> None:
+        assert isinstance(self.server, _Server)
+        self._send(self.server.simulator.get(unquote(self.path.partition("?")[0])))
+
+    def _send(self, reply: Reply, *, with_crc: bool = False) -> None:
         if reply.reset == "before headers":
             self._reset()
             return
@@ -321,7 +333,7 @@ class _Handler(BaseHTTPRequestHandler):
             f"Content-Length: {declared}",
             "x-amzn-RequestId: SIMULATOR",
         ]
-        if service.startswith("DynamoDB_"):
+        if with_crc:
             lines.append(f"x-amz-crc32: {zlib.crc32(reply.body)}")
         head = "\r\n".join([*lines, "", ""]).encode()
         if reply.reset == "after headers":

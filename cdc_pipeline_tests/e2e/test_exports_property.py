@@ -1,0 +1,169 @@
+"""Any story of a table, its stream and its exports ends in a lake that is the table.
+
+Writes, runs that fail or are killed, wrong clocks, outages, exports that fail or are damaged,
+tables recreated, recovery and stream off and on, long pauses: whatever was published meanwhile was
+true, and in the end a few plain reruns make `current_state`, `history` and `cdc` what they must be.
+
+A story is a list of steps in plain data, so that one that failed can be kept as it was printed
+(`FOUND`). `CDC_PIPELINE_STORIES=2000` tells that many new ones, not the same ones as always.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, Phase, event, given, settings
+from hypothesis import strategies as st
+
+from cdc_pipeline.aws.session import AwsSession
+from cdc_pipeline_tests.capture.test_capture_property import HOUR, LONG, Behaviour, Step, behaviours
+from cdc_pipeline_tests.e2e.exports_story import AWAITED, ExportsWorld, ReusedExports
+from cdc_pipeline_tests.simulators.clients import session, use
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+DAY = 24 * HOUR
+
+# ----------------------------------------------------------------------------------- stories
+
+_writes = st.tuples(st.just("write"), st.lists(st.integers(0, 29), min_size=1, max_size=6))
+_nearly_a_day = st.integers(DAY - 1200, DAY + 600).map(lambda s: s - s % 30)
+_time = st.tuples(
+    st.just("advance"),
+    st.sampled_from([1, 30, 6 * 60, 16 * 60, HOUR, 4 * HOUR, 13 * HOUR, 25 * HOUR, 49 * HOUR])
+    | _nearly_a_day,
+)
+_pause = st.just(("pause", 40 * DAY))
+_clock = st.tuples(st.just("clock"), st.sampled_from([-300, -60, -5, -0.5, 0, 0.5, 5, 60, 300]))
+_recovery = st.tuples(st.just("recovery"), st.booleans())
+_stream = st.sampled_from([("off",), ("on",), ("off",), ("on",), ("recreate",)])
+_SPOILT = ["fail", "flip", "cut", "gone"]
+_spoil = st.tuples(
+    st.just("spoil"), st.lists(st.sampled_from(_SPOILT), min_size=1, max_size=2).map(tuple)
+)
+_CHANGES = {"capture": 3, "publish": 1, "heal": 10, "snapshot": 12, "cdc": 1}
+"""About the last change to the lake that each run makes."""
+
+
+def _runs(*names: str) -> st.SearchStrategy[Step]:
+    """One of the runs, killed now and then."""
+
+    def one(name: str) -> st.SearchStrategy[Step]:
+        return st.one_of(*[st.just(("run", name, None))] * 2, _killed(name))
+
+    return st.sampled_from(names).flatmap(one)
+
+
+def _killed(name: str) -> st.SearchStrategy[Step]:
+    kill = st.tuples(st.integers(0, _CHANGES[name]), st.booleans())
+    return st.tuples(st.just("run"), st.just(name), kill)
+
+
+_run = _runs("capture", "capture", "publish", "publish", "heal", "heal", "snapshot", "cdc")
+_capture, _export = _runs("capture"), _runs("snapshot", "heal")
+_rotate = st.tuples(st.just("rotate"), st.integers(0, 3))
+_during = st.tuples(
+    st.just("during"), st.one_of(_writes, _writes, _capture, _clock, _stream, _recovery, _time)
+)
+_change_of_world = st.one_of(
+    _recovery, st.just(("recreate",)), st.just(("off",)), st.just(("vanish",)), _pause
+)
+_steps = st.one_of(
+    _writes, _writes, _time, _clock, _stream, _recovery, _spoil, _rotate, _run, _run, _run
+)
+_done = [("run", name, None) for name in ("capture", "publish")]
+_chapters = st.one_of(
+    *[st.tuples(_steps)] * 4,
+    st.tuples(_writes, st.just(("advance", 25 * HOUR)), _writes, _capture, _export),
+    st.tuples(_clock, _writes, _capture, _clock, _writes, _time, _writes, _capture),
+    st.tuples(st.just(("off",)), _writes, _time, st.just(("on",)), _writes, _capture, _export),
+    st.tuples(_during, _during, _export, _capture),
+    st.tuples(_spoil, _export, _export),
+    st.tuples(_export, st.just(("vanish",)), _export),
+    st.tuples(_writes, _pause, _writes, _capture, _export),
+    st.tuples(_recovery, _writes, _time, _recovery, _capture, _export),
+    st.tuples(_writes, _killed("snapshot"), _change_of_world, _writes, _capture, _export),
+    st.tuples(_writes, st.just(("advance", 25 * HOUR)), _writes, _capture, _killed("heal")),
+    st.tuples(_killed("heal"), _change_of_world, _writes, _capture, _export),
+)
+"""The longer ones seldom come about by chance."""
+_bootstrap: tuple[Step, ...] = (
+    ("write", [0, 6, 12]),
+    ("run", "capture", None),
+    ("run", "snapshot", None),
+    ("advance", 16 * 60),
+    *_done,
+)
+stories = st.tuples(
+    st.sampled_from([(), _bootstrap, _bootstrap, _bootstrap]),
+    st.lists(_chapters, min_size=1, max_size=7),
+).map(lambda parts: [*parts[0], *(step for chapter in parts[1] for step in chapter)])
+
+# ------------------------------------------------------------------------------------- tests
+
+
+@pytest.fixture(scope="module")
+def sim() -> Iterator[ReusedExports]:
+    with ReusedExports() as simulator, pytest.MonkeyPatch.context() as patch:
+        use(simulator, patch)
+        # Thousands of stories share one client, and its budget of retries would run out.
+        patch.setattr("botocore.retries.quota.RetryQuota.acquire", lambda *_: True)
+        patch.setattr("cdc_pipeline.aws.shards._RETRY_SECONDS", 0)
+        patch.setattr("cdc_pipeline.capture.drain._FLUSH_WAIT_SECONDS", 0.002)
+        yield simulator
+
+
+@pytest.fixture(scope="module")
+def aws(sim: ReusedExports) -> AwsSession:
+    return session(sim)
+
+
+def tell(sim: ReusedExports, aws: AwsSession, how: Behaviour, story: list[Step]) -> dict[str, int]:
+    """Tell a story to its end and check it; how its runs ended."""
+    world = ExportsWorld(sim, aws, how)
+    try:
+        for step in story:
+            world.tell(step)
+        world.settle()
+    finally:
+        world.close()
+    return world.outcomes
+
+
+FOUND: dict[str, list[Step]] = {
+    "a gap before the first baseline": [
+        ("advance", 1000),
+        ("write", [1]),
+        ("run", "capture", None),
+        ("write", [2]),
+        ("advance", 25 * HOUR),
+        ("run", "capture", None),
+        ("run", "snapshot", None),
+    ],
+}
+"""Stories that failed once, or that a careless change would fail."""
+
+
+@settings(
+    max_examples=LONG or 40,
+    derandomize=not LONG,
+    print_blob=True,
+    report_multiple_bugs=False,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+@given(how=behaviours, story=stories)
+def test_any_story_ends_in_a_lake_that_is_the_table(
+    sim: ReusedExports, aws: AwsSession, how: Behaviour, story: list[Step]
+) -> None:
+    for outcome in tell(sim, aws, how, story):
+        event(outcome)
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_stories_that_failed_once(sim: ReusedExports, aws: AwsSession, name: str) -> None:
+    for shards in (1, 2):
+        tell(sim, aws, Behaviour(shards=shards, strict_trim=False), FOUND[name])
+
+
+def test_nothing_is_awaited() -> None:
+    assert not AWAITED
