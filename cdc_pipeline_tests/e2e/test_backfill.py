@@ -242,6 +242,32 @@ def test_days_before_capture_land_before_every_baseline(story: Story) -> None:
     assert story.cdc() == cdc
 
 
+def test_an_export_whose_files_are_gone_is_asked_for_anew(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AWS gives a killed run's export again for eight hours, whatever has become of its files."""
+    day, *_ = _tell(story)
+
+    def dies(*_: Any) -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cdc_pipeline.capture.backfill._Backfill._fill", dies)
+        with pytest.raises(KeyboardInterrupt):
+            story.backfill(day)
+    world, s3 = story.world, story.world.client("s3")
+    before = world.dynamodb.list_exports()["ExportSummaries"]
+    while any(export["ExportStatus"] == "IN_PROGRESS" for export in before):
+        before = world.dynamodb.list_exports()["ExportSummaries"]
+    for found in s3.list_objects_v2(Bucket=world.bucket)["Contents"]:
+        if "/AWSDynamoDB/data/" in found["Key"]:
+            s3.delete_object(Bucket=world.bucket, Key=found["Key"])
+    assert [sources for _, sources in _done(story.backfill(day)).values()] == [["export"]]
+    lasts = {k: v for k, v in story.last_of(day).items() if not k.startswith("fleeting")}
+    assert {pk: value for pk, _, value, *_ in story.landed(day)} == lasts
+    assert len(world.dynamodb.list_exports()["ExportSummaries"]) == len(before) + 1
+
+
 def test_what_the_stream_still_has_is_landed_again_as_it_was(story: Story) -> None:
     days = _tell(story)
     before, today = story.landed(), days[5]
