@@ -195,7 +195,8 @@ def test_the_key_of_an_item_is_hashed_where_rules_hash_it(
 
 def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = tmp_path / "settings.yaml"
-    said = "lake: lake\nhandover_margin_seconds: 2\nclock_margin_seconds: 0\ntables: [{name: orders}]\n"
+    margins = "handover_margin_seconds: 2\nclock_margin_seconds: 0\n"
+    said = f"lake: lake\n{margins}tables: [{{name: orders}}]\n"
     settings.write_text(said, "utf-8")
     monkeypatch.setenv(PATH_VARIABLE, str(settings))
     built = LakeBuilder(Lake.open(load_settings()))
