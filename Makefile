@@ -7,6 +7,7 @@
 #   TEST_WORKERS=1               processes that share `make test` (default: one per core)
 #   SLOW_WORKERS=1               processes that share `make test-slow` (default: 2)
 #   DEV_SECONDS=60               how long `make test-dev` watches (default: 300)
+#   SOAK_SECONDS=60 SOAK_SEED=1  for how long `make test-soak` kills runs (default: 600), and which
 #   STORIES=20000                how many stories `make test-nightly` tells
 #   TRANSPORT=firehose           the road of `make demo` and `make dev`: dynamodb_streams (the default), kinesis, firehose
 #   DEMO_ARGS=...                more arguments for `cdc-pipeline demo`, such as '--orders 2000 --changes 500'
@@ -24,6 +25,8 @@ TEST_WORKERS ?= auto
 SLOW_WORKERS ?= 2
 SHARED := --dist loadfile --no-loadscope-reorder
 DEV_SECONDS ?= 300
+SOAK_SECONDS ?= 600
+SOAK_SEED ?= 0
 STORIES ?= 20000
 TRANSPORT ?= dynamodb_streams
 DEMO_ARGS ?=
@@ -107,7 +110,7 @@ lambda: ## Pack the Lambda function for Firehose: build/firehose_lambda.zip
 
 .PHONY: test
 test: $(STAMP) ## The fast tests (PYTEST_ARGS=...)
-	@$(BIN)/python -m pytest -n $(TEST_WORKERS) $(SHARED) -m 'not ui and not slow and not dev and not contract and not spark and not trino' \
+	@$(BIN)/python -m pytest -n $(TEST_WORKERS) $(SHARED) -m 'not ui and not slow and not dev and not soak and not contract and not spark and not trino' \
 		$(PYTEST_ARGS)
 
 .PHONY: test-slow
@@ -118,6 +121,11 @@ test-slow: $(STAMP) ## The tests that start servers or take minutes
 .PHONY: test-dev
 test-dev: $(STAMP) ## `make dev` left to itself for five minutes: no failed tick, no red run (DEV_SECONDS=300)
 	@CDC_PIPELINE_DEV_SECONDS='$(DEV_SECONDS)' $(BIN)/python -m pytest -m dev $(PYTEST_ARGS)
+
+.PHONY: test-soak
+test-soak: $(STAMP) ## A daemon whose runs are killed every few seconds, for ten minutes (SOAK_SECONDS=600, SOAK_SEED=0)
+	@CDC_PIPELINE_SOAK_SECONDS='$(SOAK_SECONDS)' CDC_PIPELINE_SOAK_SEED='$(SOAK_SEED)' \
+		$(BIN)/python -m pytest -m soak -s cdc_pipeline_tests/e2e/test_soak.py $(PYTEST_ARGS)
 
 .PHONY: test-nightly
 test-nightly: $(STAMP) ## Thousands of new random stories; takes hours: STORIES=20000

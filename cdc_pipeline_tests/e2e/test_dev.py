@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from cdc_pipeline_tests.e2e.ticks import automation, failed_ticks
 from cdc_pipeline_tests.e2e.world import PACKAGE_ROOT
 from cdc_pipeline_tests.ui.stack import ask, free_port, is_loaded, wait_for
 
@@ -23,14 +24,6 @@ _STOP_SECONDS = 60
 
 pytestmark = [pytest.mark.dev, pytest.mark.timeout(_SECONDS + 2 * _START_SECONDS + _STOP_SECONDS)]
 
-_LOCATION = "cdc_pipeline.definitions"
-_TICKS = "status ticks(limit: 100000) { status skipReason error { message } }"
-_AUTOMATION = f"""query ($repository: RepositorySelector!) {{
-  sensorsOrError(repositorySelector: $repository) {{
-    ... on Sensors {{ results {{ name minIntervalSeconds sensorState {{ {_TICKS} }} }} }} }}
-  schedulesOrError(repositorySelector: $repository) {{
-    ... on Schedules {{ results {{ name scheduleState {{ {_TICKS} }} }} }} }}
-}}"""
 _RUNS = """{ runsOrError { ... on Runs { results {
   runId jobName status assetSelection { path } } } } }"""
 _CHECKS = """{ assetNodes { assetKey { path } assetChecksOrError { ... on AssetChecks { checks {
@@ -47,9 +40,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def test_no_tick_fails(address: str) -> None:
-    repository = {"repositoryName": "__repository__", "repositoryLocationName": _LOCATION}
-    answer = ask(address, _AUTOMATION, repository=repository)
-    sensors, schedules = answer["sensorsOrError"]["results"], answer["schedulesOrError"]["results"]
+    sensors, schedules = automation(address)
     states = {found["name"]: found["sensorState"] for found in sensors}
     for found in sensors:
         # The daemon is up some seconds after the UI, and a tick may wait for the one before it.
@@ -60,13 +51,7 @@ def test_no_tick_fails(address: str) -> None:
     assert {name: state["status"] for name, state in states.items()} == dict.fromkeys(
         states, "RUNNING"
     )
-    failed = {
-        f"{name}: {tick['error']['message'] if tick['error'] else tick['status']}"
-        for name, state in states.items()
-        for tick in state["ticks"]
-        if tick["status"] == "FAILURE" or tick["error"]
-    }
-    assert not failed
+    assert not failed_ticks(address)
     alarms = [tick["skipReason"] for tick in states["alarm_sensor"]["ticks"]]
     assert set(alarms) <= {"every check passes", None}, alarms
 

@@ -76,7 +76,7 @@ def wait_for(attempt: Callable[[], _T], what: str, seconds: float) -> _T:
 def running_stack(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
     """Everything up and the code location loaded; this process's environment points at it too."""
     with SandboxProcess(log_file=folder / "sandbox.log") as sandbox:
-        _enter(sandbox, _settings(folder), monkeypatch)
+        enter(sandbox, _settings(folder), monkeypatch)
         client: Any = local_client("s3")
         client.create_bucket(Bucket=BUCKET)
         with dagster_dev(folder) as address:
@@ -98,7 +98,8 @@ def _settings(folder: Path) -> Path:
     return path
 
 
-def _enter(sandbox: SandboxProcess, settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def enter(sandbox: SandboxProcess, settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Point this process's environment at a sandbox and a settings file."""
     wanted = dict(os.environ)
     sandbox.apply_environment(wanted)
     for name in set(os.environ) - set(wanted):
