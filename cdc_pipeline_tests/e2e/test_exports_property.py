@@ -75,9 +75,13 @@ _captured = st.just(("run", "capture", None))
 _outage = st.tuples(
     st.just("advance"), st.sampled_from([25 * HOUR, 49 * HOUR]) | _nearly_a_day | _nearly_a_day
 )
+_fast = st.tuples(st.just("clock"), st.sampled_from([5, 60, 300]))
+_slow = st.tuples(st.just("clock"), st.sampled_from([-5, -60, -300]))
+_just_a_day = st.tuples(st.just("advance"), st.integers(DAY, DAY + 300))
 _chapters = st.one_of(
     *[st.tuples(_steps)] * 4,
     *[st.tuples(_clock, _writes, _captured, _writes, _outage, _writes, _capture, _export)] * 2,
+    st.tuples(_fast, _writes, _captured, _writes, _just_a_day, _slow, _writes, _capture, _export),
     st.tuples(_clock, _writes, _captured, _clock, _writes, _outage, _clock, _writes, _capture),
     st.tuples(_writes, _outage, _writes, _captured, _killed("heal"), _change_of_world, _capture),
     st.tuples(st.just(("off",)), _writes, _time, st.just(("on",)), _writes, _capture, _export),
@@ -137,6 +141,17 @@ FOUND: dict[str, list[Step]] = {
         *_bootstrap,
         ("write", [1]),
         ("advance", 25 * HOUR),
+        ("write", [2]),
+        ("run", "capture", None),
+    ],
+    "trimmed, and by two wrong clocks not old enough for it": [
+        *_bootstrap,
+        ("clock", 300),
+        ("write", [1]),
+        ("run", "capture", None),
+        ("write", [7]),
+        ("advance", DAY + 60),
+        ("clock", -300),
         ("write", [2]),
         ("run", "capture", None),
     ],
