@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from cdc_pipeline.aws.session import AwsSession
 from cdc_pipeline_tests.capture.test_capture_property import HOUR, LONG, Behaviour, Step, behaviours
-from cdc_pipeline_tests.e2e.exports_story import AWAITED, ExportsWorld, ReusedExports
+from cdc_pipeline_tests.e2e.exports_story import ExportsWorld, ReusedExports
 from cdc_pipeline_tests.simulators.clients import session, use
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -188,7 +188,3 @@ def test_any_story_ends_in_a_lake_that_is_the_table(
 def test_stories_that_failed_once(sim: ReusedExports, aws: AwsSession, name: str) -> None:
     for shards in (1, 2):
         tell(sim, aws, Behaviour(shards=shards, strict_trim=False), FOUND[name])
-
-
-def test_nothing_is_awaited() -> None:
-    assert not AWAITED
