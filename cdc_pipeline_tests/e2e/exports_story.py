@@ -46,26 +46,11 @@ from cdc_pipeline_tests.simulators import faults
 from cdc_pipeline_tests.simulators.clock import SimulatedClock, WrongClock
 from cdc_pipeline_tests.simulators.exports import ExportsSimulator
 
-AWAITED: frozenset[str] = frozenset(
-    {
-        "unfinished steps",
-        "damaged heals",
-        "cdc beside heals",
-    }
-)
-"""What the pipeline cannot do yet, so that stories leave it out. Empty this as it learns it.
-
-`unfinished steps`: recovery off and on, a new table or 40 days while an export or a heal is on its
-way, and before the first baseline. `damaged heals`: incremental exports whose files are damaged or
-gone. `cdc beside heals`: a line of an export beside the captured record of its change.
-"""
-
 MARGIN_US = MARGIN * 1_000_000
 SECOND_US = 1_000_000
 _MEMORY = Path("/dev/shm")
 _SLEEPS = 400
 _ROUNDS = 10
-_UNFINISHED_RISKS = ("recovery", "recreate", "pause")
 
 
 class ReusedExports(ExportsSimulator, ReusedSimulator):
@@ -196,9 +181,6 @@ class ExportsWorld:
     # ---------------------------------------------------------------------------- steps
 
     def tell(self, step: Step) -> None:
-        risky = "unfinished steps" in AWAITED and step[0] in _UNFINISHED_RISKS
-        if risky and ((state := self.state()).staged is None or is_unfinished(state)):
-            return
         match step:
             case ("write", what):
                 for number in what:
@@ -223,8 +205,8 @@ class ExportsWorld:
                 self.clock.advance(1)
                 self.sim.switch_backups("orders", on=on)
             case ("spoil", how):
-                self.sim.spoil_exports(*how, spare_increments="damaged heals" in AWAITED)
-            case ("vanish",) if not ("damaged heals" in AWAITED and is_healing(self.state())):
+                self.sim.spoil_exports(*how)
+            case ("vanish",):
                 self.sim.objects.clear()
             case ("during", then):
                 self.during.append(then)
@@ -421,21 +403,9 @@ class ExportsWorld:
         assert len({row[0] for row in rows}) == len(rows), "twice in cdc"
         places = {row[3:5] for row in rows if row[2] == DYNAMODB_STREAMS}
         assert places == set(self.places(state)), "cdc is not what landed"
-        if "cdc beside heals" not in AWAITED:
-            lines = [row for row in rows if row[2] == EXPORT]
-            beside = [row for row in lines if self.record_of.get(row[5]) in places]
-            assert not beside, f"in cdc beside their records: {beside}"
+        lines = [row for row in rows if row[2] == EXPORT]
+        beside = [row for row in lines if self.record_of.get(row[5]) in places]
+        assert not beside, f"in cdc beside their records: {beside}"
         if all(map(state.is_healed, state.gaps)):
             assert len(dict(history)) == len(history)
             assert dict(history) == self.there(), "history ends otherwise"
-
-
-def is_healing(state: LogState) -> bool:
-    """Whether a heal is on its way."""
-    return any(not heal.healed for heal in state.heals.values())
-
-
-def is_unfinished(state: LogState) -> bool:
-    """Whether an export or a heal is on its way."""
-    baselines = (b.snapshot_id is None and not b.discarded for b in state.baselines.values())
-    return any(baselines) or is_healing(state)

@@ -128,8 +128,7 @@ class Export:
 class ExportsService(StreamsService):
     """The operations of recovery and exports, and the bucket: `objects` by key.
 
-    `delay_seconds`: how long an export takes. `spoil_next`: what becomes of those asked for next;
-    `spares_increments`: incremental ones may fail, and nothing else.
+    `delay_seconds`: how long an export takes. `spoil_next`: what becomes of those asked for next.
     """
 
     def __init__(
@@ -139,7 +138,6 @@ class ExportsService(StreamsService):
         self.objects: dict[str, bytes] = {}
         self.exports: dict[str, Export] = {}
         self.spoil_next: list[Spoiling] = []
-        self.spares_increments = False
         self._backed_up = model
         self._delay_us = int(delay_seconds * 1_000_000)
         self._recovery = Recovery(
@@ -265,8 +263,6 @@ class ExportsService(StreamsService):
             **more,
         }
         spoiling = self.spoil_next.pop(0) if self.spoil_next else None
-        if incremental and self.spares_increments and spoiling != "fail":
-            spoiling = None
         due = start + self._delay_us
         export = Export(description, asked, times, content, due, spoiling)
         self.exports[description["ExportArn"]] = export
@@ -382,15 +378,10 @@ class ExportsSimulator(StreamsSimulator):
         with self._lock:
             self._backed_up.switch_backups(self._backed_up.tables[name], on=on)
 
-    def has_backups(self, name: str) -> bool:
-        with self._lock:
-            return self._backed_up.tables[name].backups
-
-    def spoil_exports(self, *how: Spoiling, spare_increments: bool = False) -> None:
+    def spoil_exports(self, *how: Spoiling) -> None:
         """What becomes of the exports that are asked for next, one after the other."""
         with self._lock:
             self._exporting.spoil_next = list(how)
-            self._exporting.spares_increments = spare_increments
 
     @property
     def objects(self) -> dict[str, bytes]:
