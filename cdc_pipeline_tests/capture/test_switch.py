@@ -395,3 +395,23 @@ def test_a_cut_is_behind_everything_that_has_landed(bench: Bench) -> None:
     (written,) = [o.max_write_us for o in state.objects.values()]
     # DynamoDB's clock may be ahead of ours; the second that it tells is not over.
     assert cut_us(state, written - 3_000_000) == written + 1_000_000
+
+
+def test_a_table_made_again_while_it_switches_is_a_gap(bench: Bench) -> None:
+    """Its deletion left no changes, so what the former one's stream tells to its end is not all."""
+    bench.write()
+    bench.capture()
+    bench.transport = KINESIS
+    bench.capture()
+    cut = bench.state().cut
+    assert cut is not None
+    bench.sim.recreate_table("orders")
+    for _ in range(8):
+        bench.clock.advance(60)
+        bench.write(4)
+        bench.capture()
+        if bench.state().cut is None:
+            break
+    (gap,) = bench.state().gaps.values()
+    assert gap.cause == "table recreated"
+    assert bench.state().generation > gap.heal_generation

@@ -277,10 +277,7 @@ def erase_half_done(world: World) -> Step:
 def switch_cut(world: World) -> Step:
     """The table goes over to Kinesis; the cut is logged, and the run ends there."""
     world.client("kinesis").create_stream(StreamName=world.account, ShardCount=1)
-    arn = world.client("kinesis").describe_stream_summary(StreamName=world.account)
-    world.dynamodb.enable_kinesis_streaming_destination(
-        TableName=NAME, StreamArn=arn["StreamDescriptionSummary"]["StreamARN"]
-    )
+    _write_to_kinesis(world)
     table = {
         "name": NAME,
         "transport": "kinesis",
@@ -290,6 +287,12 @@ def switch_cut(world: World) -> Step:
     world.configure(table, export=export)
     _after(world, _capture, drain, "begin_cut")
     return _capture
+
+
+def _write_to_kinesis(world: World) -> None:
+    found = world.client("kinesis").describe_stream_summary(StreamName=world.account)
+    arn = found["StreamDescriptionSummary"]["StreamARN"]
+    world.dynamodb.enable_kinesis_streaming_destination(TableName=NAME, StreamArn=arn)
 
 
 def _capture(world: World) -> object:
@@ -417,6 +420,7 @@ CHANGES = [
 
 COMMANDS: dict[str, Step] = {
     r"aws dynamodb update-continuous-backups": lambda world: _turn_recovery(world, on=True),
+    r"aws dynamodb enable-kinesis-streaming-destination": _write_to_kinesis,
     r"cdc-pipeline heal orders": _heal,
     r"cdc-pipeline reconcile orders --full --repair": _repair,
     r"job `capture`": _capture,
