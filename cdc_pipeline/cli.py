@@ -111,7 +111,7 @@ def status(tables: tuple[str, ...], as_json: bool) -> None:
     """
     from dataclasses import asdict
 
-    from cdc_pipeline.core.coverage import clock_warning
+    from cdc_pipeline.core.coverage import clock_note
     from cdc_pipeline.lake.status import table_status
 
     lake = _lake()
@@ -157,6 +157,9 @@ def status(tables: tuple[str, ...], as_json: bool) -> None:
         )
     console = _console()
     console.print(grid)
+    measured = [row.clock_offset_us for row in rows if row.clock_offset_us is not None]
+    if measured:
+        console.print(clock_note(max(measured, key=abs)), highlight=False)
     for row in rows:
         if row.cut is not None:
             console.print(
@@ -169,8 +172,6 @@ def status(tables: tuple[str, ...], as_json: bool) -> None:
                 f"changes from {_moment(gap.from_us)} to "
                 f"{_moment(gap.to_us)} UTC are missing. Fix: cdc-pipeline heal {row.table}"
             )
-        if (warning := clock_warning(row.clock_offset_us)) is not None:
-            console.print(f"[yellow]clock[/] {row.table}, when it was captured last: {warning}")
         if row.late_changes:
             console.print(
                 f"[yellow]late[/] {row.table}: {row.late_changes:,} changes came behind a time up "

@@ -89,6 +89,13 @@ def clock_warning(offset_us: int | None) -> str | None:
     return f"this machine's clock is {abs(offset_us) / 1e6:.1f} s {side} AWS's; set it (NTP)"
 
 
+def clock_note(offset_us: int) -> str:
+    """How far the clock was off AWS's when it was measured last, for people."""
+    side = "ahead of" if offset_us > 0 else "behind"
+    note = f"clock of the captures: {abs(offset_us) / 1e6:.1f} s {side} AWS's"
+    return f"[yellow]{note}; set it (NTP)[/]" if clock_warning(offset_us) else note
+
+
 def moment(time_us: int) -> str:
     """A time for people, in UTC, rounded down to the second."""
     return f"{datetime.fromtimestamp(time_us // 1_000_000, UTC):%Y-%m-%d %H:%M:%S}"

@@ -23,7 +23,7 @@ from cdc_pipeline.capture.shard_reader import polls_needed
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.capture.switch import begin_cut, switch
 from cdc_pipeline.core.capture_log import Entry, LogState
-from cdc_pipeline.core.coverage import clock_warning
+from cdc_pipeline.core.coverage import clock_note, clock_warning
 from cdc_pipeline.core.errors import ShardGoneError
 from cdc_pipeline.core.heal_plan import Backups, plan_windows
 from cdc_pipeline.core.log_parts import Gap, Late, ShardState, StreamRef
@@ -415,3 +415,8 @@ def test_the_log_and_the_run_tell_of_a_wrong_clock(bench: Bench) -> None:
     result = capture_table(bench.log(), wrong, OPTIONS, sleep=bench.clock.sleep)
     assert bench.state().clock_offset_us == 5_200_000
     assert any("5.2 s ahead" in warning for warning in result.warnings)
+
+
+def test_status_tells_the_offset() -> None:
+    assert clock_note(400_000) == "clock of the captures: 0.4 s ahead of AWS's"
+    assert "5.0 s behind AWS's; set it" in clock_note(-5_000_000)
