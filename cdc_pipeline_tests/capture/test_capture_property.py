@@ -489,8 +489,10 @@ def sim() -> Iterator[ReusedSimulator]:
         patch.setattr("botocore.retries.quota.RetryQuota.acquire", lambda *_: True)
         patch.setattr("cdc_pipeline.aws.shards._RETRY_SECONDS", 0)
         patch.setattr("cdc_pipeline.capture.drain._FLUSH_WAIT_SECONDS", 0.002)
-        # Behind a day's outage each shard would be asked eighty times.
-        patch.setattr("cdc_pipeline.capture.shard_reader._OLD_STEPS", 1)
+        # Behind a day's outage each shard would be asked eighty times; no shard of these stories has
+        # more than one empty page (`lone_empty_page`).
+        few = "cdc_pipeline.capture.shard_reader.polls_needed"
+        patch.setattr(few, lambda empty_polls, age_us: empty_polls)
         yield simulator
 
 
