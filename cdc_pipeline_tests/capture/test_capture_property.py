@@ -489,8 +489,8 @@ def sim() -> Iterator[ReusedSimulator]:
         patch.setattr("botocore.retries.quota.RetryQuota.acquire", lambda *_: True)
         patch.setattr("cdc_pipeline.aws.shards._RETRY_SECONDS", 0)
         patch.setattr("cdc_pipeline.capture.drain._FLUSH_WAIT_SECONDS", 0.002)
-        # Behind a day's outage each shard would be asked eighty times; no shard of these stories has
-        # more than one empty page (`lone_empty_page`).
+        # Behind a day's outage each shard would be asked eighty times; none of these stories has
+        # a shard with more than one empty page (`lone_empty_page`).
         few = "cdc_pipeline.capture.shard_reader.polls_needed"
         patch.setattr(few, lambda empty_polls, age_us: empty_polls)
         yield simulator
