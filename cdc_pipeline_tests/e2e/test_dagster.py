@@ -203,6 +203,7 @@ def test_what_is_defined(world: World) -> None:
         "customers/raw_stream:no_quarantined_records",
         "customers/raw_stream:no_open_gaps",
         "customers/raw_stream:retention_budget",
+        "customers/raw_stream:watermark_holds",
         "customers/cdc:unbroken_chain",
         "customers/current_state:fresh",
         "customers/current_state:type_conflicts",
