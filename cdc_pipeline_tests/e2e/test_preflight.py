@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cdc_pipeline.capture.preflight import Report, preflight
+from cdc_pipeline.capture.shard_reader import polls_needed
 from cdc_pipeline.cli import main
 from cdc_pipeline.core.prices import stream_reads_usd
 from cdc_pipeline.lake.lake import Lake
@@ -77,7 +78,7 @@ def test_all_green_and_nothing_left_behind(world: World) -> None:
     (table,) = report.tables
     assert [f.check for f in table.findings] == ["access", "table", "recovery", "stream"]
     assert (table.key, table.items, table.account) == ("pk S, sk N", 1, world.account)
-    assert table.stream_usd == stream_reads_usd(1, 5, 3)
+    assert table.stream_usd == stream_reads_usd(1, 5, polls_needed(2, 5_000_000))
     assert world.stored() == set()
     assert run().exit_code == 0
 

@@ -52,6 +52,9 @@ def table(world: World) -> str:
         world.put(name, f"k{number}", n={"N": str(number)})
     world.snapshot(name)
     world.capture_past_handover(name)
+    # The settings file that Dagster reads has the least margin there is, a second.
+    time.sleep(1.2)
+    world.capture(name)
     return name
 
 

@@ -98,6 +98,7 @@ class World:
             "lake": f"s3://{self.bucket}/lake" if self.kind == "s3" else str(self.folder / "lake"),
             "region": "us-east-1",
             "handover_margin_seconds": 1,
+            "clock_margin_seconds": 0,  # the sandbox's clock is this machine's
             "capture": {
                 "interval_seconds": 5,
                 "poll_seconds": 0.02,
