@@ -125,7 +125,7 @@ test-dev: $(STAMP) ## `make dev` left to itself for five minutes: no failed tick
 .PHONY: test-soak
 test-soak: $(STAMP) ## A daemon whose runs are killed every few seconds, for ten minutes (SOAK_SECONDS=600, SOAK_SEED=0)
 	@CDC_PIPELINE_SOAK_SECONDS='$(SOAK_SECONDS)' CDC_PIPELINE_SOAK_SEED='$(SOAK_SEED)' \
-		$(BIN)/python -m pytest -m soak -s cdc_pipeline_tests/e2e/test_soak.py $(PYTEST_ARGS)
+		$(BIN)/python -m pytest -m soak -s $(PYTEST_ARGS)
 
 .PHONY: test-nightly
 test-nightly: $(STAMP) ## Thousands of new random stories; takes hours: STORIES=20000

@@ -592,7 +592,7 @@ FOUND: dict[str, list[Step]] = {
 
 
 @settings(
-    max_examples=LONG or 700,
+    max_examples=LONG or 350,
     derandomize=not LONG,
     print_blob=True,
     report_multiple_bugs=False,

@@ -638,7 +638,7 @@ FOUND: dict[str, list[Step]] = {
 
 
 @settings(
-    max_examples=LONG or 500,
+    max_examples=LONG or 250,
     derandomize=not LONG,
     print_blob=True,
     report_multiple_bugs=False,

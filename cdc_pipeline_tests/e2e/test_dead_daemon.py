@@ -16,7 +16,7 @@ from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline_tests.e2e.world import World, make_world
 from cdc_pipeline_tests.ui.stack import dagster_dev, is_loaded, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1200)]
 
 # A run may be silent for these and a minute (`silence_seconds`), and take twice that.
 RUN, LINGER = 2, 20

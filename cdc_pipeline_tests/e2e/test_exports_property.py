@@ -169,7 +169,7 @@ FOUND: dict[str, list[Step]] = {
 
 
 @settings(
-    max_examples=LONG or 40,
+    max_examples=LONG or 20,
     derandomize=not LONG,
     print_blob=True,
     report_multiple_bugs=False,
