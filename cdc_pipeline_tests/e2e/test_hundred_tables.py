@@ -26,8 +26,6 @@ pytestmark = [
 ]
 
 NAMES = [f"Table.{number:03d}" for number in range(100)]
-PREFLIGHT_SECONDS = 60
-LOAD_SECONDS = 3
 
 _LOAD = """
 import time
@@ -61,11 +59,10 @@ def test_a_hundred_tables(world: World) -> None:
     )
     source = world.folder / "tables.csv"
     source.write_text("\n".join(NAMES[1:]))
-    added = _timed("tables add --from", "tables", "add", "--from", str(source))
+    _timed("tables add --from", "tables", "add", "--from", str(source))
     assert [table.name for table in load_settings().tables] == NAMES
-    took = _timed("preflight", "preflight")
-    assert took < PREFLIGHT_SECONDS, added
-    assert _load_seconds(world) < LOAD_SECONDS
+    _timed("preflight", "preflight")
+    _print_load_seconds(world)
     _capture_all(world)
     for table in world.lake().settings.tables:
         (landed,) = world.lake().log(table).load().objects.values()
@@ -74,16 +71,15 @@ def test_a_hundred_tables(world: World) -> None:
     assert keys == [('{"pk":{"S":"only Table.042"},"sk":{"N":"1"}}',)]
 
 
-def _timed(what: str, *arguments: str) -> float:
+def _timed(what: str, *arguments: str) -> None:
     begun = time.monotonic()
     result = CliRunner().invoke(main, list(arguments))
     seconds = time.monotonic() - begun
     assert result.exit_code == 0, result.output
     print(f"\n{what}, {len(NAMES)} tables: {seconds:.1f} s")
-    return seconds
 
 
-def _load_seconds(world: World) -> float:
+def _print_load_seconds(world: World) -> None:
     """CPU seconds from the settings file to all definitions, in a process of their own."""
     done = subprocess.run(
         [sys.executable, "-c", _LOAD],
@@ -96,7 +92,6 @@ def _load_seconds(world: World) -> float:
     seconds, assets = map(float, done.stdout.split())
     assert assets > 4 * len(NAMES)
     print(f"definitions: {seconds:.1f} CPU seconds")
-    return seconds
 
 
 def _capture_all(world: World) -> None:
