@@ -165,7 +165,10 @@ class Staleness:
         Those of inputs that are built day by day are of `day`, and their names end in `@`.
         """
         found: dict[str, str] = {}
+        known = {AGGREGATES, *(table.safe_name for table in self.lake.settings.tables)}
         for schema, view in aggregate.inputs:
+            if schema not in known:
+                return {}
             name, version = self._version(schema, view, day)
             if version is None:
                 return {}

@@ -261,7 +261,7 @@ def heal_half_landed(world: World) -> Step:
 
 def heal_landed(world: World) -> Step:
     _gap(world)
-    _kill(world, _heal, heal._Healing, "_reread", _always)
+    _kill(world, _heal, heal._Healing, "_require_captured", _always)
     return _heal
 
 

@@ -28,7 +28,7 @@ from cdc_pipeline.sandbox.export_requests import (
 from cdc_pipeline.sandbox.journal import Change, Clock, TableJournal
 from cdc_pipeline.sandbox.recovery import Recovery
 from cdc_pipeline.sandbox.responses import RefusedError
-from cdc_pipeline_tests.simulators.faults import Call, Reply
+from cdc_pipeline_tests.simulators.faults import Reply
 from cdc_pipeline_tests.simulators.items import Item, identity, size_of
 from cdc_pipeline_tests.simulators.streams_model import StreamsModel, Table
 from cdc_pipeline_tests.simulators.streams_server import StreamsSimulator
@@ -341,14 +341,14 @@ class ExportsService(StreamsService):
         """S3's GetObject."""
         found = self.objects.get(key)
         if found is not None:
-            return Reply(200, found)
+            return Reply(200, found, etag=f'"{md5(found)}"')
         return Reply(404, b"<Error><Code>NoSuchKey</Code><Message>No such key</Message></Error>")
 
 
 class ExportsSimulator(StreamsSimulator):
     """DynamoDB, its streams, recovery and exports, and S3's GetObject of what they wrote.
 
-    Any bucket is the one bucket. Faults of S3 are scripted as `s3:GetObject`.
+    Any bucket is the one bucket, and its answers are whole.
     """
 
     def __init__(self, *, clock: Callable[[], float] | None = None, seed: int = 0) -> None:
@@ -363,14 +363,8 @@ class ExportsSimulator(StreamsSimulator):
         self._service = self._exporting = ExportsService(self._backed_up, strict_trim=strict_trim)
 
     def get(self, path: str) -> Reply:
-        key = path.lstrip("/").partition("/")[2]
-        if not self.faults.on:
-            return self._object({"Key": key})
-        return self.faults.answer(Call("s3:GetObject", {"Key": key}, None, self._object), b"")
-
-    def _object(self, request: dict[str, Any]) -> Reply:
         with self._lock:
-            return self._exporting.get_object(request["Key"])
+            return self._exporting.get_object(path.lstrip("/").partition("/")[2])
 
     # ------------------------------------------------------------------- recovery and exports
 

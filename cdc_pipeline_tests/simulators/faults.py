@@ -36,6 +36,7 @@ class Reply:
     keep: int | None = None
     honest_length: bool = True
     reset: Literal["before headers", "after headers"] | None = None
+    etag: str | None = None
 
 
 @dataclass(frozen=True)

@@ -335,6 +335,8 @@ class _Handler(BaseHTTPRequestHandler):
         ]
         if with_crc:
             lines.append(f"x-amz-crc32: {zlib.crc32(reply.body)}")
+        if reply.etag is not None:
+            lines.append(f"ETag: {reply.etag}")
         head = "\r\n".join([*lines, "", ""]).encode()
         if reply.reset == "after headers":
             self.wfile.write(head)
