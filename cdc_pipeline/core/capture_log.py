@@ -302,17 +302,25 @@ def _iso(time_us: int) -> str:
 
 
 def _parse(text: str | bytes, name: str, build: Any) -> Any:
+    fix = "use the version of cdc-pipeline that wrote it, or a newer one"
     try:
         raw = json.loads(text)
         if raw["format"] not in (FORMAT, FORMAT_WITH_ERASURES):
             raise LakeError(
                 f"{name} has format {raw['format']}, this version reads {FORMAT} and "
                 f"{FORMAT_WITH_ERASURES}",
-                fix="use the version of cdc-pipeline that wrote it, or a newer one",
+                fix=fix,
             )
+        kind = Entry if build is _entry else LogState
+        known = {"format", "at", *(field.name for field in dataclasses.fields(kind))}
+        # Left out it would be another state; parts of parts are checked as they are built.
+        if unknown := sorted(raw.keys() - known):
+            raise LakeError(f"{name} tells of {unknown}, which this version does not know", fix=fix)
         return build(raw)
     except (KeyError, TypeError, ValueError) as error:
-        raise LakeError(f"{name} is not a readable part of the capture log ({error!r})") from error
+        raise LakeError(
+            f"{name} is not a readable part of the capture log ({error!r})", fix=fix
+        ) from error
 
 
 def _entry(raw: Mapping[str, Any]) -> Entry:

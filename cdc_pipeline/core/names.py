@@ -11,6 +11,7 @@ OWNERS = "an e-mail address whose domain ends in 2 to 7 letters, or 'team:name'"
 """What `is_owner` takes, for messages."""
 
 _OBJECT_NAME = re.compile(r"(\d{12})-([0-9a-f]{16})\.[a-z.]+")
+_UNNUMBERED = ("/compacted-", "/heal-", "/backfill-")
 
 
 def safe_name(table_name: str) -> str:
@@ -47,6 +48,11 @@ def entry_number(key: str) -> int | None:
     """The log entry an object's file name claims, None for a file that is not ours."""
     match = _OBJECT_NAME.fullmatch(key.rpartition("/")[2])
     return int(match[1]) if match else None
+
+
+def is_landing_name(key: str) -> bool:
+    """Whether an object of the landing zone or quarantine is called as ours are (`TablePaths`)."""
+    return entry_number(key) is not None or any(part in key for part in _UNNUMBERED)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.erasure import ItemTrace
 from cdc_pipeline.core.errors import NotReadyError, QueryError, SettingsError
 from cdc_pipeline.core.log_parts import LandedObject, QuarantinedObject, Removed
-from cdc_pipeline.core.names import entry_number
+from cdc_pipeline.core.names import entry_number, is_landing_name
 from cdc_pipeline.lake.aggregates import build_aggregate
 from cdc_pipeline.lake.cdc import ROWS
 from cdc_pipeline.lake.compaction import remove_replaced
@@ -50,7 +50,6 @@ KEY_COLUMNS = {
 
 _READERS = 8
 _ATTEMPTS = 5
-_UNNUMBERED = ("/compacted-", "/heal-", "/backfill-")
 _TEMPORARY_SECONDS = 60
 """A file of a local lake has its name sooner than that, or its writer was killed."""
 
@@ -124,7 +123,7 @@ def erase_landed(log: CaptureLog, trace: ItemTrace) -> Removed:
             _replace_object(log, state, state.objects[holding.key], trace)
         elif _is_orphan(holding.key, state):
             log.store.delete([holding.key])
-        elif not _is_ours(holding.key):
+        elif not is_landing_name(holding.key):
             rewrite_file(log.store, holding.key, trace)
         # What is left is on its way, and its writer will see that it lost.
     remove_replaced(log, _ever(log))
@@ -135,13 +134,9 @@ def _ever(log: CaptureLog) -> int:
     return log.now_us() + 24 * 3600 * 1_000_000
 
 
-def _is_ours(key: str) -> bool:
-    return entry_number(key) is not None or any(part in key for part in _UNNUMBERED)
-
-
 def _is_orphan(key: str, state: LogState) -> bool:
     """Of a writer that was killed, or that can no longer log it: what it merged is replaced."""
-    return _is_ours(key) and (entry_number(key) or 0) <= state.n
+    return is_landing_name(key) and (entry_number(key) or 0) <= state.n
 
 
 def _replace_object(

@@ -155,6 +155,7 @@ def rewrite_object(store: Store, key: str, landed: LandedObject, rows: pa.Table)
         shards=tuple(sorted(set(rows["shard_id"].to_pylist()))),
         bare=any(absent and op != "D" for op, absent in images),
         through=landed.entry,
+        crc32=zlib.crc32(data),
     )
 
 

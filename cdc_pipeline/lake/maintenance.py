@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from cdc_pipeline.aws.s3 import StoredFile
-from cdc_pipeline.core.names import entry_number
+from cdc_pipeline.core.names import is_landing_name
 from cdc_pipeline.lake.compaction import Compaction, compact_landing, remove_replaced
 from cdc_pipeline.lake.current_state import published_base
 from cdc_pipeline.lake.lake import Lake
@@ -13,7 +13,6 @@ from cdc_pipeline.lake.store import TEMPORARY
 from cdc_pipeline.lake.tables import referenced_files
 from cdc_pipeline.settings import Table
 
-_UNNUMBERED = ("/compacted-", "/heal-", "/backfill-")
 _OF_A_TABLE = ("snapshot", "current_state", "tombstones", "cdc", "ttl_archive")
 
 
@@ -68,7 +67,7 @@ def _remove_unlogged(lake: Lake, table: Table, done: Upkeep) -> None:
         file
         for zone in (paths.landing, paths.quarantine)
         for file in _old_files(lake, zone)
-        if entry_number(file.key) is not None or any(part in file.key for part in _UNNUMBERED)
+        if is_landing_name(file.key)
     ]
     # The log after the files: what was logged in between is in it.
     state = log.load()

@@ -120,6 +120,21 @@ def test_entries_say_only_what_they_change_and_are_readable() -> None:
     }
 
 
+@pytest.mark.parametrize("parse", [Entry.from_json, LogState.from_json])
+def test_parts_of_a_newer_version_are_refused(parse: Any) -> None:
+    """Left out, the state would be another one than that of the version that wrote them."""
+    state = LogState()
+    state.apply(_entry(objects=(_object(1),)))
+    whole = json.loads(
+        (_entry(objects=(_object(1),)) if parse is Entry.from_json else state).to_json()
+    )
+    parse(json.dumps(whole), "x")
+    of_a_part = {**whole, "objects": [{**whole["objects"][0], "merged": True}]}
+    for said in ({**whole, "merged": []}, of_a_part):
+        with pytest.raises(LakeError, match=r"x .*merged(.|\n)*Fix: use the version"):
+            parse(json.dumps(said), "x")
+
+
 _GARBAGE = [
     "",
     "{",

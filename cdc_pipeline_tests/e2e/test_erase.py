@@ -6,6 +6,7 @@ import io
 import json
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -249,6 +250,9 @@ def test_nothing_of_the_item_is_left(world: World) -> None:
     assert_nothing_twice(world, "orders")
     assert _where(world, *SECRETS) == set()
     assert sum(q.rows for q in state.quarantined.values()) == 1
+    # What was rewritten is verified by its checksum again, as all else.
+    for landed in state.objects.values():
+        assert landed.crc32 == zlib.crc32(lake.store.read(landed.key) or b""), landed.key
     assert [b.items for b in state.baselines.values()] == [10, 10]
     rows = world.rows("SELECT note, n FROM aggregates.per_note", "orders", aggregates=True)
     assert sorted(rows) == sorted([("changed", 1), *((f"plain {n}", 1) for n in (0, *range(2, 9)))])

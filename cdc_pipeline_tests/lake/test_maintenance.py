@@ -234,6 +234,7 @@ def test_maintenance_removes_what_nothing_names_and_is_old_enough(built: LakeBui
     store = built.lake.store
     folder = next(iter(built.state.objects)).rpartition("/")[0]
     orphans = [f"{folder}/{1:012d}-{'f' * 16}.parquet", f"{folder}/compacted-1-2-ff.parquet"]
+    orphans += [f"{folder}/{name}-ff.parquet" for name in ("heal-1", "backfill")]
     strangers = [f"{folder}/notes.txt", "iceberg/cdc/orders_cdc/data/day=2026-01-01/lost.parquet"]
     orphans.append("_cdc/tmp/0123456789abcdef")  # of a writer that was killed
     for key in (*orphans, *strangers):
