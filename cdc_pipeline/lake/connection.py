@@ -9,11 +9,10 @@ from datetime import datetime
 from pathlib import Path
 
 import duckdb
-from pyiceberg.table import Table as IcebergTable
 
 from cdc_pipeline.core.errors import LakeError, SettingsError
 from cdc_pipeline.core.log_parts import Baseline
-from cdc_pipeline.lake.cdc import CDC_SCHEMA, require_rules_of_days
+from cdc_pipeline.lake.cdc import require_rules_of_days
 from cdc_pipeline.lake.current_state import published_base
 from cdc_pipeline.lake.duck import (
     connect_duckdb,
@@ -23,13 +22,13 @@ from cdc_pipeline.lake.duck import (
     landed_relation,
     literal,
     open_duckdb,
+    table_relation,
 )
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.masked import OtherRulesError, refusing_view, require_rules_of_aggregate
 from cdc_pipeline.lake.merge import merged_relation
 from cdc_pipeline.lake.tables import data_files
 from cdc_pipeline.lake.time_travel import find_state, write_state
-from cdc_pipeline.lake.ttl_archive import ARCHIVE_SCHEMA
 from cdc_pipeline.lake.typed import prior_columns
 from cdc_pipeline.settings import Table
 from cdc_pipeline.transform.aggregates import AGGREGATES, broken_aggregates, load_aggregates
@@ -126,7 +125,7 @@ def _create_cdc(
     built = lake.tables.load(f"{table.safe_name}_cdc")
     if built is None:
         return
-    files = files_relation(connection, data_files(built), CDC_SCHEMA)
+    files = table_relation(connection, built)
     try:
         require_rules_of_days(lake, table, built)
     except (OtherRulesError, SettingsError) as error:
@@ -144,7 +143,7 @@ def _create_ttl_archive(
     built = lake.tables.load(f"{table.safe_name}_ttl_archive") if table.ttl_archive else None
     if built is None:
         return
-    files, view = files_relation(connection, data_files(built), ARCHIVE_SCHEMA), "ttl_archive"
+    files, view = table_relation(connection, built), "ttl_archive"
     try:
         require_rules_of_days(lake, table, built, view)
     except (OtherRulesError, SettingsError) as error:
@@ -172,10 +171,10 @@ def _create_aggregates(connection: duckdb.DuckDBPyConnection, lake: Lake) -> Non
     connection.execute(f"CREATE SCHEMA {AGGREGATES}")
     every = load_aggregates(lake.settings.aggregates_folder)
     for aggregate in every:
-        relation = _aggregate_rows(lake, aggregate.table)
-        if relation is None:
+        built = lake.tables.load(aggregate.table)
+        if built is None:
             continue
-        view, rows, built = f"{AGGREGATES}.{identifier(aggregate.name)}", *relation
+        view, rows = f"{AGGREGATES}.{identifier(aggregate.name)}", table_relation(connection, built)
         try:
             require_rules_of_aggregate(lake, aggregate, every, built)
         except (OtherRulesError, SettingsError) as error:
@@ -183,18 +182,11 @@ def _create_aggregates(connection: duckdb.DuckDBPyConnection, lake: Lake) -> Non
         else:
             connection.execute(f"CREATE VIEW {view} AS SELECT * FROM {rows}")
     for broken in broken_aggregates(lake.settings.aggregates_folder):
-        relation = _aggregate_rows(lake, broken.table)
-        if relation is not None:
+        built = lake.tables.load(broken.table)
+        if built is not None:
             # Its inputs are unknown, and with them the masking rules that it has to follow.
-            view = f"{AGGREGATES}.{identifier(broken.name)}"
-            refusing_view(connection, view, relation[0], SettingsError(broken.error))
-
-
-def _aggregate_rows(lake: Lake, name: str) -> tuple[str, IcebergTable] | None:
-    """What has been built of an aggregate, as a relation and as a table."""
-    built = lake.tables.load(name)
-    files = data_files(built) if built is not None else []
-    if built is None or not files:
-        return None
-    listed = ", ".join(map(literal, files))
-    return f"read_parquet([{listed}], hive_partitioning = false)", built
+            view, rows = (
+                f"{AGGREGATES}.{identifier(broken.name)}",
+                table_relation(connection, built),
+            )
+            refusing_view(connection, view, rows, SettingsError(broken.error))

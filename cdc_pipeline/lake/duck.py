@@ -10,6 +10,7 @@ from typing import cast
 import duckdb
 import pyarrow as pa
 from pyarrow.fs import S3FileSystem
+from pyiceberg.table import Table as IcebergTable
 
 from cdc_pipeline.core.errors import LakeError
 from cdc_pipeline.core.log_parts import LandedObject
@@ -17,6 +18,7 @@ from cdc_pipeline.core.order import generation_prefix
 from cdc_pipeline.lake.duck_s3 import DuckS3
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.landing import LANDING_SCHEMA, read_object
+from cdc_pipeline.lake.tables import data_files
 
 _FETCH_BYTES = 8 << 20  # of Parquet; it may take ten times that in memory
 _FILE_ROWS = 1 << 32  # more than any file has
@@ -104,6 +106,25 @@ def files_relation(
         listed = ", ".join(literal(path) for path in paths)
         return f"read_parquet([{listed}], hive_partitioning = false)"
     return empty_relation(connection, schema)
+
+
+def table_relation(connection: duckdb.DuckDBPyConnection, table: IcebergTable) -> str:
+    """SQL for the rows of an Iceberg table as its schema has them, whenever a file was written.
+
+    Columns are found by their field ids: one that a file lacks is NULL in its rows, and one that
+    was dropped does not come back with another of its name.
+    """
+    schema = table.schema()
+    nothing = connection.from_arrow(schema.as_arrow().empty_table())
+    columns = ", ".join(
+        f"{field.field_id}: {{name: {literal(field.name)}, type: {literal(str(kind))}, "
+        "default_value: NULL}"
+        for field, kind in zip(schema.fields, nothing.types, strict=True)
+    )
+    paths = ", ".join(map(literal, data_files(table)))
+    if not paths:
+        return empty_relation(connection, schema.as_arrow())
+    return f"read_parquet([{paths}], hive_partitioning = false, schema = MAP {{{columns}}})"
 
 
 def empty_relation(connection: duckdb.DuckDBPyConnection, schema: pa.Schema) -> str:
