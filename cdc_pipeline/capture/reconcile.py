@@ -25,6 +25,7 @@ from cdc_pipeline.capture.verify_export import VerifiedExport, verify_export
 from cdc_pipeline.core.errors import LakeError, NotReadyError
 from cdc_pipeline.core.log_parts import Baseline
 from cdc_pipeline.core.prices import EXPORT_USD_PER_GB
+from cdc_pipeline.lake.baselines import forget_baselines
 from cdc_pipeline.lake.cdc import build_cdc_day
 from cdc_pipeline.lake.current_state import (
     Base,
@@ -124,10 +125,10 @@ def reconcile_full(
     """Compare all items with a fresh export, and every file with what was written.
 
     The export is staged as a shadow baseline. With `repair` it takes the place of the live one if
-    anything was wrong, in one commit, and damaged landing objects and days of cdc are made good
-    as far as possible. Without, it is held while something is wrong, so that a repair may use it;
-    otherwise discarded. Safe to kill at any moment and run again. Raises `NotReadyError`,
-    `SourceError`, `ExportError`, `LakeError`.
+    anything was wrong, in one commit, damaged landing objects and days of cdc are made good as far
+    as possible, and damaged baselines are forgotten. Without, it is held while something is wrong,
+    so that a repair may use it; otherwise discarded. Safe to kill at any moment and run again.
+    Raises `NotReadyError`, `SourceError`, `ExportError`, `LakeError`.
     """
     started = time.monotonic()
     # Before the export, so that the base shows nothing written later than it.
@@ -243,6 +244,8 @@ def _repair(lake: Lake, table: Table, shadow: Baseline, report: Report, progress
     for day in sorted({damage.day for damage in report.files.damages if damage.day}):
         progress(f"building cdc of {day} again")
         build_cdc_day(lake, table, date.fromisoformat(day))
+    damaged = {damage.generation for damage in report.files.damages}
+    forget_baselines(lake, table, {g for g in damaged if g is not None})
     report.repaired = True
 
 

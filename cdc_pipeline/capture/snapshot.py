@@ -38,6 +38,7 @@ from cdc_pipeline.core.erasure import Suppressions
 from cdc_pipeline.core.errors import ExportError, NotReadyError, SettingsError
 from cdc_pipeline.core.log_parts import FIRST_GENERATION, Baseline
 from cdc_pipeline.core.order import SNAPSHOT_POSITION, order_key
+from cdc_pipeline.lake.baselines import tag_baselines
 from cdc_pipeline.lake.duck import files_relation, open_duckdb
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.log import CaptureLog, new_nonce, this_owner
@@ -147,6 +148,7 @@ def take_snapshot(
         staged_us=log.now_us(),
     )
     require_wanted(table, done)
+    tag_baselines(lake, table)
     lake.store.delete(list(lake.store.list(lake.paths(table).staging)))
     return SnapshotResult(
         generation=baseline.generation,

@@ -218,7 +218,9 @@ def _build(
                 built.append(CdcDay(day, rows, repeats, len(objects), state.n, seconds))
 
     chunks = _chunks(batches())
-    committed = lake.tables.replace_days(name, days, CDC_SCHEMA, chunks, properties, over=before)
+    committed = lake.tables.replace_days(
+        name, days, CDC_SCHEMA, chunks, properties, over=before, key="keys"
+    )
     return built, committed
 
 

@@ -16,6 +16,7 @@ from cdc_pipeline.lake.cdc import require_rules_of_days
 from cdc_pipeline.lake.current_state import published_base
 from cdc_pipeline.lake.duck import (
     connect_duckdb,
+    empty_relation,
     explain,
     files_relation,
     identifier,
@@ -162,9 +163,14 @@ def _create_pitr_export(
     exported = lake.tables.load(f"{table.safe_name}_snapshot")
     if exported is None:
         return
-    files = data_files(exported, baseline.snapshot_id)
-    relation = files_relation(connection, files, typed_schema(prior_columns(exported)))
-    connection.execute(f"CREATE VIEW {schema}.pitr_export AS SELECT * FROM {relation}")
+    view, columns = f"{schema}.pitr_export", typed_schema(prior_columns(exported))
+    try:
+        files = data_files(exported, baseline.snapshot_id)
+    except LakeError as error:  # current_state can be read without it
+        refusing_view(connection, view, empty_relation(connection, columns), error)
+        return
+    relation = files_relation(connection, files, columns)
+    connection.execute(f"CREATE VIEW {view} AS SELECT * FROM {relation}")
 
 
 def _create_aggregates(connection: duckdb.DuckDBPyConnection, lake: Lake) -> None:

@@ -22,12 +22,12 @@ from cdc_pipeline.core.columns import (
     column_changes,
     columns_of,
 )
-from cdc_pipeline.core.errors import NotReadyError
+from cdc_pipeline.core.errors import LakeError, NotReadyError
 from cdc_pipeline.core.log_parts import Baseline, LandedObject
 from cdc_pipeline.core.masking import Masking
 from cdc_pipeline.core.order import generation_prefix
 from cdc_pipeline.lake.contract import pinned_types, require_contract
-from cdc_pipeline.lake.duck import arrow_batches, literal, open_duckdb
+from cdc_pipeline.lake.duck import arrow_batches, files_relation, literal, open_duckdb
 from cdc_pipeline.lake.folding import (
     TOMBSTONE_SCHEMA,
     create_base,
@@ -45,6 +45,7 @@ from cdc_pipeline.lake.masked import (
 from cdc_pipeline.lake.tables import CommitConflictError, data_files, table_property
 from cdc_pipeline.lake.typed import TypedResult, prior_columns, prior_stats, replace_typed
 from cdc_pipeline.settings import Table
+from cdc_pipeline.transform.shred import typed_schema
 from cdc_pipeline.transform.sql import load_sql
 
 _BATCH_ROWS = 100_000
@@ -56,6 +57,7 @@ class Base:
     """Items to fold a delta over: objects of `generation` and later, logged after `after`.
 
     `over`: the published table that a new base replaces, as it was read; None: there is none.
+    `is_counted`: whether `items` was written down; versions of ours that did not are long gone.
     """
 
     table: IcebergTable
@@ -64,6 +66,7 @@ class Base:
     generation: int
     after: int
     items: int
+    is_counted: bool
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ def published_base(lake: Lake, table: Table) -> Base | None:
         generation=_generation(found),
         after=int(table_property(found, "watermark") or 0),
         items=int(table_property(found, "items") or 0),
+        is_counted=table_property(found, "items") is not None,
     )
 
 
@@ -159,7 +163,15 @@ def _staged_base(lake: Lake, table: Table, staged: Baseline, current: Base | Non
     found = lake.tables.load(f"{table.safe_name}_snapshot")
     assert found is not None  # the log says that it was committed
     over = current.table if current else None
-    return Base(found, over, staged.snapshot_id, staged.generation, 0, staged.items or 0)
+    return Base(
+        table=found,
+        over=over,
+        snapshot_id=staged.snapshot_id,
+        generation=staged.generation,
+        after=0,
+        items=staged.items or 0,
+        is_counted=staged.items is not None,
+    )
 
 
 def _time(time_us: int) -> str:
@@ -264,6 +276,7 @@ def _publish(
         masking_functions(connection, masking),
     ):
         files = data_files(base.table, base.snapshot_id)
+        _require_whole(connection, table, base, files)
         is_exact = base.table is not base.over
         create_base(connection, table, files, masking if is_exact else Masking())
         stones = create_winners(connection, lake, table, delta)
@@ -288,6 +301,25 @@ def _publish(
     if shows_too_much:
         forget_earlier(lake, published.table)
     return published
+
+
+def _require_whole(
+    connection: duckdb.DuckDBPyConnection, table: Table, base: Base, files: list[str]
+) -> None:
+    """Raise `LakeError` unless a base has as many rows as it was committed with.
+
+    The assertion of the snapshot does not see what another engine did to the table in between.
+    """
+    relation = files_relation(connection, files, typed_schema([]))
+    rows = connection.execute(f"SELECT count(*) FROM {relation}").fetchall()[0][0]
+    if base.is_counted and rows != base.items:
+        raise LakeError(
+            f"table {'.'.join(base.table.name())} has {rows} rows and was committed with "
+            f"{base.items}: another engine has changed it",
+            fix=f"cdc-pipeline reconcile {table.safe_name} --full --repair"
+            if base.over
+            else f"materialise {table.safe_name}/pitr_export: a fresh baseline",
+        )
 
 
 def _plan(
@@ -316,7 +348,7 @@ def forget_tombstones(lake: Lake, table: Table) -> None:
     """
     name = f"{table.safe_name}_tombstones"
     nothing = TOMBSTONE_SCHEMA.empty_table().to_reader()
-    lake.tables.replace(name, nothing, {}, over=lake.tables.load(name))
+    lake.tables.replace(name, nothing, {}, over=lake.tables.load(name), key="item_key")
 
 
 def _replace_tombstones(
@@ -343,6 +375,6 @@ def _replace_tombstones(
     name = f"{table.safe_name}_tombstones"
     shows_too_much = stones is not None and not masking.made(published_rules(stones))
     properties = {PUBLISHED: masking.fingerprint}
-    committed = lake.tables.replace(name, rows, properties, over=stones)
+    committed = lake.tables.replace(name, rows, properties, over=stones, key="item_key")
     if shows_too_much:
         forget_earlier(lake, committed)

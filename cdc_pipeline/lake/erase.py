@@ -19,14 +19,16 @@ from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyiceberg.table.refs import MAIN_BRANCH
 
 from cdc_pipeline.aws.s3 import S3Store, StoredFile
 from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.erasure import ItemTrace
-from cdc_pipeline.core.errors import NotReadyError, QueryError, SettingsError
+from cdc_pipeline.core.errors import LakeError, NotReadyError, QueryError, SettingsError
 from cdc_pipeline.core.log_parts import LandedObject, QuarantinedObject, Removed
 from cdc_pipeline.core.names import entry_number, is_landing_name
 from cdc_pipeline.lake.aggregates import build_aggregate
+from cdc_pipeline.lake.baselines import TAG, tag_baselines
 from cdc_pipeline.lake.cdc import ROWS
 from cdc_pipeline.lake.compaction import remove_replaced
 from cdc_pipeline.lake.holding import count_held, is_parquet, without_lines, without_rows
@@ -284,6 +286,7 @@ def _erase_baselines(lake: Lake, table: Table, trace: ItemTrace) -> tuple[int, s
             ),
         ):
             log.catch_up(state)
+    tag_baselines(lake, table)  # else the tags keep the versions that have the item
     return rows, {baseline.snapshot_id for baseline in log.load().baselines.values()}
 
 
@@ -312,6 +315,13 @@ def _forget_versions(
     table = lake.tables.load(name)
     if table is None:
         return 0
+    others = [n for n in table.metadata.refs if n != MAIN_BRANCH and not n.startswith(TAG)]
+    if others:
+        raise LakeError(
+            f"table {name}: earlier versions may hold the item, and {', '.join(sorted(others))} "
+            "(a tag or branch that is not ours) keeps some",
+            fix="drop it with the engine that made it, then erase again",
+        )
     prefix = lake.store.uri("")
     old = {file.key for file in files}
     for _ in range(_ATTEMPTS):

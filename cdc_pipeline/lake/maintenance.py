@@ -1,16 +1,18 @@
 """Maintenance: merging small objects, expiring snapshots, removing what nothing refers to."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from cdc_pipeline.aws.s3 import StoredFile
 from cdc_pipeline.core.names import is_landing_name
+from cdc_pipeline.lake.baselines import kept_baselines, tag_baselines
 from cdc_pipeline.lake.compaction import Compaction, compact_landing, remove_replaced
 from cdc_pipeline.lake.current_state import published_base
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.store import TEMPORARY
-from cdc_pipeline.lake.tables import referenced_files
+from cdc_pipeline.lake.tables import CommitConflictError, referenced_files
 from cdc_pipeline.settings import Table
 
 _OF_A_TABLE = ("snapshot", "current_state", "tombstones", "cdc", "ttl_archive")
@@ -45,9 +47,9 @@ def maintain_table(lake: Lake, table: Table) -> Upkeep:
     replaced_us = options.keep_replaced_minutes * 60_000_000
     done.replaced_removed = remove_replaced(log, log.now_us() - replaced_us)
     _remove_unlogged(lake, table, done)
-    state = log.load()
-    kept = [b for b in state.baselines.values() if b.is_staged or b is state.shadow]
-    baselines = {baseline.snapshot_id for baseline in kept}
+    with suppress(CommitConflictError):  # the next maintenance will do
+        tag_baselines(lake, table)
+    baselines = {baseline.snapshot_id for baseline in kept_baselines(log.load())}
     for kind in _OF_A_TABLE:
         _maintain_iceberg(lake, f"{table.safe_name}_{kind}", baselines, done)
     return done

@@ -44,6 +44,9 @@ _PROPERTIES = {
 }
 
 
+_METRICS = "write.metadata.metrics.column."
+
+
 class CommitConflictError(LakeError):
     """Another writer committed to the table first; nothing of ours became visible."""
 
@@ -95,11 +98,13 @@ class Tables:
         properties: Mapping[str, str],
         *,
         over: Table | None,
+        key: str | None = None,
     ) -> Table:
         """Make `rows` the whole table in one commit.
 
         `over`: the table as it was when the rows were computed (None: it had no rows); any
-        commit since then raises `CommitConflictError`. The schema becomes the rows' schema.
+        commit since then raises `CommitConflictError`. The schema becomes the rows' schema. `key`:
+        the column of items' keys, whose bounds are written whole.
         """
         table = over or self._ensure(name, rows.schema)
         if over is None and table.current_snapshot():
@@ -107,6 +112,7 @@ class Tables:
 
         def change(transaction: Transaction) -> None:
             _evolve(transaction, rows.schema)
+            _bound(transaction, key)
             if _has_rows(table):
                 transaction.delete(ALWAYS_TRUE)
             append_stream(transaction, rows)
@@ -123,11 +129,13 @@ class Tables:
         properties: Mapping[str, str],
         *,
         over: Table | None,
+        key: str | None = None,
     ) -> Table:
         """Make `chunks` (with a `day` column) the rows of some days, in one commit.
 
-        `over`: as for `replace`. The schema is the chunks'; where it gives a column of other days
-        another type, those days are rewritten in it, or `LakeError` says that it cannot hold them.
+        `over` and `key`: as for `replace`. The schema is the chunks'; where it gives a column of
+        other days another type, those days are rewritten in it, or `LakeError` says that it cannot
+        hold them.
         """
         table = over or self._ensure(name, schema, partition="day")
         if over is None and table.current_snapshot():
@@ -136,6 +144,7 @@ class Tables:
         def change(transaction: Transaction) -> None:
             others = _other_days(table, days, schema)
             _evolve(transaction, schema)
+            _bound(transaction, key)
             if others is not None:
                 transaction.overwrite(others)
             elif _has_rows(table) and (old := self.days(table) & {*days}):
@@ -203,6 +212,25 @@ class Tables:
         with self._conflicts(table):
             table.manage_snapshots().remove_branch(name).commit()
 
+    def tag(self, table: Table, prefix: str, wanted: Mapping[str, int | None]) -> None:
+        """Make the tags whose names begin with `prefix` those of `wanted`, in one commit.
+
+        Raises `CommitConflictError` when another writer moved one of them meanwhile.
+        """
+        have = {
+            name: ref.snapshot_id
+            for name, ref in table.metadata.refs.items()
+            if name.startswith(prefix)
+        }
+        if have == wanted:
+            return
+        with self._conflicts(table), table.manage_snapshots() as refs:
+            for name in have.keys() - wanted.keys():
+                refs.remove_tag(name)
+            for name, snapshot_id in wanted.items():
+                if snapshot_id is not None and have.get(name) != snapshot_id:
+                    refs.create_tag(snapshot_id, name)
+
     @contextmanager
     def _conflicts(self, table: Table) -> Iterator[None]:
         try:
@@ -227,16 +255,16 @@ class Tables:
         return _EPOCH + timedelta(days=file.partition[0])
 
     def expire(self, table: Table, until: datetime, keep: Collection[int | None]) -> int:
-        """Forget snapshots older than `until`, but the current one and those to `keep`; how many.
+        """Forget snapshots older than `until`, but those to `keep` or that a ref names; how many.
 
         Their files stay until nothing refers to them and maintenance removes them.
         """
-        current = table.metadata.current_snapshot_id
+        named = {ref.snapshot_id for ref in table.metadata.refs.values()}
         old = [
             snapshot.snapshot_id
             for snapshot in table.metadata.snapshots
             if snapshot.timestamp_ms < until.timestamp() * 1000
-            and snapshot.snapshot_id != current
+            and snapshot.snapshot_id not in named
             and snapshot.snapshot_id not in keep
         ]
         if old:
@@ -407,6 +435,15 @@ def _evolve(transaction: Transaction, schema: pa.Schema) -> None:
             update.union_by_name(schema)
 
 
+def _bound(transaction: Transaction, key: str | None) -> None:
+    """Have whole bounds of keys in the manifests, so that engines find the files of one by them.
+
+    Iceberg keeps 16 characters of a text, and all keys of a table may begin with the same.
+    """
+    if key and transaction.table_metadata.properties.get(_METRICS + key) != "full":
+        transaction.set_properties({_METRICS + key: "full"})
+
+
 def _promotes(old: pa.DataType, new: pa.DataType) -> bool:
     """Whether Iceberg lets readers of the new type read the old one's values."""
     if _is_list(old) and _is_list(new):
@@ -432,7 +469,19 @@ def _plain(kind: pa.DataType) -> Any:
 
 
 def data_files(table: Table, snapshot_id: int | None = None) -> list[str]:
-    """Paths of the data files of a snapshot; we write no delete files and accept none."""
+    """Paths of the data files of a snapshot; we write no delete files and accept none.
+
+    Raises `LakeError` for a snapshot that is gone: to PyIceberg it is one without files.
+    """
+    if snapshot_id is not None and table.snapshot_by_id(snapshot_id) is None:
+        name = table.name()[-1]
+        label = name.removesuffix("_snapshot")
+        raise LakeError(
+            f"table {name} has no snapshot {snapshot_id} any more, which a baseline of the capture "
+            "log is: another engine has expired it",
+            fix=f"materialise {label}/pitr_export for a fresh baseline, then `cdc-pipeline "
+            f"reconcile {label} --full --repair`, which forgets the lost one",
+        )
     paths = []
     for task in table.scan(snapshot_id=snapshot_id).plan_files():
         if task.delete_files:

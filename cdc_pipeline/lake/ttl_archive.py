@@ -20,6 +20,7 @@ from pyiceberg.table import Table as IcebergTable
 
 from cdc_pipeline.core.attributes import plain_json
 from cdc_pipeline.core.errors import NotReadyError
+from cdc_pipeline.lake.baselines import kept_baselines
 from cdc_pipeline.lake.cdc import CDC_SCHEMA, require_rules_of_days
 from cdc_pipeline.lake.duck import arrow_batches, files_relation, open_duckdb
 from cdc_pipeline.lake.lake import Lake
@@ -127,7 +128,7 @@ def _build(lake: Lake, table: Table, day: date) -> tuple[ArchiveDay, IcebergTabl
 
     properties = {f"watermark.{day}": watermark, f"{PUBLISHED}.{day}": masking.fingerprint}
     committed = lake.tables.replace_days(
-        name, [day], ARCHIVE_SCHEMA, chunks(), properties, over=before
+        name, [day], ARCHIVE_SCHEMA, chunks(), properties, over=before, key="keys"
     )
     seconds = time.monotonic() - started
     return ArchiveDay(day, rows, unknown, int(watermark), seconds), committed
@@ -168,11 +169,9 @@ def _create_images(
 def _baselines(connection: duckdb.DuckDBPyConnection, lake: Lake, table: Table, key: str) -> str:
     """SQL for the items of every baseline."""
     snapshot = lake.tables.load(f"{table.safe_name}_snapshot")
-    known = lake.log(table).load().baselines.values()
-    ids = [b.snapshot_id for b in known if b.snapshot_id is not None] if snapshot else []
     relations = [
-        files_relation(connection, data_files(snapshot, snapshot_id), typed_schema([]))
-        for snapshot_id in ids
+        files_relation(connection, data_files(snapshot, baseline.snapshot_id), typed_schema([]))
+        for baseline in kept_baselines(lake.log(table).load())
         if snapshot is not None
     ] or [files_relation(connection, [], typed_schema([]))]
     return " UNION ALL ".join(

@@ -93,7 +93,7 @@ def replace_typed(
         "statistics": stats_to_json(stats),
         "misfits": json.dumps(misfits),
     }
-    table = tables.replace(name, reader, described, over=over)
+    table = tables.replace(name, reader, described, over=over, key="_key")
     return TypedResult(table, columns, seen.rows)
 
 

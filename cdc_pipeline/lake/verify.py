@@ -5,16 +5,20 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyiceberg.table import Table as IcebergTable
+from pyiceberg.table.snapshots import Snapshot
 
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.errors import LakeError
+from cdc_pipeline.core.log_parts import Baseline
 from cdc_pipeline.lake.append import CHECKSUMS
+from cdc_pipeline.lake.baselines import kept_baselines
 from cdc_pipeline.lake.cdc import ROWS
 from cdc_pipeline.lake.current_state import published_base
 from cdc_pipeline.lake.duck import explain
@@ -23,15 +27,15 @@ from cdc_pipeline.lake.tables import PROPERTY
 from cdc_pipeline.settings import Table
 
 _AT_ONCE = 8
-LANDING, TOMBSTONES, CDC = "landing object", "tombstones", "cdc"
-_ICEBERG = ("snapshot", "current_state", TOMBSTONES, CDC)
+LANDING, BASELINE, TOMBSTONES, CDC = "landing object", "snapshot", "tombstones", "cdc"
+_ICEBERG = (BASELINE, "current_state", TOMBSTONES, CDC)
 
 
 @dataclass(frozen=True)
 class Damage:
     """A file, or a day of cdc, that is not what was written.
 
-    `kind`: what it is part of. `day`: of cdc, to be built again.
+    `kind`: what it is part of. `day`: of cdc, to be built again. `generation`: of a baseline.
     """
 
     kind: str
@@ -39,6 +43,7 @@ class Damage:
     found: str
     fix: str
     day: str | None = None
+    generation: int | None = None
 
     def __str__(self) -> str:
         """One line for people."""
@@ -65,12 +70,14 @@ class _File:
     rows: int | None
     fix: str
     day: str | None = None
+    generation: int | None = None
 
 
 def verify_files(lake: Lake, table: Table, *, content: bool) -> Verified:
     """Check every file that the present state of a table is made of, and the days of cdc.
 
-    Looked at are the live baseline, landing objects, current_state with its tombstones, and cdc.
+    Looked at are the baselines, earlier ones too, landing objects, current_state with its
+    tombstones, and cdc.
     Sizes are compared with what the log and the Iceberg manifests say; with `content` every file
     is read, and its checksum compared, or its rows where it was written without one.
     """
@@ -99,7 +106,8 @@ def verify_files(lake: Lake, table: Table, *, content: bool) -> Verified:
 
 
 def _note(done: Verified, file: _File, found: str) -> None:
-    done.damages.append(Damage(file.kind, file.key, found, file.fix, file.day))
+    damage = Damage(file.kind, file.key, found, file.fix, file.day, file.generation)
+    done.damages.append(damage)
 
 
 def repair_command(table: Table) -> str:
@@ -115,8 +123,8 @@ def _landed(table: Table, state: LogState) -> Iterator[_File]:
 
 def _iceberg_files(lake: Lake, table: Table, state: LogState, done: Verified) -> Iterator[_File]:
     base = published_base(lake, table)
-    baseline = state.baselines.get(base.generation) if base else state.staged
-    snapshots = {"snapshot": baseline.snapshot_id if baseline else None}
+    live = state.baselines.get(base.generation) if base else state.staged
+    baselines = {b.generation: b for b in (*kept_baselines(state), live) if b}
     for kind in _ICEBERG:
         name = f"{table.safe_name}_{kind}"
         found = lake.tables.load(name)
@@ -125,18 +133,37 @@ def _iceberg_files(lake: Lake, table: Table, state: LogState, done: Verified) ->
         try:
             if kind == CDC:
                 yield from _cdc_files(lake, table, found, done)
+            elif kind == BASELINE:
+                for baseline in baselines.values():
+                    yield from _baseline_files(lake, table, found, baseline, done)
             else:
-                yield from _typed_files(lake, table, kind, found, snapshots.get(kind))
+                yield from _typed_files(lake, table, kind, found, found.current_snapshot())
         except OSError as error:
             damage = Damage(kind, name, f"has unreadable metadata ({error})", repair_command(table))
             done.damages.append(damage)
 
 
-def _typed_files(
-    lake: Lake, table: Table, kind: str, found: IcebergTable, snapshot_id: int | None
+def _baseline_files(
+    lake: Lake, table: Table, found: IcebergTable, baseline: Baseline, done: Verified
 ) -> Iterator[_File]:
-    chosen = found.snapshot_by_id(snapshot_id) if snapshot_id else found.current_snapshot()
-    assert chosen is not None  # the log, or the table, says that it is there
+    snapshot = found.snapshot_by_id(baseline.snapshot_id or 0)
+    if snapshot is not None:
+        for file in _typed_files(lake, table, BASELINE, found, snapshot):
+            yield replace(file, generation=baseline.generation)
+        return
+    lost, fix = f"of {_utc(baseline.export_time_us)} has expired", repair_command(table)
+    name, generation = f"{table.safe_name}_{BASELINE}", baseline.generation
+    done.damages.append(Damage(BASELINE, name, lost, fix, generation=generation))
+
+
+def _utc(time_us: int) -> str:
+    return f"{datetime.fromtimestamp(time_us // 1_000_000, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _typed_files(
+    lake: Lake, table: Table, kind: str, found: IcebergTable, chosen: Snapshot | None
+) -> Iterator[_File]:
+    assert chosen is not None  # `Tables.load` gives no table without a snapshot
     said = chosen.summary.additional_properties.get(CHECKSUMS) if chosen.summary else None
     tasks = found.scan(snapshot_id=chosen.snapshot_id).plan_files()
     files = sorted((task.file for task in tasks), key=lambda file: file.file_path)

@@ -350,3 +350,27 @@ def test_files_are_described_as_pyiceberg_describes_its_own(tables: Tables) -> N
     assert one.schema == other.schema
     assert one.schema_arrow.equals(other.schema_arrow, check_metadata=True)
     assert one.num_row_groups == other.num_row_groups == 3
+
+
+def _files_of(table: Table, key: str) -> int:
+    return len(list(table.scan(row_filter=f"_key == '{key}'").plan_files()))
+
+
+@pytest.mark.parametrize("made_by", ["this version", "an older one"])
+def test_keys_that_begin_alike_are_told_apart_by_the_bounds_of_files(
+    tables: Tables, monkeypatch: pytest.MonkeyPatch, made_by: str
+) -> None:
+    """Iceberg cuts bounds at 16 characters, and no engine could leave a file out."""
+    monkeypatch.setattr("cdc_pipeline.lake.append._FILE_BYTES", 1)
+    monkeypatch.setattr("cdc_pipeline.lake.append.ROW_GROUP_ROWS", 10)
+    keys = [f'{{"customer_id":{{"S":"c{n:03d}"}}}}' for n in range(50)]
+    rows = pa.table({"_key": keys})
+    if made_by == "an older one":
+        cut = tables.replace("t", rows.to_reader(), {}, over=None)
+        assert _files_of(cut, keys[7]) == 5
+    table = tables.replace("t", rows.to_reader(), {}, over=tables.load("t"), key="_key")
+    assert len(data_files(table)) == 5
+    assert [_files_of(table, key) for key in (keys[0], keys[7], keys[49])] == [1, 1, 1]
+    files = [task.file for task in table.scan().plan_files()]
+    assert sorted(file.lower_bounds[1].decode() for file in files) == keys[::10]
+    assert sorted(file.upper_bounds[1].decode() for file in files) == keys[9::10]

@@ -1,0 +1,69 @@
+"""Baselines as snapshots of `<table>_snapshot`: the tags that keep them, and those that are gone.
+
+Whoever else expires snapshots (Athena's VACUUM, Spark, the catalogue's optimizer) knows nothing of
+our log, and spares only what a ref names. So each baseline that something is still made from has a
+tag.
+"""
+
+from collections.abc import Collection
+from dataclasses import replace
+
+from cdc_pipeline.core.capture_log import Entry, LogState
+from cdc_pipeline.core.log_parts import Baseline
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.log import new_nonce, this_owner
+from cdc_pipeline.lake.tables import CommitConflictError
+from cdc_pipeline.settings import Table
+
+TAG = "cdc_pipeline_baseline_"
+"""What the tags begin with; the generation is behind it."""
+
+_ATTEMPTS = 5
+
+
+def kept_baselines(state: LogState) -> list[Baseline]:
+    """Those that states are made from, or may be: staged ones and a held shadow, oldest first."""
+    kept = (b for b in state.baselines.values() if b.is_staged or b is state.shadow)
+    return sorted(
+        (b for b in kept if b.snapshot_id is not None), key=lambda baseline: baseline.generation
+    )
+
+
+def tag_baselines(lake: Lake, table: Table) -> None:
+    """Give every kept baseline its tag, and take those of others away.
+
+    The log is read behind the tags' table, so that a tag never names what an erasure replaced.
+    Raises `CommitConflictError` where others keep committing; the next one does it then.
+    """
+    name = f"{table.safe_name}_snapshot"
+    for attempt in range(_ATTEMPTS):
+        found = lake.tables.load(name)
+        if found is None:
+            return
+        there = {snapshot.snapshot_id for snapshot in found.metadata.snapshots}
+        wanted = {
+            f"{TAG}{baseline.generation}": baseline.snapshot_id
+            for baseline in kept_baselines(lake.log(table).load())
+            if baseline.snapshot_id in there
+        }
+        try:
+            lake.tables.tag(found, TAG, wanted)
+        except CommitConflictError:
+            if attempt == _ATTEMPTS - 1:
+                raise
+        else:
+            return
+
+
+def forget_baselines(lake: Lake, table: Table, generations: Collection[int]) -> None:
+    """Log that lost or damaged baselines are none any more.
+
+    States between their exports and the next ones are told from an earlier baseline then.
+    """
+    log = lake.log(table)
+    state = log.load()
+    for generation in sorted(generations):
+        while not (gone := state.baselines[generation]).discarded:
+            gone = replace(gone, discarded=True)
+            if not log.append(state, Entry(0, new_nonce(), this_owner(), 0, baseline=gone)):
+                log.catch_up(state)
