@@ -14,6 +14,9 @@ JAVA = 17
 ICEBERG = "org.apache.iceberg:iceberg-spark-runtime-4.1_2.13:1.12.0"
 """The newest Iceberg for the Spark of the extra `spark`: Maven coordinates."""
 
+SQLITE = "org.xerial:sqlite-jdbc:3.46.1.3"
+"""How Spark reaches the catalogue of a local lake."""
+
 _IVY = Path(cdc_pipeline.__file__).resolve().parents[1] / ".cache" / "ivy"
 
 
@@ -75,12 +78,12 @@ def start(scratch: Path, *, cores: int = 2, memory: str = "1g", iceberg: bool = 
 
 
 def _iceberg(scratch: Path) -> dict[str, str]:
-    group, name, version = ICEBERG.split(":")
-    fetched = _IVY / "jars" / f"{group}_{name}-{version}.jar"
-    if not fetched.exists():
-        return {"spark.jars.packages": ICEBERG, "spark.jars.ivy": str(_IVY)}
+    wanted = (ICEBERG, SQLITE)
+    jars = [_IVY / "jars" / "{}_{}-{}.jar".format(*jar.split(":")) for jar in wanted]
+    if not all(jar.exists() for jar in jars):
+        return {"spark.jars.packages": ",".join(wanted), "spark.jars.ivy": str(_IVY)}
     # A copy asks nobody, and nobody else tidies it away.
-    return {"spark.jars": str(shutil.copy(fetched, scratch))}
+    return {"spark.jars": ",".join(str(shutil.copy(jar, scratch)) for jar in jars)}
 
 
 if __name__ == "__main__":

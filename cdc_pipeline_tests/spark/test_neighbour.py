@@ -1,0 +1,217 @@
+"""Another engine at work on our tables, between our commits: a real Spark over the same catalogue.
+
+Whatever it does, what we show is right, or refused with what helps. Stories are random and tell
+their seed.
+"""
+
+import json
+import random
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cdc_pipeline.core.errors import CdcPipelineError, LakeError
+from cdc_pipeline.lake.baselines import tag_baselines
+from cdc_pipeline.lake.cdc import build_cdc_day
+from cdc_pipeline.lake.connection import connect_lake
+from cdc_pipeline.lake.current_state import publish_current_state
+from cdc_pipeline.lake.maintenance import maintain_table
+from cdc_pipeline.lake.query import connect_for
+from cdc_pipeline.lake.staleness import Staleness
+from cdc_pipeline_tests.lake.builder import START_US, LakeBuilder, change
+from cdc_pipeline_tests.spark.engines import Spark
+
+pytestmark = [
+    pytest.mark.spark,
+    # py4j leaves sockets of a session to the garbage collector.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+SEEDS = (1, 2, 3)
+STEPS = 14
+_TABLES = ("snapshot", "current_state", "tombstones", "cdc")
+_FIRST = {f"k{n}": {"n": {"N": str(n)}} for n in range(5)}
+_SCANNED = ("resultDataFiles", "skippedDataFiles")
+_STATE = "SELECT _key, _item FROM orders.current_state"
+
+
+@pytest.fixture
+def neighbour(iceberg: Spark, tmp_path: Path) -> Iterator["Neighbour"]:
+    lake = LakeBuilder.at(tmp_path)
+    lake.start()
+    yield Neighbour(lake, iceberg.session, tmp_path / "lake" / "_cdc" / "catalog.db")
+
+
+class Neighbour:
+    """A lake, and a Spark whose catalogue `local` is the lake's."""
+
+    def __init__(self, built: LakeBuilder, session: Any, catalogue: Path) -> None:
+        self.built = built
+        self.seconds = 0
+        self.truth: dict[int, dict[str, str]] = {}
+        self.generation = 0
+        self.untagged = False
+        self.refused = 0
+        self.session = session.newSession()  # with catalogues of its own
+        settings = {
+            "": "org.apache.iceberg.spark.SparkCatalog",
+            ".catalog-impl": "org.apache.iceberg.jdbc.JdbcCatalog",
+            ".uri": f"jdbc:sqlite:{catalogue}",
+            ".warehouse": str(catalogue.parent),
+            ".cache-enabled": "false",
+        }
+        for key, value in settings.items():
+            self.session.conf.set(f"spark.sql.catalog.local{key}", value)
+
+    def sql(self, statement: str) -> list[Any]:
+        return self.session.sql(statement).collect()
+
+    # ------------------------------------------------------------------------------- our steps
+
+    def stage(self, chance: random.Random) -> None:
+        """A new baseline, of what the table holds by now."""
+        built, self.seconds = self.built, self.seconds + 10
+        self.generation += 1
+        if self.generation > 1:
+            assert built.state.stream
+            built.append(stream=replace(built.state.stream, generation=self.generation))
+        held = map(json.loads, built.items().values())
+        items = {item["pk"]["S"]: item for item in held} if self.generation > 1 else _FIRST
+        baseline = built.stage(items, generation=self.generation)
+        built.append(baseline=replace(baseline, export_time_us=self._us()))
+        if chance.random() < 0.8:
+            tag_baselines(built.lake, built.table)
+        else:
+            self.untagged = True  # as by a version that knew no tags
+        self._complete()
+
+    def land(self, chance: random.Random) -> None:
+        changes = []
+        for _ in range(chance.randint(1, 6)):
+            self.seconds += 1
+            item = None if chance.random() < 0.3 else {"v": {"N": str(self.seconds)}}
+            changes.append(change(f"k{chance.randint(0, 9)}", self.seconds, item))
+        self.built.land(changes, generation=max(self.generation, 1))
+        self._complete()
+
+    def publish(self, _: random.Random) -> None:
+        publish_current_state(self.built.lake, self.built.table)
+
+    def build(self, _: random.Random) -> None:
+        built, staleness = self.built, Staleness(self.built.lake)
+        staleness.load(built.table)
+        for stale in staleness.of_table(built.table):
+            for day in stale.days if stale.asset == "cdc" else ():
+                build_cdc_day(built.lake, built.table, day)
+
+    def maintain(self, _: random.Random) -> None:
+        maintain_table(self.built.lake, self.built.table)
+
+    # ----------------------------------------------------------------------------- Spark's steps
+
+    def compact(self, chance: random.Random) -> None:
+        self._call(chance, "rewrite_data_files", "options => map('rewrite-all', 'true')")
+
+    def expire(self, chance: random.Random) -> None:
+        later = datetime.fromtimestamp(START_US / 1e6 + 10**7, UTC)
+        self._call(chance, "expire_snapshots", f"older_than => TIMESTAMP '{later:%F %T}'")
+
+    def rewrite_manifests(self, chance: random.Random) -> None:
+        self._call(chance, "rewrite_manifests")
+
+    def remove_orphans(self, chance: random.Random) -> None:
+        self._call(chance, "remove_orphan_files")
+
+    def _call(self, chance: random.Random, procedure: str, more: str = "") -> None:
+        table = f"orders_{chance.choice(_TABLES)}"
+        if self.built.lake.tables.load(table) is None:
+            return
+        arguments = ", ".join(filter(None, [f"table => 'cdc.{table}'", more]))
+        self.sql(f"CALL local.system.{procedure}({arguments})")
+
+    # --------------------------------------------------------------------------------- is it right
+
+    def _us(self) -> int:
+        return START_US + self.seconds * 1_000_000
+
+    def _complete(self) -> None:
+        self.truth[self.seconds] = self.built.items()
+        self.seconds += 10  # past every margin
+        self.built.read_to(self._us() + 2_000_000)
+
+    def compare(self, chance: random.Random) -> None:
+        with connect_for(self.built.lake, _STATE) as connection:
+            try:
+                found = dict(connection.execute(_STATE).fetchall())
+            except Exception as error:
+                if "does not exist" not in str(error):
+                    raise
+            else:
+                assert found == self.built.items()
+        seconds = chance.choice(list(self.truth))
+        at = datetime.fromtimestamp(START_US / 1e6 + seconds, UTC)
+        try:
+            with warnings.catch_warnings(action="ignore"):  # close to the first export
+                connection = connect_lake(self.built.lake, as_of=at)
+            with connection:
+                found = dict(connection.execute(_STATE).fetchall())
+        except LakeError as error:
+            assert "another engine has expired it" in str(error)
+            assert self.untagged
+            self.refused += 1
+        else:
+            assert found == self.truth[seconds]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_beside_spark_all_is_right_or_refused(neighbour: Neighbour, seed: int) -> None:
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    ours = [neighbour.land, neighbour.land, neighbour.publish, neighbour.build, neighbour.maintain]
+    ours.append(neighbour.stage)
+    sparks = [neighbour.compact, neighbour.expire, neighbour.expire, neighbour.rewrite_manifests]
+    sparks.append(neighbour.remove_orphans)
+    neighbour.stage(chance)
+    for number in range(STEPS):
+        step = chance.choice(sparks if number % 2 else ours)
+        try:
+            step(chance)
+        except CdcPipelineError as error:
+            assert "another engine has expired it" in str(error)
+            assert neighbour.untagged
+            neighbour.refused += 1
+        neighbour.compare(chance)
+
+
+def test_rows_that_spark_deletes_are_not_built_upon(neighbour: Neighbour) -> None:
+    chance = random.Random(0)
+    neighbour.stage(chance)
+    neighbour.publish(chance)
+    key = sorted(neighbour.built.items())[0]
+    neighbour.sql(f"DELETE FROM local.cdc.orders_current_state WHERE _key = '{key}'")
+    neighbour.land(chance)
+    with pytest.raises(LakeError, match=r"another engine has changed it(.|\n)*--full --repair"):
+        neighbour.publish(chance)
+
+
+def test_spark_opens_one_file_for_one_key(neighbour: Neighbour, monkeypatch: Any) -> None:
+    """Keys that begin alike: only whole bounds tell files apart."""
+    monkeypatch.setattr("cdc_pipeline.lake.append._FILE_BYTES", 1)
+    monkeypatch.setattr("cdc_pipeline.lake.append.ROW_GROUP_ROWS", 10)
+    built = neighbour.built
+    built.stage({f"{n:04d}": {} for n in range(200)})
+    built.read_to(START_US + 60_000_000)
+    publish_current_state(built.lake, built.table)
+    table = "local.cdc.orders_current_state"
+    assert len(neighbour.sql(f"SELECT * FROM {table}.files")) == 20
+    key = sorted(built.items())[77]
+    found = neighbour.session.sql(f"SELECT * FROM {table} WHERE _key = '{key}'")
+    assert len(found.collect()) == 1
+    scan = found._jdf.queryExecution().executedPlan().collectLeaves().head()
+    files = {name: scan.metrics().apply(name).value() for name in _SCANNED}
+    assert files == {"resultDataFiles": 1, "skippedDataFiles": 19}
