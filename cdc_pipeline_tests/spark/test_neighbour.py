@@ -208,8 +208,9 @@ def test_spark_expires_all_but_tagged_baselines(neighbour: Neighbour, tagged: bo
     if tagged:
         tag_baselines(neighbour.built.lake, neighbour.built.table)
     else:
-        for name in ("1", "2"):
-            neighbour.sql(f"ALTER TABLE local.cdc.orders_snapshot DROP TAG IF EXISTS `{TAG}{name}`")
+        snapshots = neighbour.built.lake.tables.load("orders_snapshot")
+        assert snapshots is not None
+        neighbour.built.lake.tables.tag(snapshots, TAG, {})
     neighbour.call("snapshot", "expire_snapshots", f"older_than => TIMESTAMP '{_LATER}'")
     for seconds in neighbour.truth:
         neighbour.compare_past(seconds)
