@@ -214,7 +214,7 @@ def test_spark_expires_all_but_tagged_baselines(neighbour: Neighbour, tagged: bo
     neighbour.call("snapshot", "expire_snapshots", f"older_than => TIMESTAMP '{_LATER}'")
     for seconds in neighbour.truth:
         neighbour.compare_past(seconds)
-    assert neighbour.refused == (0 if tagged else 2)
+    assert bool(neighbour.refused) == (not tagged)
 
 
 def test_rows_that_spark_deletes_are_not_built_upon(neighbour: Neighbour) -> None:
