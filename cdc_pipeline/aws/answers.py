@@ -12,7 +12,7 @@ from typing import Any
 from botocore.exceptions import ChecksumError
 
 _HEADER = "x-amz-crc32"
-_ATTEMPTS = 5  # as of `AwsSession`'s clients
+_ATTEMPTS = 6  # as of `AwsSession`'s clients: the first, and five retries
 _RETRIED = "dynamodb-streams"
 _SERVICES = ("dynamodb", _RETRIED)
 """As botocore's events name them."""
