@@ -104,7 +104,7 @@ def test_a_proxy_for_http(world: World, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 class Keys:
-    """Credentials of a process, that end in a minute and are replaced whenever a test says so."""
+    """Credentials of a process, so near their end that botocore asks for them at each request."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "keys.json"
@@ -121,7 +121,7 @@ class Keys:
             "AccessKeyId": name,
             "SecretAccessKey": "sandbox",
             "SessionToken": f"token of {name}",
-            "Expiration": f"{datetime.now(UTC) + timedelta(minutes=1):%Y-%m-%dT%H:%M:%SZ}",
+            "Expiration": f"{datetime.now(UTC) + timedelta(minutes=9):%Y-%m-%dT%H:%M:%SZ}",
         }
         self._file.write_text(json.dumps(said))
 
