@@ -82,7 +82,11 @@ ExternalId = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9_+=,.@:/-]+$", min_length=2, max_length=1224)
 ]
 Owner = Annotated[str, AfterValidator(_owner)]
-Region = Annotated[str, Field(pattern=r"^[a-z]{2}(-[a-z]+)+-[0-9]+$")]
+KmsKey = Annotated[
+    str, Field(pattern=r"^(aws/s3|arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]+)$")
+]
+# us-east-1, us-gov-west-1, eusc-de-east-1
+Region = Annotated[str, Field(pattern=r"^[a-z]{2,4}(-[a-z]+)+-[0-9]+$")]
 RoleArn = Annotated[
     str, Field(pattern=r"^arn:aws[a-z-]*:iam::[0-9]{12}:role/[A-Za-z0-9_+=,.@/-]+$")
 ]
@@ -287,6 +291,11 @@ class Export(_Strict):
         description="account of the bucket, which exports from another account name; default: the "
         "lake's",
     )
+    kms_key: KmsKey | None = Field(
+        None,
+        description="exports are encrypted with this KMS key (ARN, or aws/s3); default: the "
+        "lake's `kms_key` where the bucket is the lake's, else as the bucket has it",
+    )
     poll_seconds: float = Field(15.0, gt=0, description="pause between looks at a running export")
     timeout_minutes: int = Field(24 * 60, ge=1, description="give up waiting after this long")
     least_window_minutes: float = Field(
@@ -385,6 +394,12 @@ class Settings(_Strict):
     region: str | None = Field(None, description="AWS region; default: AWS's own chain")
     endpoint_url: str | None = Field(
         None, description="one endpoint for every AWS service; default: AWS_ENDPOINT_URL, then AWS"
+    )
+    kms_key: KmsKey | None = Field(
+        None,
+        description="objects of the lake in S3 are written with SSE-KMS and this key (ARN, or "
+        "aws/s3 for AWS's own), as buckets demand it whose policy denies anything else; default: "
+        "as the bucket has it",
     )
     handover_margin_seconds: float = Field(
         300, ge=1, description="distance between stream positions and export time at a handover"

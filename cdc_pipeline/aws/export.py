@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from cdc_pipeline.aws.s3 import open_object
+from cdc_pipeline.aws.s3_output import AWS_MANAGED_KEY
 from cdc_pipeline.aws.session import AwsSession, aws_errors, code_behind
 from cdc_pipeline.core.errors import ExportError, UnusableExportError
 
@@ -28,11 +29,15 @@ FULL, INCREMENTAL = "FULL_EXPORT", "INCREMENTAL_EXPORT"
 
 @dataclass(frozen=True)
 class ExportTarget:
-    """Where DynamoDB writes an export. `owner`: the bucket's account, where AWS must be told."""
+    """Where DynamoDB writes an export, and what it encrypts it with (None: as the bucket has it).
+
+    `owner`: the bucket's account, where AWS must be told. `kms_key`: an ARN, or `aws/s3`.
+    """
 
     bucket: str
     prefix: str
     owner: str | None = None
+    kms_key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -118,9 +123,17 @@ def _request(aws: AwsSession, table_arn: str, target: ExportTarget, token: str, 
             ExportFormat="DYNAMODB_JSON",
             ClientToken=token,
             **({"S3BucketOwner": target.owner} if target.owner else {}),
+            **_encryption(target.kms_key),
             **what,
         )
     return answer["ExportDescription"]["ExportArn"]
+
+
+def _encryption(kms_key: str | None) -> dict[str, str]:
+    if kms_key is None:
+        return {}
+    named = {} if kms_key == AWS_MANAGED_KEY else {"S3SseKmsKeyId": kms_key}
+    return {"S3SseAlgorithm": "KMS", **named}
 
 
 def describe_export(aws: AwsSession, arn: str) -> ExportStatus:

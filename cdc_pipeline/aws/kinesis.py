@@ -117,7 +117,7 @@ def active_destination(aws: AwsSession, table: str) -> str:
     if active:
         return active[0]
     listed = ", ".join(f"{arn} is {state}" for arn, state in found.items())
-    example = "arn:aws:kinesis:REGION:ACCOUNT:stream/NAME"
+    example = f"arn:{aws.partition}:kinesis:REGION:ACCOUNT:stream/NAME"
     raise SourceError(
         f"table {table}: it writes to no Kinesis stream ({listed or 'none was ever named'})",
         fix=f"aws dynamodb enable-kinesis-streaming-destination --table-name {table} "

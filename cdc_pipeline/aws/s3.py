@@ -1,6 +1,6 @@
 """S3: one prefix of a bucket as an object store, and streamed reads from any bucket."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, BinaryIO, cast
@@ -56,10 +56,14 @@ class Version:
 class S3Store:
     """Objects under `s3://bucket/prefix`; keys are relative to it. See `lake.store.Store`."""
 
-    def __init__(self, aws: AwsSession, bucket: str, prefix: str) -> None:
+    def __init__(
+        self, aws: AwsSession, bucket: str, prefix: str, sse: Mapping[str, str] | None = None
+    ) -> None:
+        """`sse`: what writes say of encryption (`s3_output.sse_parameters`)."""
         self.aws = aws
         self.bucket = bucket
         self.prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        self._sse = sse or {}
         self._client = aws.client("s3")
 
     def uri(self, key: str) -> str:
@@ -88,7 +92,9 @@ class S3Store:
     def write(self, key: str, data: bytes) -> None:
         """Create or replace the object."""
         with self._errors(f"writing {key}"):
-            self._client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=data)
+            self._client.put_object(
+                Bucket=self.bucket, Key=self.prefix + key, Body=data, **self._sse
+            )
 
     def create(self, key: str, data: bytes) -> bool:
         """Create the object unless there is one (PutObject with If-None-Match: *).
@@ -99,7 +105,11 @@ class S3Store:
         while True:
             try:
                 self._client.put_object(
-                    Bucket=self.bucket, Key=self.prefix + key, Body=data, IfNoneMatch="*"
+                    Bucket=self.bucket,
+                    Key=self.prefix + key,
+                    Body=data,
+                    IfNoneMatch="*",
+                    **self._sse,
                 )
                 return True
             except ClientError as error:

@@ -3,35 +3,28 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from boto3.session import Session
 from botocore.config import Config
 from botocore.credentials import Credentials, DeferredRefreshableCredentials
-from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    EndpointConnectionError,
+    ProxyConnectionError,
+    SSLError,
+)
 from botocore.session import get_session
 
+from cdc_pipeline.aws.answers import check_answers
 from cdc_pipeline.aws.clock_offset import ClockOffset
+from cdc_pipeline.aws.s3_access import CONNECT_SECONDS, READ_SECONDS, S3Access, s3_access
 from cdc_pipeline.core.errors import CdcPipelineError, SourceError
 
 _SESSION_NAME = "cdc-pipeline"
 _DENIED = {"AccessDenied", "AccessDeniedException", "403", "UnrecognizedClientException"}
-
-
-@dataclass(frozen=True)
-class S3Access:
-    """What a non-boto3 S3 client needs; credentials are frozen and may expire."""
-
-    endpoint_url: str | None
-    region: str | None
-    access_key: str | None
-    secret_key: str | None
-    session_token: str | None
-
-    def __repr__(self) -> str:
-        """Without the secrets."""
-        return f"S3Access(endpoint_url={self.endpoint_url!r}, region={self.region!r})"
 
 
 class AwsSession:
@@ -55,23 +48,27 @@ class AwsSession:
         self.session = Session(botocore_session=core, region_name=region)
         self.clock_offset = ClockOffset()
         self.clock_offset.watch(core)
+        check_answers(core)
         self._endpoint_url = endpoint_url
-        self._clients: dict[str, Any] = {}
+        self._clients: dict[tuple[str, str | None], Any] = {}
+        self._buckets: dict[str | None, S3Access] = {}
         self._lock = threading.Lock()
         self._account: str | None = None
 
-    def client(self, service: str) -> Any:
-        """The client of a service, such as `dynamodb`."""
+    def client(self, service: str, region: str | None = None) -> Any:
+        """The client of a service, such as `dynamodb`; in this session's region by default."""
+        named = (service, region)
         with self._lock:
-            if service not in self._clients:
+            if named not in self._clients:
                 try:
-                    self._clients[service] = self.session.client(
+                    self._clients[named] = self.session.client(
                         service,  # type: ignore[call-overload]
+                        region_name=region,
                         endpoint_url=self._endpoint_url,
                         config=Config(
                             retries={"mode": "standard", "max_attempts": 5},
-                            connect_timeout=5,
-                            read_timeout=60,
+                            connect_timeout=CONNECT_SECONDS,
+                            read_timeout=READ_SECONDS,
                             max_pool_connections=64,
                             # One host per service: an account-id host cannot be reached through
                             # a private endpoint or a local AWS.
@@ -83,7 +80,7 @@ class AwsSession:
                         f"no AWS client for {service}: {error}",
                         fix="set `region` in the settings, or AWS_DEFAULT_REGION",
                     ) from None
-            return self._clients[service]
+            return self._clients[named]
 
     def elsewhere(
         self,
@@ -134,23 +131,49 @@ class AwsSession:
                 found = self._account = self.client("sts").get_caller_identity()["Account"]
         return found
 
-    def s3_access(self) -> S3Access:
-        """Endpoint and present credentials for pyarrow, refreshed by boto3 at each call."""
-        client = self.client("s3")
-        endpoint = client.meta.endpoint_url
-        credentials = self.session.get_credentials()
-        frozen = credentials.get_frozen_credentials() if credentials else None
-        return S3Access(
-            endpoint_url=None if _is_aws_host(endpoint) else endpoint,
-            region=client.meta.region_name,
-            access_key=frozen.access_key if frozen else None,
-            secret_key=frozen.secret_key if frozen else None,
-            session_token=frozen.token if frozen else None,
+    @property
+    def partition(self) -> str:
+        """The partition of AWS that the region is in, which its ARNs begin with: `aws`, `aws-cn`.
+
+        `aws` for a region that botocore does not know.
+        """
+        return self.client("s3").meta.partition
+
+    def s3_access(self, bucket: str | None = None) -> S3Access:
+        """How S3, or a bucket wherever it is, is reached, with credentials as fresh as boto3's.
+
+        Raises `SourceError`. Finding a bucket's region takes a request, once.
+        """
+        with aws_errors("AWS credentials"):
+            credentials = self.session.get_credentials()
+            frozen = credentials.get_frozen_credentials() if credentials else None
+        found = self._buckets.get(bucket)
+        if found is None:
+            client = self.client("s3", self._region_of(bucket) if bucket else None)
+            authorities = self.session._session.get_config_variable("ca_bundle")
+            found = self._buckets[bucket] = s3_access(client, bucket, authorities)
+        if frozen is None:
+            return found
+        return replace(
+            found,
+            access_key=frozen.access_key,
+            secret_key=frozen.secret_key,
+            session_token=frozen.token,
         )
 
-
-def _is_aws_host(endpoint: str) -> bool:
-    return endpoint.rstrip("/").endswith((".amazonaws.com", ".amazonaws.com.cn"))
+    def _region_of(self, bucket: str) -> str | None:
+        """Where S3 says that a bucket is; None where it does not say."""
+        try:
+            with aws_errors(f"bucket {bucket}"):
+                # botocore follows S3 to the region by itself.
+                answer = self.client("s3").head_bucket(Bucket=bucket)
+        except SourceError as error:
+            cause = error.__cause__
+            if not isinstance(cause, ClientError):
+                raise
+            answer = cause.response
+        headers = answer["ResponseMetadata"].get("HTTPHeaders", {})
+        return headers.get("x-amz-bucket-region")
 
 
 def error_code(error: Exception) -> str:
@@ -189,5 +212,11 @@ def aws_errors(
             f"{what}: cannot reach {error.kwargs.get('endpoint_url')}",
             fix="check the network, `endpoint_url` and AWS_ENDPOINT_URL; is the local AWS running?",
         ) from error
+    except ProxyConnectionError as error:
+        fix = "check HTTP_PROXY, HTTPS_PROXY and NO_PROXY"
+        raise kind(f"{what}: {error}", fix=fix) from error
+    except SSLError as error:
+        fix = "let AWS_CA_BUNDLE name the PEM file of the authority that signed the certificate"
+        raise kind(f"{what}: {error}", fix=fix) from error
     except BotoCoreError as error:
         raise kind(f"{what}: {error}") from error

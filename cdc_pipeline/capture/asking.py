@@ -11,9 +11,13 @@ from cdc_pipeline.aws.session import aws_errors, code_behind, is_denied
 from cdc_pipeline.core.errors import CdcPipelineError, LakeError
 from cdc_pipeline.core.iam import Statement, key_statements, statement_with
 
+_UNEXPLAINED = "AccessDenied: Access Denied"
 PIPELINE = "the pipeline's role"
 Remedy = Literal["stream", "recovery"]
 _KEY = re.compile(r"arn:aws[a-z-]*:kms:[^\s\"',]+")
+# AWS's words: "with an explicit deny in a resource-based policy". S3 tells them to callers of the
+# bucket's own account; others get "Access Denied" alone.
+_EXPLICIT_DENY = re.compile(r"explicit deny in an? ([A-Za-z][A-Za-z -]*?)(?=[.,;:(\"]|$)")
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,28 @@ class Asker:
         # A key that may not be used is a denial of the call that needs it.
         if code.startswith("KMS") or "kms:" in error.message:
             named = _KEY.search(error.message)
-            key = named[0] if named else "arn:aws:kms:REGION:ACCOUNT:key/KEY"
-            return allow(self.who, *key_statements([key]))
+            key = named[0] if named else f"arn:{self._partition()}:kms:REGION:ACCOUNT:key/KEY"
+            if not _EXPLICIT_DENY.search(error.message):
+                return allow(self.who, *key_statements([key]))
+        if is_denied(code) and (said := _EXPLICIT_DENY.search(error.message)):
+            return (
+                f"a {said[1]} denies this explicitly, and no permission outweighs that: change "
+                f"that policy, or do what it demands ({action})"
+            )
         if is_denied(code) and self.statements:
-            return allow(self.who, statement_with(action, self.statements))
+            fix = allow(self.who, statement_with(action, self.statements))
+            if error.message.endswith(_UNEXPLAINED):
+                fix += (
+                    "; if it is allowed that already, a policy denies it explicitly: look at "
+                    "those of the bucket, the VPC endpoint and the organization"
+                )
+            return fix
         return error.fix or f"check credentials, region and network ({action}; docs/aws.md)"
+
+    def _partition(self) -> str:
+        """That of the statements' ARNs."""
+        found = (arn for said in self.statements for arn in said["Resource"] if ":" in arn)
+        return next(found, "arn:aws").split(":")[1]
 
 
 def allow(who: str, *statements: Statement) -> str:

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from cdc_pipeline.aws.s3 import S3Store
+from cdc_pipeline.aws.s3_output import sse_parameters
 from cdc_pipeline.aws.table import describe_table, has_item
 from cdc_pipeline.capture.completion import native_key
 from cdc_pipeline.capture.erase_exports import erase_exported
@@ -111,7 +112,11 @@ def _exports(lake: Lake, table: Table) -> Place | None:
         target = export_target(lake, table)
     except SettingsError:
         return None  # a local lake without a bucket: there were no exports
-    return Place("exports", S3Store(lake.aws, target.bucket, target.prefix), "")
+    return Place(
+        "exports",
+        S3Store(lake.aws, target.bucket, target.prefix, sse_parameters(target.kms_key)),
+        "",
+    )
 
 
 def find_traces(target: EraseTarget) -> tuple[list[Holding], int]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cdc_pipeline.aws.kinesis import active_destination
-from cdc_pipeline.capture.preflight_lake import export_place, lake_place
+from cdc_pipeline.capture.preflight_lake import export_place, glue_root, lake_place
 from cdc_pipeline.core.envelope import FIREHOSE, KINESIS
 from cdc_pipeline.core.errors import CdcPipelineError
 from cdc_pipeline.core.iam import (
@@ -58,6 +58,7 @@ def policies(
     every stream of its account. Raises `SourceError`, `SettingsError`.
     """
     account = account or lake.aws.account()
+    keys = sorted({*keys, *_named_keys(lake)})
     sources = {table.label: _source_table(lake, table, account) for table in tables}
     exports = {table.label: export_place(lake, table) for table in tables}
     own = [table for table in tables if table.role_arn is None]
@@ -80,7 +81,8 @@ def policies(
         arn: _role(lake, of_it, sources, exports, keys, account) for arn, of_it in away.items()
     }
     (bucket,) = {place.bucket for place in exports.values()}
-    root = Place(bucket, _common_prefix([place.prefix for place in exports.values()]))
+    shared = _common_prefix([place.prefix for place in exports.values()])
+    root = Place(bucket, shared, lake.aws.partition)
     return Policies(
         pipeline=policy([*allowed, *key_statements(keys)]),
         erase=policy(erase_statements([sources[table.label] for table in own], erased)),
@@ -103,7 +105,14 @@ def _source_table(lake: Lake, table: Table, account: str) -> SourceTable:
         table.account or account,
         table.transport,
         stream,
+        partition=lake.source(table).partition,
     )
+
+
+def _named_keys(lake: Lake) -> list[str]:
+    """ARNs of KMS keys that the settings name."""
+    named = (lake.settings.kms_key, lake.settings.export.kms_key)
+    return [key for key in named if key and key.startswith("arn:")]
 
 
 def _role(
@@ -117,7 +126,9 @@ def _role(
     allowed = source_statements([sources[table.label] for table in tables])
     allowed += export_statements([exports[table.label] for table in tables])
     external_id = next((table.external_id for table in tables if table.external_id), None)
-    return policy([*allowed, *key_statements(keys)]), trust_policy(account, external_id)
+    return policy([*allowed, *key_statements(keys)]), trust_policy(
+        account, external_id, lake.aws.partition
+    )
 
 
 def _lake_statements(
@@ -129,18 +140,17 @@ def _lake_statements(
         if table.transport == FIREHOSE and table.firehose is not None:
             for uri in (*table.firehose.prefixes, *table.firehose.error_prefixes):
                 bucket, _, prefix = uri.removeprefix("s3://").partition("/")
-                read.append(Place(bucket, prefix))
+                read.append(Place(bucket, prefix, lake.aws.partition))
     return lake_statements(own, read)
 
 
 def _glue_statements(lake: Lake, tables: Sequence[Table], account: str) -> list[Statement]:
     if not lake.settings.is_s3:
         return []
-    region = lake.aws.client("glue").meta.region_name
     folder = lake.settings.aggregates_folder
     aggregates = [a.table for a in (*load_aggregates(folder), *broken_aggregates(folder))]
     names = [table.safe_name for table in tables]
-    return glue_statements(region, account, lake.database, names, aggregates)
+    return glue_statements(glue_root(lake, account), lake.database, names, aggregates)
 
 
 def _common_prefix(prefixes: Sequence[str]) -> str:

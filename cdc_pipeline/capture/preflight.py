@@ -11,12 +11,14 @@ from dataclasses import dataclass, field, replace
 
 from cdc_pipeline.aws.cloudwatch import failed_to_replicate
 from cdc_pipeline.aws.kinesis import WRITTEN_TO, KinesisStreams, destinations
+from cdc_pipeline.aws.s3_output import sse_parameters
 from cdc_pipeline.aws.session import AwsSession
 from cdc_pipeline.aws.streams import DynamoDBStreams
 from cdc_pipeline.aws.table import TableDescription, describe_backups, describe_table
 from cdc_pipeline.capture.asking import PIPELINE, Asker, Finding, RedError, Remedy, allow
 from cdc_pipeline.capture.preflight_lake import export_place, look_at_lake, probe_key
 from cdc_pipeline.capture.shard_reader import polls_needed
+from cdc_pipeline.capture.snapshot import export_target
 from cdc_pipeline.capture.source import ShardSource
 from cdc_pipeline.core.errors import ExpiredIteratorError, ShardGoneError, TrimmedDataError
 from cdc_pipeline.core.iam import (
@@ -117,7 +119,7 @@ def turn_on(lake: Lake, wanted: Sequence[tuple[TableReport, Remedy]]) -> list[st
 def _turn_on(lake: Lake, report: TableReport, remedy: Remedy) -> str | None:
     table = lake.settings.table(report.table)
     client, name = lake.source(table).client("dynamodb"), table.name
-    asker = Asker(_who(table), turn_on_statements([_source_table(table, report)]))
+    asker = Asker(_who(table), turn_on_statements([_source_table(lake, table, report)]))
     try:
         if remedy == "stream":
             with asker.asking("stream", "dynamodb:UpdateTable", f"stream of table {name}"):
@@ -164,7 +166,7 @@ def _begin(lake: Lake, table: Table, report: TableReport) -> "_Look":
     except RedError as red:
         raise RedError(_with_trust(lake, table, red.finding)) from None
     report.findings.append(Finding("access", True, f"{report.account} {report.region}"))
-    asker = Asker(_who(table), source_statements([_source_table(table, report)]))
+    asker = Asker(_who(table), source_statements([_source_table(lake, table, report)]))
     with asker.asking("table", "dynamodb:DescribeTable", f"table {table.name}"):
         described = describe_table(source, table.name)
     report.key = ", ".join(f"{name} {kind}" for name, kind in described.key_types.items())
@@ -183,8 +185,9 @@ def _with_trust(lake: Lake, table: Table, red: Finding) -> Finding:
     """A role that was not assumed may be closed by its own trust policy as well."""
     if not (table.role_arn and red.fix and red.fix.startswith(allow(PIPELINE))):
         return red
-    trust = trust_policy(lake.aws.account(), table.external_id)["Statement"][0]
-    fix = f"{red.fix}; and to the trust policy of {table.role_arn}: {json.dumps(trust)}"
+    trust = trust_policy(lake.aws.account(), table.external_id, lake.aws.partition)
+    statement = trust["Statement"][0]
+    fix = f"{red.fix}; and to the trust policy of {table.role_arn}: {json.dumps(statement)}"
     return replace(red, fix=fix)
 
 
@@ -259,8 +262,8 @@ class _Look:
         active = [arn for arn, status in found.items() if status in WRITTEN_TO]
         if not active:
             told = ", ".join(f"{arn} is {status}" for arn, status in found.items())
-            region, account = self.report.region, self.report.account
-            arn = next(iter(found), f"arn:aws:kinesis:{region}:{account}:stream/STREAM")
+            source = _source_table(self.lake, self.table, self.report)
+            arn = next(iter(found), source.kinesis_streams.replace("*", "STREAM"))
             fix = (
                 f"{self._command('enable-kinesis-streaming-destination')} --stream-arn {arn} "
                 "--enable-kinesis-streaming-configuration "
@@ -297,7 +300,9 @@ class _Look:
     def _read_folder(self, prefix: str) -> bool:
         """Whether there is an object, of which a byte is read."""
         bucket, _, key = prefix.removeprefix("s3://").partition("/")
-        asker = Asker(PIPELINE, lake_statements(None, [Place(bucket, key)]))
+        asker = Asker(
+            PIPELINE, lake_statements(None, [Place(bucket, key, self.lake.aws.partition)])
+        )
         s3 = self.lake.aws.client("s3")
         with asker.asking("stream", "s3:ListBucket", prefix):
             found = s3.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1).get("Contents", ())
@@ -325,6 +330,7 @@ class _Look:
                     # Needs s3:PutObjectAcl, as exports do.
                     ACL="bucket-owner-full-control",
                     ExpectedBucketOwner=self.lake.export_owner(self.table),
+                    **sse_parameters(export_target(self.lake, self.table).kms_key),
                 )
         except RedError as red:
             policy = json.dumps(bucket_policy(place, [role])["Statement"][0])
@@ -361,6 +367,7 @@ def _who(table: Table) -> str:
     return table.role_arn or PIPELINE
 
 
-def _source_table(table: Table, report: TableReport) -> SourceTable:
+def _source_table(lake: Lake, table: Table, report: TableReport) -> SourceTable:
     region, account = report.region or "REGION", report.account or "ACCOUNT"
-    return SourceTable(table.name, region, account, table.transport)
+    partition = lake.source(table).partition
+    return SourceTable(table.name, region, account, table.transport, partition=partition)

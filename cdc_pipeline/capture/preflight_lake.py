@@ -2,14 +2,16 @@
 
 import secrets
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 
-from cdc_pipeline.aws.session import error_code
+from cdc_pipeline.aws.s3_output import sse_parameters
+from cdc_pipeline.aws.session import aws_errors, error_code
 from cdc_pipeline.capture.asking import PIPELINE, Asker, Finding, RedError
 from cdc_pipeline.capture.snapshot import export_target
-from cdc_pipeline.core.errors import CdcPipelineError
+from cdc_pipeline.core.errors import CdcPipelineError, LakeError
 from cdc_pipeline.core.iam import (
     Place,
     Statement,
@@ -19,15 +21,24 @@ from cdc_pipeline.core.iam import (
 )
 from cdc_pipeline.lake.glue import landing_table
 from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.round_trip import round_trip
 from cdc_pipeline.settings import Table
+
+_FILES_FIX = (
+    "boto3 can write there, other clients cannot: check the network, the proxy and the authority "
+    "(AWS_CA_BUNDLE) between this machine and the host that is named, and tell us if they are right"
+)
 
 
 def look_at_lake(lake: Lake, example: Table) -> list[Finding]:
     """The lake's findings; `example` is a table whose names stand for those of all."""
     account = _account(lake)
-    findings = [account, *_collected(lambda: [_storage(lake)])]
+    storage = _collected(lambda: [_storage(lake)])
+    findings = [account, *storage]
     if not account.green:
         return findings
+    if all(finding.green for finding in storage):
+        findings.append(_files(lake))
     if lake.settings.is_s3:
         findings += _collected(lambda: [_glue(lake, example)])
     if lake.settings.export.bucket:
@@ -53,13 +64,20 @@ def _account(lake: Lake) -> Finding:
 def lake_place(lake: Lake) -> Place:
     """Bucket and folder of a lake in S3."""
     bucket, _, prefix = lake.settings.lake.removeprefix("s3://").partition("/")
-    return Place(bucket, f"{prefix.strip('/')}/" if prefix.strip("/") else "")
+    folder = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+    return Place(bucket, folder, lake.aws.partition)
+
+
+def glue_root(lake: Lake, account: str) -> str:
+    """What ARNs of the lake's catalogue in Glue begin with."""
+    region = lake.aws.client("glue").meta.region_name
+    return f"arn:{lake.aws.partition}:glue:{region}:{account}:"
 
 
 def export_place(lake: Lake, table: Table) -> Place:
     """Bucket and folder of a table's exports."""
     target = export_target(lake, table.model_copy(update={"role_arn": None}))
-    return Place(target.bucket, f"{target.prefix}/")
+    return Place(target.bucket, f"{target.prefix}/", lake.aws.partition)
 
 
 def probe_key(place: Place, folder: str = "") -> str:
@@ -75,32 +93,74 @@ def _storage(lake: Lake) -> Finding:
             lake.store.delete([key])
         return Finding("lake", True, f"{lake.settings.lake_folder} is writable")
     place = lake_place(lake)
-    return _probe(lake, "lake", place, probe_key(place, "_cdc/"), lake_statements(place, []))
+    probe = _Probe(probe_key(place, "_cdc/"), lake.settings.kms_key, "kms_key")
+    return _probe(lake, "lake", place, probe, lake_statements(place, []))
+
+
+def _files(lake: Lake) -> Finding:
+    """Write and read a small Iceberg table as conversion, publication and queries do it."""
+    try:
+        with aws_errors("a small Iceberg table", LakeError):
+            bytes_written = round_trip(lake)
+    except CdcPipelineError as error:
+        return Finding("files", False, error.message, error.fix or _FILES_FIX)
+    return Finding("files", True, f"Parquet and Iceberg: {bytes_written} bytes written and read")
 
 
 def _export_bucket(lake: Lake, example: Table) -> Finding:
     place = export_place(lake, example)
     allowed = [*export_statements([place]), *lake_statements(place, [])]
-    return _probe(lake, "export bucket", place, probe_key(place), allowed)
+    kms_key = export_target(lake, example.model_copy(update={"role_arn": None})).kms_key
+    probe = _Probe(probe_key(place), kms_key, "export.kms_key")
+    return _probe(lake, "export bucket", place, probe, allowed)
 
 
-def _probe(lake: Lake, check: str, place: Place, key: str, statements: list[Statement]) -> Finding:
+@dataclass(frozen=True)
+class _Probe:
+    """An object to put, the KMS key that the settings name for it, and where they name it."""
+
+    key: str
+    kms_key: str | None
+    setting: str
+
+
+def _probe(
+    lake: Lake, check: str, place: Place, probe: _Probe, statements: list[Statement]
+) -> Finding:
     """Put an object unless it is there, read, list and delete it; tells the encryption it got."""
     s3 = lake.aws.client("s3")
     asker = Asker(PIPELINE, statements, {"NoSuchBucket": _make_bucket(place, s3.meta.region_name)})
-    named, where = {"Bucket": place.bucket, "Key": key}, f"s3://{place.bucket}/{key}"
-    with asker.asking(check, "s3:PutObject", f"writing {where}"):
-        put = s3.put_object(**named, Body=b"preflight", IfNoneMatch="*")
+    named, where = {"Bucket": place.bucket, "Key": probe.key}, f"s3://{place.bucket}/{probe.key}"
+    try:
+        with asker.asking(check, "s3:PutObject", f"writing {where}"):
+            sse = sse_parameters(probe.kms_key)
+            put = s3.put_object(**named, Body=b"preflight", IfNoneMatch="*", **sse)
+    except RedError as red:
+        if probe.kms_key is None and _takes_encrypted(s3, named):
+            found = f"{red.finding.found}; with SSE-KMS it may be written"
+            fix = f"`{probe.setting}: aws/s3` in the settings, or the ARN of the bucket's KMS key"
+            raise RedError(Finding(check, False, found, fix)) from None
+        raise
     try:
         with asker.asking(check, "s3:GetObject", f"reading {where}"):
             s3.get_object(**named)["Body"].read()
         with asker.asking(check, "s3:ListBucket", f"listing {where}"):
-            s3.list_objects_v2(Bucket=place.bucket, Prefix=key)
+            s3.list_objects_v2(Bucket=place.bucket, Prefix=probe.key)
     finally:
         with asker.asking(check, "s3:DeleteObject", f"deleting {where}"):
             s3.delete_object(**named)
     encryption = " ".join(filter(None, (put.get("ServerSideEncryption"), put.get("SSEKMSKeyId"))))
     return Finding(check, True, f"{place.bucket} is writable, encryption {encryption or 'none'}")
+
+
+def _takes_encrypted(s3: Any, named: dict[str, str]) -> bool:
+    """Whether a bucket that refused an object takes it with SSE-KMS."""
+    try:
+        s3.put_object(**named, Body=b"preflight", IfNoneMatch="*", **sse_parameters("aws/s3"))
+        s3.delete_object(**named)
+    except (ClientError, BotoCoreError):
+        return False
+    return True
 
 
 def _make_bucket(place: Place, region: str) -> str:
@@ -112,9 +172,7 @@ def _glue(lake: Lake, example: Table) -> Finding:
     glue, database = lake.aws.client("glue"), lake.database
     asker = Asker(
         PIPELINE,
-        glue_statements(
-            glue.meta.region_name, lake.aws.account(), database, [example.safe_name], []
-        ),
+        glue_statements(glue_root(lake, lake.aws.account()), database, [example.safe_name], []),
     )
     name = landing_table(example)
     table = {"DatabaseName": database, "TableName": name}

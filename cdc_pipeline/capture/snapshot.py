@@ -43,7 +43,7 @@ from cdc_pipeline.lake.duck import files_relation, open_duckdb
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.log import CaptureLog, new_nonce, this_owner
 from cdc_pipeline.lake.typed import Seen, TypedResult, replace_typed
-from cdc_pipeline.settings import Table
+from cdc_pipeline.settings import Settings, Table
 from cdc_pipeline.transform.ranges import split_by_key
 from cdc_pipeline.transform.shred import NARROW_SCHEMA, merge_stats
 
@@ -169,7 +169,7 @@ def export_target(lake: Lake, table: Table) -> ExportTarget:
     if settings.export.bucket:
         prefix = settings.export.prefix.strip("/")
         key = f"{prefix}/{folder}" if prefix else folder
-        return ExportTarget(settings.export.bucket, key, owner)
+        return ExportTarget(settings.export.bucket, key, owner, _export_key(settings))
     if not settings.is_s3:
         raise SettingsError(
             "the lake is a local folder, and DynamoDB exports only to S3",
@@ -177,7 +177,14 @@ def export_target(lake: Lake, table: Table) -> ExportTarget:
         )
     bucket, _, prefix = settings.lake.removeprefix("s3://").partition("/")
     key = f"{prefix.strip('/')}/{folder}" if prefix.strip("/") else folder
-    return ExportTarget(bucket, key, owner)
+    return ExportTarget(bucket, key, owner, _export_key(settings))
+
+
+def _export_key(settings: Settings) -> str | None:
+    """The KMS key of exports: the lake's own in the lake's own bucket."""
+    lakes_bucket = settings.is_s3 and settings.lake.removeprefix("s3://").partition("/")[0]
+    is_lakes = settings.export.bucket in (None, lakes_bucket)
+    return settings.export.kms_key or (settings.kms_key if is_lakes else None)
 
 
 def _begin(lake: Lake, log: CaptureLog, state: LogState, shadow: bool) -> Baseline | None:

@@ -22,7 +22,8 @@ class SourceTable:
     """A DynamoDB table that is read, and the account and region that it is in.
 
     `kinesis_arn`: of the Kinesis stream that is read instead of the table's own. `reads_items`: it
-    is compared with its source, or completed by reads.
+    is compared with its source, or completed by reads. `partition`: of the region, `aws`, `aws-cn`,
+    `aws-us-gov`, ...: ARNs begin with it, and IAM takes those of its own alone.
     """
 
     name: str
@@ -31,24 +32,34 @@ class SourceTable:
     transport: str = "dynamodb_streams"
     kinesis_arn: str | None = None
     reads_items: bool = True
+    partition: str = "aws"
 
     @property
     def arn(self) -> str:
         """The table's ARN."""
-        return f"arn:aws:dynamodb:{self.region}:{self.account}:table/{self.name}"
+        return self._arn("dynamodb", f"table/{self.name}")
+
+    @property
+    def kinesis_streams(self) -> str:
+        """The ARN of the stream that it is read from, of any of its account where unknown."""
+        return self.kinesis_arn or self._arn("kinesis", "stream/*")
+
+    def _arn(self, service: str, what: str) -> str:
+        return f"arn:{self.partition}:{service}:{self.region}:{self.account}:{what}"
 
 
 @dataclass(frozen=True)
 class Place:
-    """A bucket and a folder in it, '' or ending in '/'."""
+    """A bucket and a folder in it, '' or ending in '/'. `partition`: as of `SourceTable`."""
 
     bucket: str
     prefix: str = ""
+    partition: str = "aws"
 
     @property
     def bucket_arn(self) -> str:
         """The bucket's ARN."""
-        return f"arn:aws:s3:::{self.bucket}"
+        return f"arn:{self.partition}:s3:::{self.bucket}"
 
     @property
     def objects(self) -> str:
@@ -90,7 +101,7 @@ def source_statements(tables: Sequence[SourceTable]) -> list[Statement]:
 
 
 def _kinesis_statements(tables: Sequence[SourceTable]) -> list[Statement]:
-    streams = [t.kinesis_arn or f"arn:aws:kinesis:{t.region}:{t.account}:stream/*" for t in tables]
+    streams = [table.kinesis_streams for table in tables]
     reading = ["DescribeStreamSummary", "ListShards", "GetShardIterator", "GetRecords"]
     return [
         statement(
@@ -126,10 +137,12 @@ def lake_statements(lake: Place | None, read: Sequence[Place]) -> list[Statement
 
 
 def glue_statements(
-    region: str, account: str, database: str, tables: Sequence[str], aggregates: Sequence[str]
+    root: str, database: str, tables: Sequence[str], aggregates: Sequence[str]
 ) -> list[Statement]:
-    """The catalogue: `tables` are safe names of tables, `aggregates` full names in Glue."""
-    root = f"arn:aws:glue:{region}:{account}:"
+    """The catalogue: `tables` are safe names of tables, `aggregates` full names in Glue.
+
+    `root`: what ARNs of the catalogue begin with, `arn:aws:glue:REGION:ACCOUNT:`.
+    """
     above = [f"{root}catalog", f"{root}database/{database}"]
     suffixes = (*ICEBERG_TABLES, LANDING_TABLE)
     names = [*(f"{table}_{suffix}" for table in tables for suffix in suffixes), *aggregates]
@@ -185,11 +198,11 @@ def bucket_policy(place: Place, roles: Sequence[str]) -> Policy:
     return policy([{**allowed, "Action": found["Action"], "Resource": found["Resource"]}])
 
 
-def trust_policy(account: str, external_id: str | None) -> Policy:
+def trust_policy(account: str, external_id: str | None, partition: str) -> Policy:
     """What a role in another account says to let this account assume it."""
     allowed: Statement = {
         "Effect": "Allow",
-        "Principal": {"AWS": f"arn:aws:iam::{account}:root"},
+        "Principal": {"AWS": f"arn:{partition}:iam::{account}:root"},
         "Action": "sts:AssumeRole",
     }
     if external_id:

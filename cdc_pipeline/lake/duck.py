@@ -9,9 +9,9 @@ from typing import cast
 
 import duckdb
 import pyarrow as pa
-from pyarrow.fs import S3FileSystem
 from pyiceberg.table import Table as IcebergTable
 
+from cdc_pipeline.aws.s3_filesystem import s3_filesystem
 from cdc_pipeline.core.errors import LakeError
 from cdc_pipeline.core.log_parts import LandedObject
 from cdc_pipeline.core.order import generation_prefix
@@ -56,15 +56,7 @@ def connect_duckdb(lake: Lake) -> duckdb.DuckDBPyConnection:
     # DuckDB would draw it on the standard output of whatever it takes for a prompt.
     connection.execute("SET enable_progress_bar = false")
     if lake.settings.is_s3:
-        access = lake.aws.s3_access()
-        s3 = S3FileSystem(
-            endpoint_override=access.endpoint_url,
-            region=access.region,
-            access_key=access.access_key,
-            secret_key=access.secret_key,
-            session_token=access.session_token,
-        )
-        connection.register_filesystem(DuckS3(s3))
+        connection.register_filesystem(DuckS3(s3_filesystem(lake.aws)))
     return connection
 
 

@@ -1,11 +1,13 @@
 """S3 for DuckDB through pyarrow's client: its own S3 extension would have to be downloaded."""
 
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow import NativeFile
-from pyarrow.fs import S3FileSystem
+from pyarrow.fs import FileSystem
 
 
 class DuckS3(ArrowFSWrapper):
@@ -14,14 +16,14 @@ class DuckS3(ArrowFSWrapper):
     protocol = ("s3",)  # type: ignore[assignment]
     cachable = False
 
-    def __init__(self, fs: S3FileSystem) -> None:
+    def __init__(self, fs: FileSystem) -> None:
         super().__init__(fs)
         self._infos: dict[str, Any] = {}
 
     def _open(self, path: str, mode: str = "rb", *args: Any, **kwargs: Any) -> Any:
         if mode != "rb":
             raise ValueError(f"{path}: the lake's files are only read here, not opened as {mode!r}")
-        return SharedFile(self.fs.open_input_file(path), path)
+        return SharedFile(partial(self.fs.open_input_file, path), path)
 
     def glob(self, path: str, maxdepth: int | None = None, **kwargs: Any) -> Any:
         """Our own paths are exact: asking S3 for each would cost a request per file and view."""
@@ -48,11 +50,13 @@ class SharedFile:
 
     DuckDB reads the row groups of one file from several threads through one handle, and a read is
     a `seek` and a `read` here: with one position for all, a thread now and then gets the bytes of
-    another, that is, an error or wrong rows.
+    another, that is, an error or wrong rows. A read that fails is tried again with the file opened
+    anew: credentials of the time when a long query began may have ended since.
     """
 
-    def __init__(self, file: NativeFile, path: str) -> None:
-        self._file = file
+    def __init__(self, open_file: Callable[[], NativeFile], path: str) -> None:
+        self._open = open_file
+        self._file = file = open_file()
         self._path = path
         self._size = file.size()
         self._here = threading.local()
@@ -76,7 +80,7 @@ class SharedFile:
         position = self.tell()
         left = max(self._size - position, 0)
         wanted = left if size < 0 else min(size, left)
-        found = self._file.read_at(wanted, position)
+        found = self._read_at(wanted, position)
         if len(found) != wanted:
             raise OSError(
                 f"{self._path}: {len(found)} bytes instead of {wanted} at {position} "
@@ -84,6 +88,16 @@ class SharedFile:
             )
         self._here.position = position + wanted
         return found
+
+    def _read_at(self, size: int, position: int) -> bytes:
+        file = self._file
+        try:
+            return file.read_at(size, position)
+        except OSError:
+            if file.closed:
+                raise
+            self._file = again = self._open()
+            return again.read_at(size, position)
 
     def seekable(self) -> bool:
         """Always."""

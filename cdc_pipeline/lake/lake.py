@@ -68,6 +68,7 @@ class Lake:
     @cached_property
     def tables(self) -> Tables:
         """The Iceberg tables."""
-        from cdc_pipeline.lake.tables import Tables, open_catalog
+        from cdc_pipeline.lake.catalog import open_catalog
+        from cdc_pipeline.lake.tables import Tables
 
         return Tables(open_catalog(self.settings, self.aws, self.store), self.database, self.store)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cdc_pipeline.aws.s3 import S3Store, StoredFile
+from cdc_pipeline.aws.s3_output import sse_parameters
 from cdc_pipeline.aws.session import AwsSession
 from cdc_pipeline.core.errors import LakeError, SettingsError
 from cdc_pipeline.settings import Settings
@@ -176,4 +177,4 @@ def open_store(settings: Settings, aws: AwsSession) -> Store:
     bucket, _, prefix = settings.lake.removeprefix("s3://").partition("/")
     if not bucket:
         raise SettingsError(f"lake {settings.lake!r} names no bucket", fix="s3://bucket/prefix")
-    return S3Store(aws, bucket, prefix)
+    return S3Store(aws, bucket, prefix, sse_parameters(settings.kms_key))

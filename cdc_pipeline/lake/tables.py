@@ -1,4 +1,4 @@
-"""Iceberg tables through PyIceberg: catalogues, whole-table and whole-day commits, file lists.
+"""Iceberg tables through PyIceberg: whole-table and whole-day commits, file lists.
 
 A commit asserts the snapshot it was computed from; PyIceberg's automatic retry is off, because
 only the caller knows whether its result still holds. The watermark goes with the data.
@@ -8,11 +8,10 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import date, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import (
     CommitFailedException,
     CommitStateUnknownException,
@@ -26,11 +25,9 @@ from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.refs import MAIN_BRANCH
 from pyiceberg.table.update import AssertRefSnapshotId
 
-from cdc_pipeline.aws.session import AwsSession
 from cdc_pipeline.core.errors import LakeError
 from cdc_pipeline.lake.append import ROW_GROUP_ROWS, append_stream, append_tables
 from cdc_pipeline.lake.store import Store
-from cdc_pipeline.settings import Settings
 
 PROPERTY = "cdc_pipeline."
 _EPOCH = date(1970, 1, 1)
@@ -49,30 +46,6 @@ _METRICS = "write.metadata.metrics.column."
 
 class CommitConflictError(LakeError):
     """Another writer committed to the table first; nothing of ours became visible."""
-
-
-def open_catalog(settings: Settings, aws: AwsSession, store: Store) -> Catalog:
-    """Glue for a lake in S3, a SQLite file inside the folder for a local lake."""
-    if not settings.is_s3:
-        state = Path(store.uri("_cdc"))
-        try:
-            state.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise LakeError(
-                f"lake {settings.lake_folder}: {error.strerror}",
-                fix="check that the folder can be written",
-            ) from error
-        return load_catalog("local", type="sql", uri=f"sqlite:///{state / 'catalog.db'}")
-    access = aws.s3_access()
-    shared = {"region": access.region, "access-key-id": access.access_key}
-    shared |= {"secret-access-key": access.secret_key, "session-token": access.session_token}
-    properties = {f"client.{k}": v for k, v in shared.items() if v}
-    if access.endpoint_url:
-        properties["s3.endpoint"] = access.endpoint_url
-    properties["glue.endpoint"] = aws.client("glue").meta.endpoint_url
-    return load_catalog(
-        "glue", type="glue", **properties, **{"py-io-impl": "pyiceberg.io.pyarrow.PyArrowFileIO"}
-    )
 
 
 class Tables:

@@ -135,14 +135,15 @@ def _heading(lake: Lake) -> Iterator[str]:
 
 
 def _secret(lake: Lake) -> str:
-    access = lake.aws.s3_access()
+    access = lake.aws.s3_access(lake.settings.lake.removeprefix("s3://").partition("/")[0])
     region = literal(access.region or "us-east-1")
-    if access.endpoint_url is None:
+    scheme, _, host = (access.endpoint_url or "").partition("://")
+    if access.endpoint_url is None or access.has_bucket_in_host:
+        endpoint = f", ENDPOINT {literal(host)}" if host else ""
         return (
             "-- INSTALL httpfs; LOAD httpfs; INSTALL aws; LOAD aws;\n"
-            f"-- CREATE SECRET (TYPE s3, PROVIDER credential_chain, REGION {region});\n"
+            f"-- CREATE SECRET (TYPE s3, PROVIDER credential_chain, REGION {region}{endpoint});\n"
         )
-    scheme, _, host = access.endpoint_url.partition("://")
     return (
         "-- INSTALL httpfs; LOAD httpfs;\n"
         "-- CREATE SECRET (TYPE s3, KEY_ID 'your key id', SECRET 'your secret', "

@@ -14,6 +14,7 @@ from typing import Any
 
 from cdc_pipeline.sandbox.control import PATH as CONTROL_PATH
 from cdc_pipeline.sandbox.control import Control, SandboxClock
+from cdc_pipeline.sandbox.encryption import install_managed_key
 from cdc_pipeline.sandbox.errors import PortInUseError, SandboxError, SandboxNotInstalledError
 from cdc_pipeline.sandbox.export_files import multipart_put
 from cdc_pipeline.sandbox.exports import ExportOptions, Exports
@@ -150,6 +151,7 @@ class _Sandbox:
         async def put_object(bucket: str, key: str, body: bytes, headers: dict[str, str]) -> str:
             return await multipart_put(s3, bucket, key, body, headers)
 
+        install_managed_key(s3)
         buckets = ForeignBuckets(s3)
         buckets.install()
         self._exports = Exports(dynamodb, writes, clock, put_object, buckets, options)

@@ -26,13 +26,14 @@ from cdc_pipeline.core.attributes import canonical_item, to_json
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.changes import DYNAMODB_STREAMS, EXPORT
 from cdc_pipeline.core.errors import CannotHealError, CdcPipelineError
+from cdc_pipeline.lake.catalog import open_catalog
 from cdc_pipeline.lake.cdc import build_cdc_days
 from cdc_pipeline.lake.connection import connect_lake
 from cdc_pipeline.lake.current_state import PublishResult, publish_current_state
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.log import CaptureLog
 from cdc_pipeline.lake.store import LocalStore
-from cdc_pipeline.lake.tables import Tables, open_catalog
+from cdc_pipeline.lake.tables import Tables
 from cdc_pipeline.settings import Table, parse_settings
 from cdc_pipeline_tests.capture.test_capture_property import (
     MARGIN,

@@ -30,7 +30,7 @@ def test_threads_that_share_a_large_file_never_get_each_others_bytes(tmp_path: P
 def test_a_read_is_at_the_position_of_its_own_thread(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"0123456789")
-    file = SharedFile(pa.OSFile(str(path)), "file")
+    file = SharedFile(lambda: pa.OSFile(str(path)), "file")
     file.seek(2)
     other = threading.Thread(target=file.seek, args=(7,))
     other.start()
@@ -45,6 +45,7 @@ def test_an_answer_cut_short_is_an_error_and_not_old_memory() -> None:
         def read_at(self, nbytes: int, offset: int) -> bytes:
             return super().read_at(nbytes, offset)[:-1]
 
-    file = SharedFile(Cut(pa.BufferReader(b"0123456789"), "r"), "lake/part.parquet")
+    cut = Cut(pa.BufferReader(b"0123456789"), "r")
+    file = SharedFile(lambda: cut, "lake/part.parquet")
     with pytest.raises(OSError, match=r"lake/part\.parquet: 3 bytes instead of 4 at 0 of 10"):
         file.read(4)

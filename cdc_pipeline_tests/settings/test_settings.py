@@ -19,6 +19,7 @@ from cdc_pipeline.settings import (
     Settings,
     load_settings,
     parse_settings,
+    parse_table,
     settings_schema,
 )
 
@@ -364,3 +365,34 @@ def test_the_schema_for_editors_is_the_present_one() -> None:
     assert json.loads(path.read_text("utf-8")) == settings_schema(), (
         "run: cdc-pipeline settings-schema > docs/settings.schema.json"
     )
+
+
+@pytest.mark.parametrize(
+    "region", ["eu-west-1", "us-gov-west-1", "eusc-de-east-1", "us-isof-east-1"]
+)
+def test_regions_of_every_partition(region: str) -> None:
+    assert parse_table({"name": "orders", "region": region}).region == region
+
+
+@pytest.mark.parametrize("region", ["eu-central", "Frankfurt", "eu_west_1", "euscx-de-east-1"])
+def test_what_is_no_region(region: str) -> None:
+    with pytest.raises(SettingsError, match="region"):
+        parse_table({"name": "orders", "region": region})
+
+
+@pytest.mark.parametrize(
+    ("key", "right"),
+    [
+        ("aws/s3", True),
+        ("arn:aws-cn:kms:cn-north-1:111111111111:key/0a-1b", True),
+        ("alias/lake", False),
+        ("arn:aws:kms:us-east-1:111111111111:alias/lake", False),
+    ],
+)
+def test_kms_keys(key: str, right: bool, tmp_path: Path) -> None:
+    raw = {"lake": "s3://b/l", "kms_key": key, "tables": [{"name": "orders"}]}
+    if right:
+        assert parse_settings(raw, tmp_path / "s.yaml").kms_key == key
+        return
+    with pytest.raises(SettingsError, match="kms_key"):
+        parse_settings(raw, tmp_path / "s.yaml")

@@ -1,10 +1,18 @@
-"""A proxy before an AWS endpoint: records which IAM actions the requests need, or denies them."""
+"""A proxy before an AWS endpoint: records which IAM actions the requests need, or denies them.
+
+It is a reverse proxy, one that clients name as HTTP_PROXY, and a tunnel (CONNECT) to named hosts.
+"""
 
 import http.client
 import json
 import re
-from collections.abc import Iterator
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -16,6 +24,13 @@ _PREFIXES = {"monitoring": "cloudwatch"}
 _DELETED = re.compile(r"<Object>.*?</Object>", re.DOTALL)
 _RESOURCES = ("TableArn", "TableName", "StreamArn", "ExportArn", "StreamARN", "StreamName")
 
+_ABSOLUTE = re.compile(r"https?://[^/]*")
+"""What a request to a proxy has before its path."""
+
+Answer = tuple[int, dict[str, str], str]
+"""Status, headers and body."""
+Refuse = Callable[[str, str, Any], Answer | None]
+"""By method, path and headers; None lets the request through."""
 Observed = tuple[str, str]
 """An action such as `s3:GetObject` and what it is done to; '' where a request does not tell."""
 
@@ -23,16 +38,34 @@ Observed = tuple[str, str]
 class Recorder:
     """Forwards every request to `endpoint_url` and keeps the actions; a context manager.
 
-    Requests that need one of the actions in `denied` are answered as AWS does for want of it.
+    Requests that need one of the actions in `denied` are answered as AWS does for want of it;
+    those that `refuse` has an answer for, with that. `agents`: who asked, by User-Agent.
+    `tunnels`: addresses of hosts, by `host:port`. `certificate`: paths of a certificate and its
+    key, to speak TLS.
     """
 
-    def __init__(self, endpoint_url: str) -> None:
+    def __init__(
+        self,
+        endpoint_url: str,
+        *,
+        refuse: Refuse = lambda *_: None,
+        certificate: tuple[Path, Path] | None = None,
+    ) -> None:
         self.observed: set[Observed] = set()
         self.denied: set[str] = set()
+        self.agents: Counter[str] = Counter()
+        self.tunnels: dict[str, tuple[str, int]] = {}
+        self.refuse = refuse
         self._lock = Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, endpoint_url))
         self._server.daemon_threads = True
-        self.endpoint_url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self.address = ("127.0.0.1", int(self._server.server_address[1]))
+        scheme = "http"
+        if certificate:
+            context, scheme = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), "https"
+            context.load_cert_chain(*certificate)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        self.endpoint_url = f"{scheme}://127.0.0.1:{self.address[1]}"
 
     def __enter__(self) -> "Recorder":
         Thread(target=self._server.serve_forever, daemon=True).start()
@@ -64,6 +97,13 @@ def _handler(recorder: Recorder, endpoint_url: str) -> type[BaseHTTPRequestHandl
 
         def forward(self) -> None:
             body = self._body()
+            self.path = _ABSOLUTE.sub("", self.path) or "/"
+            agent = self.headers.get("User-Agent", "")
+            recorder.agents["pyarrow" if "aws-sdk-cpp" in agent else "boto3"] += 1
+            refused = recorder.refuse(self.command, self.path, self.headers)
+            if refused is not None:
+                self._answer(*refused)
+                return
             denied = recorder.record(actions_of(self.command, self.path, self.headers, body))
             if denied:
                 self._deny(denied)
@@ -85,6 +125,21 @@ def _handler(recorder: Recorder, endpoint_url: str) -> type[BaseHTTPRequestHandl
 
         do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = forward
 
+        def do_CONNECT(self) -> None:
+            there = recorder.tunnels.get(self.path)
+            if there is None:
+                self.send_error(502)
+                return
+            recorder.agents["tunnel"] += 1
+            self.close_connection = True
+            with socket.create_connection(there) as upstream:
+                self.send_response_only(200)
+                self.end_headers()
+                back = Thread(target=_pump, args=(upstream, self.connection), daemon=True)
+                back.start()
+                _pump(self.connection, upstream)
+                back.join(5)
+
         def log_message(self, format: str, *args: object) -> None:
             pass
 
@@ -98,11 +153,16 @@ def _handler(recorder: Recorder, endpoint_url: str) -> type[BaseHTTPRequestHandl
                 content = f"<Error><Code>AccessDenied</Code><Message>{message}</Message></Error>"
                 if not action.startswith("s3:"):
                     content = f"<ErrorResponse>{content}</ErrorResponse>"
+            self._answer(status, {"Content-Type": kind}, content)
+
+        def _answer(self, status: int, headers: dict[str, str], content: str) -> None:
             self.send_response_only(status)
-            self.send_header("Content-Type", kind)
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(content.encode())
+            if self.command != "HEAD":
+                self.wfile.write(content.encode())
 
         def _body(self) -> bytes:
             if "chunked" not in self.headers.get("Transfer-Encoding", ""):
@@ -116,6 +176,13 @@ def _handler(recorder: Recorder, endpoint_url: str) -> type[BaseHTTPRequestHandl
             return b"".join(parts)
 
     return Handler
+
+
+def _pump(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(1 << 16):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
 
 
 def actions_of(method: str, path: str, headers: Any, body: bytes) -> Iterator[Observed]:

@@ -1,0 +1,70 @@
+"""How S3 is reached: host, region, proxy, authorities and credentials, for every client.
+
+Read off botocore's own client, so that clients which are not boto3's agree with it.
+"""
+
+import os
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from botocore.httpsession import ProxyConfiguration, get_cert_path
+from botocore.utils import get_environ_proxies
+
+CONNECT_SECONDS, READ_SECONDS = 5, 60
+"""Of every client; pyarrow's own are 1 and 3."""
+_ORDINARY = re.compile(r"https://s3(\.[a-z0-9-]+)?\.amazonaws\.com")
+_AWS_HOST = re.compile(r"https://s3(-fips)?(\.dualstack)?(\.[a-z0-9-]+)?\.amazonaws\.[a-z.]+")
+
+
+@dataclass(frozen=True)
+class S3Access:
+    """How S3, or one bucket of it, is reached. Credentials are frozen and may expire.
+
+    `endpoint_url`: None for the host that every client finds by the region (public, partition
+    `aws`). `has_bucket_in_host`: where there is another, it is `https://bucket.host/key`, else
+    `https://host/bucket/key`. `proxy_url`: None for none, also by NO_PROXY. `ca_file`: the
+    authorities (PEM) that the server's certificate is checked with.
+    """
+
+    endpoint_url: str | None
+    region: str | None
+    access_key: str | None = None
+    secret_key: str | None = field(default=None, repr=False)
+    session_token: str | None = field(default=None, repr=False)
+    has_bucket_in_host: bool = False
+    proxy_url: str | None = field(default=None, repr=False)  # may hold a password
+    ca_file: str | None = None
+
+
+def endpoint_style(endpoint: str, style: str | None, bucket: str | None) -> tuple[str | None, bool]:
+    """`S3Access`'s `endpoint_url` and `has_bucket_in_host` for botocore's endpoint.
+
+    `style`: botocore's `addressing_style`. A host that was configured gets the bucket in the path,
+    as from botocore; one of AWS's in the host name, unless a dot in it would break TLS.
+    """
+    endpoint = endpoint.rstrip("/")
+    dotted = bucket is not None and "." in bucket
+    in_host = style == "virtual" or (style != "path" and bool(_AWS_HOST.fullmatch(endpoint)))
+    in_host = in_host and not dotted
+    if in_host and _ORDINARY.fullmatch(endpoint):
+        return None, True
+    return endpoint, in_host
+
+
+def s3_access(client: Any, bucket: str | None, ca_bundle: str | None) -> S3Access:
+    """How a boto3 client of S3 reaches a bucket, without credentials.
+
+    `ca_bundle`: botocore's setting of that name (AWS_CA_BUNDLE).
+    """
+    endpoint = client.meta.endpoint_url
+    style = (client.meta.config.s3 or {}).get("addressing_style")
+    shown, in_host = endpoint_style(endpoint, style, bucket)
+    return S3Access(
+        endpoint_url=shown,
+        region=client.meta.region_name,
+        has_bucket_in_host=in_host,
+        proxy_url=ProxyConfiguration(get_environ_proxies(endpoint)).proxy_url_for(endpoint),
+        # botocore's order; its own authorities where nothing is said.
+        ca_file=get_cert_path(ca_bundle or os.environ.get("REQUESTS_CA_BUNDLE") or True),
+    )
