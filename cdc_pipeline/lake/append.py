@@ -6,6 +6,7 @@ from itertools import chain, count
 from typing import Any, cast
 
 import pyarrow as pa
+import pyiceberg.io.pyarrow as pyiceberg_arrow
 from pyiceberg.io.fileformat import FileFormatFactory
 from pyiceberg.io.pyarrow import (
     ParquetFormatWriter,
@@ -28,6 +29,8 @@ _ROW_GROUP_BYTES = 32 << 20
 
 _FILE_BYTES = 128 << 20
 """Parquet bytes after which a file is full: whoever looks something up opens every file."""
+
+_LAST_CHARACTER = chr(0x10FFFF)
 
 CHECKSUMS = "cdc_pipeline.crc32"
 """The snapshot's summary property with the CRC-32 of each data file it added, in order of path.
@@ -73,6 +76,27 @@ def append_tables(transaction: Transaction, tables: Iterable[pa.Table]) -> None:
             for file in _dataframe_to_data_files(metadata, table, io, files.commit_uuid, number):
                 files.append_data_file(file)
         summary[CHECKSUMS] = io.told()
+
+
+def upper_text_bound(text: str, length: int | None) -> str | None:
+    """The least text of at most `length` characters, of its beginning, that is not below `text`.
+
+    None: there is none. Iceberg orders texts by code points, and Unicode has no characters between
+    U+D7FF and U+E000. PyIceberg 0.12 takes the code point behind U+D7FF for one and then cannot
+    encode its bound, which would stop every commit with such a text.
+    """
+    if length is None or len(text) <= length:
+        return text
+    kept = text[:length].rstrip(_LAST_CHARACTER)
+    if not kept:
+        return None
+    after = "\ue000" if kept[-1] == "\ud7ff" else chr(ord(kept[-1]) + 1)
+    return kept[:-1] + after
+
+
+# Every commit of ours comes past this module, also those that PyIceberg writes all by itself, as
+# it rewrites files for a removed row; its bounds are made in one place, which takes no setting.
+pyiceberg_arrow.truncate_upper_bound_text_string = upper_text_bound
 
 
 class _SummingIO:
