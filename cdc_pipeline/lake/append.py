@@ -96,7 +96,7 @@ def upper_text_bound(text: str, length: int | None) -> str | None:
 
 # Every commit of ours comes past this module, also those that PyIceberg writes all by itself, as
 # it rewrites files for a removed row; its bounds are made in one place, which takes no setting.
-pyiceberg_arrow.truncate_upper_bound_text_string = upper_text_bound
+pyiceberg_arrow.__dict__["truncate_upper_bound_text_string"] = upper_text_bound
 
 
 class _SummingIO:

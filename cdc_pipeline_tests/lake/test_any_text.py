@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyiceberg.io.pyarrow
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -28,6 +29,7 @@ from cdc_pipeline_tests.lake.builder import (
 )
 
 _CUT = 16
+_PATCHED = "truncate_upper_bound_text_string"
 _BEFORE_SURROGATES = "\ud7ff"
 _EDGES = [chr(n) for n in (0, 0x7F, 0x80, 0x7FF, 0x800, 0xD7FF, 0xE000, 0xFFFF, 0x10000, 0x10FFFF)]
 
@@ -122,10 +124,18 @@ def test_the_last_character_before_the_surrogates_stops_no_table(tmp_path: Path)
 
 
 @pytest.mark.slow
-@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.lists(wide_texts, min_size=20, max_size=20), wide_texts)
 def test_any_text_goes_through_every_table(texts: list[str], key: str) -> None:
     attributes = {f"t{n:02}": {"S": text} for n, text in enumerate(texts)}
     with temporary_lake(**_OPTIONS) as built:
         _build_everything(built, key, attributes)
         _require_texts(built, key, attributes)
+
+
+def test_pyiceberg_makes_its_bounds_where_ours_stand() -> None:
+    assert pyiceberg.io.pyarrow.StatsAggregator.max_as_bytes.__globals__[_PATCHED] is (
+        upper_text_bound
+    )
