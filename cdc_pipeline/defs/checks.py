@@ -33,10 +33,7 @@ class Finding:
 
 def quarantine(lake: Lake, table: Table, state: LogState) -> Finding:
     """Every record that the stream returned could be understood and has landed."""
-    reasons: dict[str, int] = {}
-    for quarantined in state.quarantined.values():
-        for reason, count in quarantined.reasons.items():
-            reasons[reason] = reasons.get(reason, 0) + count
+    reasons = state.quarantined_reasons
     metadata: dict[str, Any] = {"records": sum(reasons.values())}
     if reasons:
         rows = [(reason, str(count)) for reason, count in sorted(reasons.items())]

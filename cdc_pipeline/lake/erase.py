@@ -169,12 +169,14 @@ def erase_quarantined(log: CaptureLog, trace: ItemTrace) -> Removed:
     state, store = log.load(), log.store
     found = list(_look(Place("quarantine", store, log.paths.quarantine), trace))
     for holding in found:
-        if holding.key not in state.quarantined:
+        if not log.names_quarantined(state, holding.key):
             rewrite_file(store, holding.key, trace)
             continue
-        kept = without_lines(store.read(holding.key) or b"", trace)
+        lines = store.read(holding.key) or b""
+        kept = without_lines(lines, trace)
         reasons = count_reasons(kept)
-        counted = QuarantinedObject(holding.key, sum(reasons.values()), reasons)
+        was = None if holding.key in state.quarantined else count_reasons(lines)
+        counted = QuarantinedObject(holding.key, sum(reasons.values()), reasons, was)
         # Counts first: after a crash in between the lines are found again, and counted again.
         while not log.append(state, _entry(quarantined=(counted,))):
             log.catch_up(state)

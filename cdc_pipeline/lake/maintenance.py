@@ -72,8 +72,11 @@ def _remove_unlogged(lake: Lake, table: Table, done: Upkeep) -> None:
     ]
     # The log after the files: what was logged in between is in it.
     state = log.load()
-    live = state.objects.keys() | state.replaced.keys() | state.quarantined.keys()
-    _remove(lake, [file for file in found if file.key not in live], done)
+    live = state.objects.keys() | state.replaced.keys()
+    unlogged = [
+        file for file in found if file.key not in live and not state.may_be_quarantined(file.key)
+    ]
+    _remove(lake, unlogged, done)
     # Converted files of an export that a run left unfinished; who takes it up converts them again.
     _remove(lake, [*_old_files(lake, TEMPORARY), *_old_files(lake, paths.staging)], done)
 
