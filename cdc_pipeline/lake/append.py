@@ -1,7 +1,7 @@
 """Appending a stream of rows to an Iceberg table in one snapshot, with bounded memory."""
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, count
 from typing import Any, cast
 
@@ -39,8 +39,12 @@ In hex, with commas. Iceberg itself keeps only sizes.
 """
 
 
-def append_stream(transaction: Transaction, rows: pa.RecordBatchReader) -> None:
+def append_stream(
+    transaction: Transaction, rows: pa.RecordBatchReader, told: Mapping[str, str]
+) -> None:
     """Append all rows, in their order; the snapshot is there even if there are none.
+
+    `told`: properties of the snapshot.
 
     The table has no partitions. Memory: a row group. PyIceberg 0.12 takes readers, too, but holds
     all rows of a file, and its executor asks for those of every file before the first is written
@@ -48,7 +52,7 @@ def append_stream(transaction: Transaction, rows: pa.RecordBatchReader) -> None:
     """
     groups = (_requested(transaction.table_metadata, group) for group in _row_groups(rows))
     io = _SummingIO(transaction._table.io)
-    summary: dict[str, str] = {}
+    summary: dict[str, str] = {**told}
     with transaction.update_snapshot(summary).fast_append() as files:
         for number in count():
             first = next(groups, None)
