@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from cdc_pipeline.core.columns import tags_of_type
+from cdc_pipeline.core.columns import MAX_COLUMNS, tags_of_type
 from cdc_pipeline.core.errors import SettingsError
 from cdc_pipeline.core.names import LAKE_ZONES, OWNERS, is_owner, safe_name
 
@@ -203,6 +203,14 @@ class Table(_Strict):
     snapshot: Snapshot = Snapshot()  # type: ignore[call-arg]
     columns: dict[str, ColumnRule] = Field(
         {}, description="rules for top-level attributes, by exact attribute name"
+    )
+    max_columns: int | None = Field(
+        None,
+        ge=1,
+        le=5000,
+        description="attributes that have columns of their own in current_state and pitr_export, "
+        f"the most frequent ones; all are in _item. Default: {MAX_COLUMNS}, or as many as the "
+        "table has already",
     )
     heal: Literal["auto", "ask"] = Field(
         "auto", description="auto: gaps are healed from exports (which cost) as soon as they open"

@@ -1,8 +1,8 @@
 """Firehose's objects as a source: which table they are of, and which of them have arrived."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime, time
 
 from cdc_pipeline.aws.s3 import FoundObject, SourceBucket
 from cdc_pipeline.aws.session import AwsSession
@@ -15,6 +15,7 @@ from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.delivered import Target
 from cdc_pipeline.core.envelope import FIREHOSE
 from cdc_pipeline.core.errors import ShardGoneError, SourceError
+from cdc_pipeline.core.log_parts import SourceFile
 from cdc_pipeline.core.names import day_of
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings import Firehose, Table
@@ -96,12 +97,25 @@ def arrived_since(aws: AwsSession, settings: Firehose, since: date, now_us: int)
     return sorted(single.values(), key=lambda a: (a.day, a.object.modified, a.uri))
 
 
+def find_again(aws: AwsSession, files: Iterable[SourceFile]) -> Iterator[Arrived]:
+    """Objects that were named before, as they are now; one that is gone as it was.
+
+    One request for each. Raises `SourceError`.
+    """
+    for file in files:
+        bucket, key = _bucket_of(aws, file.uri)
+        day = date.fromisoformat(file.arrived)
+        gone = FoundObject(key, file.etag, file.bytes, datetime.combine(day, time.min, UTC))
+        listed = (found for found in bucket.objects(key) if found.key == key)
+        yield Arrived(bucket, next(listed, gone), day)
+
+
 def has_news(aws: AwsSession, settings: Firehose, state: LogState, now_us: int) -> bool:
     """Whether today's folders hold an object that the log does not know, or part of one.
 
     A cheap look, two requests a prefix: late objects are for the next whole one.
     """
-    if any(not file.whole for file in state.files.values()):
+    if any(not (file.whole or file.unread) for file in state.files.values()):
         return True
     return any(_news(aws, prefix, state, day_of(now_us)) for prefix in settings.prefixes)
 

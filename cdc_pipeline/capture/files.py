@@ -15,13 +15,13 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from functools import cache
 from typing import Any, BinaryIO
 
 from cdc_pipeline.aws.table import describe_table
-from cdc_pipeline.capture.arrivals import Arrived, arrived_since, open_files, target_of
+from cdc_pipeline.capture.arrivals import Arrived, arrived_since, find_again, open_files, target_of
 from cdc_pipeline.capture.continuity import open_capture
 from cdc_pipeline.capture.delivery import Record, download, records
 from cdc_pipeline.capture.drain import CaptureFailedError, CaptureOptions
@@ -151,8 +151,8 @@ class FilesRun:
         if day is not None:
             self.known |= self._logged_since(day)
         wanted = self._wanted(day, listed_us)
-        everything = self._take_all(wanted) and day is None
-        self._land(lambda: self._vouched(listed_us) if everything else {})
+        tried = self._take_all(wanted) and day is None
+        self._land(lambda: self._vouched(wanted, listed_us) if tried else {})
         self.result.close(self.state, self.log.clock() - self.started)
         self._raise_failures()
         return self.result
@@ -174,7 +174,10 @@ class FilesRun:
             # Folders may be named in another time zone than UTC.
             since, until = day - timedelta(1), day + timedelta(self.settings.window_days + 1)
         found = arrived_since(self.lake.aws, self.settings, since, now_us)
-        return [f for f in found if f.day <= until and not self._is_done(f)]
+        wanted = [f for f in found if f.day <= until and not self._is_done(f)]
+        listed = {f.uri for f in found}
+        left = [f for f in self.state.files.values() if f.unread and f.uri not in listed]
+        return wanted if day is not None else [*find_again(self.lake.aws, left), *wanted]
 
     def _first_day(self) -> date:
         found, first = self.state.files_from, self.lake.settings.start_date
@@ -196,7 +199,7 @@ class FilesRun:
     # Reading
 
     def _take_all(self, wanted: list[Arrived]) -> bool:
-        """Read them one after the other; False if some are left for another run."""
+        """Try them one after the other; False if some are left for another run."""
         with closing(self._downloaded(wanted)) as files:
             for found, file in files:
                 try:
@@ -207,7 +210,7 @@ class FilesRun:
                     continue
                 if not self._take(found, opened):
                     return False
-        return not self.result.failed_shards
+        return True
 
     def _downloaded(
         self, wanted: Iterable[Arrived]
@@ -282,21 +285,35 @@ class FilesRun:
     def _land(self, more: Callable[[], dict[str, Any]] = dict) -> None:
         """Make a log entry of what has been read."""
         batch, self.batch = self.batch, _Batch()
-        self.lander.land(
-            batch.changes,
-            batch.unreadable,
-            lambda: {"files": tuple(batch.files.values()), **more()},
-        )
+
+        def parts() -> dict[str, Any]:
+            said = more()
+            return {"files": (*batch.files.values(), *said.pop("unread", ())), **said}
+
+        self.lander.land(batch.changes, batch.unreadable, parts)
         self.known |= batch.files
 
-    def _vouched(self, listed_us: int) -> dict[str, Any]:
-        """What a listing proves when all of it has landed."""
+    def _vouched(self, wanted: list[Arrived], listed_us: int) -> dict[str, Any]:
+        """What a listing proves of which all was tried.
+
+        What cannot be read any more is no reason to remember every object since: it is kept by
+        name. The watermark stays where it is until it has landed.
+        """
         lag_us = int(self.settings.lag_minutes * 60_000_000)
         first = day_of(listed_us) - timedelta(self.settings.window_days)
-        return {
-            "discovered_us": max(self.state.discovered_us, listed_us - lag_us),
-            "files_from": max(self.state.files_from, first.isoformat()),
-        }
+        files_from = max(self.state.files_from, first.isoformat())
+        failed = self.result.failed_shards
+        if not failed:
+            reached_us = max(self.state.discovered_us, listed_us - lag_us)
+            return {"discovered_us": reached_us, "files_from": files_from}
+        left = (f for f in wanted if f.uri in failed and f.day.isoformat() < files_from)
+        files = (_Reading.of(f, self.known.get(f.uri)).as_file(whole=False) for f in left)
+        fresh = tuple(
+            replace(file, unread=True)
+            for file in files
+            if not (known := self.state.files.get(file.uri)) or not known.unread
+        )
+        return {"files_from": files_from, "unread": fresh}
 
 
 def _close(file: "Future[BinaryIO | None]") -> None:

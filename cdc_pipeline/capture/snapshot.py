@@ -368,6 +368,7 @@ def _stage(
             over=over,
             scratch=Path(folder),
             seen=Seen(items, merge_stats(*(file.stats for file in files))),
+            limit=table.max_columns,
         )
         return staged, sum(file.bytes for file in files)
 

@@ -6,6 +6,7 @@ entries up to its `n`. How entries are stored and raced for is `lake.log`'s busi
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -29,10 +30,20 @@ from cdc_pipeline.core.log_parts import (
     SourceFile,
     StreamRef,
 )
+from cdc_pipeline.core.names import entry_number
 
 FORMAT = 1
 FORMAT_WITH_ERASURES = 2
 """Of what tells of erasures: a version that does not know them must not read past one."""
+
+FORMAT_WITH_SUMS = 3
+"""Of what stands for quarantined objects or files of Firehose that it does not list.
+
+A version that does not know it would remove such objects, or never try such a file again.
+"""
+
+QUARANTINED_KEPT = 1000
+"""Quarantined objects that a state lists; of those before, it has the sums."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,14 @@ class Entry:
     def to_json(self) -> str:
         """Readable JSON; parts that say nothing are left out."""
         said = {k: v for k, v in dataclasses.asdict(self).items() if v not in (None, ())}
+        for name, left_out in (("files", "unread"), ("quarantined", "was")):
+            # Versions that do not know these parts read entries that do not need them.
+            said |= (
+                {name: [_without(part, left_out) for part in said[name]]} if name in said else {}
+            )
         form = FORMAT_WITH_ERASURES if self.erasure else FORMAT
+        if any(file.unread for file in self.files) or any(q.was for q in self.quarantined):
+            form = FORMAT_WITH_SUMS
         return json.dumps({"format": form, "at": _iso(self.at_us), **said}, indent=1) + "\n"
 
     @staticmethod
@@ -99,6 +117,8 @@ class LogState:
     `files_from` or later. `legacy_us`: the newest time of a row that an older Lambda made. `late`:
     all changes that came behind the watermark, the latest of them at `late_at_us`.
     `clock_offset_us`: how far the clock of the last writer that measured it was ahead.
+    `quarantined`: the newest of these objects; all of entry `summed_to` and before that are not in
+    it count in `quarantined_sums`, records by reason.
     """
 
     n: int = 0
@@ -126,6 +146,8 @@ class LogState:
     late: Late = NOTHING_LATE
     late_at_us: int = 0
     clock_offset_us: int | None = None
+    summed_to: int = 0
+    quarantined_sums: dict[str, int] = field(default_factory=dict)
 
     def apply(self, entry: Entry) -> None:
         """Add the next entry; entries are applied in order and without holes."""
@@ -154,7 +176,7 @@ class LogState:
             self.replaced[key] = entry.at_us
         for key in entry.removed:
             self.replaced.pop(key, None)
-        self.quarantined.update((q.key, q) for q in entry.quarantined)
+        self._apply_quarantined(entry)
         # Rewritten bare objects wait, if at all, for the entry that landed them.
         if any(landed.bare for landed in entry.objects) and not entry.replaced:
             self.incomplete.append(entry.n)
@@ -187,8 +209,35 @@ class LogState:
         self.files.update((file.uri, file) for file in entry.files)
         self.legacy_us = max([self.legacy_us, *(file.legacy_us for file in entry.files)])
         if entry.files or entry.files_from:
-            kept = (file for file in self.files.values() if file.arrived >= self.files_from)
+            kept = (f for f in self.files.values() if f.arrived >= self.files_from or f.unread)
             self.files = {file.uri: file for file in kept}
+
+    def _apply_quarantined(self, entry: Entry) -> None:
+        for found in entry.quarantined:
+            self.quarantined[found.key] = dataclasses.replace(found, was=None)
+            self._sum(found.was or {}, -1)
+        while len(self.quarantined) > QUARANTINED_KEPT:
+            oldest = self.quarantined.pop(next(iter(self.quarantined)))
+            self.summed_to = max(self.summed_to, entry_number(oldest.key) or 0)
+            self._sum(oldest.reasons, 1)
+
+    def _sum(self, reasons: Mapping[str, int], sign: int) -> None:
+        for reason, count in reasons.items():
+            self.quarantined_sums[reason] = self.quarantined_sums.get(reason, 0) + sign * count
+        self.quarantined_sums = {r: n for r, n in self.quarantined_sums.items() if n > 0}
+
+    @property
+    def quarantined_reasons(self) -> dict[str, int]:
+        """All records that could not be read, by reason."""
+        found = Counter(self.quarantined_sums)
+        for quarantined in self.quarantined.values():
+            found.update(quarantined.reasons)
+        return {reason: count for reason, count in found.items() if count}
+
+    def may_be_quarantined(self, key: str) -> bool:
+        """Whether an object may be one of the quarantined ones: listed, or as old as the sums."""
+        number = entry_number(key) if key.endswith(".jsonl") else None
+        return key in self.quarantined or (number is not None and number <= self.summed_to)
 
     @property
     def generation(self) -> int:
@@ -286,6 +335,10 @@ class LogState:
         ):
             parts[name] = list(parts[name].values())
         form = FORMAT_WITH_ERASURES if self.erasures else FORMAT
+        if self.summed_to or any(file.unread for file in self.files.values()):
+            form = FORMAT_WITH_SUMS
+        parts["files"] = [_without(vars(file), "unread") for file in self.files.values()]
+        parts["quarantined"] = [_without(vars(q), "was") for q in self.quarantined.values()]
         said = {"format": form, "at": _iso(self.at_us), **parts}
         return json.dumps(said, default=vars) + "\n"
 
@@ -293,6 +346,11 @@ class LogState:
     def from_json(text: str | bytes, name: str) -> "LogState":
         """Parse a summary; `name` is used in the error of a file that is not one."""
         return _parse(text, name, _state)
+
+
+def _without(part: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A part without a field of this name that says nothing."""
+    return {key: value for key, value in part.items() if key != name or value}
 
 
 def _iso(time_us: int) -> str:
@@ -305,10 +363,10 @@ def _parse(text: str | bytes, name: str, build: Any) -> Any:
     fix = "use the version of cdc-pipeline that wrote it, or a newer one"
     try:
         raw = json.loads(text)
-        if raw["format"] not in (FORMAT, FORMAT_WITH_ERASURES):
+        if raw["format"] not in (FORMAT, FORMAT_WITH_ERASURES, FORMAT_WITH_SUMS):
             raise LakeError(
-                f"{name} has format {raw['format']}, this version reads {FORMAT} and "
-                f"{FORMAT_WITH_ERASURES}",
+                f"{name} has format {raw['format']}, this version reads {FORMAT} to "
+                f"{FORMAT_WITH_SUMS}",
                 fix=fix,
             )
         kind = Entry if build is _entry else LogState
@@ -381,6 +439,8 @@ def _state(raw: Mapping[str, Any]) -> LogState:
         late=Late(**raw["late"]) if raw.get("late") else NOTHING_LATE,
         late_at_us=raw.get("late_at_us", 0),
         clock_offset_us=raw.get("clock_offset_us"),
+        summed_to=raw.get("summed_to", 0),
+        quarantined_sums=raw.get("quarantined_sums", {}),
     )
 
 

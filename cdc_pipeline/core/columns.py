@@ -8,8 +8,14 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal
 
+from cdc_pipeline.core.names import MAX_COLUMN_NAME
+
+MAX_COLUMNS = 500
+"""Columns of a table whose settings do not say how many; system columns are not counted."""
+
 INT64_DIGITS = 18
 DECIMAL_DIGITS = 38
+_LONG_NAME_DIGITS = 16
 SYSTEM_COLUMNS = ("_key", "_order_key", "_write_time_us", "_item", "_rescued")
 
 
@@ -130,25 +136,70 @@ def columns_of(
     *,
     keep_tags: bool = False,
     pins: Mapping[str, str] | None = None,
+    limit: int | None = None,
 ) -> list[Column]:
-    """Typed columns for everything seen, sorted by name.
+    """Typed columns for what was seen, sorted by name; see `chosen_attributes` for the `limit`.
 
-    A column name in `prior` stays with its attribute; with `keep_tags` so does its tag, as it
-    must where new rows meet a table that is typed already. An attribute that was only ever NULL
-    is a string column. Names are lower case: Athena, Glue and DuckDB do not tell `a` from `A`.
-    `pins`: types by attribute that hold whatever was seen.
+    A column name in `prior` stays with its attribute, and its tag as long as it has values of that
+    tag; with `keep_tags` in any case, as it must where new rows meet a table that is typed already.
+    An attribute that was only ever NULL is a string column. Names are lower case: Athena, Glue and
+    DuckDB do not tell `a` from `A`. `pins`: types by attribute that hold whatever was seen.
     """
     before = {column.attribute: column for column in prior}
-    names = _column_names(stats, {a: column.name for a, column in before.items()})
+    chosen = chosen_attributes(stats, before, keep=keep_tags, pins=pins or {}, limit=limit)
+    names = _column_names(chosen, {a: column.name for a, column in before.items()})
     columns = []
-    for attribute, seen in stats.items():
+    for attribute in chosen:
+        seen = stats[attribute]
         pin = (pins or {}).get(attribute)
         tags = tags_of_type(pin) if pin else None
-        kept = before.get(attribute) if keep_tags else None
+        kept = before.get(attribute)
+        if kept and not keep_tags and (not seen.tags[kept.tag] or (tags and kept.tag not in tags)):
+            kept = None
         tag = kept.tag if kept else _main_tag(seen, tags) or (tags or "S")[0]
         kind = pin or _natural_type(tag, seen)
         columns.append(Column(names[attribute], attribute, tag, kind, pin is not None))
     return sorted(columns, key=lambda column: column.name)
+
+
+def chosen_attributes(
+    stats: Stats,
+    prior: Mapping[str, Column],
+    *,
+    keep: bool,
+    pins: Mapping[str, str],
+    limit: int | None,
+) -> list[str]:
+    """The attributes that have columns: all, or those with the most values if they are too many.
+
+    Pinned ones come first. So that tables whose attributes come and go do not change their schema
+    with each publication, an attribute that has a column loses it only to one with twice as many
+    values; with `keep` to none. `limit` None: `MAX_COLUMNS`, or what the table has already.
+    """
+    known = stats.keys() & prior.keys()
+    most = max(MAX_COLUMNS, len(known)) if limit is None else limit
+    if keep:
+        most = max(most, len(known))
+    if len(stats) <= most:
+        return list(stats)
+
+    def rank(attribute: str) -> tuple[bool, bool, int, str]:
+        values = sum(n for tag, n in stats[attribute].tags.items() if tag != "NULL")
+        has_one = attribute in known
+        return (
+            keep and not has_one,
+            attribute not in pins,
+            -2 * values if has_one else -values,
+            attribute,
+        )
+
+    return sorted(stats, key=rank)[:most]
+
+
+def without_columns(columns: Iterable[Column], stats: Stats) -> dict[str, int]:
+    """Attributes that have no column, with how many values they have."""
+    shown = {column.attribute for column in columns}
+    return {name: sum(seen.tags.values()) for name, seen in stats.items() if name not in shown}
 
 
 def _natural_type(tag: str, stats: AttributeStats) -> str:
@@ -257,12 +308,18 @@ def _column_names(attributes: Iterable[str], names: dict[str, str]) -> dict[str,
     for attribute in sorted(fresh, key=lambda a: (a != _plain_name(a), a)):
         name = _plain_name(attribute)
         digest = hashlib.sha256(attribute.encode()).hexdigest()
-        if not name or name in taken:
-            candidates = (f"{name}_{digest[:length]}" for length in range(6, 65))
+        if not name or name in taken or len(name) > MAX_COLUMN_NAME:
+            # A long one gets more of its hash, so that its name is the same beside any others.
+            shortest = 6 if len(name) <= MAX_COLUMN_NAME else _LONG_NAME_DIGITS
+            candidates = (_shortened(name, digest[:length]) for length in range(shortest, 65))
             name = next(candidate for candidate in candidates if candidate not in taken)
         names[attribute] = name
         taken.add(name)
     return names
+
+
+def _shortened(name: str, digest: str) -> str:
+    return f"{name[: MAX_COLUMN_NAME - 1 - len(digest)]}_{digest}"
 
 
 def _plain_name(attribute: str) -> str:

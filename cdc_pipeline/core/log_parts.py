@@ -123,11 +123,15 @@ class LandedObject:
 
 @dataclass(frozen=True)
 class QuarantinedObject:
-    """One JSON-lines object of records that could not be read, with counts by reason."""
+    """One JSON-lines object of records that could not be read, with counts by reason.
+
+    `was`: an erasure counts it again, and these counts of it are in the log's sums by now.
+    """
 
     key: str
     rows: int
     reasons: dict[str, int]
+    was: dict[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,8 @@ class SourceFile:
     `etag`: of the version that was read. `arrived`: the day that its folder stands for. `rows`: its
     records so far, quarantined ones and `others` (of other tables) too. `days`: the write days of
     its changes. `legacy_us`: the newest time of its rows that an older Lambda made, 0: it has none.
-    `whole`: all of it; of a large one, parts land in several entries.
+    `whole`: all of it; of a large one, parts land in several entries. `unread`: it could not be
+    read as long as its folder was looked at, so it is tried again by its name.
     """
 
     uri: str
@@ -149,6 +154,7 @@ class SourceFile:
     days: tuple[str, ...] = ()
     legacy_us: int = 0
     whole: bool = False
+    unread: bool = False
 
 
 @dataclass(frozen=True)

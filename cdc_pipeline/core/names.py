@@ -10,6 +10,9 @@ LAKE_ZONES = ("_cdc/", "dynamo-cdc/", "dynamo-export/", "iceberg/")
 OWNERS = "an e-mail address whose domain ends in 2 to 7 letters, or 'team:name'"
 """What `is_owner` takes, for messages."""
 
+MAX_COLUMN_NAME = 255
+"""Characters of a column's name that Glue takes (its API reference: `Column.Name`)."""
+
 _OBJECT_NAME = re.compile(r"(\d{12})-([0-9a-f]{16})\.[a-z.]+")
 _UNNUMBERED = ("/compacted-", "/heal-", "/backfill-")
 

@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 
 from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.core.columns import without_columns
 from cdc_pipeline.core.coverage import clock_warning, coverage
 from cdc_pipeline.core.envelope import FIREHOSE
 from cdc_pipeline.core.names import TablePaths
@@ -17,6 +18,7 @@ from cdc_pipeline.defs.resources import LakeResource
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings import Table
 
+_LONGEST_NAME = 80
 _MOST_ROWS = 50
 _LATE_SHOWS_US = 24 * 3600 * 1_000_000
 CURRENT_STATE = "current_state"
@@ -33,10 +35,7 @@ class Finding:
 
 def quarantine(lake: Lake, table: Table, state: LogState) -> Finding:
     """Every record that the stream returned could be understood and has landed."""
-    reasons: dict[str, int] = {}
-    for quarantined in state.quarantined.values():
-        for reason, count in quarantined.reasons.items():
-            reasons[reason] = reasons.get(reason, 0) + count
+    reasons = state.quarantined_reasons
     metadata: dict[str, Any] = {"records": sum(reasons.values())}
     if reasons:
         rows = [(reason, str(count)) for reason, count in sorted(reasons.items())]
@@ -152,6 +151,34 @@ def type_conflicts(lake: Lake, table: Table, state: LogState) -> Finding:
     return Finding(not found, metadata, dg.AssetCheckSeverity.WARN)
 
 
+def columns_for_all(lake: Lake, table: Table, state: LogState) -> Finding:
+    """Every attribute has a column, unless `max_columns` says how many; all are in `_item`."""
+    from cdc_pipeline.lake.current_state import published_base
+    from cdc_pipeline.lake.typed import prior_columns, prior_stats
+
+    base = published_base(lake, table)
+    if base is None:
+        return Finding(True, {"note": "nothing has been published yet"})
+    columns = prior_columns(base.table)
+    left = without_columns(columns, prior_stats(base.table))
+    metadata: dict[str, Any] = {
+        "columns": len(columns),
+        "attributes_without_column": len(left),
+        "values_without_column": sum(left.values()),
+    }
+    if left:
+        most = sorted(left.items(), key=lambda pair: (-pair[1], pair[0]))[:_MOST_ROWS]
+        rows = [(repr(name[:_LONGEST_NAME]), str(count)) for name, count in most]
+        metadata["most_frequent"] = grid(("attribute", "values"), rows)
+        metadata["fix"] = (
+            "nothing is lost: `_item` has them exactly. If attribute names are data (ids, dates), "
+            "a map would be better; for more columns, or for this to pass, say `max_columns` in "
+            "the table's settings, or a type under `columns` for those that must have one"
+        )
+    passed = not left or table.max_columns is not None
+    return Finding(passed, metadata, dg.AssetCheckSeverity.WARN)
+
+
 def chain(lake: Lake, table: Table, state: LogState) -> Finding:
     """Each change begins with the image that the item's change before it left behind."""
     from cdc_pipeline.lake.chain import check_chain
@@ -214,6 +241,7 @@ CHECKS: dict[str, Callable[[Lake, Table, LogState], Finding]] = {
 
 STATE_CHECKS: dict[str, Callable[[Lake, Table, LogState], Finding]] = {
     "type_conflicts": type_conflicts,
+    "columns_for_all_attributes": columns_for_all,
     "fresh": fresh,
 }
 """The checks of current_state."""

@@ -13,7 +13,8 @@ from pyiceberg.table import Table as IcebergTable
 
 from cdc_pipeline.core.errors import NotReadyError, QueryError
 from cdc_pipeline.lake.connection import connect_lake
-from cdc_pipeline.lake.duck import arrow_table, explain
+from cdc_pipeline.lake.duck import explain, statement
+from cdc_pipeline.lake.duck_types import storable_table
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.masked import (
     PUBLISHED,
@@ -145,7 +146,10 @@ def _build(
 def _run(connection: duckdb.DuckDBPyConnection, aggregate: Aggregate, day: date | None) -> pa.Table:
     try:
         parameters = {"day": day} if aggregate.daily else None
-        rows = _storable(arrow_table(connection, aggregate.sql, parameters))
+        relation = connection.sql(statement(aggregate.sql), params=parameters)
+        if relation is None:
+            raise QueryError(f"aggregate {aggregate.name}: its SQL has no result")
+        rows = storable_table(relation, f"aggregate {aggregate.name}")
     except duckdb.CatalogException as error:
         named = ", ".join(".".join(pair) for pair in aggregate.inputs)
         raise NotReadyError(
@@ -162,19 +166,3 @@ def _with_day(rows: pa.Table, day: date) -> pa.Table:
     if "day" in rows.column_names:
         return rows.set_column(rows.column_names.index("day"), "day", days)
     return rows.append_column("day", days)
-
-
-def _storable(rows: pa.Table) -> pa.Table:
-    """Types that Iceberg lacks in the nearest exact ones: sums of integers are 128 bits wide."""
-    fields = [pa.field(f.name, _iceberg_type(f.type)) for f in rows.schema]
-    return rows.cast(pa.schema(fields))
-
-
-def _iceberg_type(kind: pa.DataType) -> pa.DataType:
-    if pa.types.is_unsigned_integer(kind):
-        return pa.int64() if kind.bit_width < 64 else pa.decimal128(38, 0)
-    if pa.types.is_integer(kind) and kind.bit_width < 32:
-        return pa.int32()
-    if pa.types.is_timestamp(kind):
-        return pa.timestamp("us", kind.tz)
-    return kind

@@ -1,11 +1,12 @@
 """Appending a stream of rows to an Iceberg table in one snapshot, with bounded memory."""
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, count
 from typing import Any, cast
 
 import pyarrow as pa
+import pyiceberg.io.pyarrow as pyiceberg_arrow
 from pyiceberg.io.fileformat import FileFormatFactory
 from pyiceberg.io.pyarrow import (
     ParquetFormatWriter,
@@ -29,6 +30,8 @@ _ROW_GROUP_BYTES = 32 << 20
 _FILE_BYTES = 128 << 20
 """Parquet bytes after which a file is full: whoever looks something up opens every file."""
 
+_LAST_CHARACTER = chr(0x10FFFF)
+
 CHECKSUMS = "cdc_pipeline.crc32"
 """The snapshot's summary property with the CRC-32 of each data file it added, in order of path.
 
@@ -36,8 +39,12 @@ In hex, with commas. Iceberg itself keeps only sizes.
 """
 
 
-def append_stream(transaction: Transaction, rows: pa.RecordBatchReader) -> None:
+def append_stream(
+    transaction: Transaction, rows: pa.RecordBatchReader, told: Mapping[str, str]
+) -> None:
     """Append all rows, in their order; the snapshot is there even if there are none.
+
+    `told`: properties of the snapshot.
 
     The table has no partitions. Memory: a row group. PyIceberg 0.12 takes readers, too, but holds
     all rows of a file, and its executor asks for those of every file before the first is written
@@ -45,7 +52,7 @@ def append_stream(transaction: Transaction, rows: pa.RecordBatchReader) -> None:
     """
     groups = (_requested(transaction.table_metadata, group) for group in _row_groups(rows))
     io = _SummingIO(transaction._table.io)
-    summary: dict[str, str] = {}
+    summary: dict[str, str] = {**told}
     with transaction.update_snapshot(summary).fast_append() as files:
         for number in count():
             first = next(groups, None)
@@ -73,6 +80,27 @@ def append_tables(transaction: Transaction, tables: Iterable[pa.Table]) -> None:
             for file in _dataframe_to_data_files(metadata, table, io, files.commit_uuid, number):
                 files.append_data_file(file)
         summary[CHECKSUMS] = io.told()
+
+
+def upper_text_bound(text: str, length: int | None) -> str | None:
+    """The least text of at most `length` characters, of its beginning, that is not below `text`.
+
+    None: there is none. Iceberg orders texts by code points, and Unicode has no characters between
+    U+D7FF and U+E000. PyIceberg 0.12 takes the code point behind U+D7FF for one and then cannot
+    encode its bound, which would stop every commit with such a text.
+    """
+    if length is None or len(text) <= length:
+        return text
+    kept = text[:length].rstrip(_LAST_CHARACTER)
+    if not kept:
+        return None
+    after = "\ue000" if kept[-1] == "\ud7ff" else chr(ord(kept[-1]) + 1)
+    return kept[:-1] + after
+
+
+# Every commit of ours comes past this module, also those that PyIceberg writes all by itself, as
+# it rewrites files for a removed row; its bounds are made in one place, which takes no setting.
+pyiceberg_arrow.__dict__["truncate_upper_bound_text_string"] = upper_text_bound
 
 
 class _SummingIO:

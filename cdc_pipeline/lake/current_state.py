@@ -49,7 +49,7 @@ from cdc_pipeline.transform.shred import typed_schema
 from cdc_pipeline.transform.sql import load_sql
 
 _BATCH_ROWS = 100_000
-_TYPES, _SEEN = "types", "rules_seen"
+_TYPES, _MOST, _SEEN = "types", "max_columns", "rules_seen"
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,8 @@ def _is_masked_alike(lake: Lake, table: Table, current: Base) -> bool:
 
 def _is_typed_alike(table: Table, current: Base) -> bool:
     published = json.loads(table_property(current.table, _TYPES) or "{}")
-    return published == pinned_types(table)
+    most = table_property(current.table, _MOST) or ""
+    return published == pinned_types(table) and most == str(table.max_columns or "")
 
 
 def handover_us(lake: Lake, baseline: Baseline) -> int:
@@ -331,11 +332,12 @@ def _plan(
     def plan(stats: Stats) -> tuple[list[Column], dict[str, str]]:
         before = prior_columns(over)
         carry_widths(stats, prior_stats(over))
-        columns = columns_of(stats, before, pins=pins)
+        columns = columns_of(stats, before, pins=pins, limit=table.max_columns)
         require_contract(table, before, columns)
         earlier = table_property(over, _SEEN) if over else None
         seen = {*json.loads(earlier or "[]"), *masking.seen, *(pins.keys() & stats.keys())}
         rules = {PUBLISHED: masking.fingerprint, _TYPES: json.dumps(pins)}
+        rules[_MOST] = str(table.max_columns or "")
         return columns, {**rules, _SEEN: json.dumps(sorted(seen))}
 
     return plan

@@ -188,6 +188,19 @@ def _fetched(
     return identifier(name)
 
 
+def statement(sql: str) -> str:
+    """SQL without the semicolon at its end, and what is behind it: a relation of it is a subquery.
+
+    DuckDB 2.0 takes the semicolon away itself unless a comment is behind it.
+    """
+    text, tokens = sql.encode(), duckdb.tokenize(sql)  # whose places are bytes
+    starts = [start for start, kind in tokens if kind != duckdb.token_type.comment]
+    end = len(text)
+    while starts and text[starts[-1] : starts[-1] + 1] == b";":
+        end = starts.pop()
+    return text[:end].decode()
+
+
 def explain(error: Exception) -> str:
     """DuckDB's message without its JSON wrapping."""
     text = str(error)

@@ -37,7 +37,7 @@ from cdc_pipeline.lake.landing import count_reasons, rewrite_object
 from cdc_pipeline.lake.log import CaptureLog, new_nonce, this_owner
 from cdc_pipeline.lake.masked import sources_of
 from cdc_pipeline.lake.store import TEMPORARY, Store
-from cdc_pipeline.lake.tables import PROPERTY, CommitConflictError, referenced_files
+from cdc_pipeline.lake.tables import PROPERTY, CommitConflictError, described_in, referenced_files
 from cdc_pipeline.settings import Table
 from cdc_pipeline.transform.aggregates import Aggregate, broken_aggregates, load_aggregates
 
@@ -166,12 +166,14 @@ def erase_quarantined(log: CaptureLog, trace: ItemTrace) -> Removed:
     state, store = log.load(), log.store
     found = list(_look(Place("quarantine", store, log.paths.quarantine), trace))
     for holding in found:
-        if holding.key not in state.quarantined:
+        if not log.names_quarantined(state, holding.key):
             rewrite_file(store, holding.key, trace)
             continue
-        kept = without_lines(store.read(holding.key) or b"", trace)
+        lines = store.read(holding.key) or b""
+        kept = without_lines(lines, trace)
         reasons = count_reasons(kept)
-        counted = QuarantinedObject(holding.key, sum(reasons.values()), reasons)
+        was = None if holding.key in state.quarantined else count_reasons(lines)
+        counted = QuarantinedObject(holding.key, sum(reasons.values()), reasons, was)
         # Counts first: after a crash in between the lines are found again, and counted again.
         while not log.append(state, _entry(quarantined=(counted,))):
             log.catch_up(state)
@@ -233,7 +235,7 @@ def erase_iceberg(lake: Lake, table: Table, kind: str, trace: ItemTrace) -> Remo
     `_item`, which states are made from, is as it was. Raises `CommitConflictError`, `LakeError`.
     """
     name = f"{table.safe_name}_{kind}"
-    files = list(lake.store.files(_iceberg(lake, name)))
+    files = _files(lake, name)
     rows, kept = 0, set()
     if kind == "snapshot":
         rows, kept = _erase_baselines(lake, table, trace)
@@ -351,7 +353,7 @@ def rebuild_aggregates(lake: Lake, table: Table) -> tuple[list[Removed], list[st
     """
     done, stale = [], []
     for aggregate in _aggregates(lake, table):
-        files = list(lake.store.files(_iceberg(lake, aggregate.table)))
+        files = _files(lake, aggregate.table)
         built = lake.tables.load(aggregate.table)
         if built is None:
             continue
@@ -415,6 +417,12 @@ def count_versions(places: Iterable[Place]) -> int:
         if isinstance(place.store, S3Store)
         for _ in place.store.old_versions(place.prefix)
     )
+
+
+def _files(lake: Lake, name: str) -> list[StoredFile]:
+    """What lies there of an Iceberg table, its descriptions too."""
+    folders = (_iceberg(lake, name), described_in(lake.database, name))
+    return [file for folder in folders for file in lake.store.files(folder)]
 
 
 def _iceberg(lake: Lake, name: str) -> str:

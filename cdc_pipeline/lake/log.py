@@ -85,6 +85,13 @@ class CaptureLog:
             keys = (self.paths.entry(n + 1) for n in range(before, state.n))
             yield from pool.map(self._read_entry, keys)
 
+    def names_quarantined(self, state: LogState, key: str) -> bool:
+        """Whether an object is a quarantined one, also one that the state has only summed up."""
+        n = entry_number(key)
+        if key in state.quarantined or n is None or not 0 < n <= state.summed_to:
+            return key in state.quarantined
+        return any(found.key == key for found in self._read_entry(self.paths.entry(n)).quarantined)
+
     def append(self, state: LogState, entry: Entry) -> bool:
         """Make `entry` the next one, if no other writer has; on success `state` includes it.
 
@@ -159,7 +166,7 @@ def remove_orphans(store: Store, state: LogState, folders: list[str]) -> list[st
         and n <= state.n
         and key not in state.objects
         and key not in state.replaced
-        and key not in state.quarantined
+        and not state.may_be_quarantined(key)
     ]
     store.delete(orphans)
     return orphans

@@ -12,7 +12,7 @@ from cdc_pipeline.lake.compaction import Compaction, compact_landing, remove_rep
 from cdc_pipeline.lake.current_state import published_base
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.store import TEMPORARY
-from cdc_pipeline.lake.tables import CommitConflictError, referenced_files
+from cdc_pipeline.lake.tables import CommitConflictError, described_in, referenced_files
 from cdc_pipeline.settings import Table
 
 _OF_A_TABLE = ("snapshot", "current_state", "tombstones", "cdc", "ttl_archive")
@@ -73,14 +73,18 @@ def _remove_unlogged(lake: Lake, table: Table, done: Upkeep) -> None:
     ]
     # The log after the files: what was logged in between is in it.
     state = log.load()
-    live = state.objects.keys() | state.replaced.keys() | state.quarantined.keys()
-    _remove(lake, [file for file in found if file.key not in live], done)
+    live = state.objects.keys() | state.replaced.keys()
+    unlogged = [
+        file for file in found if file.key not in live and not state.may_be_quarantined(file.key)
+    ]
+    _remove(lake, unlogged, done)
     # Converted files of an export that a run left unfinished; who takes it up converts them again.
     _remove(lake, [*_old_files(lake, TEMPORARY), *_old_files(lake, paths.staging)], done)
 
 
 def _maintain_iceberg(lake: Lake, name: str, keep: set[int | None], done: Upkeep) -> None:
-    found = list(_old_files(lake, f"iceberg/{lake.database}/{name}/"))
+    folders = (f"iceberg/{lake.database}/{name}/", described_in(lake.database, name))
+    found = [file for folder in folders for file in _old_files(lake, folder)]
     table = lake.tables.load(name)
     if table is None:
         return  # never committed to: what lies there may be a first commit under way

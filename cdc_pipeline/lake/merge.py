@@ -98,7 +98,9 @@ def _delta_tables(
     stats = prior_stats(base.table)
     for name, seen in collect_stats(fresh.to_batches(_BATCH_ROWS)).items():
         stats.setdefault(name, AttributeStats()).merge(seen)
-    columns = columns_of(stats, had, keep_tags=True, pins=_pins(table, had))
+    columns = columns_of(
+        stats, had, keep_tags=True, pins=_pins(table, had), limit=table.max_columns
+    )
     batches = shred_pinned(fresh.to_batches(_BATCH_ROWS), columns, stats)
     typed = pa.Table.from_batches(batches, typed_schema(columns))
     connection.register("typed_delta", typed)

@@ -9,11 +9,11 @@ from typing import Any
 
 import duckdb
 import msgspec
-import pyarrow as pa
 
 from cdc_pipeline.core.errors import QueryError, SettingsError
 from cdc_pipeline.lake.connection import connect_lake
-from cdc_pipeline.lake.duck import explain
+from cdc_pipeline.lake.duck import explain, statement
+from cdc_pipeline.lake.duck_types import shown_rows
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.transform.aggregates import AGGREGATES, tables_named
 
@@ -64,7 +64,7 @@ def _missing(schema: str, view: str, views: list[str]) -> QueryError:
 def run_query(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRelation | None:
     """The statement's result (None for statements without one); raises `QueryError`."""
     try:
-        return connection.sql(sql)
+        return connection.sql(statement(sql))
     except duckdb.CatalogException as error:
         views = _views(connection)
         for schema, view in tables_named(sql):
@@ -94,8 +94,10 @@ def as_json(result: duckdb.DuckDBPyRelation) -> Iterator[str]:
     """A JSON array, one row per line. Decimals are number tokens with all their digits."""
     encode = msgspec.json.Encoder(decimal_format="number").encode
     opening = "["
+    names = _unique(result.columns)
     for row in _rows(result):
-        yield f"{opening}\n{encode(row).decode()}"
+        cells = dict(zip(names, row, strict=True))
+        yield f"{opening}\n{encode(cells).decode()}"
         opening = ","
     yield "[]\n" if opening == "[" else "\n]\n"
 
@@ -104,26 +106,24 @@ def as_csv(result: duckdb.DuckDBPyRelation) -> Iterator[str]:
     """CSV with a header line; NULL is an empty field."""
     yield _csv_line(result.columns)
     for row in _rows(result):
-        yield _csv_line([_csv_cell(value) for value in row.values()])
+        yield _csv_line([_csv_cell(value) for value in row])
 
 
-def _rows(result: duckdb.DuckDBPyRelation) -> Iterator[dict[str, Any]]:
+def _rows(result: duckdb.DuckDBPyRelation) -> Iterator[list[Any]]:
     try:
-        reader: Any = result.to_arrow_reader(_BATCH_ROWS)
-        for batch in reader:
-            yield from _unique(batch).to_pylist()
+        yield from shown_rows(result, _BATCH_ROWS)
     except (duckdb.Error, OSError) as error:
         # Behind the first batch Arrow hands DuckDB's errors on as its own.
         raise QueryError(explain(error)) from None
 
 
-def _unique(batch: pa.RecordBatch) -> pa.RecordBatch:
+def _unique(columns: list[str]) -> list[str]:
     """Columns of one name told apart, as a JSON object needs."""
     names: list[str] = []
-    for name in batch.schema.names:
+    for name in columns:
         others = (f"{name}_{number}" for number in count(1))
         names.append(name if name not in names else next(n for n in others if n not in names))
-    return batch.rename_columns(names)
+    return names
 
 
 def _csv_line(cells: list[Any]) -> str:
@@ -133,6 +133,6 @@ def _csv_line(cells: list[Any]) -> str:
 
 
 def _csv_cell(value: Any) -> Any:
-    if isinstance(value, bytes | list | dict):
+    if isinstance(value, bytes | list | dict | msgspec.Raw):
         return msgspec.json.encode(value).decode().strip('"')
     return value

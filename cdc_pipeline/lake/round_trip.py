@@ -51,7 +51,7 @@ def _write(lake: Lake, where: str) -> Table:
         _SCHEMA, UNPARTITIONED_PARTITION_SPEC, UNSORTED_SORT_ORDER, where, {"format-version": "2"}
     )
     transaction = Table(name, metadata, location, io, catalog).transaction()
-    append_stream(transaction, _ROWS.to_reader())
+    append_stream(transaction, _ROWS.to_reader(), {})
     ToOutputFile.table_metadata(transaction.table_metadata, io.new_output(location))
     return Table(name, FromInputFile.table_metadata(io.new_input(location)), location, io, catalog)
 

@@ -66,7 +66,7 @@ def table_status(lake: Lake, table: Table) -> TableStatus:
         state_entry=base.after if base else None,
         open_shards=sum(1 for shard in state.shards.values() if shard.status == "reading"),
         last_export_us=max(exports, default=None),
-        quarantined=sum(q.rows for q in state.quarantined.values()),
+        quarantined=sum(state.quarantined_reasons.values()),
         gaps=state.open_gaps(base.generation if base else 0),
         coverage=coverage(state, log.now_us()),
         transport=state.stream.transport if state.stream else None,

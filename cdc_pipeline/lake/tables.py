@@ -4,10 +4,13 @@ A commit asserts the snapshot it was computed from; PyIceberg's automatic retry 
 only the caller knows whether its result still holds. The watermark goes with the data.
 """
 
+import dataclasses
+import secrets
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import date, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -19,17 +22,26 @@ from pyiceberg.exceptions import (
     NoSuchTableError,
 )
 from pyiceberg.expressions import In
+from pyiceberg.io import FileIO
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import ALWAYS_TRUE, Table, Transaction
 from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.refs import MAIN_BRANCH
-from pyiceberg.table.update import AssertRefSnapshotId
+from pyiceberg.table.update import (
+    AssertCurrentSchemaId,
+    AssertRefSnapshotId,
+    RemoveSchemasUpdate,
+)
 
 from cdc_pipeline.core.errors import LakeError
 from cdc_pipeline.lake.append import ROW_GROUP_ROWS, append_stream, append_tables
 from cdc_pipeline.lake.store import Store
 
 PROPERTY = "cdc_pipeline."
+_DESCRIPTION = "description"
+_DESCRIBED = ("columns", "statistics", "misfits")
+"""Properties of versions that had no description; Glue takes 512,000 bytes of each."""
+
 _EPOCH = date(1970, 1, 1)
 _PROPERTIES = {
     "format-version": "2",
@@ -72,24 +84,37 @@ class Tables:
         *,
         over: Table | None,
         key: str | None = None,
+        described: str | None = None,
     ) -> Table:
         """Make `rows` the whole table in one commit.
 
         `over`: the table as it was when the rows were computed (None: it had no rows); any
         commit since then raises `CommitConflictError`. The schema becomes the rows' schema. `key`:
         the column of items' keys, whose bounds are written whole.
+        `described`: a text that goes with the rows and may be too long for a property, see
+        `description`.
         """
         table = over or self._ensure(name, rows.schema)
         if over is None and table.current_snapshot():
             raise _conflict(table)
+
+        summary = {}
+        if described is not None:
+            path = f"{described_in(self._database, name)}{secrets.token_hex(8)}.json"
+            self._store.write(path, described.encode())
+            # In the snapshot, too: the file stays as long as the snapshot does.
+            summary = {PROPERTY + _DESCRIPTION: self._store.uri(path)}
 
         def change(transaction: Transaction) -> None:
             _evolve(transaction, rows.schema)
             _bound(transaction, key)
             if _has_rows(table):
                 transaction.delete(ALWAYS_TRUE)
-            append_stream(transaction, rows)
-            transaction.set_properties(_ours(properties))
+            append_stream(transaction, rows, summary)
+            transaction.set_properties(_ours(properties) | summary)
+            old = [name for name in map(PROPERTY.__add__, _DESCRIBED) if name in table.properties]
+            if described is not None and old:
+                transaction.remove_properties(*old)
 
         return self._commit(table, change)
 
@@ -240,10 +265,11 @@ class Tables:
             and snapshot.snapshot_id not in named
             and snapshot.snapshot_id not in keep
         ]
-        if old:
-            with suppress(CommitFailedException):  # the next maintenance will do
+        with suppress(CommitFailedException):  # the next maintenance will do
+            if old:
                 table.maintenance.expire_snapshots().by_ids(old).commit()
-                return len(old)
+            _forget_schemas(table)
+            return len(old)
         return 0
 
     def _commit(self, table: Table, change: Callable[[Transaction], None]) -> Table:
@@ -352,8 +378,13 @@ def referenced_files(table: Table) -> set[str]:
     found = {table.metadata_location}
     found.update(earlier.metadata_file for earlier in table.metadata.metadata_log)
     manifests: set[str] = set()
+    if PROPERTY + _DESCRIPTION in table.properties:
+        found.add(table.properties[PROPERTY + _DESCRIPTION])
     for snapshot in table.metadata.snapshots:
         found.add(snapshot.manifest_list)
+        summary = snapshot.summary.additional_properties if snapshot.summary else {}
+        if PROPERTY + _DESCRIPTION in summary:
+            found.add(summary[PROPERTY + _DESCRIPTION])
         for manifest in snapshot.manifests(table.io):
             if manifest.manifest_path in manifests:
                 continue
@@ -387,6 +418,46 @@ def _ours(properties: Mapping[str, str]) -> dict[str, str]:
 def table_property(table: Table, name: str) -> str | None:
     """One of our properties, as the last commit set it."""
     return table.properties.get(PROPERTY + name)
+
+
+@dataclasses.dataclass(frozen=True)
+class _File:
+    path: str
+    io: FileIO = dataclasses.field(compare=False, repr=False)
+
+
+@lru_cache(maxsize=32)
+def _read_once(file: _File) -> str:
+    with _storage_errors(file.path), file.io.new_input(file.path).open() as stream:
+        return stream.read().decode()
+
+
+def description(table: Table) -> str | None:
+    """The text that goes with a table's rows; its file never changes. None: it has none."""
+    file = table_property(table, _DESCRIPTION)
+    return _read_once(_File(file, table.io)) if file else None
+
+
+def described_in(database: str, name: str) -> str:
+    """The folder of a table's descriptions, relative to the lake's root.
+
+    Not below the table itself: there other engines remove what Iceberg's metadata do not name.
+    """
+    return f"_cdc/{database}/table-descriptions/{name}/"
+
+
+def _forget_schemas(table: Table) -> None:
+    """Drop the schemas of no snapshot: each new attribute makes one, and Iceberg keeps them all."""
+    metadata = table.metadata
+    used = {s.schema_id for s in metadata.snapshots} | {metadata.current_schema_id}
+    unused = sorted({schema.schema_id for schema in metadata.schemas} - used)
+    if unused:
+        with table.transaction() as transaction:
+            # Who adds a snapshot meanwhile adds it on another state of the table.
+            same = AssertRefSnapshotId(ref=MAIN_BRANCH, snapshot_id=metadata.current_snapshot_id)  # type: ignore[call-arg]
+            schema = AssertCurrentSchemaId(current_schema_id=metadata.current_schema_id)  # type: ignore[call-arg]
+            removed = RemoveSchemasUpdate(schema_ids=unused)  # type: ignore[call-arg]
+            transaction._stage((removed,), (same, schema))
 
 
 def _evolve(transaction: Transaction, schema: pa.Schema) -> None:

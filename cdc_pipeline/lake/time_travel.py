@@ -139,7 +139,9 @@ def write_state(
     with pq.ParquetFile(spool, pre_buffer=False) as narrow:  # else all of it is kept
         # Columns are named as they are now, and typed by the items of then.
         stats = collect_stats(narrow.iter_batches(_BATCH_ROWS, columns=["item"]))
-        columns = columns_of(stats, prior_columns(snapshot), pins=pinned_types(table))
+        columns = columns_of(
+            stats, prior_columns(snapshot), pins=pinned_types(table), limit=table.max_columns
+        )
         batches = (batch.cast(NARROW_SCHEMA) for batch in narrow.iter_batches(_BATCH_ROWS))
         with pq.ParquetWriter(path, typed_schema(columns), compression="zstd") as writer:
             for batch in shred_pinned(batches, columns, stats):

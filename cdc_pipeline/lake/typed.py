@@ -5,20 +5,22 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyiceberg.table import Table
 
+from cdc_pipeline.core.attributes import to_json
 from cdc_pipeline.core.columns import Column, Stats, TypeConflict, columns_of, type_conflicts
 from cdc_pipeline.lake.duck import arrow_batches, literal
-from cdc_pipeline.lake.tables import Tables, table_property
+from cdc_pipeline.lake.tables import Tables, description, table_property
 from cdc_pipeline.transform.pins import count_misfits, shred_pinned
 from cdc_pipeline.transform.shred import (
     NARROW_SCHEMA,
     collect_stats,
-    stats_from_json,
+    stats_of,
     stats_to_json,
     typed_schema,
 )
@@ -56,6 +58,7 @@ def replace_typed(
     scratch: Path,
     plan: Callable[[Stats], tuple[list[Column], dict[str, str]]] | None = None,
     seen: Seen | None = None,
+    limit: int | None = None,
 ) -> TypedResult:
     """Make the rows of `narrow_sql` (`NARROW_SCHEMA`) the whole table, typed and sorted by key.
 
@@ -63,8 +66,8 @@ def replace_typed(
     pass that looks and the pass that types. Rows that were `seen` go from the sort into the table;
     where settings pin types, `narrow_sql` may run twice. It may be several then, ranges of keys in
     order, each sorted alone. Memory: a few batches, and what DuckDB sorts in. `plan`: columns and
-    more properties from the statistics, by default the columns that hold all values; what it
-    raises refuses the commit.
+    more properties from the statistics, by default the columns that hold all values, of `limit`
+    attributes; what it raises refuses the commit.
     """
     ranges = [narrow_sql] if isinstance(narrow_sql, str) else narrow_sql
     columns_sql = "SELECT item_key, order_key, item, write_time_us FROM"
@@ -79,7 +82,9 @@ def replace_typed(
         read = partial(_spooled, spool)
         seen = Seen(pq.read_metadata(spool).num_rows, collect_stats(read()), _greatest(spool))
     stats = seen.stats
-    columns, more = plan(stats) if plan else (columns_of(stats, prior_columns(over)), {})
+    columns, more = (
+        plan(stats) if plan else (columns_of(stats, prior_columns(over), limit=limit), {})
+    )
     misfits = count_misfits(read(), columns, stats)
     reader = pa.RecordBatchReader.from_batches(
         typed_schema(columns), shred_pinned(read(), columns, stats)
@@ -89,11 +94,11 @@ def replace_typed(
         **more,
         "items": str(seen.rows),
         _GREATEST: json.dumps(seen.max_order_key),
-        "columns": json.dumps([asdict(column) for column in columns]),
-        "statistics": stats_to_json(stats),
-        "misfits": json.dumps(misfits),
     }
-    table = tables.replace(name, reader, described, over=over, key="_key")
+    # Beside the metadata: names of attributes are up to 64 kB, and of any number.
+    spelled = to_json({"columns": [asdict(c) for c in columns], "misfits": misfits})
+    text = f'{{"statistics":{stats_to_json(stats)},{spelled[1:]}'
+    table = tables.replace(name, reader, described, over=over, key="_key", described=text)
     return TypedResult(table, columns, seen.rows)
 
 
@@ -128,19 +133,27 @@ def max_order_key(table: Table) -> str | None:
     return json.loads(table_property(table, _GREATEST) or "null")
 
 
+def _described(table: Table, part: str) -> Any:
+    """A part of the table's description; older versions have a property of each."""
+    text = description(table)
+    if text is not None:
+        return json.loads(text)[part]
+    return json.loads(table_property(table, part) or "null")
+
+
 def prior_columns(table: Table | None) -> list[Column]:
     """The columns of a typed table as it was committed."""
-    text = table_property(table, "columns") if table else None
-    return [Column(**column) for column in json.loads(text)] if text else []
+    found = _described(table, "columns") if table else None
+    return [Column(**column) for column in found or ()]
 
 
 def prior_stats(table: Table | None) -> Stats:
     """What was seen in the rows of a typed table when it was committed."""
-    text = table_property(table, "statistics") if table else None
-    return stats_from_json(text) if text else {}
+    found = _described(table, "statistics") if table else None
+    return stats_of(found or {})
 
 
 def published_conflicts(table: Table) -> list[TypeConflict]:
     """The attributes of a typed table of which something is in the rescue column."""
-    misfits = json.loads(table_property(table, "misfits") or "{}")
+    misfits = _described(table, "misfits") or {}
     return type_conflicts(prior_columns(table), prior_stats(table), misfits)

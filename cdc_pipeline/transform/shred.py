@@ -7,7 +7,7 @@ same (`transform.fast`) and hands back what it does not know.
 import base64
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from itertools import chain
 from typing import Any
@@ -85,9 +85,14 @@ def stats_to_json(stats: Stats) -> str:
 
 def stats_from_json(text: str) -> Stats:
     """The reverse of `stats_to_json`."""
+    return stats_of(json.loads(text))
+
+
+def stats_of(raw: Mapping[str, Any]) -> Stats:
+    """Statistics of what their JSON says."""
     return {
         name: AttributeStats(Counter(seen["tags"]), seen["integer_digits"], seen["scale"])
-        for name, seen in json.loads(text).items()
+        for name, seen in raw.items()
     }
 
 
@@ -119,7 +124,8 @@ def shred(batches: Iterable[pa.RecordBatch], columns: Sequence[Column]) -> Itera
     """Batches of `NARROW_SCHEMA` as batches of `typed_schema(columns)`, rows in the same order.
 
     A value whose tag is not its column's goes to `_rescued`, a JSON object of typed values by
-    attribute name. NULL is null in the column and visible in `_item`.
+    attribute name. NULL is null in the column and visible in `_item`, as is all of an attribute
+    without a column.
     """
     schema = typed_schema(columns)
     places = {c.attribute: (i, c.tag, _converter(c)) for i, c in enumerate(columns)}
@@ -145,7 +151,10 @@ def _shred_items(
         misfits: dict[str, Any] = {}
         for name, value in _decode(text).items():
             ((tag, content),) = value.items()
-            column, expected, convert = places[name]
+            place = places.get(name)
+            if place is None:
+                continue  # it has no column, and is in `_item`
+            column, expected, convert = place
             if tag == expected:
                 cells[column][row] = convert(content)
             elif tag != "NULL":

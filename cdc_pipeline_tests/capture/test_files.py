@@ -416,6 +416,38 @@ def test_an_object_that_cannot_be_read_does_not_stop_the_others(
     assert delivery.state().watermark_us > 0
 
 
+def test_an_object_that_stays_unreadable_is_kept_by_name_and_nothing_else_with_it(
+    delivery: Delivery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the log would list every object since, for ever, and each of its readers with it."""
+    old = now() - timedelta(9)
+    delivery.configure(start_date=old.date().isoformat())
+    bad = delivery.files.records(record("bad", to_us(old)), at=old)
+    for n in range(5):
+        delivery.files.records(record(str(n), to_us(old)), at=old + timedelta(1))
+    download = SourceBucket.download
+
+    def failing(self: SourceBucket, found: Any, file: Any) -> bool:
+        if bad.endswith(found.key):
+            raise SourceError("AWS says InvalidObjectState")
+        return download(self, found, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SourceBucket, "download", failing)
+        for _ in range(2):
+            with pytest.raises(CaptureFailedError, match=r"1 objects.*InvalidObjectState"):
+                delivery.capture()
+            state = delivery.state()
+            assert [file.uri for file in state.files.values()] == [bad]
+            assert state.watermark_us == 0, "what is unread is not vouched for"
+            assert len(delivery.landed()) == 5
+    delivery.capture()
+    assert len(delivery.landed()) == 6
+    state = delivery.state()
+    assert state.files == {}
+    assert state.watermark_us > 0
+
+
 def test_what_is_in_no_folder_of_a_day_is_told(delivery: Delivery) -> None:
     delivery.files.put(b"{}", folder="a/b/c/2026/11/21/")
     with pytest.raises(SourceError, match=r"raw/orders/a/b/c/ is under a prefix"):

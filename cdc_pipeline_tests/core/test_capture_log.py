@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc_pipeline.core.capture_log import FORMAT, Entry, LogState
+from cdc_pipeline.core.capture_log import FORMAT, QUARANTINED_KEPT, Entry, LogState
 from cdc_pipeline.core.errors import LakeError
 from cdc_pipeline.core.log_parts import (
     Baseline,
@@ -17,6 +17,7 @@ from cdc_pipeline.core.log_parts import (
     LandedObject,
     QuarantinedObject,
     ShardState,
+    SourceFile,
     StreamRef,
 )
 from cdc_pipeline.core.names import object_name
@@ -177,8 +178,8 @@ def test_broken_parts_raise_nothing_but_lake_errors(part: str, value: Any, whole
 
 @pytest.mark.parametrize("parse", [Entry.from_json, LogState.from_json])
 def test_a_newer_format_says_so(parse: Any) -> None:
-    with pytest.raises(LakeError, match=r"log/7\.json has format 3, this version reads 1"):
-        parse('{"format": 3, "unknown": true}', "log/7.json")
+    with pytest.raises(LakeError, match=r"log/7\.json has format 4, this version reads 1"):
+        parse('{"format": 4, "unknown": true}', "log/7.json")
 
 
 def test_a_field_of_a_newer_version_is_not_dropped_silently() -> None:
@@ -355,3 +356,59 @@ def test_logs_of_older_versions_are_read() -> None:
     summary = json.loads(state.to_json())
     del summary["lost"]
     assert LogState.from_json(json.dumps(summary), "summary") == state
+
+
+def _quarantined(n: int, reason: str = "odd", **parts: Any) -> QuarantinedObject:
+    return QuarantinedObject(f"error/{object_name(n, 'a' * 16, 'jsonl')}", 2, {reason: 2}, **parts)
+
+
+def test_a_month_of_poisoned_records_is_bounded_and_counted() -> None:
+    months = 43_200
+    poisoned = (_entry(n, quarantined=(_quarantined(n),)) for n in range(1, months + 1))
+    state = LogState()
+    for entry in poisoned:
+        state.apply(entry)
+    assert state.quarantined_reasons == {"odd": 2 * months}
+    assert len(state.quarantined) == QUARANTINED_KEPT
+    text = state.to_json()
+    assert len(text) < 200_000
+    assert json.loads(text)["format"] == 3, "an older version would remove what is not listed"
+    same = LogState.from_json(text, "x")
+    for key in (_quarantined(1).key, _quarantined(months).key):
+        assert same.may_be_quarantined(key)
+    assert not same.may_be_quarantined(_quarantined(months + 1).key)
+
+
+def test_an_erasure_counts_a_summed_object_again() -> None:
+    state = LogState()
+    for n in range(1, QUARANTINED_KEPT + 3):
+        state.apply(_entry(n, quarantined=(_quarantined(n, "old" if n == 1 else "odd"),)))
+    assert state.quarantined_reasons == {"old": 2, "odd": 2 * (QUARANTINED_KEPT + 1)}
+    again = dataclasses.replace(_quarantined(1, "old", was={"old": 2}), rows=1, reasons={"old": 1})
+    told = _entry(state.n + 1, quarantined=(again,)).to_json()
+    assert json.loads(told)["format"] == 3
+    state.apply(Entry.from_json(told, "x"))
+    assert state.quarantined_reasons == {"old": 1, "odd": 2 * (QUARANTINED_KEPT + 1)}
+    assert len(state.quarantined) == QUARANTINED_KEPT
+
+
+def test_logs_that_need_no_sums_are_read_by_older_versions() -> None:
+    file = SourceFile("s3://b/k", "etag", 1, "2026-01-01", whole=True)
+    entry = _entry(files=(file,), quarantined=(_quarantined(1),))
+    state = _replay([entry])
+    for text in (entry.to_json(), state.to_json()):
+        raw = json.loads(text)
+        assert raw["format"] == FORMAT
+        assert "unread" not in raw["files"][0]
+        assert "was" not in raw["quarantined"][0]
+
+
+def test_a_file_that_cannot_be_read_is_kept_by_name_until_it_is() -> None:
+    file = SourceFile("s3://b/bad", "etag", 1, "2026-01-01", unread=True)
+    other = SourceFile("s3://b/good", "etag", 1, "2026-01-01", whole=True)
+    entry = _entry(files=(file, other), files_from="2026-01-03")
+    assert json.loads(entry.to_json())["format"] == 3
+    state = LogState.from_json(_replay([Entry.from_json(entry.to_json(), "x")]).to_json(), "x")
+    assert state.files == {file.uri: file}
+    state.apply(_entry(2, files=(dataclasses.replace(file, whole=True, unread=False),)))
+    assert state.files == {}

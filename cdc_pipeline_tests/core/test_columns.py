@@ -13,12 +13,15 @@ from hypothesis import strategies as st
 from cdc_pipeline.core.attributes import canonical_item, canonical_number
 from cdc_pipeline.core.columns import (
     DECIMAL_DIGITS,
+    MAX_COLUMNS,
     SYSTEM_COLUMNS,
     AttributeStats,
+    Column,
     Stats,
     columns_of,
     number_type,
     observe,
+    without_columns,
 )
 from cdc_pipeline_tests.strategies import HOSTILE_NAMES, items, names, numbers
 
@@ -177,3 +180,57 @@ def test_a_type_only_grows_in_steps_that_hold_what_was_there() -> None:
         stats.see("N", canonical_number(number))
         seen.append(Decimal(number))
         assert all(_holds(number_type(stats), before) for before in seen)
+
+
+_LONG = "https://shop.example/" + "p/" * 140
+
+
+def _seen(**counts: int) -> Stats:
+    return {name: AttributeStats(Counter({"S": count})) for name, count in counts.items()}
+
+
+def test_long_names_are_shortened_alike_beside_any_others() -> None:
+    stats = {_LONG + end: AttributeStats(Counter({"S": 1})) for end in "xyé"}
+    together = {c.attribute: c.name for c in columns_of(stats)}
+    assert len({*together.values()}) == 3
+    for attribute, name in together.items():
+        assert len(name) == 255
+        assert re.fullmatch(r"[a-z0-9_]+", name)
+        assert [c.name for c in columns_of({attribute: stats[attribute]})] == [name]
+    taken = {"é" * 255: AttributeStats(), "_" * 255: AttributeStats()}
+    assert all(len(c.name) <= 255 for c in columns_of(taken))
+
+
+def test_a_limit_keeps_the_most_frequent_and_pinned_attributes() -> None:
+    stats = _seen(a=1, b=5, c=3, d=2)
+    stats["nothing"] = AttributeStats(Counter({"NULL": 99}))
+    assert [c.attribute for c in columns_of(stats, limit=2)] == ["b", "c"]
+    assert [c.attribute for c in columns_of(stats, limit=2, pins={"a": "string"})] == ["a", "b"]
+    assert without_columns(columns_of(stats, limit=3), stats) == {"a": 1, "nothing": 99}
+
+
+def test_a_column_goes_only_to_an_attribute_with_twice_as_many_values() -> None:
+    prior = columns_of(_seen(a=5, b=4))
+    assert [c.attribute for c in columns_of(_seen(a=5, b=4, c=7), prior, limit=2)] == ["a", "b"]
+    assert [c.attribute for c in columns_of(_seen(a=5, b=4, c=9), prior, limit=2)] == ["a", "c"]
+    merged = columns_of(_seen(a=5, b=4, c=99), prior, limit=1, keep_tags=True, pins={"c": "string"})
+    assert [c.attribute for c in merged] == ["a", "b"], "a view has all columns of its base"
+
+
+def test_without_a_setting_a_table_keeps_the_columns_that_it_has() -> None:
+    many = _seen(**{f"a{n}": 1 for n in range(MAX_COLUMNS + 100)})
+    assert len(columns_of(many)) == MAX_COLUMNS
+    prior = [Column(name, name, "S", "string") for name in many]
+    assert len(columns_of(many | _seen(new=9), prior)) == MAX_COLUMNS + 100
+    assert len(columns_of(many, prior, limit=MAX_COLUMNS)) == MAX_COLUMNS
+
+
+def test_a_type_changes_only_when_the_old_one_has_no_values_left() -> None:
+    prior = [Column("n", "n", "N", "int64")]
+    mixed = {"n": AttributeStats(Counter({"N": 1, "S": 9}), 3)}
+    assert columns_of(mixed, prior) == prior
+    assert columns_of(mixed) == [Column("n", "n", "S", "string")]
+    gone = {"n": AttributeStats(Counter({"S": 9}), 3)}
+    assert columns_of(gone, prior) == [Column("n", "n", "S", "string")]
+    (pinned,) = columns_of(mixed, prior, pins={"n": "boolean"})
+    assert (pinned.tag, pinned.type) == ("BOOL", "boolean")

@@ -205,6 +205,7 @@ def test_what_is_defined(world: World) -> None:
         "customers/raw_stream:retention_budget",
         "customers/raw_stream:watermark_holds",
         "customers/cdc:unbroken_chain",
+        "customers/current_state:columns_for_all_attributes",
         "customers/current_state:fresh",
         "customers/current_state:type_conflicts",
         "customers/dynamodb:export_verified",

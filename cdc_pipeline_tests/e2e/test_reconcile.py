@@ -703,6 +703,7 @@ def test_checks_run_apart_from_materialisations(deployment: Deployment) -> None:
     result = deployment.materialize(NAME, "current_state")
     assert result.success
     assert {c.check_name for c in result.get_asset_check_evaluations()} == {
+        "columns_for_all_attributes",
         "fresh",
         "type_conflicts",
     }

@@ -231,7 +231,7 @@ def test_fractions_keep_their_spelling_when_their_column_becomes_text(
     _check(built)
 
 
-def test_a_value_of_another_type_is_rescued_until_the_next_publication(
+def test_a_value_of_another_type_is_rescued_until_the_old_type_has_none(
     built: LakeBuilder,
 ) -> None:
     _ready(built, {"a": {"n": _N}})
@@ -240,6 +240,11 @@ def test_a_value_of_another_type_is_rescued_until_the_next_publication(
     rows = {row["_key"]: row for row in plain_view(built.lake, _VIEW)}
     assert [row["n"] for row in rows.values() if row["_rescued"]] == [None] * 3
     _check(built)
+    _publish(built)
+    _check(built)
+    rows = {row["_key"]: row for row in plain_view(built.lake, _VIEW)}
+    assert [row["n"] for row in rows.values() if row["_rescued"]] == [None] * 3
+    built.land([change("a", 9, {})])
     _publish(built)
     _check(built)
     rows = {row["_key"]: row for row in plain_view(built.lake, _VIEW)}

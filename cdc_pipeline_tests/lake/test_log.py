@@ -2,6 +2,8 @@
 
 import multiprocessing
 import threading
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -214,8 +216,31 @@ def test_orphans_are_exactly_the_unlogged_objects_of_standing_entries(store: Loc
     assert remove_orphans(store, state, [folder]) == []
 
 
+def test_quarantined_objects_that_are_only_summed_are_no_orphans(store: LocalStore) -> None:
+    folder = "dynamo-cdc/cdc/error/orders/unreadable-record/year=2026/month=01/day=01/"
+    summed, orphan = (folder + object_name(n, "a" * 16, "jsonl") for n in (5, 6))
+    landed = folder + object_name(5, "b" * 16)
+    for key in (summed, orphan, landed):
+        store.write(key, b"")
+    state = LogState(n=6, summed_to=5)
+    assert sorted(remove_orphans(store, state, [folder])) == sorted([orphan, landed])
+
+
 def test_an_owner_says_host_process_and_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DAGSTER_RUN_ID", "12345678-aaaa")
     assert this_owner().endswith(":12345678")
     monkeypatch.delenv("DAGSTER_RUN_ID")
     assert this_owner().count(":") == 1
+
+
+def test_the_entry_says_whether_a_summed_object_was_quarantined(log: CaptureLog) -> None:
+    state = log.load()
+    named = _PATHS.quarantined("unreadable-record", date(2026, 1, 1), 1, "a" * 16)
+    entry = replace(_entry(), quarantined=(QuarantinedObject(named, 1, {"odd": 1}),))
+    assert log.append(state, entry)
+    assert log.names_quarantined(state, named)
+    state.quarantined, state.summed_to = {}, 1
+    assert log.names_quarantined(state, named)
+    for n in (1, 2):
+        other = _PATHS.quarantined("unreadable-record", date(2026, 1, 1), n, "b" * 16)
+        assert not log.names_quarantined(state, other)

@@ -171,6 +171,8 @@ def test_the_main_type_of_an_attribute_is_part_of_the_contract(built: LakeBuilde
     _ready(built, {"a": {"n": _n("1")}})
     _publish(built)
     built.land([change(name, n, {"n": {"S": "x"}}) for n, name in enumerate("bc", start=1)])
+    assert _told(_publish(built)) == []
+    built.land([change("a", 9, {"n": {"S": "x"}})])
     with pytest.raises(SchemaContractError, match=r"attribute 'n' was int64, is now string"):
         _publish(built)
 

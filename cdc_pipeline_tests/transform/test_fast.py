@@ -317,14 +317,22 @@ def test_what_is_not_canonical_is_left_to_the_exact_path(text: str) -> None:
     assert Shredder(columns, [pa.int64()]).shred(odd_items) is None
 
 
-def test_an_attribute_without_column_is_an_error_on_both_paths(
+def test_an_attribute_without_column_is_in_the_item_alone_on_both_paths(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    batch = _narrow([{"a": {"N": "1"}}])
+    items = [{"a": {"N": "1"}, "b": {"S": "x"}, "c": {"BOOL": True}}, {"c": {"N": "2"}}, {}]
+    batch = _narrow(items)
+    columns = [c for c in columns_of(collect_stats([batch])) if c.attribute in "ac"]
+    shown = []
     for size in (0, 1 << 60):
         monkeypatch.setattr(shred, "FAST_BYTES", size)
-        with pytest.raises(KeyError):
-            list(shred.shred([batch], []))
+        typed = pa.Table.from_batches(shred.shred([batch], columns), typed_schema(columns))
+        shown.append(typed.to_pylist())
+    assert shown[0] == shown[1]
+    assert [row["a"] for row in shown[0]] == [1, None, None]
+    (kept,) = {row["_rescued"] for row in shown[0]} - {None}
+    assert kept in ('{"c":{"N":"2"}}', '{"c":{"BOOL":true}}')
+    assert [row["_item"] for row in shown[0]] == batch.column("item").to_pylist()
 
 
 def test_without_numba_all_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,6 +70,14 @@ class Scan:
     at: _Array
     stop: _Array
 
+    def below(self, attributes: int) -> "Scan":
+        """Without the values of attributes of this number and above: those without a column."""
+        chosen = self.attribute < attributes
+        if chosen.all():
+            return self
+        arrays = (self.row, self.attribute, self.tag, self.name, self.at, self.stop)
+        return Scan(self.data, self.rows, *(array[chosen] for array in arrays))
+
 
 def text_of(array: pa.Array) -> tuple[_Array, _Array]:
     """Bytes and offsets of a string array without nulls."""
@@ -277,6 +285,7 @@ class Shredder:
         scan = scan_items(data, offsets, self._names)
         if scan is None:
             return None
+        scan = scan.below(len(self._columns))
         starts, ends = np.empty((2, len(self._columns), scan.rows), np.int32)
         rescued = np.empty(len(data) + 2 * scan.rows, np.uint8)
         rescued_ends = np.zeros(scan.rows + 1, np.int32)
