@@ -41,7 +41,7 @@ from cdc_pipeline.core.order import SNAPSHOT_POSITION, order_key
 from cdc_pipeline.lake.duck import files_relation, open_duckdb
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.log import CaptureLog, new_nonce, this_owner
-from cdc_pipeline.lake.typed import Seen, TypedResult, replace_typed
+from cdc_pipeline.lake.typed import Seen, TypedResult, column_names, replace_typed
 from cdc_pipeline.settings import Table
 from cdc_pipeline.transform.ranges import split_by_key
 from cdc_pipeline.transform.shred import NARROW_SCHEMA, merge_stats
@@ -359,6 +359,7 @@ def _stage(
             over=over,
             scratch=Path(folder),
             seen=Seen(items, merge_stats(*(file.stats for file in files))),
+            names=column_names(lake.tables, table.safe_name),
         )
         return staged, sum(file.bytes for file in files)
 

@@ -130,16 +130,18 @@ def columns_of(
     *,
     keep_tags: bool = False,
     pins: Mapping[str, str] | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> list[Column]:
     """Typed columns for everything seen, sorted by name.
 
     A column name in `prior` stays with its attribute; with `keep_tags` so does its tag, as it
     must where new rows meet a table that is typed already. An attribute that was only ever NULL
     is a string column. Names are lower case: Athena, Glue and DuckDB do not tell `a` from `A`.
-    `pins`: types by attribute that hold whatever was seen.
+    `pins`: types by attribute that hold whatever was seen. `names`: of columns by attribute that
+    count before those in `prior`.
     """
     before = {column.attribute: column for column in prior}
-    names = _column_names(stats, {a: column.name for a, column in before.items()})
+    names = name_attributes(stats, join_names(names or {}, before.values()))
     columns = []
     for attribute, seen in stats.items():
         pin = (pins or {}).get(attribute)
@@ -149,6 +151,13 @@ def columns_of(
         kind = pin or _natural_type(tag, seen)
         columns.append(Column(names[attribute], attribute, tag, kind, pin is not None))
     return sorted(columns, key=lambda column: column.name)
+
+
+def join_names(names: Mapping[str, str], columns: Iterable[Column]) -> dict[str, str]:
+    """Names by attribute, and those of columns of other attributes where they are free."""
+    taken = set(names.values())
+    more = {c.attribute: c.name for c in columns if c.name not in taken}
+    return {**more, **names}
 
 
 def _natural_type(tag: str, stats: AttributeStats) -> str:
@@ -251,7 +260,8 @@ def type_conflicts(
     return found
 
 
-def _column_names(attributes: Iterable[str], names: dict[str, str]) -> dict[str, str]:
+def name_attributes(attributes: Iterable[str], names: dict[str, str]) -> dict[str, str]:
+    """Add to `names` a column name that is free for each attribute that has none in it."""
     taken = {*names.values(), *SYSTEM_COLUMNS}
     fresh = [a for a in attributes if a not in names]
     for attribute in sorted(fresh, key=lambda a: (a != _plain_name(a), a)):

@@ -30,7 +30,7 @@ from cdc_pipeline.lake.merge import merged_relation
 from cdc_pipeline.lake.tables import data_files
 from cdc_pipeline.lake.time_travel import find_state, write_state
 from cdc_pipeline.lake.ttl_archive import ARCHIVE_SCHEMA
-from cdc_pipeline.lake.typed import prior_columns
+from cdc_pipeline.lake.typed import column_names, prior_columns
 from cdc_pipeline.settings import Table
 from cdc_pipeline.transform.aggregates import AGGREGATES, broken_aggregates, load_aggregates
 from cdc_pipeline.transform.shred import typed_schema
@@ -106,7 +106,7 @@ def _create_past_schema(
     for warning in found.warnings:
         warnings.warn(warning, stacklevel=4)
     landed = landed_relation(connection, lake, list(state.objects.values()))
-    until = f"WHERE write_time_us <= {found.at_us}"
+    until = f"WHERE write_time_us <= {found.until_us}"
     connection.execute(f"CREATE VIEW {schema}.raw_stream AS SELECT * FROM {landed} {until}")
     _create_cdc(connection, lake, table, schema, until)
     _create_pitr_export(connection, lake, table, schema, found.baseline)
@@ -164,8 +164,22 @@ def _create_pitr_export(
     if exported is None:
         return
     files = data_files(exported, baseline.snapshot_id)
-    relation = files_relation(connection, files, typed_schema(prior_columns(exported)))
-    connection.execute(f"CREATE VIEW {schema}.pitr_export AS SELECT * FROM {relation}")
+    columns = prior_columns(exported)
+    relation = files_relation(connection, files, typed_schema(columns))
+    names = column_names(lake.tables, table.safe_name)
+    shown = _renamed(connection, relation, {c.name: names[c.attribute] for c in columns})
+    connection.execute(f"CREATE VIEW {schema}.pitr_export AS SELECT {shown} FROM {relation}")
+
+
+def _renamed(connection: duckdb.DuckDBPyConnection, relation: str, names: dict[str, str]) -> str:
+    """The columns of a relation, called as in the table's other views.
+
+    An older version named those of exports and of the published state each by themselves.
+    """
+    have: list[str] = [row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()]
+    others = {names[name] for name in have if name in names}
+    kept = [name for name in have if name in names or name not in others]
+    return ", ".join(f"{identifier(n)} AS {identifier(names.get(n) or n)}" for n in kept)
 
 
 def _create_aggregates(connection: duckdb.DuckDBPyConnection, lake: Lake) -> None:

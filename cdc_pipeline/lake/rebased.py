@@ -75,19 +75,20 @@ class Comparison:
         ]
 
 
-def comparisons(lake: Lake, state: LogState) -> list[Comparison]:
+def comparisons(lake: Lake, built: IcebergTable | None, state: LogState) -> list[Comparison]:
     """All that can be made now, in the order of their generations.
 
-    The newest baseline waits until everything that may explain it has landed. The first one has
-    nothing to be compared with, unless changes of an earlier generation have landed.
+    The newest baseline waits until everything that may explain it has landed, once: a later gap
+    makes the watermark smaller again. The first one has nothing to be compared with, unless changes
+    of an earlier generation have landed.
     """
     staged = sorted((b for b in state.baselines.values() if b.is_staged), key=_generation)
     found, before = [], None
     for baseline in staged:
-        until_us = handover_us(lake, baseline)
-        if baseline is staged[-1] and state.watermark_us < until_us:
+        comparison = Comparison(baseline, before, handover_us(lake, baseline))
+        waits = baseline is staged[-1] and state.watermark_us < comparison.until_us
+        if waits and comparison.name not in _property(built, comparison.day).get("baselines", ()):
             break
-        comparison = Comparison(baseline, before, until_us)
         if before or comparison.older(state):
             found.append(comparison)
         before = baseline
@@ -97,7 +98,7 @@ def comparisons(lake: Lake, state: LogState) -> list[Comparison]:
 def days_to_compare(lake: Lake, built: IcebergTable | None, state: LogState) -> set[date]:
     """Days of `cdc` that lack such rows, or were compared before other changes landed."""
     of_days: dict[date, list[Comparison]] = {}
-    for comparison in comparisons(lake, state):
+    for comparison in comparisons(lake, built, state):
         of_days.setdefault(comparison.day, []).append(comparison)
     return {day for day, every in of_days.items() if not _is_compared(built, state, day, every)}
 
@@ -136,7 +137,7 @@ class Rebased:
         self, lake: Lake, table: Table, built: IcebergTable | None, state: LogState
     ) -> None:
         self._lake, self._table, self._built, self._state = lake, table, built, state
-        self._every = comparisons(lake, state)
+        self._every = comparisons(lake, built, state)
 
     def rows(
         self,
@@ -169,7 +170,8 @@ class Rebased:
         """What is to be kept of a day that has so many rows of them."""
         names = [comparison.name for comparison in self._every if comparison.day == day]
         said = {"baselines": names, "watermark": self._state.n, "rows": rows}
-        return {f"{COMPARED}.{day}": json.dumps(said)} if names else {}
+        is_told = bool(names or _property(self._built, day))
+        return {f"{COMPARED}.{day}": json.dumps(said)} if is_told else {}
 
     @property
     def _table_id(self) -> str:

@@ -1,7 +1,7 @@
 """Typed item tables: narrow rows from DuckDB into an Iceberg table of one column per attribute."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyiceberg.table import Table
 
-from cdc_pipeline.core.columns import Column, Stats, TypeConflict, columns_of, type_conflicts
+from cdc_pipeline.core.columns import (
+    Column,
+    Stats,
+    TypeConflict,
+    columns_of,
+    join_names,
+    name_attributes,
+    type_conflicts,
+)
 from cdc_pipeline.lake.duck import arrow_batches, literal
 from cdc_pipeline.lake.tables import Tables, table_property
 from cdc_pipeline.transform.pins import count_misfits, shred_pinned
@@ -56,6 +64,7 @@ def replace_typed(
     scratch: Path,
     plan: Callable[[Stats], tuple[list[Column], dict[str, str]]] | None = None,
     seen: Seen | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> TypedResult:
     """Make the rows of `narrow_sql` (`NARROW_SCHEMA`) the whole table, typed and sorted by key.
 
@@ -63,8 +72,8 @@ def replace_typed(
     pass that looks and the pass that types. Rows that were `seen` go from the sort into the table;
     where settings pin types, `narrow_sql` may run twice. It may be several then, ranges of keys in
     order, each sorted alone. Memory: a few batches, and what DuckDB sorts in. `plan`: columns and
-    more properties from the statistics, by default the columns that hold all values; what it
-    raises refuses the commit.
+    more properties from the statistics, by default the columns that hold all values, named as
+    `names` says; what it raises refuses the commit.
     """
     ranges = [narrow_sql] if isinstance(narrow_sql, str) else narrow_sql
     columns_sql = "SELECT item_key, order_key, item, write_time_us FROM"
@@ -79,7 +88,8 @@ def replace_typed(
         read = partial(_spooled, spool)
         seen = Seen(pq.read_metadata(spool).num_rows, collect_stats(read()), _greatest(spool))
     stats = seen.stats
-    columns, more = plan(stats) if plan else (columns_of(stats, prior_columns(over)), {})
+    default = columns_of(stats, prior_columns(over), names=names) if plan is None else []
+    columns, more = plan(stats) if plan else (default, {})
     misfits = count_misfits(read(), columns, stats)
     reader = pa.RecordBatchReader.from_batches(
         typed_schema(columns), shred_pinned(read(), columns, stats)
@@ -132,6 +142,18 @@ def prior_columns(table: Table | None) -> list[Column]:
     """The columns of a typed table as it was committed."""
     text = table_property(table, "columns") if table else None
     return [Column(**column) for column in json.loads(text)] if text else []
+
+
+def column_names(tables: Tables, name: str) -> dict[str, str]:
+    """Names of columns by attribute in every view of a table (its safe name), now and in the past.
+
+    Those of the published state count first, then those of exports: an attribute is called by one
+    of them as long as one of them has it, and no other one is.
+    """
+    published = prior_columns(tables.load(f"{name}_current_state"))
+    exported = prior_columns(tables.load(f"{name}_snapshot"))
+    names = join_names({c.attribute: c.name for c in published}, exported)
+    return name_attributes((c.attribute for c in exported), names)
 
 
 def prior_stats(table: Table | None) -> Stats:

@@ -200,6 +200,17 @@ def test_rows_that_are_right_are_not_compared_again(
     assert (day.rows, day.duplicates, day.seconds) == (8, 0, 0)
 
 
+def test_a_watermark_that_is_smaller_again_changes_nothing(built: LakeBuilder) -> None:
+    _rebase(built, {"a": _item(9)}, 4, 20)
+    _settle(built, 30)
+    _refresh(built)
+    built.land([change("a", 60, _item(5))], generation=4)
+    built.append(shards=(replace(built.state.shards["shard-1"], read_to_us=0),))
+    _refresh(built)
+    assert len(_compared(built)) == 4
+    assert _history(built) == built.items()
+
+
 def test_older_changes_that_land_later_are_compared(built: LakeBuilder) -> None:
     _rebase(built, {"a": _item(9)}, 4, 20)
     _settle(built, 30)
