@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal
 
+from cdc_pipeline.core.view_names import VIEW_COLUMNS
+
 INT64_DIGITS = 18
 DECIMAL_DIGITS = 38
 SYSTEM_COLUMNS = ("_key", "_order_key", "_write_time_us", "_item", "_rescued")
@@ -262,7 +264,7 @@ def type_conflicts(
 
 def name_attributes(attributes: Iterable[str], names: dict[str, str]) -> dict[str, str]:
     """Add to `names` a column name that is free for each attribute that has none in it."""
-    taken = {*names.values(), *SYSTEM_COLUMNS}
+    taken = {*names.values(), *SYSTEM_COLUMNS, *VIEW_COLUMNS}
     fresh = [a for a in attributes if a not in names]
     for attribute in sorted(fresh, key=lambda a: (a != _plain_name(a), a)):
         name = _plain_name(attribute)

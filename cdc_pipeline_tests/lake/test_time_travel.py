@@ -13,11 +13,13 @@ from hypothesis import settings as budget
 from hypothesis import strategies as st
 
 from cdc_pipeline.cli import main
+from cdc_pipeline.core.columns import SYSTEM_COLUMNS
 from cdc_pipeline.core.errors import QueryError
 from cdc_pipeline.core.fold import KeyedChange, Row, fold, items
 from cdc_pipeline.core.log_parts import Gap, Heal, HealWindow, StreamRef
 from cdc_pipeline.core.names import day_of
 from cdc_pipeline.core.order import order_key, position
+from cdc_pipeline.core.view_names import VIEW_COLUMNS
 from cdc_pipeline.lake.cdc import build_cdc_day
 from cdc_pipeline.lake.compaction import compact_landing
 from cdc_pipeline.lake.connection import connect_lake
@@ -215,7 +217,8 @@ def _cells(built: LakeBuilder, view: str, second: float | None = None) -> dict[s
     sql = f"SELECT * FROM orders.{view}"
     with connect_for(built.lake, sql, None if second is None else _at(second)) as connection:
         rows = arrow_table(connection, sql).to_pylist()
-    return {n: v for r in rows for n, v in r.items() if n[0] != "_" and n != "pk" and v is not None}
+    known = {*SYSTEM_COLUMNS, *VIEW_COLUMNS, "pk"}
+    return {n: v for row in rows for n, v in row.items() if n not in known and v is not None}
 
 
 @pytest.mark.parametrize("published", [False, True])

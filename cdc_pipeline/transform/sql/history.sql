@@ -15,5 +15,6 @@ SELECT
     data,
     new_image AS item,
     order_key,
-    uuid
+    uuid,
+    time_stamp AS write_time
 FROM cdc
