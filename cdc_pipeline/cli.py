@@ -170,7 +170,7 @@ def status(tables: tuple[str, ...], as_json: bool) -> None:
             console.print(
                 f"[red]gap[/] {row.table} (entry {gap.entry}): {gap}, "
                 f"changes from {_moment(gap.from_us)} to "
-                f"{_moment(gap.to_us)} UTC are missing. Fix: cdc-pipeline heal {row.table}"
+                f"{_moment(gap.to_us)} UTC are missing. Fix: {row.fixes[gap.entry]}"
             )
         if row.late_changes:
             console.print(

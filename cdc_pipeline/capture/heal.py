@@ -50,6 +50,7 @@ from cdc_pipeline.core.errors import (
     NotReadyError,
     UnusableExportError,
 )
+from cdc_pipeline.core.heal_plan import RECREATED
 from cdc_pipeline.core.log_parts import Gap, Heal, HealWindow, LandedObject
 from cdc_pipeline.core.order import position
 from cdc_pipeline.lake.duck import landed_relation, open_duckdb
@@ -185,7 +186,7 @@ class _Healing:
                 "former one",
                 fix="run the job `capture`, then heal again",
             )
-        if any(g.cause == "table recreated" for n, g in self.state.gaps.items() if n > gap.entry):
+        if any(g.cause == RECREATED for n, g in self.state.gaps.items() if n > gap.entry):
             raise cannot_heal(self.table, gap, "the table was deleted and made again since")
 
     def _unfinished(self) -> int | None:

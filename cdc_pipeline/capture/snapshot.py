@@ -42,7 +42,7 @@ from cdc_pipeline.lake.baselines import tag_baselines
 from cdc_pipeline.lake.duck import files_relation, open_duckdb
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.log import CaptureLog, new_nonce, this_owner
-from cdc_pipeline.lake.typed import Seen, TypedResult, replace_typed
+from cdc_pipeline.lake.typed import Seen, TypedResult, column_names, replace_typed
 from cdc_pipeline.settings import Settings, Table
 from cdc_pipeline.transform.ranges import split_by_key
 from cdc_pipeline.transform.shred import NARROW_SCHEMA, merge_stats
@@ -369,6 +369,7 @@ def _stage(
             scratch=Path(folder),
             seen=Seen(items, merge_stats(*(file.stats for file in files))),
             limit=table.max_columns,
+            names=column_names(lake.tables, table.safe_name),
         )
         return staged, sum(file.bytes for file in files)
 

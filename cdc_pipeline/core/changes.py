@@ -11,6 +11,8 @@ from cdc_pipeline.core.order import position
 
 DYNAMODB_STREAMS = "dynamodb_streams"
 EXPORT = "export"
+BASELINE = "baseline"
+"""Of rows of `cdc` that no change says: what a later baseline shows (`lake.rebased`)."""
 OPS = {"INSERT": "I", "MODIFY": "U", "REMOVE": "D"}
 _YEAR_10000 = 253_402_300_800
 

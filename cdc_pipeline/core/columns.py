@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from cdc_pipeline.core.names import MAX_COLUMN_NAME
+from cdc_pipeline.core.view_names import VIEW_COLUMNS
 
 MAX_COLUMNS = 500
 """Columns of a table whose settings do not say how many; system columns are not counted."""
@@ -137,6 +138,7 @@ def columns_of(
     keep_tags: bool = False,
     pins: Mapping[str, str] | None = None,
     limit: int | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> list[Column]:
     """Typed columns for what was seen, sorted by name; see `chosen_attributes` for the `limit`.
 
@@ -144,10 +146,11 @@ def columns_of(
     tag; with `keep_tags` in any case, as it must where new rows meet a table that is typed already.
     An attribute that was only ever NULL is a string column. Names are lower case: Athena, Glue and
     DuckDB do not tell `a` from `A`. `pins`: types by attribute that hold whatever was seen.
+    `names`: of columns by attribute that count before those in `prior`.
     """
     before = {column.attribute: column for column in prior}
     chosen = chosen_attributes(stats, before, keep=keep_tags, pins=pins or {}, limit=limit)
-    names = _column_names(chosen, {a: column.name for a, column in before.items()})
+    called = name_attributes(chosen, join_names(names or {}, before.values()))
     columns = []
     for attribute in chosen:
         seen = stats[attribute]
@@ -158,7 +161,7 @@ def columns_of(
             kept = None
         tag = kept.tag if kept else _main_tag(seen, tags) or (tags or "S")[0]
         kind = pin or _natural_type(tag, seen)
-        columns.append(Column(names[attribute], attribute, tag, kind, pin is not None))
+        columns.append(Column(called[attribute], attribute, tag, kind, pin is not None))
     return sorted(columns, key=lambda column: column.name)
 
 
@@ -200,6 +203,13 @@ def without_columns(columns: Iterable[Column], stats: Stats) -> dict[str, int]:
     """Attributes that have no column, with how many values they have."""
     shown = {column.attribute for column in columns}
     return {name: sum(seen.tags.values()) for name, seen in stats.items() if name not in shown}
+
+
+def join_names(names: Mapping[str, str], columns: Iterable[Column]) -> dict[str, str]:
+    """Names by attribute, and those of columns of other attributes where they are free."""
+    taken = set(names.values())
+    more = {c.attribute: c.name for c in columns if c.name not in taken}
+    return {**more, **names}
 
 
 def _natural_type(tag: str, stats: AttributeStats) -> str:
@@ -302,8 +312,9 @@ def type_conflicts(
     return found
 
 
-def _column_names(attributes: Iterable[str], names: dict[str, str]) -> dict[str, str]:
-    taken = {*names.values(), *SYSTEM_COLUMNS}
+def name_attributes(attributes: Iterable[str], names: dict[str, str]) -> dict[str, str]:
+    """Add to `names` a column name that is free for each attribute that has none in it."""
+    taken = {*names.values(), *SYSTEM_COLUMNS, *VIEW_COLUMNS}
     fresh = [a for a in attributes if a not in names]
     for attribute in sorted(fresh, key=lambda a: (a != _plain_name(a), a)):
         name = _plain_name(attribute)

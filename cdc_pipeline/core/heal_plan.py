@@ -8,7 +8,7 @@ from cdc_pipeline.core.errors import CannotHealError
 from cdc_pipeline.core.log_parts import Gap, HealWindow
 
 SECOND_US = 1_000_000
-_RECREATED = "table recreated"
+RECREATED = "table recreated"
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def overlapping(gap: Gap, gaps: Sequence[Gap]) -> list[Gap]:
     groups: list[list[Gap]] = []
     for later in reversed(ordered):
         first = groups[-1][0] if groups else None
-        alike = first is not None and (later.cause == _RECREATED) == (first.cause == _RECREATED)
+        alike = first is not None and (later.cause == RECREATED) == (first.cause == RECREATED)
         if first is not None and alike and later.to_us >= min(g.from_us for g in groups[-1]):
             groups[-1].insert(0, later)
         else:
@@ -54,7 +54,7 @@ def plan_windows(
     shorter than a window is healed by one that begins earlier, or if recovery does not reach back
     so far, by one that ends later. Raises `CannotHealError`.
     """
-    if gaps[0].cause == _RECREATED:
+    if gaps[0].cause == RECREATED:
         raise CannotHealError("the table was deleted and made again, its backups begin anew")
     missing_us = {gap.entry: max(clock_margin_us - gap.margin_us, 0) for gap in gaps}
     first_us = min(gap.from_us - missing_us[gap.entry] for gap in gaps)

@@ -3,7 +3,8 @@
 What a heal landed need not be all that is known of its time: windows of exports reach past their
 gap, and the stream's own records of that time may land after the heal. A captured record wins
 (`transform/sql/told.sql` has the rule): it alone knows the TTL flag, the event id and the image
-right before it. What nobody captured is there once per item and window.
+right before it. What nobody captured is there once per item and window. What a later baseline shows
+and no change says is there, too, with the transport `baseline` (`lake.rebased`).
 """
 
 import tempfile
@@ -34,6 +35,7 @@ from cdc_pipeline.lake.masked import (
     require_maskable_keys,
     require_rules,
 )
+from cdc_pipeline.lake.rebased import Rebased, compared_rows, days_to_compare
 from cdc_pipeline.lake.tables import CommitConflictError, table_property
 from cdc_pipeline.settings import Table
 from cdc_pipeline.transform.sql import load_sql
@@ -99,9 +101,10 @@ def build_cdc_days(
     says that days which nothing has landed for since are left as they are. Many days share a
     commit, each yielded once it stands; a killed run leaves what it had committed. A day without
     landing objects has no rows and is no error. Days that were built under other masking rules,
-    and those with rows of a heal that an older version built, are rebuilt first. Overtaken by
-    another commit it decides again; raises `CommitConflictError` when that happens again and
-    again, `LakeError`, `SettingsError` for masking that cannot be.
+    those with rows of a heal that an older version built, and those that lack what a later baseline
+    shows are rebuilt first. Overtaken by another commit it decides again; raises
+    `CommitConflictError` when that happens again and again, `LakeError`, `SettingsError` for
+    masking that cannot be.
     """
     masking = masking_of(lake.settings, table, writing=True)
     before = lake.tables.load(f"{table.safe_name}_cdc")
@@ -109,7 +112,8 @@ def build_cdc_days(
     asked = sorted({*days})
     published = days_under_rules(before) if before else {}
     stale = {date.fromisoformat(d) for d, rules in published.items() if not masking.made(rules)}
-    outdated = outdated_days(before, state) if before else set()
+    outdated = days_to_compare(lake, before, state)
+    outdated |= outdated_days(before, state) if before else set()
     for group in _groups(state, sorted((stale | outdated) - {*asked})):
         _build_at_last(lake, table, group, masking)
     if only_changed and before and not stale:
@@ -165,7 +169,7 @@ def _current_days(
         objects = state.objects_of_day(day.isoformat())
         if watermark is not None and all(o.entry <= int(watermark) for o in objects):
             rows = counts.get(day, 0)
-            repeats = sum(o.rows for o in objects) - rows
+            repeats = sum(o.rows for o in objects) - (rows - compared_rows(built, day))
             found.append(CdcDay(day, rows, repeats, len(objects), int(watermark), 0.0))
     return found
 
@@ -194,6 +198,7 @@ def _build(
     # The table before the log: what is committed over it is then never older than it.
     before = lake.tables.load(name)
     state = lake.log(table).load()
+    rebased, rules = Rebased(lake, table, before, state), days_under_rules(before) if before else {}
     built: list[CdcDay] = []
     properties = {f"watermark.{day}": str(state.n) for day in days}
     properties |= {f"{PUBLISHED}.{day}": masking.fingerprint for day in days}
@@ -212,7 +217,12 @@ def _build(
                     rows += batch.num_rows
                     column = pa.array([day] * batch.num_rows, pa.date32())
                     yield batch.append_column("day", column).cast(CDC_SCHEMA)
-                repeats = sum(landed.rows for landed in objects) - rows
+                repeats, changes = sum(landed.rows for landed in objects) - rows, rows
+                of_day = rules.get(day.isoformat())
+                for batch in rebased.rows(connection, day, masking, of_day, CDC_SCHEMA):
+                    rows += batch.num_rows
+                    yield pa.Table.from_batches([batch])
+                properties.update(rebased.properties(day, rows - changes))
                 seconds = time.monotonic() - started
                 properties[f"{ROWS}.{day}"] = str(rows)  # read behind the last chunk
                 built.append(CdcDay(day, rows, repeats, len(objects), state.n, seconds))

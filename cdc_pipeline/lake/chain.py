@@ -11,6 +11,7 @@ from datetime import date
 from pathlib import Path
 
 from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.core.changes import BASELINE
 from cdc_pipeline.lake.cdc import CDC_SCHEMA
 from cdc_pipeline.lake.duck import files_relation, open_duckdb
 from cdc_pipeline.lake.lake import Lake
@@ -59,7 +60,8 @@ def check_chain(lake: Lake, table: Table, since: date) -> Chain:
     with tempfile.TemporaryDirectory() as folder, open_duckdb(lake, Path(folder)) as connection:
         files = files_relation(connection, data_files(cdc), CDC_SCHEMA)
         connection.execute(
-            f"CREATE TEMP VIEW cdc AS SELECT * FROM {files} WHERE day >= DATE '{since}'"
+            f"CREATE TEMP VIEW cdc AS SELECT * FROM {files} WHERE day >= DATE '{since}' "
+            f"AND transport IS DISTINCT FROM '{BASELINE}'"  # no change
         )
         connection.execute(f"CREATE TEMP TABLE links AS {load_sql('breaks')}")
         ((links,),) = connection.execute("SELECT count(*) FROM links").fetchall()

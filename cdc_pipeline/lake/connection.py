@@ -28,9 +28,10 @@ from cdc_pipeline.lake.duck import (
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.masked import OtherRulesError, refusing_view, require_rules_of_aggregate
 from cdc_pipeline.lake.merge import merged_relation
+from cdc_pipeline.lake.named_views import named
 from cdc_pipeline.lake.tables import data_files
 from cdc_pipeline.lake.time_travel import find_state, write_state
-from cdc_pipeline.lake.typed import prior_columns
+from cdc_pipeline.lake.typed import column_names, prior_columns
 from cdc_pipeline.settings import Table
 from cdc_pipeline.transform.aggregates import AGGREGATES, broken_aggregates, load_aggregates
 from cdc_pipeline.transform.shred import typed_schema
@@ -77,7 +78,8 @@ def _create_schema(connection: duckdb.DuckDBPyConnection, lake: Lake, table: Tab
     if state.n == 0:
         return
     landed = landed_relation(connection, lake, list(state.objects.values()))
-    connection.execute(f"CREATE VIEW {schema}.raw_stream AS SELECT * FROM {landed}")
+    raw_stream = named(connection, "raw_stream", landed)
+    connection.execute(f"CREATE VIEW {schema}.raw_stream AS {raw_stream}")
     _create_cdc(connection, lake, table, schema)
     _create_ttl_archive(connection, lake, table, schema)
     # The live baseline; before the first publication the staged one.
@@ -91,9 +93,11 @@ def _create_schema(connection: duckdb.DuckDBPyConnection, lake: Lake, table: Tab
             merged = merged_relation(connection, lake, table, base, delta)
         except (OtherRulesError, SettingsError) as error:
             files = files_relation(connection, data_files(base.table), typed_schema([]))
-            refusing_view(connection, view, files, error)
+            shown = named(connection, "current_state", files)
+            refusing_view(connection, view, f"({shown})", error)
         else:
-            connection.execute(f"CREATE VIEW {view} AS {merged}")
+            shown = named(connection, "current_state", f"({merged})")
+            connection.execute(f"CREATE VIEW {view} AS {shown}")
 
 
 def _create_past_schema(
@@ -106,8 +110,9 @@ def _create_past_schema(
     for warning in found.warnings:
         warnings.warn(warning, stacklevel=4)
     landed = landed_relation(connection, lake, list(state.objects.values()))
-    until = f"WHERE write_time_us <= {found.at_us}"
-    connection.execute(f"CREATE VIEW {schema}.raw_stream AS SELECT * FROM {landed} {until}")
+    until = f"WHERE write_time_us <= {found.until_us}"
+    raw_stream = named(connection, "raw_stream", landed)
+    connection.execute(f"CREATE VIEW {schema}.raw_stream AS {raw_stream} {until}")
     _create_cdc(connection, lake, table, schema, until)
     _create_pitr_export(connection, lake, table, schema, found.baseline)
     folder = Path(tempfile.mkdtemp(prefix="cdc_pipeline-"))
@@ -115,9 +120,8 @@ def _create_past_schema(
     items = folder / f"{table.safe_name}.parquet"
     with open_duckdb(lake, folder) as scratch:
         write_state(scratch, lake, table, state, found, items)
-    connection.execute(
-        f"CREATE VIEW {schema}.current_state AS SELECT * FROM read_parquet({literal(str(items))})"
-    )
+    shown = named(connection, "current_state", f"read_parquet({literal(str(items))})")
+    connection.execute(f"CREATE VIEW {schema}.current_state AS {shown}")
 
 
 def _create_cdc(
@@ -127,12 +131,13 @@ def _create_cdc(
     if built is None:
         return
     files = table_relation(connection, built)
+    shown = named(connection, "cdc", files)
     try:
         require_rules_of_days(lake, table, built)
     except (OtherRulesError, SettingsError) as error:
-        refusing_view(connection, f"{schema}.cdc", files, error)
+        refusing_view(connection, f"{schema}.cdc", f"({shown})", error)
     else:
-        connection.execute(f"CREATE VIEW {schema}.cdc AS SELECT * FROM {files} {where}")
+        connection.execute(f"CREATE VIEW {schema}.cdc AS {shown} {where}")
     # The portable statement names its input `cdc`; here that is this schema's view.
     history = load_sql("history").replace("FROM cdc", f"FROM {schema}.cdc")
     connection.execute(f"CREATE VIEW {schema}.history AS {history}")
@@ -145,12 +150,13 @@ def _create_ttl_archive(
     if built is None:
         return
     files, view = table_relation(connection, built), "ttl_archive"
+    shown = named(connection, view, files)
     try:
         require_rules_of_days(lake, table, built, view)
     except (OtherRulesError, SettingsError) as error:
-        refusing_view(connection, f"{schema}.{view}", files, error)
+        refusing_view(connection, f"{schema}.{view}", f"({shown})", error)
     else:
-        connection.execute(f"CREATE VIEW {schema}.{view} AS SELECT * FROM {files}")
+        connection.execute(f"CREATE VIEW {schema}.{view} AS {shown}")
 
 
 def _create_pitr_export(
@@ -163,14 +169,33 @@ def _create_pitr_export(
     exported = lake.tables.load(f"{table.safe_name}_snapshot")
     if exported is None:
         return
-    view, columns = f"{schema}.pitr_export", typed_schema(prior_columns(exported))
+    view, columns = f"{schema}.pitr_export", prior_columns(exported)
     try:
         files = data_files(exported, baseline.snapshot_id)
     except LakeError as error:  # current_state can be read without it
-        refusing_view(connection, view, empty_relation(connection, columns), error)
+        nothing = named(
+            connection, "pitr_export", empty_relation(connection, typed_schema(columns))
+        )
+        refusing_view(connection, view, f"({nothing})", error)
         return
-    relation = files_relation(connection, files, columns)
-    connection.execute(f"CREATE VIEW {view} AS SELECT * FROM {relation}")
+    relation = files_relation(connection, files, typed_schema(columns))
+    names = column_names(lake.tables, table.safe_name)
+    columns_sql = _renamed(connection, relation, {c.name: names[c.attribute] for c in columns})
+    shown = named(connection, "pitr_export", f"(SELECT {columns_sql} FROM {relation})")
+    connection.execute(f"CREATE VIEW {view} AS {shown}")
+
+
+def _renamed(connection: duckdb.DuckDBPyConnection, relation: str, names: dict[str, str]) -> str:
+    """The columns of a relation, called as in the table's other views.
+
+    An older version named those of exports and of the published state each by themselves.
+    """
+    have: list[str] = [
+        row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()
+    ]
+    others = {names[name] for name in have if name in names}
+    kept = [name for name in have if name in names or name not in others]
+    return ", ".join(f"{identifier(n)} AS {identifier(names.get(n) or n)}" for n in kept)
 
 
 def _create_aggregates(connection: duckdb.DuckDBPyConnection, lake: Lake) -> None:

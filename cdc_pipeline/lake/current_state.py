@@ -43,7 +43,13 @@ from cdc_pipeline.lake.masked import (
     published_rules,
 )
 from cdc_pipeline.lake.tables import CommitConflictError, data_files, table_property
-from cdc_pipeline.lake.typed import TypedResult, prior_columns, prior_stats, replace_typed
+from cdc_pipeline.lake.typed import (
+    TypedResult,
+    column_names,
+    prior_columns,
+    prior_stats,
+    replace_typed,
+)
 from cdc_pipeline.settings import Table
 from cdc_pipeline.transform.shred import typed_schema
 from cdc_pipeline.transform.sql import load_sql
@@ -297,7 +303,7 @@ def _publish(
             },
             over=base.over,
             scratch=Path(folder),
-            plan=_plan(table, base.over, masking),
+            plan=_plan(table, base.over, masking, column_names(lake.tables, table.safe_name)),
         )
     if shows_too_much:
         forget_earlier(lake, published.table)
@@ -324,7 +330,7 @@ def _require_whole(
 
 
 def _plan(
-    table: Table, over: IcebergTable | None, masking: Masking
+    table: Table, over: IcebergTable | None, masking: Masking, names: dict[str, str]
 ) -> Callable[[Stats], tuple[list[Column], dict[str, str]]]:
     """Columns of the next version, if the contract allows them, and by which rules it was made."""
     pins = pinned_types(table)
@@ -332,7 +338,7 @@ def _plan(
     def plan(stats: Stats) -> tuple[list[Column], dict[str, str]]:
         before = prior_columns(over)
         carry_widths(stats, prior_stats(over))
-        columns = columns_of(stats, before, pins=pins, limit=table.max_columns)
+        columns = columns_of(stats, before, pins=pins, limit=table.max_columns, names=names)
         require_contract(table, before, columns)
         earlier = table_property(over, _SEEN) if over else None
         seen = {*json.loads(earlier or "[]"), *masking.seen, *(pins.keys() & stats.keys())}

@@ -62,8 +62,35 @@ def create_winners(
     masking = masking_of(lake.settings, table, writing=True)
     stones = lake.tables.load(f"{table.safe_name}_tombstones")
     files = data_files(stones) if stones and masking.made(published_rules(stones)) else []
+    _create_tombstones(connection, files)
+    _create_changes(connection, lake, delta, until_us)
+    require_maskable_keys(connection, table, masking, "SELECT item_key FROM changes")
+    find_winners(connection, *_order_keys(delta))
+    if masking:
+        _mask_winners(connection, masking)
+    return stones
+
+
+def create_exact_winners(
+    connection: duckdb.DuckDBPyConnection, lake: Lake, delta: Sequence[LandedObject]
+) -> None:
+    """As `create_winners`, without tombstones and masking: for what is compared, not shown."""
+    _create_tombstones(connection, [])
+    _create_changes(connection, lake, delta, None)
+    find_winners(connection, *_order_keys(delta))
+
+
+def _create_tombstones(connection: duckdb.DuckDBPyConnection, files: list[str]) -> None:
     relation = files_relation(connection, files, TOMBSTONE_SCHEMA)
     connection.execute(f"CREATE OR REPLACE TEMP VIEW tombstones AS SELECT * FROM {relation}")
+
+
+def _create_changes(
+    connection: duckdb.DuckDBPyConnection,
+    lake: Lake,
+    delta: Sequence[LandedObject],
+    until_us: int | None,
+) -> None:
     conditions = ["true"]
     if any(landed.bare for landed in delta):
         # Such an event says nothing of the item; the read behind it does.
@@ -75,11 +102,6 @@ def create_winners(
         "CREATE OR REPLACE TEMP VIEW changes AS SELECT keys AS item_key, order_key, op, "
         f"new_image AS item, write_time_us, place FROM {landed} WHERE {' AND '.join(conditions)}"
     )
-    require_maskable_keys(connection, table, masking, "SELECT item_key FROM changes")
-    find_winners(connection, *_order_keys(delta))
-    if masking:
-        _mask_winners(connection, masking)
-    return stones
 
 
 def _order_keys(delta: Sequence[LandedObject]) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from cdc_pipeline.lake.folding import create_winners
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.masked import masking_of, published_rules, require_rules
 from cdc_pipeline.lake.tables import data_files
-from cdc_pipeline.lake.typed import max_order_key, prior_columns, prior_stats
+from cdc_pipeline.lake.typed import column_names, max_order_key, prior_columns, prior_stats
 from cdc_pipeline.settings import Table
 from cdc_pipeline.transform.pins import shred_pinned
 from cdc_pipeline.transform.shred import collect_stats, typed_schema
@@ -46,7 +46,8 @@ def merged_relation(
     require_rules(masking, published, f"{name}.current_state", f"{name}/current_state")
     if not delta:
         return f"SELECT * FROM {files}"
-    columns = _delta_tables(connection, table, base, had)
+    names = column_names(lake.tables, name)
+    columns = _delta_tables(connection, table, base, had, names)
     if breaches(table, had, columns):
         return f"SELECT * FROM {files}"  # as the last publication left it
     system = [field.name for field in typed_schema([])]
@@ -77,7 +78,11 @@ def _is_older(base: Base, least: str | None) -> bool:
 
 
 def _delta_tables(
-    connection: duckdb.DuckDBPyConnection, table: Table, base: Base, had: list[Column]
+    connection: duckdb.DuckDBPyConnection,
+    table: Table,
+    base: Base,
+    had: list[Column],
+    names: dict[str, str],
 ) -> list[Column]:
     """Temporary tables of the keys that the delta touches and of the items it leaves, typed.
 
@@ -99,7 +104,7 @@ def _delta_tables(
     for name, seen in collect_stats(fresh.to_batches(_BATCH_ROWS)).items():
         stats.setdefault(name, AttributeStats()).merge(seen)
     columns = columns_of(
-        stats, had, keep_tags=True, pins=_pins(table, had), limit=table.max_columns
+        stats, had, keep_tags=True, pins=_pins(table, had), limit=table.max_columns, names=names
     )
     batches = shred_pinned(fresh.to_batches(_BATCH_ROWS), columns, stats)
     typed = pa.Table.from_batches(batches, typed_schema(columns))

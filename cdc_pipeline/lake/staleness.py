@@ -3,8 +3,8 @@
 Whoever changed the lake, and whether anybody said so, does not matter: a run that was killed behind
 its log entry, a heal, a command. The rules, one per derived table:
 
-- a day of `cdc` lacks the objects that were logged for it behind its `watermark.<day>`, or holds a
-  heal's rows by the rules of an older version;
+- a day of `cdc` lacks the objects that were logged for it behind its `watermark.<day>`, holds a
+  heal's rows by the rules of an older version, or lacks what a baseline of that day shows;
 - a day of `ttl_archive` is made of another version of that day of `cdc` than there is;
 - `current_state` lacks what landed behind its watermark, up to an open gap, or a newer baseline;
 - an aggregate, or a day of one, keeps what it was made of (`inputs`), and that has changed since.
@@ -29,6 +29,7 @@ from cdc_pipeline.lake.current_state import (
 )
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.masked import PUBLISHED
+from cdc_pipeline.lake.rebased import days_to_compare
 from cdc_pipeline.lake.tables import PROPERTY, table_property
 from cdc_pipeline.settings import Table
 from cdc_pipeline.transform.aggregates import AGGREGATES, Aggregate
@@ -103,7 +104,8 @@ class Staleness:
             yield Stale("pitr_export")
         built = self._iceberg(f"{name}_cdc")
         cdc = _watermarks(built)
-        outdated = outdated_days(built, state) if built else set()
+        outdated = days_to_compare(self.lake, built, state)
+        outdated |= outdated_days(built, state) if built else set()
         if days := sorted({*_dates(stale_cdc_days(state, cdc)), *outdated}):
             yield Stale("cdc", tuple(days))
         if table.ttl_archive:
@@ -116,7 +118,10 @@ class Staleness:
             # Before the first export there is nothing to wait for.
             behind, self._waiting[name] = False, state.staged is not None
         else:
-            behind = self._waiting[name] = is_behind(base, table, state)
+            behind = is_behind(base, table, state)
+            # A newer baseline waits for what must land before it is published and compared.
+            newest = state.staged.generation if state.staged else 0
+            self._waiting[name] = behind or newest > base.generation
             self._complete_us[name] = int(table_property(base.table, "watermark_us") or 0)
         if behind and is_worth_folding(self.lake, table):
             yield Stale("current_state")

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
+from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.coverage import Stretch, coverage
 from cdc_pipeline.core.envelope import FIREHOSE
+from cdc_pipeline.core.heal_plan import RECREATED
 from cdc_pipeline.core.log_parts import Cut, Gap
 from cdc_pipeline.lake.current_state import published_base
 from cdc_pipeline.lake.lake import Lake
@@ -16,7 +18,8 @@ class TableStatus:
     """One table's state. Times in µs since the epoch; None or 0: not yet.
 
     `captured_to_us`: every change written before has been read. `state_to_us`: the same for the
-    published current state (queries add what landed since). `gaps`: ranges that the stream lost.
+    published current state (queries add what landed since). `gaps`: ranges that the stream lost,
+    `fixes`: the step that helps, by the entry of the gap.
     `coverage`: the ledger, see `core.coverage`. `transport`: the one that is followed now, None
     before the first capture; `cut`: the switch to another one that is on its way.
     `retention_hours`: how long the stream keeps a change. `expires`: what is unread may be lost
@@ -38,6 +41,7 @@ class TableStatus:
     last_export_us: int | None
     quarantined: int
     gaps: list[Gap]
+    fixes: dict[int, str]
     coverage: list[Stretch]
     transport: str | None = None
     cut: Cut | None = None
@@ -54,6 +58,7 @@ def table_status(lake: Lake, table: Table) -> TableStatus:
     log = lake.log(table)
     state = log.load()
     base = published_base(lake, table)
+    gaps = state.open_gaps(base.generation if base else 0)
     exports = [b.export_time_us for b in state.baselines.values() if b.is_staged]
     return TableStatus(
         table=table.safe_name,
@@ -67,7 +72,8 @@ def table_status(lake: Lake, table: Table) -> TableStatus:
         open_shards=sum(1 for shard in state.shards.values() if shard.status == "reading"),
         last_export_us=max(exports, default=None),
         quarantined=sum(state.quarantined_reasons.values()),
-        gaps=state.open_gaps(base.generation if base else 0),
+        gaps=gaps,
+        fixes={gap.entry: _fix(state, table, gap) for gap in gaps},
         coverage=coverage(state, log.now_us()),
         transport=state.stream.transport if state.stream else None,
         cut=state.cut,
@@ -78,3 +84,15 @@ def table_status(lake: Lake, table: Table) -> TableStatus:
         late_changes=state.late.rows,
         late_at_us=state.late_at_us,
     )
+
+
+def _fix(state: LogState, table: Table, gap: Gap) -> str:
+    """What the person who reads of an open gap has to do next."""
+    name, staged, heal = table.safe_name, state.staged, state.heal_of(gap.entry)
+    if staged is not None and staged.generation > gap.heal_generation:
+        return f"run the job `capture`, then materialise {name}/current_state: a new baseline waits"
+    if gap.cause == RECREATED:
+        return f"cdc-pipeline heal {name} (by a full export as the new baseline)"
+    if heal is not None and all(window.done for window in heal.windows):
+        return f"run the job `capture`, then cdc-pipeline heal {name}"
+    return f"cdc-pipeline heal {name}"

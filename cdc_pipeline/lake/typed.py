@@ -1,7 +1,7 @@
 """Typed item tables: narrow rows from DuckDB into an Iceberg table of one column per attribute."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,15 @@ import pyarrow.parquet as pq
 from pyiceberg.table import Table
 
 from cdc_pipeline.core.attributes import to_json
-from cdc_pipeline.core.columns import Column, Stats, TypeConflict, columns_of, type_conflicts
+from cdc_pipeline.core.columns import (
+    Column,
+    Stats,
+    TypeConflict,
+    columns_of,
+    join_names,
+    name_attributes,
+    type_conflicts,
+)
 from cdc_pipeline.lake.duck import arrow_batches, literal
 from cdc_pipeline.lake.tables import Tables, description, table_property
 from cdc_pipeline.transform.pins import count_misfits, shred_pinned
@@ -59,6 +67,7 @@ def replace_typed(
     plan: Callable[[Stats], tuple[list[Column], dict[str, str]]] | None = None,
     seen: Seen | None = None,
     limit: int | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> TypedResult:
     """Make the rows of `narrow_sql` (`NARROW_SCHEMA`) the whole table, typed and sorted by key.
 
@@ -67,7 +76,7 @@ def replace_typed(
     where settings pin types, `narrow_sql` may run twice. It may be several then, ranges of keys in
     order, each sorted alone. Memory: a few batches, and what DuckDB sorts in. `plan`: columns and
     more properties from the statistics, by default the columns that hold all values, of `limit`
-    attributes; what it raises refuses the commit.
+    attributes and named as `names` says; what it raises refuses the commit.
     """
     ranges = [narrow_sql] if isinstance(narrow_sql, str) else narrow_sql
     columns_sql = "SELECT item_key, order_key, item, write_time_us FROM"
@@ -82,9 +91,10 @@ def replace_typed(
         read = partial(_spooled, spool)
         seen = Seen(pq.read_metadata(spool).num_rows, collect_stats(read()), _greatest(spool))
     stats = seen.stats
-    columns, more = (
-        plan(stats) if plan else (columns_of(stats, prior_columns(over), limit=limit), {})
-    )
+    if plan is None:
+        columns, more = columns_of(stats, prior_columns(over), limit=limit, names=names), {}
+    else:
+        columns, more = plan(stats)
     misfits = count_misfits(read(), columns, stats)
     reader = pa.RecordBatchReader.from_batches(
         typed_schema(columns), shred_pinned(read(), columns, stats)
@@ -145,6 +155,18 @@ def prior_columns(table: Table | None) -> list[Column]:
     """The columns of a typed table as it was committed."""
     found = _described(table, "columns") if table else None
     return [Column(**column) for column in found or ()]
+
+
+def column_names(tables: Tables, name: str) -> dict[str, str]:
+    """Names of columns by attribute in every view of a table (its safe name), now and in the past.
+
+    Those of the published state count first, then those of exports: an attribute is called by one
+    of them as long as one of them has it, and no other one is.
+    """
+    published = prior_columns(tables.load(f"{name}_current_state"))
+    exported = prior_columns(tables.load(f"{name}_snapshot"))
+    names = join_names({c.attribute: c.name for c in published}, exported)
+    return name_attributes((c.attribute for c in exported), names)
 
 
 def prior_stats(table: Table | None) -> Stats:

@@ -18,6 +18,7 @@ from cdc_pipeline.lake.duck import arrow_table, files_relation, identifier, lite
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.masked import OtherRulesError, masking_of, published_rules, require_rules
 from cdc_pipeline.lake.merge import delta_tables
+from cdc_pipeline.lake.named_views import named
 from cdc_pipeline.lake.tables import data_files
 from cdc_pipeline.lake.typed import prior_columns
 from cdc_pipeline.settings import Table
@@ -117,7 +118,8 @@ def _show_published(connection: duckdb.DuckDBPyConnection, lake: Lake, table: Ta
     schema = typed_schema(prior_columns(base.table))
     files = files_relation(connection, data_files(base.table), schema)
     view = f"{identifier(name)}.current_state"
-    connection.execute(f"CREATE OR REPLACE VIEW {view} AS SELECT * FROM {files}")
+    shown = named(connection, "current_state", files)
+    connection.execute(f"CREATE OR REPLACE VIEW {view} AS {shown}")
 
 
 def _heading(lake: Lake) -> Iterator[str]:

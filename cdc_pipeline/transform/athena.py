@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 
-from cdc_pipeline.core.columns import SYSTEM_COLUMNS, Column
+from cdc_pipeline.core.columns import Column
 from cdc_pipeline.transform.sql import load_sql
 
 
@@ -73,12 +73,26 @@ def _relation(has: Catalogued, view: str) -> str:
     return f"{quoted(has.database)}.{quoted(f'{has.table}_{view}')}"
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ",\n".join(f"    {quoted(name)}" for name in names)
-
-
 def _typed_columns(has: Catalogued) -> str:
-    return _listed([SYSTEM_COLUMNS[0], *(column.name for column in has.columns)])
+    return ",\n".join(['    "_key" AS "item_key"', *_attributes(has)])
+
+
+def _attributes(has: Catalogued) -> list[str]:
+    return [f"    {quoted(column.name)}" for column in has.columns]
+
+
+def _whole_item(has: Catalogued) -> str:
+    """The names of `core.view_names`, and the rest."""
+    return ",\n".join(
+        [
+            '    "_key" AS "item_key"',
+            '    "_order_key" AS "order_key"',
+            '    "_item" AS "item"',
+            '    from_unixtime("_write_time_us" / 1000 / 1e3) AS "write_time"',
+            '    "_rescued"',
+            *_attributes(has),
+        ]
+    )
 
 
 def _state(has: Catalogued, published_at: datetime) -> Iterator[Statement]:
@@ -96,13 +110,14 @@ def _state(has: Catalogued, published_at: datetime) -> Iterator[Statement]:
         "item",
         "One item by its key, in DynamoDB JSON without spaces, attributes by name. Files are\n"
         "sorted by key, so that little is read.",
-        f'SELECT *\nFROM {state}\nWHERE "_key" = {text(has.key)}',
+        f'SELECT\n{_whole_item(has)}\nFROM {state}\nWHERE "_key" = {text(has.key)}',
     )
     yield Statement(
         "rescued",
         "Values whose DynamoDB type is not the column's: there the column is null, and the value\n"
         "is in `_rescued`, as typed JSON by attribute.",
-        f'SELECT "_key", "_rescued"\nFROM {state}\nWHERE "_rescued" IS NOT NULL\nLIMIT 100',
+        f'SELECT "_key" AS "item_key", "_rescued"\nFROM {state}\n'
+        'WHERE "_rescued" IS NOT NULL\nLIMIT 100',
     )
     yield Statement(
         "time_travel",
@@ -128,15 +143,16 @@ def _cdc(has: Catalogued, day: date) -> Iterator[Statement]:
         "cdc_of_a_day",
         "Every change of one write day (UTC) once, in the order of each item's changes. Reads\n"
         "that day alone.",
-        'SELECT "time_stamp", "op", "keys", "data", "is_ttl_delete", "transport", "order_key"\n'
-        f'FROM {cdc}\nWHERE {of_the_day}\nORDER BY "keys", "order_key"',
+        'SELECT "time_stamp" AS "write_time", "op", "keys" AS "item_key", "data",\n'
+        '    "is_ttl_delete", "transport", "order_key"\n'
+        f'FROM {cdc}\nWHERE {of_the_day}\nORDER BY "item_key", "order_key"',
     )
     yield Statement(
         "ttl_deletes",
         "Items that TTL deleted on a day; `old_image` is what they were, where the stream has it.",
-        'SELECT "time_stamp", "keys", "old_image"\n'
+        'SELECT "time_stamp" AS "write_time", "keys" AS "item_key", "old_image"\n'
         f'FROM {cdc}\nWHERE {of_the_day} AND "op" = \'D\' AND "is_ttl_delete"\n'
-        'ORDER BY "time_stamp", "keys"',
+        'ORDER BY "write_time", "item_key"',
     )
     if has.columns:
         yield Statement(
@@ -145,7 +161,8 @@ def _cdc(has: Catalogued, day: date) -> Iterator[Statement]:
             "decimals come as text, with all their digits: a cast would round. Maps, lists and\n"
             "sets come as JSON, where Athena may keep numbers as floating point: `data` itself is\n"
             "exact.",
-            f'SELECT\n    "time_stamp",\n    "op",\n    "keys",\n{_extracts(has.columns)}\n'
+            f'SELECT\n    "time_stamp" AS "write_time",\n    "op",\n    "keys" AS "item_key",\n'
+            f"{_extracts(has.columns)}\n"
             f'FROM {cdc}\nWHERE {of_the_day}\nORDER BY "keys", "order_key"',
         )
     yield Statement(
@@ -165,7 +182,9 @@ def _cdc(has: Catalogued, day: date) -> Iterator[Statement]:
         yield Statement(
             "ttl_archive",
             "Items that TTL deleted, with their last image, found also where the stream has none.",
-            f"SELECT *\nFROM {_relation(has, 'ttl_archive')}\nWHERE {of_the_day}",
+            'SELECT "keys" AS "item_key", "order_key", "_item" AS "item",\n'
+            f'    "expired_at" AS "write_time", "data"\nFROM {_relation(has, "ttl_archive")}\n'
+            f"WHERE {of_the_day}",
         )
 
 
@@ -221,12 +240,13 @@ def _raw(has: Catalogued, day: date) -> Iterator[Statement]:
         "The changes of a day as fresh as they have landed, each once. `position` is the order of\n"
         "an item's changes as long as capture was not interrupted; `order_key` of cdc always is.\n"
         "Values are exact here even where columns are masked elsewhere: a restricted table.",
-        'SELECT "time_stamp", "op", "keys", "data", "new_image", "position"\n'
+        'SELECT "time_stamp" AS "write_time", "op", "keys" AS "item_key", "data",\n'
+        '    "new_image" AS "item", "position"\n'
         "FROM (\n"
         '    SELECT *, ROW_NUMBER() OVER (\n        PARTITION BY "uuid", "time_stamp" '
         'ORDER BY "position", "landed_at"\n    ) AS "occurrence"\n'
         f"    FROM {raw}\n    WHERE {of_the_day}\n) AS landed\n"
-        'WHERE "occurrence" = 1\nORDER BY "keys", "position"',
+        'WHERE "occurrence" = 1\nORDER BY "item_key", "position"',
     )
 
 
@@ -235,6 +255,6 @@ def _pitr_export(has: Catalogued, baseline: int) -> Statement:
         "pitr_export",
         "The items of the live baseline as DynamoDB exported them. Exact values even where\n"
         "columns are masked elsewhere: a restricted table.",
-        f'SELECT "_key", "_item"\nFROM {_relation(has, "snapshot")}\n'
+        f'SELECT "_key" AS "item_key", "_item" AS "item"\nFROM {_relation(has, "snapshot")}\n'
         f"FOR VERSION AS OF {baseline}\nLIMIT 100",
     )

@@ -26,10 +26,11 @@ from cdc_pipeline.aws import export
 from cdc_pipeline.aws.export import DataFile, ExportStatus, Manifest
 from cdc_pipeline.capture import snapshot
 from cdc_pipeline.capture.records import parse_records
-from cdc_pipeline.core.columns import Column
+from cdc_pipeline.core.columns import SYSTEM_COLUMNS, Column
 from cdc_pipeline.core.erasure import Suppressions
 from cdc_pipeline.core.log_parts import Baseline
 from cdc_pipeline.core.names import day_of
+from cdc_pipeline.core.view_names import VIEW_COLUMNS
 from cdc_pipeline.lake.cdc import build_cdc_day
 from cdc_pipeline.lake.current_state import publish_current_state
 from cdc_pipeline.lake.typed import prior_columns
@@ -46,7 +47,7 @@ from cdc_pipeline_tests.transform.ways import both_ways, converted_by
 Item = dict[str, Any]
 Key = frozenset[tuple[str, Any]]
 
-_SYSTEM = {"_key", "_order_key", "_write_time_us", "_item", "_rescued"}
+_SYSTEM = {*SYSTEM_COLUMNS, *VIEW_COLUMNS}
 # A token of JSON without zeros that say nothing.
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]*[1-9])?(E[+-][1-9][0-9]*)?").fullmatch
 _KEY_NAMES = [("pk",), ("S", "M"), ("_item", "_key"), ("a", "A")]

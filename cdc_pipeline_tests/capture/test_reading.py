@@ -58,7 +58,7 @@ def test_a_metric_is_asked_for_in_periods_that_cloudwatch_keeps(days: float, per
         def __init__(self) -> None:
             pass
 
-        def client(self, service: str) -> Client:
+        def client(self, service: str, region: str | None = None) -> Client:
             return Client()
 
     assert failed_to_replicate(Aws(), "orders", 0, int(days * 24 * 3600 * _SECOND)) == 3

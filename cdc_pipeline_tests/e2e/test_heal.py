@@ -419,3 +419,35 @@ def test_the_command_tells_its_plan_and_its_price_first(world: World) -> None:
         world.capture("orders")
         output = command().output
     _check(world)
+
+
+def test_the_command_takes_a_new_baseline_of_a_restored_table(world: World) -> None:
+    """Restored under another name; `status` names each step, and `history` ends in its items."""
+
+    def fix() -> str:
+        (said,) = table_status(world.lake(), world.table("orders-restored")).fixes.values()
+        return said
+
+    world.build_cdc("orders")
+    world.make_table("orders-restored", view=None)
+    for number in range(15, 22):
+        world.put("orders-restored", f"k{number}", restored={"BOOL": True})
+    stream = {"StreamEnabled": True, "StreamViewType": "NEW_AND_OLD_IMAGES"}
+    world.dynamodb.update_table(TableName="orders-restored", StreamSpecification=stream)
+    export = {**EXPORT, "bucket": world.bucket}
+    table = {"name": "orders-restored", "alias": "orders"}
+    world.configure(table, export=export, aggregates="none")
+    world.capture("orders-restored")
+    assert "cdc-pipeline heal orders (by a full export" in fix()
+    done = CliRunner().invoke(main, ["heal", "orders"])
+    assert done.exit_code == 0, done.output
+    assert "a new baseline of 7 items" in done.output
+    assert "job `capture`, then materialise orders/current_state" in fix()
+    world.capture_past_handover("orders-restored")
+    world.publish("orders-restored")
+    assert table_status(world.lake(), world.table("orders-restored")).fixes == {}
+    world.refresh_cdc("orders-restored")
+    ended = "SELECT item_key, item FROM orders.history WHERE is_current ORDER BY 1"
+    items = "SELECT _key, _item FROM orders.current_state ORDER BY 1"
+    assert assert_mirrors(world, "orders-restored") == 7
+    assert world.rows(ended, "orders-restored") == world.rows(items, "orders-restored")

@@ -22,7 +22,7 @@ from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.landing import write_landing
 from cdc_pipeline.lake.log import new_nonce
 from cdc_pipeline.lake.query import connect_for
-from cdc_pipeline.lake.typed import replace_typed
+from cdc_pipeline.lake.typed import column_names, replace_typed
 from cdc_pipeline.settings import Table, parse_settings
 from cdc_pipeline.transform.shred import NARROW_SCHEMA
 
@@ -112,6 +112,7 @@ class LakeBuilder:
                 {"generation": str(generation)},
                 over=self.lake.tables.load(name),
                 scratch=Path(folder),
+                names=column_names(self.lake.tables, self.table.safe_name),
             )
         snapshot = staged.table.current_snapshot()
         assert snapshot is not None

@@ -102,10 +102,10 @@ def test_names_and_values_arrive_as_they_are() -> None:
     columns = [c.name for c in has.columns]
     for name in ("current_state", "time_travel"):
         shown = [e.alias_or_name for e in statements[name].selects]
-        assert shown == ["_key", *columns]
+        assert shown == ["item_key", *columns]
         assert all(c.this.quoted for c in statements[name].find_all(exp.Column))
     shown = [e.alias_or_name for e in statements["changes_as_columns"].selects]
-    assert shown == ["time_stamp", "op", "keys", *columns]
+    assert shown == ["write_time", "op", "item_key", *columns]
     sql = next(s.sql for s in athena_statements(has) if s.name == "changes_as_columns")
     paths = [t.text for t in sqlglot.tokenize(sql, read="trino") if t.text.startswith("$[")]
     assert paths[:6] == [

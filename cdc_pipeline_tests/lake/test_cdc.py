@@ -42,7 +42,7 @@ def test_a_day_has_every_change_once(built: LakeBuilder) -> None:
     assert result.watermark == built.state.n
     rows = _rows(built)
     assert [row["uuid"] for row in rows] == [one.uuid, three.uuid, two.uuid]
-    assert list(rows[0]) == CDC_SCHEMA.names
+    assert list(rows[0]) == [*CDC_SCHEMA.names, "item_key", "item", "write_time"]
     assert {row["day"] for row in rows} == {_TODAY}
     assert rows[0]["order_key"] == f"000001.{one.position}"
     assert rows[0]["generation"] == 1

@@ -12,8 +12,10 @@ from hypothesis import settings as budget
 from hypothesis import strategies as st
 
 from cdc_pipeline.core.attributes import plain_value
+from cdc_pipeline.core.columns import SYSTEM_COLUMNS
 from cdc_pipeline.core.errors import LakeError, NotReadyError, QueryError
 from cdc_pipeline.core.log_parts import Gap
+from cdc_pipeline.core.view_names import VIEW_COLUMNS
 from cdc_pipeline.lake import append, current_state
 from cdc_pipeline.lake.connection import connect_lake
 from cdc_pipeline.lake.current_state import (
@@ -35,7 +37,7 @@ from cdc_pipeline_tests.lake.builder import (
 from cdc_pipeline_tests.strategies import numbers, values
 
 _VIEW = "SELECT * FROM orders.current_state"
-_SYSTEM = {"_key", "_order_key", "_write_time_us", "_item", "_rescued"}
+_SYSTEM = {*SYSTEM_COLUMNS, *VIEW_COLUMNS}
 
 
 def _cell(tag: str, content: Any, cell: Any) -> bool:

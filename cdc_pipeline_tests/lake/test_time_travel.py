@@ -13,13 +13,18 @@ from hypothesis import settings as budget
 from hypothesis import strategies as st
 
 from cdc_pipeline.cli import main
+from cdc_pipeline.core.columns import SYSTEM_COLUMNS
 from cdc_pipeline.core.errors import QueryError
 from cdc_pipeline.core.fold import KeyedChange, Row, fold, items
-from cdc_pipeline.core.log_parts import Gap
-from cdc_pipeline.core.order import order_key
+from cdc_pipeline.core.log_parts import Gap, Heal, HealWindow, StreamRef
+from cdc_pipeline.core.names import day_of
+from cdc_pipeline.core.order import order_key, position
+from cdc_pipeline.core.view_names import VIEW_COLUMNS
+from cdc_pipeline.lake.cdc import build_cdc_day
 from cdc_pipeline.lake.compaction import compact_landing
 from cdc_pipeline.lake.connection import connect_lake
 from cdc_pipeline.lake.current_state import publish_current_state
+from cdc_pipeline.lake.duck import arrow_table
 from cdc_pipeline.lake.query import connect_for
 from cdc_pipeline.lake.time_travel import parse_moment
 from cdc_pipeline_tests.lake.builder import (
@@ -112,9 +117,6 @@ def test_a_state_is_that_of_the_nearest_baseline(built: LakeBuilder) -> None:
 
 
 def test_the_other_views_are_of_then_too(built: LakeBuilder) -> None:
-    from cdc_pipeline.core.names import day_of
-    from cdc_pipeline.lake.cdc import build_cdc_day
-
     for second in (5, 15, 25):
         built.land([change("a", second, {"n": {"N": str(second)}})])
     build_cdc_day(built.lake, built.table, day_of(START_US))
@@ -155,6 +157,122 @@ def test_behind_an_open_gap_it_is_refused_and_the_gap_is_named(built: LakeBuilde
     assert "5" in str(_past(built, 9))
     with pytest.raises(QueryError, match=r"a gap is open since .* \(trimmed\)"):
         _past(built, 40)
+
+
+_HEALED = (START_US + 10_000_000, START_US + 20_000_000)
+_WINDOWS = (HealWindow(_HEALED[0], START_US + 30_000_000, done=True),)
+
+
+def _heal(built: LakeBuilder) -> None:
+    """`a` was changed in the gap (to 1), and (to 2) behind it in the window of its heal."""
+    gap = Gap("trimmed", ("shard-1",), *_HEALED, heal_generation=2)
+    stream = built.state.stream
+    assert stream is not None
+    built.append(gap=gap, stream=replace(stream, generation=3))
+    number = built.state.n
+    line = change("a", 25, {"n": {"N": "2"}})._replace(transport="export", event_id="")
+    built.land([line], generation=2)
+    built.append(heal=Heal(number, _WINDOWS, reread=0, healed=True))
+    built.land([change("a", 25, {"n": {"N": "2"}})], generation=3)
+    built.read_to(START_US + 90_000_000)
+
+
+@pytest.mark.parametrize("second", [10, 20, 22, 24, 29])
+def test_up_to_the_end_of_a_heal_it_says_from_when_on_it_is_exact(
+    built: LakeBuilder, second: int
+) -> None:
+    _heal(built)
+    exact = f"{_at(30):%Y-%m-%dT%H:%M:%SZ}"
+    with pytest.warns(UserWarning, match=rf"healed(.|\n)*exact from {exact} on"):
+        _past(built, second)
+
+
+@pytest.mark.parametrize(("second", "number"), [(9, "0"), (30, "2")])
+def test_around_a_heal_it_is_exact(built: LakeBuilder, second: int, number: str) -> None:
+    _heal(built)
+    assert f'"n":{{"N":"{number}"}}' in _past(built, second)['{"pk":{"S":"a"}}']
+
+
+@pytest.mark.parametrize("transport", ["kinesis", "firehose", "export", "read"])
+def test_the_end_of_a_second_has_what_was_written_within_it(
+    built: LakeBuilder, transport: str
+) -> None:
+    """Only DynamoDB Streams rounds times down to seconds."""
+    for number, micros in ((5, 999_999), (6, 0)):
+        made = change("a", number, {"n": {"N": str(number)}})
+        time_us = made.write_time_us + micros
+        place = position(0, time_us)
+        built.land([made._replace(write_time_us=time_us, position=place, transport=transport)])
+    built.read_to(START_US + 40_000_000)
+    build_cdc_day(built.lake, built.table, day_of(START_US))
+    assert '"N":"5"' in _past(built, 5)['{"pk":{"S":"a"}}']
+    assert '"N":"6"' in _past(built, 6)['{"pk":{"S":"a"}}']
+    with connect_lake(built.lake, as_of=_at(5)) as connection:
+        for view in ("raw_stream", "cdc"):
+            assert connection.execute(f"SELECT count(*) FROM orders.{view}").fetchall() == [(1,)]
+
+
+def _cells(built: LakeBuilder, view: str, second: float | None = None) -> dict[str, str]:
+    """What is in each column of attributes, by column, of all items."""
+    sql = f"SELECT * FROM orders.{view}"
+    with connect_for(built.lake, sql, None if second is None else _at(second)) as connection:
+        rows = arrow_table(connection, sql).to_pylist()
+    known = {*SYSTEM_COLUMNS, *VIEW_COLUMNS, "pk"}
+    return {n: v for row in rows for n, v in row.items() if n not in known and v is not None}
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_attributes_are_in_the_same_columns_now_and_then(published: bool) -> None:
+    """`ID` is in the export, `id` comes by the stream: neither takes the other one's column."""
+    with temporary_lake() as built:
+        built.start()
+        built.stage({"a": {"ID": {"S": "upper"}}})
+        built.read_to(START_US + 4_000_000)
+        if published:
+            publish_current_state(built.lake, built.table)
+        built.land([change("b", 5, {"id": {"S": "lower"}})])
+        built.read_to(START_US + 40_000_000)
+        merged = _cells(built, "current_state") if published else None
+        publish_current_state(built.lake, built.table)
+        now = _cells(built, "current_state")
+        assert sorted(now.values()) == ["lower", "upper"]
+        assert merged in (None, now)
+        assert _cells(built, "current_state", 10) == now
+        for second in (None, 10):
+            exported = _cells(built, "pitr_export", second)
+            assert exported == {n: v for n, v in now.items() if v == "upper"}
+        built.append(stream=_generation(built, 2))
+        built.stage({"c": {"id": {"S": "lower"}}}, generation=2)
+        publish_current_state(built.lake, built.table)
+        lower = {n: v for n, v in now.items() if v == "lower"}
+        for view in ("current_state", "pitr_export"):
+            assert _cells(built, view) == lower
+
+
+def test_names_that_an_older_version_swapped_are_those_of_the_published_state() -> None:
+    with temporary_lake() as built:
+        built.start()
+        built.stage({"a": {"ID": {"S": "upper"}}})
+        built.land([change("b", 5, {"id": {"S": "lower"}})])
+        built.read_to(START_US + 40_000_000)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("cdc_pipeline.lake.current_state.column_names", lambda *_: {})
+            publish_current_state(built.lake, built.table)
+        now = _cells(built, "current_state")
+        assert now["id"] == "lower"
+        upper = {n: v for n, v in now.items() if v == "upper"}
+        assert _cells(built, "pitr_export") == _cells(built, "pitr_export", 10) == upper
+        assert _cells(built, "current_state", 10) == now
+        built.land([change("a", 41, None)])
+        built.read_to(START_US + 60_000_000)
+        publish_current_state(built.lake, built.table)
+        assert _cells(built, "current_state") == {"id": "lower"}
+        assert _cells(built, "pitr_export") == upper
+
+
+def _generation(built: LakeBuilder, number: int) -> StreamRef:
+    assert built.state.stream is not None
+    return replace(built.state.stream, generation=number)
 
 
 def test_close_to_the_first_export_there_is_a_warning(built: LakeBuilder) -> None:

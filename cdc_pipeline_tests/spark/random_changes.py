@@ -35,6 +35,7 @@ LANDED_SCHEMA = pa.schema([field for field in CDC_SCHEMA if field.name != "day"]
 _EXPIRED_SCHEMA = pa.schema(
     [LANDED_SCHEMA.field(name) for name in ("keys", "time_stamp", "order_key", "old_image")]
 )
+_ITEMS_SCHEMA = pa.schema([pa.field(name, pa.string()) for name in ("item_key", "item")])
 _IMAGES_SCHEMA = pa.schema([pa.field(name, pa.string()) for name in ("keys", "order_key", "item")])
 
 
@@ -73,6 +74,9 @@ def story(seed: int) -> Story:
         "images": pa.Table.from_pylist([_image(row) for row in made], _IMAGES_SCHEMA),
         "base": _state(before, BASE_SCHEMA, deleted=False),
         "tombstones": _state(before, TOMBSTONES_SCHEMA, deleted=True),
+        "earlier": _state(before, _ITEMS_SCHEMA, deleted=False),
+        "baseline": _state(fold(before, map(_keyed, landed)), _ITEMS_SCHEMA, deleted=False),
+        "explained": pa.table({"item_key": chance.sample(_KEYS, 10)}),
     }
     kept = {(f"{n} {uuid}", g) for n, one in enumerate(healed) for uuid, g in one.expected}
     return Story(relations, fold(before, map(_keyed, landed)), kept)

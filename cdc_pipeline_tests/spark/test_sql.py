@@ -21,7 +21,7 @@ pytestmark = pytest.mark.spark
 _SEEDS = range(4)
 # In an order in which each finds the results that it reads; those that others read.
 _FILES = (
-    *("told", "cdc", "history", "breaks"),
+    *("told", "cdc", "history", "breaks", "rebased"),
     *("winners", "effective", "fold", "tombstones", "ttl_archive"),
 )
 _READ = ("told", "cdc", "winners", "effective")

@@ -1,6 +1,7 @@
 -- One row per version of an item (SCD2): a version is valid until the item's next change.
--- is_collapsed: known from a heal alone, so between the version before it and this one there may
--- have been others. Rows read again by a heal, unlike those that complete an event, name no event.
+-- is_collapsed: known from a heal or a later baseline alone, so between the version before it and
+-- this one there may have been others. Rows read again by a heal, unlike those that complete an
+-- event, name no event.
 SELECT
     keys AS item_key,
     op,
@@ -8,9 +9,12 @@ SELECT
     LEAD(time_stamp) OVER (PARTITION BY keys ORDER BY order_key) AS valid_to,
     LEAD(order_key) OVER (PARTITION BY keys ORDER BY order_key) IS NULL AND op <> 'D' AS is_current,
     is_ttl_delete,
-    COALESCE(transport = 'export' OR (transport = 'read' AND event_id = ''), FALSE) AS is_collapsed,
+    COALESCE(
+        transport IN ('export', 'baseline') OR (transport = 'read' AND event_id = ''), FALSE
+    ) AS is_collapsed,
     data,
     new_image AS item,
     order_key,
-    uuid
+    uuid,
+    time_stamp AS write_time
 FROM cdc
