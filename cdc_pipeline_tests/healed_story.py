@@ -48,11 +48,15 @@ class Window:
 
 @dataclass
 class HealedStory:
-    """`landed`: rows with the log's columns. `expected`: uuid and generation of those in `cdc`."""
+    """`landed`: rows with the log's columns. `expected`: uuid and generation of those in `cdc`.
+
+    `numbers`: of the writes that rows are of, by uuid and generation.
+    """
 
     transport: str
     landed: list[dict[str, Any]] = field(default_factory=list)
     expected: set[tuple[str, int]] = field(default_factory=set)
+    numbers: dict[tuple[str, int], int] = field(default_factory=dict)
 
 
 def healed_story(seed: int) -> HealedStory:
@@ -78,6 +82,7 @@ def healed_story(seed: int) -> HealedStory:
     for write, generation in records:
         row = _record(story.transport, write, generation)
         story.expected.add((row["uuid"], generation))
+        story.numbers[row["uuid"], generation] = write.number
         story.landed += [row] * chance.choice((1, 1, 1, 2))
     lines = {window: list(_lines(window, writes)) for window in windows}
     first, second = windows
@@ -86,6 +91,7 @@ def healed_story(seed: int) -> HealedStory:
         for write, before in told:
             row = _line(write, before, window.generation)
             story.landed.append(row)
+            story.numbers[row["uuid"], window.generation] = write.number
             if write.number not in captured and not (window is first and write.number in again):
                 story.expected.add((row["uuid"], window.generation))
     for window in windows:

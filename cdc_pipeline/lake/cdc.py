@@ -55,7 +55,7 @@ CDC_SCHEMA = pa.schema(
 ROWS = "rows"
 """The table property (with the day behind it) that says how many rows a day was built with."""
 
-_RULES, _PRESENT_RULES = "rules", "2"
+_RULES, _PRESENT_RULES = "rules", "3"
 """The table property that says by which rules a day was built, and the present ones.
 
 Days without it (1): lines of exports stood beside and in place of captured records.

@@ -217,8 +217,44 @@ def test_a_captured_change_is_in_cdc_once_and_any_other_once_for_its_windows(see
     for row in rows:
         if row["uuid"] in captured:
             kept = captured[row["uuid"]]
-            names = ("transport", "event_id", "is_ttl_delete", "old_image", "order_key")
+            names = ("transport", "event_id", "is_ttl_delete", "old_image")
             assert [row[name] for name in names] == [kept[name] for name in names]
+            # Behind its own place only where it tells a line there.
+            lines = [r for r in story.landed if r["order_key"] == row["order_key"]]
+            assert row["order_key"] == kept["order_key"] or lines[0]["transport"] == "export"
+    # A line of a window that reaches past its gap may stand before records of the time between, but
+    # the last one of an item is its last write, or what was read of it behind that.
+    for key in {row["keys"] for row in rows}:
+        of_item = [
+            (r["order_key"], story.numbers.get((r["uuid"], r["generation"]), -1))
+            for r in rows
+            if r["keys"] == key
+        ]
+        last = max(of_item)[1]
+        assert last in (-1, max(number for _, number in of_item))
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_one_heal_of_several_gaps_keeps_the_order_of_an_item(again: bool) -> None:
+    """A delete between two gaps was captured; a line of the first gap is of the time before it."""
+    delete = {"op": "D", "new_image": None, "write_time_us": 7_000_000}
+    rows = [
+        _row_of("event", 12, transport="dynamodb_streams", event_id="e", **delete),
+        _row_of("update", 13, op="U", new_image="x", write_time_us=3_000_000),
+        _row_of("delete", 13, **{**delete, "write_time_us": 7_300_000}),
+    ]
+    if again:  # the record once more, behind the heal
+        rows.append({**rows[0], "generation": 14, "order_key": order_key(14, position(1, 0))})
+    found = _build_cdc(rows)
+    assert [(row["uuid"], row["generation"]) for row in found] == [("update", 13), ("event", 12)]
+    versions = _query(load_sql("history"), "cdc", found)
+    assert [(v["op"], v["is_current"]) for v in versions] == [("U", False), ("D", False)]
+
+
+def _row_of(uuid: str, generation: int, **more: Any) -> dict[str, Any]:
+    place = order_key(generation, position(0, more["write_time_us"]))
+    row = {"uuid": uuid, "keys": "k", "generation": generation, "order_key": place}
+    return {"transport": "export", "event_id": "", "landed_at": 0, "time_stamp": 0, **row, **more}
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,17 @@
 -- that others tell (`told`). The first generation counts: what comes again in a later one is old.
 -- In it the last place counts: a change that turned out to be later than another one of its time
 -- has landed again behind it. Then the first landed.
+-- A record that tells a line of a later generation stands where the line would: one heal of several
+-- gaps lands in one generation, and other lines of it are of the time before what was captured
+-- between the gaps.
 SELECT
     uuid, op, time_stamp, data, keys, new_image, old_image, write_time_us, position,
     sequence_number, shard_id, event_id, is_ttl_delete, transport, landed_at,
-    generation, order_key
+    generation, COALESCE(raised_key, order_key) AS order_key
 FROM (
     SELECT
         landed.*,
+        raised.order_key AS raised_key,
         ROW_NUMBER() OVER (
             PARTITION BY landed.uuid
             ORDER BY landed.generation, landed.order_key DESC, landed.landed_at
@@ -18,6 +22,14 @@ FROM (
         ON told.uuid = landed.uuid
         AND told.generation = landed.generation
         AND landed.transport IN ('export', 'read')
+    LEFT JOIN (
+        SELECT by_uuid, by_generation, MAX(order_key) AS order_key
+        FROM told
+        WHERE by_generation < generation
+        GROUP BY by_uuid, by_generation
+    ) AS raised
+        ON raised.by_uuid = landed.uuid
+        AND raised.by_generation = landed.generation
     WHERE told.uuid IS NULL
 ) AS numbered
 WHERE occurrence = 1

@@ -10,30 +10,50 @@
 --    whatever had landed of the item when the second gap opened was written before.
 -- 3. An item that was read stands at the end of its window. A row of a later generation that was
 --    written before then knows better what became of the item.
--- landed(uuid, generation, keys, op, new_image, write_time_us, transport, event_id), not masked.
-SELECT DISTINCT line.uuid, line.generation
-FROM landed AS other
-JOIN (
-    SELECT uuid, generation, keys, op, new_image, write_time_us, transport
-    FROM landed
-    WHERE transport = 'export' OR (transport = 'read' AND event_id = '')
-) AS line ON line.keys = other.keys
-WHERE CASE
-    WHEN line.transport = 'read'
-        THEN other.generation > line.generation AND other.write_time_us <= line.write_time_us
-    WHEN line.op = 'D' AND other.op <> 'D' THEN FALSE
-    WHEN line.op <> 'D' AND (other.new_image IS NULL OR other.new_image <> line.new_image)
-        THEN FALSE
-    WHEN other.transport = 'export'
-        THEN other.generation > line.generation AND other.write_time_us = line.write_time_us
-    WHEN other.transport = 'read' AND other.event_id = '' THEN FALSE
-    WHEN other.transport IN ('dynamodb_streams', 'read')
-        THEN other.write_time_us IN (
-            line.write_time_us,
-            line.write_time_us - line.write_time_us % 1000,
-            line.write_time_us - line.write_time_us % 1000000
+-- With who tells a line, of its identity's first row (as in `cdc`): the last one, if several do.
+-- landed(uuid, generation, keys, op, new_image, write_time_us, transport, event_id, order_key), not
+-- masked.
+SELECT uuid, generation, order_key, by_uuid, by_generation
+FROM (
+    SELECT
+        line.uuid,
+        line.generation,
+        line.order_key,
+        other.uuid AS by_uuid,
+        other.generation AS by_generation,
+        ROW_NUMBER() OVER (
+            PARTITION BY line.uuid, line.generation
+            ORDER BY
+                CASE WHEN other.generation = other.first_generation THEN 1 ELSE 0 END DESC,
+                other.order_key DESC,
+                other.uuid
+        ) AS rank_of_other
+    FROM (
+        SELECT *, MIN(generation) OVER (PARTITION BY uuid) AS first_generation FROM landed
+    ) AS other
+    JOIN (
+        SELECT uuid, generation, keys, op, new_image, write_time_us, transport, order_key
+        FROM landed
+        WHERE transport = 'export' OR (transport = 'read' AND event_id = '')
+    ) AS line ON line.keys = other.keys
+    WHERE CASE
+        WHEN line.transport = 'read'
+            THEN other.generation > line.generation AND other.write_time_us <= line.write_time_us
+        WHEN line.op = 'D' AND other.op <> 'D' THEN FALSE
+        WHEN line.op <> 'D' AND (other.new_image IS NULL OR other.new_image <> line.new_image)
+            THEN FALSE
+        WHEN other.transport = 'export'
+            THEN other.generation > line.generation AND other.write_time_us = line.write_time_us
+        WHEN other.transport = 'read' AND other.event_id = '' THEN FALSE
+        WHEN other.transport IN ('dynamodb_streams', 'read')
+            THEN other.write_time_us IN (
+                line.write_time_us,
+                line.write_time_us - line.write_time_us % 1000,
+                line.write_time_us - line.write_time_us % 1000000
+            )
+        ELSE other.write_time_us IN (
+            line.write_time_us, line.write_time_us - line.write_time_us % 1000
         )
-    ELSE other.write_time_us IN (
-        line.write_time_us, line.write_time_us - line.write_time_us % 1000
-    )
-END
+    END
+) AS ranked
+WHERE rank_of_other = 1
