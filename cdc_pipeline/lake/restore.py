@@ -14,8 +14,10 @@ import pyarrow.parquet as pq
 from pyiceberg.table import Table as IcebergTable
 
 from cdc_pipeline.core.capture_log import Entry, LogState
+from cdc_pipeline.core.changes import EXPORT
 from cdc_pipeline.core.generations import heal_generations
 from cdc_pipeline.core.log_parts import LandedObject
+from cdc_pipeline.core.order import generation_prefix
 from cdc_pipeline.lake.cdc import CDC_SCHEMA, ROWS
 from cdc_pipeline.lake.duck import (
     arrow_table,
@@ -94,8 +96,30 @@ def _from_cdc(
         told = landed.generation in heal_generations(state) and _is_whole(lake, cdc, landed.day)
         if rows.num_rows == landed.rows or told:
             exact = rows.select(LANDING_SCHEMA.names).cast(LANDING_SCHEMA)
-            return (_write(lake, table, landed, exact),) if rows.num_rows else ()
+            if rows.num_rows != landed.rows:
+                exact = pa.concat_tables([exact, _told_lines(connection, built, landed)])
+            return (_write(lake, table, landed, exact),) if exact.num_rows else ()
     return None
+
+
+def _told_lines(
+    connection: duckdb.DuckDBPyConnection, built: str, landed: LandedObject
+) -> pa.Table:
+    """Lines that records of earlier generations tell, which stand in their places in `cdc`.
+
+    `cdc` needs none of them, but states are made in the order of what landed.
+    """
+    prefix = generation_prefix(landed.generation)
+    place = f"substr(order_key, {len(prefix) + 1})"
+    names = ", ".join(LANDING_SCHEMA.names)
+    return arrow_table(
+        connection,
+        f"SELECT {names} FROM (SELECT * REPLACE ('{EXPORT}' AS transport, '' AS event_id, "
+        f"'' AS sequence_number, '' AS shard_id, {place} AS position) FROM {built} "
+        f"WHERE day = {literal(landed.day)} AND generation < {landed.generation} "
+        f"AND starts_with(order_key, {literal(prefix)}) AND {place} BETWEEN "
+        f"{literal(landed.min_position)} AND {literal(landed.max_position)})",
+    ).cast(LANDING_SCHEMA)
 
 
 def _is_whole(lake: Lake, cdc: IcebergTable, day: str) -> bool:

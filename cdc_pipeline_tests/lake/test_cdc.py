@@ -150,7 +150,8 @@ def test_days_that_nothing_has_landed_for_stay_as_they_are(built: LakeBuilder) -
 
 def _line(record: Change, **parts: Any) -> Change:
     """What an incremental export says of a change that DynamoDB Streams told, too."""
-    said = {"transport": EXPORT, "event_id": "", "is_ttl_delete": None, "position": position(0, 1)}
+    place = position(0, record.write_time_us)
+    said = {"transport": EXPORT, "event_id": "", "is_ttl_delete": None, "position": place}
     return record._replace(uuid=f"line of {record.uuid}", old_image=None, **said)._replace(**parts)
 
 
@@ -233,6 +234,9 @@ def test_a_damaged_object_of_a_heal_is_restored_without_what_records_tell(
     assert restore_landing(built.lake, built.table, [damaged]).restored == [damaged]
     build_cdc_day(built.lake, built.table, _TODAY)
     assert _rows(built) == before
+    # The fold of what has landed ends in the last line again.
+    (line,) = (o for o in built.lake.log(built.table).load().objects.values() if o.generation == 2)
+    assert line.rows == 2
     # What cdc lacks itself cannot be told from what it leaves out.
     cdc = built.lake.tables.load("orders_cdc")
     assert cdc is not None
