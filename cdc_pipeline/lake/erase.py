@@ -326,14 +326,12 @@ def _forget_versions(
             "(a tag or branch that is not ours) keeps some",
             fix="drop it with the engine that made it, then erase again",
         )
-    prefix = lake.store.uri("")
+    prefix = f"{lake.store.uri('').rstrip('/')}/"
     old = {file.key for file in files}
     for _ in range(_ATTEMPTS):
         # Removal itself makes manifests of what it removes.
         old |= {
-            uri.removeprefix(prefix).lstrip("/")
-            for uri in referenced_files(table)
-            if uri.startswith(prefix)
+            uri.removeprefix(prefix) for uri in referenced_files(table) if uri.startswith(prefix)
         }
         lake.tables.expire(table, datetime.now(UTC) + timedelta(days=1), keep)
         table = lake.tables.load(name)

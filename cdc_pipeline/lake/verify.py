@@ -201,8 +201,7 @@ def _cdc_fix(table: Table, day: str) -> str:
 
 def _key(lake: Lake, path: str) -> str:
     """The key in the lake's store; the whole address of a file that is not in it."""
-    plain, root = path.removeprefix("file://"), lake.store.uri("")
-    return plain.removeprefix(root).lstrip("/") if plain.startswith(root) else plain
+    return path.removeprefix("file://").removeprefix(f"{lake.store.uri('').rstrip('/')}/")
 
 
 def _stores(lake: Lake, table: Table) -> list[tuple[Store, str]]:

@@ -66,6 +66,8 @@ class Case:
 
 
 SQLITE = Case("sqlite")
+ELSEWHERE = Case("elsewhere", places_tables=False)
+"""As S3 Tables, but that it does what it is told: SQLite with a place of its own for tables."""
 POSTGRES = Case("postgres")
 REST = Case("rest")
 GLUE = Case("glue", in_s3=True)
@@ -74,7 +76,7 @@ GLUE_REST = Case("glue-rest", in_s3=True, forgets=False)
 S3_TABLES = Case("s3tables", in_s3=True, forgets=False, places_tables=False)
 
 _CASES = [
-    *(pytest.param(c, id=c.kind, marks=pytest.mark.slow) for c in (SQLITE, S3_TABLES)),
+    *(pytest.param(c, id=c.kind, marks=pytest.mark.slow) for c in (SQLITE, ELSEWHERE, S3_TABLES)),
     *(
         pytest.param(c, id=c.kind, marks=pytest.mark.catalogs)
         for c in (GLUE, GLUE_REST, REST, POSTGRES)
@@ -104,6 +106,10 @@ def built(
         except Unavailable as reason:
             pytest.skip(f"{case.kind}: {reason}")
         made = LakeBuilder.at(tmp_path, **settings)
+        if case is ELSEWHERE:
+            monkeypatch.setattr("cdc_pipeline.lake.catalog.chooses_location", lambda _: True)
+            place = {"location": str(tmp_path / "elsewhere")}
+            made.lake.tables.catalog.create_namespace(made.lake.database, place)
         yield made
         if case is POSTGRES:
             made.lake.tables.catalog.close()
@@ -198,14 +204,14 @@ def test_the_same_story_in_every_catalogue(built: LakeBuilder, case: Case) -> No
     _require_state(built)
     if case.forgets:
         _expire_all(built)
-        _erase(built, "k7")
+        _erase(built, "k7", case.places_tables)
         with connect_lake(lake, as_of=at) as connection:
             assert dict(connection.execute(_STATE).fetchall()) == first
     else:
         with pytest.raises(LakeError, match="keeps snapshots that it was told to expire"):
             _expire_all(built)
         with pytest.raises(LakeError, match="keeps snapshots that it was told to expire"):
-            _erase(built, "k7")
+            _erase(built, "k7", case.places_tables)
 
 
 def _require_state(built: LakeBuilder) -> None:
@@ -227,16 +233,19 @@ def _expire_all(built: LakeBuilder) -> None:
         assert len(again.metadata.snapshots) == (2 if kind == "snapshot" else 1)
 
 
-def _erase(built: LakeBuilder, name: str) -> None:
+def _erase(built: LakeBuilder, name: str, places_tables: bool) -> None:
     lake, table = built.lake, built.table
     keys = plain_view(lake, f"SELECT _key FROM {table.safe_name}.current_state")
     (key,) = [row["_key"] for row in keys if f'"{name}"' in row["_key"]]
     trace = ItemTrace(key, key)
-    assert find_item(lake_places(lake, table), trace)
+    holding = {found.place for found in find_item(lake_places(lake, table), trace)}
+    assert {"current_state", "snapshot"} <= holding
     erase_state_rows(lake, table, trace)
     erase_landed(lake.log(table), trace)
     for kind in KEY_COLUMNS:
-        erase_iceberg(lake, table, kind, trace)
+        gone = erase_iceberg(lake, table, kind, trace)
+        if not places_tables:
+            assert gone.files == 0  # they are not ours to remove
     assert find_item(lake_places(lake, table), trace) == []
     left = {row["_key"] for row in plain_view(lake, _STATE)}
     assert left == built.items().keys() - {key}
@@ -245,7 +254,7 @@ def _erase(built: LakeBuilder, name: str) -> None:
 def test_preflight_tells_what_a_catalogue_cannot(built: LakeBuilder, case: Case) -> None:
     failed = set(try_catalog(built.lake).failed)
     if case.forgets:
-        assert failed == set()
+        assert failed == (set() if case.places_tables else {"location"})
         assert list(built.lake.store.list("iceberg/")) == []
         return
     others = set() if case.places_tables else {"location", "created_properties"}
@@ -258,7 +267,7 @@ def test_preflight_tells_what_a_catalogue_cannot(built: LakeBuilder, case: Case)
 def test_preflight_has_a_word_on_the_catalogue_and_on_who_expires_baselines(
     built: LakeBuilder, case: Case
 ) -> None:
-    if case is SQLITE or case is GLUE:
+    if case in (SQLITE, ELSEWHERE, GLUE):
         pytest.skip("nothing but Glue itself, or a file, is to be looked at")
     findings = {f.check: f for f in look_at_lake(built.lake, built.table)}
     assert findings["catalogue"].green, findings["catalogue"].found
