@@ -110,12 +110,12 @@ lambda: ## Pack the Lambda function for Firehose: build/firehose_lambda.zip
 
 .PHONY: test
 test: $(STAMP) ## The fast tests (PYTEST_ARGS=...)
-	@$(BIN)/python -m pytest -n $(TEST_WORKERS) $(SHARED) -m 'not ui and not slow and not dev and not soak and not contract and not spark and not trino' \
+	@$(BIN)/python -m pytest -n $(TEST_WORKERS) $(SHARED) -m 'not ui and not slow and not dev and not soak and not contract and not spark and not trino and not catalogs' \
 		$(PYTEST_ARGS)
 
 .PHONY: test-slow
 test-slow: $(STAMP) ## The tests that start servers or take minutes
-	@$(BIN)/python -m pytest -n $(SLOW_WORKERS) $(SHARED) -m 'slow and not ui and not contract and not spark and not trino' \
+	@$(BIN)/python -m pytest -n $(SLOW_WORKERS) $(SHARED) -m 'slow and not ui and not contract and not spark and not trino and not catalogs' \
 		$(PYTEST_ARGS)
 
 .PHONY: test-dev
@@ -157,6 +157,13 @@ test-trino: $(STAMP) ## The queries for Athena on a Trino; wants a JDK 17 and Ma
 	@reason=$$($(BIN)/python -m cdc_pipeline_tests.trino.server) || exit 1; \
 	if [ -n "$$reason" ]; then echo "Nothing was run on Trino: $$reason"; exit 0; fi; \
 	$(BIN)/python -m pytest -m trino cdc_pipeline_tests/trino $(PYTEST_ARGS)
+
+.PHONY: test-catalogs
+test-catalogs: $(STAMP) ## A lake in Iceberg's own REST catalogue and in PostgreSQL; wants a JDK 17, Maven, PostgreSQL
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location \
+		-c constraints.txt -e '.[postgres]'
+	@$(BIN)/python -m cdc_pipeline_tests.catalogs.rest_server
+	@$(BIN)/python -m pytest -m catalogs cdc_pipeline_tests/catalogs $(PYTEST_ARGS)
 
 .PHONY: test-ui
 test-ui: $(STAMP) ## The browser tests; need chromium and chromedriver (CHROMIUM=, CHROMEDRIVER=)

@@ -336,6 +336,12 @@ def erase(table: str, key: str, dry_run: bool, yes: bool) -> None:
         f"{table}: erased; {done.files_read} files read, none holds the item "
         f"({done.seconds:.0f} s). Key hash {done.erasure.key_hash[:16]}"
     )
+    if done.elsewhere:
+        click.echo(
+            f"The catalogue keeps {', '.join(done.elsewhere)} outside of the lake: no version of "
+            "them has the item any more, and its service removes the files of earlier ones (S3 "
+            "Tables: by default 13 days after, docs/catalogues.md)"
+        )
 
 
 @main.command("settings-schema")

@@ -392,6 +392,74 @@ class Glue(_Strict):
     )
 
 
+_CATALOG_SECRET = re.compile(
+    r"token$|credential|password|secret|authorization|(access|api|private)[-_.]?key", re.IGNORECASE
+)
+_URI_PASSWORD = re.compile(r"://[^/@]*:[^/@]+@|[?&;]password=", re.IGNORECASE)
+_TABLE_BUCKET = re.compile(r"arn:aws[a-z-]*:s3tables:[a-z0-9-]+:[0-9]{12}:bucket/[a-z0-9-]+")
+_CATALOG_KEYS = {
+    "glue": {"glue.skip-archive"},
+    "glue-rest": {"uri", "warehouse"},
+    "s3tables": {"uri", "warehouse"},
+    "sql": {"uri", "init_catalog_tables"},
+}
+_CATALOG_NEEDS = {"s3tables": "warehouse", "rest": "uri"}
+_AWS_CATALOGS = {"glue", "glue-rest", "s3tables"}
+_FILE_KEYS = ("s3.", "client.", "gcs.", "adls.", "hf.", "py-io-impl", "py-catalog-impl", "type")
+
+
+class Catalog(_Strict):
+    """Where the Iceberg tables are catalogued; the lake's files are reached as `lake` says."""
+
+    type: Literal["glue", "glue-rest", "s3tables", "rest", "sql"] = Field(
+        description="Glue, by its own calls or by its Iceberg REST endpoint; a table bucket of S3 "
+        "Tables; any Iceberg REST catalogue; a SQL database"
+    )
+    properties: dict[str, str] = Field(
+        {},
+        description="properties by PyIceberg's names: `uri`, `warehouse` (of s3tables the table "
+        "bucket's ARN), for rest also `scope`, `oauth2-server-uri`, `header.X-...`, "
+        "`rest.sigv4-enabled` and others",
+    )
+    secrets: dict[str, Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]] = Field(
+        {},
+        description="properties that are secret, each with the environment variable that holds it, "
+        "such as `credential: CATALOG_CREDENTIAL`",
+    )
+
+    @model_validator(mode="after")
+    def _known(self) -> "Catalog":
+        given = [*self.properties, *self.secrets]
+        allowed = _CATALOG_KEYS.get(self.type)
+        for name in given:
+            if allowed is not None and name not in allowed:
+                raise ValueError(f"{self.type} has no property {name!r}: {', '.join(allowed)}")
+            if name.startswith(_FILE_KEYS):
+                raise ValueError(
+                    f"property {name!r}: files are reached as `lake`, `endpoint_url` and AWS's "
+                    "credential chain say, whatever the catalogue"
+                )
+        needed = _CATALOG_NEEDS.get(self.type)
+        if needed and needed not in given:
+            raise ValueError(f"{self.type} needs the property {needed!r}")
+        for name, value in self.properties.items():
+            if name in self.secrets:
+                raise ValueError(f"{name!r} is in `properties` and in `secrets`")
+            if _CATALOG_SECRET.search(name) or _URI_PASSWORD.search(value):
+                raise ValueError(
+                    f"property {name!r} holds a secret: put it into an environment variable, and "
+                    f"the variable's name into `secrets: {{{name}: NAME}}`"
+                )
+        if self.type == "s3tables" and not _TABLE_BUCKET.fullmatch(
+            self.properties.get("warehouse", "")
+        ):
+            raise ValueError(
+                "the warehouse of s3tables is the ARN of a table bucket, "
+                "arn:aws:s3tables:REGION:ACCOUNT:bucket/NAME"
+            )
+        return self
+
+
 class Settings(_Strict):
     """Everything a deployment can say. Secrets never: they come from AWS's credential chain."""
 
@@ -408,6 +476,11 @@ class Settings(_Strict):
         description="objects of the lake in S3 are written with SSE-KMS and this key (ARN, or "
         "aws/s3 for AWS's own), as buckets demand it whose policy denies anything else; default: "
         "as the bucket has it",
+    )
+    catalog: Catalog | None = Field(
+        None,
+        description="where the Iceberg tables are catalogued; default: Glue for a lake in S3, a "
+        "SQLite file in the lake for a local folder",
     )
     handover_margin_seconds: float = Field(
         300, ge=1, description="distance between stream positions and export time at a handover"
@@ -448,8 +521,26 @@ class Settings(_Strict):
             raise ValueError(
                 f"lake {self.lake!r}: allowed are s3://bucket/prefix and local folders"
             )
+        self._check_catalog()
         self._keep_firehose_out_of_the_lake()
         return self
+
+    def _check_catalog(self) -> None:
+        chosen = self.catalog
+        if chosen is None:
+            return
+        if chosen.type in _AWS_CATALOGS and not self.is_s3:
+            raise ValueError(f"catalog: {chosen.type} needs a lake in S3, s3://bucket/prefix")
+        if (
+            chosen.type == "sql"
+            and self.is_s3
+            and "uri"
+            not in {
+                **chosen.properties,
+                **chosen.secrets,
+            }
+        ):
+            raise ValueError("catalog: sql needs the property 'uri' for a lake in S3")
 
     def _keep_firehose_out_of_the_lake(self) -> None:
         """What lies in our folders and is not ours would be removed, or read as landed."""
@@ -476,6 +567,16 @@ class Settings(_Strict):
     def is_s3(self) -> bool:
         """Whether the lake is in S3 (else a local folder)."""
         return self.lake.startswith("s3://")
+
+    @property
+    def catalog_type(self) -> str:
+        """The kind of catalogue of the Iceberg tables: a `type` of `catalog`."""
+        return self.catalog.type if self.catalog else "glue" if self.is_s3 else "sql"
+
+    @property
+    def has_glue(self) -> bool:
+        """Whether the landing zone is catalogued in Glue: in S3, with a catalogue of AWS's."""
+        return self.is_s3 and self.catalog_type in _AWS_CATALOGS
 
     @property
     def lake_folder(self) -> Path:
@@ -605,6 +706,8 @@ def _mistake(error: Any, root: type[BaseModel] | None = None) -> str:
     if kind == "too_short" and where == "tables":
         return "tables: no tables; name at least one"
     message = error["msg"].removeprefix("Value error, ")
+    if error["loc"][:1] == ("catalog",):  # what was found may be a secret
+        return f"{where}: {_lower(message)}"
     return message if where == "(whole file)" else f"{where}: found {found!r}; {_lower(message)}"
 
 

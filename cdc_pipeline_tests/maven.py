@@ -30,7 +30,9 @@ def require_java(least: int, what: str, *, compiler: bool = False) -> None:
 
 
 def fetched_jars(folder: Path, artifacts: list[str], seconds: float) -> Path:
-    """The folder with the artifacts (`group:name:version`) and all that they need; fetched once.
+    """The folder with the artifacts and all that they need; fetched once.
+
+    Each is `group:name:version`, with `:classifier` behind it where it is not the main jar.
 
     Raises `Unavailable` where Maven is missing or cannot.
     """
@@ -64,10 +66,11 @@ def fetched_jars(folder: Path, artifacts: list[str], seconds: float) -> Path:
 def _pom(artifacts: list[str]) -> str:
     dependencies = ""
     for artifact in artifacts:
-        group, name, version = artifact.split(":")
+        group, name, version, *classifier = artifact.split(":")
+        chosen = f"<classifier>{classifier[0]}</classifier>" if classifier else ""
         dependencies += (
             f"    <dependency><groupId>{group}</groupId><artifactId>{name}</artifactId>"
-            f"<version>{version}</version></dependency>\n"
+            f"<version>{version}</version>{chosen}</dependency>\n"
         )
     return (
         '<project xmlns="http://maven.apache.org/POM/4.0.0">\n'

@@ -65,6 +65,13 @@ def s3_access(client: Any, bucket: str | None, ca_bundle: str | None) -> S3Acces
         region=client.meta.region_name,
         has_bucket_in_host=in_host,
         proxy_url=ProxyConfiguration(get_environ_proxies(endpoint)).proxy_url_for(endpoint),
-        # botocore's order; its own authorities where nothing is said.
-        ca_file=get_cert_path(ca_bundle or os.environ.get("REQUESTS_CA_BUNDLE") or True),
+        ca_file=authorities(ca_bundle),
     )
+
+
+def authorities(ca_bundle: str | None) -> str | None:
+    """The file of authorities in botocore's order; its own ones where nothing is said.
+
+    `ca_bundle`: botocore's setting of that name (AWS_CA_BUNDLE).
+    """
+    return get_cert_path(ca_bundle or os.environ.get("REQUESTS_CA_BUNDLE") or True)

@@ -20,7 +20,13 @@ from botocore.session import get_session
 
 from cdc_pipeline.aws.answers import check_answers
 from cdc_pipeline.aws.clock_offset import ClockOffset
-from cdc_pipeline.aws.s3_access import CONNECT_SECONDS, READ_SECONDS, S3Access, s3_access
+from cdc_pipeline.aws.s3_access import (
+    CONNECT_SECONDS,
+    READ_SECONDS,
+    S3Access,
+    authorities,
+    s3_access,
+)
 from cdc_pipeline.core.errors import CdcPipelineError, SourceError
 
 _SESSION_NAME = "cdc-pipeline"
@@ -150,8 +156,7 @@ class AwsSession:
         found = self._buckets.get(bucket)
         if found is None:
             client = self.client("s3", self._region_of(bucket) if bucket else None)
-            authorities = self.session._session.get_config_variable("ca_bundle")
-            found = self._buckets[bucket] = s3_access(client, bucket, authorities)
+            found = self._buckets[bucket] = s3_access(client, bucket, self._ca_bundle())
         if frozen is None:
             return found
         return replace(
@@ -160,6 +165,14 @@ class AwsSession:
             secret_key=frozen.secret_key,
             session_token=frozen.token,
         )
+
+    @property
+    def ca_file(self) -> str | None:
+        """The authorities (PEM) that certificates of servers are checked with."""
+        return authorities(self._ca_bundle())
+
+    def _ca_bundle(self) -> str | None:
+        return self.session._session.get_config_variable("ca_bundle")
 
     def _region_of(self, bucket: str) -> str | None:
         """Where S3 says that a bucket is; None where it does not say."""

@@ -30,6 +30,7 @@ from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.erasure import ItemTrace, key_hash, new_salt, typed_key
 from cdc_pipeline.core.errors import EraseRefusedError, LakeError, SettingsError
 from cdc_pipeline.core.log_parts import Baseline, Erasure, Removed
+from cdc_pipeline.lake.elsewhere import NamedFiles
 from cdc_pipeline.lake.erase import (
     KEY_COLUMNS,
     Holding,
@@ -63,11 +64,16 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class EraseResult:
-    """What an erasure did. `erasure`: its record in the log."""
+    """What an erasure did. `erasure`: its record in the log.
+
+    `elsewhere`: tables that the catalogue keeps outside of the lake. No snapshot of theirs has the
+    item any more; when the files of earlier ones go is up to its service.
+    """
 
     erasure: Erasure
     files_read: int
     seconds: float
+    elsewhere: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -151,7 +157,8 @@ def erase_item(
     _require_gone(table, *find_traces(target), erasing.stale)
     erasing.finish()
     read = sum(1 for place in target.places for _ in place.store.files(place.prefix))
-    return EraseResult(erasing.erasure, read, time.monotonic() - started)
+    elsewhere = tuple(p.name for p in target.places if isinstance(p.store, NamedFiles))
+    return EraseResult(erasing.erasure, read, time.monotonic() - started, elsewhere)
 
 
 def _require_gone(table: Table, left: list[Holding], versions: int, stale: list[str]) -> None:

@@ -20,10 +20,12 @@ from cdc_pipeline.core.iam import (
     lake_statements,
     policy,
     role_statements,
+    s3tables_statements,
     source_statements,
     statement,
     trust_policy,
 )
+from cdc_pipeline.lake.catalog_trial import TRIAL_TABLE
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings import Table
 from cdc_pipeline.transform.aggregates import broken_aggregates, load_aggregates
@@ -145,12 +147,17 @@ def _lake_statements(
 
 
 def _glue_statements(lake: Lake, tables: Sequence[Table], account: str) -> list[Statement]:
-    if not lake.settings.is_s3:
+    if not lake.settings.has_glue:
         return []
     folder = lake.settings.aggregates_folder
     aggregates = [a.table for a in (*load_aggregates(folder), *broken_aggregates(folder))]
+    if lake.settings.catalog_type == "glue-rest":
+        aggregates.append(TRIAL_TABLE)  # of preflight
     names = [table.safe_name for table in tables]
-    return glue_statements(glue_root(lake, account), lake.database, names, aggregates)
+    found = glue_statements(glue_root(lake, account), lake.database, names, aggregates)
+    if lake.settings.catalog_type == "s3tables" and lake.settings.catalog:
+        found += s3tables_statements(lake.settings.catalog.properties["warehouse"])
+    return found
 
 
 def _common_prefix(prefixes: Sequence[str]) -> str:

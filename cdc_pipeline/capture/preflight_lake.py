@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
+from pyiceberg.exceptions import CommitFailedException
 
 from cdc_pipeline.aws.s3_output import sse_parameters
 from cdc_pipeline.aws.session import aws_errors, error_code
@@ -18,7 +19,9 @@ from cdc_pipeline.core.iam import (
     export_statements,
     glue_statements,
     lake_statements,
+    s3tables_statements,
 )
+from cdc_pipeline.lake.catalog_trial import NEEDED, USEFUL, try_catalog
 from cdc_pipeline.lake.glue import landing_table
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.round_trip import round_trip
@@ -28,6 +31,7 @@ _FILES_FIX = (
     "boto3 can write there, other clients cannot: check the network, the proxy and the authority "
     "(AWS_CA_BUNDLE) between this machine and the host that is named, and tell us if they are right"
 )
+_CATALOG_FIX = "see what its log says, or choose another catalogue (docs/catalogues.md)"
 
 
 def look_at_lake(lake: Lake, example: Table) -> list[Finding]:
@@ -35,12 +39,19 @@ def look_at_lake(lake: Lake, example: Table) -> list[Finding]:
     account = _account(lake)
     storage = _collected(lambda: [_storage(lake)])
     findings = [account, *storage]
+    tried = lake.settings.catalog is not None and lake.settings.catalog_type != "glue"
+    if tried and not lake.settings.is_s3:
+        findings.append(_catalog(lake))  # AWS has no part in it
     if not account.green:
         return findings
     if all(finding.green for finding in storage):
         findings.append(_files(lake))
-    if lake.settings.is_s3:
+    if lake.settings.has_glue:
         findings += _collected(lambda: [_glue(lake, example)])
+    if tried and lake.settings.is_s3:
+        findings.append(_catalog(lake))
+    if lake.settings.catalog_type == "s3tables":
+        findings += _collected(lambda: [_table_bucket(lake)])
     if lake.settings.export.bucket:
         findings += _collected(lambda: [_export_bucket(lake, example)])
     return findings
@@ -165,6 +176,59 @@ def _takes_encrypted(s3: Any, named: dict[str, str]) -> bool:
 
 def _make_bucket(place: Place, region: str) -> str:
     return f"aws s3 mb s3://{place.bucket} --region {region}"
+
+
+def _catalog(lake: Lake) -> Finding:
+    """Try on a small table what the lake asks of its catalogue."""
+    kind = lake.settings.catalog_type
+    try:
+        failed = try_catalog(lake).failed
+    except CdcPipelineError as error:
+        return Finding("catalogue", False, error.message, error.fix or _CATALOG_FIX)
+    except (OSError, CommitFailedException) as error:
+        return Finding("catalogue", False, f"{kind}: {error}", _CATALOG_FIX)
+    lacking = [f"{text}: {failed[name]}" for name, text in NEEDED.items() if name in failed]
+    if lacking:
+        found = f"{kind} does not {'; does not '.join(lacking)}"
+        return Finding("catalogue", False, found, _CATALOG_FIX)
+    without = [text for name, text in USEFUL.items() if name in failed]
+    found = f"{kind} does all that the lake needs"
+    return Finding("catalogue", True, "; does not ".join([found, *without]))
+
+
+def _table_bucket(lake: Lake) -> Finding:
+    """Whether S3 Tables would expire baselines: it promises to spare no tag without an age."""
+    check, chosen = "baselines", lake.settings.catalog
+    assert chosen is not None  # s3tables is never a default
+    bucket = chosen.properties["warehouse"]
+    s3tables = lake.aws.client("s3tables", bucket.split(":")[3])
+    asker = Asker(PIPELINE, s3tables_statements(bucket))
+    names = [f"{table.safe_name}_snapshot" for table in lake.settings.tables]
+    active = []
+    for name in names:
+        place = {"tableBucketARN": bucket, "namespace": lake.database, "name": name}
+        with asker.asking(check, "s3tables:GetTableMaintenanceConfiguration", f"table {name}"):
+            try:
+                said = s3tables.get_table_maintenance_configuration(**place)["configuration"]
+            except ClientError as error:
+                if error_code(error) != "NotFoundException":
+                    raise
+                continue  # there is none yet
+        if said.get("icebergSnapshotManagement", {}).get("status") == "enabled":
+            active.append(name)
+    if not active:
+        return Finding(check, True, "S3 Tables expires no snapshots of them")
+    fix = (
+        "for name in {names}; do aws s3tables put-table-maintenance-configuration "
+        "--table-bucket-arn {bucket} --namespace {database} --name $name --type "
+        "icebergSnapshotManagement --value '{value}'; done; maintenance here expires them"
+    ).format(
+        names=" ".join(active),
+        bucket=bucket,
+        database=lake.database,
+        value='{"status": "disabled"}',
+    )
+    return Finding(check, False, f"S3 Tables may expire snapshots of {', '.join(active)}", fix)
 
 
 def _glue(lake: Lake, example: Table) -> Finding:

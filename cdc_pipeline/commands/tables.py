@@ -114,7 +114,9 @@ def remove(name: str, yes: bool) -> None:
     click.echo(f"{table.label} removed from {path}. Its data stays:")
     for place in places_of(Lake.open(settings), table):
         click.echo(f"  {place}")
-    if settings.is_s3:
+    if settings.catalog_type == "s3tables" and settings.catalog:
+        click.echo(f"  {settings.catalog.properties['warehouse']}: tables {table.safe_name}_*")
+    if settings.has_glue:
         click.echo(f"  Glue tables {table.safe_name}_* of database {settings.database}")
     click.echo(
         "Streams keep changes for 24 hours: if the table is added again later, capture opens a gap"

@@ -169,6 +169,19 @@ def glue_statements(
     ]
 
 
+def s3tables_statements(bucket: str) -> list[Statement]:
+    """A table bucket (its ARN) as the catalogue; S3 Tables' actions also cover the files."""
+    of_bucket = ["GetTableBucket", "GetNamespace", "CreateNamespace", "CreateTable", "ListTables"]
+    of_tables = [
+        *("GetTable", "GetTableMetadataLocation", "UpdateTableMetadataLocation"),
+        *("GetTableData", "PutTableData", "GetTableMaintenanceConfiguration"),
+    ]
+    return [
+        statement("TableBucket", [f"s3tables:{name}" for name in of_bucket], [bucket]),
+        statement("Tables", [f"s3tables:{name}" for name in of_tables], [f"{bucket}/table/*"]),
+    ]
+
+
 def key_statements(keys: Sequence[str]) -> list[Statement]:
     """KMS keys that encrypt streams, exports or the lake."""
     return [statement("Keys", ["kms:Decrypt", "kms:GenerateDataKey"], keys)] if keys else []

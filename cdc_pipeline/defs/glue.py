@@ -69,6 +69,8 @@ def build_glue_sensor(settings: Settings) -> dg.SensorDefinition:
         opened = lake.open()
         if not opened.settings.is_s3:
             return dg.SkipReason("the lake is a local folder; Glue lists S3 only")
+        if not opened.settings.has_glue:
+            return dg.SkipReason(f"the lake's catalogue is no Glue: {opened.settings.catalog_type}")
         repairs: dict[str, str] = {}
         troubles: list[str] = []
         for table in opened.settings.tables:

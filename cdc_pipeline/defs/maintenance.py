@@ -53,6 +53,9 @@ def build_maintenance_defs(settings: Settings) -> dg.Definitions:
                 f"| {done.bytes / 1e6:.1f} |"
             )
             context.log.info(lines[-1].strip("| ").replace(" | ", ", "))
+            if done.not_expired:
+                kept = ", ".join(done.not_expired)
+                context.log.warning(f"the catalogue does not expire earlier versions of {kept}")
         yield dg.MaterializeResult(
             metadata={
                 "objects_merged": merged,

@@ -53,6 +53,8 @@ _CDC_COLUMNS = (
 
 
 def _uri(settings: Settings, key: str) -> str:
+    if settings.catalog_type == "s3tables" and settings.catalog and key.startswith("iceberg/"):
+        return settings.catalog.properties["warehouse"]
     root = settings.lake if settings.is_s3 else str(settings.lake_folder)
     return f"{root.rstrip('/')}/{key}"
 

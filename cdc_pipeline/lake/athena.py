@@ -45,6 +45,10 @@ def athena_script(
     yield _HEADING.format(database=lake.database, table=table.safe_name)
     if not lake.settings.is_s3:
         yield "-- This lake is a local folder: Athena reads S3 only.\n"
+    elif lake.settings.catalog_type == "s3tables":
+        yield "-- Iceberg tables: choose the catalogue s3tablescatalog/<table bucket>.\n"
+    elif not lake.settings.has_glue:
+        yield "-- This lake's catalogue is not in AWS: Athena does not see it.\n"
     if not statements:
         yield "-- Nothing is in the catalogue yet: run the job `capture`.\n"
     for statement in statements.values():

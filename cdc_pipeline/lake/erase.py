@@ -31,6 +31,7 @@ from cdc_pipeline.lake.aggregates import build_aggregate
 from cdc_pipeline.lake.baselines import TAG, tag_baselines
 from cdc_pipeline.lake.cdc import ROWS
 from cdc_pipeline.lake.compaction import remove_replaced
+from cdc_pipeline.lake.elsewhere import NamedFiles
 from cdc_pipeline.lake.holding import count_held, is_parquet, without_lines, without_rows
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.landing import count_reasons, rewrite_object
@@ -79,13 +80,9 @@ class Holding:
 def lake_places(lake: Lake, table: Table) -> list[Place]:
     """Every prefix of the lake under which something of the table's items can lie."""
     paths, store = lake.paths(table), lake.store
-    iceberg = [
-        Place(kind, store, _iceberg(lake, f"{table.safe_name}_{kind}")) for kind in KEY_COLUMNS
-    ]
-    made_from_it = [
-        Place(f"aggregates.{a.name}", store, _iceberg(lake, a.table))
-        for a in _aggregates(lake, table)
-    ]
+    names = {kind: f"{table.safe_name}_{kind}" for kind in KEY_COLUMNS}
+    names |= {f"aggregates.{a.name}": a.table for a in _aggregates(lake, table)}
+    iceberg = [place for kind, name in names.items() for place in _table_places(lake, kind, name)]
     return [
         Place("landing", store, paths.landing),
         Place("quarantine", store, paths.quarantine),
@@ -93,8 +90,15 @@ def lake_places(lake: Lake, table: Table) -> list[Place]:
         Place("state", store, paths.state),
         Place("temporary", store, TEMPORARY),
         *iceberg,
-        *made_from_it,
     ]
+
+
+def _table_places(lake: Lake, place: str, name: str) -> Iterator[Place]:
+    """The table's folder in the lake, and its files if the catalogue has put it elsewhere."""
+    yield Place(place, lake.store, _iceberg(lake, name))
+    table = lake.tables.load(name)
+    if table is not None and not lake.tables.is_placed(table):
+        yield Place(place, NamedFiles(lake.tables, name), "")
 
 
 def find_item(places: Iterable[Place], trace: ItemTrace) -> list[Holding]:
@@ -324,11 +328,13 @@ def _forget_versions(
             "(a tag or branch that is not ours) keeps some",
             fix="drop it with the engine that made it, then erase again",
         )
-    prefix = lake.store.uri("")
+    prefix = f"{lake.store.uri('').rstrip('/')}/"
     old = {file.key for file in files}
     for _ in range(_ATTEMPTS):
         # Removal itself makes manifests of what it removes.
-        old |= {uri.removeprefix(prefix).lstrip("/") for uri in referenced_files(table)}
+        old |= {
+            uri.removeprefix(prefix) for uri in referenced_files(table) if uri.startswith(prefix)
+        }
         lake.tables.expire(table, datetime.now(UTC) + timedelta(days=1), keep)
         table = lake.tables.load(name)
         assert table is not None  # it was there

@@ -58,13 +58,13 @@ def landing_columns() -> Columns:
 
 
 def register_days(lake: Lake, table: Table, days: Iterable[date]) -> list[date]:
-    """Register write days as partitions; returns the new ones. Nothing for a local lake.
+    """Register write days as partitions; returns the new ones. Nothing for a lake without Glue.
 
     The table is made or brought up to date first. Raises `LakeError`, for partitions that Glue
     does not take after all others were added.
     """
     wanted = {_values(day): day for day in days}
-    if not lake.settings.is_s3 or not wanted:
+    if not lake.settings.has_glue or not wanted:
         return []
     glue, name = Glue(lake.aws, lake.database), landing_table(table)
     glue.ensure_table(_wanted_table(lake, table, glue, wanted.values()))
@@ -77,8 +77,8 @@ def register_days(lake: Lake, table: Table, days: Iterable[date]) -> list[date]:
 
 
 def find_repairs(lake: Lake, table: Table) -> Findings:
-    """Compare the capture log with the catalogue. Nothing is amiss with a local lake."""
-    landed = _landed_days(lake, table) if lake.settings.is_s3 else set()
+    """Compare the capture log with the catalogue. Nothing is amiss without Glue."""
+    landed = _landed_days(lake, table) if lake.settings.has_glue else set()
     if not landed:
         return Findings(False, [], [], [])
     glue, name = Glue(lake.aws, lake.database), landing_table(table)
@@ -116,7 +116,7 @@ def repair(lake: Lake, table: Table) -> Findings:
 
 def registered_days(lake: Lake, table: Table) -> list[str]:
     """Registered partitions as `year=…/month=…/day=…`, in order."""
-    if not lake.settings.is_s3:
+    if not lake.settings.has_glue:
         return []
     found = Glue(lake.aws, lake.database).partitions(landing_table(table), landing_columns())
     return [f"year={y}/month={m}/day={d}" for y, m, d in sorted(found)]

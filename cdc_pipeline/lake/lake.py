@@ -68,7 +68,12 @@ class Lake:
     @cached_property
     def tables(self) -> Tables:
         """The Iceberg tables."""
-        from cdc_pipeline.lake.catalog import open_catalog
+        from cdc_pipeline.lake.catalog import chooses_location, open_catalog
         from cdc_pipeline.lake.tables import Tables
 
-        return Tables(open_catalog(self.settings, self.aws, self.store), self.database, self.store)
+        return Tables(
+            open_catalog(self.settings, self.aws, self.store),
+            self.database,
+            self.store,
+            places_tables=not chooses_location(self.settings),
+        )

@@ -12,7 +12,12 @@ from cdc_pipeline.lake.compaction import Compaction, compact_landing, remove_rep
 from cdc_pipeline.lake.current_state import published_base
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.store import TEMPORARY
-from cdc_pipeline.lake.tables import CommitConflictError, described_in, referenced_files
+from cdc_pipeline.lake.tables import (
+    CommitConflictError,
+    ExpiryIgnoredError,
+    described_in,
+    referenced_files,
+)
 from cdc_pipeline.settings import Table
 
 _OF_A_TABLE = ("snapshot", "current_state", "tombstones", "cdc", "ttl_archive")
@@ -20,11 +25,15 @@ _OF_A_TABLE = ("snapshot", "current_state", "tombstones", "cdc", "ttl_archive")
 
 @dataclass
 class Upkeep:
-    """What was done. `files` and `bytes`: removed because nothing referred to them any more."""
+    """What was done. `files` and `bytes`: removed because nothing referred to them any more.
+
+    `not_expired`: tables whose catalogue ignores expiry.
+    """
 
     compaction: Compaction = field(default_factory=Compaction)
     replaced_removed: int = 0
     snapshots_expired: int = 0
+    not_expired: list[str] = field(default_factory=list)
     files: int = 0
     bytes: int = 0
 
@@ -89,7 +98,10 @@ def _maintain_iceberg(lake: Lake, name: str, keep: set[int | None], done: Upkeep
     if table is None:
         return  # never committed to: what lies there may be a first commit under way
     until = datetime.now(UTC) - timedelta(days=lake.settings.maintenance.keep_snapshot_days)
-    done.snapshots_expired += lake.tables.expire(table, until, keep)
+    try:
+        done.snapshots_expired += lake.tables.expire(table, until, keep)
+    except ExpiryIgnoredError:
+        done.not_expired.append(name)
     table = lake.tables.load(name)
     assert table is not None  # it was there
     referenced = referenced_files(table)

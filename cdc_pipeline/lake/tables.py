@@ -20,6 +20,7 @@ from pyiceberg.exceptions import (
     CommitStateUnknownException,
     NamespaceAlreadyExistsError,
     NoSuchTableError,
+    RESTError,
 )
 from pyiceberg.expressions import In
 from pyiceberg.io import FileIO
@@ -60,13 +61,23 @@ class CommitConflictError(LakeError):
     """Another writer committed to the table first; nothing of ours became visible."""
 
 
-class Tables:
-    """The Iceberg tables of one database, under `iceberg/<database>/` of the lake."""
+class ExpiryIgnoredError(LakeError):
+    """The catalogue took a commit that expires snapshots, and kept them."""
 
-    def __init__(self, catalog: Catalog, database: str, store: Store) -> None:
-        self._catalog = catalog
+
+class Tables:
+    """The Iceberg tables of one database, under `iceberg/<database>/` of the lake.
+
+    `places_tables`: False where the catalogue takes no place from us and chooses its own.
+    """
+
+    def __init__(
+        self, catalog: Catalog, database: str, store: Store, *, places_tables: bool = True
+    ) -> None:
+        self.catalog = self._catalog = catalog
         self._database = database
         self._store = store
+        self._places_tables = places_tables
 
     def load(self, name: str) -> Table | None:
         """The table as it is now, None if it was never committed to."""
@@ -209,6 +220,11 @@ class Tables:
         """Drop a branch; its snapshots stay until they expire."""
         with self._conflicts(table):
             table.manage_snapshots().remove_branch(name).commit()
+        if name in table.metadata.refs:
+            raise LakeError(
+                f"table {'.'.join(table.name())}: the catalogue did not drop the branch {name}",
+                fix="use a catalogue that keeps to Iceberg's rules (docs/catalogues.md)",
+            )
 
     def tag(self, table: Table, prefix: str, wanted: Mapping[str, int | None]) -> None:
         """Make the tags whose names begin with `prefix` those of `wanted`, in one commit.
@@ -255,7 +271,8 @@ class Tables:
     def expire(self, table: Table, until: datetime, keep: Collection[int | None]) -> int:
         """Forget snapshots older than `until`, but those to `keep` or that a ref names; how many.
 
-        Their files stay until nothing refers to them and maintenance removes them.
+        Their files stay until nothing refers to them and maintenance removes them. Raises
+        `ExpiryIgnoredError`.
         """
         named = {ref.snapshot_id for ref in table.metadata.refs.values()}
         old = [
@@ -268,7 +285,15 @@ class Tables:
         with suppress(CommitFailedException):  # the next maintenance will do
             if old:
                 table.maintenance.expire_snapshots().by_ids(old).commit()
-            _forget_schemas(table)
+                if any(table.snapshot_by_id(snapshot_id) for snapshot_id in old):
+                    raise ExpiryIgnoredError(
+                        f"table {'.'.join(table.name())}: the catalogue keeps snapshots that it "
+                        "was told to expire",
+                        fix="let its own service expire them, or use another catalogue "
+                        "(docs/catalogues.md)",
+                    )
+            with suppress(RESTError):  # not every catalogue can; it only tidies up
+                _forget_schemas(table)
             return len(old)
         return 0
 
@@ -302,17 +327,54 @@ class Tables:
     def _ensure(self, name: str, schema: pa.Schema, partition: str | None = None) -> Table:
         self.ensure_database()
         identifier = (self._database, name)
-        location = self._store.uri(f"iceberg/{self._database}/{name}")
-        with _storage_errors(location):
+        location = self._place(name) if self._places_tables else None
+        with _storage_errors(location or name):
             table = self._catalog.create_table_if_not_exists(
                 identifier, schema=schema, location=location, properties=_PROPERTIES
             )
+            table = self._settle(table)
             if partition and table.spec().is_unpartitioned():
                 # Another first writer may do the same at the same time; then its spec stands.
                 with suppress(CommitFailedException), table.update_spec() as spec:
                     spec.add_identity(partition)
                 table = self._catalog.load_table(identifier)
         return table
+
+    def trial_table(self, name: str, schema: pa.Schema, properties: Mapping[str, str]) -> Table:
+        """A table as the catalogue makes it, or as it is already; for `catalog_trial`."""
+        self.ensure_database()
+        location = self._place(name) if self._places_tables else None
+        return self._catalog.create_table_if_not_exists(
+            (self._database, name), schema=schema, location=location, properties={**properties}
+        )
+
+    def _settle(self, table: Table) -> Table:
+        """Set what a catalogue dropped of the properties that the table was created with.
+
+        Before any data: without them the first commit would be tried again on its own.
+        """
+        wanted = {name: value for name, value in _PROPERTIES.items() if name != "format-version"}
+        if any(table.properties.get(name) != value for name, value in wanted.items()):
+            # Another first writer does the same at the same time.
+            with suppress(CommitFailedException), table.transaction() as transaction:
+                transaction.set_properties(wanted)
+            table = self._catalog.load_table(table.name())
+        left = [name for name in wanted if name not in table.properties]
+        if left:
+            raise LakeError(
+                f"table {'.'.join(table.name())}: the catalogue does not keep the table property "
+                f"{left[0]}, and the lake's watermarks are such properties",
+                fix="use a catalogue that keeps to Iceberg's rules (docs/catalogues.md)",
+            )
+        return table
+
+    def _place(self, name: str) -> str:
+        return self._store.uri(f"iceberg/{self._database}/{name}")
+
+    def is_placed(self, table: Table) -> bool:
+        """Whether the table's files lie in the lake, where we remove what nothing refers to."""
+        found = table.location().removeprefix("file://").removeprefix("file:")
+        return f"{found.rstrip('/')}/".startswith(f"{self._place(table.name()[-1])}/")
 
     def ensure_database(self) -> None:
         """Create the database unless it is there."""

@@ -22,7 +22,9 @@ from cdc_pipeline.lake.baselines import kept_baselines
 from cdc_pipeline.lake.cdc import ROWS
 from cdc_pipeline.lake.current_state import published_base
 from cdc_pipeline.lake.duck import explain
+from cdc_pipeline.lake.elsewhere import NamedFiles
 from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.store import Store
 from cdc_pipeline.lake.tables import PROPERTY
 from cdc_pipeline.settings import Table
 
@@ -84,7 +86,11 @@ def verify_files(lake: Lake, table: Table, *, content: bool) -> Verified:
     state = lake.log(table).load()
     done = Verified()
     expected = [*_landed(table, state), *_iceberg_files(lake, table, state, done)]
-    sizes = _sizes(lake, table)
+    sizes: dict[str, int] = {}
+    stores: dict[str, Store] = {}
+    for store, folder in _stores(lake, table):
+        for there in store.files(folder):
+            sizes[there.key], stores[there.key] = there.bytes, store
     sound = []
     for file in expected:
         done.files += 1
@@ -97,7 +103,7 @@ def verify_files(lake: Lake, table: Table, *, content: bool) -> Verified:
     if content:
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             for file, found in zip(
-                sound, pool.map(lambda f: _content(lake, f), sound), strict=True
+                sound, pool.map(lambda f: _content(stores, f), sound), strict=True
             ):
                 done.bytes += file.bytes
                 if found:
@@ -194,22 +200,25 @@ def _cdc_fix(table: Table, day: str) -> str:
 
 
 def _key(lake: Lake, path: str) -> str:
-    return path.removeprefix("file://").removeprefix(lake.store.uri("")).lstrip("/")
+    """The key in the lake's store; the whole address of a file that is not in it."""
+    return path.removeprefix("file://").removeprefix(f"{lake.store.uri('').rstrip('/')}/")
 
 
-def _sizes(lake: Lake, table: Table) -> dict[str, int]:
-    names = [f"{table.safe_name}_{kind}" for kind in _ICEBERG]
-    folders = [f"iceberg/{lake.database}/{name}/data/" for name in names]
-    return {
-        file.key: file.bytes
-        for folder in (lake.paths(table).landing, *folders)
-        for file in lake.store.files(folder)
-    }
+def _stores(lake: Lake, table: Table) -> list[tuple[Store, str]]:
+    """Where the files are, and in which folder."""
+    found: list[tuple[Store, str]] = [(lake.store, lake.paths(table).landing)]
+    for kind in _ICEBERG:
+        name = f"{table.safe_name}_{kind}"
+        found.append((lake.store, f"iceberg/{lake.database}/{name}/data/"))
+        built = lake.tables.load(name)
+        if built is not None and not lake.tables.is_placed(built):
+            found.append((NamedFiles(lake.tables, name), ""))
+    return found
 
 
-def _content(lake: Lake, file: _File) -> str | None:
+def _content(stores: dict[str, Store], file: _File) -> str | None:
     """What is wrong with a file's content."""
-    data = lake.store.read(file.key)
+    data = stores[file.key].read(file.key)
     if data is None:
         return "is missing"
     if file.crc32 is not None:
