@@ -11,6 +11,7 @@ from pyiceberg.exceptions import CommitFailedException
 from cdc_pipeline.aws.s3_output import sse_parameters
 from cdc_pipeline.aws.session import aws_errors, error_code
 from cdc_pipeline.capture.asking import PIPELINE, Asker, Finding, RedError
+from cdc_pipeline.capture.optimizers import look_at_optimizers
 from cdc_pipeline.capture.snapshot import export_target
 from cdc_pipeline.core.errors import CdcPipelineError, LakeError
 from cdc_pipeline.core.iam import (
@@ -47,7 +48,10 @@ def look_at_lake(lake: Lake, example: Table) -> list[Finding]:
     if all(finding.green for finding in storage):
         findings.append(_files(lake))
     if lake.settings.has_glue:
-        findings += _collected(lambda: [_glue(lake, example)])
+        catalogue = _collected(lambda: [_glue(lake, example)])
+        findings += catalogue
+        if all(finding.green for finding in catalogue):
+            findings.append(look_at_optimizers(lake, lake.aws.account()))
     if tried and lake.settings.is_s3:
         findings.append(_catalog(lake))
     if lake.settings.catalog_type == "s3tables":

@@ -161,6 +161,8 @@ def glue_statements(
             ["glue:GetTable", "glue:CreateTable", "glue:UpdateTable"],
             [*above, *of_tables],
         ),
+        # Preflight names optimizers that are active.
+        statement("GlueOptimizers", ["glue:BatchGetTableOptimizer"], [*above, *of_tables]),
         statement(
             "GluePartitions",
             [f"glue:{name}" for name in partitions],

@@ -46,6 +46,7 @@ UNOBSERVED = {
     "s3:AbortMultipartUpload": "DynamoDB, pyarrow and boto3 give up uploads that fail half way",
     "glue:CreateDatabase": "only where the database is not there yet",
     "glue:BatchUpdatePartition": "when the landing columns or the lake's place have changed",
+    "glue:BatchGetTableOptimizer": "preflight asks which optimizers are active",
     "glue:DeletePartition": "when a folder of a day has become empty",
     "kms:Decrypt": "S3 and Kinesis use the key in the caller's name",
     "kms:GenerateDataKey": "S3 uses the key in the caller's name",

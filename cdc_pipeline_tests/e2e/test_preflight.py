@@ -74,7 +74,7 @@ def reds(report: Report) -> dict[tuple[str, str], str | None]:
 def test_all_green_and_nothing_left_behind(world: World) -> None:
     report = look()
     assert report.is_green, reds(report)
-    assert [f.check for f in report.lake] == ["credentials", "lake", "files", "glue"]
+    assert [f.check for f in report.lake] == ["credentials", "lake", "files", "glue", "optimizers"]
     (table,) = report.tables
     assert [f.check for f in table.findings] == ["access", "table", "recovery", "stream"]
     assert (table.key, table.items, table.account) == ("pk S, sk N", 1, world.account)

@@ -20,7 +20,8 @@ class GlueError(Exception):
 class GlueSimulator:
     """The tables and partitions of one account.
 
-    `item_errors`: code by partition values, for batch calls to answer with, `times` times each.
+    `optimizers`: whether those of a table and type are enabled. `item_errors`: code by partition
+    values, for batch calls to answer with, `times` times each.
     """
 
     def __init__(self) -> None:
@@ -31,6 +32,7 @@ class GlueSimulator:
         self.item_errors: dict[tuple[str, ...], str] = {}
         self.times: Counter[tuple[str, ...]] = Counter()
         self.before_update: list[Any] = []
+        self.optimizers: dict[tuple[str, str], bool] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
 
@@ -140,6 +142,17 @@ class GlueSimulator:
         self._table(table)
         if not 0 < len(batch) <= _BATCH:
             raise GlueError("ValidationException")
+
+    def _BatchGetTableOptimizer(self, said: dict[str, Any]) -> dict[str, Any]:
+        found, missing = [], []
+        for entry in said["Entries"]:
+            enabled = self.optimizers.get((entry["tableName"], entry["type"]))
+            if enabled is None:
+                missing.append({**entry, "error": {"ErrorCode": "EntityNotFoundException"}})
+                continue
+            optimizer = {"type": entry["type"], "configuration": {"enabled": enabled}}
+            found.append({**entry, "tableOptimizer": optimizer})
+        return {"TableOptimizers": found, "Failures": missing}
 
     def _error(self, values: tuple[str, ...]) -> str | None:
         if values not in self.item_errors or not self.times[values]:
