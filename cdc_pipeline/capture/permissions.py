@@ -150,7 +150,9 @@ def _glue_statements(lake: Lake, tables: Sequence[Table], account: str) -> list[
     folder = lake.settings.aggregates_folder
     aggregates = [a.table for a in (*load_aggregates(folder), *broken_aggregates(folder))]
     names = [table.safe_name for table in tables]
-    return glue_statements(glue_root(lake, account), lake.database, names, aggregates)
+    entities = [f"{t.safe_name}_{r.name}" for t in tables for r in t.entities if r.table]
+    more = [*entities, *aggregates]
+    return glue_statements(glue_root(lake, account), lake.database, names, more)
 
 
 def _common_prefix(prefixes: Sequence[str]) -> str:

@@ -25,6 +25,7 @@ from cdc_pipeline.lake.duck import (
     open_duckdb,
     table_relation,
 )
+from cdc_pipeline.lake.entities import create_entity_views, not_published, refuse_entity_views
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.masked import OtherRulesError, refusing_view, require_rules_of_aggregate
 from cdc_pipeline.lake.merge import merged_relation
@@ -84,7 +85,9 @@ def _create_schema(connection: duckdb.DuckDBPyConnection, lake: Lake, table: Tab
     baseline = state.baselines.get(base.generation) if base else state.staged
     if baseline is not None:
         _create_pitr_export(connection, lake, table, schema, baseline)
-    if base is not None:
+    if base is None:
+        refuse_entity_views(connection, table, not_published(table))
+    else:
         delta = state.delta(generation=base.generation, after=base.after)
         view = f"{schema}.current_state"
         try:
@@ -92,8 +95,10 @@ def _create_schema(connection: duckdb.DuckDBPyConnection, lake: Lake, table: Tab
         except (OtherRulesError, SettingsError) as error:
             files = files_relation(connection, data_files(base.table), typed_schema([]))
             refusing_view(connection, view, files, error)
+            refuse_entity_views(connection, table, error)
         else:
             connection.execute(f"CREATE VIEW {view} AS {merged}")
+            create_entity_views(connection, lake, table, base.table)
 
 
 def _create_past_schema(
@@ -118,6 +123,7 @@ def _create_past_schema(
     connection.execute(
         f"CREATE VIEW {schema}.current_state AS SELECT * FROM read_parquet({literal(str(items))})"
     )
+    create_entity_views(connection, lake, table)
 
 
 def _create_cdc(
