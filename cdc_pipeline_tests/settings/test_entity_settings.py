@@ -1,12 +1,14 @@
 """Entities in the settings: what they say, and what is refused by name."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
+import yaml
 
-from cdc_pipeline.core.entities import Condition, Entity
+from cdc_pipeline.core.entities import Condition, Entity, classifier
 from cdc_pipeline.core.errors import SettingsError
 from cdc_pipeline.settings import Table, parse_settings, settings_schema
 
@@ -94,3 +96,15 @@ def test_an_attribute_that_readers_do_not_have_splits_nothing(rule: dict[str, An
     with pytest.raises(SettingsError, match="entity 'order' asks for attribute 'type'"):
         _table(_one(), columns={"type": rule})
     assert _table(_one(), columns={"type": {"type": "string"}, "other": rule})
+
+
+def test_the_example_of_the_documents_splits_as_it_says() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "entities.md").read_text("utf-8")
+    raw = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    table = parse_settings({"lake": "lake", **raw}, Path("s.yaml")).tables[0]
+    classify = classifier([rule.entity() for rule in table.entities])
+    rows = re.findall(r"^\| `(\w#\w+)` \| `(\w#\w+)` \|.*\| (.*) \|$", text, re.MULTILINE)
+    found = [classify({"pk": {"S": pk}, "sk": {"S": sk}}) for pk, sk, _ in rows]
+    assert found == ["customer", "product", "warehouse", "stock", "order", "order_line"]
+    said = ["a customer", "a product", "a warehouse", "stock: of", "an order", "a line of"]
+    assert all(row[2].startswith(start) for row, start in zip(rows, said, strict=True))
