@@ -168,7 +168,7 @@ def _create_view(
 def _close(connection: "weakref.ref[duckdb.DuckDBPyConnection]") -> None:
     """Close a connection that is still open when Python ends.
 
-    DuckDB 2.0 reports functions of an open one as leaks then, by hundreds of lines.
+    DuckDB 2.0 may report functions of an open one as leaks then, line after line.
     """
     opened = connection()
     if opened is not None:
