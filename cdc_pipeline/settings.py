@@ -11,14 +11,27 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PrivateAttr,
+    StrictInt,
+    StrictStr,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
+from cdc_pipeline.core.attributes import canonical_number
 from cdc_pipeline.core.columns import MAX_COLUMNS, tags_of_type
+from cdc_pipeline.core.entities import (
+    MAX_DEPTH,
+    RESERVED_ENTITIES,
+    RESERVED_PREFIXES,
+    Condition,
+    Entity,
+    unreachable,
+)
 from cdc_pipeline.core.errors import SettingsError
 from cdc_pipeline.core.names import LAKE_ZONES, OWNERS, is_owner, safe_name
 
@@ -171,6 +184,84 @@ class Firehose(_Strict):
     )
 
 
+class Match(_Strict):
+    """What a top-level attribute is in an entity's items: exactly one of these."""
+
+    equals: list[StrictStr | StrictInt] = Field(
+        [], description="one of these values: texts, or whole numbers for attributes of type N"
+    )
+    prefix: str = Field("", description="a text that begins with this")
+    regex: str = Field(
+        "", description="a text that this regular expression (Python's) matches as a whole"
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "Match":
+        if sum(map(bool, (self.equals, self.prefix, self.regex))) != 1:
+            raise ValueError("say exactly one of a value, a list of values, {prefix: }, {regex: }")
+        try:
+            re.compile(self.regex)
+        except re.error as error:
+            raise ValueError(f"{self.regex!r} is no regular expression: {error}") from None
+        if any(isinstance(value, int) and abs(value) >= 10**38 for value in self.equals):
+            raise ValueError("DynamoDB's numbers have 38 digits at most")
+        return self
+
+    def condition(self, attribute: str) -> Condition:
+        """As the splitting takes it."""
+        equals = tuple(
+            ("S", value) if isinstance(value, str) else ("N", canonical_number(str(value)))
+            for value in self.equals
+        )
+        return Condition(attribute, equals, self.prefix, self.regex)
+
+
+def _values(said: Any) -> Any:
+    if isinstance(said, Mapping | Match):
+        return said
+    values = said if isinstance(said, list) else [said]
+    if not all(isinstance(v, str | int) and not isinstance(v, bool) for v in values):
+        raise ValueError(
+            "it is a text or a whole number, a list of such, {prefix: ...} or {regex: ...}"
+        )
+    return {"equals": values}
+
+
+When = Annotated[
+    Match,
+    BeforeValidator(
+        _values, json_schema_input_type=StrictStr | StrictInt | list[StrictStr | StrictInt] | Match
+    ),
+]
+
+
+class Flatten(_Strict):
+    """Nested maps as columns of an entity."""
+
+    depth: int = Field(1, ge=1, le=MAX_DEPTH, description="so many levels of maps; 1: the first")
+
+
+class EntityRule(_Strict):
+    """One kind of item in a table of single-table design."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")] = Field(
+        description="of the view, and of the asset if it is a table"
+    )
+    when: Annotated[dict[str, When], Field(min_length=1)] = Field(
+        description="what its items have in common, by top-level attribute: a value, a list of "
+        "values, {prefix: ...} or {regex: ...}; all of it must hold"
+    )
+    table: bool = Field(
+        False, description="keep it as an Iceberg table and asset of its own beside the view"
+    )
+    flatten: Flatten | None = Field(None, description="nested maps become columns")
+
+    def entity(self) -> Entity:
+        """As the splitting takes it."""
+        conditions = tuple(match.condition(name) for name, match in self.when.items())
+        return Entity(self.name, conditions, self.flatten.depth if self.flatten else 0)
+
+
 class Table(_Strict):
     """One DynamoDB table to keep a copy of."""
 
@@ -223,6 +314,41 @@ class Table(_Strict):
         "evolve",
         description="refuse: current_state stays as it is when attributes are new or change type",
     )
+
+    entities: list[EntityRule] = Field(
+        [],
+        description="single-table design: the kinds of items in the table, each a view of its own; "
+        "an item is of the first that matches",
+    )
+
+    @field_validator("entities")
+    @classmethod
+    def _sound_entities(cls, rules: list[EntityRule]) -> list[EntityRule]:
+        names = [rule.name for rule in rules]
+        for name in names:
+            if name in RESERVED_ENTITIES or name.startswith(RESERVED_PREFIXES):
+                raise ValueError(f"entity {name!r}: the name is taken by the lake")
+            if names.count(name) > 1:
+                raise ValueError(f"entity {name!r} is listed twice")
+        found = unreachable([rule.entity() for rule in rules])
+        if found:
+            raise ValueError(
+                f"entity {found[0].name!r} can have no items: all that match are of "
+                f"{found[1].name!r}, which is listed before it; list the narrower one first"
+            )
+        return rules
+
+    @model_validator(mode="after")
+    def _sees_what_entities_are(self) -> "Table":
+        for rule in self.entities:
+            for attribute in rule.when:
+                said = self.columns.get(attribute)
+                if said is not None and said.type is None:
+                    raise ValueError(
+                        f"entity {rule.name!r} asks for attribute {attribute!r}, which `columns` "
+                        "hash, mask or drop, so that readers' items do not have it; ask for another"
+                    )
+        return self
 
     @model_validator(mode="after")
     def _role_for_external_id(self) -> "Table":
@@ -606,9 +732,16 @@ def clashes(tables: Iterable[Table], region: str | None) -> Iterator[tuple[int, 
 
     `region`: that of tables which name none.
     """
+    tables = list(tables)
     names: dict[str, str] = {}
     places: set[tuple[str | None, ...]] = set()
+    kept = {f"{t.safe_name}_{kind}": t for t in tables for kind in RESERVED_ENTITIES}
     for position, table in enumerate(tables):
+        for own in [f"{table.safe_name}_{rule.name}" for rule in table.entities if rule.table]:
+            if own in kept:
+                why = f"would be kept as {own!r}, which is one of table {kept[own].name!r}"
+                yield position, f"table {table.name!r}: an entity {why}; call it otherwise"
+            kept[own] = table
         name = table.safe_name
         place = (table.name, table.region or region, table.account)
         if name in _RESERVED:
@@ -719,6 +852,7 @@ def _submodel(model: type[BaseModel], part: str | int) -> type[BaseModel]:
     annotation = model.model_fields[part].annotation
     arguments = getattr(annotation, "__args__", ())
     for candidate in (*arguments, annotation):
+        candidate = getattr(candidate, "__origin__", candidate)  # Annotated[Model, ...]
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate
     return model

@@ -32,7 +32,6 @@ from cdc_pipeline.core.errors import EraseRefusedError, LakeError, SettingsError
 from cdc_pipeline.core.log_parts import Baseline, Erasure, Removed
 from cdc_pipeline.lake.elsewhere import NamedFiles
 from cdc_pipeline.lake.erase import (
-    KEY_COLUMNS,
     Holding,
     Place,
     count_versions,
@@ -44,6 +43,7 @@ from cdc_pipeline.lake.erase import (
     erase_state_rows,
     erase_versions,
     find_item,
+    key_columns,
     lake_places,
     rebuild_aggregates,
 )
@@ -99,13 +99,13 @@ def erase_target(lake: Lake, table: Table, key: str) -> EraseTarget:
     described = describe_table(lake.source(table), table.name)
     keys = typed_key(key, described.key_types)
     masking = masking_of(lake.settings, table, writing=True)
-    for kind in ("current_state", "tombstones", "cdc", "ttl_archive"):
+    for kind in key_columns(lake, table).keys() - {"snapshot"}:
         found = lake.tables.load(f"{table.safe_name}_{kind}")
         if found is None:
             continue
         daily = kind in ("cdc", "ttl_archive")
         rules = days_under_rules(found).values() if daily else [published_rules(found)]
-        asset = kind if daily else "current_state"
+        asset = "current_state" if kind == "tombstones" else kind
         require_rules(masking, rules, f"{table.safe_name}_{kind}", f"{table.safe_name}/{asset}")
     exports = _exports(lake, table)
     places = [*lake_places(lake, table), *([exports] if exports else [])]
@@ -276,7 +276,7 @@ class _Erasing:
         erase_state_rows(lake, table, trace)
         self._note(erase_landed(self.log, trace))
         self._note(erase_quarantined(self.log, trace))
-        for kind in KEY_COLUMNS:
+        for kind in key_columns(lake, table):
             self._note(erase_iceberg(lake, table, kind, trace))
         rebuilt, self.stale = rebuild_aggregates(lake, table)
         self._note(*rebuilt)

@@ -154,7 +154,9 @@ def _glue_statements(lake: Lake, tables: Sequence[Table], account: str) -> list[
     if lake.settings.catalog_type == "glue-rest":
         aggregates.append(TRIAL_TABLE)  # of preflight
     names = [table.safe_name for table in tables]
-    found = glue_statements(glue_root(lake, account), lake.database, names, aggregates)
+    entities = [f"{t.safe_name}_{r.name}" for t in tables for r in t.entities if r.table]
+    more = [*entities, *aggregates]
+    found = glue_statements(glue_root(lake, account), lake.database, names, more)
     if lake.settings.catalog_type == "s3tables" and lake.settings.catalog:
         found += s3tables_statements(lake.settings.catalog.properties["warehouse"])
     return found

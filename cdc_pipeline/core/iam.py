@@ -137,15 +137,15 @@ def lake_statements(lake: Place | None, read: Sequence[Place]) -> list[Statement
 
 
 def glue_statements(
-    root: str, database: str, tables: Sequence[str], aggregates: Sequence[str]
+    root: str, database: str, tables: Sequence[str], more: Sequence[str]
 ) -> list[Statement]:
-    """The catalogue: `tables` are safe names of tables, `aggregates` full names in Glue.
+    """The catalogue: `tables` are safe names of tables, `more` full names of others in Glue.
 
     `root`: what ARNs of the catalogue begin with, `arn:aws:glue:REGION:ACCOUNT:`.
     """
     above = [f"{root}catalog", f"{root}database/{database}"]
     suffixes = (*ICEBERG_TABLES, LANDING_TABLE)
-    names = [*(f"{table}_{suffix}" for table in tables for suffix in suffixes), *aggregates]
+    names = [*(f"{table}_{suffix}" for table in tables for suffix in suffixes), *more]
     of_tables = [f"{root}table/{database}/{name}" for name in names]
     landing = [f"{root}table/{database}/{table}_{LANDING_TABLE}" for table in tables]
     partitions = [

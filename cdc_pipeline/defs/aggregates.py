@@ -6,6 +6,7 @@ from datetime import date
 
 import dagster as dg
 
+from cdc_pipeline.defs.checks import CURRENT_STATE
 from cdc_pipeline.defs.failures import readable_failures
 from cdc_pipeline.defs.metadata import arrow_columns
 from cdc_pipeline.defs.partitions import daily
@@ -79,8 +80,9 @@ def _problem(aggregate: Aggregate, settings: Settings) -> str | None:
     for schema, view in aggregate.inputs:
         if schema not in tables:
             continue
-        if view not in _VIEWS:
-            why = f"reads {schema}.{view}; the views of a table are {', '.join(_VIEWS)}"
+        views = (*_VIEWS, *(rule.name for rule in tables[schema].entities))
+        if view not in views:
+            why = f"reads {schema}.{view}; the views of a table are {', '.join(views)}"
             return _said(aggregate, settings, why)
         if view == "ttl_archive" and not tables[schema].ttl_archive:
             why = f"reads {schema}.{view}, for which the table has to say ttl_archive: true"
@@ -105,8 +107,14 @@ def _broken(aggregate: BrokenAggregate) -> dg.AssetsDefinition:
     return broken
 
 
+def _asset_of(schema: str, view: str, settings: Settings) -> str:
+    """The asset that a view shows; views of entities show `current_state`."""
+    entities = {(t.safe_name, rule.name) for t in settings.tables for rule in t.entities}
+    return CURRENT_STATE if (schema, view) in entities else _ASSET_OF_VIEW.get(view, view)
+
+
 def _aggregate(aggregate: Aggregate, settings: Settings) -> dg.AssetsDefinition:
-    inputs = {(schema, _ASSET_OF_VIEW.get(view, view)) for schema, view in aggregate.inputs}
+    inputs = {(schema, _asset_of(schema, view, settings)) for schema, view in aggregate.inputs}
 
     @dg.asset(
         name=aggregate.name,

@@ -227,6 +227,27 @@ def fresh(lake: Lake, table: Table, state: LogState) -> Finding:
     return Finding(minutes < limits.warn_minutes, metadata, severity)
 
 
+def entities_match(lake: Lake, table: Table, state: LogState) -> Finding:
+    """Every published item is of one of the entities that the settings list."""
+    from cdc_pipeline.lake.entity_tables import count_unmatched
+
+    found = count_unmatched(lake, table)
+    if found is None:
+        return Finding(True, {"note": "nothing has been published yet"})
+    unmatched, counts = found
+    rows = [(name, str(items)) for name, items in counts.items()]
+    metadata: dict[str, Any] = {
+        "items_of_none": unmatched,
+        "entities": grid(("entity", "items"), rows),
+    }
+    if unmatched:
+        metadata["fix"] = (
+            "list what they are under the table's `entities` in the settings; until then they are "
+            "in current_state only"
+        )
+    return Finding(not unmatched, metadata, dg.AssetCheckSeverity.WARN)
+
+
 def _counts(values: dict[str, int]) -> str:
     return ", ".join(f"{tag} {count}" for tag, count in values.items())
 
@@ -244,12 +265,17 @@ STATE_CHECKS: dict[str, Callable[[Lake, Table, LogState], Finding]] = {
     "columns_for_all_attributes": columns_for_all,
     "fresh": fresh,
 }
-"""The checks of current_state."""
+"""The checks of every table's current_state."""
 
 
 def checks_of(table: Table) -> dict[str, Callable[[Lake, Table, LogState], Finding]]:
     """The checks of a table's raw_stream, by name."""
     return {**CHECKS, "deletes_landed": deletes} if table.transport == FIREHOSE else CHECKS
+
+
+def state_checks_of(table: Table) -> dict[str, Callable[[Lake, Table, LogState], Finding]]:
+    """The checks of a table's current_state, by name."""
+    return {**STATE_CHECKS, "entities_match": entities_match} if table.entities else STATE_CHECKS
 
 
 def build_checks(table: Table) -> list[dg.AssetChecksDefinition]:
@@ -258,7 +284,7 @@ def build_checks(table: Table) -> list[dg.AssetChecksDefinition]:
     return [
         *checks,
         _check(table, "cdc", "unbroken_chain", chain),
-        *(_check(table, CURRENT_STATE, name, find) for name, find in STATE_CHECKS.items()),
+        *(_check(table, CURRENT_STATE, name, f) for name, f in state_checks_of(table).items()),
     ]
 
 
@@ -296,7 +322,7 @@ def state_checks(lake: Lake, table: Table) -> Iterator[dg.AssetCheckEvaluation]:
     answer hides the answer before it.
     """
     state = lake.log(table).load()
-    for name, find in STATE_CHECKS.items():
+    for name, find in state_checks_of(table).items():
         yield evaluation(table, CURRENT_STATE, name, find(lake, table, state))
 
 

@@ -165,12 +165,13 @@ class _Look:
             yield from self._at_aggregate(aggregate)
 
     def _at(self, table: Table) -> Iterator[_Wanted]:
+        from cdc_pipeline.lake.entity_notes import split_mark
         from cdc_pipeline.lake.staleness import content_mark
 
         name = table.safe_name
         try:
             state = self.staleness.load(table)
-            content = content_mark(state)
+            content = content_mark(state) + split_mark(table)
             # Each day once more, whatever happened elsewhere than in the log.
             mark = f"{self.today} {content}"
             if self.memory.settled.get(name) == mark:
@@ -190,7 +191,8 @@ class _Look:
 
     def _runs(self, table: Table, stale: "dict[str, Stale]", content: str) -> Iterator[_Wanted]:
         keys = {asset: f"{table.safe_name}/{asset}" for asset in stale}
-        for asset in ("pitr_export", "current_state"):
+        entities = (rule.name for rule in table.entities)
+        for asset in ("pitr_export", "current_state", *entities):
             if asset in stale and self._may_ask(keys[asset], content):
                 yield _Wanted((keys[asset],))
         # What is made of a day of cdc is made in the same run.

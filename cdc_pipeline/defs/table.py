@@ -10,6 +10,7 @@ from cdc_pipeline.core.names import TablePaths
 from cdc_pipeline.defs.capture import land_days
 from cdc_pipeline.defs.checks import build_checks, state_checks
 from cdc_pipeline.defs.downstream import is_automatic
+from cdc_pipeline.defs.entities import build_entity_assets
 from cdc_pipeline.defs.failures import readable_failures
 from cdc_pipeline.defs.metadata import (
     column_changes,
@@ -38,6 +39,7 @@ def build_table_defs(table: Table, settings: Settings) -> dg.Definitions:
     ]
     if table.ttl_archive:
         assets.append(_ttl_archive(table, settings))
+    assets += build_entity_assets(table, settings)
     return dg.Definitions(
         assets=assets,
         asset_checks=build_checks(table),

@@ -25,6 +25,7 @@ from cdc_pipeline.lake.duck import (
     open_duckdb,
     table_relation,
 )
+from cdc_pipeline.lake.entities import create_entity_views, not_published, refuse_entity_views
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.masked import OtherRulesError, refusing_view, require_rules_of_aggregate
 from cdc_pipeline.lake.merge import merged_relation
@@ -86,7 +87,9 @@ def _create_schema(connection: duckdb.DuckDBPyConnection, lake: Lake, table: Tab
     baseline = state.baselines.get(base.generation) if base else state.staged
     if baseline is not None:
         _create_pitr_export(connection, lake, table, schema, baseline)
-    if base is not None:
+    if base is None:
+        refuse_entity_views(connection, table, not_published(table))
+    else:
         delta = state.delta(generation=base.generation, after=base.after)
         view = f"{schema}.current_state"
         try:
@@ -95,9 +98,11 @@ def _create_schema(connection: duckdb.DuckDBPyConnection, lake: Lake, table: Tab
             files = files_relation(connection, data_files(base.table), typed_schema([]))
             shown = named(connection, "current_state", files)
             refusing_view(connection, view, f"({shown})", error)
+            refuse_entity_views(connection, table, error)
         else:
             shown = named(connection, "current_state", f"({merged})")
             connection.execute(f"CREATE VIEW {view} AS {shown}")
+            create_entity_views(connection, lake, table, base.table)
 
 
 def _create_past_schema(
@@ -122,6 +127,7 @@ def _create_past_schema(
         write_state(scratch, lake, table, state, found, items)
     shown = named(connection, "current_state", f"read_parquet({literal(str(items))})")
     connection.execute(f"CREATE VIEW {schema}.current_state AS {shown}")
+    create_entity_views(connection, lake, table)
 
 
 def _create_cdc(

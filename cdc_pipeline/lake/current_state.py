@@ -28,6 +28,7 @@ from cdc_pipeline.core.masking import Masking
 from cdc_pipeline.core.order import generation_prefix
 from cdc_pipeline.lake.contract import pinned_types, require_contract
 from cdc_pipeline.lake.duck import arrow_batches, files_relation, literal, open_duckdb
+from cdc_pipeline.lake.entity_notes import note_entities
 from cdc_pipeline.lake.folding import (
     TOMBSTONE_SCHEMA,
     create_base,
@@ -251,6 +252,7 @@ def publish_current_state(lake: Lake, table: Table) -> PublishResult:
     else:
         columns, items, committed = before, base.items, advance_watermark(lake, base, state)
     seen = json.loads(table_property(committed, _SEEN) or "[]")
+    note_entities(lake, table, committed)
     return PublishResult(
         items=items,
         columns=columns,

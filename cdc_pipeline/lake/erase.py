@@ -32,6 +32,7 @@ from cdc_pipeline.lake.baselines import TAG, tag_baselines
 from cdc_pipeline.lake.cdc import ROWS
 from cdc_pipeline.lake.compaction import remove_replaced
 from cdc_pipeline.lake.elsewhere import NamedFiles
+from cdc_pipeline.lake.entity_tables import entity_tables
 from cdc_pipeline.lake.holding import count_held, is_parquet, without_lines, without_rows
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.landing import count_reasons, rewrite_object
@@ -49,7 +50,10 @@ KEY_COLUMNS = {
     "ttl_archive": "keys",
     "snapshot": "_key",
 }
-"""The Iceberg tables of a DynamoDB table, and the column of each that holds items' keys."""
+"""The Iceberg tables of a DynamoDB table, and the column of each that holds items' keys.
+
+Tables of entities come with them: `key_columns`.
+"""
 
 _READERS = 8
 _ATTEMPTS = 5
@@ -57,6 +61,11 @@ _TEMPORARY_SECONDS = 60
 """A file of a local lake has its name sooner than that, or its writer was killed."""
 
 _T = TypeVar("_T")
+
+
+def key_columns(lake: Lake, table: Table) -> dict[str, str]:
+    """`KEY_COLUMNS` with the tables of the table's entities."""
+    return KEY_COLUMNS | dict.fromkeys(entity_tables(lake, table), "_key")
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,7 @@ class Holding:
 def lake_places(lake: Lake, table: Table) -> list[Place]:
     """Every prefix of the lake under which something of the table's items can lie."""
     paths, store = lake.paths(table), lake.store
-    names = {kind: f"{table.safe_name}_{kind}" for kind in KEY_COLUMNS}
+    names = {kind: f"{table.safe_name}_{kind}" for kind in key_columns(lake, table)}
     names |= {f"aggregates.{a.name}": a.table for a in _aggregates(lake, table)}
     iceberg = [place for kind, name in names.items() for place in _table_places(lake, kind, name)]
     return [
@@ -243,7 +252,7 @@ def erase_iceberg(lake: Lake, table: Table, kind: str, trace: ItemTrace) -> Remo
     rows, kept = 0, set()
     if kind == "snapshot":
         rows, kept = _erase_baselines(lake, table, trace)
-    rows += _at_last(partial(_remove_rows, lake, name, KEY_COLUMNS[kind], trace))
+    rows += _at_last(partial(_remove_rows, lake, name, key_columns(lake, table)[kind], trace))
     return Removed(kind, _forget_versions(lake, name, files, kept), rows)
 
 

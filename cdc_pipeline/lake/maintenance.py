@@ -10,6 +10,7 @@ from cdc_pipeline.core.names import is_landing_name
 from cdc_pipeline.lake.baselines import kept_baselines, tag_baselines
 from cdc_pipeline.lake.compaction import Compaction, compact_landing, remove_replaced
 from cdc_pipeline.lake.current_state import published_base
+from cdc_pipeline.lake.entity_tables import entity_tables
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.store import TEMPORARY
 from cdc_pipeline.lake.tables import (
@@ -59,7 +60,7 @@ def maintain_table(lake: Lake, table: Table) -> Upkeep:
     with suppress(CommitConflictError):  # the next maintenance will do
         tag_baselines(lake, table)
     baselines = {baseline.snapshot_id for baseline in kept_baselines(log.load())}
-    for kind in _OF_A_TABLE:
+    for kind in (*_OF_A_TABLE, *entity_tables(lake, table)):
         _maintain_iceberg(lake, f"{table.safe_name}_{kind}", baselines, done)
     return done
 

@@ -7,6 +7,7 @@ its log entry, a heal, a command. The rules, one per derived table:
   heal's rows by the rules of an older version, or lacks what a baseline of that day shows;
 - a day of `ttl_archive` is made of another version of that day of `cdc` than there is;
 - `current_state` lacks what landed behind its watermark, up to an open gap, or a newer baseline;
+- a table of an entity is made of another version of `current_state`, or by other rules;
 - an aggregate, or a day of one, keeps what it was made of (`inputs`), and that has changed since.
 """
 
@@ -27,6 +28,8 @@ from cdc_pipeline.lake.current_state import (
     next_base,
     published_base,
 )
+from cdc_pipeline.lake.entity_notes import are_current, entity_mark, read_notes
+from cdc_pipeline.lake.entity_tables import stale_entities
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.masked import PUBLISHED
 from cdc_pipeline.lake.rebased import days_to_compare
@@ -123,8 +126,14 @@ class Staleness:
             newest = state.staged.generation if state.staged else 0
             self._waiting[name] = behind or newest > base.generation
             self._complete_us[name] = int(table_property(base.table, "watermark_us") or 0)
-        if behind and is_worth_folding(self.lake, table):
+        published = self._iceberg(f"{name}_current_state") if table.entities else None
+        if (behind and is_worth_folding(self.lake, table)) or (
+            published is not None
+            and not are_current(read_notes(self.lake, table), table, published)
+        ):
             yield Stale("current_state")
+        elif published is not None:
+            yield from map(Stale, stale_entities(self.lake, table, published))
 
     def is_waiting(self, table: Table) -> bool:
         """Whether something landed that is not worth a fold yet, or cannot be published yet."""
@@ -195,6 +204,9 @@ class Staleness:
         if view == "pitr_export":
             staged = self._state(schema).staged
             return name, str(staged.generation) if staged else None
+        if mark := entity_mark(self.lake.settings, schema, view):
+            built = self._iceberg(f"{schema}_current_state")
+            return name, f"{_snapshot(built)} {mark}" if built else None
         built = self._iceberg(f"{schema}_{_BY_DAY.get(view, view)}")
         if day is not None and view in _BY_DAY:
             return f"{name}@", str(_watermarks(built).get(day, 0)) if built else None

@@ -15,6 +15,7 @@ from cdc_pipeline.core.errors import SettingsError
 from cdc_pipeline.lake.connection import connect_lake
 from cdc_pipeline.lake.current_state import published_base
 from cdc_pipeline.lake.duck import arrow_table, files_relation, identifier, literal
+from cdc_pipeline.lake.entities import entities_in_script
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.masked import OtherRulesError, masking_of, published_rules, require_rules
 from cdc_pipeline.lake.merge import delta_tables
@@ -48,6 +49,7 @@ def view_script(lake: Lake, names: Sequence[str] = ()) -> Iterator[str]:
             elif _has_delta(connection, table):
                 for part in delta_tables(table):
                     yield from _rows_as_table(connection, table, part)
+            yield from entities_in_script(connection, lake, table)
             yield from _views(connection, table.safe_name)
         if _with_aggregates(names):
             yield f"\nCREATE SCHEMA IF NOT EXISTS {AGGREGATES};\n"
