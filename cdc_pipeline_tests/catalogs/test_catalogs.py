@@ -240,12 +240,13 @@ def _erase(built: LakeBuilder, name: str, places_tables: bool) -> None:
     trace = ItemTrace(key, key)
     holding = {found.place for found in find_item(lake_places(lake, table), trace)}
     assert {"current_state", "snapshot"} <= holding
+    others = [*(lake.settings.lake_folder.parent / "elsewhere").rglob("*.parquet")]
+    assert lake.settings.is_s3 or bool(others) is not places_tables
     erase_state_rows(lake, table, trace)
     erase_landed(lake.log(table), trace)
     for kind in KEY_COLUMNS:
-        gone = erase_iceberg(lake, table, kind, trace)
-        if not places_tables:
-            assert gone.files == 0  # they are not ours to remove
+        erase_iceberg(lake, table, kind, trace)
+    assert all(path.exists() for path in others)  # they are not ours to remove
     assert find_item(lake_places(lake, table), trace) == []
     left = {row["_key"] for row in plain_view(lake, _STATE)}
     assert left == built.items().keys() - {key}
