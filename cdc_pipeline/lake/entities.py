@@ -32,6 +32,7 @@ from cdc_pipeline.lake.masked import (
     require_rules,
 )
 from cdc_pipeline.lake.merge import delta_tables
+from cdc_pipeline.lake.named_views import named
 from cdc_pipeline.settings import Table
 from cdc_pipeline.transform.entities import cell_fields, count_entities, is_of, shred_cells
 from cdc_pipeline.transform.shred import merge_stats, typed_schema
@@ -157,12 +158,14 @@ def _create_view(
     connection.create_function(f"{name}.is", belongs, text, "BOOLEAN", type=_ARROW)  # type: ignore[arg-type]
     connection.create_function(f"{name}.cells", typed, text, kind, type=_ARROW)
     cells = ", ".join(f"cells.{identifier(f.name)} AS {identifier(f.name)}" for f in fields)
-    connection.execute(
-        f"CREATE VIEW {_view(table, entity)} AS SELECT {_SYSTEM}, {cells} FROM ("
+    rows = (
+        f"(SELECT {_SYSTEM}, {cells} FROM ("
         f"SELECT {_SYSTEM}, {identifier(f'{name}.cells')}(_item) AS cells "
         f"FROM {identifier(table.safe_name)}.current_state "
-        f"WHERE {identifier(f'{name}.is')}(_item))"
+        f"WHERE {identifier(f'{name}.is')}(_item)))"
     )
+    shown = named(connection, "current_state", rows)
+    connection.execute(f"CREATE VIEW {_view(table, entity)} AS {shown}")
 
 
 def _close(connection: "weakref.ref[duckdb.DuckDBPyConnection]") -> None:

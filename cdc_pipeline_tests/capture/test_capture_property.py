@@ -41,9 +41,8 @@ from cdc_pipeline_tests.simulators.streams_model import Record, StreamsModel
 from cdc_pipeline_tests.simulators.streams_server import StreamsSimulator
 from cdc_pipeline_tests.simulators.streams_service import StreamsService
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
 LONG = int(os.environ.get("CDC_PIPELINE_STORIES", "0"))
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(0 if LONG else 900)]
 HOUR = 3600
 PATHS = TablePaths("cdc", "orders")
 LAG = 300
@@ -592,7 +591,7 @@ FOUND: dict[str, list[Step]] = {
 
 
 @settings(
-    max_examples=LONG or 350,
+    max_examples=LONG or 200,
     derandomize=not LONG,
     print_blob=True,
     report_multiple_bugs=False,

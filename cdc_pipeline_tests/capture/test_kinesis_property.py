@@ -63,7 +63,7 @@ from cdc_pipeline_tests.simulators.kinesis_model import Change, KinesisModel
 from cdc_pipeline_tests.simulators.kinesis_server import KinesisSimulator
 from cdc_pipeline_tests.simulators.kinesis_service import KinesisService
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(0 if LONG else 900)]
 
 LATE = 20
 """Seconds that DynamoDB takes at most to replicate what it replicates."""
@@ -638,7 +638,7 @@ FOUND: dict[str, list[Step]] = {
 
 
 @settings(
-    max_examples=LONG or 250,
+    max_examples=LONG or 150,
     derandomize=not LONG,
     print_blob=True,
     report_multiple_bugs=False,

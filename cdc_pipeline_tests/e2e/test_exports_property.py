@@ -19,7 +19,7 @@ from cdc_pipeline_tests.capture.test_capture_property import HOUR, LONG, Behavio
 from cdc_pipeline_tests.e2e.exports_story import ExportsWorld, ReusedExports
 from cdc_pipeline_tests.simulators.clients import session, use
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(0 if LONG else 900)]
 
 DAY = 24 * HOUR
 
