@@ -47,6 +47,13 @@ class Trino:
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
         """The rows of a statement as Python values, times as UTC without a zone."""
+        return self._run(sql)[0]
+
+    def splits(self, sql: str) -> int:
+        """Into how many parts Trino divided a statement: one for each small file, and its own."""
+        return self._run(sql)[1]["totalSplits"]
+
+    def _run(self, sql: str) -> tuple[list[tuple[Any, ...]], dict[str, Any]]:
         request = urllib.request.Request(
             f"{self.base_url}/v1/statement",
             data=sql.encode(),
@@ -64,7 +71,7 @@ class Trino:
             if "nextUri" not in page:
                 break
             page = json.load(opener.open(page["nextUri"]))
-        return [tuple(map(_value, row, kinds)) for row in found]
+        return [tuple(map(_value, row, kinds)) for row in found], page["stats"]
 
 
 def _value(told: Any, kind: str) -> Any:

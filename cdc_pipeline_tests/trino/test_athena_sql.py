@@ -19,7 +19,8 @@ from cdc_pipeline.core.columns import Column
 from cdc_pipeline.core.view_names import STORED_NAMES
 from cdc_pipeline.lake.athena import catalogued
 from cdc_pipeline.lake.connection import connect_lake
-from cdc_pipeline.lake.glue import registered_days, repair
+from cdc_pipeline.lake.glue import registered_days
+from cdc_pipeline.lake.tables import data_files, repair
 from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline.sandbox.traffic import create_tables, seed
 from cdc_pipeline.transform.athena import Statement, athena_statements
@@ -267,3 +268,22 @@ def test_projected_partitions_need_no_registering(filled: Filled) -> None:
     assert str(repair(lake, table)) == "table outdated"
     assert registered_days(lake, table) == []
     assert filled.trino.rows(counts.format("projected")) == before
+
+
+def test_trino_opens_one_file_for_one_key(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All keys begin with the 16 characters that Iceberg keeps of a bound by default."""
+    monkeypatch.setattr("cdc_pipeline.lake.append._FILE_BYTES", 1)
+    monkeypatch.setattr("cdc_pipeline.lake.append.ROW_GROUP_ROWS", 10)
+    world = filled.world
+    world.dynamodb.put_item(TableName="orders", Item={**_KEY, "new": {"S": "x"}})
+    world.capture("orders")
+    world.publish("orders")
+    table = world.lake().tables.load("orders_current_state")
+    assert table is not None
+    files = len(data_files(table))
+    assert files > 3
+    (key,) = filled.in_duckdb("SELECT min(_key) FROM orders.current_state")[0]
+    every = 'SELECT count(_key) FROM iceberg."cdc"."orders_current_state"'
+    one = f"{every} WHERE _key = '{key}'"
+    assert filled.trino.rows(one) == [(1,)]
+    assert filled.trino.splits(every) - filled.trino.splits(one) == files - 1
