@@ -19,8 +19,8 @@ from cdc_pipeline.core.columns import Column
 from cdc_pipeline.core.view_names import STORED_NAMES
 from cdc_pipeline.lake.athena import catalogued
 from cdc_pipeline.lake.connection import connect_lake
-from cdc_pipeline.lake.glue import registered_days
-from cdc_pipeline.lake.tables import data_files, repair
+from cdc_pipeline.lake.glue import registered_days, repair
+from cdc_pipeline.lake.tables import data_files
 from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline.sandbox.traffic import create_tables, seed
 from cdc_pipeline.transform.athena import Statement, athena_statements
