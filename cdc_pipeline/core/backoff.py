@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 FIRST_SECONDS = 60
 LONGEST_SECONDS = 3600
-KILLS_FORGIVEN = 4
+KILLS_FORGIVEN = 10
 """Runs that end without a word (killed, out of memory) say nothing of what they were about, so as
 many are started again at once. More of them in a row count as failures."""
 
