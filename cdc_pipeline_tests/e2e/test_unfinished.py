@@ -464,7 +464,7 @@ def _settle(world: World) -> None:
 
 
 ALL = "CDC_PIPELINE_STORIES" in os.environ
-"""Every change in every state, half an hour of them (`make test-nightly`); else each change once."""
+"""Every change in every state takes half an hour (`make test-nightly`); else each change once."""
 CELLS = [
     pytest.param(left, change, id=f"{left.__name__}-{change.__name__}")
     for row, left in enumerate(STATES)
