@@ -44,6 +44,14 @@ def _exactly(text: str) -> str:
     return f"//*[not(*) and normalize-space()='{text}']"
 
 
+def _named(asset: str) -> str:
+    """The name of an asset in the graph, where Dagster may leave out the middle of a long one."""
+    text = "normalize-space()"
+    ends = f"substring({text}, string-length({text}) - 4) = '{asset[-5:]}'"
+    short = f"contains(., '…') and starts-with({text}, '{asset[:5]}') and {ends}"
+    return f"//*[not(*) and ({text}='{asset}' or ({short}))]"
+
+
 @pytest.fixture
 def stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
     with running_stack(tmp_path, monkeypatch) as stack:
@@ -83,7 +91,7 @@ def _see_every_asset(browser: Browser) -> None:
     _see_every_group(browser)
     browser.press_alt("e")
     for asset in _ASSETS:
-        browser.see(_GRAPH + _exactly(asset))
+        browser.see(_GRAPH + _named(asset))
     for zoomed in range(3):
         browser.click("//button[.//*[@aria-label='zoom_out']]")
         if not zoomed:  # the graph is higher than the window; much smaller, it shows no states
