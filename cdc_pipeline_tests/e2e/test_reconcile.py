@@ -253,6 +253,11 @@ def _lose_in_the_lake(world: World, pk: str) -> None:
     table = pq.read_table(path)
     rows = [row for row in table.to_pylist() if f'"{pk}"' not in row["_key"]]
     pq.write_table(pa.Table.from_pylist(rows, table.schema), path)
+    # Else the next fold counts its base, and refuses it.
+    tables = world.lake().tables
+    published = tables.load(f"{NAME}_current_state")
+    assert published is not None
+    tables.set_properties(published, {"items": str(len(rows))})
 
 
 def test_each_kind_of_difference(filled: World) -> None:

@@ -108,7 +108,7 @@ def _view(built: LakeBuilder, view: str) -> pa.Table:
 def test_spark_reads_the_data_files(view: str, orders: LakeBuilder, spark: Spark) -> None:
     found = spark.result(spark.session.read.parquet(*_files(orders, view)))
     assert found.num_rows > 40
-    assert_same(_view(orders, view), found)
+    assert_same(_view(orders, view).select(found.column_names), found)
 
 
 @pytest.mark.parametrize("view", ["current_state", "cdc"])
@@ -116,7 +116,8 @@ def test_spark_reads_the_iceberg_table(view: str, orders: LakeBuilder, iceberg: 
     table = orders.lake.tables.load(f"orders_{view}")
     assert table is not None
     loaded = iceberg.session.read.format("iceberg").load(table.metadata_location)
-    assert_same(_view(orders, view), iceberg.result(loaded))
+    found = iceberg.result(loaded)
+    assert_same(_view(orders, view).select(found.column_names), found)
 
 
 def test_the_view_is_the_reference_fold(orders: LakeBuilder, spark: Spark) -> None:
