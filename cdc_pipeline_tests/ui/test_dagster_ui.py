@@ -109,7 +109,8 @@ def _materialize(browser: Browser, asset: str) -> int:
     browser.see(_exactly("Latest materialization") + "/.." + _SUCCESS, seconds=_RUN_SECONDS)
     # An open page shows that a run has ended, but not yet its numbers.
     browser.open(f"/assets/orders/{asset}")
-    shown = browser.see(_exactly("Row count") + "/..//*[not(*) and number() = number()]")
+    numbers = _exactly("Row count") + "/..//*[not(*) and number() = number()]"
+    shown = browser.see(numbers, seconds=_RUN_SECONDS)
     return int(shown.text)
 
 
