@@ -113,10 +113,6 @@ class CaptureLog:
         """The writer's clock in µs since the epoch."""
         return int(self.clock() * 1_000_000)
 
-    def surely_past_us(self) -> int:
-        """A time that has come by AWS's clock, however wrong ours is: everything older is past."""
-        return self.now_us() - self.margin_us
-
     def not_yet_us(self) -> int:
         """A time that has not come by AWS's clock: what has been written by now is older."""
         return self.now_us() + self.margin_us
