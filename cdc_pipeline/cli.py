@@ -354,7 +354,7 @@ def settings_schema() -> None:
 
 _transport = click.option(
     "--transport",
-    type=click.Choice(["dynamodb_streams", "kinesis", "firehose"]),
+    type=click.Choice(["dynamodb_streams", "kinesis", "firehose", "kinesis_channel"]),
     default="dynamodb_streams",
     show_default=True,
     help="The road that changes take to the lake.",

@@ -137,7 +137,7 @@ class Kinesis(_Strict):
         5,
         ge=0,
         le=60,
-        description="how late CloudWatch's count of records that were not replicated is complete",
+        description="how late CloudWatch's metrics of the way to S3 or Kinesis are complete",
     )
 
 
@@ -180,7 +180,40 @@ class Firehose(_Strict):
     lag_minutes: float = Field(
         20,
         ge=0,
-        description="longest time from a write to its object: Firehose's buffer and a margin",
+        description="longest time from a write to its object: Firehose's buffer and a margin; "
+        "counts where `delivery_stream` is not named or its metrics say nothing",
+    )
+    delivery_stream: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")] | None = Field(
+        None,
+        description="name of the Firehose stream, whose metrics then say up to when all has been "
+        "delivered",
+    )
+
+
+class KinesisChannel(_Strict):
+    """The Kinesis channel that writes a table's changes to S3, and how its objects are found."""
+
+    channel: (
+        Annotated[str, Field(pattern=r"^(arn:aws\S+:channel/\S+|[a-zA-Z0-9_.-]{1,128})$")] | None
+    ) = Field(
+        None,
+        description="name or ARN; default: the one that writes the table's Kinesis stream to S3",
+    )
+    interval_seconds: int = Field(
+        300, ge=5, description="all folders that may get objects are listed this often"
+    )
+    window_days: int = Field(
+        3, ge=2, le=60, description="how long after its day a folder may get objects"
+    )
+    lag_minutes: float = Field(
+        30,
+        ge=0,
+        description="longest time from a write to its object, the channel's freshness and a margin; "
+        "counts where `measured` is off or the metrics say nothing",
+    )
+    measured: bool = Field(
+        True,
+        description="CloudWatch's metrics of the channel say up to when all has been delivered",
     )
 
 
@@ -266,12 +299,13 @@ class Table(_Strict):
     """One DynamoDB table to keep a copy of."""
 
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{3,255}$")]
-    transport: Literal["dynamodb_streams", "kinesis", "firehose"] = Field(
+    transport: Literal["dynamodb_streams", "kinesis", "firehose", "kinesis_channel"] = Field(
         "dynamodb_streams", description="how changes come to the lake"
     )
     kinesis: Kinesis = Kinesis()  # type: ignore[call-arg]
     owner: Owner | None = Field(None, description="e-mail address or team:name")
     firehose: Firehose | None = Field(None, description="needed with transport firehose")
+    kinesis_channel: KinesisChannel = KinesisChannel()  # type: ignore[call-arg]
     group: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")] | None = Field(
         None, description="Dagster asset group; default: the table's safe name"
     )

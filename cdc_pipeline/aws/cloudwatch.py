@@ -1,11 +1,14 @@
-"""CloudWatch: what DynamoDB counts and says nowhere else."""
+"""CloudWatch: what AWS counts and measures of a table's changes, and says nowhere else."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from cdc_pipeline.aws.session import AwsSession, aws_errors
 
 _MOST_POINTS = 1440  # of one answer
 _MINUTE_US = 60_000_000
+_GRANT = "grant the role cloudwatch:GetMetricStatistics"
+_REPLICATION = {"DelegatedOperation": "PutRecord"}
 
 
 def failed_to_replicate(aws: AwsSession, table: str, from_us: int, to_us: int) -> int:
@@ -16,21 +19,93 @@ def failed_to_replicate(aws: AwsSession, table: str, from_us: int, to_us: int) -
     minutes = -(-(to_us - from_us) // _MINUTE_US)
     # CloudWatch keeps minutes for 15 days only, hours for more than a year.
     period = 60 if minutes <= _MOST_POINTS else 3600 * -(-minutes // (60 * _MOST_POINTS))
+    where = {"TableName": table, **_REPLICATION}
+    name = "FailedToReplicateRecordCount"
+    found = _points(aws, "AWS/DynamoDB", name, where, (from_us, to_us), "Sum", period)
+    return round(sum(found.values()))
+
+
+def replication_ages(aws: AwsSession, table: str, from_us: int, to_us: int) -> dict[int, int]:
+    """The age of DynamoDB's oldest change that is not in Kinesis yet; by minute, all in µs.
+
+    `AgeOfOldestUnreplicatedRecord` of AWS/DynamoDB in milliseconds, dimensions TableName and
+    DelegatedOperation; a point is of five minutes (DynamoDB guide, "metrics and dimensions").
+    Minutes without a point are left out, here and below. Raises `SourceError`.
+    """
+    where = {"TableName": table, **_REPLICATION}
+    name = "AgeOfOldestUnreplicatedRecord"
+    found = _points(aws, "AWS/DynamoDB", name, where, (from_us, to_us), "Maximum")
+    return {minute: round(age * 1000) for minute, age in found.items()}
+
+
+def firehose_ages(
+    aws: AwsSession, stream: str, from_us: int, to_us: int
+) -> tuple[dict[int, int], dict[int, int]]:
+    """How old Firehose's oldest record is, and how far it is behind its Kinesis stream.
+
+    `DeliveryToS3.DataFreshness` of AWS/Firehose in seconds, counted from a record's arrival in
+    Firehose, and `KinesisMillisBehindLatest`, dimension DeliveryStreamName of both (Firehose guide,
+    "Monitor with CloudWatch metrics"). By minute, all in µs. Raises `SourceError`.
+    """
+    where, time = {"DeliveryStreamName": stream}, (from_us, to_us)
+    age = _points(aws, "AWS/Firehose", "DeliveryToS3.DataFreshness", where, time, "Maximum")
+    behind = _points(aws, "AWS/Firehose", "KinesisMillisBehindLatest", where, time, "Maximum")
+    return (
+        {minute: round(seconds * 1_000_000) for minute, seconds in age.items()},
+        {minute: round(millis * 1000) for minute, millis in behind.items()},
+    )
+
+
+def channel_ages(
+    aws: AwsSession, where: Mapping[str, str], from_us: int, to_us: int
+) -> dict[int, int]:
+    """The age of the oldest record that a Kinesis channel has not delivered; by minute, in µs.
+
+    `DeliveryToS3.DataFreshness` of AWS/Kinesis in seconds (Kinesis guide, "Monitoring data
+    delivery"). `where`: StreamName, ChannelName and ChannelId, all three. Raises `SourceError`.
+    """
+    name = "DeliveryToS3.DataFreshness"
+    found = _points(aws, "AWS/Kinesis", name, where, (from_us, to_us), "Maximum")
+    return {minute: round(seconds * 1_000_000) for minute, seconds in found.items()}
+
+
+def channel_counts(
+    aws: AwsSession, where: Mapping[str, str], metric: str, from_us: int, to_us: int
+) -> dict[int, int]:
+    """Records that a channel counted by minute (µs), of a day at most.
+
+    `metric`: `SuccessfulRecordCount` or `FailedRecordCount`, of `DeliveryToS3`. `where`: as of
+    `channel_ages`. Raises `SourceError`.
+    """
+    name = f"DeliveryToS3.{metric}"
+    found = _points(aws, "AWS/Kinesis", name, where, (from_us, to_us), "Sum")
+    return {minute: round(count) for minute, count in found.items()}
+
+
+def _points(
+    aws: AwsSession,
+    namespace: str,
+    name: str,
+    where: Mapping[str, str],
+    time: tuple[int, int],
+    statistic: str,
+    period: int = 60,
+) -> dict[int, float]:
     with aws_errors(
-        f"metric FailedToReplicateRecordCount of table {table}",
-        AccessDenied="grant the role cloudwatch:GetMetricStatistics",
-        AccessDeniedException="grant the role cloudwatch:GetMetricStatistics",
+        f"metric {name} of {', '.join(where.values())}",
+        AccessDenied=_GRANT,
+        AccessDeniedException=_GRANT,
     ):
         answer = aws.client("cloudwatch").get_metric_statistics(
-            Namespace="AWS/DynamoDB",
-            MetricName="FailedToReplicateRecordCount",
-            Dimensions=[
-                {"Name": "TableName", "Value": table},
-                {"Name": "DelegatedOperation", "Value": "PutRecord"},
-            ],
-            StartTime=datetime.fromtimestamp(from_us / 1_000_000, UTC),
-            EndTime=datetime.fromtimestamp(to_us / 1_000_000, UTC),
+            Namespace=namespace,
+            MetricName=name,
+            Dimensions=[{"Name": key, "Value": value} for key, value in where.items()],
+            StartTime=datetime.fromtimestamp(time[0] / 1_000_000, UTC),
+            EndTime=datetime.fromtimestamp(time[1] / 1_000_000, UTC),
             Period=period,
-            Statistics=["Sum"],
+            Statistics=[statistic],
         )
-    return round(sum(point["Sum"] for point in answer.get("Datapoints", ())))
+    return {
+        round(point["Timestamp"].timestamp()) * 1_000_000: point[statistic]
+        for point in answer.get("Datapoints", ())
+    }

@@ -1,6 +1,9 @@
 """Kinesis Data Streams that DynamoDB writes to: shard listings, iterators, destinations."""
 
+import time
 from typing import Any
+
+import msgspec
 
 from cdc_pipeline.aws.session import AwsSession, aws_errors, code_behind
 from cdc_pipeline.aws.shards import ShardClient, StreamDescription
@@ -10,6 +13,16 @@ from cdc_pipeline.core.lineage import Shard
 WRITTEN_TO = {"ACTIVE", "UPDATING"}
 """States of a stream, and of a destination, in which DynamoDB writes to it."""
 _VIEW = "NEW_AND_OLD_IMAGES"  # Kinesis always gets both
+MOST_RETENTION_US = 365 * 24 * 3_600_000_000
+_MOST_PAGES = 1000
+_PAUSE_SECONDS = 0.2  # 5 reads a second and shard
+
+
+class _Numbered(msgspec.Struct):
+    SequenceNumber: str
+
+
+_numbered = msgspec.json.Decoder(_Numbered).decode
 
 
 class KinesisStreams(ShardClient):
@@ -87,6 +100,45 @@ class KinesisStreams(ShardClient):
             ShardId=shard_id,
             **place,
         )[part]
+
+    def record_at(
+        self, arn: str, shard_id: str, sequence_number: str
+    ) -> tuple[msgspec.Raw | None, int]:
+        """One record by its sequence number, None if it has expired, and the stream's retention.
+
+        Kinesis does not say so when a record has expired: it goes on with the oldest one left,
+        and pages may be empty before a record. Raises `ShardGoneError`, `SourceError`.
+        """
+        retention_us = self._summary(arn)["RetentionPeriodHours"] * 3_600_000_000
+        part = "ShardIterator"
+        try:
+            iterator: str | None = self._call(
+                "get_shard_iterator",
+                f"shard {shard_id}",
+                part,
+                StreamARN=arn,
+                ShardId=shard_id,
+                ShardIteratorType="AT_SEQUENCE_NUMBER",
+                StartingSequenceNumber=sequence_number,
+            )[part]
+        except SourceError as error:
+            # A number that is not the shard's: that of a stream made anew, or no number at all.
+            if code_behind(error) != "InvalidArgumentException":
+                raise
+            return None, retention_us
+        for _ in range(_MOST_PAGES):
+            if iterator is None:
+                return None, retention_us
+            page = self.read(iterator)
+            if page.records:
+                first = page.records[0]
+                found = _numbered(first).SequenceNumber == sequence_number
+                return first if found else None, retention_us
+            if not page.behind_ms:
+                return None, retention_us
+            iterator = page.next_iterator
+            time.sleep(_PAUSE_SECONDS)
+        raise SourceError(f"shard {shard_id}: {_MOST_PAGES} empty answers before a record")
 
 
 def destinations(aws: AwsSession, table: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ What the log covers and the lake holds is left alone. What is missing is added, 
 - The time before capture began is a gap, too, "before capture", healed in the same way as far back
   as recovery reaches. Its lines land in `PAST_GENERATION`, which is before every baseline, so `cdc`
   and `history` show them and no state does.
-- Where Firehose writes the changes, its folders of the day are listed first, and what the log lacks
+- Where AWS writes the changes to S3, the folders of the day are listed first, and what the log lacks
   is landed from there (`capture.files`).
 
 Each is one log entry: objects, gap, heal, and the objects replaced. So nothing is ever half done; a
@@ -66,7 +66,7 @@ from cdc_pipeline.core.attributes import to_json
 from cdc_pipeline.core.backfill_plan import DayPlan, Fill, plan_day, span_of
 from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.changes import Change
-from cdc_pipeline.core.envelope import FIREHOSE
+from cdc_pipeline.core.envelope import IN_FILES
 from cdc_pipeline.core.erasure import Suppressions
 from cdc_pipeline.core.errors import (
     CaptureConflictError,
@@ -139,7 +139,7 @@ class _Backfill:
         self.log: CaptureLog = lake.log(table)
         self.state: LogState = self.log.load()
         self.found = {day: BackfilledDay(day) for day in days}
-        if table.transport == FIREHOSE:
+        if table.transport in IN_FILES:
             self._take_files()
         self.lost = self._find_lost()
         self.plans: dict[date, DayPlan] = {}
@@ -169,7 +169,7 @@ class _Backfill:
             self.found[day].error = error
 
     def _take_files(self) -> None:
-        """What Firehose's folders of the days hold and the log lacks, however late it came."""
+        """What the folders of the days hold and the log lacks, however late it came."""
         for day, found in self.found.items():
             before = self._rows(day)
             capture_files(self.lake, self.table, capture_options(self.lake), day=day)
@@ -224,7 +224,7 @@ class _Backfill:
         """Plan the day and ask for its exports: all days' run at once (AWS allows 300)."""
         if self._is_left_to_files(day):
             self.found[day].notes.append(
-                "before capture began there is what Firehose's files hold, which nothing proves "
+                "before capture began there is what the delivered files hold, which nothing proves "
                 "to be whole"
             )
             begin_us, end_us = span_of(day)
@@ -251,9 +251,9 @@ class _Backfill:
         self.plans[day] = plan
 
     def _is_left_to_files(self, day: date) -> bool:
-        """A day from before capture that Firehose's files tell of is not bought as an export."""
+        """A day from before capture that delivered files tell of is not bought as an export."""
         return (
-            self.table.transport == FIREHOSE
+            self.table.transport in IN_FILES
             and not self.lost[day]
             and self._rows(day) > 0
             and day <= day_of(self.state.began_us)

@@ -86,6 +86,16 @@ def losses_gap(log: CaptureLog, state: LogState, from_us: int, looked_us: int, l
     return new_entry(replicated_us=looked_us, stream=stream, gap=gap)
 
 
+def undelivered_gap(log: CaptureLog, state: LogState, from_us: int) -> Entry:
+    """The entry for records that a channel gave up and nobody holds any more.
+
+    They were written at `from_us` at the earliest; the gap lasts until now, as `losses_gap` says.
+    """
+    assert state.stream is not None  # it was captured
+    gap = new_gap(log, state, "not delivered", (), from_us)
+    return new_entry(stream=replace(state.stream, generation=state.generation + 2), gap=gap)
+
+
 def vouched(state: LogState, listed_us: int, lag_us: int, margin_us: int = 0) -> dict[str, int]:
     """What a listing of the stream's shards proves: the log's `discovered_us`, if it moves.
 

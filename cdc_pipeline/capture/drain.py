@@ -20,7 +20,7 @@ from cdc_pipeline.capture.source import Source
 from cdc_pipeline.capture.switch import begin_cut, switch
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.coverage import clock_warning
-from cdc_pipeline.core.envelope import FIREHOSE
+from cdc_pipeline.core.envelope import FIREHOSE, IN_FILES
 from cdc_pipeline.core.errors import (
     CaptureConflictError,
     CdcPipelineError,
@@ -98,7 +98,7 @@ def capture_table(
         shards = partial(_Run, log, options=attempt.options, report=report, sleep=sleep)
 
         def run(source: Source) -> Run:
-            of_files = files if source.transport == FIREHOSE else None
+            of_files = files if source.transport in IN_FILES else None
             begun = of_files(source, attempt.options) if of_files else shards(source=source)
             attempt.results.append(begun.result)
             return begun

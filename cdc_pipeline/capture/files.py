@@ -1,13 +1,12 @@
-"""Capture of a table whose changes Firehose writes: new objects are read and landed as ours.
+"""Capture of a table whose changes AWS writes to S3: new objects are read and landed as ours.
 
-Firehose's objects lie by the day of arrival, in any order, with repeats; ours by the day of the
+Objects of Firehose and of Kinesis channels (`capture.file_source`) lie by the day of arrival, in any order, with repeats; ours by the day of the
 write, with the identities of their changes. Theirs stay as they are. An entry of the log says which
 of them it took; a large one lands in several entries, each telling how many records are done, so a
-run that was killed goes on in the middle. Objects of the folders that Firehose may still write to
-are looked at each time (`window_days`), and the log remembers no others.
+run that was killed goes on in the middle. Objects of the folders that may still get some are looked at each time (`window_days`), and the log remembers no others.
 
-Firehose tells no lag. The watermark is the time of a listing, all of which has landed, less the
-longest time that a change should take (`lag_minutes`).
+The watermark is the time of a listing, all of which has landed, less the time that a change takes:
+as AWS's metrics report it, or the longest that it should take (`lag_minutes`).
 """
 
 import time
@@ -21,21 +20,24 @@ from functools import cache
 from typing import Any, BinaryIO
 
 from cdc_pipeline.aws.table import describe_table
-from cdc_pipeline.capture.arrivals import Arrived, arrived_since, find_again, open_files, target_of
-from cdc_pipeline.capture.continuity import open_capture
-from cdc_pipeline.capture.delivery import Record, download, records
+from cdc_pipeline.capture.arrivals import Arrived, find_again, target_of
+from cdc_pipeline.capture.continuity import open_capture, undelivered_gap
+from cdc_pipeline.capture.delivery import Record, download
 from cdc_pipeline.capture.drain import CaptureFailedError, CaptureOptions
+from cdc_pipeline.capture.file_source import Lost
 from cdc_pipeline.capture.lander import Lander
+from cdc_pipeline.capture.losses import look_for_losses
 from cdc_pipeline.capture.overtaken import Attempt, until_not_overtaken
 from cdc_pipeline.capture.result import CaptureResult
 from cdc_pipeline.capture.source import Source
+from cdc_pipeline.capture.sources import open_source
 from cdc_pipeline.core.changes import Change
-from cdc_pipeline.core.errors import SourceError
+from cdc_pipeline.core.errors import ShardGoneError, SourceError
 from cdc_pipeline.core.log_parts import LandedObject, SourceFile
 from cdc_pipeline.core.names import day_of
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.landing import DAY_US
-from cdc_pipeline.settings import Firehose, Table
+from cdc_pipeline.settings import Table
 
 _PARALLEL = 8
 _GONE = "an object that was gone before it was read"
@@ -81,6 +83,7 @@ class _Batch:
     changes: list[Change] = field(default_factory=list)
     unreadable: list[tuple[str, bytes]] = field(default_factory=list)
     files: dict[str, SourceFile] = field(default_factory=dict)
+    lost: list[int] = field(default_factory=list)
     size: int = 0
 
 
@@ -102,7 +105,7 @@ def capture_files(
     """
 
     def attempt(attempt: Attempt) -> CaptureResult:
-        source = open_files(lake, table)
+        source = open_source(lake, table)
         run = FilesRun(lake, table, source, attempt.options, report, written)
         attempt.results.append(run.result)
         return run.run(day=day)
@@ -125,9 +128,8 @@ class FilesRun:
         report: Callable[[list[LandedObject]], None],
         written: Written = ANY_TIME,
     ) -> None:
-        assert table.firehose is not None  # the settings say so
         self.lake = lake
-        self.settings: Firehose = table.firehose
+        self.files = source.files
         self.options = options
         self.written = written
         self.source = source
@@ -141,7 +143,12 @@ class FilesRun:
         self.batch = _Batch()
 
     def run(self, *, opened: bool = False, day: date | None = None) -> CaptureResult:
-        """See `capture_files`; `opened`: the log follows Firehose's objects already."""
+        """See `capture_files`; `opened`: the log follows these objects already.
+
+        Raises `ShardGoneError` for those of a channel that is gone: nobody knows where they are.
+        """
+        if self.files is None:
+            raise ShardGoneError(f"{self.source.arn} is gone")
         if not opened:
             gap = open_capture(self.log, self.state, self.source)
             self.result.gaps += [gap] if gap else []
@@ -152,7 +159,12 @@ class FilesRun:
             self.known |= self._logged_since(day)
         wanted = self._wanted(day, listed_us)
         tried = self._take_all(wanted) and day is None
-        self._land(lambda: self._vouched(wanted, listed_us) if tried else {})
+        vouched = self._vouched(wanted, listed_us) if tried else {}
+        self._land(lambda: vouched)
+        if day is None:
+            self.looked_us = look_for_losses(
+                self.log, self.lander, self.state, self.source, self.result
+            )
         self.result.close(self.state, self.log.clock() - self.started)
         self._raise_failures()
         return self.result
@@ -162,7 +174,7 @@ class FilesRun:
         if failed:
             listed = "; ".join(f"{uri}: {why}" for uri, why in sorted(failed.items()))
             raise CaptureFailedError(
-                f"table {self.result.table}: {len(failed)} objects of Firehose could not be read "
+                f"table {self.result.table}: {len(failed)} objects could not be read "
                 f"({self.result.rows} changes of the others landed): {listed}"
             )
 
@@ -172,8 +184,8 @@ class FilesRun:
         since, until = self._first_day(), date.max
         if day is not None:
             # Folders may be named in another time zone than UTC.
-            since, until = day - timedelta(1), day + timedelta(self.settings.window_days + 1)
-        found = arrived_since(self.lake.aws, self.settings, since, now_us)
+            since, until = day - timedelta(1), day + timedelta(self.files.window_days + 1)
+        found = self.files.arrived(since, now_us)
         wanted = [f for f in found if f.day <= until and not self._is_done(f)]
         listed = {f.uri for f in found}
         left = [f for f in self.state.files.values() if f.unread and f.uri not in listed]
@@ -238,21 +250,32 @@ class FilesRun:
         else:
             done = reading.rows
             with file:
-                for number, record in enumerate(records(file, found.uri, self.target), 1):
-                    if number <= done:
-                        continue
-                    self._add(reading, record)
-                    if self._is_full():
-                        self.batch.files[found.uri] = reading.as_file(whole=False)
-                        self._land()
-                        if self._is_over():
-                            return False
+                try:
+                    for number, record in enumerate(
+                        self.files.records(found, file, self.target), 1
+                    ):
+                        if number <= done:
+                            continue
+                        self._add(reading, record)
+                        if self._is_full():
+                            self.batch.files[found.uri] = reading.as_file(whole=False)
+                            self._land()
+                            if self._is_over():
+                                return False
+                except SourceError as error:
+                    # Of a dead letter whose record cannot be asked for: what came before it stays.
+                    self.result.failed_shards[found.uri] = error.message
+                    self.batch.files[found.uri] = reading.as_file(whole=False)
+                    return not self._is_over()
         self.batch.files[found.uri] = reading.as_file(whole=True)
         return not self._is_over()
 
-    def _add(self, reading: _Reading, record: Record) -> None:
-        change = record.change
+    def _add(self, reading: _Reading, record: Record | Lost) -> None:
         reading.rows += 1
+        if isinstance(record, Lost):
+            self.batch.lost.append(record.from_us)
+            return
+        change = record.change
         self.batch.size += record.size
         if record.unreadable is not None:
             self.batch.unreadable.append(record.unreadable)
@@ -285,6 +308,11 @@ class FilesRun:
     def _land(self, more: Callable[[], dict[str, Any]] = dict) -> None:
         """Make a log entry of what has been read."""
         batch, self.batch = self.batch, _Batch()
+        if batch.lost:
+            # Before the entry that calls them read: killed between, they are looked for again.
+            lost_us = max(min(batch.lost), self.state.began_us)
+            self.lander.append(lambda: undelivered_gap(self.log, self.state, lost_us))
+            self.result.gaps.append(self.state.gaps[self.state.n])
 
         def parts() -> dict[str, Any]:
             said = more()
@@ -299,12 +327,14 @@ class FilesRun:
         What cannot be read any more is no reason to remember every object since: it is kept by
         name. The watermark stays where it is until it has landed.
         """
-        lag_us = int(self.settings.lag_minutes * 60_000_000)
-        first = day_of(listed_us) - timedelta(self.settings.window_days)
+        assert self.files is not None  # it was listed
+        first = day_of(listed_us) - timedelta(self.files.window_days)
         files_from = max(self.state.files_from, first.isoformat())
         failed = self.result.failed_shards
         if not failed:
-            reached_us = max(self.state.discovered_us, listed_us - lag_us)
+            reached = self.files.reached(listed_us)
+            self.result.warnings += reached.warnings
+            reached_us = max(self.state.discovered_us, reached.us)
             return {"discovered_us": reached_us, "files_from": files_from}
         left = (f for f in wanted if f.uri in failed and f.day.isoformat() < files_from)
         files = (_Reading.of(f, self.known.get(f.uri)).as_file(whole=False) for f in left)

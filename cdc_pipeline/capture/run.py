@@ -8,13 +8,14 @@ from datetime import date
 from functools import partial
 from queue import SimpleQueue
 
+from cdc_pipeline.capture.channel import note_off
 from cdc_pipeline.capture.drain import CaptureOptions, CaptureResult, capture_table, drain_table
 from cdc_pipeline.capture.files import FilesRun
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.capture.sources import followed_source, open_source
 from cdc_pipeline.capture.switch import give_up_cut
 from cdc_pipeline.core.changes import DYNAMODB_STREAMS
-from cdc_pipeline.core.envelope import FIREHOSE
+from cdc_pipeline.core.envelope import IN_FILES, KINESIS_CHANNEL
 from cdc_pipeline.core.errors import CdcPipelineError, LakeError, ShardGoneError, SourceError
 from cdc_pipeline.core.log_parts import LandedObject
 from cdc_pipeline.lake.glue import register_days
@@ -152,8 +153,10 @@ def _source(lake: Lake, table: Table, drain: Callable[[Source], object]) -> Sour
             source = open_source(lake, table)
             give_up_cut(log, state)
             return source
-        # Firehose's objects stay, so nothing is in a hurry there.
-        forgets = stream is not None and stream.transport != FIREHOSE
+        if stream is not None and stream.transport == wanted == KINESIS_CHANNEL:
+            note_off(lake, table, log, state)
+        # Objects stay, so nothing is in a hurry there.
+        forgets = stream is not None and stream.transport not in IN_FILES
         if stream and forgets and {stream.transport, wanted} != {DYNAMODB_STREAMS}:
             with suppress(ShardGoneError):
                 drain(followed_source(lake, table, stream))

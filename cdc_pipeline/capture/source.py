@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from cdc_pipeline.aws.session import AwsSession
 from cdc_pipeline.aws.shards import Page, StreamDescription
@@ -13,6 +13,9 @@ from cdc_pipeline.core.changes import DYNAMODB_STREAMS
 from cdc_pipeline.core.errors import SourceError
 from cdc_pipeline.core.log_parts import MIRROR_VIEWS, StreamRef
 
+if TYPE_CHECKING:
+    from cdc_pipeline.capture.file_source import FileSource
+
 
 @dataclass(frozen=True)
 class Source:
@@ -21,7 +24,8 @@ class Source:
     `reader` completes the events of a stream without new images. `created_us`: tells streams of one
     ARN apart. `losses`: how DynamoDB is asked what it could not write to the stream, None for
     streams that are always whole. `clock_offset_us`: how far this machine's clock is ahead of
-    AWS's, None while that is unknown.
+    AWS's, None while that is unknown. `files`: the objects that it is read from instead of shards,
+    None for streams, and for a channel that is gone.
     """
 
     table: str
@@ -35,6 +39,7 @@ class Source:
     created_us: int = 0
     losses: "Losses | None" = None
     clock_offset_us: Callable[[], int | None] = lambda: None
+    files: "FileSource | None" = None
 
     @property
     def full_images(self) -> bool:

@@ -1,18 +1,20 @@
 """Which stream a table's changes come from, by its settings or by its log."""
 
-from dataclasses import dataclass
+from dataclasses import replace
 
-from cdc_pipeline.aws.cloudwatch import failed_to_replicate
 from cdc_pipeline.aws.kinesis import KinesisStreams, active_destination
-from cdc_pipeline.aws.session import AwsSession, code_behind
+from cdc_pipeline.aws.session import code_behind
 from cdc_pipeline.aws.streams import DynamoDBStreams
 from cdc_pipeline.aws.table import TableDescription, describe_table
 from cdc_pipeline.capture.arrivals import open_files
+from cdc_pipeline.capture.channel import followed_channel, open_channel
 from cdc_pipeline.capture.completion import ItemReader
+from cdc_pipeline.capture.file_source import FirehoseFiles
 from cdc_pipeline.capture.reading import KinesisReading
+from cdc_pipeline.capture.replication import ReplicationMetric
 from cdc_pipeline.capture.source import Source, table_with_stream
 from cdc_pipeline.core.changes import DYNAMODB_STREAMS
-from cdc_pipeline.core.envelope import FIREHOSE, KINESIS
+from cdc_pipeline.core.envelope import FIREHOSE, KINESIS, KINESIS_CHANNEL
 from cdc_pipeline.core.errors import ShardGoneError, SourceError
 from cdc_pipeline.core.log_parts import StreamRef
 from cdc_pipeline.lake.lake import Lake
@@ -28,7 +30,9 @@ def open_source(lake: Lake, table: Table, transport: str | None = None) -> Sourc
     """
     aws = lake.source(table)
     if (transport or table.transport) == FIREHOSE:
-        return open_files(lake, table)
+        return _firehose(lake, table)
+    if (transport or table.transport) == KINESIS_CHANNEL:
+        return open_channel(lake, table)
     if (transport or table.transport) == KINESIS:
         arn = active_destination(aws, table.name)
         found = describe_table(aws, table.name)
@@ -68,7 +72,9 @@ def followed_source(lake: Lake, table: Table, stream: StreamRef) -> Source:
             found = None
         return _kinesis(lake, table, shards, stream.table_id, stream.arn, stream.created_us, found)
     if stream.transport == FIREHOSE:
-        return open_files(lake, table)
+        return _firehose(lake, table)
+    if stream.transport == KINESIS_CHANNEL:
+        return followed_channel(lake, table, stream)
     aws = lake.source(table)
     return Source(
         table.name,
@@ -78,6 +84,12 @@ def followed_source(lake: Lake, table: Table, stream: StreamRef) -> Source:
         DynamoDBStreams(aws),
         clock_offset_us=aws.clock_offset.offset_us,
     )
+
+
+def _firehose(lake: Lake, table: Table) -> Source:
+    source = open_files(lake, table)
+    assert table.firehose is not None  # the settings say so
+    return replace(source, files=FirehoseFiles(lake, table, table.firehose))
 
 
 def _kinesis(
@@ -121,19 +133,3 @@ def _created_us(shards: KinesisStreams, table: Table, arn: str) -> int:
             fix=f"aws dynamodb disable-kinesis-streaming-destination --table-name {table.name} "
             f"--stream-arn {arn}, then enable it with a stream that exists",
         ) from error
-
-
-@dataclass(frozen=True)
-class ReplicationMetric:
-    """What DynamoDB could not write to a table's Kinesis stream, by its metric.
-
-    `late_us`: how long after a time the metric is complete.
-    """
-
-    aws: AwsSession
-    table: str
-    late_us: int
-
-    def count(self, from_us: int, to_us: int) -> int:
-        """Records lost in [from_us, to_us), whole minutes; raises `SourceError`."""
-        return failed_to_replicate(self.aws, self.table, from_us, to_us)

@@ -17,7 +17,10 @@ from cdc_pipeline.core.order import position
 
 KINESIS = "kinesis"
 FIREHOSE = "firehose"
-BY_TIME = (KINESIS, FIREHOSE)
+KINESIS_CHANNEL = "kinesis_channel"
+IN_FILES = (FIREHOSE, KINESIS_CHANNEL)
+"""Transports whose changes AWS writes into objects of S3, which do not expire."""
+BY_TIME = (KINESIS, *IN_FILES)
 """Transports whose changes are ordered by their write times."""
 AGGREGATED = b"\xf3\x89\x9a\xc2"
 """How records begin that a producer library packed several into; DynamoDB writes none."""

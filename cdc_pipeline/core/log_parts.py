@@ -19,6 +19,7 @@ Cause = Literal[
     "before capture",
     "objects lost",
     "not replicated",
+    "not delivered",
 ]
 
 PAST_GENERATION = 0
@@ -200,7 +201,8 @@ class Gap:
     from the lake, whose changes land in the generation that they had (`capture.backfill`).
 
     "not replicated": DynamoDB counted records that it could not write to Kinesis; no shard lost
-    them, so `shards` is empty.
+    them, so `shards` is empty. "not delivered": a Kinesis channel gave up records that its stream
+    does not hold any more.
     """
 
     cause: Cause

@@ -10,7 +10,7 @@ import dagster as dg
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.columns import without_columns
 from cdc_pipeline.core.coverage import clock_warning, coverage
-from cdc_pipeline.core.envelope import FIREHOSE
+from cdc_pipeline.core.envelope import FIREHOSE, IN_FILES
 from cdc_pipeline.core.names import TablePaths
 from cdc_pipeline.defs.failures import readable_failures
 from cdc_pipeline.defs.metadata import grid, moment, timeline
@@ -68,8 +68,8 @@ def retention(lake: Lake, table: Table, state: LogState) -> Finding:
         return Finding(True, {"note": "nothing has been read yet"})
     behind = max(0.0, (lake.log(table).now_us() - state.watermark_us) / 3_600_000_000)
     options = lake.settings.capture
-    if table.transport == FIREHOSE:
-        note = "Firehose's objects stay, so nothing is about to be lost"
+    if table.transport in IN_FILES:
+        note = "the objects in S3 stay, so nothing is about to be lost"
         told: dict[str, Any] = {"hours_behind": round(behind, 3), "note": note}
         return Finding(behind < options.warn_hours, told, dg.AssetCheckSeverity.WARN)
     kept_hours = state.stream.retention_hours if state.stream else 24

@@ -12,7 +12,7 @@ import dagster as dg
 import msgspec
 
 from cdc_pipeline.core.capture_log import LogState
-from cdc_pipeline.core.envelope import FIREHOSE
+from cdc_pipeline.core.envelope import FIREHOSE, KINESIS_CHANNEL
 from cdc_pipeline.core.errors import CdcPipelineError, ShardGoneError
 from cdc_pipeline.core.liveness import SILENCE_MARGIN_SECONDS, is_by_person
 from cdc_pipeline.defs.capture import capture
@@ -60,12 +60,12 @@ def judge(
 def judge_files(
     table: Table, state: LogState, now_us: int, interval_seconds: float, news: Callable[[], bool]
 ) -> Verdict:
-    """Due when Firehose wrote something new or all folders have to be listed again.
+    """Due when something new was written to S3 or all folders have to be listed again.
 
     `news` is a look that costs requests, so it is asked for once an interval.
     """
-    assert table.firehose is not None  # the settings say so
-    every = table.firehose.interval_seconds
+    firehose = table.firehose if table.transport == FIREHOSE else None
+    every = (firehose or table.kinesis_channel).interval_seconds
     age = (now_us - state.at_us) / 1_000_000
     why = f"listed {age:.0f} s ago (every {every:g} s)"
     if age >= every or (age >= interval_seconds and news()):
@@ -259,6 +259,9 @@ def _look(lake: Lake, table: Table, log: CaptureLog, state: LogState) -> Verdict
             look = partial(has_news, lake.aws, table.firehose, state, log.now_us())
             seconds = lake.settings.capture.interval_seconds
             return judge_files(table, state, log.now_us(), seconds, look)
+        if table.transport == KINESIS_CHANNEL:
+            # Where a channel writes is asked from AWS, which takes few such questions.
+            return judge_files(table, state, log.now_us(), 0, lambda: False)
         source = open_source(lake, table)
         shards = source.shards.describe(source.arn).shards
         # While a table is switched to another stream, that one's shards are nobody's yet.

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.coverage import Stretch, coverage
-from cdc_pipeline.core.envelope import FIREHOSE
+from cdc_pipeline.core.envelope import IN_FILES
 from cdc_pipeline.core.heal_plan import RECREATED
 from cdc_pipeline.core.log_parts import Cut, Gap
 from cdc_pipeline.lake.current_state import published_base
@@ -78,7 +78,7 @@ def table_status(lake: Lake, table: Table) -> TableStatus:
         transport=state.stream.transport if state.stream else None,
         cut=state.cut,
         retention_hours=state.stream.retention_hours if state.stream else 24,
-        expires=table.transport != FIREHOSE,
+        expires=table.transport not in IN_FILES,
         legacy_us=state.legacy_us,
         clock_offset_us=state.clock_offset_us,
         late_changes=state.late.rows,

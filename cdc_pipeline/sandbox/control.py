@@ -20,7 +20,9 @@ def control(endpoint_url: str, **orders: object) -> dict[str, Any]:
     altogether: time to live, stream records and their trimming, recovery and exports.
     fail_exports: how many of the exports requested next will FAIL, with `failure_code` and
     `failure_message`. write_time: `typed`, `number` or `string`, the spelling of
-    WriteTimestampMicros in exports requested from now on.
+    WriteTimestampMicros in exports requested from now on. channel_delimiter: what Kinesis channels
+    write behind each record (default: nothing). channel_dead_letters: how many of the next records
+    of channels are given up as dead letters.
 
     The answer: `now_micros` and `fail_exports` left. Raises SandboxError for anything else.
     """

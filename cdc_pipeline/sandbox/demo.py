@@ -22,6 +22,7 @@ _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 _ROADS = {
     STREAMS: "two tables with DynamoDB streams",
     "kinesis": "two tables, each with its changes in a Kinesis stream",
+    "kinesis_channel": "two tables, each with a Kinesis stream and a channel that writes it to S3",
     "firehose": "two stacks of infra/cdc_pipeline.yaml: table, Kinesis stream, Firehose, Lambda",
 }
 _PUBLISH_SECONDS = 60

@@ -37,16 +37,21 @@ def build_road(transport: str) -> None:
         expire_orders(dynamodb)
         return
     create_tables(dynamodb)
-    if transport == "kinesis":
-        _connect_streams(dynamodb)
+    if transport in ("kinesis", "kinesis_channel"):
+        _connect_streams(dynamodb, on_demand=transport == "kinesis_channel")
+    if transport == "kinesis_channel":
+        _open_channels()
 
 
-def _connect_streams(dynamodb: Any) -> None:
-    """A Kinesis stream of two shards for each table, and its changes in it."""
+def _connect_streams(dynamodb: Any, *, on_demand: bool) -> None:
+    """A Kinesis stream for each table, of two shards unless it scales itself, and its changes."""
     kinesis: Any = local_client("kinesis")
+    size: dict[str, Any] = {"ShardCount": 2}
+    if on_demand:
+        size = {"StreamModeDetails": {"StreamMode": "ON_DEMAND"}}
     for table in KEYS:
         stream = f"{table}-changes"
-        kinesis.create_stream(StreamName=stream, ShardCount=2)
+        kinesis.create_stream(StreamName=stream, **size)
         kinesis.get_waiter("stream_exists").wait(StreamName=stream, WaiterConfig=_WAIT)
         summary = kinesis.describe_stream_summary(StreamName=stream)
         dynamodb.enable_kinesis_streaming_destination(
@@ -54,6 +59,30 @@ def _connect_streams(dynamodb: Any) -> None:
             StreamArn=summary["StreamDescriptionSummary"]["StreamARN"],
             EnableKinesisStreamingConfiguration={
                 "ApproximateCreationDateTimePrecision": "MICROSECOND"
+            },
+        )
+
+
+def _open_channels() -> None:
+    """A channel for each table's stream, which writes it to the lake's bucket."""
+    kinesis: Any = local_client("kinesis")
+    account = local_client("sts").get_caller_identity()["Account"]
+    for table in KEYS:
+        summary = kinesis.describe_stream_summary(StreamName=f"{table}-changes")
+        arn = summary["StreamDescriptionSummary"]["StreamARN"]
+        kinesis.create_channel(
+            ChannelName=f"{table}-to-s3",
+            ServiceExecutionRoleARN=f"arn:aws:iam::{account}:role/{table}-channel",
+            StreamConfigurationList=[
+                {"StreamARN": arn, "RecordConfiguration": {"RecordFormatType": "JSON"}}
+            ],
+            S3DestinationConfiguration={
+                "DataFreshnessInSeconds": 300,
+                "StorageConfiguration": {
+                    "BucketARN": f"arn:aws:s3:::{BUCKET}",
+                    "ExpectedBucketOwner": account,
+                    "CompressionType": "GZIP",
+                },
             },
         )
 

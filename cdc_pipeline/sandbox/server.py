@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cdc_pipeline.sandbox.channels import Channels
 from cdc_pipeline.sandbox.control import PATH as CONTROL_PATH
 from cdc_pipeline.sandbox.control import Control, SandboxClock
 from cdc_pipeline.sandbox.encryption import install_managed_key
@@ -161,6 +162,8 @@ class _Sandbox:
         Stacks(emulator.app, dynamodb).install()
         self._deliveries = Deliveries(emulator.firehose, emulator.kinesis, emulator.glue, s3)
         self._deliveries.install()
+        self._channels = Channels(emulator.kinesis, s3, emulator.cloudwatch)
+        self._channels.install()
         self._control = Control(self._orders(), self._state)
         self._emulator = emulator
 
@@ -176,13 +179,15 @@ class _Sandbox:
             await self._emulator.app.app(scope, receive, send)
 
     def _orders(self) -> dict[str, Callable[[Any], None]]:
-        faults = self._exports.faults
+        faults, channels = self._exports.faults, self._channels.faults
         return {
             "stand_at": lambda micros: self._clock.stand_at(int(micros)),
             "fail_exports": lambda count: setattr(faults, "fail_exports", int(count)),
             "failure_code": lambda code: setattr(faults, "failure_code", str(code)),
             "failure_message": lambda text: setattr(faults, "failure_message", str(text)),
             "write_time": faults.set_write_time,
+            "channel_delimiter": lambda text: setattr(channels, "delimiter", str(text)),
+            "channel_dead_letters": lambda count: setattr(channels, "dead_letters", int(count)),
         }
 
     def _state(self) -> dict[str, int]:
@@ -220,6 +225,7 @@ class _Sandbox:
             ending.add_done_callback(lambda _: stop.set())
         reaper = asyncio.create_task(self._reap(ttl_interval_seconds))
         firehose = asyncio.create_task(self._deliveries.run())
+        channels = asyncio.create_task(self._channels.run())
         url = f"http://{HOST}:{listener.getsockname()[1]}"
         # The socket has been listening since before: a request sent now is answered.
         _write_ready(ready_file, url)
@@ -228,6 +234,7 @@ class _Sandbox:
         finally:
             reaper.cancel()
             firehose.cancel()
+            channels.cancel()
             if ending is not None:
                 ending.cancel()
             self._exports.stop()

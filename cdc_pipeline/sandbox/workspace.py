@@ -53,9 +53,12 @@ def _table(name: str, transport: str) -> dict[str, Any]:
         "transport": transport,
         "snapshot": {"first": "auto"},
     }
-    if transport == "kinesis":
+    if transport in ("kinesis", "kinesis_channel"):
         # The sandbox replicates at once, AWS may take a while.
         table["kinesis"] = {"late_seconds": 0, "metric_minutes": 0}
+    if transport == "kinesis_channel":
+        # CloudWatch counts by minutes; the sandbox's channels take a second.
+        table["kinesis_channel"] = {"interval_seconds": 5, "lag_minutes": 0.1, "measured": False}
     if transport == "firehose":
         # Where infra/cdc_pipeline.yaml lets Firehose write, and how soon with its BufferSeconds.
         parquet, error = (

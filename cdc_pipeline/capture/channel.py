@@ -1,0 +1,294 @@
+"""A table whose changes a Kinesis channel writes to S3: its objects, and its dead letters.
+
+A channel delivers what is written to its stream while it is ACTIVE, exactly once, as the records
+were put; its objects are read like Firehose's. A record that it gives up is not in its dead letter,
+which only names it, so it is read from the stream again, and lands like any other. A record that
+the stream does not hold any more is a gap.
+
+One channel is one source: another one, or one made anew under the same name, begins with what is
+written after it, so a gap lies between (`capture.continuity`).
+"""
+
+import gzip
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import date
+from typing import BinaryIO, cast
+
+import pyarrow as pa
+
+from cdc_pipeline.aws.channels import DELIVERING, Channel, describe_channel, find_channel
+from cdc_pipeline.aws.cloudwatch import channel_ages
+from cdc_pipeline.aws.kinesis import (
+    MOST_RETENTION_US,
+    WRITTEN_TO,
+    KinesisStreams,
+    active_destination,
+    destinations,
+)
+from cdc_pipeline.aws.s3 import SourceBucket
+from cdc_pipeline.aws.shards import Page, StreamDescription
+from cdc_pipeline.aws.table import describe_table
+from cdc_pipeline.capture.arrivals import Arrived, arrived_since
+from cdc_pipeline.capture.completion import ItemReader
+from cdc_pipeline.capture.continuity import new_entry
+from cdc_pipeline.capture.delivery import Record, records
+from cdc_pipeline.capture.envelopes import parse_envelopes
+from cdc_pipeline.capture.file_source import Lost, Reached, measured, promised
+from cdc_pipeline.capture.replication import ReplicationMetric
+from cdc_pipeline.capture.source import Source
+from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.core.channel import DeadLetter, dead_letter, folder_of
+from cdc_pipeline.core.delivered import Target
+from cdc_pipeline.core.delivery_lag import Ages
+from cdc_pipeline.core.envelope import KINESIS_CHANNEL
+from cdc_pipeline.core.errors import ShardGoneError, SourceError, UnreadableError
+from cdc_pipeline.core.framing import pieces
+from cdc_pipeline.core.log_parts import StreamRef
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.log import CaptureLog
+from cdc_pipeline.settings import Firehose, Table
+
+_VIEW = "NEW_AND_OLD_IMAGES"
+
+
+@dataclass(frozen=True)
+class ChannelShards:
+    """What stands in a source for the shards of a stream: there are none to read here."""
+
+    lake: Lake
+    table: Table
+
+    def describe(self, arn: str) -> StreamDescription:
+        """The channel: ENABLED while it delivers and the table writes to its stream.
+
+        Raises `ShardGoneError` when there is no such channel.
+        """
+        aws = self.lake.source(self.table)
+        channel = describe_channel(aws, arn)
+        if channel is None:
+            raise ShardGoneError(f"channel {arn} is gone")
+        states = destinations(aws, self.table.name)
+        written = any(states.get(stream) in WRITTEN_TO for stream, _ in channel.streams)
+        on = written and channel.status in DELIVERING
+        return StreamDescription(arn, "ENABLED" if on else "DISABLED", _VIEW, [])
+
+    def iterator(self, arn: str, shard_id: str, after: str | None) -> str:
+        """Raises `ShardGoneError`."""
+        raise ShardGoneError(f"{arn} has no shards")
+
+    def read(self, iterator: str) -> Page:
+        """Raises `ShardGoneError`."""
+        raise ShardGoneError(f"{iterator} is of no shard")
+
+
+def open_channel(lake: Lake, table: Table) -> Source:
+    """A table whose changes a channel delivers now; raises `SourceError`."""
+    aws = lake.source(table)
+    stream = active_destination(aws, table.name)
+    channel = find_channel(aws, stream, table.kinesis_channel.channel)
+    if channel.status not in DELIVERING:
+        raise SourceError(
+            f"table {table.name}: channel {channel.name} is {channel.status}"
+            + (f": {channel.reason}" if channel.reason else ""),
+            fix="wait until it is ACTIVE; one that FAILED is deleted and created again",
+        )
+    return _source(lake, table, channel, stream)
+
+
+def followed_channel(lake: Lake, table: Table, stream: StreamRef) -> Source:
+    """The channel that a log follows; one that is gone has no objects that could be found."""
+    aws = lake.source(table)
+    channel = describe_channel(aws, stream.arn)
+    if channel is not None and channel.created_us == stream.created_us:
+        written = destinations(aws, table.name)
+        known = [arn for arn, _ in channel.streams]
+        source = _source(lake, table, channel, next((a for a in known if a in written), known[0]))
+        return replace(source, table_id=stream.table_id)
+    return Source(
+        table.name,
+        stream.table_id,
+        stream.arn,
+        _VIEW,
+        ChannelShards(lake, table),
+        transport=KINESIS_CHANNEL,
+        created_us=stream.created_us,
+    )
+
+
+def note_off(lake: Lake, table: Table, log: CaptureLog, state: LogState) -> None:
+    """Log that the channel that is followed gets no changes any more: they are missing by now."""
+    while state.stream is not None and not state.stream.off:
+        try:
+            listed = ChannelShards(lake, table).describe(state.stream.arn)
+        except ShardGoneError:
+            return  # another one has another name, or another time of creation
+        if listed.status == "ENABLED":
+            return
+        if not log.append(state, new_entry(stream=replace(state.stream, off=True))):
+            log.catch_up(state)
+
+
+def _source(lake: Lake, table: Table, channel: Channel, stream_arn: str) -> Source:
+    aws = lake.source(table)
+    found = describe_table(aws, table.name)
+    pace = lake.settings.capture.reads_per_second
+    metric_us = int(table.kinesis.metric_minutes * 60_000_000)
+    return Source(
+        table=table.name,
+        table_id=found.table_id,
+        arn=channel.arn,
+        view_type=_VIEW,
+        shards=ChannelShards(lake, table),
+        reader=ItemReader(aws, table.name, found.key_names, pace),
+        transport=KINESIS_CHANNEL,
+        created_us=channel.created_us,
+        losses=ReplicationMetric(aws, table.name, metric_us),
+        clock_offset_us=aws.clock_offset.offset_us,
+        files=ChannelFiles(lake, table, channel, stream_arn),
+    )
+
+
+def folders(channel: Channel, stream_arn: str) -> tuple[str, str]:
+    """Where a channel's objects and its dead letters lie, as s3://bucket/prefix.
+
+    Raises `SourceError` for a template whose objects lie in no folders of days, and for dead
+    letters among them.
+    """
+    stream = stream_arn.rpartition("/")[2]
+    names = {"channel": channel.name, "channel_id": channel.channel_id, "stream": stream}
+    folder = folder_of(channel.template, **names)
+    if folder is None:
+        raise SourceError(
+            f"channel {channel.name}: its keys {channel.template!r} have no folders of days",
+            fix="create it with an OutputKeyTemplate that goes on, after names, with "
+            "!{yyyy}/!{MM}/!{dd}/ or year=!{yyyy}/month=!{MM}/day=!{dd}/",
+        )
+    data = f"s3://{channel.bucket}/{folder}"
+    errors = f"s3://{channel.error_bucket}/{channel.error_prefix}"
+    if errors.startswith(data):
+        raise SourceError(
+            f"channel {channel.name}: its dead letters ({errors}) lie among its objects ({data})",
+            fix="create it with an ErrorOutputPrefix beside the folder of its objects",
+        )
+    return data, errors
+
+
+@dataclass(frozen=True)
+class ChannelFiles:
+    """What a channel wrote of one stream (`capture.file_source.FileSource`)."""
+
+    lake: Lake
+    table: Table
+    channel: Channel
+    stream_arn: str
+
+    @property
+    def window_days(self) -> int:
+        """See `FileSource`."""
+        return self.table.kinesis_channel.window_days
+
+    @property
+    def folders(self) -> Firehose:
+        """Where its objects lie, as Firehose's are told; raises `SourceError`."""
+        return Firehose.model_construct(
+            prefixes=[folders(self.channel, self.stream_arn)[0]],
+            error_prefixes=[],
+            window_days=self.window_days,
+        )
+
+    def dimensions(self, stream_arn: str | None = None) -> dict[str, str]:
+        """What its metrics are of, in CloudWatch."""
+        return {
+            "StreamName": (stream_arn or self.stream_arn).rpartition("/")[2],
+            "ChannelName": self.channel.name,
+            "ChannelId": self.channel.channel_id,
+        }
+
+    def arrived(self, since: date, now_us: int) -> list[Arrived]:
+        """See `FileSource`: objects, and dead letters behind them."""
+        found = arrived_since(self.lake.aws, self.folders, since, now_us)
+        letters = [letter for letter in self._letters() if letter.day >= since]
+        return [*found, *sorted(letters, key=lambda a: (a.day, a.object.modified, a.uri))]
+
+    def _letters(self) -> Iterator[Arrived]:
+        """All dead letters: few, and in folders of whatever form.
+
+        Their day is that of their writing, by which they are remembered.
+        """
+        bucket = SourceBucket(self.lake.aws, self.channel.error_bucket)
+        for found in bucket.objects(self.channel.error_prefix):
+            if not found.key.endswith("/"):
+                yield Arrived(bucket, found, found.modified.date())
+
+    def records(self, found: Arrived, file: BinaryIO, target: Target) -> Iterator[Record | Lost]:
+        """See `FileSource`."""
+        _, errors = folders(self.channel, self.stream_arn)
+        if found.uri.startswith(errors):
+            yield from self._dead_letters(found, file, target)
+            return
+        for record in records(file, found.uri, target):
+            # What the objects hold is the same as Firehose's; whose they are is known here.
+            change = record.change and record.change._replace(transport=KINESIS_CHANNEL)
+            yield record._replace(change=change)
+
+    def reached(self, listed_us: int) -> Reached:
+        """By the channel's metric, else `lag_minutes` ago."""
+        chosen = self.table.kinesis_channel
+        if not chosen.measured:
+            return promised(chosen.lag_minutes, listed_us)
+        aws = self.lake.source(self.table)
+
+        def ages(from_us: int) -> list[Ages]:
+            return [channel_ages(aws, self.dimensions(), from_us, listed_us)]
+
+        return measured(aws, self.table, ages, chosen.lag_minutes, listed_us)
+
+    # Dead letters
+
+    def _dead_letters(
+        self, found: Arrived, file: BinaryIO, target: Target
+    ) -> Iterator[Record | Lost]:
+        for value, raw in pieces(_plain(file).read):
+            try:
+                letter = dead_letter(value)
+            except UnreadableError as error:
+                yield Record(None, (error.reason, raw), False, len(raw))
+                continue
+            if letter.stream_arn not in (None, self.stream_arn):
+                yield Record(None, None, False, len(raw))
+                continue
+            yield self._read_again(found, letter, target)
+
+    def _read_again(self, found: Arrived, letter: DeadLetter, target: Target) -> Record | Lost:
+        """The record of a dead letter, from the stream; raises `SourceError`."""
+        streams = KinesisStreams(self.lake.source(self.table), self.table.name)
+        try:
+            raw, retention_us = streams.record_at(
+                self.stream_arn, letter.shard_id, letter.sequence_number
+            )
+        except ShardGoneError:
+            raw, retention_us = None, MOST_RETENTION_US
+        if raw is None:
+            # A channel can have tried for as long as the stream kept the record.
+            return Lost(round(found.object.modified.timestamp() * 1_000_000) - retention_us)
+        changes, unreadable, _ = parse_envelopes(
+            [raw],
+            table=target.name,
+            table_id=target.table_id,
+            shard_id=letter.shard_id,
+            encodings=self.table.kinesis.binary_encodings,
+        )
+        change = changes[0]._replace(transport=KINESIS_CHANNEL) if changes else None
+        return Record(change, unreadable[0] if unreadable else None, False, len(raw))
+
+
+def _plain(file: BinaryIO) -> BinaryIO:
+    """The bytes of an object that may be compressed, told by how it begins."""
+    magic = file.read(4)
+    file.seek(0)
+    if magic.startswith(b"\x1f\x8b"):
+        return cast(BinaryIO, gzip.GzipFile(fileobj=file, mode="rb"))
+    if magic == b"(\xb5/\xfd":
+        return cast(BinaryIO, pa.CompressedInputStream(pa.PythonFile(file, "rb"), "zstd"))
+    return file
