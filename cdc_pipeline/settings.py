@@ -90,6 +90,9 @@ def _s3_folder(value: str) -> str:
 
 AccountId = Annotated[str, Field(pattern=r"^[0-9]{12}$")]
 ColumnType = Annotated[str, AfterValidator(_column_type)]
+ChannelName = Annotated[
+    str, Field(pattern=r"^(arn:aws[a-z-]*:kinesis:\S+:channel/\S+|[a-zA-Z0-9_.-]{1,128})$")
+]
 Cron = Annotated[str, AfterValidator(_cron)]
 ExternalId = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9_+=,.@:/-]+$", min_length=2, max_length=1224)
@@ -193,9 +196,7 @@ class Firehose(_Strict):
 class KinesisChannel(_Strict):
     """The Kinesis channel that writes a table's changes to S3, and how its objects are found."""
 
-    channel: (
-        Annotated[str, Field(pattern=r"^(arn:aws\S+:channel/\S+|[a-zA-Z0-9_.-]{1,128})$")] | None
-    ) = Field(
+    channel: ChannelName | None = Field(
         None,
         description="name or ARN; default: the one that writes the table's Kinesis stream to S3",
     )
@@ -208,8 +209,8 @@ class KinesisChannel(_Strict):
     lag_minutes: float = Field(
         30,
         ge=0,
-        description="longest time from a write to its object, the channel's freshness and a margin; "
-        "counts where `measured` is off or the metrics say nothing",
+        description="longest time from a write to its object: the channel's freshness and a "
+        "margin; counts where `measured` is off or the metrics say nothing",
     )
     measured: bool = Field(
         True,

@@ -5,14 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from cdc_pipeline.aws.session import AwsSession, aws_errors, code_behind
+from cdc_pipeline.aws.shards import client_of
 from cdc_pipeline.core.errors import SourceError
 
 DELIVERING = {"ACTIVE", "UPDATING"}
 """States of a channel in which what is written to its streams is delivered."""
-_FIXES = {
-    name: "grant the role kinesis:ListChannels and kinesis:DescribeChannel"
-    for name in ("AccessDenied", "AccessDeniedException")
-}
+_GRANT = "grant the role kinesis:ListChannels and kinesis:DescribeChannel"
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,8 @@ def describe_channel(aws: AwsSession, arn: str) -> Channel | None:
     AWS allows 5 calls a second and account.
     """
     try:
-        with aws_errors(f"channel {arn}", **_FIXES):
-            answer = aws.client("kinesis").describe_channel(ChannelARN=arn)
+        with aws_errors(f"channel {arn}", AccessDeniedException=_GRANT):
+            answer = client_of(aws, "kinesis").describe_channel(ChannelARN=arn)
     except SourceError as error:
         if code_behind(error) == "ResourceNotFoundException":
             return None
@@ -95,8 +93,8 @@ def find_channel(aws: AwsSession, stream_arn: str, name: str | None) -> Channel:
 def _listed(aws: AwsSession, stream_arn: str) -> Iterator[dict[str, Any]]:
     place: dict[str, Any] = {}
     while True:
-        with aws_errors(f"channels of stream {stream_arn}", **_FIXES):
-            answer = aws.client("kinesis").list_channels(
+        with aws_errors(f"channels of stream {stream_arn}", AccessDeniedException=_GRANT):
+            answer = client_of(aws, "kinesis").list_channels(
                 StreamFilter=[{"StreamARN": stream_arn}], **place
             )
         yield from answer["ChannelSummaries"]

@@ -75,8 +75,7 @@ class ShardClient:
     service: ClassVar[str]
 
     def __init__(self, aws: AwsSession) -> None:
-        _exchange_parser(aws)
-        self._client = aws.client(self.service)
+        self._client = client_of(aws, self.service)
 
     def read(self, iterator: str) -> Page:
         """One page of records; an answer that was cut short is asked for again.
@@ -150,5 +149,11 @@ class _RawRecordsFactory(ResponseParserFactory):
         return _RawRecordsParser(super().create_parser(protocol_name))
 
 
-def _exchange_parser(aws: AwsSession) -> None:
+def client_of(aws: AwsSession, service: str) -> Any:
+    """The session's client of a service whose records are read.
+
+    A session keeps its clients, and the parser that GetRecords needs must be there before the
+    first: whoever calls such a service, for whatever, takes the client from here.
+    """
     aws.session._session.register_component("response_parser_factory", _RawRecordsFactory())
+    return aws.client(service)

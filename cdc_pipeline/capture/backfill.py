@@ -10,8 +10,8 @@ What the log covers and the lake holds is left alone. What is missing is added, 
 - The time before capture began is a gap, too, "before capture", healed in the same way as far back
   as recovery reaches. Its lines land in `PAST_GENERATION`, which is before every baseline, so `cdc`
   and `history` show them and no state does.
-- Where AWS writes the changes to S3, the folders of the day are listed first, and what the log lacks
-  is landed from there (`capture.files`).
+- Where AWS writes the changes to S3, the folders of the day are listed first, and what the log
+  lacks is landed from there (`capture.files`).
 
 Each is one log entry: objects, gap, heal, and the objects replaced. So nothing is ever half done; a
 run that was killed leaves objects that no entry names, which maintenance removes, and the next one

@@ -1,4 +1,4 @@
-"""Objects that AWS delivers to S3 as a source: which there are, what is in them, how far they go."""
+"""Objects that AWS delivers to S3 as a source: which there are, what they hold, how far they go."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,9 +1,11 @@
 """Capture of a table whose changes AWS writes to S3: new objects are read and landed as ours.
 
-Objects of Firehose and of Kinesis channels (`capture.file_source`) lie by the day of arrival, in any order, with repeats; ours by the day of the
-write, with the identities of their changes. Theirs stay as they are. An entry of the log says which
-of them it took; a large one lands in several entries, each telling how many records are done, so a
-run that was killed goes on in the middle. Objects of the folders that may still get some are looked at each time (`window_days`), and the log remembers no others.
+Objects of Firehose and of Kinesis channels (`capture.file_source`) lie by the day of arrival, in
+any order, with repeats; ours by the day of the write, with the identities of their changes. Theirs
+stay as they are. An entry of the log says which of them it took; a large one lands in several
+entries, each telling how many records are done, so a run that was killed goes on in the middle.
+Objects of the folders that may still get some are looked at each time (`window_days`), and the log
+remembers no others.
 
 The watermark is the time of a listing, all of which has landed, less the time that a change takes:
 as AWS's metrics report it, or the longest that it should take (`lag_minutes`).
@@ -24,7 +26,7 @@ from cdc_pipeline.capture.arrivals import Arrived, find_again, target_of
 from cdc_pipeline.capture.continuity import open_capture, undelivered_gap
 from cdc_pipeline.capture.delivery import Record, download
 from cdc_pipeline.capture.drain import CaptureFailedError, CaptureOptions
-from cdc_pipeline.capture.file_source import Lost
+from cdc_pipeline.capture.file_source import FileSource, Lost
 from cdc_pipeline.capture.lander import Lander
 from cdc_pipeline.capture.losses import look_for_losses
 from cdc_pipeline.capture.overtaken import Attempt, until_not_overtaken
@@ -129,7 +131,7 @@ class FilesRun:
         written: Written = ANY_TIME,
     ) -> None:
         self.lake = lake
-        self.files = source.files
+        self._files = source.files
         self.options = options
         self.written = written
         self.source = source
@@ -147,7 +149,7 @@ class FilesRun:
 
         Raises `ShardGoneError` for those of a channel that is gone: nobody knows where they are.
         """
-        if self.files is None:
+        if self._files is None:
             raise ShardGoneError(f"{self.source.arn} is gone")
         if not opened:
             gap = open_capture(self.log, self.state, self.source)
@@ -177,6 +179,12 @@ class FilesRun:
                 f"table {self.result.table}: {len(failed)} objects could not be read "
                 f"({self.result.rows} changes of the others landed): {listed}"
             )
+
+    @property
+    def files(self) -> FileSource:
+        """Where the objects are; a run without them has not begun."""
+        assert self._files is not None
+        return self._files
 
     # Which objects
 
@@ -248,20 +256,10 @@ class FilesRun:
         if file is None:
             self.batch.unreadable.append((_GONE, found.uri.encode()))
         else:
-            done = reading.rows
             with file:
                 try:
-                    for number, record in enumerate(
-                        self.files.records(found, file, self.target), 1
-                    ):
-                        if number <= done:
-                            continue
-                        self._add(reading, record)
-                        if self._is_full():
-                            self.batch.files[found.uri] = reading.as_file(whole=False)
-                            self._land()
-                            if self._is_over():
-                                return False
+                    if not self._take_records(reading, found, file):
+                        return False
                 except SourceError as error:
                     # Of a dead letter whose record cannot be asked for: what came before it stays.
                     self.result.failed_shards[found.uri] = error.message
@@ -269,6 +267,20 @@ class FilesRun:
                     return not self._is_over()
         self.batch.files[found.uri] = reading.as_file(whole=True)
         return not self._is_over()
+
+    def _take_records(self, reading: _Reading, found: Arrived, file: BinaryIO) -> bool:
+        """Read what has not been read of it; False if the run's time is over before its end."""
+        done = reading.rows
+        for number, record in enumerate(self.files.records(found, file, self.target), 1):
+            if number <= done:
+                continue
+            self._add(reading, record)
+            if self._is_full():
+                self.batch.files[found.uri] = reading.as_file(whole=False)
+                self._land()
+                if self._is_over():
+                    return False
+        return True
 
     def _add(self, reading: _Reading, record: Record | Lost) -> None:
         reading.rows += 1
@@ -327,7 +339,6 @@ class FilesRun:
         What cannot be read any more is no reason to remember every object since: it is kept by
         name. The watermark stays where it is until it has landed.
         """
-        assert self.files is not None  # it was listed
         first = day_of(listed_us) - timedelta(self.files.window_days)
         files_from = max(self.state.files_from, first.isoformat())
         failed = self.result.failed_shards

@@ -13,6 +13,7 @@ from cdc_pipeline.aws.cloudwatch import failed_to_replicate
 from cdc_pipeline.aws.kinesis import WRITTEN_TO, KinesisStreams, destinations
 from cdc_pipeline.aws.s3_output import sse_parameters
 from cdc_pipeline.aws.session import AwsSession
+from cdc_pipeline.aws.shards import client_of
 from cdc_pipeline.aws.streams import DynamoDBStreams
 from cdc_pipeline.aws.table import TableDescription, describe_backups, describe_table
 from cdc_pipeline.capture.asking import PIPELINE, Asker, Finding, RedError, Remedy, allow
@@ -271,10 +272,9 @@ class _Look:
             )
             yield Finding("stream", False, told or "no Kinesis destination", fix)
             return
-        # Before the first client for Kinesis: it brings the parser that its reads need.
         streams = KinesisStreams(self.source, name)
         with self.asker.asking("stream", "kinesis:DescribeStreamSummary", f"stream {active[0]}"):
-            kinesis = self.source.client("kinesis")
+            kinesis = client_of(self.source, "kinesis")
             answer = kinesis.describe_stream_summary(StreamARN=active[0])
         summary = answer["StreamDescriptionSummary"]
         status, mode = summary["StreamStatus"], summary.get("StreamModeDetails", {})

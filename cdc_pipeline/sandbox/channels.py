@@ -1,9 +1,9 @@
 """Kinesis channels as AWS describes them: operations, deliveries to S3, dead letters, metrics.
 
-ministack 1.5.33 has none. Shapes: botocore's model of Kinesis; limits, keys and metrics: the Kinesis
-guide's pages on data delivery. What AWS leaves open is an order of the sandbox: the delimiter, and
-records that a channel gives up. One thing is other than AWS's: a second here is five minutes there,
-so a channel with the least freshness, 300 s, delivers after one second.
+ministack 1.5.33 has none. Shapes: botocore's model of Kinesis; limits, keys and metrics: the
+Kinesis guide's pages on data delivery. What AWS leaves open is an order of the sandbox: the
+delimiter, and records that a channel gives up. One thing is other than AWS's: a second here is five
+minutes there, so a channel with the least freshness, 300 s, delivers after one second.
 """
 
 import asyncio

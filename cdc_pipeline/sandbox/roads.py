@@ -66,7 +66,8 @@ def _connect_streams(dynamodb: Any, *, on_demand: bool) -> None:
 def _open_channels() -> None:
     """A channel for each table's stream, which writes it to the lake's bucket."""
     kinesis: Any = local_client("kinesis")
-    account = local_client("sts").get_caller_identity()["Account"]
+    sts: Any = local_client("sts")
+    account = sts.get_caller_identity()["Account"]
     for table in KEYS:
         summary = kinesis.describe_stream_summary(StreamName=f"{table}-changes")
         arn = summary["StreamDescriptionSummary"]["StreamARN"]

@@ -1,0 +1,338 @@
+"""Capture of what a Kinesis channel wrote to S3, over a local AWS: whole tables are compared."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cdc_pipeline.capture.heal import heal_gap
+from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.core.envelope import KINESIS_CHANNEL
+from cdc_pipeline.core.errors import SourceError
+from cdc_pipeline.sandbox.control import control
+from cdc_pipeline.sandbox.process import SandboxProcess
+from cdc_pipeline_tests.e2e.world import (
+    World,
+    assert_mirrors,
+    assert_no_orphans,
+    assert_nothing_twice,
+    make_world,
+    quick_sandbox,
+)
+from cdc_pipeline_tests.sandbox.clients import wait_for
+
+pytestmark = pytest.mark.slow
+
+NAME = "orders"
+HIVE = "a/!{stream-name}/year=!{yyyy}/month=!{MM}/day=!{dd}/!{HH}!{extension:.json}"
+QUICK = {"lag_minutes": 0, "measured": False}
+AT_ONCE = {"late_seconds": 0, "metric_minutes": 0}
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[SandboxProcess]:
+    with quick_sandbox() as process:
+        yield process
+
+
+@dataclass
+class Road:
+    """A table `orders`, its stream `changes`, and the channel that writes that to S3."""
+
+    world: World
+    stream_arn: str
+
+    @property
+    def kinesis(self) -> Any:
+        return self.world.client("kinesis")
+
+    def configure(self, transport: str = KINESIS_CHANNEL, **channel: Any) -> None:
+        table = {"name": NAME, "transport": transport, "kinesis": AT_ONCE}
+        self.world.configure({**table, "kinesis_channel": {**QUICK, **channel}})
+
+    def open_channel(self, compression: str = "NONE", kind: str = "JSON", **storage: str) -> str:
+        made = self.kinesis.create_channel(
+            ChannelName="to-s3",
+            ServiceExecutionRoleARN=f"arn:aws:iam::{self.world.account}:role/channel",
+            StreamConfigurationList=[
+                {"StreamARN": self.stream_arn, "RecordConfiguration": {"RecordFormatType": kind}}
+            ],
+            S3DestinationConfiguration={
+                "DataFreshnessInSeconds": 300,
+                "StorageConfiguration": {
+                    "BucketARN": f"arn:aws:s3:::{self.world.bucket}",
+                    "ExpectedBucketOwner": self.world.account,
+                    "CompressionType": compression,
+                    **storage,
+                },
+            },
+        )
+        return made["ChannelDescription"]["ChannelARN"]
+
+    def keys(self, prefix: str = "kinesis-channel/") -> list[str]:
+        listed = self.world.client("s3").list_objects_v2(Bucket=self.world.bucket, Prefix=prefix)
+        return [found["Key"] for found in listed.get("Contents", ())]
+
+    def deliver(self) -> None:
+        """Wait until the channel has written what is in the stream."""
+        before = len(self.keys())
+        wait_for(lambda: len(self.keys()) > before)
+
+    def order(self, **orders: Any) -> None:
+        control(self.world.endpoint_url, **orders)
+
+    def state(self) -> LogState:
+        return self.world.lake().log(self.world.table(NAME)).load()
+
+    def causes(self) -> list[str]:
+        return [gap.cause for gap in self.state().gaps.values()]
+
+    def heal(self) -> None:
+        lake, table = self.world.lake(), self.world.table(NAME)
+        for gap in self.state().open_gaps():
+            heal_gap(lake, table, gap)
+
+    def changes(self) -> list[tuple[Any, ...]]:
+        sql = f"SELECT data->>'pk', op, transport FROM {NAME}.raw_stream ORDER BY order_key"
+        return self.world.rows(sql, NAME)
+
+    def written(self, *pks: str) -> list[tuple[Any, ...]]:
+        return [(pk, "I", KINESIS_CHANNEL) for pk in pks]
+
+
+@pytest.fixture
+def road(sandbox: SandboxProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Road:
+    world = make_world(sandbox, tmp_path, "s3")
+    world.activate(monkeypatch)
+    world.make_table(NAME, view=None)
+    kinesis = world.client("kinesis")
+    kinesis.create_stream(StreamName="changes", StreamModeDetails={"StreamMode": "ON_DEMAND"})
+    found = kinesis.describe_stream_summary(StreamName="changes")["StreamDescriptionSummary"]
+    made = Road(world, found["StreamARN"])
+    connect(made)
+    made.order(channel_delimiter="", channel_dead_letters=0)
+    made.configure()
+    return made
+
+
+def connect(road: Road) -> None:
+    road.world.dynamodb.enable_kinesis_streaming_destination(
+        TableName=NAME,
+        StreamArn=road.stream_arn,
+        EnableKinesisStreamingConfiguration={"ApproximateCreationDateTimePrecision": "MICROSECOND"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("compression", "delimiter", "template"),
+    [
+        ("NONE", "\n", HIVE),
+        ("GZIP", "", None),
+    ],
+)
+def test_a_mirror_from_a_channels_objects(
+    road: Road, compression: str, delimiter: str, template: str | None
+) -> None:
+    world = road.world
+    road.order(channel_delimiter=delimiter)
+    world.put(NAME, "before", n={"N": "1"})
+    road.open_channel(compression, **({"OutputKeyTemplate": template} if template else {}))
+    world.capture(NAME)
+    world.put(NAME, "a", n={"N": "1.50"}, raw={"B": b"\x12\x02\x08{"}, text={"S": '}{ ä "{'})
+    world.put(NAME, "b", n={"N": "2"})
+    # Others write to the stream, too: that is another table's, and this is none of ours.
+    road.kinesis.put_record(StreamName="changes", Data=b'{"not": "ours"}', PartitionKey="x")
+    wait_for(lambda: road.keys("a/" if template else "kinesis-channel/"))
+    world.bootstrap(NAME)
+    world.put(NAME, "a", n={"N": "3"})
+    world.delete(NAME, "b")
+    after = len(road.keys(""))
+    wait_for(lambda: len(road.keys("")) > after)
+    wait_for(lambda: world.capture(NAME).rows == 2)
+    world.publish(NAME)
+    world.build_cdc(NAME)
+    assert assert_mirrors(world, NAME) == 2
+    assert_nothing_twice(world, NAME)
+    assert_no_orphans(world, NAME)
+    assert [(op, transport) for _, op, transport in road.changes()] == [
+        (op, KINESIS_CHANNEL) for op in "IIUD"
+    ]
+    reasons = [q.reasons for q in road.state().quarantined.values()]
+    assert reasons == [{"a record of an unknown kind": 1}]
+    assert world.capture(NAME).rows == 0
+    assert road.causes() == []
+
+
+def test_dead_letters_are_read_again_from_the_stream_once(road: Road) -> None:
+    road.open_channel()
+    road.world.bootstrap(NAME)
+    road.order(channel_dead_letters=2)
+    for pk in "abc":
+        road.world.put(NAME, pk)
+    wait_for(lambda: len(road.keys()) >= 2)
+    wait_for(lambda: road.world.capture(NAME).rows or len(road.changes()) == 3)
+    road.world.capture(NAME)
+    assert road.changes() == road.written("a", "b", "c")
+    # What is no JSON is given up by the channel itself, and kept where the lake keeps such records.
+    road.kinesis.put_record(StreamName="changes", Data=b"no JSON", PartitionKey="x")
+    road.deliver()
+    road.world.capture(NAME)
+    quarantined = road.state().quarantined.values()
+    assert [q.reasons for q in quarantined] == [{"a record that is not JSON": 1}]
+    assert len(road.keys("kinesis-channel/errors/")) == 2
+    assert (road.world.capture(NAME).rows, road.causes()) == (0, [])
+    road.world.publish(NAME)
+    assert assert_mirrors(road.world, NAME) == 3
+
+
+def test_a_dead_letter_whose_record_is_gone_is_a_gap_and_is_healed(road: Road) -> None:
+    world = road.world
+    road.open_channel()
+    world.bootstrap(NAME)
+    road.order(channel_dead_letters=1)
+    world.put(NAME, "lost")
+    road.deliver()
+    (letter,) = road.keys("kinesis-channel/errors/")
+    s3 = world.client("s3")
+    body = s3.get_object(Bucket=world.bucket, Key=letter)["Body"].read().decode()
+    # As if the stream did not hold it any more: reading begins at the oldest record left.
+    number = body.split('"sequenceNumber": "')[1].split('"')[0]
+    gone = body.replace(number, str(int(number) - 1))
+    s3.put_object(Bucket=world.bucket, Key=letter, Body=gone + '{"no": "letter"}\n')
+    world.put(NAME, "later")
+    road.deliver()
+    result = world.capture(NAME)
+    assert [gap.cause for gap in result.gaps] == road.causes() == ["not delivered"]
+    assert road.changes() == road.written("later")
+    (quarantined,) = road.state().quarantined.values()
+    assert quarantined.reasons == {"a dead letter without its shard": 1}
+    gap = next(iter(road.state().gaps.values()))
+    written_us = gap.from_us, gap.to_us
+    assert written_us[0] <= road.state().began_us < written_us[1]
+    world.capture(NAME)
+    assert road.causes() == ["not delivered"]
+    road.heal()
+    world.put(NAME, "last")
+    road.deliver()
+    world.capture(NAME)
+    world.publish(NAME)
+    assert assert_mirrors(world, NAME) == 3
+    assert set(world.items(NAME)) == {"lost", "later", "last"}
+
+
+def test_another_channel_and_a_destination_that_was_off_are_gaps(road: Road) -> None:
+    world = road.world
+    arn = road.open_channel()
+    world.bootstrap(NAME)
+    road.kinesis.delete_channel(ChannelARN=arn)
+    with pytest.raises(SourceError, match="no channel writes it to S3"):
+        world.capture(NAME)
+    world.put(NAME, "between channels")
+    time.sleep(0.2)
+    road.open_channel()
+    world.capture(NAME)
+    assert road.causes() == ["new stream"]
+    road.heal()
+    world.dynamodb.disable_kinesis_streaming_destination(TableName=NAME, StreamArn=road.stream_arn)
+    with pytest.raises(SourceError, match="it writes to no Kinesis stream"):
+        world.capture(NAME)
+    world.put(NAME, "while it was off")
+    connect(road)
+    world.capture(NAME)
+    assert road.causes() == ["new stream", "new stream"]
+    world.put(NAME, "last")
+    road.deliver()
+    road.heal()
+    wait_for(lambda: world.capture(NAME).rows or len(world.items(NAME)) == 3)
+    world.publish(NAME)
+    assert assert_mirrors(world, NAME) == 3
+
+
+def test_switching_to_a_channel_loses_and_doubles_nothing(road: Road) -> None:
+    world = road.world
+    stream = {"StreamEnabled": True, "StreamViewType": "NEW_AND_OLD_IMAGES"}
+    world.dynamodb.update_table(TableName=NAME, StreamSpecification=stream)
+    road.open_channel()
+    road.configure("dynamodb_streams")
+    world.capture(NAME)
+    expected: list[str] = []
+
+    def write(pk: str) -> None:
+        world.put(NAME, pk)
+        expected.append(pk)
+        # Where both have it, the order must be known.
+        time.sleep(0.002)
+
+    write("before")
+    world.capture(NAME)
+    road.configure()
+    deadline = time.monotonic() + 20
+    while not _follows(road, KINESIS_CHANNEL):
+        world.capture(NAME)
+        write(f"on the way, {len(expected)}")
+        assert time.monotonic() < deadline
+    write("behind the cut")
+    road.deliver()
+    wait_for(lambda: world.capture(NAME).rows == 0 and len(road.changes()) >= len(expected))
+    assert road.state().gaps == {}
+    found = road.changes()
+    assert [pk for pk, _, _ in found] == expected
+    assert {transport for _, _, transport in found} == {"dynamodb_streams", KINESIS_CHANNEL}
+
+
+def _follows(road: Road, transport: str) -> bool:
+    state = road.state()
+    return state.stream is not None and (state.stream.transport, state.cut) == (transport, None)
+
+
+def test_channels_that_cannot_be_read_are_refused_by_name(road: Road) -> None:
+    road.open_channel(OutputKeyTemplate="a/!{yyyy}-!{MM}-!{dd}/")
+    with pytest.raises(SourceError, match="have no folders of days"):
+        road.world.capture(NAME)
+    road.configure(channel="another")
+    with pytest.raises(SourceError, match="no channel another writes it to S3"):
+        road.world.capture(NAME)
+
+
+def test_the_watermark_is_what_the_metric_proves(road: Road) -> None:
+    road.open_channel()
+    road.configure(measured=True, lag_minutes=60)
+    listed_us = time.time_ns() // 1000
+    road.world.capture(NAME)
+    # Nothing was ever delivered, so the promise counts.
+    assert listed_us - 3600_000_000 <= road.state().watermark_us < listed_us
+    found = road.kinesis.list_channels()["ChannelSummaries"][0]
+    where = {
+        "StreamName": "changes",
+        "ChannelName": found["ChannelName"],
+        "ChannelId": found["ChannelId"],
+    }
+    minute = int(time.time()) // 60 * 60 - 180
+    _measure(
+        road, "AWS/Kinesis", "DeliveryToS3.DataFreshness", where, {minute: 310, minute - 60: 400}
+    )
+    road.world.capture(NAME)
+    assert road.state().watermark_us == (minute - 400) * 1_000_000
+    # DynamoDB itself is behind: that comes on top, and is told.
+    replication = {"TableName": NAME, "DelegatedOperation": "PutRecord"}
+    ages = {minute: 120_000}
+    _measure(road, "AWS/DynamoDB", "AgeOfOldestUnreplicatedRecord", replication, ages)
+    _measure(road, "AWS/Kinesis", "DeliveryToS3.DataFreshness", where, {minute + 60: 10})
+    result = road.world.capture(NAME)
+    assert any("DynamoDB is 120 s behind" in warning for warning in result.warnings)
+    # It never goes back.
+    assert road.state().watermark_us == (minute - 400) * 1_000_000
+
+
+def _measure(
+    road: Road, namespace: str, name: str, where: dict[str, str], points: dict[int, float]
+) -> None:
+    dimensions = [{"Name": key, "Value": value} for key, value in where.items()]
+    data = [
+        {"MetricName": name, "Dimensions": dimensions, "Timestamp": at, "Value": value}
+        for at, value in points.items()
+    ]
+    road.world.client("cloudwatch").put_metric_data(Namespace=namespace, MetricData=data)
