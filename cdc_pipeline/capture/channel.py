@@ -270,8 +270,10 @@ class ChannelFiles:
         except ShardGoneError:
             raw, retention_us = None, MOST_RETENTION_US
         if raw is None:
-            # A channel can have tried for as long as the stream kept the record.
-            return Lost(round(found.object.modified.timestamp() * 1_000_000) - retention_us)
+            # A channel can have tried for as long as the stream kept the record, and delivers none
+            # from before it was made.
+            given_up_us = round(found.object.modified.timestamp() * 1_000_000)
+            return Lost(max(given_up_us - retention_us, self.channel.created_us))
         changes, unreadable, _ = parse_envelopes(
             [raw],
             table=target.name,
