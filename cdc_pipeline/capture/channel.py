@@ -208,10 +208,10 @@ class ChannelFiles:
     def arrived(self, since: date, now_us: int) -> list[Arrived]:
         """See `FileSource`: objects, and dead letters behind them."""
         found = arrived_since(self.lake.aws, self.folders, since, now_us)
-        letters = [letter for letter in self._letters() if letter.day >= since]
+        letters = [letter for letter in self.letters() if letter.day >= since]
         return [*found, *sorted(letters, key=lambda a: (a.day, a.object.modified, a.uri))]
 
-    def _letters(self) -> Iterator[Arrived]:
+    def letters(self) -> Iterator[Arrived]:
         """All dead letters: few, and in folders of whatever form.
 
         Their day is that of their writing, by which they are remembered.

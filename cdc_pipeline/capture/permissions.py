@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cdc_pipeline.aws.kinesis import active_destination
+from cdc_pipeline.capture.channel import ChannelFiles, folders, open_channel
 from cdc_pipeline.capture.preflight_lake import export_place, glue_root, lake_place
-from cdc_pipeline.core.envelope import FIREHOSE, KINESIS
+from cdc_pipeline.core.envelope import FIREHOSE, KINESIS, KINESIS_CHANNEL
 from cdc_pipeline.core.errors import CdcPipelineError
 from cdc_pipeline.core.iam import (
     Place,
@@ -95,12 +96,14 @@ def policies(
 
 def _source_table(lake: Lake, table: Table, account: str) -> SourceTable:
     region = lake.source(table).client("dynamodb").meta.region_name
-    stream = None
-    if table.transport == KINESIS:
+    stream = channel = None
+    if table.transport in (KINESIS, KINESIS_CHANNEL):
         try:
             stream = active_destination(lake.source(table), table.name)
+            if table.transport == KINESIS_CHANNEL:
+                channel = open_channel(lake, table).arn
         except CdcPipelineError:
-            stream = None
+            pass
     return SourceTable(
         table.name,
         region,
@@ -108,6 +111,8 @@ def _source_table(lake: Lake, table: Table, account: str) -> SourceTable:
         table.transport,
         stream,
         partition=lake.source(table).partition,
+        channel_arn=channel,
+        is_measured=bool(table.firehose and table.firehose.delivery_stream),
     )
 
 
@@ -139,11 +144,21 @@ def _lake_statements(
     own = lake_place(lake) if lake.settings.is_s3 else None
     read = list(exports.values())
     for table in tables:
-        if table.transport == FIREHOSE and table.firehose is not None:
-            for uri in (*table.firehose.prefixes, *table.firehose.error_prefixes):
-                bucket, _, prefix = uri.removeprefix("s3://").partition("/")
-                read.append(Place(bucket, prefix, lake.aws.partition))
+        for uri in _folders(lake, table):
+            bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+            read.append(Place(bucket, prefix, lake.aws.partition))
     return lake_statements(own, read)
+
+
+def _folders(lake: Lake, table: Table) -> Sequence[str]:
+    """Where a table's changes are delivered to; a channel's are asked from AWS, `SourceError`."""
+    if table.transport == FIREHOSE and table.firehose is not None:
+        return (*table.firehose.prefixes, *table.firehose.error_prefixes)
+    if table.transport == KINESIS_CHANNEL:
+        files = open_channel(lake, table).files
+        assert isinstance(files, ChannelFiles)
+        return folders(files.channel, files.stream_arn)
+    return ()
 
 
 def _glue_statements(lake: Lake, tables: Sequence[Table], account: str) -> list[Statement]:

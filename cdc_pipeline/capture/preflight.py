@@ -9,14 +9,16 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
-from cdc_pipeline.aws.cloudwatch import failed_to_replicate
-from cdc_pipeline.aws.kinesis import WRITTEN_TO, KinesisStreams, destinations
+from cdc_pipeline.aws.channels import DELIVERING, find_channel
+from cdc_pipeline.aws.cloudwatch import channel_ages, failed_to_replicate
+from cdc_pipeline.aws.kinesis import WRITTEN_TO, KinesisStreams, active_destination, destinations
 from cdc_pipeline.aws.s3_output import sse_parameters
 from cdc_pipeline.aws.session import AwsSession
 from cdc_pipeline.aws.shards import client_of
 from cdc_pipeline.aws.streams import DynamoDBStreams
 from cdc_pipeline.aws.table import TableDescription, describe_backups, describe_table
 from cdc_pipeline.capture.asking import PIPELINE, Asker, Finding, RedError, Remedy, allow
+from cdc_pipeline.capture.channel import folders
 from cdc_pipeline.capture.preflight_lake import export_place, look_at_lake, probe_key
 from cdc_pipeline.capture.shard_reader import polls_needed
 from cdc_pipeline.capture.snapshot import export_target
@@ -289,6 +291,58 @@ class _Look:
         stream, hours = active[0].rpartition("/")[2], summary["RetentionPeriodHours"]
         yield Finding("stream", True, f"{stream}: {_shards(shards)}, {hours} h")
 
+    def kinesis_channel(self) -> Iterator[Finding]:
+        """Whether a channel delivers the table's stream to where it can be read."""
+        name, chosen = self.table.name, self.table.kinesis_channel
+        asked = "dynamodb:DescribeKinesisStreamingDestination"
+        with self.asker.asking("stream", asked, f"Kinesis destination of table {name}"):
+            stream_arn = active_destination(self.source, name)
+        stream = f"stream {stream_arn.rpartition('/')[2]}"
+        with self.asker.asking("stream", "kinesis:DescribeStreamSummary", stream):
+            kinesis = client_of(self.source, "kinesis")
+            answer = kinesis.describe_stream_summary(StreamARN=stream_arn)
+        summary = answer["StreamDescriptionSummary"]
+        mode = summary.get("StreamModeDetails", {}).get("StreamMode")
+        if mode != "ON_DEMAND":
+            command = f"aws kinesis update-stream-mode --stream-arn {stream_arn}"
+            fix = f"{command} --stream-mode-details StreamMode=ON_DEMAND"
+            yield Finding("stream", False, f"{stream} is {mode}; channels need ON_DEMAND", fix)
+            return
+        if summary.get("KeyId", "").endswith("alias/aws/kinesis"):
+            fix = "encrypt it with a key of your own, or not: aws kinesis stop-stream-encryption"
+            told = f"{stream} has the key alias/aws/kinesis, with which it gets no channel"
+            yield Finding("stream", False, told, fix)
+            return
+        with self.asker.asking("stream", "kinesis:ListChannels", stream):
+            channel = find_channel(self.source, stream_arn, chosen.channel)
+        told = f"channel {channel.name} of {stream}"
+        if channel.status not in DELIVERING:
+            fix = "wait until it is ACTIVE; one that FAILED is deleted and created again"
+            reason = f": {channel.reason}" if channel.reason else ""
+            yield Finding("stream", False, f"{told} is {channel.status}{reason}", fix)
+            return
+        taken = channel.record_format(stream_arn)
+        if taken not in ("JSON", "STRING", "BYTE_ARRAY"):
+            fix = "create it with RecordFormatType JSON, which delivers records as they were put"
+            yield Finding("stream", False, f"{told} takes records as {taken}", fix)
+            return
+        with self.asker.asking("stream", "kinesis:DescribeChannel", told):
+            places = folders(channel, stream_arn)
+        if chosen.measured:
+            where = {"StreamName": stream_arn.rpartition("/")[2], "ChannelName": channel.name}
+            where["ChannelId"] = channel.channel_id
+            with self.asker.asking("stream", "cloudwatch:GetMetricStatistics", "delivery"):
+                channel_ages(self.source, where, 0, 60_000_000)
+        empty = [place for place in places if not self._read_folder(place)]
+        note = ", which is empty" if places[0] in empty else ""
+        self.report.stream_usd = kinesis_usd(0, on_demand=True)
+        yield Finding(
+            "stream",
+            True,
+            f"{told}: {taken}, {channel.compression}, every {channel.freshness_seconds} s to "
+            f"{places[0]}{note}",
+        )
+
     def firehose(self) -> Iterator[Finding]:
         """Whether the folders that Firehose writes to can be listed, and what is in them read."""
         chosen = self.table.firehose
@@ -356,6 +410,7 @@ _TRANSPORTS: dict[str, Callable[[_Look], Callable[[], Iterator[Finding]]]] = {
     "dynamodb_streams": lambda look: look.stream,
     "kinesis": lambda look: look.kinesis,
     "firehose": lambda look: look.firehose,
+    "kinesis_channel": lambda look: look.kinesis_channel,
 }
 
 

@@ -12,7 +12,7 @@ from cdc_pipeline.capture.channel import note_off
 from cdc_pipeline.capture.drain import CaptureOptions, CaptureResult, capture_table, drain_table
 from cdc_pipeline.capture.files import FilesRun
 from cdc_pipeline.capture.source import Source
-from cdc_pipeline.capture.sources import followed_source, open_source
+from cdc_pipeline.capture.sources import followed_source, open_source, with_measured_lateness
 from cdc_pipeline.capture.switch import give_up_cut
 from cdc_pipeline.core.changes import DYNAMODB_STREAMS
 from cdc_pipeline.core.envelope import IN_FILES, KINESIS_CHANNEL
@@ -125,16 +125,27 @@ def _capture(
 
     log = lake.log(table)
     drain = partial(drain_table, log, options=options, report=landed)
-    opening = partial(_source, lake, table, drain)
-    return capture_table(
+    warnings: list[str] = []
+
+    def measured(source: Source) -> Source:
+        found, told = with_measured_lateness(lake, table, source)
+        warnings[:] = [*warnings, *(w for w in told if w not in warnings)]
+        return found
+
+    def opening() -> Source:
+        return measured(_source(lake, table, drain))
+
+    result = capture_table(
         log,
         opening(),
         options,
-        former=partial(followed_source, lake, table),
+        former=lambda stream: measured(followed_source(lake, table, stream)),
         files=partial(FilesRun, lake, table, report=landed),
         reopen=opening,
         report=landed,
     )
+    result.warnings += warnings
+    return result
 
 
 def _source(lake: Lake, table: Table, drain: Callable[[Source], object]) -> Source:

@@ -11,7 +11,7 @@ from cdc_pipeline.capture.channel import followed_channel, open_channel
 from cdc_pipeline.capture.completion import ItemReader
 from cdc_pipeline.capture.file_source import FirehoseFiles
 from cdc_pipeline.capture.reading import KinesisReading
-from cdc_pipeline.capture.replication import ReplicationMetric
+from cdc_pipeline.capture.replication import ReplicationMetric, replication_late_us
 from cdc_pipeline.capture.source import Source, table_with_stream
 from cdc_pipeline.core.changes import DYNAMODB_STREAMS
 from cdc_pipeline.core.envelope import FIREHOSE, KINESIS, KINESIS_CHANNEL
@@ -84,6 +84,21 @@ def followed_source(lake: Lake, table: Table, stream: StreamRef) -> Source:
         DynamoDBStreams(aws),
         clock_offset_us=aws.clock_offset.offset_us,
     )
+
+
+def with_measured_lateness(
+    lake: Lake, table: Table, source: Source
+) -> tuple[Source, tuple[str, ...]]:
+    """A source that is about to be read, as late as DynamoDB is; and what to tell about that.
+
+    Of Kinesis, one request of CloudWatch; others as they are.
+    """
+    reading = source.reading
+    if not isinstance(reading, KinesisReading):
+        return source, ()
+    late = replication_late_us(lake.source(table), table, lake.log(table).now_us())
+    measured = replace(reading, late_seconds=late.us / 1_000_000)
+    return replace(source, reading=measured), late.warnings
 
 
 def _firehose(lake: Lake, table: Table) -> Source:

@@ -21,8 +21,9 @@ LANDING_TABLE = "raw_stream"
 class SourceTable:
     """A DynamoDB table that is read, and the account and region that it is in.
 
-    `kinesis_arn`: of the Kinesis stream that is read instead of the table's own. `reads_items`: it
-    is compared with its source, or completed by reads. `partition`: of the region, `aws`, `aws-cn`,
+    `kinesis_arn`: of the Kinesis stream that is read instead of the table's own, or behind its
+    channel, `channel_arn`. `reads_items`: it is compared with its source, or completed by reads.
+    `is_measured`: Firehose's metrics are read. `partition`: of the region, `aws`, `aws-cn`,
     `aws-us-gov`, ...: ARNs begin with it, and IAM takes those of its own alone.
     """
 
@@ -33,6 +34,18 @@ class SourceTable:
     kinesis_arn: str | None = None
     reads_items: bool = True
     partition: str = "aws"
+    channel_arn: str | None = None
+    is_measured: bool = False
+
+    @property
+    def measured(self) -> bool:
+        """Whether CloudWatch is asked of its changes."""
+        return self.is_measured or self.transport in ("kinesis", "kinesis_channel")
+
+    @property
+    def channels(self) -> str:
+        """The ARN of its channel, of any of its account where unknown."""
+        return self.channel_arn or self._arn("kinesis", "channel/*")
 
     @property
     def arn(self) -> str:
@@ -94,6 +107,11 @@ def source_statements(tables: Sequence[SourceTable]) -> list[Statement]:
         found.append(statement("Streams", [f"dynamodb:{name}" for name in reading], streams))
     if any(t.transport == "kinesis" for t in tables):
         found += _kinesis_statements([t for t in tables if t.transport == "kinesis"])
+    if any(t.transport == "kinesis_channel" for t in tables):
+        found += _channel_statements([t for t in tables if t.transport == "kinesis_channel"])
+    if any(t.measured for t in tables):
+        # CloudWatch knows no resources for metrics.
+        found.append(statement("Metrics", ["cloudwatch:GetMetricStatistics"], ["*"]))
     items = [table.arn for table in tables if table.reads_items]
     if items:
         found.append(statement("Items", ["dynamodb:BatchGetItem", "dynamodb:Scan"], items))
@@ -110,8 +128,23 @@ def _kinesis_statements(tables: Sequence[SourceTable]) -> list[Statement]:
             (t.arn for t in tables),
         ),
         statement("Kinesis", [f"kinesis:{name}" for name in reading], streams),
-        # CloudWatch knows no resources for metrics.
-        statement("SkippedRecords", ["cloudwatch:GetMetricStatistics"], ["*"]),
+    ]
+
+
+def _channel_statements(tables: Sequence[SourceTable]) -> list[Statement]:
+    """A channel is found and described; its dead letters are read again from the stream."""
+    streams = [table.kinesis_streams for table in tables]
+    reading = ["DescribeStreamSummary", "GetShardIterator", "GetRecords"]
+    return [
+        statement(
+            "ChannelDestination",
+            ["dynamodb:DescribeKinesisStreamingDestination"],
+            (t.arn for t in tables),
+        ),
+        statement("ChannelStream", [f"kinesis:{name}" for name in reading], streams),
+        # ListChannels is of no channel: its filter names a stream.
+        statement("Channels", ["kinesis:ListChannels"], ["*"]),
+        statement("Channel", ["kinesis:DescribeChannel"], (t.channels for t in tables)),
     ]
 
 

@@ -10,7 +10,8 @@ import dagster as dg
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.columns import without_columns
 from cdc_pipeline.core.coverage import clock_warning, coverage
-from cdc_pipeline.core.envelope import FIREHOSE, IN_FILES
+from cdc_pipeline.core.envelope import FIREHOSE, IN_FILES, KINESIS_CHANNEL
+from cdc_pipeline.core.errors import SourceError
 from cdc_pipeline.core.names import TablePaths
 from cdc_pipeline.defs.failures import readable_failures
 from cdc_pipeline.defs.metadata import grid, moment, timeline
@@ -108,6 +109,37 @@ def watermark(lake: Lake, table: Table, state: LogState) -> Finding:
     recent_us = lake.log(table).now_us() - _LATE_SHOWS_US
     passed = warning is None and (not state.late.rows or state.late_at_us < recent_us)
     return Finding(passed, metadata, dg.AssetCheckSeverity.WARN)
+
+
+def delivered_all(lake: Lake, table: Table, state: LogState) -> Finding:
+    """What the channel counted as delivered in the last day is in the objects that were read."""
+    from cdc_pipeline.capture.channel_counts import compare_counts
+
+    try:
+        counts = compare_counts(lake, table, state, lake.log(table).now_us())
+    except SourceError as error:
+        told = {"note": f"not compared: {error}"}
+        return Finding(False, told, dg.AssetCheckSeverity.WARN)
+    if counts is None:
+        return Finding(True, {"note": "no channel is followed"})
+    metadata: dict[str, Any] = {
+        "from": moment(counts.from_us),
+        "to": moment(counts.to_us),
+        "records_delivered": counts.delivered,
+        "records_found": counts.found,
+        "records_missing_at_least": counts.missing,
+        "records_failed": counts.failed,
+        "dead_letters_found": counts.letters,
+        "dead_letters_missing_at_least": counts.lost,
+        "objects_unread": counts.unread,
+    }
+    if counts.missing or counts.lost:
+        name = table.safe_name
+        metadata["fix"] = (
+            f"materialise the day of {name}/raw_stream, which lists its folders again; if that "
+            f"does not help, materialise {name}/pitr_export: a new baseline has what is missing"
+        )
+    return Finding(not counts.missing and not counts.lost, metadata)
 
 
 def deletes(lake: Lake, table: Table, state: LogState) -> Finding:
@@ -270,7 +302,11 @@ STATE_CHECKS: dict[str, Callable[[Lake, Table, LogState], Finding]] = {
 
 def checks_of(table: Table) -> dict[str, Callable[[Lake, Table, LogState], Finding]]:
     """The checks of a table's raw_stream, by name."""
-    return {**CHECKS, "deletes_landed": deletes} if table.transport == FIREHOSE else CHECKS
+    more = {
+        FIREHOSE: {"deletes_landed": deletes},
+        KINESIS_CHANNEL: {"channel_delivered_all": delivered_all},
+    }
+    return {**CHECKS, **more.get(table.transport, {})}
 
 
 def state_checks_of(table: Table) -> dict[str, Callable[[Lake, Table, LogState], Finding]]:
