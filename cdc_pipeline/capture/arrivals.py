@@ -12,11 +12,11 @@ from cdc_pipeline.capture.completion import ItemReader
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.core.arrival import arrival_day, is_year_folder, looks, newest_look
 from cdc_pipeline.core.capture_log import LogState
-from cdc_pipeline.core.delivered import Target
 from cdc_pipeline.core.envelope import FIREHOSE
 from cdc_pipeline.core.errors import ShardGoneError, SourceError
 from cdc_pipeline.core.log_parts import SourceFile
 from cdc_pipeline.core.names import day_of
+from cdc_pipeline.core.whose import Target
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings import Firehose, Table
 
@@ -77,7 +77,7 @@ def open_files(lake: Lake, table: Table) -> Source:
 
 def target_of(found: TableDescription) -> Target:
     """What makes changes of delivered records."""
-    return Target(found.name, found.table_id, found.key_types)
+    return Target(found.name, found.table_id, found.key_types, found.arn)
 
 
 def arrived_since(aws: AwsSession, settings: Firehose, since: date, now_us: int) -> list[Arrived]:

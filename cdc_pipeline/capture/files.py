@@ -39,6 +39,11 @@ from cdc_pipeline.settings import Firehose, Table
 
 _PARALLEL = 8
 _GONE = "an object that was gone before it was read"
+_COUNTED = "/2"
+"""Behind the ETag of an object that was read in part: by which rule its records are counted.
+
+Earlier versions counted commas and brackets, and a wrapper as one: they began with no such mark.
+"""
 Written = tuple[int, int]
 """Changes of which write times are to land: from, and before; µs since the epoch."""
 ANY_TIME: Written = (0, 1 << 62)
@@ -56,14 +61,14 @@ class _Reading:
 
     @staticmethod
     def of(arrived: Arrived, known: SourceFile | None) -> "_Reading":
-        if known is None or known.etag != arrived.object.etag:
+        if known is None or known.etag != arrived.object.etag + _COUNTED:
             return _Reading(arrived)
         return _Reading(arrived, known.rows, known.others, set(known.days), known.legacy_us)
 
     def as_file(self, whole: bool) -> SourceFile:
         return SourceFile(
             uri=self.arrived.uri,
-            etag=self.arrived.object.etag,
+            etag=self.arrived.object.etag + ("" if whole else _COUNTED),
             bytes=self.arrived.object.bytes,
             arrived=self.arrived.day.isoformat(),
             rows=self.rows,
@@ -203,13 +208,12 @@ class FilesRun:
         with closing(self._downloaded(wanted)) as files:
             for found, file in files:
                 try:
-                    opened = file.result()
+                    if not self._take(found, file.result()):
+                        return False
                 except SourceError as error:
                     # One that cannot be read does not stop the others.
-                    self.result.failed_shards[found.uri] = error.message
-                    continue
-                if not self._take(found, opened):
-                    return False
+                    why = error.message + (f" ({error.fix})" if error.fix else "")
+                    self.result.failed_shards[found.uri] = why
         return True
 
     def _downloaded(
