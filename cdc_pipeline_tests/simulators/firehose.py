@@ -98,6 +98,7 @@ def forwarded(
     number: int,
     *,
     table: str = "orders",
+    account: str = "000000000000",
 ) -> dict[str, Any]:
     """A change as a stream spells it and a Lambda function gets it: binary encoded once."""
     body: dict[str, Any] = {"ApproximateCreationDateTime": time, "Keys": _once(keys)}
@@ -105,7 +106,7 @@ def forwarded(
     body |= {"StreamViewType": "NEW_AND_OLD_IMAGES"}
     body |= {"NewImage": _once(new)} if new is not None else {}
     body |= {"OldImage": _once(old)} if old is not None else {}
-    arn = f"arn:aws:dynamodb:us-east-1:000000000000:table/{table}/stream/2026-11-01T00:00:00.000"
+    arn = f"arn:aws:dynamodb:us-east-1:{account}:table/{table}/stream/2026-11-01T00:00:00.000"
     return {
         "eventID": f"{number:032x}",
         "eventName": OPS[op],
