@@ -97,15 +97,18 @@ def arrived_since(aws: AwsSession, settings: Firehose, since: date, now_us: int)
     found = [
         arrived
         for prefix in [*settings.prefixes, *settings.error_prefixes]
-        for arrived in _arrived(aws, prefix, settings.layout, since)
+        for arrived in find_arrived(aws, prefix, settings.layout, since)
     ]
     # Prefixes may lie in each other.
     single = {arrived.uri: arrived for arrived in found}
     return sorted(single.values(), key=lambda a: (a.day, a.object.modified, a.uri))
 
 
-def _arrived(aws: AwsSession, prefix: str, layout: str | None, since: date) -> Iterator[Arrived]:
-    bucket, root = _bucket_of(aws, prefix)
+def find_arrived(
+    aws: AwsSession, prefix: str, layout: str | None, since: date
+) -> Iterator[Arrived]:
+    """The objects of one prefix; see `arrived_since`."""
+    bucket, root = bucket_of(aws, prefix)
     if layout is not None:
         yield from _by_layout(bucket, root, layout, since)
         return
@@ -126,7 +129,7 @@ def _arrived(aws: AwsSession, prefix: str, layout: str | None, since: date) -> I
 
 def is_empty(aws: AwsSession, prefix: str) -> bool:
     """Whether there is no object under a prefix at all, whatever its folders; one request."""
-    bucket, root = _bucket_of(aws, prefix)
+    bucket, root = bucket_of(aws, prefix)
     return not any(not _is_hidden(f.key) and not f.key.endswith("/") for f in bucket.objects(root))
 
 
@@ -136,7 +139,7 @@ def find_again(aws: AwsSession, files: Iterable[SourceFile]) -> Iterator[Arrived
     One request for each. Raises `SourceError`.
     """
     for file in files:
-        bucket, key = _bucket_of(aws, file.uri)
+        bucket, key = bucket_of(aws, file.uri)
         day = date.fromisoformat(file.arrived)
         gone = FoundObject(key, file.etag, file.bytes, datetime.combine(day, time.min, UTC))
         listed = (found for found in bucket.objects(key) if found.key == key)
@@ -155,7 +158,7 @@ def has_news(aws: AwsSession, settings: Firehose, state: LogState) -> bool:
 
 
 def _news(aws: AwsSession, prefix: str, state: LogState) -> bool:
-    bucket, root = _bucket_of(aws, prefix)
+    bucket, root = bucket_of(aws, prefix)
     known = [uri.removeprefix(prefix) for uri in state.files if uri.startswith(prefix)]
     if not known:
         return not is_empty(aws, prefix)
@@ -166,7 +169,14 @@ def _news(aws: AwsSession, prefix: str, state: LogState) -> bool:
     )
 
 
-def _bucket_of(aws: AwsSession, prefix: str) -> tuple[SourceBucket, str]:
+def newest_under(aws: AwsSession, prefix: str) -> list[FoundObject]:
+    """Objects under a prefix, whatever their folders; raises `SourceError`."""
+    bucket, root = bucket_of(aws, prefix)
+    return [f for f in bucket.objects(root) if not (_is_hidden(f.key) or f.key.endswith("/"))]
+
+
+def bucket_of(aws: AwsSession, prefix: str) -> tuple[SourceBucket, str]:
+    """The bucket of a prefix of the settings, and the key that it stands for."""
     name, _, root = prefix.removeprefix("s3://").partition("/")
     return SourceBucket(aws, name), root
 

@@ -49,13 +49,14 @@ _MORE_COLUMNS = {"old_image", "sequence_number", "shard_id", "event_id", "is_ttl
 class Record(NamedTuple):
     """One record: a change, or why there is none and its bytes; or neither: another table's.
 
-    `size`: of its bytes, about.
+    `size`: of its bytes, about. `other`: the name of the other table.
     """
 
     change: Change | None
     unreadable: tuple[str, bytes] | None
     legacy: bool
     size: int
+    other: str = ""
 
 
 def download(bucket: SourceBucket, found: FoundObject) -> BinaryIO | None:
@@ -169,7 +170,7 @@ def _until_broken(read_some: Callable[[int], bytes]) -> Callable[[int], bytes]:
 def _records(value: Any, raw: bytes, target: Target) -> Iterator[Record]:
     size = len(raw)
     for found in delivered(value, raw, target):
-        yield Record(found.change, found.unreadable, found.legacy, size)
+        yield Record(found.change, found.unreadable, found.legacy, size, found.other)
         size = 0  # of all that one wrapper holds
 
 

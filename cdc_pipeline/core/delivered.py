@@ -20,7 +20,7 @@ from cdc_pipeline.core.errors import UnreadableError
 from cdc_pipeline.core.forwarded import from_record, is_flat
 from cdc_pipeline.core.framing import NOT_JSON, pieces
 from cdc_pipeline.core.order import numbered_position, position
-from cdc_pipeline.core.whose import Target
+from cdc_pipeline.core.whose import Target, table_named_by
 from cdc_pipeline.core.write_times import from_datetime, from_text, require_possible
 
 _OPS = {**OPS, "I": "I", "U": "U", "D": "D"}
@@ -40,12 +40,13 @@ class Delivered:
     """One delivered record: a change, or none, because it is another table's or unreadable.
 
     `legacy`: made by an older Lambda, so its time is that of its arrival. `unreadable`: why, and
-    the bytes of the record.
+    the bytes of the record. `other`: the other table.
     """
 
     change: Change | None
     legacy: bool = False
     unreadable: tuple[str, bytes] | None = None
+    other: str = ""
 
 
 def delivered(value: Any, raw: bytes, target: Target) -> Iterator[Delivered]:
@@ -133,6 +134,8 @@ def _one(record: Any, target: Target) -> Delivered:
     """What a record says that wraps nothing; raises `UnreadableError`."""
     if isinstance(record, Mapping):
         if "dynamodb" in record or is_flat(record):
+            if target.is_of_another(record):  # what goes to S3 may be of several tables
+                return Delivered(None, other=table_named_by(record))
             return Delivered(_change(record, target))
         if "write_time_us" in record and "keys" in record:
             return Delivered(from_landing_row(record, target))
@@ -144,9 +147,7 @@ def _one(record: Any, target: Target) -> Delivered:
     raise UnreadableError("a record of an unknown kind")
 
 
-def _change(record: Mapping[str, Any], target: Target) -> Change | None:
-    if target.is_of_another(record):
-        return None  # what carries changes to S3 may carry those of several tables
+def _change(record: Mapping[str, Any], target: Target) -> Change:
     change = from_record(record, table_id=target.table_id, transport=FIREHOSE)
     target.require_keys(change.keys)
     return change

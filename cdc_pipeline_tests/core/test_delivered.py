@@ -53,7 +53,9 @@ def test_an_envelope_is_a_change() -> None:
 
 
 def test_records_of_other_tables_are_theirs() -> None:
-    assert _all(envelope("D", KEYS, None, KEYS, 1, table="others")) == [Delivered(None)]
+    assert _all(envelope("D", KEYS, None, KEYS, 1, table="others")) == [
+        Delivered(None, other="others")
+    ]
 
 
 def test_our_lambdas_row_is_what_the_raw_record_is() -> None:
