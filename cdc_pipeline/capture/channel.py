@@ -10,7 +10,7 @@ written after it, so a gap lies between (`capture.continuity`).
 """
 
 import gzip
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import BinaryIO, cast
@@ -38,13 +38,13 @@ from cdc_pipeline.capture.file_source import Lost, Reached, measured, promised
 from cdc_pipeline.capture.replication import ReplicationMetric
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.core.capture_log import LogState
-from cdc_pipeline.core.channel import DeadLetter, dead_letter, folder_of
-from cdc_pipeline.core.delivered import Target
+from cdc_pipeline.core.channel import DeadLetter, dead_letter, folder_of, has_days
 from cdc_pipeline.core.delivery_lag import Ages
 from cdc_pipeline.core.envelope import KINESIS_CHANNEL
 from cdc_pipeline.core.errors import ShardGoneError, SourceError, UnreadableError
 from cdc_pipeline.core.framing import pieces
 from cdc_pipeline.core.log_parts import StreamRef
+from cdc_pipeline.core.whose import Target
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.log import CaptureLog
 from cdc_pipeline.settings import Firehose, Table
@@ -152,18 +152,11 @@ def _source(lake: Lake, table: Table, channel: Channel, stream_arn: str) -> Sour
 def folders(channel: Channel, stream_arn: str) -> tuple[str, str]:
     """Where a channel's objects and its dead letters lie, as s3://bucket/prefix.
 
-    Raises `SourceError` for a template whose objects lie in no folders of days, and for dead
-    letters among them.
+    Raises `SourceError` for dead letters among the objects.
     """
     stream = stream_arn.rpartition("/")[2]
     names = {"channel": channel.name, "channel_id": channel.channel_id, "stream": stream}
     folder = folder_of(channel.template, **names)
-    if folder is None:
-        raise SourceError(
-            f"channel {channel.name}: its keys {channel.template!r} have no folders of days",
-            fix="create it with an OutputKeyTemplate that goes on, after names, with "
-            "!{yyyy}/!{MM}/!{dd}/ or year=!{yyyy}/month=!{MM}/day=!{dd}/",
-        )
     data = f"s3://{channel.bucket}/{folder}"
     errors = f"s3://{channel.error_bucket}/{channel.error_prefix}"
     if errors.startswith(data):
@@ -194,8 +187,14 @@ class ChannelFiles:
         return Firehose.model_construct(
             prefixes=[folders(self.channel, self.stream_arn)[0]],
             error_prefixes=[],
+            layout=None if has_days(self.channel.template) else "last_modified",
             window_days=self.window_days,
         )
+
+    @property
+    def named_prefixes(self) -> Sequence[str]:
+        """See `FileSource`: AWS says where a channel writes, so nothing there is an idle stream."""
+        return ()
 
     def dimensions(self, stream_arn: str | None = None) -> dict[str, str]:
         """What its metrics are of, in CloudWatch."""
@@ -276,8 +275,7 @@ class ChannelFiles:
             return Lost(max(given_up_us - retention_us, self.channel.created_us))
         changes, unreadable, _ = parse_envelopes(
             [raw],
-            table=target.name,
-            table_id=target.table_id,
+            target=target,
             shard_id=letter.shard_id,
             encodings=self.table.kinesis.binary_encodings,
         )

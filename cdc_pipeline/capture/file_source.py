@@ -1,6 +1,6 @@
 """Objects that AWS delivers to S3 as a source: which there are, what they hold, how far they go."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import BinaryIO, NamedTuple, Protocol
@@ -10,9 +10,9 @@ from cdc_pipeline.aws.session import AwsSession
 from cdc_pipeline.capture.arrivals import Arrived, arrived_since
 from cdc_pipeline.capture.delivery import Record, records
 from cdc_pipeline.capture.replication import replication_late_us
-from cdc_pipeline.core.delivered import Target
 from cdc_pipeline.core.delivery_lag import Ages, delivered_before
 from cdc_pipeline.core.errors import SourceError
+from cdc_pipeline.core.whose import Target
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings import Firehose, Table
 
@@ -40,6 +40,11 @@ class FileSource(Protocol):
         """How long after its day a folder may get objects."""
         ...
 
+    @property
+    def named_prefixes(self) -> Sequence[str]:
+        """Prefixes that a person named, and may have mistyped."""
+        ...
+
     def arrived(self, since: date, now_us: int) -> list[Arrived]:
         """Every object in folders of `since` and later days, oldest first; `SourceError`."""
         ...
@@ -65,6 +70,11 @@ class FirehoseFiles:
     def window_days(self) -> int:
         """See `FileSource`."""
         return self.settings.window_days
+
+    @property
+    def named_prefixes(self) -> Sequence[str]:
+        """See `FileSource`."""
+        return self.settings.prefixes
 
     def arrived(self, since: date, now_us: int) -> list[Arrived]:
         """See `FileSource`."""

@@ -14,7 +14,7 @@ from cdc_pipeline.core.errors import UnreadableError
 
 DEFAULT_TEMPLATE = "kinesis-channel/!{channel-name}/!{channel-id}/!{yyyy}/!{MM}/!{dd}/!{HH}/"
 _VARIABLE = re.compile(r"!\{([^}]*)\}")
-_DAY = re.compile(r"(!\{yyyy\}/!\{MM\}/!\{dd\}|year=!\{yyyy\}/month=!\{MM\}/day=!\{dd\})(/|$)")
+_DAY = re.compile(r"(!\{yyyy\}/!\{MM\}/!\{dd\}|year=!\{yyyy\}/month=!\{MM\}/day=!\{dd\})/")
 _SHARD = re.compile(r"shardId-\d+").fullmatch
 _LETTERS = re.compile(r"[^a-z]")
 _MOST_NESTED = 4
@@ -32,17 +32,28 @@ class DeadLetter:
     stream_arn: str | None = None
 
 
-def folder_of(template: str, *, channel: str, channel_id: str, stream: str) -> str | None:
-    """The prefix up to where the date begins, None for a template without folders of days.
-
-    Folders of days are `!{yyyy}/!{MM}/!{dd}/` or `year=!{yyyy}/month=!{MM}/day=!{dd}/`, with
-    nothing before them in their part of the key and names alone before that.
-    """
+def folder_of(template: str, *, channel: str, channel_id: str, stream: str) -> str:
+    """The prefix of a channel's objects: the template up to where times begin."""
     names = {"channel-name": channel, "channel-id": channel_id, "stream-name": stream}
     named = _VARIABLE.sub(lambda m: names.get(m[1], m[0]), template or DEFAULT_TEMPLATE)
-    found = _DAY.search(named)
-    before = named[: found.start()] if found else "!{"
-    return before if "!{" not in before and (not before or before.endswith("/")) else None
+    found = _DAY.search(named) if has_days(template) else None
+    return named[: found.start() if found else named.find("!{") % (len(named) + 1)]
+
+
+def has_days(template: str) -> bool:
+    """Whether objects lie in folders of days, so that a listing need not show those of years.
+
+    That is `!{yyyy}/!{MM}/!{dd}/` or `year=!{yyyy}/month=!{MM}/day=!{dd}/` in parts of their own,
+    with nothing but names before.
+    """
+    found = _DAY.search(template or DEFAULT_TEMPLATE)
+    before = (template or DEFAULT_TEMPLATE)[: found.start()] if found else "?"
+    names = {"channel-name", "channel-id", "stream-name"}
+    return (
+        (not before or before.endswith("/"))
+        and {*_VARIABLE.findall(before)} <= names
+        and "?" not in before
+    )
 
 
 def dead_letter(said: Any) -> DeadLetter:

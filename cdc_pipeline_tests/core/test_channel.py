@@ -5,30 +5,30 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.core.channel import DeadLetter, dead_letter, folder_of, least_missing
+from cdc_pipeline.core.channel import DeadLetter, dead_letter, folder_of, has_days, least_missing
 from cdc_pipeline.core.delivery_lag import MINUTE_US, STALE_US, delivered_before
 from cdc_pipeline.core.errors import UnreadableError
 
 
 @pytest.mark.parametrize(
-    ("template", "folder"),
+    ("template", "folder", "days"),
     [
-        ("", "kinesis-channel/c/id/"),
-        ("kinesis-channel/!{channel-name}/!{channel-id}/!{yyyy}/!{MM}/!{dd}/!{HH}/x", None),
-        ("a/!{stream-name}/year=!{yyyy}/month=!{MM}/day=!{dd}/!{HH}!{extension:.json}", "a/s/"),
-        ("!{yyyy}/!{MM}/!{dd}/", ""),
-        ("a-!{yyyy}/!{MM}/!{dd}/", None),
-        ("!{yyyy}-!{MM}-!{dd}/a", None),
-        ("!{HH}/!{yyyy}/!{MM}/!{dd}/", None),
-        ("!{new}/!{yyyy}/!{MM}/!{dd}/", None),
-        ("a/!{yy}/!{MM}/!{dd}/", None),
-        ("a/b", None),
+        ("", "kinesis-channel/c/id/", True),
+        ("k/!{channel-name}/!{channel-id}/!{yyyy}/!{MM}/!{dd}/!{HH}/x", "k/c/id/", True),
+        ("a/!{stream-name}/year=!{yyyy}/month=!{MM}/day=!{dd}/!{HH}", "a/s/", True),
+        ("!{yyyy}/!{MM}/!{dd}/", "", True),
+        ("a-!{yyyy}/!{MM}/!{dd}/", "a-", False),
+        ("a/!{yyyy}/!{MM}/!{dd}", "a/", False),
+        ("!{yyyy}-!{MM}-!{dd}/a", "", False),
+        ("!{HH}/!{yyyy}/!{MM}/!{dd}/", "", False),
+        ("a/!{new}/!{yyyy}/!{MM}/!{dd}/", "a/", False),
+        ("a/!{yy}/!{MM}/!{dd}/", "a/", False),
+        ("a/b", "a/b", False),
     ],
 )
-def test_the_folder_ends_where_the_date_begins(template: str, folder: str | None) -> None:
-    if "kinesis-channel" in template:
-        folder = "kinesis-channel/c/id/"
+def test_the_folder_ends_where_the_date_begins(template: str, folder: str, days: bool) -> None:
     assert folder_of(template, channel="c", channel_id="id", stream="s") == folder
+    assert has_days(template) is days
 
 
 @pytest.mark.parametrize(
