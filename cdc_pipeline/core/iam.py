@@ -55,7 +55,12 @@ class SourceTable:
     @property
     def kinesis_streams(self) -> str:
         """The ARN of the stream that it is read from, of any of its account where unknown."""
-        return self.kinesis_arn or self._arn("kinesis", "stream/*")
+        return self.kinesis_arn or self.all_streams
+
+    @property
+    def all_streams(self) -> str:
+        """The ARN of every stream of its account and region."""
+        return self._arn("kinesis", "stream/*")
 
     def _arn(self, service: str, what: str) -> str:
         return f"arn:{self.partition}:{service}:{self.region}:{self.account}:{what}"
@@ -142,8 +147,9 @@ def _channel_statements(tables: Sequence[SourceTable]) -> list[Statement]:
             (t.arn for t in tables),
         ),
         statement("ChannelStream", [f"kinesis:{name}" for name in reading], streams),
-        # ListChannels is of no channel: its filter names a stream.
-        statement("Channels", ["kinesis:ListChannels"], ["*"]),
+        # Channels are listed on the level of streams, of all of them (Kinesis guide, "IAM
+        # permissions for data delivery").
+        statement("Channels", ["kinesis:ListChannels"], (t.all_streams for t in tables)),
         statement("Channel", ["kinesis:DescribeChannel"], (t.channels for t in tables)),
     ]
 

@@ -139,7 +139,7 @@ class Channels:
         errors.setdefault("ErrorOutputPrefix", f"kinesis-channel/errors/{name}/{channel_id}/")
         described = {
             "ChannelName": name,
-            "ChannelARN": f"arn:aws:kinesis:{region}:{account}:channel/{name}",
+            "ChannelARN": f"arn:aws:kinesis:{region}:{account}:channel/{channel_id}",
             "ChannelId": channel_id,
             "ChannelStatus": "ACTIVE",
             "ChannelCreationTimestamp": time.time(),

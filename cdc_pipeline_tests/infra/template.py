@@ -40,8 +40,8 @@ _Loader.add_multi_constructor("!", _function)
 
 
 @cache
-def _template() -> dict[str, Any]:
-    return yaml.load(PATH.read_text("utf-8"), _Loader)
+def _template(path: Path) -> dict[str, Any]:
+    return yaml.load(path.read_text("utf-8"), _Loader)
 
 
 class Stack:
@@ -50,13 +50,14 @@ class Stack:
     A resource's attribute is its ARN where the tests want to know it, else `<resource.attribute>`.
     """
 
-    def __init__(self, **parameters: str) -> None:
-        self._template = _template()
+    def __init__(self, path: Path = PATH, **parameters: str) -> None:
+        self._template = _template(path)
         defaults = {
             name: parameter.get("Default")
             for name, parameter in self._template["Parameters"].items()
         }
-        required = {"TableName": "orders", "LakeTable": "orders", "CodeBucket": "code"}
+        required = {"TableName": "orders", "LakeTable": "orders"}
+        required |= {"CodeBucket": "code"} if path == PATH else {}
         self.required = {name for name, default in defaults.items() if default is None}
         assert self.required == set(required)
         self._parameters = defaults | required | parameters

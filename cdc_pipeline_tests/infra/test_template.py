@@ -16,7 +16,7 @@ from botocore.validate import ParamValidator
 
 from cdc_pipeline.core.landing import LANDING_COLUMNS
 from cdc_pipeline.core.names import TablePaths, day_folder
-from cdc_pipeline_tests.infra.template import ACCOUNT, KEY, PATH, REGION, Stack
+from cdc_pipeline_tests.infra.template import ACCOUNT, KEY, PATH, REGION, STACK, Stack
 from infra.lambda_handler import TABLE_IDS, handler
 
 _ROOT = Path(__file__).parents[2]
@@ -140,6 +140,7 @@ def test_prefixes_are_those_of_the_lake(prefix: str) -> None:
                 "name": "orders",
                 "transport": "firehose",
                 "firehose": {
+                    "delivery_stream": STACK,
                     "prefixes": [root + _before_date(destination["Prefix"])],
                     "error_prefixes": [root + _before_date(destination["ErrorOutputPrefix"])],
                 },
