@@ -69,25 +69,35 @@ def find_channel(aws: AwsSession, stream_arn: str, name: str | None) -> Channel:
 
     Raises `SourceError` where there is none, or not one of that name.
     """
-    if name and name.startswith("arn:"):
-        found = describe_channel(aws, name)
-    else:
-        listed = [
-            one
-            for one in _listed(aws, stream_arn)
-            if one["ChannelDestinationType"] == "S3" and name in (None, one["ChannelName"])
-        ]
-        # One that failed or goes may stand beside the one that took its place.
-        listed.sort(key=lambda one: one["ChannelStatus"] in DELIVERING)
-        found = describe_channel(aws, listed[-1]["ChannelARN"]) if listed else None
+    found = describe_channel(aws, channel_arn(aws, stream_arn, name))
     if found is None or found.record_format(stream_arn) is None:
-        stream = stream_arn.rpartition("/")[2]
-        raise SourceError(
-            f"stream {stream}: no channel {name or ''} writes it to S3".replace("  ", " "),
-            fix="create one (docs/roads/kinesis_channel.md), or name the one that there is in "
-            "`kinesis_channel: {channel: ...}`",
-        )
+        raise _missing(stream_arn, name)
     return found
+
+
+def channel_arn(aws: AwsSession, stream_arn: str, name: str | None) -> str:
+    """The ARN of the channel that `find_channel` describes; raises `SourceError`."""
+    if name and name.startswith("arn:"):
+        return name
+    listed = [
+        one
+        for one in _listed(aws, stream_arn)
+        if one["ChannelDestinationType"] == "S3" and name in (None, one["ChannelName"])
+    ]
+    if not listed:
+        raise _missing(stream_arn, name)
+    # One that failed or goes may stand beside the one that took its place.
+    listed.sort(key=lambda one: one["ChannelStatus"] in DELIVERING)
+    return listed[-1]["ChannelARN"]
+
+
+def _missing(stream_arn: str, name: str | None) -> SourceError:
+    return SourceError(
+        f"stream {stream_arn.rpartition('/')[2]}: no channel {f'{name} ' if name else ''}writes it "
+        "to S3",
+        fix="create one (docs/roads/kinesis_channel.md), or name the one that there is in "
+        "`kinesis_channel: {channel: ...}`",
+    )
 
 
 def _listed(aws: AwsSession, stream_arn: str) -> Iterator[dict[str, Any]]:

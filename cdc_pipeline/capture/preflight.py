@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
-from cdc_pipeline.aws.channels import DELIVERING, find_channel
+from cdc_pipeline.aws.channels import DELIVERING, channel_arn, find_channel
 from cdc_pipeline.aws.cloudwatch import channel_ages, failed_to_replicate
 from cdc_pipeline.aws.kinesis import WRITTEN_TO, KinesisStreams, active_destination, destinations
 from cdc_pipeline.aws.s3_output import sse_parameters
@@ -25,7 +25,12 @@ from cdc_pipeline.capture.preflight_lake import export_place, look_at_lake, prob
 from cdc_pipeline.capture.shard_reader import polls_needed
 from cdc_pipeline.capture.snapshot import export_target
 from cdc_pipeline.capture.source import ShardSource
-from cdc_pipeline.core.errors import ExpiredIteratorError, ShardGoneError, TrimmedDataError
+from cdc_pipeline.core.errors import (
+    ExpiredIteratorError,
+    ShardGoneError,
+    SourceError,
+    TrimmedDataError,
+)
 from cdc_pipeline.core.iam import (
     Place,
     SourceTable,
@@ -316,7 +321,9 @@ class _Look:
             yield Finding("stream", False, told, fix)
             return
         with self.asker.asking("stream", "kinesis:ListChannels", stream):
-            channel = find_channel(self.source, stream_arn, chosen.channel)
+            arn = channel_arn(self.source, stream_arn, chosen.channel)
+        with self.asker.asking("stream", "kinesis:DescribeChannel", stream):
+            channel = find_channel(self.source, stream_arn, arn)
         told = f"channel {channel.name} of {stream}"
         if channel.status not in DELIVERING:
             fix = "wait until it is ACTIVE; one that FAILED is deleted and created again"
@@ -328,8 +335,11 @@ class _Look:
             fix = "create it with RecordFormatType JSON, which delivers records as they were put"
             yield Finding("stream", False, f"{told} takes records as {taken}", fix)
             return
-        with self.asker.asking("stream", "kinesis:DescribeChannel", told):
+        try:
             places = folders(channel, stream_arn)
+        except SourceError as error:
+            yield Finding("stream", False, error.message, error.fix)
+            return
         if chosen.measured:
             where = {"StreamName": stream_arn.rpartition("/")[2], "ChannelName": channel.name}
             where["ChannelId"] = channel.channel_id

@@ -28,10 +28,12 @@ from cdc_pipeline.lake.aggregates import build_aggregate
 from cdc_pipeline.lake.glue import find_repairs, registered_days
 from cdc_pipeline.lake.maintenance import maintain_table
 from cdc_pipeline.lake.status import table_status
+from cdc_pipeline.sandbox.control import control
 from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline.transform.aggregates import load_aggregates
 from cdc_pipeline_tests.e2e.test_accounts import OTHER, ROLE, in_other_account, let_in
 from cdc_pipeline_tests.e2e.world import World, make_world, quick_sandbox
+from cdc_pipeline_tests.sandbox.clients import wait_for
 from cdc_pipeline_tests.simulators.recorder import Observed, Recorder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -64,7 +66,7 @@ def quick() -> Iterator[SandboxProcess]:
 def driven(
     quick: SandboxProcess, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[set[Observed], Policies]]:
-    """What a lake of four tables called in all that it does, and the policies for it."""
+    """What a lake of five tables called in all that it does, and the policies for it."""
     direct = make_world(quick, tmp_path_factory.mktemp("iam"), "s3")
     with pytest.MonkeyPatch.context() as patch, Recorder(quick.endpoint_url) as recorder:
         patch.setattr("cdc_pipeline.capture.increments.WAIT_SECONDS", 0.2)
@@ -80,6 +82,12 @@ def driven(
                 "name": "landed",
                 "transport": "firehose",
                 "firehose": {"prefixes": [f"s3://{world.bucket}/raw/"], "lag_minutes": 0},
+            },
+            {
+                "name": "delivered",
+                "transport": "kinesis_channel",
+                "kinesis": {"late_seconds": 0, "metric_minutes": 0},
+                "kinesis_channel": {"lag_minutes": 0},
             },
             export={"bucket": world.bucket, "poll_seconds": 0.05, "least_window_minutes": 0.0001},
             alarms={"sns_topic": topic},
@@ -98,10 +106,12 @@ def _make_sources(world: World) -> None:
     world.client("sns").create_topic(Name="alarms")
     let_in(world)
     away = in_other_account(world, REGION)
-    for place, name in ((world, "orders"), (world, "people"), (world, "landed"), (away, "orders")):
+    names = ("orders", "people", "landed", "delivered")
+    for place, name in (*((world, name) for name in names), (away, "orders")):
         place.make_table(name)
         place.put(name, "a")
     kinesis = world.client("kinesis")
+    _open_channel(world, kinesis)
     kinesis.create_stream(StreamName="people-changes", ShardCount=1)
     kinesis.get_waiter("stream_exists").wait(
         StreamName="people-changes", WaiterConfig={"Delay": 1, "MaxAttempts": 30}
@@ -110,6 +120,34 @@ def _make_sources(world: World) -> None:
     world.dynamodb.enable_kinesis_streaming_destination(
         TableName="people", StreamArn=summary["StreamDescriptionSummary"]["StreamARN"]
     )
+
+
+def _open_channel(world: World, kinesis: Any) -> None:
+    """A channel of what is written to the table `delivered`, which gives one record up."""
+    on_demand = {"StreamMode": "ON_DEMAND"}
+    kinesis.create_stream(StreamName="delivered-changes", StreamModeDetails=on_demand)
+    summary = kinesis.describe_stream_summary(StreamName="delivered-changes")
+    arn = summary["StreamDescriptionSummary"]["StreamARN"]
+    world.dynamodb.enable_kinesis_streaming_destination(TableName="delivered", StreamArn=arn)
+    kinesis.create_channel(
+        ChannelName="delivered",
+        ServiceExecutionRoleARN=f"arn:aws:iam::{world.account}:role/channel",
+        StreamConfigurationList=[
+            {"StreamARN": arn, "RecordConfiguration": {"RecordFormatType": "JSON"}}
+        ],
+        S3DestinationConfiguration={
+            "StorageConfiguration": {
+                "BucketARN": f"arn:aws:s3:::{world.bucket}",
+                "ExpectedBucketOwner": world.account,
+                "CompressionType": "NONE",
+            }
+        },
+    )
+    control(world.endpoint_url, channel_dead_letters=1)
+    world.put("delivered", "given up")
+    letters = "kinesis-channel/errors/delivered/"
+    s3 = world.client("s3")
+    wait_for(lambda: "Contents" in s3.list_objects_v2(Bucket=world.bucket, Prefix=letters))
 
 
 def _drive(world: World, direct: World) -> None:

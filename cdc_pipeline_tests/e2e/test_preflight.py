@@ -275,6 +275,57 @@ def test_a_stream_of_kinesis(world: World, proxy: Recorder) -> None:
         assert json.loads(str(fix).partition(": ")[2])["Sid"] == "Kinesis"
 
 
+def test_a_channel_of_kinesis(world: World, proxy: Recorder) -> None:
+    kinesis = world.client("kinesis")
+    world.make_table("sent")
+    on_demand = {"StreamMode": "ON_DEMAND"}
+    kinesis.create_stream(StreamName="sized", ShardCount=1)
+    kinesis.create_stream(StreamName="sent", StreamModeDetails=on_demand)
+    sized, arn = (
+        kinesis.describe_stream_summary(StreamName=name)["StreamDescriptionSummary"]["StreamARN"]
+        for name in ("sized", "sent")
+    )
+    table: dict[str, Any] = {"TableName": "sent"}
+    world.dynamodb.enable_kinesis_streaming_destination(**table, StreamArn=sized)
+    world.configure({"name": "sent", "transport": "kinesis_channel"}, export=None)
+    assert "StreamMode=ON_DEMAND" in str(reds(look())["sent", "stream"])
+    world.dynamodb.disable_kinesis_streaming_destination(**table, StreamArn=sized)
+    world.dynamodb.enable_kinesis_streaming_destination(**table, StreamArn=arn)
+    key = {"StreamName": "sent", "EncryptionType": "KMS", "KeyId": "alias/aws/kinesis"}
+    kinesis.start_stream_encryption(**key)
+    assert "stop-stream-encryption" in str(reds(look())["sent", "stream"])
+    kinesis.stop_stream_encryption(**key)
+    assert "docs/roads/kinesis_channel.md" in str(reds(look())["sent", "stream"])
+    kinesis.create_channel(
+        ChannelName="sent",
+        ServiceExecutionRoleARN=f"arn:aws:iam::{world.account}:role/channel",
+        StreamConfigurationList=[
+            {"StreamARN": arn, "RecordConfiguration": {"RecordFormatType": "STRING"}}
+        ],
+        S3DestinationConfiguration={
+            "StorageConfiguration": {
+                "BucketARN": f"arn:aws:s3:::{world.bucket}",
+                "ExpectedBucketOwner": world.account,
+                "CompressionType": "ZSTD",
+                "OutputKeyTemplate": "sent/!{yyyy}/!{MM}/!{dd}/x!{extension}",
+            }
+        },
+    )
+    (report,) = look().tables
+    assert report.is_green, report.findings
+    assert report.stream_usd == pytest.approx(730 * 0.04)
+    seen = report.finding("stream")
+    assert seen is not None
+    assert seen.found == (
+        f"channel sent of stream sent: STRING, ZSTD, every 300 s to s3://{world.bucket}/sent/, "
+        "which is empty"
+    )
+    for action, sid in (("ListChannels", "Channels"), ("DescribeChannel", "Channel")):
+        proxy.denied = {f"kinesis:{action}"}
+        fix = reds(look())["sent", "stream"]
+        assert json.loads(str(fix).partition(": ")[2])["Sid"] == sid
+
+
 def test_a_role_that_may_not_be_assumed(world: World, proxy: Recorder) -> None:
     world.configure({"name": "theirs", "role_arn": ROLE, "external_id": "x-17"}, export=None)
     proxy.denied.add("sts:AssumeRole")

@@ -80,7 +80,7 @@ def test_objects_lie_where_the_role_may_write_and_the_lake_looks(stack: Stack) -
 
 @_every_stack
 def test_the_settings_name_the_channel(stack: Stack) -> None:
-    settings = parse_settings(yaml.safe_load(stack.outputs["Settings"]))
+    settings = parse_settings(yaml.safe_load(stack.outputs["Settings"]), Path("settings"))
     (table,) = settings.tables
     assert (table.transport, table.kinesis_channel.channel) == ("kinesis_channel", STACK)
     assert table.name in stack.outputs["EnableKinesis"]

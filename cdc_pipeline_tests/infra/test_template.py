@@ -334,5 +334,5 @@ def test_the_readme_deploys_this_template() -> None:
         assert (_ROOT / options[options.index("--template-file") + 1]).samefile(PATH)
         assert options[options.index("--capabilities") + 1] == "CAPABILITY_IAM"
         given = [o.split("=") for o in options[options.index("--parameter-overrides") + 1 :]]
-        stack = Stack(**dict(given))
+        stack = Stack(PATH, **dict(given))
         assert {name for name, _ in given} >= stack.required
