@@ -1,6 +1,7 @@
 """A table, what Firehose writes of it, and a lake that takes it; for tests over a local AWS."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -127,3 +128,15 @@ def to_us(moment: datetime) -> int:
 
 def now() -> datetime:
     return datetime.now(UTC)
+
+
+def measure(
+    world: World, namespace: str, name: str, where: dict[str, str], points: Mapping[int, float]
+) -> None:
+    """Give CloudWatch points of a metric, by their time in s."""
+    dimensions = [{"Name": key, "Value": value} for key, value in where.items()]
+    data = [
+        {"MetricName": name, "Dimensions": dimensions, "Timestamp": at, "Value": value}
+        for at, value in points.items()
+    ]
+    world.client("cloudwatch").put_metric_data(Namespace=namespace, MetricData=data)

@@ -1,7 +1,7 @@
 """Capture of what a Kinesis channel wrote to S3, over a local AWS: whole tables are compared."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,14 @@ import pytest
 
 from cdc_pipeline.capture.channel_counts import compare_counts
 from cdc_pipeline.capture.heal import heal_gap
+from cdc_pipeline.capture.reading import KinesisReading
+from cdc_pipeline.capture.sources import open_source, with_measured_lateness
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.envelope import KINESIS_CHANNEL
 from cdc_pipeline.core.errors import SourceError
 from cdc_pipeline.sandbox.control import control
 from cdc_pipeline.sandbox.process import SandboxProcess
+from cdc_pipeline_tests.capture.delivery import measure
 from cdc_pipeline_tests.e2e.world import (
     World,
     assert_mirrors,
@@ -228,7 +231,7 @@ def test_a_dead_letter_whose_record_is_gone_is_a_gap_and_is_healed(road: Road) -
     body = s3.get_object(Bucket=world.bucket, Key=letter)["Body"].read().decode()
     # As if the stream did not hold it any more: reading begins at the oldest record left.
     number = body.split('"sequenceNumber": "')[1].split('"')[0]
-    gone = body.replace(number, str(int(number) - 1))
+    gone = body.replace(number, str(int(number) - 1).zfill(len(number)))
     s3.put_object(Bucket=world.bucket, Key=letter, Body=gone + '{"no": "letter"}\n')
     world.put(NAME, "later")
     road.deliver()
@@ -340,28 +343,27 @@ def test_the_watermark_is_what_the_metric_proves(road: Road) -> None:
         "ChannelId": found["ChannelId"],
     }
     minute = int(time.time()) // 60 * 60 - 180
-    _measure(
-        road, "AWS/Kinesis", "DeliveryToS3.DataFreshness", where, {minute: 310, minute - 60: 400}
+    measure(
+        road.world,
+        "AWS/Kinesis",
+        "DeliveryToS3.DataFreshness",
+        where,
+        {minute: 310, minute - 60: 400},
     )
     road.world.capture(NAME)
     assert road.state().watermark_us == (minute - 400) * 1_000_000
     # DynamoDB itself is behind: that comes on top, and is told.
     replication = {"TableName": NAME, "DelegatedOperation": "PutRecord"}
     ages = {minute: 120_000}
-    _measure(road, "AWS/DynamoDB", "AgeOfOldestUnreplicatedRecord", replication, ages)
-    _measure(road, "AWS/Kinesis", "DeliveryToS3.DataFreshness", where, {minute + 60: 10})
+    measure(road.world, "AWS/DynamoDB", "AgeOfOldestUnreplicatedRecord", replication, ages)
+    measure(road.world, "AWS/Kinesis", "DeliveryToS3.DataFreshness", where, {minute + 60: 10})
     result = road.world.capture(NAME)
     assert any("DynamoDB is 120 s behind" in warning for warning in result.warnings)
     # It never goes back.
     assert road.state().watermark_us == (minute - 400) * 1_000_000
-
-
-def _measure(
-    road: Road, namespace: str, name: str, where: dict[str, str], points: Mapping[int, float]
-) -> None:
-    dimensions = [{"Name": key, "Value": value} for key, value in where.items()]
-    data = [
-        {"MetricName": name, "Dimensions": dimensions, "Timestamp": at, "Value": value}
-        for at, value in points.items()
-    ]
-    road.world.client("cloudwatch").put_metric_data(Namespace=namespace, MetricData=data)
+    # The same counts where Kinesis itself is read.
+    road.configure("kinesis")
+    lake, table = road.world.lake(), road.world.table(NAME)
+    source, told = with_measured_lateness(lake, table, open_source(lake, table))
+    assert isinstance(source.reading, KinesisReading)
+    assert (source.reading.late_seconds, len(told)) == (120, 1)

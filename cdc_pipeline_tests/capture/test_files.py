@@ -28,7 +28,15 @@ from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.log import CaptureLog
 from cdc_pipeline.lake.status import table_status
 from cdc_pipeline.sandbox.process import SandboxProcess
-from cdc_pipeline_tests.capture.delivery import NAME, Delivery, make_delivery, now, record, to_us
+from cdc_pipeline_tests.capture.delivery import (
+    NAME,
+    Delivery,
+    make_delivery,
+    measure,
+    now,
+    record,
+    to_us,
+)
 from cdc_pipeline_tests.e2e.world import assert_mirrors, assert_no_orphans, key, quick_sandbox
 from cdc_pipeline_tests.simulators.firehose import (
     HIVE,
@@ -154,6 +162,27 @@ def test_the_watermark_is_a_lag_behind_the_listing(delivery: Delivery) -> None:
     delivery.capture()
     after = to_us(now())
     assert before <= delivery.state().watermark_us + 20 * 60_000_000 <= after
+
+
+def test_the_watermark_is_what_firehoses_metrics_prove(delivery: Delivery) -> None:
+    firehose = {"prefixes": [delivery.files.uri], "lag_minutes": 60, "delivery_stream": "to-s3"}
+    kinesis = {"late_seconds": 7, "metric_minutes": 1}
+    table = {"name": NAME, "transport": "firehose", "firehose": firehose, "kinesis": kinesis}
+    delivery.world.configure(table)
+    delivery.files.records(record("a", to_us(now())))
+    before = to_us(now())
+    delivery.capture()
+    assert before <= delivery.state().watermark_us + 3600_000_000 <= to_us(now())
+    minute = int(time.time()) // 60 * 60 - 240
+    where = {"DeliveryStreamName": "to-s3"}
+    for name, points in (
+        ("DeliveryToS3.DataFreshness", {minute: 60, minute - 600: 300}),
+        ("KinesisMillisBehindLatest", {minute: 1000, minute - 60: 20_000}),
+    ):
+        measure(delivery.world, "AWS/Firehose", name, where, points)
+    delivery.capture()
+    # The oldest record of the last hour, on both legs of the way, and DynamoDB's own.
+    assert delivery.state().watermark_us == (minute - 300 - 20 - 7) * 1_000_000
 
 
 def test_each_object_is_logged_once_whenever_it_comes(
