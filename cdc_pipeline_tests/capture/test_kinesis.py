@@ -166,6 +166,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
             "cdc_pipeline.lake.lake.Lake.log",
             lambda lake, table: CaptureLog(lake.store, lake.paths(table), clock),
         )
+        monkeypatch.setattr("cdc_pipeline.core.write_times.clock", clock)
         sim.create_kinesis(STREAM, shards=2)
         sim.create_table("orders")
         sim.replicate("orders", STREAM)
@@ -423,6 +424,7 @@ def test_reading_keeps_to_the_limits(tmp_path: Path, monkeypatch: pytest.MonkeyP
             "cdc_pipeline.lake.lake.Lake.log",
             lambda lake, table: CaptureLog(lake.store, lake.paths(table), clock),
         )
+        monkeypatch.setattr("cdc_pipeline.core.write_times.clock", clock)
         sim.create_kinesis(STREAM)
         sim.create_table("orders")
         sim.replicate("orders", STREAM)
