@@ -34,10 +34,11 @@ _SERVICES = {"Kinesis_20131202": "kinesis:", "GraniteServiceVersion20100801": "c
 
 @dataclass(frozen=True)
 class Request:
-    """A call that was made: its operation, and the shard it was about."""
+    """A call that was made: its operation, the shard it was about, or whose children it asked."""
 
     operation: str
     shard_id: str | None
+    children_of: str | None = None
 
 
 class StreamsSimulator:
@@ -185,6 +186,14 @@ class StreamsSimulator:
             stream = self._stream(table)
             stream.close(stream.shards[shard_id])
 
+    def list_late(self, whole: float, children: float | None = None) -> None:
+        """Show shards that have a parent only so many seconds after they began.
+
+        `children`: when that one's children are asked for, None: as late.
+        """
+        with self._lock:
+            self._model.lags = (whole, whole if children is None else children)
+
     def open_shards(self, table: str) -> list[str]:
         """The ids of the open shards, by hash range."""
         with self._lock:
@@ -228,7 +237,8 @@ class StreamsSimulator:
         """Answer one request: as the service does, or as the faults will have it."""
         request = msgspec.json.decode(body) if body else {}
         shard_id = self._service.shard_of(request)
-        self.requests.append(Request(operation, shard_id))
+        children_of = request.get("ShardFilter", {}).get("ShardId")
+        self.requests.append(Request(operation, shard_id, children_of))
         try:
             if not self.faults.on:
                 return self._serve(operation, request)
