@@ -137,8 +137,9 @@ def is_listed_lately(state: LogState, reading: Reading, lag_us: int, now_us: int
 def is_lineage_known(state: LogState, margin_us: int, now_us: int) -> bool:
     """Whether the log alone tells which shards to read, besides children of those that end.
 
-    Not of a stream that was new when it was listed, because a root may have been hidden; nor where
-    a shard was unread for long: only a listing gives the number of its first record.
+    Not of a stream that was new when it was listed, because a root may have been hidden, which no
+    children lead to; nor where a shard was unread for long: only a listing gives the number of its
+    first record.
     """
     stream = state.stream
     if stream is None or state.discovered_us < stream.recorded_us + margin_us:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from cdc_pipeline.aws.streams import DynamoDBStreams
-from cdc_pipeline.capture.continuity import vouched
+from cdc_pipeline.capture.continuity import is_lineage_known, vouched
 from cdc_pipeline.capture.drain import CaptureOptions
 from cdc_pipeline.capture.reading import KinesisReading, StreamsReading
 from cdc_pipeline.core.capture_log import LogState
-from cdc_pipeline.core.log_parts import StreamRef
+from cdc_pipeline.core.log_parts import ShardState, StreamRef
 from cdc_pipeline.defs.shard_sensor import _look
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.store import LocalStore
@@ -125,6 +125,23 @@ def test_what_an_ended_shard_without_children_proves() -> None:
     assert reached(50) == reached(0) == {}
 
 
+def test_when_the_log_alone_tells_which_shards_to_read() -> None:
+    """Not while a root may be hidden, nor where only a listing tells if a shard lost its head."""
+    hour, margin_us = 3600 * SECOND, 300 * SECOND
+    stream = StreamRef("id", "arn", "NEW_AND_OLD_IMAGES", 1, 100 * hour)
+
+    def known(discovered_us: int, read_to_us: int) -> bool:
+        shard = ShardState("a", None, 1000, read_to_us=read_to_us)
+        state = LogState(stream=stream, shards={"a": shard}, discovered_us=discovered_us)
+        return is_lineage_known(state, margin_us, 120 * hour)
+
+    listed_us = 100 * hour + margin_us
+    assert known(listed_us, 119 * hour)
+    assert not known(listed_us - 1, 119 * hour)
+    assert not known(listed_us, 108 * hour)
+    assert not is_lineage_known(LogState(), margin_us, 120 * hour)
+
+
 def test_a_large_stream_is_listed_every_ten_minutes(settled: Bench) -> None:
     bench = settled
     first, second, *_ = bench.sim.open_shards("orders")
@@ -231,7 +248,7 @@ def test_empty_reads_of_an_ended_shard_say_nothing_of_its_end(bench: Bench) -> N
     bench.clock.advance(LAG)
     (closed, *_) = bench.sim.open_shards("orders")
     bench.sim.rotate("orders", closed)
-    bench.sim.faults.script("GetRecords", *[empty_page()] * 3, shard=closed)
+    bench.sim.faults.script("GetRecords", *[empty_page()] * 30, shard=closed)
     bench.clock.advance(LAG)
     bench.capture(OPTIONS)
     shard = bench.state().shards[closed]
