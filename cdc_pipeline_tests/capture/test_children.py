@@ -2,15 +2,21 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Event
 
 import pytest
 
+from cdc_pipeline.aws.shards import Page, StreamDescription
 from cdc_pipeline.aws.streams import DynamoDBStreams
 from cdc_pipeline.capture.continuity import is_lineage_known, vouched
 from cdc_pipeline.capture.drain import CaptureOptions
+from cdc_pipeline.capture.pending import Pending
 from cdc_pipeline.capture.reading import KinesisReading, StreamsReading
+from cdc_pipeline.capture.shard_reader import ReadOptions, Start, polls_needed, read_shard
 from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.core.lineage import Shard
 from cdc_pipeline.core.log_parts import ShardState, StreamRef
 from cdc_pipeline.defs.shard_sensor import _look
 from cdc_pipeline.lake.lake import Lake
@@ -18,10 +24,10 @@ from cdc_pipeline.lake.store import LocalStore
 from cdc_pipeline.settings import parse_settings
 from cdc_pipeline_tests.capture.test_drain import Bench, bench, check
 from cdc_pipeline_tests.simulators.clients import session
+from cdc_pipeline_tests.simulators.clock import SimulatedClock
 from cdc_pipeline_tests.simulators.faults import (
     Fault,
     children_missing,
-    empty_page,
     ignores_filter,
     of_whole_listings,
     refuses_filter,
@@ -242,17 +248,46 @@ def test_servers_without_the_filter_are_listed_whole(
     assert streams.children(arn, second) is None
 
 
-def test_empty_reads_of_an_ended_shard_say_nothing_of_its_end(bench: Bench) -> None:
-    bench.capture(OPTIONS)
-    open_us = int(bench.clock() * SECOND)
-    bench.clock.advance(LAG)
-    (closed, *_) = bench.sim.open_shards("orders")
-    bench.sim.rotate("orders", closed)
-    bench.sim.faults.script("GetRecords", *[empty_page()] * 30, shard=closed)
-    bench.clock.advance(LAG)
-    bench.capture(OPTIONS)
-    shard = bench.state().shards[closed]
-    assert (shard.status, shard.read_to_us) == ("finished", open_us)
+@dataclass
+class EmptyPages:
+    """A shard that answers empty pages and then its end, or none: a second each."""
+
+    clock: SimulatedClock
+    left: int
+    ends: bool
+
+    def describe(self, arn: str) -> StreamDescription:
+        raise NotImplementedError
+
+    def children(self, arn: str, shard_id: str) -> list[Shard] | None:
+        raise NotImplementedError
+
+    def iterator(self, arn: str, shard_id: str, after: str | None) -> str:
+        return "iterator"
+
+    def read(self, iterator: str) -> Page:
+        self.clock.advance(1)
+        self.left -= 1
+        return Page([], None if self.ends and not self.left else "iterator", 0)
+
+
+@pytest.mark.parametrize(("is_open", "ends"), [(True, False), (True, True), (False, True)])
+def test_empty_reads_of_an_ended_shard_say_nothing_of_its_end(is_open: bool, ends: bool) -> None:
+    clock = SimulatedClock()
+    begun_us = int(clock() * SECOND)
+    shard = ShardState("a", None, 1000, read_to_us=begun_us - 10 * SECOND)
+    stream = StreamRef("id", "arn", "NEW_AND_OLD_IMAGES", 1, begun_us)
+    pages = EmptyPages(clock, polls_needed(2, 10 * SECOND) + 3 * (not is_open), ends)
+    options = ReadOptions(2, 0, begun_us, clock() + 60, clock, lambda _: None)
+    start = Start(shard, None, begun_us, is_open=is_open)
+    pending = Pending(10, 1000)
+    read = read_shard(pages, StreamsReading(), stream, start, pending, options, Event())
+    expected = replace(
+        shard,
+        status="finished" if ends else "reading",
+        read_to_us=shard.read_to_us if ends else begun_us,
+    )
+    assert (read, pages.left) == (expected, 0)
 
 
 def test_the_sensor_lists_no_large_stream_that_was_listed_lately(
