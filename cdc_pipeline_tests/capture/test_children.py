@@ -75,13 +75,13 @@ def test_how_long_a_listing_serves() -> None:
 def test_late_children_hold_nothing_up(bench: Bench) -> None:
     """Of two children a minute one shows late, wherever it is asked for: in 30 of 30 runs."""
     bench.sim.delete_table("orders")
-    bench.sim.create_table("orders", shards=40)
+    bench.sim.create_table("orders", shards=10)
     bench.capture(OPTIONS)
     bench.sim.list_late(5)
     behind = []
     for minute in range(30):
         bench.clock.advance(50)
-        first, second = bench.sim.open_shards("orders")[minute % 20 :][:2]
+        first, second = bench.sim.open_shards("orders")[minute % 9 :][:2]
         bench.sim.rotate("orders", first)
         bench.clock.advance(6)
         bench.sim.rotate("orders", second)
