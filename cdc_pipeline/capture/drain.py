@@ -9,15 +9,9 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Protocol
 
-from cdc_pipeline.capture.continuity import (
-    is_lineage_known,
-    is_listed_lately,
-    open_capture,
-    shard_gap,
-    unread_since_us,
-    vouched,
-)
+from cdc_pipeline.capture.continuity import open_capture, shard_gap, unread_since_us
 from cdc_pipeline.capture.lander import Lander
+from cdc_pipeline.capture.lineage import Lineage
 from cdc_pipeline.capture.losses import look_for_losses
 from cdc_pipeline.capture.overtaken import Attempt, until_not_overtaken
 from cdc_pipeline.capture.pending import Batch, Pending
@@ -36,17 +30,11 @@ from cdc_pipeline.core.errors import (
     SourceError,
     TrimmedDataError,
 )
-from cdc_pipeline.core.lineage import Shard, depths, readable
+from cdc_pipeline.core.lineage import Shard
 from cdc_pipeline.core.log_parts import Cause, LandedObject, ShardState, StreamRef
 from cdc_pipeline.lake.log import CaptureLog
 
-_DISCOVERY_SECONDS = 60
 _FLUSH_WAIT_SECONDS = 0.2
-_CHILD_WAIT_SECONDS = 0.1
-_CHILD_ASKED = 5
-_CHILDREN_AT_ONCE = 10
-"""As AWS's own consumers: the children of a shard that has ended are asked for five times, with
-pauses that double, and then left to the next run. AWS allows ten requests a second."""
 
 
 @dataclass(frozen=True)
@@ -214,23 +202,6 @@ def _without_failures(result: CaptureResult) -> CaptureResult:
     return result
 
 
-@dataclass
-class _Childless:
-    """A shard that has ended and shows no child: how often it was asked for, when it is again."""
-
-    asked: int = 0
-    due: float = 0
-
-    def ask_later(self, now: float) -> None:
-        self.due = now + _CHILD_WAIT_SECONDS * 2**self.asked
-        self.asked += 1
-
-
-def _unlisted(shard: ShardState) -> Shard:
-    """A shard that the log knows: only reading it tells whether it is gone, or has ended."""
-    return Shard(shard.shard_id, shard.parent_id, None, None, shard.adjacent_id)
-
-
 class _Run:
     """One capture run of one table. Readers fill `pending`; only `run`'s thread lands."""
 
@@ -245,8 +216,6 @@ class _Run:
     ) -> None:
         self.log = log
         self.source = source
-        lag = source.reading.listing_lag_seconds(options.listing_lag_seconds)
-        self.listing_lag_us = int(lag * 1_000_000)
         self.options = options
         self.report = report
         self.started = log.clock()
@@ -267,18 +236,7 @@ class _Run:
         self.lander: Lander
         # Where every shard stands, ahead of the log by what is pending.
         self.shards: dict[str, ShardState] = {}
-        self.listed: list[Shard] = []
-        # Shards that others follow, and ended ones that none follows yet.
-        self.parents: set[str] = set()
-        self.childless: dict[str, _Childless] = {}
-        # Whether the server gives the children of one shard when asked for them.
-        self.filters = True
-        # When this run listed the stream, 0: not yet; and when it is to be listed next.
-        self.listing_us = 0
-        self.next_listing_us = 0
-        self.stream_began_us = 0
-        self.enabled = False
-        self.retention_hours = 0
+        self.lineage: Lineage
         # Up to when losses are known; whether nothing more can come of the stream.
         self.looked_us: int | None = None
         self.ended = False
@@ -299,12 +257,15 @@ class _Run:
             )
         self.stream = self.state.stream
         self.shards = dict(self.state.shards)
+        lag = self.source.reading.listing_lag_seconds(self.options.listing_lag_seconds)
+        lag_us = int(lag * 1_000_000)
+        self.lineage = Lineage(self.log, self.source, self.state, self.shards, lag_us)
         self.lander = Lander(self.log, self.state, self.source, self.result, self.report)
         self.lander.remove_orphans()
         self.lander.complete()
         with ThreadPoolExecutor(self.options.parallel_shards) as pool:
             try:
-                self._begin(opened)
+                self.lineage.begin(is_on=not opened)
                 self._read_all(pool)
             finally:
                 self.stop.set()
@@ -322,40 +283,37 @@ class _Run:
         cut = self.state.cut
         reached_us = cut.at_us + self.log.margin_us if cut else self.reading.until_us
         reading = [s for s in self.state.shards.values() if s.status == "reading"]
-        return not self.enabled and all(s.read_to_us >= reached_us for s in reading)
+        return not self.lineage.enabled and all(s.read_to_us >= reached_us for s in reading)
 
     def _read_all(self, pool: ThreadPoolExecutor) -> None:
         while True:
-            self._follow_ended()
+            self.lineage.follow_ended()
             self._submit(pool)
             if not self.running:
-                if not self._wait_for_children():
+                if not self._is_in_time() or not self.lineage.wait(self.reading.sleep):
                     return
                 continue
             done, _ = wait(self.running, timeout=_FLUSH_WAIT_SECONDS, return_when=FIRST_COMPLETED)
-            for shard_id in map(self._settle, done):
-                if self._is_done(shard_id):
-                    self.childless[shard_id] = _Childless()
+            self.lineage.note_ended(map(self._settle, done))
             if self.pending.is_full() or self._is_time_to_flush():
                 self._land()
-            if self.log.now_us() > self.next_listing_us:
-                self._discover()
+            if self.log.now_us() > self.lineage.next_listing_us:
+                self.lineage.discover()
 
     def _is_time_to_flush(self) -> bool:
         """While lingering, land often enough to be fresh and seldom enough to be cheap."""
         lingering = self.options.linger_seconds > 0 and self.pending.has_changes()
         return lingering and time.monotonic() - self.flushed >= self.flush_pause
 
-    def _is_done(self, shard_id: str) -> bool:
-        shard = self.shards.get(shard_id)
-        return shard is not None and shard.status != "reading"
+    def _is_in_time(self) -> bool:
+        return self.log.clock() < self.reading.deadline
 
     def _submit(self, pool: ThreadPoolExecutor) -> None:
         """Start readers for shards that may be read, parents before children."""
-        if self.log.clock() >= self.reading.deadline:
+        if not self._is_in_time():
             return
         busy = {*self.running.values(), *self.at_tip, *self.result.failed_shards}
-        for listed in readable(self.listed, self._is_done, self.shards.__contains__):
+        for listed in self.lineage.readable():
             if listed.shard_id not in busy:
                 shard = self.shards[listed.shard_id]
                 future = pool.submit(
@@ -372,14 +330,14 @@ class _Run:
 
     def _stream(self) -> StreamRef:
         """With the shorter one of the retentions that the log and the last listing know."""
-        hours = min(self.stream.retention_hours, self.retention_hours)
+        hours = min(self.stream.retention_hours, self.lineage.retention_hours)
         return replace(self.stream, retention_hours=hours)
 
     def _start(self, shard: ShardState, listed: Shard) -> Start:
         cut = self.state.cut
         unread_us = unread_since_us(self.state, shard, self.log.margin_us)
         before_us = cut.at_us if cut else None
-        began_us = self.stream_began_us
+        began_us = self.lineage.stream_began_us
         return Start(shard, listed.starting, unread_us, before_us, listed.is_open, began_us)
 
     def _settle(self, future: Future[ShardState]) -> str:
@@ -408,155 +366,6 @@ class _Run:
         self.shards[shard_id] = self.state.shards[shard_id]
         self.result.gaps.append(self.state.gaps[self.state.n])
 
-    def _begin(self, opened: bool) -> None:
-        """Find the shards to read: in the log, if the stream was listed lately, or by listing it.
-
-        Of one that may be on no more (`opened`), only a listing tells.
-        """
-        state, now_us = self.state, self.log.now_us()
-        self.parents = {p for s in state.shards.values() for p in (s.parent_id, s.adjacent_id) if p}
-        lately = is_listed_lately(state, self.source.reading, self.listing_lag_us, now_us)
-        if opened or not lately or not is_lineage_known(state, self.log.margin_us, now_us):
-            self._discover()
-            return
-        self.listed = [_unlisted(s) for s in state.shards.values() if s.status == "reading"]
-        self.enabled, self.retention_hours = True, self.stream.retention_hours
-        self.next_listing_us = state.discovered_us + self.listing_lag_us + self._listing_us()
-        oldest_us = now_us - self.stream.retention_us
-        for shard in state.shards.values():
-            if shard.status == "finished" and shard.read_to_us > oldest_us:
-                self.childless[shard.shard_id] = _Childless(_CHILD_ASKED - 1)
-
-    def _listing_us(self) -> int:
-        """How long a listing serves within a run."""
-        seconds = self.source.reading.listing_seconds(len(self.shards))
-        return int(max(seconds, _DISCOVERY_SECONDS) * 1_000_000)
-
-    def _follow_ended(self) -> None:
-        """Find the children of shards that have ended, by whichever takes fewer requests."""
-        waiting = {s: w for s, w in self.childless.items() if s not in self.parents}
-        waiting = {s: w for s, w in waiting.items() if w.asked < _CHILD_ASKED}
-        self.childless = waiting
-        fresh = [s for s, w in waiting.items() if not w.asked]
-        requests = self.source.reading.listing_seconds(len(self.shards))
-        lost = [s for s in fresh if self.shards[s].status == "lost"]
-        if fresh and (lost or not self.filters or len(fresh) >= requests):
-            self._discover()
-            return
-        now = time.monotonic()
-        due = [s for s, w in waiting.items() if w.due <= now]
-        children: list[Shard] = []
-        for shard_id in due[:_CHILDREN_AT_ONCE]:
-            found = self.source.shards.children(self.source.arn, shard_id)
-            if found is None:
-                self.filters = False
-                self._discover()
-                return
-            waiting[shard_id].ask_later(now)
-            children += found
-        if children:
-            ids = {shard.shard_id for shard in self.listed}
-            self.listed += [child for child in children if child.shard_id not in ids]
-            self._take_up(children)
-
-    def _wait_for_children(self) -> bool:
-        """With nothing else to do, wait until children are to be asked for again; whether any."""
-        left = [w for s, w in self.childless.items() if s not in self.parents]
-        left = [w for w in left if w.asked < _CHILD_ASKED]
-        if not left or self.log.clock() >= self.reading.deadline:
-            return False
-        soonest = min(w.due for w in left)
-        pause = soonest - time.monotonic()
-        if pause > 0:
-            self.reading.sleep(pause)
-        for asked in left:
-            asked.due = 0 if asked.due <= soonest else asked.due
-        return True
-
-    def _discover(self) -> None:
-        """List the stream's shards and take up new ones.
-
-        A listing may leave out what is younger than `listing_lag_us`; only what is older than that
-        counts towards the watermark.
-        """
-        started_us = self.log.now_us()
-        found = self.source.shards.describe(self.source.arn)
-        if found.created_us != self.stream.created_us:
-            raise ShardGoneError(f"stream {found.arn} was deleted and made again")
-        self._take_up(found.shards + self._unseen_parents(found.shards))
-        listed = {shard.shard_id for shard in found.shards}
-        # A listing may leave a shard out for a while; only reading it tells whether it is gone.
-        missing = [s for s in self.shards.values() if s.status == "reading"]
-        self.listed = found.shards + [_unlisted(s) for s in missing if s.shard_id not in listed]
-        self.listing_us, self.enabled = started_us, found.status == "ENABLED"
-        self.next_listing_us = started_us + self._listing_us()
-        self.stream_began_us = found.began_us
-        self.retention_hours = found.retention_hours
-        # What the listing lacks is asked for by itself, again and again if it ended just now.
-        waiting, self.childless = self.childless, {}
-        for shard_id in self._ended() - self.parents if self._asks_children() else ():
-            known = self.state.shards.get(shard_id)
-            is_old = known is not None and known.status != "reading"
-            asked = waiting.get(shard_id) or _Childless(_CHILD_ASKED - 1 if is_old else 0)
-            self.childless[shard_id] = replace(asked, asked=max(asked.asked, 1))
-
-    def _asks_children(self) -> bool:
-        """Whether asking for children brings more than listings: the stream goes on, for one."""
-        going_on = self.enabled and not self.stream.off
-        return going_on and self.filters and self.source.reading.in_order
-
-    def _ended(self) -> set[str]:
-        """Listed shards that have ended, by the listing or by our reading."""
-        return {s.shard_id for s in self.listed if not s.is_open or self._is_done(s.shard_id)}
-
-    def _take_up(self, shards: list[Shard]) -> None:
-        """Know shards from now on, those that were not known yet."""
-        levels = depths(shards, {s.shard_id: s.depth for s in self.shards.values()})
-        for shard in shards:
-            if shard.shard_id not in self.shards:
-                self.shards[shard.shard_id] = ShardState(
-                    shard.shard_id,
-                    shard.parent_id,
-                    levels[shard.shard_id],
-                    # It was in no listing yet, so it is younger than what those vouch for.
-                    read_to_us=self.state.discovered_us,
-                    adjacent_id=shard.adjacent_id,
-                )
-            self.parents.update(shard.parents)
-
-    def _unseen_parents(self, listed: list[Shard]) -> list[Shard]:
-        """Parents that no listing ever showed: reading them tells whether they have expired.
-
-        Those of the stream's first listing are not ours to miss; its shards are known already.
-        """
-        ids = {shard.shard_id for shard in listed} | self.shards.keys()
-        fresh = {p for s in listed if s.shard_id not in self.shards for p in s.parents}
-        return [Shard(p, None, None, None) for p in sorted(fresh - ids)]
-
-    def _vouched(self) -> dict[str, int]:
-        """What this run's last listing says about shards that we may not know of; nothing: no news.
-
-        A stream that was turned off says nothing of what is written since, even when it is on
-        again. And listings are late: AWS documents that children may be missing, and no bound for
-        it, so ours is a setting. If a shard has ended, by the listing or by our reading, and shows
-        no child, this one is late whatever the setting says, and only what was written while it
-        was open counts. Children that were asked for prove no more than that they are there: of two
-        one may be late.
-        """
-        if not self.listing_us or not self.enabled or self.stream.off:
-            return {}
-        ends = [self._read_before_end_us(s) for s in self._ended() - self.parents]
-        lag_us, margin_us = self.listing_lag_us, self.log.margin_us
-        return vouched(self.state, self.listing_us, lag_us, margin_us, min(ends, default=None))
-
-    def _read_before_end_us(self, shard_id: str) -> int:
-        """A time at which an ended shard was open, 0: unknown.
-
-        That of its last record, or when it was last seen empty and open. What Kinesis says of an
-        ended shard is only how old that record is now.
-        """
-        return self.shards[shard_id].read_to_us if self.source.reading.in_order else 0
-
     def _land(self) -> None:
         """Make log entries of everything gathered, and complete events that lack their images."""
         started = time.monotonic()
@@ -566,8 +375,8 @@ class _Run:
             batch.unreadable,
             lambda: {
                 "shards": tuple(self._changed_shards(batch)),
-                "forgotten": tuple(self._forgotten()),
-                **self._vouched(),
+                "forgotten": tuple(self.lineage.forgotten()),
+                **self.lineage.vouched(),
                 **self._news_of_stream(),
             },
         )
@@ -583,12 +392,12 @@ class _Run:
 
         Of a longer retention only what is younger than the shorter one profits.
         """
-        stream, hours = self.state.stream, self.retention_hours
+        stream, hours = self.state.stream, self.lineage.retention_hours
         assert stream is not None  # it is followed
         old_us = self.log.now_us() - stream.retention_us + 2 * self.log.margin_us
         if hours and (hours < stream.retention_hours or self.state.watermark_us > old_us):
             stream = replace(stream, retention_hours=hours)
-        if self.source.reading.comes_back and not self.enabled and self.listing_us:
+        if self.source.reading.comes_back and not self.lineage.enabled:
             stream = replace(stream, off=True)
         return {} if stream == self.state.stream else {"stream": stream}
 
@@ -600,16 +409,3 @@ class _Run:
                 yield now
             elif shard_id not in self.state.shards:
                 yield shard
-
-    def _forgotten(self) -> Iterable[str]:
-        """Shards that ended long ago and are not listed any more; their children know their depth.
-
-        A listing may leave a shard out for a while, so one that could still be listed is kept.
-        """
-        if not self.listing_us:
-            return
-        listed = {shard.shard_id for shard in self.listed}
-        old_us = self.log.now_us() - 2 * self.stream.retention_us
-        for shard_id, shard in self.state.shards.items():
-            if shard.status != "reading" and shard_id not in listed and shard.read_to_us < old_us:
-                yield shard_id

@@ -505,7 +505,7 @@ def sim() -> Iterator[ReusedSimulator]:
         # a shard with more than one empty page (`lone_empty_page`).
         few = "cdc_pipeline.capture.shard_reader.polls_needed"
         patch.setattr(few, lambda empty_polls, age_us: empty_polls)
-        patch.setattr("cdc_pipeline.capture.drain._CHILD_WAIT_SECONDS", 0)
+        patch.setattr("cdc_pipeline.capture.lineage._CHILD_WAIT_SECONDS", 0)
         listing = "cdc_pipeline.capture.reading.StreamsReading.listing_seconds"
         patch.setattr(listing, lambda self, shards: 600 if simulator.large else 0)
         yield simulator

@@ -12,6 +12,7 @@ from cdc_pipeline.aws.shards import Page, StreamDescription
 from cdc_pipeline.aws.streams import DynamoDBStreams
 from cdc_pipeline.capture.continuity import is_lineage_known, vouched
 from cdc_pipeline.capture.drain import CaptureOptions
+from cdc_pipeline.capture.lineage import _Childless
 from cdc_pipeline.capture.pending import Pending
 from cdc_pipeline.capture.reading import KinesisReading, StreamsReading
 from cdc_pipeline.capture.shard_reader import ReadOptions, Start, polls_needed, read_shard
@@ -170,18 +171,15 @@ def test_a_large_stream_is_listed_every_ten_minutes(settled: Bench) -> None:
     check(bench)
 
 
-def test_children_in_no_listing_yet_are_asked_for_with_pauses(settled: Bench) -> None:
+def test_children_that_do_not_show_yet_are_asked_for_again(settled: Bench) -> None:
     bench, pauses = settled, list[float]()
     first = bench.sim.open_shards("orders")[0]
     bench.sim.rotate("orders", first)
     bench.write(100, seed=1)
     bench.sim.list_late(60)
-    bench.capture(OPTIONS, sleep=pauses.append)
+    bench.capture(OPTIONS)
     assert listings(bench) == {first: 5}
-    longest = sorted(pauses)[-4:]
-    assert [round(pause, 1) for pause in longest] == [0.1, 0.2, 0.4, 0.8]
     # The next run asks once, and waits for nothing.
-    pauses.clear()
     bench.capture(OPTIONS, sleep=pauses.append)
     assert listings(bench) == {first: 1}
     assert set(pauses) == {0}
@@ -189,6 +187,13 @@ def test_children_in_no_listing_yet_are_asked_for_with_pauses(settled: Bench) ->
     bench.capture(OPTIONS)
     assert listings(bench) == {first: 1}
     check(bench)
+
+
+def test_pauses_double() -> None:
+    childless = _Childless()
+    for seconds in (0.1, 0.2, 0.4, 0.8):
+        childless.ask_later(100)
+        assert childless.due == pytest.approx(100 + seconds)
 
 
 def test_a_hidden_twin_is_found_by_the_next_whole_listing(settled: Bench) -> None:
