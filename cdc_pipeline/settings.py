@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from cdc_pipeline.core.arrival import by_layout
 from cdc_pipeline.core.attributes import canonical_number
 from cdc_pipeline.core.columns import MAX_COLUMNS, tags_of_type
 from cdc_pipeline.core.entities import (
@@ -85,7 +86,12 @@ def _column_type(value: str) -> str:
 def _s3_folder(value: str) -> str:
     if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]*(/[^/!*?]+)*/?", value):
         raise ValueError("a folder in S3 is s3://bucket/folder, without expressions such as !{...}")
-    return value.rstrip("/") + "/"
+    return value
+
+
+def _layout(value: str) -> str:
+    by_layout(value)
+    return value
 
 
 AccountId = Annotated[str, Field(pattern=r"^[0-9]{12}$")]
@@ -166,13 +172,20 @@ class Firehose(_Strict):
     """Where Firehose writes a table's changes, and how they are looked for."""
 
     prefixes: Annotated[list[_Prefix], Field(min_length=1)] = Field(
-        description="s3://bucket/folder of raw records or Parquet, up to where the date begins"
+        description="s3://bucket/folder/ of raw records or Parquet, up to where the date begins; "
+        "without its last slash also what begins with it, `folder2026/11/21/`"
     )
     error_prefixes: list[_Prefix] = Field(
         [], description="s3://bucket/folder of records that Firehose could not process"
     )
     interval_seconds: int = Field(
         300, ge=5, description="all folders that may get objects are listed this often"
+    )
+    layout: Annotated[str, AfterValidator(_layout)] | None = Field(
+        None,
+        description="how keys behind the prefix tell the day, where no rule covers it: a text with "
+        "{yyyy}, {MM}, {dd} and * for anything, such as 'day-{dd}.{MM}.{yyyy}/'; or last_modified: "
+        "they do not. All objects are listed each time then",
     )
     window_days: int = Field(
         3, ge=2, le=60, description="how long after its day a folder may get objects"
@@ -676,10 +689,11 @@ class Settings(_Strict):
         for table in self.tables:
             chosen = table.firehose
             for prefix in [*chosen.prefixes, *chosen.error_prefixes] if chosen else []:
-                inside = [z for z in ours if prefix.startswith(z) or z.startswith(prefix)]
+                folder = f"{prefix.rstrip('/')}/"
+                inside = [z for z in ours if folder.startswith(z) or z.startswith(folder)]
                 if inside:
                     raise ValueError(
-                        f"table {table.name!r}: {prefix} is Firehose's and {inside[0]} the lake's "
+                        f"table {table.name!r}: {folder} is Firehose's and {inside[0]} the lake's "
                         "own; neither may be in the other"
                     )
 

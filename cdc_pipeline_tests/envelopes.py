@@ -112,6 +112,7 @@ def _update(**more: Any) -> tuple[bytes, Facts]:
 
 _MICROSECONDS = {"time": US, "ApproximateCreationDateTimePrecision": "MICROSECOND"}
 _LONG = "12345678901234567890.123456789012345678"
+_BEFORE_2012 = "a record of before 2012, when there was no DynamoDB"
 _NOT_TWICE = "a binary that is not encoded twice"
 _UNFIT = "a record whose new image does not fit its event name"
 
@@ -200,8 +201,9 @@ _CORPUS: dict[str, tuple[bytes, Facts | str]] = {
     "no time": _refused(envelope(time=None), "a record without its creation time"),
     "time with a fraction": _refused(envelope(time=1.5), "a record without its creation time"),
     "time in text": _refused(envelope(time=str(MS)), "a record without its creation time"),
-    "µs that say ms": _refused(envelope(time=US), "a record with an impossible creation time"),
-    "time before 1970": _refused(envelope(time=-1), "a record with an impossible creation time"),
+    "µs that say ms": _refused(envelope(time=US), "a record of more than a day ahead"),
+    "s that say ms": _refused(envelope(time=MS // 1000), _BEFORE_2012),
+    "time before 1970": _refused(envelope(time=-1), _BEFORE_2012),
     "unknown precision": _refused(
         envelope(ApproximateCreationDateTimePrecision="NANOSECOND"),
         "a record whose time has an unknown precision",
@@ -253,7 +255,7 @@ _broken = st.sampled_from(
 def blobs(draw: st.DrawFn) -> bytes:
     """The bytes of records: most are changes; some have something wrong in them."""
     event = draw(st.sampled_from(["INSERT", "MODIFY", "REMOVE"]))
-    time = draw(st.integers(1, 2 * MS * 1000))
+    time = draw(st.integers(1_325_376_000_000, 1_800_000_000_000_000))
     keys = draw(st.dictionaries(texts, texts.map(lambda text: {"S": text}), min_size=1, max_size=2))
     more: dict[str, Any] = {"Keys": twice(keys)}
     if event != "REMOVE":

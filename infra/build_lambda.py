@@ -6,7 +6,10 @@ import zipfile
 from pathlib import Path
 
 _ROOT = Path(__file__).parent.parent
-_CORE = ("__init__", "attributes", "changes", "envelope", "errors", "landing", "order")
+_CORE = (
+    *("__init__", "attributes", "changes", "envelope", "errors", "forwarded", "landing", "order"),
+    *("whose", "write_times"),
+)
 _FILES = {
     "lambda_handler.py": _ROOT / "infra" / "lambda_handler.py",
     "cdc_pipeline/__init__.py": _ROOT / "cdc_pipeline" / "__init__.py",

@@ -15,9 +15,11 @@ from typing import Any
 
 from cdc_pipeline.core.attributes import TOO_DEEP
 from cdc_pipeline.core.changes import Change
-from cdc_pipeline.core.envelope import FIREHOSE, from_envelope, read_envelope
+from cdc_pipeline.core.envelope import FIREHOSE, read_envelope
 from cdc_pipeline.core.errors import UnreadableError
+from cdc_pipeline.core.forwarded import from_record, nested
 from cdc_pipeline.core.landing import LANDING_COLUMNS
+from cdc_pipeline.core.whose import table_named_by
 
 TABLE_IDS = "TABLE_IDS"
 """Environment variable: DynamoDB's ids of the tables, a JSON object, `{"orders": "9f1c..."}`."""
@@ -69,9 +71,9 @@ def _size(record: Mapping[str, Any]) -> int:
 def _row(record: Mapping[str, Any], table_ids: Mapping[str, str]) -> str:
     """The landing row of a record, one JSON line in base64; raises `UnreadableError`."""
     try:
-        envelope = read_envelope(base64.b64decode(record["data"], validate=True))
+        envelope = nested(read_envelope(base64.b64decode(record["data"], validate=True)))
         source = record.get("kinesisRecordMetadata") or {}
-        change = from_envelope(
+        change = from_record(
             envelope,
             table_id=_table_id(envelope, table_ids),
             transport=FIREHOSE,
@@ -86,9 +88,8 @@ def _row(record: Mapping[str, Any], table_ids: Mapping[str, str]) -> str:
     return base64.b64encode(line.encode()).decode()
 
 
-def _table_id(envelope: Any, table_ids: Mapping[str, str]) -> str:
-    name = envelope.get("tableName") if isinstance(envelope, Mapping) else None
-    table_id = table_ids.get(str(name))
+def _table_id(envelope: Mapping[str, Any], table_ids: Mapping[str, str]) -> str:
+    table_id = table_ids.get(table_named_by(envelope))
     if table_id is None:
         raise UnreadableError("a record of a table that is not in TABLE_IDS")
     return table_id

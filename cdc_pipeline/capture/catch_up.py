@@ -9,6 +9,7 @@ from cdc_pipeline.capture.run import Failed, capture_tables
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.envelope import FIREHOSE, KINESIS
 from cdc_pipeline.core.errors import NotReadyError
+from cdc_pipeline.core.whose import Target
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings import Table
 
@@ -76,8 +77,8 @@ def _proof_seconds(lake: Lake, table: Table) -> float:
         assert table.firehose is not None  # the settings say so
         return table.firehose.lag_minutes * 60
     if table.transport == KINESIS:
-        late_seconds = table.kinesis.late_seconds
-        return KinesisReading(table.name, late_seconds=late_seconds).listing_lag_seconds(lag)
+        late_seconds, nobody = table.kinesis.late_seconds, Target(table.name, "", {})
+        return KinesisReading(nobody, late_seconds=late_seconds).listing_lag_seconds(lag)
     return StreamsReading().listing_lag_seconds(lag)
 
 

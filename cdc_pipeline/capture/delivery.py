@@ -1,11 +1,13 @@
 """One object of Firehose, read record by record: what is in it is told by its bytes, not its name.
 
-JSON is concatenated without delimiters and may be GZIP in several members; Parquet is rows of our
-Lambda or of an older one. The order of records is that of the object, the same at every reading.
+JSON is concatenated, with delimiters or without, and may be GZIP or ZSTD in several members;
+Parquet is rows of our Lambda or of an older one. The order of records is that of the object, the
+same at every reading.
 """
 
 import gzip
 import json
+import re
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -15,16 +17,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cdc_pipeline.aws.s3 import FoundObject, SourceBucket
-from cdc_pipeline.core.attributes import TOO_DEEP
 from cdc_pipeline.core.changes import Change
-from cdc_pipeline.core.delivered import Delivered, Target, delivered
-from cdc_pipeline.core.errors import UnreadableError
-from cdc_pipeline.core.framing import pieces
+from cdc_pipeline.core.delivered import delivered
+from cdc_pipeline.core.errors import SourceError
+from cdc_pipeline.core.framing import NOT_JSON, pieces
+from cdc_pipeline.core.whose import Target
 
 _GZIP = b"\x1f\x8b"
+_ZSTD = b"(\xb5/\xfd"
 _PARQUET = b"PAR1"
-_OTHERS = (b"PK\x03\x04", b"\xff\x06\x00\x00sNaPpY", b"(\xb5/\xfd", b"ORC", b"Obj\x01", b"BZh")
-_BROKEN_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
+_OTHERS = {
+    b"PK\x03\x04": "ZIP",
+    b"\xff\x06\x00\x00sNaPpY": "Snappy",
+    b"ORC": "ORC",
+    b"Obj\x01": "Avro",
+    b"BZh": "bzip2",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+_BROKEN = (EOFError, gzip.BadGzipFile, zlib.error)
+_SNAPPY_SIZE = re.compile(rb"[\x80-\xff]{0,4}[\x01-\x7f]")
+_SNAPPY_TEXT = (b"{", b"[", b"\xef\xbb\xbf", b"\n", b" ")
+_READ = "GZIP or ZSTD, or none"
 _IN_MEMORY = 8 << 20
 _BATCH_ROWS = 2000
 _LEGACY_COLUMNS = {"uuid", "op", "time_stamp", "data"}
@@ -35,13 +49,14 @@ _MORE_COLUMNS = {"old_image", "sequence_number", "shard_id", "event_id", "is_ttl
 class Record(NamedTuple):
     """One record: a change, or why there is none and its bytes; or neither: another table's.
 
-    `size`: of its bytes, about.
+    `size`: of its bytes, about. `other`: the name of the other table.
     """
 
     change: Change | None
     unreadable: tuple[str, bytes] | None
     legacy: bool
     size: int
+    other: str = ""
 
 
 def download(bucket: SourceBucket, found: FoundObject) -> BinaryIO | None:
@@ -62,34 +77,78 @@ def records(file: BinaryIO, uri: str, target: Target) -> Iterator[Record]:
     """Every record of an object; what cannot be read is told, whatever it is.
 
     `uri` takes the place of bytes that are too many, or none, to be kept in quarantine: Firehose's
-    objects stay where they are.
+    objects stay where they are. Raises `SourceError` for an object none of which can be read,
+    because of its format: nothing that it holds has landed then.
     """
-    magic = file.read(16)
+    magic = file.read(32)
     file.seek(0)
-    if magic.startswith(_OTHERS):
-        yield _unreadable("an object in a format or compression that is not read", uri.encode())
-    elif magic.startswith(_PARQUET):
+    if (kind := _other_format(magic)) is not None:
+        raise SourceError(
+            f"an object in {kind}, which is not read",
+            fix=f"let its writer use {_READ}, write the object anew so, and remove this one",
+        )
+    if magic.startswith(_PARQUET):
         yield from _parquet(file, uri, target)
     else:
-        yield from _json(file, uri, target)
+        yield from _json(file, uri, target, magic)
 
 
-def _json(file: BinaryIO, uri: str, target: Target) -> Iterator[Record]:
-    zipped = file.read(2) == _GZIP
-    file.seek(0)
+def _other_format(magic: bytes) -> str | None:
+    """What an object is that is neither JSON, plain, GZIP or ZSTD, nor Parquet."""
+    for begins, kind in _OTHERS.items():
+        if magic.startswith(begins):
+            return kind
+    return "Snappy" if _is_snappy(magic) or _is_snappy(magic[8:]) else None
+
+
+def _is_snappy(block: bytes) -> bool:
+    """Whether a block of raw Snappy begins, whose text is JSON; Hadoop's has 8 bytes before it.
+
+    That is a length (7 bits a byte) and a literal of 60 bytes or less, or with its own length in
+    up to 4 bytes (Snappy's format description). JSON's first bytes are no such length and literal.
+    """
+    match = _SNAPPY_SIZE.match(block)
+    if match is None or len(block) <= match.end() or block[match.end()] & 3:
+        return False
+    tag = block[match.end()] >> 2
+    behind = match.end() + 1 + max(0, tag - 59)
+    return block[behind:].startswith(_SNAPPY_TEXT)
+
+
+def _json(file: BinaryIO, uri: str, target: Target, magic: bytes) -> Iterator[Record]:
     try:
-        for value, raw in pieces(_unzipped(file) if zipped else file.read):
+        for value, raw in pieces(_unpacked(file, magic)):
             if value is None:
-                yield _unreadable("a stretch that is not JSON", raw)
+                yield _unreadable(NOT_JSON, raw)
             else:
-                yield _record(value, raw, target)
-    except _BROKEN_GZIP:
+                yield from _records(value, raw, target)
+    except _BROKEN:
         yield _unreadable("an object whose compressed rest cannot be read", uri.encode())
 
 
-def _unzipped(file: BinaryIO) -> Callable[[int], bytes]:
+def _unpacked(file: BinaryIO, magic: bytes) -> Callable[[int], bytes]:
     """Reads up to where the compressed data breaks, and then raises; `read` itself loses that."""
-    source = gzip.GzipFile(fileobj=file, mode="rb")
+    if magic.startswith(_GZIP):
+        return _until_broken(gzip.GzipFile(fileobj=file, mode="rb").read1)
+    if magic.startswith(_ZSTD):
+        return _until_broken(_zstd(file))
+    return file.read
+
+
+def _zstd(file: BinaryIO) -> Callable[[int], bytes]:
+    """Arrow reads any number of frames one behind the other, and has one error for all that."""
+    source = pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd")
+
+    def read(size: int) -> bytes:
+        try:
+            return source.read(size)
+        except OSError:
+            raise EOFError from None
+
+    return read
+
+
+def _until_broken(read_some: Callable[[int], bytes]) -> Callable[[int], bytes]:
     broken: list[Exception] = []
 
     def read(size: int) -> bytes:
@@ -97,9 +156,9 @@ def _unzipped(file: BinaryIO) -> Callable[[int], bytes]:
             raise broken[0]
         data = bytearray()
         try:
-            while len(data) < size and (part := source.read1(size - len(data))):
+            while len(data) < size and (part := read_some(size - len(data))):
                 data += part
-        except _BROKEN_GZIP as error:
+        except _BROKEN as error:
             broken.append(error)
             if not data:
                 raise
@@ -108,14 +167,11 @@ def _unzipped(file: BinaryIO) -> Callable[[int], bytes]:
     return read
 
 
-def _record(value: Any, raw: bytes, target: Target) -> Record:
-    try:
-        found: Delivered = delivered(value, target)
-    except UnreadableError as error:
-        return _unreadable(error.reason, raw)
-    except RecursionError:
-        return _unreadable(TOO_DEEP, raw)
-    return Record(found.change, None, found.legacy, len(raw))
+def _records(value: Any, raw: bytes, target: Target) -> Iterator[Record]:
+    size = len(raw)
+    for found in delivered(value, raw, target):
+        yield Record(found.change, found.unreadable, found.legacy, size, found.other)
+        size = 0  # of all that one wrapper holds
 
 
 def _unreadable(reason: str, raw: bytes) -> Record:
@@ -131,8 +187,11 @@ def _parquet(file: BinaryIO, uri: str, target: Target) -> Iterator[Record]:
         elif names >= _LEGACY_COLUMNS:
             columns = sorted(_LEGACY_COLUMNS)
         else:
-            yield _unreadable("a Parquet object with other columns", uri.encode())
-            return
+            raise SourceError(
+                "a Parquet object whose columns are neither those of this project's Lambda nor of "
+                f"older ones: {', '.join(sorted(names))}",
+                fix="keep what is no copy of the table's changes out of this prefix",
+            )
         for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns):
             for row in _plain(batch).to_pylist():
                 yield _row(row, target)
@@ -151,7 +210,7 @@ def _plain(batch: pa.RecordBatch) -> pa.Table:
 
 
 def _row(row: dict[str, Any], target: Target) -> Record:
-    found = _record(row, b"", target)
+    (found,) = _records(row, b"", target)  # it has no wrapper's columns
     if found.unreadable is None:
         return found._replace(size=sum(len(v) for v in row.values() if isinstance(v, str)))
     raw = json.dumps(row, default=str, ensure_ascii=False).encode("utf-8", "surrogatepass")

@@ -35,6 +35,7 @@ from cdc_pipeline.core.log_parts import Cause, LandedObject, ShardState, StreamR
 from cdc_pipeline.lake.log import CaptureLog
 
 _FLUSH_WAIT_SECONDS = 0.2
+_QUIET_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -301,9 +302,14 @@ class _Run:
                 self.lineage.discover()
 
     def _is_time_to_flush(self) -> bool:
-        """While lingering, land often enough to be fresh and seldom enough to be cheap."""
-        lingering = self.options.linger_seconds > 0 and self.pending.has_changes()
-        return lingering and time.monotonic() - self.flushed >= self.flush_pause
+        """While lingering, land often enough to be fresh and seldom enough to be cheap.
+
+        Of a quiet stream, too, the log must learn that it was read, else it looks left behind.
+        """
+        pause = self.flush_pause
+        if not self.pending.has_changes():
+            pause = max(pause, _QUIET_SECONDS)
+        return self.options.linger_seconds > 0 and time.monotonic() - self.flushed >= pause
 
     def _is_in_time(self) -> bool:
         return self.log.clock() < self.reading.deadline

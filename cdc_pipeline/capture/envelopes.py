@@ -1,12 +1,12 @@
 """Kinesis records into changes, fast: no Python object per attribute where none is needed.
 
-Must give what `core.envelope` gives, which is the definition and takes over for every record that
+Must give what `core.forwarded` gives, which is the definition and takes over for every record that
 is not of the usual form. Images stay text and are spelled by their shape
 (`core.spelling`); only those with binaries, whose encoding differs, are taken apart.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -17,13 +17,14 @@ from cdc_pipeline.core.envelope import (
     AGGREGATED,
     KINESIS,
     decoded,
-    from_envelope,
     read_envelope,
-    write_time_us,
 )
 from cdc_pipeline.core.errors import SourceError, UnreadableError
+from cdc_pipeline.core.forwarded import from_record
 from cdc_pipeline.core.order import position
 from cdc_pipeline.core.spelling import Speller
+from cdc_pipeline.core.whose import Target
+from cdc_pipeline.core.write_times import from_units
 
 # The names of binary types, as they are or escaped; whatever else matches is merely slower.
 _MAYBE_BINARY = re.compile(rb'"BS?"|\\u00(?:42|53)').search
@@ -44,6 +45,8 @@ class _Body(msgspec.Struct):
     ApproximateCreationDateTimePrecision: Any = None
     NewImage: msgspec.Raw = msgspec.Raw()
     OldImage: msgspec.Raw = msgspec.Raw()
+    SequenceNumber: Any = None
+    StreamViewType: Any = None
 
 
 class _Envelope(msgspec.Struct):
@@ -52,6 +55,20 @@ class _Envelope(msgspec.Struct):
     eventID: Any = None
     tableName: Any = None
     userIdentity: Any = None
+    recordFormat: Any = None
+    eventSourceARN: Any = None
+    eventVersion: Any = None
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether it is a record as DynamoDB writes it to Kinesis; see `core.forwarded`."""
+        body = self.dynamodb
+        of_stream = (self.eventSourceARN, self.eventVersion, body.SequenceNumber)
+        return (
+            self.recordFormat is not None
+            and of_stream == (None, None, None)
+            and (body.StreamViewType is None)
+        )
 
 
 _decode_record = msgspec.json.Decoder(_Record).decode
@@ -69,11 +86,12 @@ def kinesis_sequence_number(raw: msgspec.Raw) -> str | None:
 
 
 def parse_envelopes(
-    records: Sequence[msgspec.Raw], *, table: str, table_id: str, shard_id: str, encodings: int = 2
+    records: Sequence[msgspec.Raw], *, target: Target, shard_id: str, encodings: int = 2
 ) -> tuple[list[Change], list[tuple[str, bytes]], int]:
     """Changes, records that are none with the reason why, and how many are of other tables.
 
-    `encodings`: how often binary is base64-encoded. Raises `SourceError` for records into which a
+    `target`: whose changes are wanted. `encodings`: how often binary is base64-encoded. Raises
+    `SourceError` for records into which a
     producer's library packed several: nothing of them could be told from what DynamoDB wrote.
     """
     changes: list[Change] = []
@@ -90,9 +108,9 @@ def parse_envelopes(
                 f"shard {shard_id}: record {record.SequenceNumber} holds aggregated records, which "
                 "DynamoDB never writes, so another producer writes to this stream",
                 fix="let DynamoDB alone write to it: name a stream of its own with "
-                f"aws dynamodb enable-kinesis-streaming-destination --table-name {table}",
+                f"aws dynamodb enable-kinesis-streaming-destination --table-name {target.name}",
             )
-        parser = _Parser(table, table_id, shard_id, encodings, record)
+        parser = _Parser(target, shard_id, encodings, record)
         try:
             change = parser.parse()
         except UnreadableError as error:
@@ -108,41 +126,40 @@ def parse_envelopes(
 class _Parser:
     """One record; `parse` gives None for one of another table."""
 
-    def __init__(
-        self, table: str, table_id: str, shard_id: str, encodings: int, record: _Record
-    ) -> None:
-        self.table, self.table_id, self.shard_id = table, table_id, shard_id
+    def __init__(self, target: Target, shard_id: str, encodings: int, record: _Record) -> None:
+        self.target, self.shard_id = target, shard_id
         self.encodings, self.record = encodings, record
 
     def parse(self) -> Change | None:
         try:
             envelope = _decode_envelope(self.record.Data)
-            if self._is_of_another(envelope.tableName):
-                return None
-            change = self._fast(envelope)
+            name = envelope.tableName
+            if envelope.is_usual and isinstance(name, str):
+                if name != self.target.name:
+                    return None
+                if (change := self._fast(envelope)) is not None:
+                    return change
         except (msgspec.DecodeError, UnicodeDecodeError, UnreadableError):
-            change = None
-        return change or self._slowly()
-
-    def _is_of_another(self, name: Any) -> bool:
-        return isinstance(name, str) and name != self.table
+            pass
+        return self._slowly()
 
     def _fast(self, envelope: _Envelope) -> Change | None:
         """The change of an envelope of the usual form; what is wrong with others is said below."""
         body, op = envelope.dynamodb, OPS.get(envelope.eventName)
         if op is None or _absent(body.NewImage) != (op == "D"):
             return None
-        time_us = write_time_us(
+        time_us = from_units(
             body.ApproximateCreationDateTime, body.ApproximateCreationDateTimePrecision
         )
         keys = self._image(body.Keys)[0]
         if keys == "{}":
             return None
+        self.target.require_keys(keys)
         new = None if op == "D" else self._image(body.NewImage)
         new_image = new[0] if new else None
         old_image = None if _absent(body.OldImage) else self._image(body.OldImage)[0]
         return Change(
-            uuid=content_identity(self.table_id, keys, time_us, op, new_image, old_image),
+            uuid=content_identity(self.target.table_id, keys, time_us, op, new_image, old_image),
             op=op,
             write_time_us=time_us,
             data=new[1] if new else None,
@@ -164,16 +181,20 @@ class _Parser:
         return _spell_item(str(raw, "utf-8")) or spell_item(msgspec.json.decode(raw))
 
     def _slowly(self) -> Change | None:
+        """The definition, and for records of the stream's spelling, which somebody handed on."""
         record = read_envelope(self.record.Data)
-        if isinstance(record, dict) and self._is_of_another(record.get("tableName")):
+        if isinstance(record, Mapping) and self.target.is_of_another(record):
             return None
-        return from_envelope(
+        change = from_record(
             record,
-            table_id=self.table_id,
+            table_id=self.target.table_id,
+            transport=KINESIS,
             sequence_number=self.record.SequenceNumber,
             shard_id=self.shard_id,
             encodings=self.encodings,
         )
+        self.target.require_keys(change.keys)
+        return change
 
 
 def _absent(raw: msgspec.Raw) -> bool:

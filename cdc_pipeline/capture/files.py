@@ -21,7 +21,14 @@ from functools import cache
 from typing import Any, BinaryIO
 
 from cdc_pipeline.aws.table import describe_table
-from cdc_pipeline.capture.arrivals import Arrived, arrived_since, find_again, open_files, target_of
+from cdc_pipeline.capture.arrivals import (
+    Arrived,
+    arrived_since,
+    find_again,
+    is_empty,
+    open_files,
+    target_of,
+)
 from cdc_pipeline.capture.continuity import open_capture
 from cdc_pipeline.capture.delivery import Record, download, records
 from cdc_pipeline.capture.drain import CaptureFailedError, CaptureOptions
@@ -39,6 +46,11 @@ from cdc_pipeline.settings import Firehose, Table
 
 _PARALLEL = 8
 _GONE = "an object that was gone before it was read"
+_COUNTED = "/2"
+"""Behind the ETag of an object that was read in part: by which rule its records are counted.
+
+Earlier versions counted commas and brackets, and a wrapper as one: they began with no such mark.
+"""
 Written = tuple[int, int]
 """Changes of which write times are to land: from, and before; µs since the epoch."""
 ANY_TIME: Written = (0, 1 << 62)
@@ -56,14 +68,14 @@ class _Reading:
 
     @staticmethod
     def of(arrived: Arrived, known: SourceFile | None) -> "_Reading":
-        if known is None or known.etag != arrived.object.etag:
+        if known is None or known.etag != arrived.object.etag + _COUNTED:
             return _Reading(arrived)
         return _Reading(arrived, known.rows, known.others, set(known.days), known.legacy_us)
 
     def as_file(self, whole: bool) -> SourceFile:
         return SourceFile(
             uri=self.arrived.uri,
-            etag=self.arrived.object.etag,
+            etag=self.arrived.object.etag + ("" if whole else _COUNTED),
             bytes=self.arrived.object.bytes,
             arrived=self.arrived.day.isoformat(),
             rows=self.rows,
@@ -138,6 +150,7 @@ class FilesRun:
         self.state = self.log.load()
         self.lander = Lander(self.log, self.state, self.source, self.result, report)
         self.known: dict[str, SourceFile] = {}
+        self.listed: set[str] = set()
         self.batch = _Batch()
 
     def run(self, *, opened: bool = False, day: date | None = None) -> CaptureResult:
@@ -152,7 +165,9 @@ class FilesRun:
             self.known |= self._logged_since(day)
         wanted = self._wanted(day, listed_us)
         tried = self._take_all(wanted) and day is None
-        self._land(lambda: self._vouched(wanted, listed_us) if tried else {})
+        silent = self._silent() if tried else []
+        self.result.warnings += silent
+        self._land(lambda: self._vouched(wanted, listed_us) if tried and not silent else {})
         self.result.close(self.state, self.log.clock() - self.started)
         self._raise_failures()
         return self.result
@@ -175,8 +190,8 @@ class FilesRun:
             since, until = day - timedelta(1), day + timedelta(self.settings.window_days + 1)
         found = arrived_since(self.lake.aws, self.settings, since, now_us)
         wanted = [f for f in found if f.day <= until and not self._is_done(f)]
-        listed = {f.uri for f in found}
-        left = [f for f in self.state.files.values() if f.unread and f.uri not in listed]
+        self.listed = {f.uri for f in found}
+        left = [f for f in self.state.files.values() if f.unread and f.uri not in self.listed]
         return wanted if day is not None else [*find_again(self.lake.aws, left), *wanted]
 
     def _first_day(self) -> date:
@@ -203,13 +218,12 @@ class FilesRun:
         with closing(self._downloaded(wanted)) as files:
             for found, file in files:
                 try:
-                    opened = file.result()
+                    if not self._take(found, file.result()):
+                        return False
                 except SourceError as error:
                     # One that cannot be read does not stop the others.
-                    self.result.failed_shards[found.uri] = error.message
-                    continue
-                if not self._take(found, opened):
-                    return False
+                    why = error.message + (f" ({error.fix})" if error.fix else "")
+                    self.result.failed_shards[found.uri] = why
         return True
 
     def _downloaded(
@@ -293,6 +307,29 @@ class FilesRun:
         self.lander.land(batch.changes, batch.unreadable, parts)
         self.known |= batch.files
 
+    def _silent(self) -> list[str]:
+        """Why a listing proves nothing: what there must be of some prefix was never seen.
+
+        A prefix that is mistyped looks like one to which nothing was written. Until the lake
+        counted as complete for the first time, something of each must have been read, too.
+        """
+        files = (self.known | self.batch.files).values()
+        found: list[str] = []
+        empty: list[str] = []
+        for prefix in self.settings.prefixes:
+            here = [file for file in files if file.uri.startswith(prefix)]
+            if not here and not any(uri.startswith(prefix) for uri in self.listed):
+                empty += [prefix] if is_empty(self.lake.aws, prefix) else []
+            elif not self.state.discovered_us and here and not any(map(_says_something, here)):
+                found.append(f"nothing of {here[0].uri} could be read, nor of others beside it")
+        if empty:
+            found.append(f"nothing was ever found under {', '.join(empty)}")
+        return [
+            f"table {self.result.table}: {why}; until then nothing counts as complete "
+            f"(cdc-pipeline preflight {self.result.table} tells more)"
+            for why in found
+        ]
+
     def _vouched(self, wanted: list[Arrived], listed_us: int) -> dict[str, Any]:
         """What a listing proves of which all was tried.
 
@@ -314,6 +351,10 @@ class FilesRun:
             if not (known := self.state.files.get(file.uri)) or not known.unread
         )
         return {"files_from": files_from, "unread": fresh}
+
+
+def _says_something(file: SourceFile) -> bool:
+    return bool(file.days or file.others or not file.rows)
 
 
 def _close(file: "Future[BinaryIO | None]") -> None:

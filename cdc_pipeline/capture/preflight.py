@@ -15,7 +15,9 @@ from cdc_pipeline.aws.s3_output import sse_parameters
 from cdc_pipeline.aws.session import AwsSession
 from cdc_pipeline.aws.streams import DynamoDBStreams
 from cdc_pipeline.aws.table import TableDescription, describe_backups, describe_table
+from cdc_pipeline.capture.arrivals import target_of
 from cdc_pipeline.capture.asking import PIPELINE, Asker, Finding, RedError, Remedy, allow
+from cdc_pipeline.capture.preflight_files import look_at_files
 from cdc_pipeline.capture.preflight_lake import export_place, look_at_lake, probe_key
 from cdc_pipeline.capture.shard_reader import polls_needed
 from cdc_pipeline.capture.snapshot import export_target
@@ -294,8 +296,9 @@ class _Look:
         chosen = self.table.firehose
         prefixes = [*chosen.prefixes, *chosen.error_prefixes] if chosen else []
         empty = [prefix for prefix in prefixes if not self._read_folder(prefix)]
-        told = f"{len(prefixes)} folders, {len(empty)} of them empty"
-        yield Finding("stream", True, told)
+        yield Finding("stream", True, f"{len(prefixes)} folders, {len(empty)} of them empty")
+        if chosen is not None:
+            yield from look_at_files(self.lake.aws, chosen, target_of(self.described))
 
     def _read_folder(self, prefix: str) -> bool:
         """Whether there is an object, of which a byte is read."""

@@ -9,6 +9,7 @@ from cdc_pipeline.capture.envelopes import kinesis_sequence_number, parse_envelo
 from cdc_pipeline.capture.records import parse_records, sequence_number
 from cdc_pipeline.core.changes import Change
 from cdc_pipeline.core.log_parts import ShardState, StreamRef
+from cdc_pipeline.core.whose import Target
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,14 @@ _SHARDS_PER_REQUEST = 100
 _LISTING_SECONDS = 600
 
 
+@dataclass(frozen=True)
 class StreamsReading:
-    """DynamoDB Streams: the records of a shard are in the order of their write times."""
+    """DynamoDB Streams: the records of a shard are in the order of their write times.
+
+    `target`: whose keys the records must have, None: those of a table that is gone.
+    """
+
+    target: Target | None = None
 
     trims_silently = False
     comes_back = False
@@ -100,7 +107,7 @@ class StreamsReading:
 
     def parse(self, page: Page, stream: StreamRef, shard: ShardState) -> Parsed:
         """By `capture.records`."""
-        return Parsed(*parse_records(page.records, stream, shard))
+        return Parsed(*parse_records(page.records, stream, shard, self.target))
 
     def last(self, page: Page) -> str | None:
         """The last sequence number; without one, the same records are read again."""
@@ -144,11 +151,11 @@ _LISTING_LAG_SECONDS = 10
 class KinesisReading:
     """Kinesis: duplicates and disorder, so that only AWS's own word tells how far a shard is read.
 
-    `table`: whose records count; a stream may hold other tables', too. `encodings`: how often
+    `target`: whose records count; a stream may hold other tables', too. `encodings`: how often
     binary is base64-encoded. `late_seconds`: how much later than it was written a change may come.
     """
 
-    table: str
+    target: Target
     encodings: int = 2
     late_seconds: float = 60
 
@@ -160,8 +167,7 @@ class KinesisReading:
         """By `capture.envelopes`."""
         found = parse_envelopes(
             page.records,
-            table=self.table,
-            table_id=stream.table_id,
+            target=self.target,
             shard_id=shard.shard_id,
             encodings=self.encodings,
         )

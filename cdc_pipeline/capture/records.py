@@ -18,13 +18,14 @@ from cdc_pipeline.core.changes import (
     Change,
     by_ttl,
     from_stream_record,
-    seconds_to_us,
     stream_identity,
 )
 from cdc_pipeline.core.errors import UnreadableError
 from cdc_pipeline.core.log_parts import ShardState, StreamRef
 from cdc_pipeline.core.order import position
 from cdc_pipeline.core.spelling import Speller
+from cdc_pipeline.core.whose import Target
+from cdc_pipeline.core.write_times import from_seconds
 
 _SEQUENCE_NUMBER = re.compile("[0-9]{1,40}").fullmatch
 
@@ -68,14 +69,20 @@ def sequence_number(raw: msgspec.Raw) -> str | None:
 
 
 def parse_records(
-    records: Sequence[msgspec.Raw], stream: StreamRef, shard: ShardState
+    records: Sequence[msgspec.Raw],
+    stream: StreamRef,
+    shard: ShardState,
+    target: Target | None = None,
 ) -> tuple[list[Change], list[tuple[str, bytes]]]:
-    """Changes, and records that are none with the reason why."""
+    """Changes, and records that are none with the reason why: also such without `target`'s keys."""
     changes: list[Change] = []
     unreadable: list[tuple[str, bytes]] = []
     for raw in records:
         try:
-            changes.append(_parse(raw, stream, shard))
+            change = _parse(raw, stream, shard)
+            if target is not None:
+                target.require_keys(change.keys)
+            changes.append(change)
         except UnreadableError as error:
             unreadable.append((error.reason, bytes(raw)))
         except RecursionError:
@@ -105,7 +112,7 @@ def _fast(raw: msgspec.Raw, stream: StreamRef, shard: ShardState) -> Change | No
     return Change(
         uuid=stream_identity(stream.table_id, event_id),
         op=op,
-        write_time_us=seconds_to_us(body.ApproximateCreationDateTime),
+        write_time_us=from_seconds(body.ApproximateCreationDateTime),
         data=new[1] if new else None,
         keys=keys,
         new_image=new[0] if new else None,

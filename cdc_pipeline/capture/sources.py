@@ -1,20 +1,21 @@
 """Which stream a table's changes come from, by its settings or by its log."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cdc_pipeline.aws.cloudwatch import failed_to_replicate
 from cdc_pipeline.aws.kinesis import KinesisStreams, active_destination
 from cdc_pipeline.aws.session import AwsSession, code_behind
 from cdc_pipeline.aws.streams import DynamoDBStreams
 from cdc_pipeline.aws.table import TableDescription, describe_table
-from cdc_pipeline.capture.arrivals import open_files
+from cdc_pipeline.capture.arrivals import open_files, target_of
 from cdc_pipeline.capture.completion import ItemReader
-from cdc_pipeline.capture.reading import KinesisReading
+from cdc_pipeline.capture.reading import KinesisReading, StreamsReading
 from cdc_pipeline.capture.source import Source, table_with_stream
 from cdc_pipeline.core.changes import DYNAMODB_STREAMS
 from cdc_pipeline.core.envelope import FIREHOSE, KINESIS
 from cdc_pipeline.core.errors import ShardGoneError, SourceError
 from cdc_pipeline.core.log_parts import StreamRef
+from cdc_pipeline.core.whose import Target
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings import Table
 
@@ -44,6 +45,7 @@ def open_source(lake: Lake, table: Table, transport: str | None = None) -> Sourc
         view_type=found.view_type or "",
         shards=DynamoDBStreams(aws),
         reader=_reader(lake, table, found),
+        reading=StreamsReading(target_of(found)),
         clock_offset_us=aws.clock_offset.offset_us,
     )
 
@@ -100,7 +102,13 @@ def _kinesis(
         # Where the order of changes cannot be told, their item is read.
         reader=_reader(lake, table, found) if found else None,
         transport=KINESIS,
-        reading=KinesisReading(table.name, settings.binary_encodings, settings.late_seconds),
+        reading=KinesisReading(
+            replace(target_of(found), table_id=table_id)
+            if found
+            else Target(table.name, table_id, {}),
+            settings.binary_encodings,
+            settings.late_seconds,
+        ),
         created_us=created_us,
         losses=ReplicationMetric(lake.source(table), table.name, metric_us),
         clock_offset_us=lake.source(table).clock_offset.offset_us,

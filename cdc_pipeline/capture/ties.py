@@ -24,6 +24,7 @@ from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.changes import Change
 from cdc_pipeline.core.envelope import BY_TIME
 from cdc_pipeline.core.generations import Generations
+from cdc_pipeline.core.order import is_numbered
 from cdc_pipeline.core.ties import end_of_tie, image_before, settle, slot_of, ties_in
 from cdc_pipeline.lake.landed_rows import LandedRows
 from cdc_pipeline.lake.store import Store
@@ -40,10 +41,15 @@ class Ties:
         """What has to land for `changes`: them at their places, rows that move, rows read.
 
         Only changes of the same generation are looked at: a generation tells order better than
-        images. Raises `LakeError`, and `SourceError` when an item cannot be read.
+        images, and so do the numbers of a stream. Raises `LakeError`, and `SourceError` when an
+        item cannot be read.
         """
         if not changes or changes[0].transport not in BY_TIME:
             return changes
+        told = [change for change in changes if is_numbered(change.position)]
+        if told:
+            left = [change for change in changes if not is_numbered(change.position)]
+            return [*told, *self.settled(state, left)]
         slots = Counter(map(slot_of, changes))
         generations = Generations(state)
         theirs = {generations.at(change.write_time_us) for change in changes}
@@ -109,7 +115,7 @@ class _Tie:
 
 def _ties(landed: list[Change], new: list[Change]) -> Iterator[_Tie]:
     reads = [row.position for row in landed if row.transport == READ]
-    known = [row for row in landed if row.transport in BY_TIME]
+    known = [r for r in landed if r.transport in BY_TIME and not is_numbered(r.position)]
     for had, to_land in ties_in(known, new):
         changes = had + to_land
         end = end_of_tie(changes, READ)

@@ -75,6 +75,10 @@ def _show(lake: "Lake", report: "Report") -> None:
     for finding in report.lake:
         out.print(_sign(finding), f"{finding.check}: {finding.found}", soft_wrap=True)
     out.print(_grid(report))
+    for table in report.tables:
+        for finding in table.findings:
+            if finding.check == "files" and finding.green:
+                out.print(_sign(finding), f"{table.table}: {finding.found}", soft_wrap=True)
     reds = [("lake", found) for found in report.lake if not found.green]
     reds += [(t.table, found) for t in report.tables for found in t.findings if not found.green]
     for number, (name, finding) in enumerate(reds, 1):

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 from cdc_pipeline.core.attributes import Spelling, spell_item
 from cdc_pipeline.core.errors import UnreadableError
 from cdc_pipeline.core.order import position
+from cdc_pipeline.core.write_times import from_seconds
 
 DYNAMODB_STREAMS = "dynamodb_streams"
 EXPORT = "export"
 BASELINE = "baseline"
 """Of rows of `cdc` that no change says: what a later baseline shows (`lake.rebased`)."""
 OPS = {"INSERT": "I", "MODIFY": "U", "REMOVE": "D"}
-_YEAR_10000 = 253_402_300_800
 
 
 class Change(NamedTuple):
@@ -42,6 +42,15 @@ class Change(NamedTuple):
 def stream_identity(table_id: str, event_id: str) -> str:
     """The `uuid` of a DynamoDB Streams record: SHA-256 of table id and event id, in hex."""
     return hashlib.sha256(f"{table_id}\n{event_id}".encode()).hexdigest()
+
+
+def numbered_identity(table_id: str, sequence_number: str, keys: str) -> str:
+    """The `uuid` of a stream's change that came without the stream: a SHA-256, in hex.
+
+    Of its sequence number, because not everyone who hands changes on keeps their event ids.
+    """
+    said = "\n".join((table_id, "sequence", sequence_number, keys))
+    return hashlib.sha256(said.encode()).hexdigest()
 
 
 def from_stream_record(
@@ -72,7 +81,7 @@ def from_stream_record(
     return Change(
         uuid=stream_identity(table_id, event_id),
         op=op,
-        write_time_us=seconds_to_us(body.get("ApproximateCreationDateTime")),
+        write_time_us=from_seconds(body.get("ApproximateCreationDateTime")),
         data=new[1] if new else None,
         keys=keys[0],
         new_image=new[0] if new else None,
@@ -89,18 +98,6 @@ def from_stream_record(
 def _image(body: Mapping[str, Any], name: str) -> Spelling | None:
     image = body.get(name)
     return None if image is None else spell_item(image)
-
-
-def seconds_to_us(seconds: Any) -> int:
-    """A stream's time in µs; raises `UnreadableError`.
-
-    Stream times are whole seconds (DynamoDB rounds them down); JSON may spell them 1.0.
-    """
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise UnreadableError("a record without its creation time")
-    if not 0 < seconds < _YEAR_10000:
-        raise UnreadableError("a record with an impossible creation time")
-    return round(seconds * 1_000_000)
 
 
 def by_ttl(identity: Any) -> bool:

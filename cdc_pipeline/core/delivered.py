@@ -1,80 +1,159 @@
-"""What Firehose delivers, as changes: envelopes, rows of our Lambda, rows of older ones, errors."""
+"""What lies in delivered files, as changes: either spelling, wrapped or not, and rows of Lambdas.
+
+Our Lambda's rows, those of older ones, and Firehose's error records, which are replayed.
+"""
 
 import base64
 import binascii
 import hashlib
+import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
-from cdc_pipeline.core.attributes import canonical_number, spell_item
-from cdc_pipeline.core.changes import OPS, Change, content_identity
-from cdc_pipeline.core.envelope import FIREHOSE, from_envelope
+from cdc_pipeline.core.attributes import TOO_DEEP, canonical_number, spell_item
+from cdc_pipeline.core.changes import OPS, Change, content_identity, numbered_identity
+from cdc_pipeline.core.envelope import AGGREGATED, FIREHOSE
 from cdc_pipeline.core.errors import UnreadableError
-from cdc_pipeline.core.order import position
+from cdc_pipeline.core.forwarded import from_record, is_flat
+from cdc_pipeline.core.framing import NOT_JSON, pieces
+from cdc_pipeline.core.order import numbered_position, position
+from cdc_pipeline.core.whose import Target, table_named_by
+from cdc_pipeline.core.write_times import from_datetime, from_text, require_possible
 
 _OPS = {**OPS, "I": "I", "U": "U", "D": "D"}
-_YEAR_10000_US = 253_402_300_800_000_000
 _US_PER_UNIT = ((100_000_000_000, 1_000_000), (100_000_000_000_000, 1000))
+_DEEPEST = 4
+"""Wrappers inside wrappers: an error record of an event of Kinesis of an event is three."""
 
-
-@dataclass(frozen=True)
-class Target:
-    """The table that is captured. `key_types`: S, N or B by key attribute."""
-
-    name: str
-    table_id: str
-    key_types: Mapping[str, str]
+_REFUSED = (
+    ("a line of a full export", {"Item"}),
+    ("an event of Firehose for a transforming function", {"deliveryStreamArn", "records"}),
+    ("an event of Debezium", {"payload", "schema"}),
+)
 
 
 @dataclass(frozen=True)
 class Delivered:
-    """One delivered record: a change, or none, because it is another table's.
+    """One delivered record: a change, or none, because it is another table's or unreadable.
 
-    `legacy`: made by an older Lambda, so its time is that of its arrival.
+    `legacy`: made by an older Lambda, so its time is that of its arrival. `unreadable`: why, and
+    the bytes of the record. `other`: the other table.
     """
 
     change: Change | None
     legacy: bool = False
+    unreadable: tuple[str, bytes] | None = None
+    other: str = ""
 
 
-def delivered(record: Any, target: Target) -> Delivered:
-    """What one record says; error records are replayed. Raises `UnreadableError`."""
+def delivered(value: Any, raw: bytes, target: Target) -> Iterator[Delivered]:
+    """What is in one piece of a file: the changes of wrappers, and one of everything else.
+
+    `raw`: its bytes. Error records are replayed. Raises nothing.
+    """
+    yield from _inside(value, raw, target, 0, replayed=False)
+
+
+def _inside(
+    value: Any, raw: bytes, target: Target, depth: int, *, replayed: bool, is_part: bool = False
+) -> Iterator[Delivered]:
+    """`raw`: the bytes of the value, or (`is_part`) of what it is a part of."""
+    try:
+        if depth > _DEEPEST:
+            raise UnreadableError("a record wrapped too often")
+        wrapped = _wrapped(value)
+        if wrapped is None:
+            yield _one(value, target)
+            return
+        if replayed and "rawData" in value:
+            raise UnreadableError("an error record inside an error record")
+        replayed = replayed or "rawData" in value
+        if isinstance(wrapped, bytes):
+            cut = list(pieces(io.BytesIO(wrapped).read))
+            if not cut:
+                raise UnreadableError("a wrapper around no record")
+            for found, inner in cut:
+                if found is None:
+                    yield Delivered(None, unreadable=(NOT_JSON, inner))
+                else:
+                    yield from _inside(found, inner, target, depth + 1, replayed=replayed)
+        else:
+            for found in wrapped:
+                yield from _inside(found, raw, target, depth + 1, replayed=replayed, is_part=True)
+    except UnreadableError as error:
+        yield Delivered(None, unreadable=(error.reason, _bytes(value, raw) if is_part else raw))
+    except RecursionError:
+        yield Delivered(None, unreadable=(TOO_DEEP, raw))
+
+
+def _wrapped(value: Any) -> bytes | list[Any] | None:
+    """What a wrapper holds: bytes with any number of records, or JSON; None: it is none.
+
+    Raises `UnreadableError` for one that is broken, or that holds nothing: it says something else.
+    """
+    if not isinstance(value, Mapping) or "dynamodb" in value:
+        return None
+    if "rawData" in value:  # an error record of Firehose
+        return _from_base64(value["rawData"], "an error record whose rawData is no record")
+    if isinstance(value.get("kinesis"), Mapping):  # in an event that Lambda got of Kinesis
+        data = value["kinesis"].get("data")
+        return _from_base64(data, "a record of Kinesis whose data is not base64")
+    if isinstance(value.get("Records"), list):  # an event of a Lambda function
+        return value["Records"]
+    if "detail-type" in value and isinstance(value.get("detail"), Mapping):  # of an event bus
+        return [value["detail"]]
+    if {"eventSource", "body"} <= value.keys() and isinstance(value["body"], str):  # of SQS
+        return value["body"].encode("utf-8", "surrogatepass")
+    if value.get("Type") == "Notification" and isinstance(value.get("Message"), str):  # of SNS
+        return value["Message"].encode("utf-8", "surrogatepass")
+    return None
+
+
+def _from_base64(text: Any, reason: str) -> bytes:
+    try:
+        found = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError, TypeError):
+        raise UnreadableError(reason) from None
+    if found.startswith(AGGREGATED):
+        raise UnreadableError("an aggregated record")
+    return found
+
+
+def _bytes(value: Any, outer: bytes) -> bytes:
+    """A part of a wrapper for the quarantine, without the rest of it."""
+    try:
+        return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    except RecursionError:
+        return outer
+
+
+def _one(record: Any, target: Target) -> Delivered:
+    """What a record says that wraps nothing; raises `UnreadableError`."""
     if isinstance(record, Mapping):
-        if "rawData" in record:
-            return delivered(_raw_record(record["rawData"]), target)
-        if "dynamodb" in record:
-            return _envelope(record, target)
+        if "dynamodb" in record or is_flat(record):
+            if target.is_of_another(record):  # what goes to S3 may be of several tables
+                return Delivered(None, other=table_named_by(record))
+            return Delivered(_change(record, target))
         if "write_time_us" in record and "keys" in record:
-            return Delivered(from_landing_row(record, target.table_id))
+            return Delivered(from_landing_row(record, target))
         if {"uuid", "op", "time_stamp", "data"} <= record.keys():
             return Delivered(from_legacy_row(record, target), legacy=True)
+        for kind, names in _REFUSED:
+            if names <= record.keys():
+                raise UnreadableError(kind)
     raise UnreadableError("a record of an unknown kind")
 
 
-def _envelope(record: Mapping[str, Any], target: Target) -> Delivered:
-    if record.get("tableName", target.name) != target.name:
-        return Delivered(None)  # a Kinesis stream may carry several tables
-    change = from_envelope(record, table_id=target.table_id, transport=FIREHOSE)
-    if record["dynamodb"]["Keys"].keys() != target.key_types.keys():
-        raise UnreadableError("a record with other key attributes than the table has")
-    return Delivered(change)
+def _change(record: Mapping[str, Any], target: Target) -> Change:
+    change = from_record(record, table_id=target.table_id, transport=FIREHOSE)
+    target.require_keys(change.keys)
+    return change
 
 
-def _raw_record(text: Any) -> Any:
-    """The record inside an error record; what is itself an error record is none of ours."""
-    try:
-        record = json.loads(base64.b64decode(text, validate=True))
-    except (binascii.Error, ValueError, TypeError, RecursionError):
-        raise UnreadableError("an error record whose rawData is no record") from None
-    if isinstance(record, Mapping) and "rawData" in record:
-        raise UnreadableError("an error record inside an error record")
-    return record
-
-
-def from_landing_row(row: Mapping[str, Any], table_id: str) -> Change:
+def from_landing_row(row: Mapping[str, Any], target: Target) -> Change:
     """A change from a row in the landing columns, as our Lambda makes it.
 
     Its images are read again, so nothing that is no image gets into the lake, and its identity must
@@ -85,16 +164,22 @@ def from_landing_row(row: Mapping[str, Any], table_id: str) -> Change:
         raise UnreadableError("a row with an unknown op")
     if isinstance(time_us, bool) or not isinstance(time_us, int):
         raise UnreadableError("a row without its write time")
-    _require_possible(time_us)
+    require_possible(time_us)
     keys, new, old = (_typed(row.get(n)) for n in ("keys", "new_image", "old_image"))
     if keys is None or keys[0] == "{}":
         raise UnreadableError("a row without keys")
     if (new is None) != (op == "D"):
         raise UnreadableError("a row whose new image does not fit its op")
     images = (new[0] if new else None, old[0] if old else None)
-    uuid = content_identity(table_id, keys[0], time_us, op, *images)
+    number, shard_id = _text(row.get("sequence_number")), _text(row.get("shard_id"))
+    # Kinesis's numbers have a shard; a stream's, which tell changes apart and in order, have none.
+    numbered = number.isdecimal() and len(number) <= 40 and not shard_id
+    uuid = content_identity(target.table_id, keys[0], time_us, op, *images)
+    if numbered:
+        uuid = numbered_identity(target.table_id, number, keys[0])
     if row.get("uuid") != uuid:
         raise UnreadableError("a row whose uuid is not that of such a change of this table")
+    target.require_keys(keys[0])
     by_ttl = row.get("is_ttl_delete")
     return Change(
         uuid=uuid,
@@ -104,9 +189,9 @@ def from_landing_row(row: Mapping[str, Any], table_id: str) -> Change:
         keys=keys[0],
         new_image=images[0],
         old_image=images[1],
-        position=position(0, time_us),
-        sequence_number=_text(row.get("sequence_number")),
-        shard_id=_text(row.get("shard_id")),
+        position=numbered_position(time_us, number) if numbered else position(0, time_us),
+        sequence_number=number,
+        shard_id=shard_id,
         event_id=_text(row.get("event_id")),
         is_ttl_delete=by_ttl if isinstance(by_ttl, bool) else None,
         transport=FIREHOSE,
@@ -215,21 +300,11 @@ def _typed_key(value: Any, kind: str) -> dict[str, str]:
 def _arrival_us(value: Any) -> int:
     """A `time_stamp`: a timestamp, ISO 8601 text, or a number of s, ms or µs; UTC if it is open."""
     if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value.strip())
-        except ValueError:
-            raise UnreadableError("a row without its time_stamp") from None
+        return require_possible(from_text(value, "a row without its time_stamp"))
     if isinstance(value, datetime):
-        moment = value if value.tzinfo else value.replace(tzinfo=UTC)
-        time_us = round(moment.timestamp() * 1_000_000)
-    elif isinstance(value, int) and not isinstance(value, bool):
-        time_us = value * next((us for limit, us in _US_PER_UNIT if value < limit), 1)
-    else:
-        raise UnreadableError("a row without its time_stamp")
-    _require_possible(time_us)
-    return time_us
-
-
-def _require_possible(time_us: int) -> None:
-    if not 0 < time_us < _YEAR_10000_US:
-        raise UnreadableError("a row with an impossible time")
+        return require_possible(from_datetime(value))
+    if isinstance(value, int) and not isinstance(value, bool):
+        return require_possible(
+            value * next((us for limit, us in _US_PER_UNIT if value < limit), 1)
+        )
+    raise UnreadableError("a row without its time_stamp")

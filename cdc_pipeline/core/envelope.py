@@ -14,6 +14,7 @@ from cdc_pipeline.core.attributes import TOO_DEEP, spell_item
 from cdc_pipeline.core.changes import OPS, Change, by_ttl, content_identity
 from cdc_pipeline.core.errors import UnreadableError
 from cdc_pipeline.core.order import position
+from cdc_pipeline.core.write_times import from_units
 
 KINESIS = "kinesis"
 FIREHOSE = "firehose"
@@ -23,9 +24,6 @@ AGGREGATED = b"\xf3\x89\x9a\xc2"
 """How records begin that a producer library packed several into; DynamoDB writes none."""
 
 NOT_JSON = "a record that is not JSON"
-
-_US_PER_UNIT = {"MICROSECOND": 1, "MILLISECOND": 1000}
-_YEAR_10000_US = 253_402_300_800_000_000
 
 
 def read_envelope(blob: bytes) -> Any:
@@ -71,7 +69,7 @@ def from_envelope(
         raise UnreadableError("a record without keys")
     if (body.get("NewImage") is None) != (op == "D"):
         raise UnreadableError("a record whose new image does not fit its event name")
-    time_us = write_time_us(
+    time_us = from_units(
         body.get("ApproximateCreationDateTime"), body.get("ApproximateCreationDateTimePrecision")
     )
     images = [body.get(name) for name in ("Keys", "NewImage", "OldImage")]
@@ -96,18 +94,6 @@ def from_envelope(
         is_ttl_delete=op == "D" and by_ttl(record.get("userIdentity")),
         transport=transport,
     )
-
-
-def write_time_us(time: Any, precision: Any) -> int:
-    """An envelope's time in µs; without a precision it is in ms. Raises `UnreadableError`."""
-    unit = _US_PER_UNIT.get("MILLISECOND" if precision is None else str(precision))
-    if unit is None:
-        raise UnreadableError("a record whose time has an unknown precision")
-    if isinstance(time, bool) or not isinstance(time, int):
-        raise UnreadableError("a record without its creation time")
-    if not 0 < time * unit < _YEAR_10000_US:
-        raise UnreadableError("a record with an impossible creation time")
-    return time * unit
 
 
 def decoded(value: Any, times: int) -> Any:

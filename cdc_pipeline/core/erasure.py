@@ -15,10 +15,10 @@ from contextlib import suppress
 from typing import Any
 
 from cdc_pipeline.core.attributes import canonical_item, canonical_value, to_json
-from cdc_pipeline.core.changes import seconds_to_us
-from cdc_pipeline.core.envelope import decoded, write_time_us
+from cdc_pipeline.core.envelope import decoded
 from cdc_pipeline.core.errors import EraseRefusedError, UnreadableError
 from cdc_pipeline.core.log_parts import Erasure
+from cdc_pipeline.core.write_times import from_seconds, from_units
 
 _IMAGES = ("Item", "Keys", "NewImage", "OldImage")
 _WRAPPED = ("record_base64", "rawData")
@@ -97,9 +97,10 @@ class Suppressions:
         """The same for a stream record that could not be read, as far as its key can be."""
         try:
             told = json.loads(record)
-            body = told["dynamodb"]
+            # Who hands a stream's records on may have made them flat.
+            body = told.get("dynamodb", told)
             keys = [to_json(canonical_item(body["Keys"]))]
-        except (ValueError, LookupError, TypeError, UnreadableError):
+        except (ValueError, LookupError, TypeError, AttributeError, UnreadableError):
             return False
         if "tableName" in told:  # as Kinesis has it, where binary is encoded again
             with suppress(UnreadableError):
@@ -111,11 +112,11 @@ def _time_us(body: Mapping[str, Any]) -> int:
     """The write time of a stream record or an envelope in µs, 0 if it has none."""
     time = body.get("ApproximateCreationDateTime")
     try:
-        return seconds_to_us(time)
+        return from_seconds(time)
     except UnreadableError:
         pass
     try:
-        return write_time_us(time, body.get("ApproximateCreationDateTimePrecision"))
+        return from_units(time, body.get("ApproximateCreationDateTimePrecision"))
     except UnreadableError:
         return 0
 

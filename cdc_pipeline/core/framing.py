@@ -1,5 +1,7 @@
-"""Concatenated JSON without delimiters, as Firehose writes it, cut into its records.
+"""Concatenated JSON, as Firehose writes it, cut into its records, with or without delimiters.
 
+What users' functions put between records is none of them and goes unmentioned: white space, commas,
+the brackets of arrays, byte-order marks, and the record separators of RFC 7464.
 Whatever is broken in it costs what is broken and no more: behind it, reading goes on at the next
 place where a whole record begins. Memory is bounded by the largest record.
 """
@@ -11,13 +13,15 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from cdc_pipeline.core.changes import OPS
+from cdc_pipeline.core.forwarded import is_flat
 
 MOST_BYTES = 16 << 20
 """More than the largest record: Kinesis takes 10 MiB, rawData in base64 a third more."""
 
 _CHUNK = 1 << 20
 _START = re.compile(r'\{\s*(?:"|\Z)')
-_SPACE = re.compile(r"\s*").match
+_SPACE = re.compile(r"[\s,\[\]\ufeff\x1e]*").match
+NOT_JSON = "a stretch that is not JSON"
 _TOKEN = 16  # longer than any token that an error at its start could be a cut one of
 
 
@@ -46,6 +50,8 @@ def is_record(value: Any) -> bool:
     body = value.get("dynamodb")
     if isinstance(body, dict):
         return value.get("eventName") in list(OPS) and isinstance(body.get("Keys"), dict)
+    if is_flat(value) and value["eventName"] in list(OPS):
+        return True
     return isinstance(value.get("rawData"), str) or all(
         isinstance(value.get(name), str) for name in ("uuid", "op")
     )

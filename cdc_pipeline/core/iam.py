@@ -50,7 +50,7 @@ class SourceTable:
 
 @dataclass(frozen=True)
 class Place:
-    """A bucket and a folder in it, '' or ending in '/'. `partition`: as of `SourceTable`."""
+    """A bucket and what the keys in it begin with, mostly a folder. `partition`: its AWS's."""
 
     bucket: str
     prefix: str = ""

@@ -4,8 +4,11 @@
 sequence number (DynamoDB Streams) or write time in microseconds (other transports).
 `order_key` = `<generation, 6 digits>.<position>`. Both compare correctly as strings. A longer
 position stands right behind the one that it begins with: of a read (`.read`), of a tie
-(`core.ties`), of a backfill (`capture.placing`).
+(`core.ties`), of a backfill (`capture.placing`), of a change that has a sequence number and no
+shard (`numbered_position`).
 """
+
+import re
 
 _DEPTH_DIGITS = 6
 _NUMBER_DIGITS = 40
@@ -22,6 +25,19 @@ def position(depth: int, number: int | str) -> str:
     if value < 0 or value >= 10**_NUMBER_DIGITS or not 0 <= depth < 10**_DEPTH_DIGITS:
         raise ValueError(f"no position for depth {depth}, number of {len(str(number))} digits")
     return f"{depth:0{_DEPTH_DIGITS}d}.{value:0{_NUMBER_DIGITS}d}"
+
+
+def numbered_position(write_time_us: int, sequence_number: str) -> str:
+    """The place of a stream's change whose shard nobody knows: by its second, then by its number.
+
+    A shard's child may number an item's changes lower than its parent did; that both hold changes
+    of one item and one second, and are told without their shards, is not told apart.
+    """
+    return f"{position(0, write_time_us)}.{int(sequence_number):0{_NUMBER_DIGITS}d}"
+
+
+is_numbered = re.compile(rf"[0-9]{{6}}\.[0-9]{{40}}\.[0-9]{{{_NUMBER_DIGITS}}}").fullmatch
+"""Whether a position is a `numbered_position`: nothing else tells its order."""
 
 
 SNAPSHOT_POSITION = position(0, 0)

@@ -257,7 +257,7 @@ def _look(lake: Lake, table: Table, log: CaptureLog, state: LogState) -> Verdict
         if state.stream is None:
             return judge(table.label, state, set(), log.now_us(), 0)
         if table.transport == FIREHOSE and table.firehose is not None:
-            look = partial(has_news, lake.aws, table.firehose, state, log.now_us())
+            look = partial(has_news, lake.aws, table.firehose, state)
             seconds = lake.settings.capture.interval_seconds
             return judge_files(table, state, log.now_us(), seconds, look)
         source = open_source(lake, table)

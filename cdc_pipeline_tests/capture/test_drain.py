@@ -831,3 +831,21 @@ def test_a_record_without_a_sequence_number_does_not_block_its_shard(bench: Benc
     bench.write(100, seed=1)
     assert bench.capture().quarantined == 1
     assert bench.capture().quarantined == 0
+
+
+def test_a_lingering_run_tells_how_far_a_quiet_stream_was_read(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cdc_pipeline.capture.drain._QUIET_SECONDS", 0)
+    monkeypatch.setattr("cdc_pipeline.capture.drain._FLUSH_WAIT_SECONDS", 0)
+    bench.write(20)
+    meanwhile: list[int] = []
+
+    def sleep(_: float) -> None:
+        meanwhile.append(bench.state().watermark_us)
+        bench.clock.advance(5)
+
+    begun_us = int(bench.clock() * 1_000_000)
+    bench.capture(replace(OPTIONS, linger_seconds=600, flush_seconds=0.01), sleep=sleep)
+    assert max(meanwhile) > begun_us + 60_000_000, "the last change is older than that"
+    check(bench)

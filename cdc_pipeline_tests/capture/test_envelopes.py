@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from cdc_pipeline.capture.envelopes import kinesis_sequence_number, parse_envelopes
 from cdc_pipeline.core import spelling
 from cdc_pipeline.core.changes import Change
-from cdc_pipeline.core.envelope import AGGREGATED, KINESIS, from_envelope, read_envelope
+from cdc_pipeline.core.envelope import AGGREGATED, KINESIS, read_envelope
 from cdc_pipeline.core.errors import SourceError, UnreadableError
+from cdc_pipeline.core.forwarded import from_record
+from cdc_pipeline.core.whose import Target
 from cdc_pipeline_tests.envelopes import (
     ENVELOPES,
     TABLE,
@@ -45,15 +47,19 @@ def _record(data: bytes) -> msgspec.Raw:
 
 def _parse(*records: msgspec.Raw, encodings: int = 2) -> Any:
     return parse_envelopes(
-        records, table=TABLE, table_id=TABLE_ID, shard_id="s-1", encodings=encodings
+        records, target=Target(TABLE, TABLE_ID, {}), shard_id="s-1", encodings=encodings
     )
 
 
 def _defined(data: bytes, encodings: int = 2) -> Change | str:
     try:
-        return from_envelope(
-            read_envelope(data),
+        record = read_envelope(data)
+        if isinstance(record, dict):
+            assert not Target(TABLE, TABLE_ID, {}).is_of_another(record)
+        return from_record(
+            record,
             table_id=TABLE_ID,
+            transport=KINESIS,
             sequence_number=_NUMBER,
             shard_id="s-1",
             encodings=encodings,

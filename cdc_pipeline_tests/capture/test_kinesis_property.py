@@ -36,6 +36,7 @@ from cdc_pipeline.core.errors import ExportError, SourceError
 from cdc_pipeline.core.fold import KeyedChange, Row, fold, items
 from cdc_pipeline.core.log_parts import Baseline, Gap
 from cdc_pipeline.core.order import SNAPSHOT_POSITION, order_key
+from cdc_pipeline.core.whose import Target
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.log import CaptureLog
 from cdc_pipeline.lake.store import Store
@@ -339,7 +340,7 @@ class KinesisWorld(World):
             shards=self.streams,
             reader=self.reader,
             transport=KINESIS,
-            reading=KinesisReading("orders"),
+            reading=KinesisReading(Target("orders", self.sim.table_id("orders"), {"pk": "S"})),
             created_us=self.streams.created_us(arn),
             losses=self.losses,
         )

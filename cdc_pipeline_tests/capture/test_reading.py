@@ -7,9 +7,10 @@ from cdc_pipeline.aws.cloudwatch import failed_to_replicate
 from cdc_pipeline.aws.session import AwsSession
 from cdc_pipeline.aws.shards import Page
 from cdc_pipeline.capture.reading import KinesisReading, ReadTo
+from cdc_pipeline.core.whose import Target
 
 _SECOND = 1_000_000
-_READING = KinesisReading("orders", late_seconds=60)
+_READING = KinesisReading(Target("orders", "T", {}), late_seconds=60)
 
 
 def _page(records: int = 0, *, behind_ms: int | None = 0, size: int = 100) -> Page:

@@ -6,9 +6,33 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc_pipeline.core.arrival import Look, arrival_day, looks, newest_look, week_years
+from cdc_pipeline.core.arrival import (
+    Parts,
+    arrival_day,
+    by_layout,
+    dated,
+    may_hold,
+    newest_of,
+    week_years,
+)
 
-STYLES = ("{0:04d}/{1:%m/%d}/07/", "year={0:04d}/month={1:%m}/day={1:%d}/")
+STYLES = (
+    "{0:04d}/{1:%m/%d}/07/",
+    "{0:04d}/{1:%m/%d}/",
+    "year={0:04d}/month={1:%m}/day={1:%d}/",
+    "year={0:04d}/{1:%m/%d}/",
+    "{0:04d}/month={1:%m}/{1:%d}/",
+    "dt={0:04d}-{1:%m-%d}/",
+    "{0:04d}-{1:%m-%d}/",
+    "{0:04d}-{1:%m-%d}-07/",
+    "{0:04d}-{1:%m-%d}T07/",
+    "date={0:04d}-{1:%m-%d}/hour=07/",
+    "{0:04d}{1:%m%d}/",
+    "{0:04d}{1:%m%d}07/",
+    "{0:04d}_{1:%m_%d}/",
+    "{0:04d}-{1:%m}/{1:%d}/",
+    "{0:04d}/{1:%m-%d}/07/",
+)
 
 
 @pytest.mark.parametrize(
@@ -28,9 +52,20 @@ def test_week_years(day: date, years: set[int]) -> None:
     assert week_years(day) == years
 
 
+def parts_of(folders: str) -> Parts:
+    """What a path of folders tells of a day, folder by folder."""
+    known: Parts = ()
+    for name in folders.rstrip("/").split("/"):
+        found = dated(name, known)
+        if found is None:
+            break
+        known = found
+    return known
+
+
 @given(
     day=st.dates(date(2019, 1, 1), date(2032, 12, 31)),
-    before=st.integers(0, 40),
+    before=st.integers(0, 400),
     style=st.sampled_from(STYLES),
     data=st.data(),
 )
@@ -38,44 +73,74 @@ def test_every_spelling_of_a_day_is_looked_at(
     day: date, before: int, style: str, data: st.DataObject
 ) -> None:
     year = data.draw(st.sampled_from(sorted({day.year, *week_years(day)})))
-    key = style.format(year, day) + f"orders-1-{day:%Y-%m-%d}-07-00-00-0a1b"
-    since, today = day - timedelta(before), day + timedelta(data.draw(st.integers(0, 40)))
-    assert any(_shows(look, key) for look in looks(since, today))
-    assert any(_shows(look, key) for look in newest_look(day, []))
-    assert arrival_day(key, today) == day
+    folders, since = style.format(year, day), day - timedelta(before)
+    parts = parts_of(folders)
+    assert parts == (year, day.month, day.day)
+    for length in (1, 2, 3):
+        assert may_hold(parts[:length], since)
+    name = f"orders-1-{day:%Y-%m-%d}-07-00-00-0a1b"
+    assert arrival_day(parts, name, day + timedelta(500)) == day
     # Without a time in the name, that of the object decides between two years.
-    assert arrival_day(style.format(year, day) + "part-0", day + timedelta(1)) == day
+    assert arrival_day(parts, "part-0", day + timedelta(1)) == day
 
 
-def _shows(look: Look, key: str) -> bool:
-    return key.startswith(look.prefix) and key > look.after
-
-
-def test_two_listings_are_enough_but_around_new_year() -> None:
-    assert looks(date(2026, 11, 18), date(2026, 11, 21)) == [
-        Look("2", "2026/11/18/"),
-        Look("year=2", "year=2026/month=11/day=18/"),
-    ]
-    # ISO weeks put the first days of 2027 into folders of 2026.
-    assert Look("2026/01/01/") in looks(date(2026, 12, 30), date(2027, 1, 2))
+@given(day=st.dates(date(2019, 1, 1), date(2032, 12, 31)), later=st.integers(1, 400))
+def test_what_is_before_a_day_is_not_listed(day: date, later: int) -> None:
+    since = day + timedelta(later)
+    parts = (day.year, day.month, day.day)
+    meant = {date(year, day.month, day.day) for year in (day.year,)}
+    if later > 370:  # a week-year may mean the year after
+        assert not may_hold(parts, since)
+        assert not may_hold(parts[:2], since + timedelta(31))
+    assert may_hold(parts, min(meant))
 
 
 def test_a_folder_of_a_week_year_is_not_taken_again_a_year_later() -> None:
-    key = "2026/12/29/05/orders-1-2025-12-29-05-00-00-0a1b"
-    assert arrival_day(key, date(2026, 12, 30)) == date(2025, 12, 29)
+    name = "orders-1-2025-12-29-05-00-00-0a1b"
+    assert arrival_day((2026, 12, 29), name, date(2026, 12, 30)) == date(2025, 12, 29)
 
 
-@pytest.mark.parametrize("key", ["2026/part-0", "x/2026/11/21/a", "year=2026/month=11/a"])
-def test_other_folders_are_no_days(key: str) -> None:
-    assert arrival_day(key, date(2026, 11, 21)) is None
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("1234", ()),  # an account's or an order's
+        ("2011", ()),
+        ("202611211", ()),
+        ("orders2026", ()),
+        ("2026-11-31", ()),
+        ("2026-1-2", ()),
+        ("13", (2026,)),
+        ("month=Nov", (2026,)),
+        ("30", (2026, 2)),
+        ("00", (2026, 2)),
+        ("07", (2026, 2, 3)),
+        ("", ()),
+    ],
+)
+def test_other_names_are_no_days(name: str, known: Parts) -> None:
+    assert dated(name, known) is None
 
 
-@pytest.mark.parametrize("key", ["2026/13/01/a", "2026/02/30/a"])
-def test_impossible_days_are_none(key: str) -> None:
-    assert arrival_day(key, date(2026, 11, 21)) is None
+def test_new_objects_come_behind_the_newest_ones_of_each_spelling() -> None:
+    known = [
+        "2026/11/20/23/z",
+        "2026/11/21/06/b",
+        "2026/11/21/05/a",
+        "eu/dt=2026-11-21/x",
+        "eu/dt=2026-11-20/y",
+    ]
+    assert newest_of(known) == {"": "2026/11/21/06/b", "eu/dt=": "eu/dt=2026-11-21/x"}
 
 
-def test_the_newest_look_goes_on_behind_what_is_known() -> None:
-    day = date(2026, 11, 21)
-    known = ["2026/11/20/23/z", "2026/11/21/05/a", "2026/11/21/06/b"]
-    assert newest_look(day, known)[0] == Look("2026/11/21/", "2026/11/21/06/b")
+def test_a_layout_of_the_settings_tells_the_day() -> None:
+    day = by_layout("*/day-{dd}.{MM}.{yyyy}")
+    assert day("eu/7/day-21.11.2026/part-0", date(2000, 1, 1)) == date(2026, 11, 21)
+    for key in ("day-21.11.2026/part-0", "eu/day-31.02.2026/x", "eu/day-1.11.2026/x", "part-0"):
+        assert day(key, date(2000, 1, 1)) is None
+    assert by_layout("last_modified")("part-0", date(2026, 1, 2)) == date(2026, 1, 2)
+
+
+@pytest.mark.parametrize("layout", ["", "{yyyy}/{MM}", "{yyyy}/{MM}/{dd}/{dd}", "modified"])
+def test_a_layout_that_tells_no_day_is_refused(layout: str) -> None:
+    with pytest.raises(ValueError, match="yyyy"):
+        by_layout(layout)

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from cdc_pipeline.core.changes import Change
-from cdc_pipeline.core.delivered import Target, delivered
+from cdc_pipeline.core.delivered import Delivered, delivered
 from cdc_pipeline.core.envelope import FIREHOSE, from_envelope
-from cdc_pipeline.core.errors import UnreadableError
 from cdc_pipeline.core.order import position
+from cdc_pipeline.core.whose import Target
 from cdc_pipeline_tests.simulators.firehose import envelope, error_record
 
 TARGET = Target("orders", "T", {"pk": "S", "n": "N", "b": "B"})
@@ -20,9 +20,13 @@ KEYS = {"pk": {"S": "a"}, "n": {"N": "1"}, "b": {"B": b"\x00"}}
 ITEM = {**KEYS, "tags": {"SS": ["b", "a"]}, "raw": {"B": b"\x12\x02\x08{"}}
 
 
+def _all(record: Any) -> list[Delivered]:
+    return list(delivered(record, b"its bytes", TARGET))
+
+
 def _one(record: Any) -> Change:
-    found = delivered(record, TARGET)
-    assert found.change is not None
+    (found,) = _all(record)
+    assert found.change is not None, found.unreadable
     return found.change
 
 
@@ -49,7 +53,9 @@ def test_an_envelope_is_a_change() -> None:
 
 
 def test_records_of_other_tables_are_theirs() -> None:
-    assert delivered(envelope("D", KEYS, None, KEYS, 1, table="others"), TARGET).change is None
+    assert _all(envelope("D", KEYS, None, KEYS, 1, table="others")) == [
+        Delivered(None, other="others")
+    ]
 
 
 def test_our_lambdas_row_is_what_the_raw_record_is() -> None:
@@ -73,7 +79,7 @@ def test_a_legacy_row_is_typed_as_well_as_plain_json_can_be() -> None:
         "list": [1, "x", None, {"y": True}],
     }
     text = json.dumps(data).replace("1.2345678901234567e+19", "12345678901234567890.1234567890")
-    found = delivered(_with_text(text), TARGET)
+    (found,) = _all(_with_text(text))
     change, time_us = found.change, 1_767_323_045_006_000
     assert found.legacy
     assert change is not None
@@ -127,16 +133,20 @@ def test_a_legacy_delete_with_its_keys_is_one() -> None:
         ({"a": 1}, "unknown kind"),
         ([1], "unknown kind"),
         ({"dynamodb": 1}, "dynamodb part"),
-        (envelope("I", {"x": {"S": "a"}}, {"x": {"S": "a"}}, None, 1), "other key attributes"),
-        (error_record(b"{"), "rawData is no record"),
+        (
+            envelope("I", {"x": {"S": "a"}}, {"x": {"S": "a"}}, None, TIME_US),
+            "other key attributes",
+        ),
+        (error_record(b"{"), "not JSON"),
+        (error_record(b""), "around no record"),
         ({"rawData": "!"}, "rawData is no record"),
         ({"rawData": None}, "rawData is no record"),
         (error_record(json.dumps(error_record(b"{}")).encode()), "inside an error record"),
-        (error_record(b"[]"), "unknown kind"),
+        (error_record(b"[]"), "around no record"),
         (_row(op="X"), "unknown op"),
         (_row(uuid="0" * 64), "uuid"),
         (_row(write_time_us="1"), "write time"),
-        (_row(write_time_us=0), "impossible time"),
+        (_row(write_time_us=0), "before 2012"),
         (_row(keys=None), "without keys"),
         (_row(keys="{}"), "without keys"),
         (_row(new_image=None), "does not fit"),
@@ -154,9 +164,11 @@ def test_a_legacy_delete_with_its_keys_is_one() -> None:
         (_legacy({}, uuid=None), "without its uuid"),
         (_legacy({"pk": "a", "n": 1, "b": ""}, time_stamp=None), "time_stamp"),
         (_legacy({"pk": "a", "n": 1, "b": ""}, time_stamp="soon"), "time_stamp"),
-        (_legacy({"pk": "a", "n": 1, "b": ""}, time_stamp=0), "impossible"),
+        (_legacy({"pk": "a", "n": 1, "b": ""}, time_stamp=0), "before 2012"),
     ],
 )
 def test_everything_else_is_refused(record: Any, why: str) -> None:
-    with pytest.raises(UnreadableError, match=why):
-        delivered(record, TARGET)
+    (found,) = _all(record)
+    assert found.change is None
+    assert found.unreadable is not None
+    assert why in found.unreadable[0]

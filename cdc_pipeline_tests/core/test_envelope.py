@@ -78,7 +78,7 @@ def test_binaries_lose_one_layer_of_base64_wherever_they_are() -> None:
         ({"Keys": {}}, "without keys"),
         ({"NewImage": None}, "does not fit"),
         ({"ApproximateCreationDateTime": 1.5}, "creation time"),
-        ({"ApproximateCreationDateTime": -1}, "impossible"),
+        ({"ApproximateCreationDateTime": -1}, "before 2012"),
         ({"ApproximateCreationDateTimePrecision": "NANOSECOND"}, "precision"),
         ({"NewImage": {"b": {"B": "gICAgA=="}}}, "twice"),
         ({"NewImage": {"b": {"X": "1"}}}, "unknown attribute type"),

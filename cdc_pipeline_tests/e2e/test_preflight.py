@@ -3,12 +3,14 @@
 import json
 import shlex
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
+from cdc_pipeline.capture.asking import Finding
 from cdc_pipeline.capture.preflight import Report, preflight
 from cdc_pipeline.capture.shard_reader import polls_needed
 from cdc_pipeline.cli import main
@@ -16,11 +18,14 @@ from cdc_pipeline.core.prices import stream_reads_usd
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline.settings import load_settings
-from cdc_pipeline_tests.e2e.world import World, make_world
+from cdc_pipeline_tests.capture.delivery import now, record, to_us
+from cdc_pipeline_tests.e2e.world import World, key, make_world
+from cdc_pipeline_tests.simulators.firehose import FirehoseFiles, forwarded
 from cdc_pipeline_tests.simulators.recorder import Recorder
 
 pytestmark = pytest.mark.slow
 
+_SECONDS = {"ApproximateCreationDateTime": 1_795_000_000}
 ROLE = "arn:aws:iam::000000000777:role/reader"
 
 
@@ -195,16 +200,62 @@ def test_folders_of_firehose(world: World, proxy: Recorder) -> None:
     folder = f"s3://{world.bucket}/landed/good"
     table = {"name": "good", "transport": "firehose", "firehose": {"prefixes": [folder]}}
     world.configure(table, export=None)
-    world.client("s3").put_object(Bucket=world.bucket, Key="landed/good/2026/11/21/x", Body=b"{}")
+    files = FirehoseFiles(world.client("s3"), world.bucket, "landed/good/")
+    files.records(record("a", to_us(now()), table="good"))
     proxy.denied.add("s3:GetObject")
     found = reds(look())
-    assert f"arn:aws:s3:::{world.bucket}/landed/good/*" in str(found["good", "stream"])
+    assert f"arn:aws:s3:::{world.bucket}/landed/good*" in str(found["good", "stream"])
     proxy.denied.clear()
     (report,) = look().tables
     assert report.is_green
     seen = report.finding("stream")
     assert seen is not None
     assert seen.found == "1 folders, 0 of them empty"
+
+
+def test_preflight_reads_what_firehose_wrote(world: World) -> None:
+    table = {"name": "good", "transport": "firehose"}
+    s3, bucket = world.client("s3"), world.bucket
+
+    def found(prefix: str) -> Finding:
+        firehose = {"prefixes": [f"s3://{bucket}/{prefix}"]}
+        world.configure({**table, "firehose": firehose}, export=None)
+        (report,) = look().tables
+        (finding,) = [f for f in report.findings if f.check == "files"]
+        assert report.is_green is finding.green
+        return finding
+
+    at = datetime(2026, 11, 21, 7, tzinfo=UTC)
+    one = record("a", to_us(at), table="good")
+    two = forwarded("D", key("b"), None, None, int(at.timestamp()) + 60, 7, table="good")
+    del two["eventSourceARN"]
+    theirs = record("b", to_us(at), table="bad")
+    FirehoseFiles(s3, bucket, "read/good/").records({"Records": [two]}, one, theirs, one, at=at)
+    seen = found("read/good/")
+    assert seen.green
+    assert seen.found == (
+        f"s3://{bucket}/read/good/: 1 newest object read; 2 changes as in Kinesis; 1 changes as a "
+        "stream spells them, written 2026-11-21 07:00:00 to 2026-11-21 07:01:00 UTC; "
+        "1 changes of table bad"
+    )
+    seen = found("read/goods/")
+    assert not seen.green
+    assert f"nothing was ever found under s3://{bucket}/read/goods/" in seen.found
+    assert f"is s3://{bucket}/read/good/ meant?" in str(seen.fix)
+    assert f"is s3://{bucket}/read/good/ meant?" in str(found("red/good/").fix)
+    FirehoseFiles(s3, bucket, "joined/good").records(one)
+    assert f"is s3://{bucket}/joined/good meant?" in str(found("joined/good/").fix)
+    assert found("joined/good").green
+    FirehoseFiles(s3, bucket, "bad/").records(theirs)
+    assert "name the prefix of good, or, if bad is meant" in str(found("bad/").fix)
+    FirehoseFiles(s3, bucket, "late/").records({**one, "dynamodb": {**one["dynamodb"], **_SECONDS}})
+    seen = found("late/")
+    assert "1 unreadable: a record of before 2012" in seen.found
+    assert "another unit" in str(seen.fix)
+    FirehoseFiles(s3, bucket, "zip/").put(b"PK\x03\x04")
+    assert "is an object in ZIP, which is not read" in found("zip/").found
+    FirehoseFiles(s3, bucket, "odd/").records(one, folder="{0:%d.%m.%Y}/")
+    assert "layout: 'day-{dd}.{MM}.{yyyy}/'" in str(found("odd/").fix)
 
 
 def test_a_stream_of_kinesis(world: World, proxy: Recorder) -> None:

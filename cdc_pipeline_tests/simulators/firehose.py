@@ -70,6 +70,63 @@ def concatenated(records: list[Any], *, members: int = 0) -> bytes:
     return b"".join(gzip.compress(b"".join(chunk)) for chunk in chunks)
 
 
+def zstd(records: list[Any]) -> bytes:
+    """Records a line each, as ZSTD in as many frames."""
+    parts = [json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records]
+    return b"".join(zstd_frame(part) for part in parts)
+
+
+def zstd_frame(data: bytes) -> bytes:
+    """One frame, as those write it who do not know the length when they begin."""
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(data)
+    return sink.getvalue().to_pybytes()
+
+
+def raw_snappy(data: bytes) -> bytes:
+    """A block of Snappy without a frame."""
+    return pa.compress(data, "snappy", asbytes=True)
+
+
+def forwarded(
+    op: str,
+    keys: dict[str, Any],
+    new: dict[str, Any] | None,
+    old: dict[str, Any] | None,
+    time: Any,
+    number: int,
+    *,
+    table: str = "orders",
+    account: str = "000000000000",
+) -> dict[str, Any]:
+    """A change as a stream spells it and a Lambda function gets it: binary encoded once."""
+    body: dict[str, Any] = {"ApproximateCreationDateTime": time, "Keys": _once(keys)}
+    body |= {"SequenceNumber": f"{number:025d}", "SizeBytes": 58}
+    body |= {"StreamViewType": "NEW_AND_OLD_IMAGES"}
+    body |= {"NewImage": _once(new)} if new is not None else {}
+    body |= {"OldImage": _once(old)} if old is not None else {}
+    arn = f"arn:aws:dynamodb:us-east-1:{account}:table/{table}/stream/2026-11-01T00:00:00.000"
+    return {
+        "eventID": f"{number:032x}",
+        "eventName": OPS[op],
+        "eventVersion": "1.1",
+        "eventSource": "aws:dynamodb",
+        "awsRegion": "us-east-1",
+        "dynamodb": body,
+        "eventSourceARN": arn,
+    }
+
+
+def _once(value: Any) -> Any:
+    """An item as botocore takes it (binary as bytes), as JSON."""
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, dict):
+        return {name: _once(content) for name, content in value.items()}
+    return [_once(element) for element in value] if isinstance(value, list) else value
+
+
 def parquet(rows: list[dict[str, Any]], schema: pa.Schema | None = None) -> bytes:
     """Rows as Firehose's format conversion writes them."""
     sink = io.BytesIO()
