@@ -217,6 +217,8 @@ class Table:
         self.backups = backups
         self.created_at = now
         self.table_id = ""
+        self.replicas: tuple[str, ...] = ()
+        self.strongly_consistent = False
         self.stored: dict[tuple[Any, ...], _Stored] = {}
         self.stream: Stream | None = None
 

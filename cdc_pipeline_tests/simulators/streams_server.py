@@ -131,6 +131,12 @@ class StreamsSimulator:
             view_type = stream.view_type if stream else None
             self._model.create_table(name, old.key_names, view_type, shards, old.backups)
 
+    def make_global(self, name: str, *regions: str, strong: bool = False) -> None:
+        """Describe a table as a global one with replicas there; nothing is replicated."""
+        with self._lock:
+            table = self._model.tables[name]
+            table.replicas, table.strongly_consistent = regions, strong
+
     def disable_stream(self, name: str) -> None:
         with self._lock:
             self._stream(name).disable()

@@ -252,6 +252,12 @@ class StreamsService:
             "ItemCount": len(table.stored),
             "TableSizeBytes": sum(map(size_of, table.items())),
         }
+        if table.replicas:
+            description["Replicas"] = [
+                {"RegionName": region, "ReplicaStatus": "ACTIVE"} for region in table.replicas
+            ]
+            consistency = "STRONG" if table.strongly_consistent else "EVENTUAL"
+            description["MultiRegionConsistency"] = consistency
         if table.active_stream is not None:
             description["StreamSpecification"] = {
                 "StreamEnabled": True,
