@@ -19,6 +19,7 @@ from cdc_pipeline.capture.shard_reader import ReadOptions, Start, polls_needed, 
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.lineage import Shard
 from cdc_pipeline.core.log_parts import ShardState, StreamRef
+from cdc_pipeline.core.whose import Target
 from cdc_pipeline.defs.shard_sensor import _look
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.store import LocalStore
@@ -70,7 +71,7 @@ def test_how_long_a_listing_serves() -> None:
     assert [StreamsReading().listing_seconds(n) for n in (4, 99, 280, 7_000, 70_000)] == [
         *(0, 0, 2, 70, 600)
     ]
-    assert KinesisReading("orders").listing_seconds(70_000) == 0
+    assert KinesisReading(Target("orders", "id", {})).listing_seconds(70_000) == 0
 
 
 def test_late_children_hold_nothing_up(bench: Bench) -> None:

@@ -16,6 +16,7 @@ from cdc_pipeline.capture.drain import (
     CaptureResult,
     capture_table,
 )
+from cdc_pipeline.capture.preflight import _unusual
 from cdc_pipeline.capture.snapshot import take_snapshot
 from cdc_pipeline.capture.sources import followed_source, open_source
 from cdc_pipeline.core.attributes import canonical_item, to_json
@@ -612,3 +613,18 @@ def test_records_of_ten_mebibytes(bench: Bench) -> None:
     assert 10_100 << 10 < largest <= 10_240 << 10
     assert bench.state().gaps == {}
     bench.check()
+
+
+def test_preflight_prints_what_is_unusual_about_a_stream(bench: Bench) -> None:
+    def told() -> str:
+        kinesis = session(bench.sim).client("kinesis")
+        return _unusual(
+            kinesis.describe_stream_summary(StreamName=STREAM)["StreamDescriptionSummary"]
+        )
+
+    assert told() == ""
+    bench.sim.set_largest_record(STREAM, 10_240)
+    bench.sim.ignore_partition_keys(STREAM)
+    assert told() == (
+        ", records up to 10 MiB, any record in any shard (order is by write time all the same)"
+    )
