@@ -1,9 +1,10 @@
 """Random histories through Firehose's framing: whatever it does, current_state is the truth.
 
 Duplicates, disorder, objects cut anywhere between records, GZIP or not, objects that come a day
-late, three ways to name a day, changes from before capture, new baselines in between.
+late, eight ways to name a day, wrappers, changes from before capture, new baselines in between.
 """
 
+import json
 import os
 import random
 from collections import Counter
@@ -34,12 +35,18 @@ from cdc_pipeline_tests.simulators.firehose import (
     FirehoseFiles,
     concatenated,
     envelope,
+    error_record,
+    zstd,
 )
 
 pytestmark = pytest.mark.slow
 
 STORIES = int(os.environ.get("CDC_PIPELINE_FIREHOSE_STORIES", "2"))
 _NAMES = ("a", "b", "c", "d")
+_FOLDERS = (
+    *(CALENDAR, HIVE, WEEK_YEAR, "dt={0:%Y-%m-%d}/", "{0:%Y-%m-%d-%H}/", "year={0:%Y}/{0:%m/%d}/"),
+    *("date={0:%Y-%m-%d}/hour={0:%H}/", "eu/{0:%Y%m%d}/"),
+)
 _HOUR_US = 3_600_000_000
 _STEPS = 14
 
@@ -100,14 +107,26 @@ class Story:
             records, self.waiting = self.waiting[:size], self.waiting[size:]
             oldest_us = min(r["dynamodb"]["ApproximateCreationDateTime"] for r in records)
             late_us = self.rng.randint(0, 24 * _HOUR_US) if self.rng.random() < 0.3 else 0
-            body = concatenated(records, members=self.rng.choice((0, 1, 2)))
+            body = self.written_as(records)
             arrived = datetime.fromtimestamp(oldest_us / 1_000_000, UTC)
             self.objects.append((self.now_us + late_us, arrived, body))
+
+    def written_as(self, records: list[dict[str, Any]]) -> bytes:
+        """An object with these records, as Firehose or somebody's function writes it."""
+        ways = [
+            lambda: concatenated(records, members=self.rng.choice((0, 1, 2))),
+            lambda: zstd(records),
+            lambda: json.dumps(records, indent=1).encode(),
+            lambda: b"\xef\xbb\xbf" + json.dumps({"Records": records}).encode(),
+            lambda: concatenated([{"detail-type": "x", "detail": one} for one in records]),
+            lambda: concatenated([error_record(concatenated(records))]),
+        ]
+        return self.rng.choice(ways)()
 
     def deliver(self) -> None:
         for due in [o for o in self.objects if o[0] <= self.now_us]:
             self.objects.remove(due)
-            folder = self.rng.choice((CALENDAR, HIVE, WEEK_YEAR))
+            folder = self.rng.choice(_FOLDERS)
             self.uris.append(self.files.put(due[2], due[1], folder=folder))
 
     def capture(self) -> None:
