@@ -7,17 +7,23 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cdc_pipeline.capture.delivery import records
+from cdc_pipeline.capture.envelopes import parse_envelopes
+from cdc_pipeline.capture.records import parse_records
 from cdc_pipeline.core.attributes import canonical_item, to_json
 from cdc_pipeline.core.changes import Change
+from cdc_pipeline.core.log_parts import ShardState, StreamRef
 from cdc_pipeline.core.order import position
 from cdc_pipeline.core.whose import Target
+from cdc_pipeline_tests.infra.firehose import Context
 from cdc_pipeline_tests.simulators.firehose import envelope, error_record, forwarded, zstd_frame
 from cdc_pipeline_tests.strategies import items
+from infra import lambda_handler
 
 ARN = "arn:aws:dynamodb:us-east-1:000000000000:table/orders"
 TARGET = Target("orders", "T", {"pk": "S", "n": "N"}, ARN)
@@ -265,3 +271,117 @@ def test_every_change_comes_out_once_as_it_was_whatever_is_around_it(
     changes, unreadable, others = read(body)
     assert [said(c) for c in changes] == [facts for _, facts in told]
     assert (len(unreadable), others) == (int(broken), 0)
+
+
+def test_changes_that_say_the_same_are_as_many_as_their_numbers() -> None:
+    there = forwarded("U", KEYS, KEYS, KEYS, SECOND, 10**24 + 9)
+    again = forwarded("U", KEYS, KEYS, KEYS, SECOND, 10**24 + 8)
+    changes, _, _ = read(body_of(there, again, there))
+    assert [c.uuid for c in changes].count(changes[0].uuid) == 2
+    assert changes[1].uuid != changes[0].uuid
+    assert changes[1].position < changes[0].position
+
+
+def test_a_record_is_told_by_any_field_that_only_one_spelling_has() -> None:
+    whole = change()
+    for name in ("SequenceNumber", "StreamViewType", "eventSourceARN", "eventVersion"):
+        marks = {"SequenceNumber", "StreamViewType", "eventSourceARN", "eventVersion"} - {name}
+        body = {k: v for k, v in whole["dynamodb"].items() if k not in marks}
+        record = {**{k: v for k, v in whole.items() if k not in marks}, "dynamodb": body}
+        (found,), unreadable, _ = read(body_of(record))
+        assert (found.write_time_us, unreadable) == (US, [])
+    for name in ("recordFormat", "ApproximateCreationDateTimePrecision", "tableName"):
+        record = envelope("I", KEYS, KEYS, None, US, milliseconds=True)
+        record.pop("recordFormat")
+        record.pop("tableName")
+        if name == "ApproximateCreationDateTimePrecision":
+            record["dynamodb"][name] = "MILLISECOND"
+        else:
+            record[name] = "orders"
+        (found,), unreadable, _ = read(body_of(record))
+        assert (found.write_time_us, unreadable) == (US, [])
+
+
+def test_wrappers_in_wrappers_have_an_end() -> None:
+    value = change()
+    for depth in range(6):
+        changes, unreadable, _ = read(body_of(value))
+        assert ([why for why, _ in unreadable], len(changes)) == (
+            ([], 1) if depth <= 4 else (["a record wrapped too often"], 0)
+        )
+        value = {"Records": [value]}
+
+
+def test_flat_records_behind_something_broken_are_found() -> None:
+    flat = {**change()["dynamodb"], "eventName": "MODIFY"}
+    changes, ((why, raw),), _ = read(b'{"broken": ' + body_of(flat, flat))
+    assert [said(c) for c in changes] == [said(read(body_of(change()))[0][0])] * 2
+    assert (why, raw.strip()) == ("a stretch that is not JSON", b'{"broken":')
+
+
+def test_a_row_that_our_lambda_made_of_a_streams_record_is_that_change() -> None:
+    record = change()
+    data = base64.b64encode(json.dumps(record).encode()).decode()
+    event = {
+        "records": [{"recordId": "r", "data": data, "approximateArrivalTimestamp": US // 1000}]
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(lambda_handler.TABLE_IDS, json.dumps({"orders": "T"}))
+        (answer,) = lambda_handler.handler(event, Context())["records"]
+    assert answer["result"] == "Ok"
+    changes, unreadable, _ = read(base64.b64decode(answer["data"]) + body_of(record))
+    assert unreadable == []
+    assert changes[0] == changes[1]
+    row = json.loads(base64.b64decode(answer["data"]))
+    _, ((why, _),), _ = read(body_of({**row, "sequence_number": "7"}))
+    assert "uuid" in why
+
+
+def _of_kinesis(*values: Any) -> Any:
+    told = [
+        {
+            "Data": base64.b64encode(json.dumps(value).encode()).decode(),
+            "SequenceNumber": "9",
+            "PartitionKey": "k",
+        }
+        for value in values
+    ]
+    raws = [msgspec.Raw(json.dumps(one).encode()) for one in told]
+    return parse_envelopes(raws, target=TARGET, shard_id="s")
+
+
+def test_the_kinesis_road_tells_spellings_tables_and_keys_apart() -> None:
+    other_keys = {**KEYS, "n": {"S": "1"}}
+    changes, unreadable, others = _of_kinesis(
+        change(),
+        {**change(), "tableName": "orders"},
+        {**change(), "recordFormat": "application/json", "tableName": "orders"},
+        envelope("I", other_keys, other_keys, None, US),
+        envelope("I", KEYS, KEYS, None, US + 1),
+        change(table="customers"),
+        envelope("I", KEYS, KEYS, None, US, table="customers"),
+    )
+    (wanted,), _, _ = read(body_of(change()))
+    one, two, three = changes
+    assert one == two == wanted._replace(transport="kinesis")
+    assert (three.write_time_us, three.sequence_number) == (US + 1, "9")
+    assert [why for why, _ in unreadable] == [
+        "a record with the marks of both spellings of a change",
+        "a record with other key attributes than the table has",
+    ]
+    assert others == 2
+
+
+def test_the_streams_road_compares_keys() -> None:
+    raws = [msgspec.Raw(body_of(change()).strip()), msgspec.Raw(body_of(_other_keys()).strip())]
+    stream = StreamRef("T", f"{ARN}/stream/x", "NEW_AND_OLD_IMAGES", 1, 0)
+    changes, unreadable = parse_records(raws, stream, ShardState("s", None, 1000), TARGET)
+    assert [c.keys for c in changes] == [text(KEYS)]
+    assert [why for why, _ in unreadable] == [
+        "a record with other key attributes than the table has"
+    ]
+
+
+def _other_keys() -> dict[str, Any]:
+    keys = {"pk": {"S": "a"}}
+    return forwarded("I", keys, keys, None, SECOND, 10**24 + 3)
