@@ -53,6 +53,10 @@ class KinesisStreams(ShardClient):
             _created_us(found),
         )
 
+    def children(self, arn: str, shard_id: str) -> list[Shard] | None:
+        """None, always: ListShards is consistent and has 1000 shards a page, so it does."""
+        return None
+
     def created_us(self, arn: str) -> int:
         """When a stream was made, 0 if that is not known; one made anew has the same ARN.
 

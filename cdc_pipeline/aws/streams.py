@@ -2,8 +2,13 @@
 
 from typing import Any
 
+from cdc_pipeline.aws.session import code_behind
 from cdc_pipeline.aws.shards import ShardClient, StreamDescription
+from cdc_pipeline.core.errors import ShardGoneError, SourceError
 from cdc_pipeline.core.lineage import Shard
+
+_NO_FILTER = {"ValidationException", "SerializationException"}
+"""Errors of servers that do not know the parameter ShardFilter."""
 
 
 class DynamoDBStreams(ShardClient):
@@ -12,26 +17,48 @@ class DynamoDBStreams(ShardClient):
     service = "dynamodbstreams"
 
     def describe(self, arn: str) -> StreamDescription:
-        """DescribeStream, all pages; raises `ShardGoneError` when the stream no longer exists."""
+        """DescribeStream, all pages; raises `ShardGoneError` when the stream no longer exists.
+
+        A page has 100 shards, and AWS allows ten requests a second.
+        """
         shards: list[Shard] = []
-        start: dict[str, str] = {}
+        found = self._list(arn, shards)
+        created = found.get("CreationRequestDateTime")
+        return StreamDescription(
+            arn,
+            found["StreamStatus"],
+            found["StreamViewType"],
+            shards,
+            began_us=int(created.timestamp() * 1_000_000) if created else 0,
+        )
+
+    def children(self, arn: str, shard_id: str) -> list[Shard] | None:
+        """DescribeStream with ShardFilter CHILD_SHARDS: the shards that follow an ended one.
+
+        Empty while none shows: AWS gives no bound for how late that is. None: this server does not
+        filter (some emulators refuse the parameter, some overlook it). Raises `SourceError`.
+        """
+        shards: list[Shard] = []
+        try:
+            self._list(arn, shards, ShardFilter={"Type": "CHILD_SHARDS", "ShardId": shard_id})
+        except ShardGoneError:
+            return []  # expired; the next whole listing tells whether it is the stream
+        except SourceError as error:
+            if code_behind(error) in _NO_FILTER:
+                return None
+            raise
+        return shards if all(shard_id in shard.parents for shard in shards) else None
+
+    def _list(self, arn: str, shards: list[Shard], **arguments: Any) -> dict[str, Any]:
+        """Add the shards of all pages to `shards`; the description on the last page."""
         part = "StreamDescription"
         while True:
-            found = self._call("describe_stream", f"stream {arn}", part, StreamArn=arn, **start)[
-                part
-            ]
-            shards += map(_shard, found.get("Shards", ()))
-            last = found.get("LastEvaluatedShardId")
+            found = self._call("describe_stream", f"stream {arn}", part, StreamArn=arn, **arguments)
+            shards += map(_shard, found[part].get("Shards", ()))
+            last = found[part].get("LastEvaluatedShardId")
             if not last:
-                created = found.get("CreationRequestDateTime")
-                return StreamDescription(
-                    arn,
-                    found["StreamStatus"],
-                    found["StreamViewType"],
-                    shards,
-                    began_us=int(created.timestamp() * 1_000_000) if created else 0,
-                )
-            start = {"ExclusiveStartShardId": last}
+                return found[part]
+            arguments["ExclusiveStartShardId"] = last
 
     def iterator(self, arn: str, shard_id: str, after: str | None) -> str:
         """An iterator behind sequence number `after`, or at the shard's oldest record if None."""

@@ -16,7 +16,8 @@ class TableDescription:
     """What capture needs to know of a table. `stream_arn` is None while its stream is off.
 
     `item_count` and `bytes` are some six hours old (botocore model). `key_types`: S, N or B by key
-    attribute.
+    attribute. `replicas`: the other Regions of a global table. `strongly_consistent`: reads in any
+    of them show the last write (MultiRegionConsistency STRONG).
     """
 
     name: str
@@ -28,6 +29,24 @@ class TableDescription:
     item_count: int
     bytes: int = 0
     key_types: Mapping[str, str] = field(default_factory=dict)
+    replicas: tuple[str, ...] = ()
+    strongly_consistent: bool = False
+
+    @property
+    def global_note(self) -> str | None:
+        """What a global table's stream holds less of than the writing Region's; None: no matter.
+
+        Replication may merge changes of an item into one, and marks no TTL delete of another Region
+        as one (developer guide, globaltables-CoreConcepts and time-to-live-ttl-streams).
+        """
+        if not self.replicas:
+            return None
+        if self.strongly_consistent:
+            return f"global, with {', '.join(self.replicas)}: the same changes in every Region"
+        return (
+            f"global, with {', '.join(self.replicas)}: of changes made there, history may lack "
+            "versions, and deletes by TTL are not marked; mirror the Region that is written to"
+        )
 
 
 def describe_table(aws: AwsSession, name: str) -> TableDescription:
@@ -49,7 +68,16 @@ def describe_table(aws: AwsSession, name: str) -> TableDescription:
         item_count=found.get("ItemCount", 0),
         bytes=found.get("TableSizeBytes", 0),
         key_types=_key_types(found),
+        replicas=_replicas(found, aws),
+        strongly_consistent=found.get("MultiRegionConsistency") == "STRONG",
     )
+
+
+def _replicas(table: Mapping[str, Any], aws: AwsSession) -> tuple[str, ...]:
+    """Regions of a global table but its own; AWS may list that one, too."""
+    own = aws.client("dynamodb").meta.region_name
+    named = {replica["RegionName"] for replica in table.get("Replicas", ())}
+    return tuple(sorted(named - {own}))
 
 
 def _key_types(table: Mapping[str, Any]) -> dict[str, str]:

@@ -22,6 +22,7 @@ from cdc_pipeline.core.arrival import (
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.envelope import FIREHOSE
 from cdc_pipeline.core.errors import ShardGoneError, SourceError
+from cdc_pipeline.core.lineage import Shard
 from cdc_pipeline.core.log_parts import SourceFile
 from cdc_pipeline.core.whose import Target
 from cdc_pipeline.lake.lake import Lake
@@ -51,6 +52,10 @@ class WithoutShards:
     def describe(self, arn: str) -> StreamDescription:
         """A stream that is on and lists no shard."""
         return StreamDescription(arn, "ENABLED", _VIEW, [])
+
+    def children(self, arn: str, shard_id: str) -> list[Shard] | None:
+        """None: there is no lineage."""
+        return None
 
     def iterator(self, arn: str, shard_id: str, after: str | None) -> str:
         """Raises `ShardGoneError`."""

@@ -43,6 +43,7 @@ from cdc_pipeline.core.delivery_lag import Ages
 from cdc_pipeline.core.envelope import KINESIS_CHANNEL
 from cdc_pipeline.core.errors import ShardGoneError, SourceError, UnreadableError
 from cdc_pipeline.core.framing import pieces
+from cdc_pipeline.core.lineage import Shard
 from cdc_pipeline.core.log_parts import StreamRef
 from cdc_pipeline.core.whose import Target
 from cdc_pipeline.lake.lake import Lake
@@ -72,6 +73,10 @@ class ChannelShards:
         written = any(states.get(stream) in WRITTEN_TO for stream, _ in channel.streams)
         on = written and channel.status in DELIVERING
         return StreamDescription(arn, "ENABLED" if on else "DISABLED", _VIEW, [])
+
+    def children(self, arn: str, shard_id: str) -> list[Shard] | None:
+        """None: there is no lineage."""
+        return None
 
     def iterator(self, arn: str, shard_id: str, after: str | None) -> str:
         """Raises `ShardGoneError`."""

@@ -13,6 +13,7 @@ time was noted and the other way when it is looked at.
 from dataclasses import replace
 
 from cdc_pipeline.aws.shards import StreamDescription
+from cdc_pipeline.capture.reading import Reading
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.changes import DYNAMODB_STREAMS
@@ -96,7 +97,13 @@ def undelivered_gap(log: CaptureLog, state: LogState, from_us: int) -> Entry:
     return new_entry(stream=replace(state.stream, generation=state.generation + 2), gap=gap)
 
 
-def vouched(state: LogState, listed_us: int, lag_us: int, margin_us: int = 0) -> dict[str, int]:
+def vouched(
+    state: LogState,
+    listed_us: int,
+    lag_us: int,
+    margin_us: int = 0,
+    childless_us: int | None = None,
+) -> dict[str, int]:
     """What a listing of the stream's shards proves: the log's `discovered_us`, if it moves.
 
     A listing shows every shard that began `lag_us` before it or earlier and has not expired. One
@@ -104,16 +111,52 @@ def vouched(state: LogState, listed_us: int, lag_us: int, margin_us: int = 0) ->
     not, shards may have come and gone unseen. Their descendants give them away, but the youngest
     of these may be hidden for `lag_us` more: the next listing behind that is the one that counts.
     Both times are of this machine's clock, either of which may be wrong by `margin_us`.
+
+    `childless_us`: up to when the oldest shard that has ended and shows no child was surely the
+    last of its line, None: there is no such shard. Its children are late, maybe by more than
+    `lag_us`, but they hold nothing older.
     """
     assert state.stream is not None  # its shards were listed
-    moved = {"discovered_us": listed_us - lag_us}
-    known_us = state.discovered_us or noted_us(state.stream, margin_us) - lag_us
+    known_us = listed_us - lag_us
+    if childless_us is not None and childless_us < known_us:
+        if childless_us <= state.discovered_us:
+            return {}
+        known_us = childless_us
+    moved = {"discovered_us": known_us}
+    before_us = state.discovered_us or noted_us(state.stream, margin_us) - lag_us
     retention_us = state.stream.retention_us - 2 * margin_us
-    if listed_us - known_us < retention_us:
+    if listed_us - before_us < retention_us:
         return moved
     if listed_us - state.resumed_us >= retention_us - lag_us:
         return {"resumed_us": listed_us}
     return moved if listed_us - state.resumed_us >= lag_us + 2 * margin_us else {}
+
+
+def is_listed_lately(state: LogState, reading: Reading, lag_us: int, now_us: int) -> bool:
+    """Whether the last whole listing serves still: since then, shards come of known ones.
+
+    DynamoDB's documents do not say so of roots, but the order of an item's changes hangs on it:
+    whatever range of keys a new shard holds was a known shard's, which must end first. What a
+    listing proved stands in the log as `discovered_us`, `lag_us` before it; where that was held
+    back, by a shard without children, the stream counts as listed longer ago than it was.
+    """
+    age_us = now_us - lag_us - state.discovered_us
+    return 0 <= age_us < reading.listing_seconds(len(state.shards)) * 1_000_000
+
+
+def is_lineage_known(state: LogState, margin_us: int, now_us: int) -> bool:
+    """Whether the log alone tells which shards to read, besides children of those that end.
+
+    Not of a stream that was new when it was listed, because a root may have been hidden, which no
+    children lead to; nor where a shard was unread for long: only a listing gives the number of its
+    first record.
+    """
+    stream = state.stream
+    if stream is None or state.discovered_us < stream.recorded_us + margin_us:
+        return False
+    oldest_us = now_us - stream.retention_us // 2
+    reading = (s for s in state.shards.values() if s.status == "reading")
+    return all(unread_since_us(state, s, margin_us) > oldest_us for s in reading)
 
 
 def unread_since_us(state: LogState, shard: ShardState, margin_us: int) -> int:

@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Protocol
 
-from cdc_pipeline.capture.continuity import open_capture, shard_gap, unread_since_us, vouched
+from cdc_pipeline.capture.continuity import open_capture, shard_gap, unread_since_us
 from cdc_pipeline.capture.lander import Lander
+from cdc_pipeline.capture.lineage import Lineage
 from cdc_pipeline.capture.losses import look_for_losses
 from cdc_pipeline.capture.overtaken import Attempt, until_not_overtaken
 from cdc_pipeline.capture.pending import Batch, Pending
@@ -29,11 +30,10 @@ from cdc_pipeline.core.errors import (
     SourceError,
     TrimmedDataError,
 )
-from cdc_pipeline.core.lineage import Shard, depths, readable
+from cdc_pipeline.core.lineage import Shard
 from cdc_pipeline.core.log_parts import Cause, LandedObject, ShardState, StreamRef
 from cdc_pipeline.lake.log import CaptureLog
 
-_DISCOVERY_SECONDS = 60
 _FLUSH_WAIT_SECONDS = 0.2
 _QUIET_SECONDS = 30
 
@@ -217,8 +217,6 @@ class _Run:
     ) -> None:
         self.log = log
         self.source = source
-        lag = source.reading.listing_lag_seconds(options.listing_lag_seconds)
-        self.listing_lag_us = int(lag * 1_000_000)
         self.options = options
         self.report = report
         self.started = log.clock()
@@ -239,11 +237,7 @@ class _Run:
         self.lander: Lander
         # Where every shard stands, ahead of the log by what is pending.
         self.shards: dict[str, ShardState] = {}
-        self.listed: list[Shard] = []
-        self.listing_us = 0
-        self.stream_began_us = 0
-        self.enabled = False
-        self.retention_hours = 0
+        self.lineage: Lineage
         # Up to when losses are known; whether nothing more can come of the stream.
         self.looked_us: int | None = None
         self.ended = False
@@ -264,11 +258,15 @@ class _Run:
             )
         self.stream = self.state.stream
         self.shards = dict(self.state.shards)
+        lag = self.source.reading.listing_lag_seconds(self.options.listing_lag_seconds)
+        lag_us = int(lag * 1_000_000)
+        self.lineage = Lineage(self.log, self.source, self.state, self.shards, lag_us)
         self.lander = Lander(self.log, self.state, self.source, self.result, self.report)
         self.lander.remove_orphans()
         self.lander.complete()
         with ThreadPoolExecutor(self.options.parallel_shards) as pool:
             try:
+                self.lineage.begin(is_on=not opened)
                 self._read_all(pool)
             finally:
                 self.stop.set()
@@ -286,21 +284,22 @@ class _Run:
         cut = self.state.cut
         reached_us = cut.at_us + self.log.margin_us if cut else self.reading.until_us
         reading = [s for s in self.state.shards.values() if s.status == "reading"]
-        return not self.enabled and all(s.read_to_us >= reached_us for s in reading)
+        return not self.lineage.enabled and all(s.read_to_us >= reached_us for s in reading)
 
     def _read_all(self, pool: ThreadPoolExecutor) -> None:
-        self._discover()
         while True:
+            self.lineage.follow_ended()
             self._submit(pool)
             if not self.running:
-                return
+                if not self._is_in_time() or not self.lineage.wait(self.reading.sleep):
+                    return
+                continue
             done, _ = wait(self.running, timeout=_FLUSH_WAIT_SECONDS, return_when=FIRST_COMPLETED)
-            ended = [self._settle(future) for future in done]
+            self.lineage.note_ended(map(self._settle, done))
             if self.pending.is_full() or self._is_time_to_flush():
                 self._land()
-            due = self.listing_us + _DISCOVERY_SECONDS * 1_000_000
-            if any(map(self._is_done, ended)) or self.log.now_us() > due:
-                self._discover()
+            if self.log.now_us() > self.lineage.next_listing_us:
+                self.lineage.discover()
 
     def _is_time_to_flush(self) -> bool:
         """While lingering, land often enough to be fresh and seldom enough to be cheap.
@@ -312,16 +311,15 @@ class _Run:
             pause = max(pause, _QUIET_SECONDS)
         return self.options.linger_seconds > 0 and time.monotonic() - self.flushed >= pause
 
-    def _is_done(self, shard_id: str) -> bool:
-        shard = self.shards.get(shard_id)
-        return shard is not None and shard.status != "reading"
+    def _is_in_time(self) -> bool:
+        return self.log.clock() < self.reading.deadline
 
     def _submit(self, pool: ThreadPoolExecutor) -> None:
         """Start readers for shards that may be read, parents before children."""
-        if self.log.clock() >= self.reading.deadline:
+        if not self._is_in_time():
             return
         busy = {*self.running.values(), *self.at_tip, *self.result.failed_shards}
-        for listed in readable(self.listed, self._is_done, self.shards.__contains__):
+        for listed in self.lineage.readable():
             if listed.shard_id not in busy:
                 shard = self.shards[listed.shard_id]
                 future = pool.submit(
@@ -338,14 +336,14 @@ class _Run:
 
     def _stream(self) -> StreamRef:
         """With the shorter one of the retentions that the log and the last listing know."""
-        hours = min(self.stream.retention_hours, self.retention_hours)
+        hours = min(self.stream.retention_hours, self.lineage.retention_hours)
         return replace(self.stream, retention_hours=hours)
 
     def _start(self, shard: ShardState, listed: Shard) -> Start:
         cut = self.state.cut
         unread_us = unread_since_us(self.state, shard, self.log.margin_us)
         before_us = cut.at_us if cut else None
-        began_us = self.stream_began_us
+        began_us = self.lineage.stream_began_us
         return Start(shard, listed.starting, unread_us, before_us, listed.is_open, began_us)
 
     def _settle(self, future: Future[ShardState]) -> str:
@@ -374,63 +372,6 @@ class _Run:
         self.shards[shard_id] = self.state.shards[shard_id]
         self.result.gaps.append(self.state.gaps[self.state.n])
 
-    def _discover(self) -> None:
-        """List the stream's shards and take up new ones.
-
-        A listing may leave out what is younger than `listing_lag_us`; only what is older than that
-        counts towards the watermark.
-        """
-        started_us = self.log.now_us()
-        found = self.source.shards.describe(self.source.arn)
-        if found.created_us != self.stream.created_us:
-            raise ShardGoneError(f"stream {found.arn} was deleted and made again")
-        shards = found.shards + self._unseen_parents(found.shards)
-        levels = depths(shards, {s.shard_id: s.depth for s in self.shards.values()})
-        for shard in shards:
-            if shard.shard_id not in self.shards:
-                self.shards[shard.shard_id] = ShardState(
-                    shard.shard_id,
-                    shard.parent_id,
-                    levels[shard.shard_id],
-                    # It was in no listing yet, so it is younger than what those vouch for.
-                    read_to_us=self.state.discovered_us,
-                    adjacent_id=shard.adjacent_id,
-                )
-        listed = {shard.shard_id for shard in found.shards}
-        # A listing may leave a shard out for a while; only reading it tells whether it is gone.
-        missing = [s for s in self.shards.values() if s.status == "reading"]
-        self.listed = found.shards + [
-            Shard(s.shard_id, s.parent_id, None, None, s.adjacent_id)
-            for s in missing
-            if s.shard_id not in listed
-        ]
-        self.listing_us, self.enabled = started_us, found.status == "ENABLED"
-        self.stream_began_us = found.began_us
-        self.retention_hours = found.retention_hours
-
-    def _unseen_parents(self, listed: list[Shard]) -> list[Shard]:
-        """Parents that no listing ever showed: reading them tells whether they have expired.
-
-        Those of the stream's first listing are not ours to miss; its shards are known already.
-        """
-        ids = {shard.shard_id for shard in listed} | self.shards.keys()
-        fresh = {p for s in listed if s.shard_id not in self.shards for p in s.parents}
-        return [Shard(p, None, None, None) for p in sorted(fresh - ids)]
-
-    def _vouched(self) -> dict[str, int]:
-        """What the last listing says about shards that we may not know of; nothing: no news.
-
-        A stream that was turned off says nothing of what is written since, even when it is on
-        again. And listings are late: AWS documents that children may be missing, and no bound for
-        it, so ours is a setting. If a shard has ended, by the listing or by our reading, and shows
-        no child, this one is late whatever the setting says.
-        """
-        parents = {parent for shard in self.listed for parent in shard.parents}
-        ended = {s.shard_id for s in self.listed if not s.is_open or self._is_done(s.shard_id)}
-        if not self.enabled or self.stream.off or ended - parents:
-            return {}
-        return vouched(self.state, self.listing_us, self.listing_lag_us, self.log.margin_us)
-
     def _land(self) -> None:
         """Make log entries of everything gathered, and complete events that lack their images."""
         started = time.monotonic()
@@ -440,8 +381,8 @@ class _Run:
             batch.unreadable,
             lambda: {
                 "shards": tuple(self._changed_shards(batch)),
-                "forgotten": tuple(self._forgotten()),
-                **self._vouched(),
+                "forgotten": tuple(self.lineage.forgotten()),
+                **self.lineage.vouched(),
                 **self._news_of_stream(),
             },
         )
@@ -457,12 +398,12 @@ class _Run:
 
         Of a longer retention only what is younger than the shorter one profits.
         """
-        stream, hours = self.state.stream, self.retention_hours
+        stream, hours = self.state.stream, self.lineage.retention_hours
         assert stream is not None  # it is followed
         old_us = self.log.now_us() - stream.retention_us + 2 * self.log.margin_us
         if hours and (hours < stream.retention_hours or self.state.watermark_us > old_us):
             stream = replace(stream, retention_hours=hours)
-        if self.source.reading.comes_back and not self.enabled and self.listing_us:
+        if self.source.reading.comes_back and not self.lineage.enabled:
             stream = replace(stream, off=True)
         return {} if stream == self.state.stream else {"stream": stream}
 
@@ -474,14 +415,3 @@ class _Run:
                 yield now
             elif shard_id not in self.state.shards:
                 yield shard
-
-    def _forgotten(self) -> Iterable[str]:
-        """Shards that ended long ago and are not listed any more; their children know their depth.
-
-        A listing may leave a shard out for a while, so one that could still be listed is kept.
-        """
-        listed = {shard.shard_id for shard in self.listed}
-        old_us = self.log.now_us() - 2 * self.stream.retention_us
-        for shard_id, shard in self.state.shards.items():
-            if shard.status != "reading" and shard_id not in listed and shard.read_to_us < old_us:
-                yield shard_id

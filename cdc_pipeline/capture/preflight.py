@@ -5,9 +5,10 @@ cost or change something: exports, writing to Glue, reading items.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from cdc_pipeline.aws.channels import DELIVERING, channel_arn, find_channel
 from cdc_pipeline.aws.cloudwatch import channel_ages, failed_to_replicate
@@ -183,7 +184,8 @@ def _begin(lake: Lake, table: Table, report: TableReport) -> "_Look":
     report.items, report.bytes = described.item_count, described.bytes
     report.export_usd = described.bytes / 1e9 * EXPORT_USD_PER_GB
     report.recovery_usd = described.bytes / 1e9 * RECOVERY_USD_PER_GB_MONTH
-    report.findings.append(Finding("table", True, report.key))
+    told = [report.key, described.global_note] if described.global_note else [report.key]
+    report.findings.append(Finding("table", True, "; ".join(told)))
     return _Look(lake, table, report, source, asker, described)
 
 
@@ -296,7 +298,7 @@ class _Look:
         on_demand = mode.get("StreamMode") == "ON_DEMAND"
         self.report.stream_usd = kinesis_usd(shards, on_demand=on_demand)
         stream, hours = active[0].rpartition("/")[2], summary["RetentionPeriodHours"]
-        yield Finding("stream", True, f"{stream}: {_shards(shards)}, {hours} h")
+        yield Finding("stream", True, f"{stream}: {_shards(shards)}, {hours} h{_unusual(summary)}")
 
     def kinesis_channel(self) -> Iterator[Finding]:
         """Whether a channel delivers the table's stream to where it can be read."""
@@ -425,6 +427,21 @@ _TRANSPORTS: dict[str, Callable[[_Look], Callable[[], Iterator[Finding]]]] = {
     "firehose": lambda look: look.firehose,
     "kinesis_channel": lambda look: look.kinesis_channel,
 }
+
+
+def _unusual(summary: Mapping[str, Any]) -> str:
+    """What a Kinesis stream's summary tells beyond the usual; none of it is in the way.
+
+    Records are of 1 MiB at most unless the stream was told otherwise (UpdateMaxRecordSize); with
+    the strategy AUTO, partition keys are ignored (botocore model: kinesis).
+    """
+    told = ""
+    kib = summary.get("MaxRecordSizeInKiB", 1024)
+    if kib != 1024:
+        told += f", records up to {kib / 1024:g} MiB"
+    if summary.get("RecordDistributionStrategy") == "AUTO":
+        told += ", any record in any shard (order is by write time all the same)"
+    return told
 
 
 def _shards(count: int) -> str:

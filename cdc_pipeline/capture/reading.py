@@ -83,6 +83,14 @@ class Reading(Protocol):
         """How much younger than a listing the changes may be that are in shards it lacks."""
         ...
 
+    def listing_seconds(self, shards: int) -> float:
+        """How long a whole listing of so many shards serves; children are asked for meanwhile."""
+        ...
+
+
+_SHARDS_PER_REQUEST = 100
+_LISTING_SECONDS = 600
+
 
 @dataclass(frozen=True)
 class StreamsReading:
@@ -125,6 +133,13 @@ class StreamsReading:
     def listing_lag_seconds(self, configured: float) -> float:
         """AWS gives no bound, so it is a setting."""
         return configured
+
+    def listing_seconds(self, shards: int) -> float:
+        """A second for each request that it takes, so a tenth of AWS's ten a second; at most 600.
+
+        What takes one request is listed whenever there is something to ask.
+        """
+        return min(shards // _SHARDS_PER_REQUEST, _LISTING_SECONDS)
 
 
 _READS_PER_SECOND = 5
@@ -187,3 +202,7 @@ class KinesisReading:
     def listing_lag_seconds(self, configured: float) -> float:
         """ListShards is consistent; a change is late by itself."""
         return min(configured, _LISTING_LAG_SECONDS) + self.late_seconds
+
+    def listing_seconds(self, shards: int) -> float:
+        """0: a request lists 1000 shards, and AWS allows a thousand requests a second."""
+        return 0

@@ -128,7 +128,9 @@ def read_shard(
             empty.append(started_us)
         age_us = started_us - (shard.read_to_us or oldest_us)
         needed = polls_needed(options.empty_polls, age_us)
-        quiet_us = empty[-needed] if len(empty) >= needed else 0
+        # Of a shard that has ended, empty reads tell nothing of when: its children begin there.
+        is_tip = len(empty) >= needed and start.is_open and not finished
+        quiet_us = empty[-needed] if is_tip else 0
         read_to = reading.read_to(page, parsed.changes, started_us, quiet_us)
         news = page.records or finished or read_to.written_us
         if news and (shard.sequence_number is None or reading.trims_silently):

@@ -65,7 +65,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class SnapshotResult:
-    """A staged baseline."""
+    """A staged baseline. `global_note`: see `aws.table.TableDescription`."""
 
     generation: int
     export_arn: str
@@ -75,6 +75,7 @@ class SnapshotResult:
     bytes: int
     columns: list[Column]
     seconds: float
+    global_note: str | None = None
 
 
 def take_snapshot(
@@ -159,6 +160,7 @@ def take_snapshot(
         bytes=size,
         columns=staged.columns,
         seconds=time.monotonic() - started,
+        global_note=described.global_note,
     )
 
 

@@ -11,6 +11,7 @@ from cdc_pipeline.capture.completion import ItemReader
 from cdc_pipeline.capture.reading import Reading, StreamsReading
 from cdc_pipeline.core.changes import DYNAMODB_STREAMS
 from cdc_pipeline.core.errors import SourceError
+from cdc_pipeline.core.lineage import Shard
 from cdc_pipeline.core.log_parts import MIRROR_VIEWS, StreamRef
 
 if TYPE_CHECKING:
@@ -87,6 +88,10 @@ class ShardSource(Protocol):
 
     def describe(self, arn: str) -> StreamDescription:
         """All shards that the stream lists now."""
+        ...
+
+    def children(self, arn: str, shard_id: str) -> list[Shard] | None:
+        """The children of an ended shard that show by now; None: only `describe` tells."""
         ...
 
     def iterator(self, arn: str, shard_id: str, after: str | None) -> str:

@@ -250,6 +250,7 @@ def _unseen(table: Table, error: Exception) -> Verdict:
 
 def _look(lake: Lake, table: Table, log: CaptureLog, state: LogState) -> Verdict:
     from cdc_pipeline.capture.arrivals import has_news
+    from cdc_pipeline.capture.continuity import is_listed_lately
     from cdc_pipeline.capture.sources import open_source
 
     try:
@@ -263,13 +264,18 @@ def _look(lake: Lake, table: Table, log: CaptureLog, state: LogState) -> Verdict
             # Where a channel writes is asked from AWS, which takes few such questions.
             return judge_files(table, state, log.now_us(), 0, lambda: False)
         source = open_source(lake, table)
-        shards = source.shards.describe(source.arn).shards
-        # While a table is switched to another stream, that one's shards are nobody's yet.
-        known = source.is_followed(state.stream)
-        listed = {shard.shard_id for shard in shards} if known else set()
         options = lake.settings.capture
         # A run that lingers is followed by the next one at once.
         interval = 0 if options.linger_seconds else options.interval_seconds
+        verdict = judge(table.label, state, set(), log.now_us(), interval)
+        # While a table is switched to another stream, that one's shards are nobody's yet.
+        if verdict.due or not source.is_followed(state.stream):
+            return verdict
+        # Runs find new shards, too. What they listed lately need not be listed here again.
+        lag_us = int(source.reading.listing_lag_seconds(options.listing_lag_seconds) * 1_000_000)
+        if is_listed_lately(state, source.reading, lag_us, log.now_us()):
+            return verdict
+        listed = {shard.shard_id for shard in source.shards.describe(source.arn).shards}
         return judge(table.label, state, listed, log.now_us(), interval)
     except (CdcPipelineError, ShardGoneError) as error:
         return _unseen(table, error)

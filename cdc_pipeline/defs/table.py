@@ -119,6 +119,7 @@ def _pitr_export(table: Table) -> dg.AssetsDefinition:
                 "export_time": moment(result.export_time_us),
                 "export_arn": result.export_arn,
                 "dagster/column_schema": typed_columns(result.columns),
+                **known({"global_table": result.global_note}),
             }
         )
 

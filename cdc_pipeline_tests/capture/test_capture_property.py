@@ -85,7 +85,7 @@ _time = st.tuples(
 _clock = st.tuples(st.just("clock"), st.sampled_from([-300, -60, -5, -0.5, 0, 0.5, 5, 60, 300]))
 _stream = st.sampled_from([("off",), ("on",), ("off",), ("on",), ("recreate",)])
 _late_listing = st.tuples(
-    st.just("fault"), st.just("DescribeStream"), st.sampled_from(LISTING), st.integers(1, 4)
+    st.just("fault"), st.just("DescribeStream"), st.sampled_from(LISTING), st.integers(1, 9)
 )
 _faults = st.one_of(
     st.tuples(
@@ -132,6 +132,12 @@ _outages = st.one_of(
     st.tuples(st.just(("off",)), _writes, _time, st.just(("on",)), _writes),
     st.tuples(_shards, _late_listing, st.just(("capture",)), _writes, _shards, _time, _writes),
     st.tuples(_time, _shards, _late_listing, st.just(("capture",)), _time),
+    # Roots that are known, so that a large stream is read by its children alone.
+    st.tuples(
+        *[_writes, st.just(("advance", 16 * 60)), st.just(("capture",)), _shards, _writes],
+        *[_late_listing, st.just(("capture",)), _writes, _shards, _writes, _late_listing],
+        *[st.just(("capture",)), _time, _writes],
+    ),
     st.tuples(_clock, _writes, st.just(("capture",)), _clock, _writes, _nearly_a_day, _writes),
     st.tuples(_clock, st.just(("capture",)), _writes, st.just(("off",)), _clock, st.just(("on",))),
 )
@@ -148,16 +154,20 @@ stories = st.lists(_chapters, min_size=2, max_size=12).map(_told)
 
 @dataclass(frozen=True)
 class Behaviour:
-    """What AWS may do one way or another, and where the story's keys fall."""
+    """What AWS may do one way or another, and where the story's keys fall.
+
+    `large`: the stream counts as one that is listed whole every ten minutes only.
+    """
 
     seed: int = 0
     shards: int = 1
     strict_trim: bool = True
     exact_bounds: bool = True
+    large: bool = False
 
 
 behaviours = st.builds(
-    Behaviour, st.integers(0, 999), st.integers(1, 2), st.booleans(), st.booleans()
+    Behaviour, st.integers(0, 999), st.integers(1, 2), st.booleans(), st.booleans(), st.booleans()
 )
 
 # -------------------------------------------------------------------------------- the machine
@@ -213,8 +223,11 @@ class MemoryStore:
 class ReusedSimulator(StreamsSimulator):
     """One HTTP server for many stories; each has an account and a clock of its own."""
 
+    large = False
+
     def begin(self, how: Behaviour) -> SimulatedClock:
         clock = SimulatedClock()
+        self.large = how.large
         self.clock, self.requests, self.faults = clock, [], faults.Faults(how.seed)
         self._model = StreamsModel(clock, how.seed, exact_bounds=how.exact_bounds)
         self._service = StreamsService(self._model, strict_trim=how.strict_trim)
@@ -492,6 +505,9 @@ def sim() -> Iterator[ReusedSimulator]:
         # a shard with more than one empty page (`lone_empty_page`).
         few = "cdc_pipeline.capture.shard_reader.polls_needed"
         patch.setattr(few, lambda empty_polls, age_us: empty_polls)
+        patch.setattr("cdc_pipeline.capture.lineage._CHILD_WAIT_SECONDS", 0)
+        listing = "cdc_pipeline.capture.reading.StreamsReading.listing_seconds"
+        patch.setattr(listing, lambda self, shards: 600 if simulator.large else 0)
         yield simulator
 
 
@@ -549,6 +565,20 @@ FOUND: dict[str, list[Step]] = {
         ("write", [0]),
         ("advance", 1),
         ("fault", "DescribeStream", "shard missing", 2),
+        ("capture",),
+    ],
+    "one of two children did not show when it was asked for": [
+        ("write", [0]),
+        ("advance", 960),
+        ("capture",),
+        ("split", 0),
+        ("write", [0, 1, 2, 3]),
+        ("fault", "DescribeStream", "shard missing", 1),
+        ("capture",),
+        ("advance", 400),
+        ("capture",),
+        ("write", [4]),
+        ("advance", 400),
         ("capture",),
     ],
     "a stream whose first listing showed nothing": [
@@ -611,6 +641,6 @@ def test_any_story_lands_everything_once_or_says_what_is_missing(
 def test_stories_that_failed_once(
     sim: ReusedSimulator, streams: DynamoDBStreams, name: str, exact_bounds: bool
 ) -> None:
-    for shards in (1, 2):
-        how = Behaviour(shards=shards, strict_trim=False, exact_bounds=exact_bounds)
+    for shards, large in ((1, False), (2, False), (1, True), (2, True)):
+        how = Behaviour(shards=shards, strict_trim=False, exact_bounds=exact_bounds, large=large)
         tell(sim, streams, how, FOUND[name])

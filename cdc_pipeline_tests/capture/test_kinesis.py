@@ -16,6 +16,7 @@ from cdc_pipeline.capture.drain import (
     CaptureResult,
     capture_table,
 )
+from cdc_pipeline.capture.preflight import _unusual
 from cdc_pipeline.capture.snapshot import take_snapshot
 from cdc_pipeline.capture.sources import followed_source, open_source
 from cdc_pipeline.core.attributes import canonical_item, to_json
@@ -166,6 +167,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
             "cdc_pipeline.lake.lake.Lake.log",
             lambda lake, table: CaptureLog(lake.store, lake.paths(table), clock),
         )
+        monkeypatch.setattr("cdc_pipeline.core.write_times.clock", clock)
         sim.create_kinesis(STREAM, shards=2)
         sim.create_table("orders")
         sim.replicate("orders", STREAM)
@@ -423,6 +425,7 @@ def test_reading_keeps_to_the_limits(tmp_path: Path, monkeypatch: pytest.MonkeyP
             "cdc_pipeline.lake.lake.Lake.log",
             lambda lake, table: CaptureLog(lake.store, lake.paths(table), clock),
         )
+        monkeypatch.setattr("cdc_pipeline.core.write_times.clock", clock)
         sim.create_kinesis(STREAM)
         sim.create_table("orders")
         sim.replicate("orders", STREAM)
@@ -582,3 +585,48 @@ def test_a_table_goes_from_one_transport_to_the_other_and_back(bench: Bench) -> 
         assert not bench.state().gaps
         bench.check()
     assert {row["transport"] for row in bench.landed()} == {"dynamodb_streams", "kinesis"}
+
+
+def test_records_without_partition_keys_in_any_shard(bench: Bench) -> None:
+    """The distribution AUTO: order is by write times and images, whatever shard a record is in."""
+    bench.sim.ignore_partition_keys(STREAM)
+    bench.begin_empty()
+    for _ in range(5):
+        write(bench, 4, keys=3)
+        bench.capture()
+    deliveries = [d for c in bench.sim.changes("orders") for d in c.deliveries]
+    assert all(b"PartitionKey" not in d.wire for d in deliveries)
+    homes: dict[str, set[str]] = {}
+    for change in bench.sim.changes("orders"):
+        homes.setdefault(str(change.keys), set()).update(d.shard_id for d in change.deliveries)
+    assert max(len(shards) for shards in homes.values()) > 1
+    bench.settle()
+    bench.check()
+
+
+def test_records_of_ten_mebibytes(bench: Bench) -> None:
+    """Nothing here knows of a largest record; what the stream refuses is a gap."""
+    bench.sim.set_largest_record(STREAM, 10_240)
+    bench.begin_empty()
+    bench.sim.put("orders", item("large", text={"S": "x" * (10_200 << 10)}))
+    bench.sim.put("orders", item("small", n=n(1)))
+    bench.settle()
+    largest = max(len(d.data) for c in bench.sim.changes("orders") for d in c.deliveries)
+    assert 10_100 << 10 < largest <= 10_240 << 10
+    assert bench.state().gaps == {}
+    bench.check()
+
+
+def test_preflight_prints_what_is_unusual_about_a_stream(bench: Bench) -> None:
+    def told() -> str:
+        kinesis = session(bench.sim).client("kinesis")
+        return _unusual(
+            kinesis.describe_stream_summary(StreamName=STREAM)["StreamDescriptionSummary"]
+        )
+
+    assert told() == ""
+    bench.sim.set_largest_record(STREAM, 10_240)
+    bench.sim.ignore_partition_keys(STREAM)
+    assert told() == (
+        ", records up to 10 MiB, any record in any shard (order is by write time all the same)"
+    )

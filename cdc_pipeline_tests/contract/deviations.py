@@ -44,6 +44,7 @@ RULES: dict[str, str] = {
     "the label of a stream is a time in ISO 8601": f"{_READS}, StreamDescription",
     "a shard that takes records has no end": f"{_READS}, DescribeStream: then the shard is open",
     "a listing begins behind ExclusiveStartShardId": f"{_READS}, LastEvaluatedShardId: excluding",
+    "ShardFilter gives a shard's children": f"{_READS}, ShardFilter: CHILD_SHARDS",
     "a page has at most 1000 records": f"{_READS}, GetRecords",
     "a page has at most 1 MB": f"{_READS}, GetRecords",
     "an unknown stream is not found": f"{_READS}, DescribeStream: ResourceNotFoundException",
@@ -151,6 +152,12 @@ DEVIATIONS: dict[tuple[str, str], Deviation] = {
     (MOTO, "a stream that is off is still described"): Deviation("500", _NO_VIEW),
     (MOTO, "a stream that is off can be turned on again"): Deviation(
         "ResourceInUseException", "a table that ever had a stream gets no other"
+    ),
+    (DYNOXIDE, "ShardFilter gives a shard's children"): Deviation(
+        None, "ShardFilter is overlooked: it lists all shards"
+    ),
+    (MOTO, "ShardFilter gives a shard's children"): Deviation(
+        None, "ShardFilter is overlooked: it lists all shards"
     ),
     (MOTO, "tables have an id"): Deviation(False, "DescribeTable has no TableId"),
     (MOTO, "a table made again has another id"): Deviation(True, "DescribeTable has no TableId"),

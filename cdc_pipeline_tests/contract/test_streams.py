@@ -125,6 +125,14 @@ def test_listings_page_and_end(backend: Backend, arn: str, ours: DynamoDBStreams
     assert [shard.shard_id for shard in ours.describe(arn).shards] == whole
 
 
+def test_an_open_shard_has_no_children(
+    backend: Backend, arn: str, shard: str, ours: DynamoDBStreams
+) -> None:
+    """Those that list it all the same do not know ShardFilter; then our reader lists whole."""
+    assert backend.describe_stream(arn)["StreamStatus"] == "ENABLED"
+    holds(backend, "ShardFilter gives a shard's children", ours.children(arn, shard), [])
+
+
 def test_iterators(backend: Backend, table: str, arn: str, shard: str) -> None:
     latest = backend.iterator(arn, shard, "LATEST")
     everything = read_shard(backend, backend.iterator(arn, shard, "TRIM_HORIZON"))

@@ -36,7 +36,7 @@ _pause = st.just(("pause", 40 * DAY))
 _clock = st.tuples(st.just("clock"), st.sampled_from([-300, -60, -5, -0.5, 0, 0.5, 5, 60, 300]))
 _recovery = st.tuples(st.just("recovery"), st.booleans())
 _stream = st.sampled_from([("off",), ("on",), ("off",), ("on",), ("recreate",)])
-_SPOILT = ["fail", "flip", "cut", "gone"]
+_SPOILT = ["fail", "flip", "cut", "gone", "filter"]
 _spoil = st.tuples(
     st.just("spoil"), st.lists(st.sampled_from(_SPOILT), min_size=1, max_size=2).map(tuple)
 )
@@ -115,6 +115,8 @@ def sim() -> Iterator[ReusedExports]:
         patch.setattr("botocore.retries.quota.RetryQuota.acquire", lambda *_: True)
         patch.setattr("cdc_pipeline.aws.shards._RETRY_SECONDS", 0)
         patch.setattr("cdc_pipeline.capture.drain._FLUSH_WAIT_SECONDS", 0.002)
+        # A story with many pauses of 40 days ends after today.
+        patch.setattr("cdc_pipeline.core.write_times.clock", lambda: 4e9)
         yield simulator
 
 
@@ -136,6 +138,21 @@ def tell(sim: ReusedExports, aws: AwsSession, how: Behaviour, story: list[Step])
 
 
 FOUND: dict[str, list[Step]] = {
+    "filtered exports": [
+        ("write", [0, 6, 12]),
+        ("run", "capture", None),
+        ("spoil", ("filter",)),
+        ("run", "snapshot", None),
+        ("run", "snapshot", None),
+        ("advance", 16 * 60),
+        *_done,
+        ("write", [1]),
+        ("advance", 25 * HOUR),
+        ("write", [2]),
+        ("run", "capture", None),
+        ("spoil", ("filter",)),
+        ("run", "heal", None),
+    ],
     "written behind the tip that a fast clock told": [
         ("clock", 60),
         *_bootstrap,

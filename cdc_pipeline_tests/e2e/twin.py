@@ -50,6 +50,7 @@ class Twin:
             "cdc_pipeline.lake.lake.Lake.log",
             lambda lake, table: CaptureLog(lake.store, lake.paths(table), self.clock),
         )
+        monkeypatch.setattr("cdc_pipeline.core.write_times.clock", self.clock)
 
     def sleep(self, seconds: float) -> None:
         """Let time pass, for everybody."""

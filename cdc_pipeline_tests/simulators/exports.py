@@ -108,7 +108,7 @@ class BackedUpModel(StreamsModel):
             journal.changes.append(Change(micros, (identity(key), None), old, new))
 
 
-Spoiling = Literal["fail", "flip", "cut", "gone"]
+Spoiling = Literal["fail", "flip", "cut", "gone", "filter"]
 """What becomes of an export: it fails; or a byte of a data file is another one, its manifest ends
 early, all its files are gone as soon as it is over."""
 
@@ -263,6 +263,8 @@ class ExportsService(StreamsService):
             **more,
         }
         spoiling = self.spoil_next.pop(0) if self.spoil_next else None
+        if spoiling == "filter":
+            description["FilterSpecification"] = {"FilterExpression": "attribute_exists(pk)"}
         due = start + self._delay_us
         export = Export(description, asked, times, content, due, spoiling)
         self.exports[description["ExportArn"]] = export
@@ -295,6 +297,8 @@ class ExportsService(StreamsService):
         incremental = description["ExportType"] == INCREMENTAL
         data = f"{root}/data" if incremental else f"{root}/{export_id}/data"
         files = list(export.content.data_files(size_of, threading.Event()))
+        if export.spoiling == "filter":
+            files = [file for file in files if not file.item_count]
         entries = [(file, f"{file.name}-1", f"{data}/{file.name}") for file in files]
         for file, _, key in entries:
             self.objects[key] = file.body

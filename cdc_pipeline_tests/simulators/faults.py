@@ -198,13 +198,20 @@ def parent_looks_open() -> Fault:
 
 
 def children_missing() -> Fault:
-    """Shards whose parent is in the listing are not; scripted n times, for n calls."""
+    """Shards whose parent is in the listing are not; scripted n times, for n calls.
+
+    A listing of a shard's children is empty.
+    """
 
     def change(shards: list[dict[str, Any]]) -> list[dict[str, Any]]:
         listed = {shard["ShardId"] for shard in shards}
         return [shard for shard in shards if listed.isdisjoint(_parents(shard))]
 
-    return _listing("children missing", change)
+    whole = _listing("children missing", change)
+    filtered = _listing("children missing", lambda shards: [])
+    return Fault(
+        whole.name, lambda call: (filtered if "ShardFilter" in call.request else whole).answer(call)
+    )
 
 
 def lagging() -> Fault:
@@ -251,6 +258,37 @@ def only_hiding(fault: Fault, may_hide: Callable[[str], bool]) -> Fault:
         return None if body == true.body else replace(true, body=body)
 
     return Fault(fault.name, answer)
+
+
+def of_whole_listings(fault: Fault) -> Fault:
+    """A faulty listing, but whoever asks for the children of one shard gets them."""
+
+    def answer(call: Call) -> Reply | None:
+        return None if "ShardFilter" in call.request else fault.answer(call)
+
+    return Fault(fault.name, answer)
+
+
+def ignores_filter() -> Fault:
+    """A server that overlooks ShardFilter and lists all shards."""
+
+    def answer(call: Call) -> Reply | None:
+        if "ShardFilter" not in call.request:
+            return None
+        rest = {name: part for name, part in call.request.items() if name != "ShardFilter"}
+        return call.service(rest)
+
+    return Fault("ignores ShardFilter", answer)
+
+
+def refuses_filter() -> Fault:
+    """A server that does not know ShardFilter."""
+    refused = error(f"{CORAL}validate#ValidationException", message="unknown parameter")
+
+    def answer(call: Call) -> Reply | None:
+        return refused.answer(call) if "ShardFilter" in call.request else None
+
+    return Fault("refuses ShardFilter", answer)
 
 
 def meanwhile(action: Callable[[], object]) -> Fault:

@@ -167,7 +167,7 @@ class KinesisStream:
         return self._open_shard((left.shard_id, right.shard_id), left.low, right.high)
 
     def add(
-        self, shard: KinesisShard, data: bytes, partition_key: str, change: Change | None
+        self, shard: KinesisShard, data: bytes, partition_key: str | None, change: Change | None
     ) -> Delivery:
         number = shard.last_number + self._model.step()
         arrived = self._model.clock()
@@ -175,7 +175,7 @@ class KinesisStream:
             "SequenceNumber": str(number),
             "ApproximateArrivalTimestamp": round(arrived, 3),
             "Data": base64.b64encode(data).decode(),
-            "PartitionKey": partition_key,
+            **({} if partition_key is None else {"PartitionKey": partition_key}),
         }
         encoded = msgspec.json.encode(wire)
         delivery = Delivery(shard.shard_id, str(number), arrived, data, change, encoded)
@@ -306,7 +306,8 @@ class KinesisModel(StreamsModel):
             shard = stream.owner(hash_key)
         else:
             shard = self.chance.choice(stream.open_shards())
-        delivery = stream.add(shard, data, key, change)
+        # Where they are ignored they may be missing.
+        delivery = stream.add(shard, data, key if stream.by_partition_key else None, change)
         change.deliveries.append(delivery)
         return delivery
 

@@ -62,6 +62,7 @@ class Shard:
     starting: int
     last_number: int
     ending: int | None = None
+    opened_at: float = 0.0
     closed_at: float = 0.0
     records: list[Record] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
@@ -113,6 +114,7 @@ class Stream:
         self.shards: dict[str, Shard] = {}
         self._model = model
         self._open: list[Shard] = []
+        self._by_id: list[str] = []
         self._lows: list[int] = []
         bounds = [_HASHES * i // shards for i in range(shards + 1)]
         for low, high in pairwise(bounds):
@@ -124,10 +126,23 @@ class Stream:
         """The open shards, by hash range."""
         return list(self._open)
 
-    def listed(self) -> list[Shard]:
-        """The shards that DescribeStream knows of, by id."""
-        now = self._model.clock()
-        return sorted((s for s in self.shards.values() if s.is_listed(now)), key=_shard_id)
+    def listed(self, after: str, limit: int, of: str | None) -> list[Shard]:
+        """The first shards, by id, that DescribeStream knows of behind one; `of`: children of one.
+
+        With `lags`, it hears of them late.
+        """
+        model, found = self._model, list[Shard]()
+        now, lag = model.clock(), model.lags[of is not None]
+        if len(self._by_id) != len(self.shards):
+            self._by_id = sorted(self.shards)
+        for shard_id in self._by_id[bisect_right(self._by_id, after) :]:
+            shard = self.shards[shard_id]
+            shown = shard.parent_id is None or shard.opened_at <= now - lag
+            if of in (None, shard.parent_id) and shown and shard.is_listed(now):
+                found.append(shard)
+                if len(found) == limit:
+                    break
+        return found
 
     def exists(self) -> bool:
         if self.disabled_at is None:
@@ -177,16 +192,13 @@ class Stream:
             high=high,
             starting=start,
             last_number=start,
+            opened_at=self._model.clock(),
         )
         self.shards[shard.shard_id] = shard
         at = bisect_right(self._lows, low)
         self._open.insert(at, shard)
         self._lows.insert(at, low)
         return shard
-
-
-def _shard_id(shard: Shard) -> str:
-    return shard.shard_id
 
 
 @dataclass(slots=True)
@@ -205,6 +217,8 @@ class Table:
         self.backups = backups
         self.created_at = now
         self.table_id = ""
+        self.replicas: tuple[str, ...] = ()
+        self.strongly_consistent = False
         self.stored: dict[tuple[Any, ...], _Stored] = {}
         self.stream: Stream | None = None
 
@@ -235,6 +249,8 @@ class StreamsModel:
         self.streams: dict[str, Stream] = {}
         self.records: dict[str, list[Record]] = {}
         self._writes = 0
+        # How late, in seconds, a shard shows in whole listings, and when its parent is asked for.
+        self.lags = (0.0, 0.0)
 
     def step(self) -> int:
         """The distance between two sequence numbers of a shard."""

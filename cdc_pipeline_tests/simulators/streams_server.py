@@ -34,10 +34,11 @@ _SERVICES = {"Kinesis_20131202": "kinesis:", "GraniteServiceVersion20100801": "c
 
 @dataclass(frozen=True)
 class Request:
-    """A call that was made: its operation, and the shard it was about."""
+    """A call that was made: its operation, the shard it was about, or whose children it asked."""
 
     operation: str
     shard_id: str | None
+    children_of: str | None = None
 
 
 class StreamsSimulator:
@@ -130,6 +131,12 @@ class StreamsSimulator:
             view_type = stream.view_type if stream else None
             self._model.create_table(name, old.key_names, view_type, shards, old.backups)
 
+    def make_global(self, name: str, *regions: str, strong: bool = False) -> None:
+        """Describe a table as a global one with replicas there; nothing is replicated."""
+        with self._lock:
+            table = self._model.tables[name]
+            table.replicas, table.strongly_consistent = regions, strong
+
     def disable_stream(self, name: str) -> None:
         with self._lock:
             self._stream(name).disable()
@@ -185,6 +192,14 @@ class StreamsSimulator:
             stream = self._stream(table)
             stream.close(stream.shards[shard_id])
 
+    def list_late(self, whole: float, children: float | None = None) -> None:
+        """Show shards that have a parent only so many seconds after they began.
+
+        `children`: when that one's children are asked for, None: as late.
+        """
+        with self._lock:
+            self._model.lags = (whole, whole if children is None else children)
+
     def open_shards(self, table: str) -> list[str]:
         """The ids of the open shards, by hash range."""
         with self._lock:
@@ -228,7 +243,8 @@ class StreamsSimulator:
         """Answer one request: as the service does, or as the faults will have it."""
         request = msgspec.json.decode(body) if body else {}
         shard_id = self._service.shard_of(request)
-        self.requests.append(Request(operation, shard_id))
+        children_of = request.get("ShardFilter", {}).get("ShardId")
+        self.requests.append(Request(operation, shard_id, children_of))
         try:
             if not self.faults.on:
                 return self._serve(operation, request)

@@ -142,12 +142,10 @@ class StreamsService:
         stream = self._stream(request["StreamArn"])
         start = request.get("ExclusiveStartShardId", "")
         limit = min(request.get("Limit", _MAX_LISTED), _MAX_LISTED)
-        shards = [s for s in stream.listed() if s.shard_id > start]
         wanted = request.get("ShardFilter")
-        if wanted is not None:
-            if wanted.get("Type") != "CHILD_SHARDS" or "ShardId" not in wanted:
-                raise _invalid("ShardFilter needs Type CHILD_SHARDS and a ShardId")
-            shards = [s for s in shards if s.parent_id == wanted["ShardId"]]
+        if wanted is not None and (wanted.get("Type") != "CHILD_SHARDS" or "ShardId" not in wanted):
+            raise _invalid("ShardFilter needs Type CHILD_SHARDS and a ShardId")
+        shards = stream.listed(start, limit + 1, wanted["ShardId"] if wanted else None)
         description = {
             "StreamArn": stream.arn,
             "StreamLabel": stream.label,
@@ -254,6 +252,12 @@ class StreamsService:
             "ItemCount": len(table.stored),
             "TableSizeBytes": sum(map(size_of, table.items())),
         }
+        if table.replicas:
+            description["Replicas"] = [
+                {"RegionName": region, "ReplicaStatus": "ACTIVE"} for region in table.replicas
+            ]
+            consistency = "STRONG" if table.strongly_consistent else "EVENTUAL"
+            description["MultiRegionConsistency"] = consistency
         if table.active_stream is not None:
             description["StreamSpecification"] = {
                 "StreamEnabled": True,
