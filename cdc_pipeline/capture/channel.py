@@ -9,13 +9,10 @@ One channel is one source: another one, or one made anew under the same name, be
 written after it, so a gap lies between (`capture.continuity`).
 """
 
-import gzip
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
-from typing import BinaryIO, cast
-
-import pyarrow as pa
+from typing import Any, BinaryIO
 
 from cdc_pipeline.aws.channels import DELIVERING, Channel, describe_channel, find_channel
 from cdc_pipeline.aws.cloudwatch import channel_ages
@@ -32,7 +29,7 @@ from cdc_pipeline.aws.table import describe_table
 from cdc_pipeline.capture.arrivals import Arrived, arrived_since
 from cdc_pipeline.capture.completion import ItemReader
 from cdc_pipeline.capture.continuity import new_entry
-from cdc_pipeline.capture.delivery import Record, records
+from cdc_pipeline.capture.delivery import BROKEN, CUT_OFF, Record, records, unpacked
 from cdc_pipeline.capture.envelopes import parse_envelopes
 from cdc_pipeline.capture.file_source import Lost, Reached, measured, promised
 from cdc_pipeline.capture.replication import ReplicationMetric
@@ -253,16 +250,20 @@ class ChannelFiles:
     def _dead_letters(
         self, found: Arrived, file: BinaryIO, target: Target
     ) -> Iterator[Record | Lost]:
-        for value, raw in pieces(_plain(file).read):
-            try:
-                letter = dead_letter(value)
-            except UnreadableError as error:
-                yield Record(None, (error.reason, raw), False, len(raw))
-                continue
-            if letter.stream_arn not in (None, self.stream_arn):
-                yield Record(None, None, False, len(raw))
-                continue
-            yield self._read_again(found, letter, target)
+        try:
+            for value, raw in pieces(unpacked(file)):
+                yield self._dead_letter(found, value, raw, target)
+        except BROKEN:
+            yield Record(None, (CUT_OFF, found.uri.encode()), False, 0)
+
+    def _dead_letter(self, found: Arrived, value: Any, raw: bytes, target: Target) -> Record | Lost:
+        try:
+            letter = dead_letter(value)
+        except UnreadableError as error:
+            return Record(None, (error.reason, raw), False, len(raw))
+        if letter.stream_arn not in (None, self.stream_arn):
+            return Record(None, None, False, len(raw))
+        return self._read_again(found, letter, target)
 
     def _read_again(self, found: Arrived, letter: DeadLetter, target: Target) -> Record | Lost:
         """The record of a dead letter, from the stream; raises `SourceError`."""
@@ -286,14 +287,3 @@ class ChannelFiles:
         )
         change = changes[0]._replace(transport=KINESIS_CHANNEL) if changes else None
         return Record(change, unreadable[0] if unreadable else None, False, len(raw))
-
-
-def _plain(file: BinaryIO) -> BinaryIO:
-    """The bytes of an object that may be compressed, told by how it begins."""
-    magic = file.read(4)
-    file.seek(0)
-    if magic.startswith(b"\x1f\x8b"):
-        return cast(BinaryIO, gzip.GzipFile(fileobj=file, mode="rb"))
-    if magic == b"(\xb5/\xfd":
-        return cast(BinaryIO, pa.CompressedInputStream(pa.PythonFile(file, "rb"), "zstd"))
-    return file

@@ -35,7 +35,8 @@ _OTHERS = {
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
-_BROKEN = (EOFError, gzip.BadGzipFile, zlib.error)
+BROKEN = (EOFError, gzip.BadGzipFile, zlib.error)
+CUT_OFF = "an object whose compressed rest cannot be read"
 _SNAPPY_SIZE = re.compile(rb"[\x80-\xff]{0,4}[\x01-\x7f]")
 _SNAPPY_TEXT = (b"{", b"[", b"\xef\xbb\xbf", b"\n", b" ")
 _READ = "GZIP or ZSTD, or none"
@@ -90,7 +91,7 @@ def records(file: BinaryIO, uri: str, target: Target) -> Iterator[Record]:
     if magic.startswith(_PARQUET):
         yield from _parquet(file, uri, target)
     else:
-        yield from _json(file, uri, target, magic)
+        yield from _json(file, uri, target)
 
 
 def _other_format(magic: bytes) -> str | None:
@@ -115,19 +116,24 @@ def _is_snappy(block: bytes) -> bool:
     return block[behind:].startswith(_SNAPPY_TEXT)
 
 
-def _json(file: BinaryIO, uri: str, target: Target, magic: bytes) -> Iterator[Record]:
+def _json(file: BinaryIO, uri: str, target: Target) -> Iterator[Record]:
     try:
-        for value, raw in pieces(_unpacked(file, magic)):
+        for value, raw in pieces(unpacked(file)):
             if value is None:
                 yield _unreadable(NOT_JSON, raw)
             else:
                 yield from _records(value, raw, target)
-    except _BROKEN:
-        yield _unreadable("an object whose compressed rest cannot be read", uri.encode())
+    except BROKEN:
+        yield _unreadable(CUT_OFF, uri.encode())
 
 
-def _unpacked(file: BinaryIO, magic: bytes) -> Callable[[int], bytes]:
-    """Reads up to where the compressed data breaks, and then raises; `read` itself loses that."""
+def unpacked(file: BinaryIO) -> Callable[[int], bytes]:
+    """What reads the bytes of an object that may be GZIP or ZSTD, told by how it begins.
+
+    Up to where the compressed data breaks, and then it raises; `read` itself loses that.
+    """
+    magic = file.read(len(_ZSTD))
+    file.seek(0)
     if magic.startswith(_GZIP):
         return _until_broken(gzip.GzipFile(fileobj=file, mode="rb").read1)
     if magic.startswith(_ZSTD):
@@ -158,7 +164,7 @@ def _until_broken(read_some: Callable[[int], bytes]) -> Callable[[int], bytes]:
         try:
             while len(data) < size and (part := read_some(size - len(data))):
                 data += part
-        except _BROKEN as error:
+        except BROKEN as error:
             broken.append(error)
             if not data:
                 raise

@@ -233,13 +233,17 @@ def test_a_dead_letter_whose_record_is_gone_is_a_gap_and_is_healed(road: Road) -
     number = body.split('"sequenceNumber": "')[1].split('"')[0]
     gone = body.replace(number, str(int(number) - 1).zfill(len(number)))
     s3.put_object(Bucket=world.bucket, Key=letter, Body=gone + '{"no": "letter"}\n')
+    s3.put_object(Bucket=world.bucket, Key=f"{letter}-2", Body=b"\x1f\x8b in name only")
     world.put(NAME, "later")
     road.deliver()
     result = world.capture(NAME)
     assert [gap.cause for gap in result.gaps] == road.causes() == ["not delivered"]
     assert road.changes() == road.written("later")
     (quarantined,) = road.state().quarantined.values()
-    assert quarantined.reasons == {"a dead letter without its shard": 1}
+    assert quarantined.reasons == {
+        "a dead letter without its shard": 1,
+        "an object whose compressed rest cannot be read": 1,
+    }
     gap = next(iter(road.state().gaps.values()))
     written_us = gap.from_us, gap.to_us
     assert written_us[0] <= road.state().began_us < written_us[1]
