@@ -155,6 +155,7 @@ def test_an_outage_of_thirty_hours(
         "cdc_pipeline.lake.lake.Lake.log",
         lambda lake, table: CaptureLog(lake.store, lake.paths(table), now),
     )
+    monkeypatch.setattr("cdc_pipeline.core.write_times.clock", lambda: 4e9)
     _change_everything(world)
     control(quick.endpoint_url, stand_at=int((now() + 30 * HOUR) * 1_000_000))
     world.put("orders", "k19", s={"S": "back"})
