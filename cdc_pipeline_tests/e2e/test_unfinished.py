@@ -96,7 +96,7 @@ def world(
         "cdc_pipeline.lake.lake.Lake.log",
         lambda lake, table: CaptureLog(lake.store, lake.paths(table), clock.now),
     )
-    monkeypatch.setattr("cdc_pipeline.core.write_times.clock", made.now)
+    monkeypatch.setattr("cdc_pipeline.core.write_times.clock", clock.now)
     monkeypatch.setattr("cdc_pipeline.capture.increments.WAIT_SECONDS", 0.2)
     monkeypatch.setattr("cdc_pipeline.capture.catch_up._LOOK_SECONDS", 0.1)
     made.make_table(NAME)
