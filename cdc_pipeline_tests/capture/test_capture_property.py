@@ -621,7 +621,7 @@ FOUND: dict[str, list[Step]] = {
 
 
 @settings(
-    max_examples=LONG or 200,
+    max_examples=LONG or 100,
     derandomize=not LONG,
     print_blob=True,
     report_multiple_bugs=False,

@@ -659,7 +659,7 @@ FOUND: dict[str, list[Step]] = {
 
 
 @settings(
-    max_examples=LONG or 150,
+    max_examples=LONG or 60,
     derandomize=not LONG,
     print_blob=True,
     report_multiple_bugs=False,

@@ -467,14 +467,15 @@ def test_killed_between_any_two_steps(world: World, monkeypatch: pytest.MonkeyPa
     for owner, name in steps:
         monkeypatch.setattr(owner, name, dying(getattr(owner, name)))
     kills = 0
-    for survived in (*range(0, 60, 3), 10_000):
+    apart = 3 if world.kind == "local" else 6  # in S3 each run takes seconds
+    for survived in (*range(0, 60, apart), 10_000):
         left = survived
         try:
             erase_item(lake, table, KEY)
             break
         except Killed:
             kills += 1
-    assert kills >= 10
+    assert kills >= 5
     left = 10_000
     assert all(erasure.done_us for erasure in _state(world).erasures.values())
     assert _where(world, *SECRETS) == set()

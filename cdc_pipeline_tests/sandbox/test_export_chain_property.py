@@ -245,7 +245,7 @@ def test_windows_lead_from_one_full_export_to_the_next(
 
 
 @pytest.mark.slow
-@settings(max_examples=150, phases=_PHASES)
+@settings(max_examples=60, phases=_PHASES)
 @_stories
 def test_many_chains_of_windows(
     aws: Aws, steps: list[Step], seed: int, view: str, spelling: str
