@@ -53,7 +53,9 @@ def test_a_metric_is_asked_for_in_periods_that_cloudwatch_keeps(days: float, per
     class Client:
         def get_metric_statistics(self, **asked: object) -> dict[str, object]:
             assert asked["Period"] == period
-            return {"Datapoints": [{"Sum": 2.0}, {"Sum": 1.0}]}
+            begins = [datetime(2026, 11, 1, hour, tzinfo=UTC) for hour in (0, 1)]
+            sums = zip(begins, (2.0, 1.0), strict=True)
+            return {"Datapoints": [{"Timestamp": at, "Sum": n} for at, n in sums]}
 
     class Aws(AwsSession):
         def __init__(self) -> None:
