@@ -1,5 +1,7 @@
 """How far a page of Kinesis takes its shard, and how soon the next one may be asked for."""
 
+from datetime import UTC, datetime
+
 import msgspec
 import pytest
 
