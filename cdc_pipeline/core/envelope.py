@@ -64,14 +64,7 @@ def from_envelope(
     """
     if not isinstance(record, Mapping) or not isinstance(record.get("dynamodb"), Mapping):
         raise UnreadableError("a record without its dynamodb part")
-    body = record["dynamodb"]
-    op = OPS.get(str(record.get("eventName")))
-    if op is None:
-        raise UnreadableError("an unknown event name")
-    if not body.get("Keys"):
-        raise UnreadableError("a record without keys")
-    if (body.get("NewImage") is None) != (op == "D"):
-        raise UnreadableError("a record whose new image does not fit its event name")
+    op, body = op_of(record), record["dynamodb"]
     time_us = from_units(
         body.get("ApproximateCreationDateTime"), body.get("ApproximateCreationDateTimePrecision")
     )
@@ -97,6 +90,18 @@ def from_envelope(
         is_ttl_delete=op == "D" and by_ttl(record.get("userIdentity")),
         transport=transport,
     )
+
+
+def op_of(record: Mapping[str, Any]) -> str:
+    """I, U or D, of a record with keys and the images that go with it; raises `UnreadableError`."""
+    body, op = record["dynamodb"], OPS.get(str(record.get("eventName")))
+    if op is None:
+        raise UnreadableError("an unknown event name")
+    if not body.get("Keys"):
+        raise UnreadableError("a record without keys")
+    if (body.get("NewImage") is None) != (op == "D"):
+        raise UnreadableError("a record whose new image does not fit its event name")
+    return op
 
 
 def decoded(value: Any, times: int) -> Any:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from cdc_pipeline.core.attributes import spell_item
-from cdc_pipeline.core.changes import OPS, Change, by_ttl, content_identity, numbered_identity
-from cdc_pipeline.core.envelope import from_envelope
+from cdc_pipeline.core.changes import Change, by_ttl, content_identity, numbered_identity
+from cdc_pipeline.core.envelope import from_envelope, op_of
 from cdc_pipeline.core.errors import UnreadableError
 from cdc_pipeline.core.order import numbered_position, position
 from cdc_pipeline.core.write_times import from_seconds
@@ -97,14 +97,7 @@ def from_forwarded(record: Mapping[str, Any], *, table_id: str, transport: str) 
     Its shard is not known, so it is ordered by its second, then by its sequence number. Without a
     number it is told by what it says, as changes that Kinesis had. Raises `UnreadableError`.
     """
-    body = record["dynamodb"]
-    op = OPS.get(str(record.get("eventName")))
-    if op is None:
-        raise UnreadableError("an unknown event name")
-    if not body.get("Keys"):
-        raise UnreadableError("a record without keys")
-    if (body.get("NewImage") is None) != (op == "D"):
-        raise UnreadableError("a record whose new image does not fit its event name")
+    op, body = op_of(record), record["dynamodb"]
     number = body.get("SequenceNumber", "")
     if number != "" and not (isinstance(number, str) and _SEQUENCE_NUMBER(number)):
         raise UnreadableError("a record whose sequence number is none")
