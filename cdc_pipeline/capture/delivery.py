@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 from cdc_pipeline.aws.s3 import FoundObject, SourceBucket
 from cdc_pipeline.core.changes import Change
-from cdc_pipeline.core.delivered import delivered
+from cdc_pipeline.core.delivered import delivered, refused_shape
+from cdc_pipeline.core.envelope import AGGREGATED
 from cdc_pipeline.core.errors import SourceError
 from cdc_pipeline.core.framing import NOT_JSON, pieces
 from cdc_pipeline.core.whose import Target
@@ -34,6 +35,7 @@ _OTHERS = {
     b"BZh": "bzip2",
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
+    AGGREGATED: "the producer library's format of aggregated records",
 }
 BROKEN = (EOFError, gzip.BadGzipFile, zlib.error)
 CUT_OFF = "an object whose compressed rest cannot be read"
@@ -78,8 +80,8 @@ def records(file: BinaryIO, uri: str, target: Target) -> Iterator[Record]:
     """Every record of an object; what cannot be read is told, whatever it is.
 
     `uri` takes the place of bytes that are too many, or none, to be kept in quarantine: Firehose's
-    objects stay where they are. Raises `SourceError` for an object none of which can be read,
-    because of its format: nothing that it holds has landed then.
+    objects stay where they are. Raises `SourceError` for an object of a format, or that begins
+    with a record of a shape, that is known and not read: nothing that it holds has landed then.
     """
     magic = file.read(32)
     file.seek(0)
@@ -118,7 +120,12 @@ def _is_snappy(block: bytes) -> bool:
 
 def _json(file: BinaryIO, uri: str, target: Target) -> Iterator[Record]:
     try:
-        for value, raw in pieces(unpacked(file)):
+        for number, (value, raw) in enumerate(pieces(unpacked(file))):
+            if not number and (shape := refused_shape(value)) is not None:
+                raise SourceError(
+                    f"an object that begins with {shape}, which is not read",
+                    fix="keep what is no change of the table out of this prefix",
+                )
             if value is None:
                 yield _unreadable(NOT_JSON, raw)
             else:

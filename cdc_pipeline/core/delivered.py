@@ -57,6 +57,14 @@ def delivered(value: Any, raw: bytes, target: Target) -> Iterator[Delivered]:
     yield from _inside(value, raw, target, 0, replayed=False)
 
 
+def refused_shape(value: Any) -> str | None:
+    """The name of a shape that is known and not read, because it tells no change of a table."""
+    for kind, names in _REFUSED:
+        if isinstance(value, Mapping) and names <= value.keys():
+            return kind
+    return None
+
+
 def _inside(
     value: Any, raw: bytes, target: Target, depth: int, *, replayed: bool, is_part: bool = False
 ) -> Iterator[Delivered]:
@@ -141,10 +149,7 @@ def _one(record: Any, target: Target) -> Delivered:
             return Delivered(from_landing_row(record, target))
         if {"uuid", "op", "time_stamp", "data"} <= record.keys():
             return Delivered(from_legacy_row(record, target), legacy=True)
-        for kind, names in _REFUSED:
-            if names <= record.keys():
-                raise UnreadableError(kind)
-    raise UnreadableError("a record of an unknown kind")
+    raise UnreadableError(refused_shape(record) or "a record of an unknown kind")
 
 
 def _change(record: Mapping[str, Any], target: Target) -> Change:

@@ -1,5 +1,6 @@
 """Capture of what Firehose wrote to S3, over a local AWS: whole tables are compared."""
 
+import gzip
 import json
 import re
 import threading
@@ -258,6 +259,10 @@ def test_what_is_in_an_object_is_told_by_its_bytes(delivery: Delivery) -> None:
         (raw_snappy(b'[{"a": "' + b"x" * 5000 + b'"}]'), "an object in Snappy"),
         (b"\0\0\0\x08\0\0\0\x0a" + raw_snappy(b'{"a": 1}'), "an object in Snappy"),
         ('{"a": 1}'.encode("utf-16"), "an object in UTF-16"),
+        (b"\xf3\x89\x9a\xc2 packed", "the producer library's format"),
+        (b'{"Item": {"pk": {"S": "a"}}}', "begins with a line of a full export"),
+        (b'[{"payload": {}, "schema": {}}]', "begins with an event of Debezium"),
+        (gzip.compress(b'{"deliveryStreamArn": "x", "records": []}'), "an event of Firehose"),
         (parquet([{"a": 1}]), "neither those of this project's Lambda nor of older ones: a"),
     ],
 )

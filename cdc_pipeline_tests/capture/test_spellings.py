@@ -171,8 +171,8 @@ def test_a_wrapper_costs_only_what_is_broken_in_it() -> None:
     ],
 )
 def test_what_is_refused_is_named(value: Any, why: str) -> None:
-    changes, ((reason, _),), _ = read(body_of(value))
-    assert changes == []
+    (read_before,), ((reason, _),), _ = read(body_of(change(), value))
+    assert said(read_before) == said(read(body_of(change()))[0][0])
     assert why in reason
 
 
