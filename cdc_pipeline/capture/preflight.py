@@ -20,6 +20,7 @@ from cdc_pipeline.aws.streams import DynamoDBStreams
 from cdc_pipeline.aws.table import TableDescription, describe_backups, describe_table
 from cdc_pipeline.capture.arrivals import target_of
 from cdc_pipeline.capture.asking import PIPELINE, Asker, Finding, RedError, Remedy, allow
+from cdc_pipeline.capture.bulk_puts import look_at_bulk_puts
 from cdc_pipeline.capture.channel import folders
 from cdc_pipeline.capture.preflight_files import look_at_files
 from cdc_pipeline.capture.preflight_lake import export_place, look_at_lake, probe_key
@@ -159,7 +160,12 @@ def _look_at_table(lake: Lake, table: Table) -> TableReport:
     except RedError as red:
         report.findings.append(red.finding)
         return report
-    for check in (look.recovery, _TRANSPORTS[table.transport](look), look.export_access):
+    for check in (
+        look.recovery,
+        _TRANSPORTS[table.transport](look),
+        look.bulk_puts,
+        look.export_access,
+    ):
         try:
             report.findings += check()
         except RedError as red:
@@ -380,6 +386,13 @@ class _Look:
                 part = {"Range": "bytes=0-0"} if entry["Size"] else {}
                 s3.get_object(Bucket=bucket, Key=entry["Key"], **part)["Body"].read()
         return bool(found)
+
+    def bulk_puts(self) -> Iterator[Finding]:
+        """Which ran since the newest baseline, where botocore can ask."""
+        state = self.lake.log(self.table).load()
+        found = look_at_bulk_puts(self.source, self.table, self.described, state)
+        if found is not None:
+            yield found
 
     def export_access(self) -> Iterator[Finding]:
         """Whether a role of another account may write where its exports go, and we read that."""

@@ -16,6 +16,7 @@ from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.log import CaptureLog
 from cdc_pipeline.sandbox.control import control
 from cdc_pipeline.sandbox.process import SandboxProcess
+from cdc_pipeline_tests.e2e.told_by_aws import filter_exports
 from cdc_pipeline_tests.e2e.world import World, assert_mirrors, make_world, quick_sandbox
 
 pytestmark = pytest.mark.slow
@@ -212,9 +213,16 @@ def _done(found: Sequence[BackfilledDay]) -> dict[date, tuple[int, list[str]]]:
     return {f.day: (f.added, f.sources) for f in found}
 
 
-def test_days_before_capture_land_before_every_baseline(story: Story) -> None:
+def test_days_before_capture_land_before_every_baseline(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
     days = _tell(story)
     before = story.landed()
+    with monkeypatch.context() as patch:
+        filter_exports(patch)
+        refused = story.backfill(*days[:3])
+    assert all("is filtered, so" in str(found.error) for found in refused)
+    assert story.landed() == before
     found = story.backfill(*days)
     done = _done(found)
     for number, day in enumerate(days[:3]):

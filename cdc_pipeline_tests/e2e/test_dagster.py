@@ -26,6 +26,7 @@ from cdc_pipeline_tests.e2e.deployment import (
     requested_tables,
     today,
 )
+from cdc_pipeline_tests.e2e.told_by_aws import make_global
 from cdc_pipeline_tests.e2e.wire import spoil
 from cdc_pipeline_tests.e2e.world import ORDERS_AND_CUSTOMERS, World, make_world
 
@@ -223,6 +224,18 @@ def test_sensors_and_schedules_run_by_themselves_when_told_to(world: World) -> N
     statuses = {d.name: d.default_status.value for d in repository.sensor_defs}
     statuses |= {d.name: d.default_status.value for d in repository.schedule_defs}
     assert set(statuses.values()) == {"RUNNING"}
+
+
+def test_a_baseline_of_a_global_table_says_so(
+    deployment: Deployment, table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment.world.put(table, "a")
+    result = deployment.materialize(table, "pitr_export")
+    assert "global_table" not in metadata(result, table, "pitr_export")
+    make_global(monkeypatch)
+    result = deployment.materialize(table, "pitr_export")
+    told = metadata(result, table, "pitr_export")["global_table"]
+    assert told.startswith("global, with eu-west-1: of changes made there, history may lack")
 
 
 def test_every_asset_materialises_and_tells_numbers(

@@ -19,6 +19,7 @@ from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline.settings import load_settings
 from cdc_pipeline_tests.capture.delivery import now, record, to_us
+from cdc_pipeline_tests.e2e.told_by_aws import make_global
 from cdc_pipeline_tests.e2e.world import World, key, make_world
 from cdc_pipeline_tests.simulators.firehose import FirehoseFiles, forwarded
 from cdc_pipeline_tests.simulators.recorder import Recorder
@@ -86,6 +87,14 @@ def test_all_green_and_nothing_left_behind(world: World) -> None:
     assert table.stream_usd == stream_reads_usd(1, 5, polls_needed(2, 5_000_000))
     assert world.stored() == set()
     assert run().exit_code == 0
+
+
+def test_a_global_table_is_told_as_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_global(monkeypatch)
+    (found,) = [f for f in look().tables[0].findings if f.check == "table"]
+    assert found.green
+    assert found.found.startswith("pk S, sk N; global, with eu-west-1: of changes made there")
+    assert "global, with eu-west-1" in run().output
 
 
 def test_each_red_has_its_fix_and_the_exit_code_tells(world: World) -> None:

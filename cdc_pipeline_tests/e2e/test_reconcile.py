@@ -21,7 +21,7 @@ from cdc_pipeline.capture.reconcile import reconcile_full, reconcile_sample
 from cdc_pipeline.capture.shadow import discard_shadow, held_shadow, release_shadow
 from cdc_pipeline.capture.snapshot import take_snapshot
 from cdc_pipeline.cli import main
-from cdc_pipeline.core.errors import NotReadyError
+from cdc_pipeline.core.errors import ExportError, NotReadyError
 from cdc_pipeline.lake.connection import connect_lake
 from cdc_pipeline.lake.maintenance import maintain_table
 from cdc_pipeline.lake.tables import data_files
@@ -30,6 +30,7 @@ from cdc_pipeline_tests.e2e.checkpoint import Checkpoint
 from cdc_pipeline_tests.e2e.damage import Export
 from cdc_pipeline_tests.e2e.deployment import Deployment, deploy, today
 from cdc_pipeline_tests.e2e.killer import Killer
+from cdc_pipeline_tests.e2e.told_by_aws import filter_exports
 from cdc_pipeline_tests.e2e.world import World, assert_mirrors, key, make_world
 
 pytestmark = [
@@ -545,6 +546,17 @@ def test_maintenance_removes_a_discarded_shadow_and_nothing_else(
     assert maintain(10) == live
     exported = filled.rows("SELECT count(*) FROM orders.pitr_export", NAME)
     assert exported == [(10,)]
+    assert _full(filled).is_sound
+
+
+def test_a_filtered_export_proves_nothing(filled: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = filled.items(NAME)
+    with monkeypatch.context() as patch:
+        filter_exports(patch)
+        with pytest.raises(ExportError, match="is filtered, so what it lacks proves nothing"):
+            _full(filled, repair=True)
+    assert filled.items(NAME) == before
+    assert held_shadow(filled.lake(), filled.table(NAME)) is None
     assert _full(filled).is_sound
 
 
