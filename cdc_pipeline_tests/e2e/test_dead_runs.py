@@ -54,8 +54,10 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ahead = 0.0
-        real = time.time
-        self.now = lambda: real() + self.ahead
+        # Not the machine's clock, which may be set while a test runs.
+        self.now = lambda began=time.time() - time.monotonic(): (
+            began + time.monotonic() + self.ahead
+        )
         monkeypatch.setattr("time.time", self.now)
         monkeypatch.setattr(
             "cdc_pipeline.lake.lake.Lake.log",

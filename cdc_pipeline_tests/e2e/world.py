@@ -171,7 +171,7 @@ class World:
     def capture_past_handover(self, name: str) -> None:
         """Capture until the newest staged export may be published."""
         lake, table = self.lake(), self.table(name)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             self.capture(name)
             state = lake.log(table).load()
