@@ -487,7 +487,7 @@ def test_two_captures_at_once_lose_nothing_and_double_nothing(delivery: Delivery
     for thread in threads:
         thread.start()
     uris = [files.records(*records[n : n + 5]) for n in range(0, 60, 5)]
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while len(delivery.logged()) < len(uris) and time.monotonic() < deadline and not crashed:
         time.sleep(0.1)
     over.set()
@@ -677,7 +677,7 @@ def test_a_table_is_switched_to_files_and_back(delivery: Delivery) -> None:
     for transport in ("dynamodb_streams", FIREHOSE, "dynamodb_streams"):
         world.configure({"name": NAME, "transport": transport, "firehose": both})
         write(f"{transport}, before its cut, {len(expected)}")
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while not _follows(delivery, transport):
             world.capture(NAME)
             assert time.monotonic() < deadline

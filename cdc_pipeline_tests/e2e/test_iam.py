@@ -190,7 +190,7 @@ def _heal(world: World, direct: World) -> None:
         direct.put("orders", f"lost {on}")
         time.sleep(1.1)
     lake, orders = world.lake(), world.table("orders")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         world.capture("orders")
         with suppress(NotReadyError):

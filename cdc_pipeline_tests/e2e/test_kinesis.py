@@ -68,7 +68,7 @@ def _turn_destination(world: World, *, on: bool) -> None:
 
 
 def _capture_until(world: World, done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not done():
         assert time.monotonic() < deadline
         world.capture("orders")

@@ -71,7 +71,7 @@ def _items(world: World) -> dict[str, dict[str, Any]]:
 
 
 def _wait_until_gone(world: World, names: set[str]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while names & _items(world).keys():
         assert time.monotonic() < deadline, "TTL deletes nothing"
         time.sleep(0.1)

@@ -382,7 +382,7 @@ def _wait_for_exports(world: World) -> None:
         listed = world.dynamodb.list_exports()["ExportSummaries"]
         return any(export["ExportStatus"] == "IN_PROGRESS" for export in listed)
 
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while running():
         assert time.monotonic() < deadline
         time.sleep(0.05)

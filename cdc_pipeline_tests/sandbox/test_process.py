@@ -104,7 +104,7 @@ def test_a_missing_emulator_is_one_clear_message(tmp_path: Path) -> None:
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
         env={**os.environ, "PYTHONPATH": str(_ROOT)},
     )
@@ -149,7 +149,7 @@ def test_ends_cleanly_at_a_signal(tmp_path: Path, number: signal.Signals) -> Non
         connect(ready.read_text()).dynamodb.list_tables()
         started = time.monotonic()
         child.send_signal(number)
-        output, _ = child.communicate(timeout=10)
+        output, _ = child.communicate(timeout=60)
     finally:
         child.kill()
         child.wait()
@@ -215,7 +215,7 @@ def test_waiting_for_the_parent_survives_garbage_collection(tmp_path: Path) -> N
         wait_for(ready.exists)
         time.sleep(0.4)
         assert child.poll() is None
-        _, errors = child.communicate(timeout=5)  # closes its standard input
+        _, errors = child.communicate(timeout=60)  # closes its standard input
     finally:
         child.kill()
         child.wait()
@@ -266,7 +266,7 @@ def test_environment_isolates_from_real_aws(sandbox: SandboxProcess) -> None:
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
         env=env,
     )
