@@ -22,7 +22,7 @@ WITH_BOTH = tuple(name for name in WITH_STREAMS if name in TAKING_WRITES)
 KEY_NAMES = ("pk", "sk")
 BOTH_IMAGES = "NEW_AND_OLD_IMAGES"
 _KEY_TYPES = {"pk": "S", "sk": "N"}
-_READ_SECONDS = 20
+_READ_SECONDS = 60
 _EMPTY_PAGES = 3
 _numbers = itertools.count(1)
 

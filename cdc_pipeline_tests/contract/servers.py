@@ -33,7 +33,7 @@ _NODE = 20
 _LOCK = Path(__file__).with_name("dynalite")
 _CARGO_SECONDS = 1800
 _NPM_SECONDS = 240
-_START_SECONDS = 30
+_START_SECONDS = 120
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def read_stream(aws: Aws, table: str) -> list[dict[str, Any]]:
         iterator = page["NextShardIterator"]
 
 
-def wait_for(condition: Callable[[], Any], *, seconds: float = 10.0) -> Any:
+def wait_for(condition: Callable[[], Any], *, seconds: float = 60.0) -> Any:
     """Return the first true value of `condition`, or fail."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
