@@ -16,7 +16,6 @@ from unittest.mock import patch
 
 from cdc_pipeline.aws.shards import Page, StreamDescription
 from cdc_pipeline.aws.streams import DynamoDBStreams
-from cdc_pipeline.capture.continuity import new_entry
 from cdc_pipeline.capture.drain import CaptureOptions, capture_table
 from cdc_pipeline.capture.reading import StreamsReading
 from cdc_pipeline.capture.source import Source
@@ -81,14 +80,12 @@ class Stream:
             1,
             now_us - 24 * 3600 * _SECOND,
         )
-        self.log.append(
-            self.log.load(),
-            new_entry(
-                stream=stream,
-                shards=tuple(_captured(shard, now_us) for shard in listed),
-                discovered_us=now_us - lag_us,
-            ),
-        )
+        begun = {
+            "stream": stream,
+            "shards": tuple(_captured(shard, now_us) for shard in listed),
+            "discovered_us": now_us - lag_us,
+        }
+        self.log.commit(self.log.load(), lambda _: begun)
         assert isinstance(self.clock, SimulatedClock)
         self.clock.advance(55)
         for shard_id in sim.open_shards("orders")[:: partitions // ended][:ended]:

@@ -64,7 +64,7 @@ from cdc_pipeline.capture.snapshot import export_target
 from cdc_pipeline.capture.sources import followed_source
 from cdc_pipeline.core.attributes import to_json
 from cdc_pipeline.core.backfill_plan import DayPlan, Fill, plan_day, span_of
-from cdc_pipeline.core.capture_log import Entry, LogState
+from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.changes import Change
 from cdc_pipeline.core.envelope import IN_FILES
 from cdc_pipeline.core.erasure import Suppressions
@@ -82,7 +82,7 @@ from cdc_pipeline.lake.duck import open_duckdb
 from cdc_pipeline.lake.glue import register_days
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.landing import write_days
-from cdc_pipeline.lake.log import CaptureLog, new_nonce, this_owner
+from cdc_pipeline.lake.log import CaptureLog, Parts, new_nonce
 from cdc_pipeline.settings import Table
 
 _ATTEMPTS = 5
@@ -416,28 +416,28 @@ class _Backfill:
     ) -> bool:
         """Log what was landed in place of what was lost; False if another run was faster."""
         erasures = dict(self.state.erasures)
-        while self._is_needed(lost, fill):
-            number = self.state.n + 1
-            entry = Entry(
-                n=0,
-                nonce=new_nonce(),
-                owner=this_owner(),
-                at_us=0,
-                objects=tuple(objects),
-                replaced=tuple(landed.key for landed in lost),
-                gap=_gap(fill) if fill else None,
-                heal=replace(heal, gap=number) if heal else None,
-            )
-            if self.log.append(self.state, entry):
-                register_days(self.lake, self.table, {date.fromisoformat(o.day) for o in objects})
-                return True
-            self.log.catch_up(self.state)
+
+        def require_no_erasure(_: object) -> None:
             if self.state.erasures != erasures:
                 self.log.store.delete(landed.key for landed in objects)
                 raise CaptureConflictError(
                     f"table {self.table.name}: an item was erased while this backfill landed",
                     fix="materialise the day again: it lands without the item",
                 )
+
+        def fill_in(state: LogState) -> Parts | None:
+            if not self._is_needed(lost, fill):
+                return None
+            return {
+                "objects": tuple(objects),
+                "replaced": tuple(landed.key for landed in lost),
+                "gap": _gap(fill) if fill else None,
+                "heal": replace(heal, gap=state.n + 1) if heal else None,
+            }
+
+        if self.log.commit(self.state, fill_in, overtaken=require_no_erasure):
+            register_days(self.lake, self.table, {date.fromisoformat(o.day) for o in objects})
+            return True
         self.log.store.delete(landed.key for landed in objects)
         return False
 

@@ -28,7 +28,6 @@ from cdc_pipeline.aws.shards import Page, StreamDescription
 from cdc_pipeline.aws.table import describe_table
 from cdc_pipeline.capture.arrivals import Arrived, arrived_since
 from cdc_pipeline.capture.completion import ItemReader
-from cdc_pipeline.capture.continuity import new_entry
 from cdc_pipeline.capture.delivery import BROKEN, CUT_OFF, Record, records, unpacked
 from cdc_pipeline.capture.envelopes import parse_envelopes
 from cdc_pipeline.capture.file_source import Lost, Reached, measured, promised
@@ -44,7 +43,7 @@ from cdc_pipeline.core.lineage import Shard
 from cdc_pipeline.core.log_parts import StreamRef
 from cdc_pipeline.core.whose import Target
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.lake.log import CaptureLog
+from cdc_pipeline.lake.log import CaptureLog, Parts
 from cdc_pipeline.settings import Firehose, Table
 
 _VIEW = "NEW_AND_OLD_IMAGES"
@@ -120,15 +119,17 @@ def followed_channel(lake: Lake, table: Table, stream: StreamRef) -> Source:
 
 def note_off(lake: Lake, table: Table, log: CaptureLog, state: LogState) -> None:
     """Log that the channel that is followed gets no changes any more: they are missing by now."""
-    while state.stream is not None and not state.stream.off:
+
+    def off(now: LogState) -> Parts | None:
+        if now.stream is None or now.stream.off:
+            return None
         try:
-            listed = ChannelShards(lake, table).describe(state.stream.arn)
+            listed = ChannelShards(lake, table).describe(now.stream.arn)
         except ShardGoneError:
-            return  # another one has another name, or another time of creation
-        if listed.status == "ENABLED":
-            return
-        if not log.append(state, new_entry(stream=replace(state.stream, off=True))):
-            log.catch_up(state)
+            return None  # another one has another name, or another time of creation
+        return None if listed.status == "ENABLED" else {"stream": replace(now.stream, off=True)}
+
+    log.commit(state, off)
 
 
 def _source(lake: Lake, table: Table, channel: Channel, stream_arn: str) -> Source:

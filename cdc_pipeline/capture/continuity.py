@@ -15,11 +15,11 @@ from dataclasses import replace
 from cdc_pipeline.aws.shards import StreamDescription
 from cdc_pipeline.capture.reading import Reading
 from cdc_pipeline.capture.source import Source
-from cdc_pipeline.core.capture_log import Entry, LogState
+from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.changes import DYNAMODB_STREAMS
 from cdc_pipeline.core.lineage import depths
 from cdc_pipeline.core.log_parts import FIRST_GENERATION, Cause, Gap, ShardState, StreamRef
-from cdc_pipeline.lake.log import CaptureLog, new_nonce, this_owner
+from cdc_pipeline.lake.log import CaptureLog, Parts
 
 
 def open_capture(log: CaptureLog, state: LogState, source: Source) -> Gap | None:
@@ -29,17 +29,18 @@ def open_capture(log: CaptureLog, state: LogState, source: Source) -> Gap | None
     When the stream or the table is another one than the log follows, the break is recorded as a
     gap, which is returned; what can still be read of the old stream should be landed before.
     """
-    while state.stream is None or not source.is_followed(state.stream):
-        entry = _first(log, source) if state.stream is None else _renewed(log, state, source)
-        if log.append(state, entry):
-            return state.gaps.get(state.n)
-        log.catch_up(state)
-    return None
+
+    def follow(now: LogState) -> Parts | None:
+        if now.stream is None:
+            return _first(log, source)
+        return None if source.is_followed(now.stream) else _renewed(log, now, source)
+
+    return state.gaps.get(state.n) if log.commit(state, follow) else None
 
 
 def shard_gap(
     log: CaptureLog, state: LogState, shard_id: str, cause: Cause, *, keeps_position: bool = False
-) -> Entry:
+) -> Parts:
     """The entry for one shard that lost changes: a lost shard ends, another begins anew.
 
     `keeps_position`: reading on behind its last record gives what is left of it.
@@ -52,7 +53,7 @@ def shard_gap(
     if cause == "shard vanished":
         after = replace(shard, status="lost")
     stream = replace(state.stream, generation=state.generation + 2)
-    return new_entry(stream=stream, shards=(after,), gap=gap)
+    return {"stream": stream, "shards": (after,), "gap": gap}
 
 
 def new_gap(
@@ -72,7 +73,7 @@ def new_gap(
     )
 
 
-def losses_gap(log: CaptureLog, state: LogState, from_us: int, looked_us: int, lost: int) -> Entry:
+def losses_gap(log: CaptureLog, state: LogState, from_us: int, looked_us: int, lost: int) -> Parts:
     """The entry that says up to when losses are known, with a gap if there were any.
 
     The gap lasts until now because its heal beats all that has landed. A minute before the losses
@@ -80,21 +81,21 @@ def losses_gap(log: CaptureLog, state: LogState, from_us: int, looked_us: int, l
     """
     assert state.stream is not None  # it was captured
     if not lost:
-        return new_entry(replicated_us=looked_us)
+        return {"replicated_us": looked_us}
     began_us = max(from_us - 60_000_000, state.began_us)
     gap = new_gap(log, state, "not replicated", (), began_us)
     stream = replace(state.stream, generation=state.generation + 2)
-    return new_entry(replicated_us=looked_us, stream=stream, gap=gap)
+    return {"replicated_us": looked_us, "stream": stream, "gap": gap}
 
 
-def undelivered_gap(log: CaptureLog, state: LogState, from_us: int) -> Entry:
+def undelivered_gap(log: CaptureLog, state: LogState, from_us: int) -> Parts:
     """The entry for records that a channel gave up and nobody holds any more.
 
     They were written at `from_us` at the earliest; the gap lasts until now, as `losses_gap` says.
     """
     assert state.stream is not None  # it was captured
     gap = new_gap(log, state, "not delivered", (), from_us)
-    return new_entry(stream=replace(state.stream, generation=state.generation + 2), gap=gap)
+    return {"stream": replace(state.stream, generation=state.generation + 2), "gap": gap}
 
 
 def vouched(
@@ -174,14 +175,14 @@ def noted_us(stream: StreamRef, margin_us: int) -> int:
     return stream.recorded_us - margin_us
 
 
-def _first(log: CaptureLog, source: Source) -> Entry:
+def _first(log: CaptureLog, source: Source) -> Parts:
     listed = source.shards.describe(source.arn)
     # Behind the listing and by no slow clock: what was written before comes with the baseline.
     stream = source.ref(listed, FIRST_GENERATION, log.not_yet_us())
-    return new_entry(stream=stream, shards=beginnings(listed))
+    return {"stream": stream, "shards": beginnings(listed)}
 
 
-def _renewed(log: CaptureLog, state: LogState, source: Source) -> Entry:
+def _renewed(log: CaptureLog, state: LogState, source: Source) -> Parts:
     """Another stream, or a new table of the same name: begin again behind a gap.
 
     A stream that was off goes on where it was read to. Of what such streams hold from earlier
@@ -200,12 +201,12 @@ def _renewed(log: CaptureLog, state: LogState, source: Source) -> Entry:
     if source.transport != DYNAMODB_STREAMS:
         since_us = gap.from_us if same_table and not kept else recorded_us
         stream = replace(stream, since_us=since_us)
-    return new_entry(
-        stream=stream,
-        forgotten=tuple(sorted(state.shards.keys() - kept)),
-        shards=tuple(s for s in beginnings(listed) if s.shard_id not in kept),
-        gap=gap,
-    )
+    return {
+        "stream": stream,
+        "forgotten": tuple(sorted(state.shards.keys() - kept)),
+        "shards": tuple(s for s in beginnings(listed) if s.shard_id not in kept),
+        "gap": gap,
+    }
 
 
 def unread_from_us(log: CaptureLog, state: LogState) -> int:
@@ -234,8 +235,3 @@ def beginnings(listed: StreamDescription, read_to_us: int = 0) -> tuple[ShardSta
         )
         for s in listed.shards
     )
-
-
-def new_entry(**parts: object) -> Entry:
-    """An entry to append."""
-    return Entry(n=0, nonce=new_nonce(), owner=this_owner(), at_us=0, **parts)  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ from cdc_pipeline.capture.completion import native_key
 from cdc_pipeline.capture.erase_exports import erase_exported
 from cdc_pipeline.capture.snapshot import export_target
 from cdc_pipeline.capture.unfinished import discarded, exported, unfinished, why_useless
-from cdc_pipeline.core.capture_log import Entry, LogState
+from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.erasure import ItemTrace, key_hash, new_salt, typed_key
 from cdc_pipeline.core.errors import EraseRefusedError, LakeError, SettingsError
 from cdc_pipeline.core.log_parts import Baseline, Erasure, Removed
@@ -48,7 +48,7 @@ from cdc_pipeline.lake.erase import (
     rebuild_aggregates,
 )
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.lake.log import CaptureLog, new_nonce, this_owner
+from cdc_pipeline.lake.log import CaptureLog, Parts
 from cdc_pipeline.lake.masked import (
     days_under_rules,
     masking_of,
@@ -214,9 +214,10 @@ class _Erasing:
 
     def suppress(self, until_us: int) -> None:
         """Log the suppression: no later entry brings the item."""
-        while True:
+
+        def suppression(state: LogState) -> Parts:
             self._require_rest()
-            known = self.state.erasures
+            known = state.erasures
             salt = next((e.salt for e in known.values()), None) or new_salt()
             hashed = key_hash(salt, self.target.keys)
             earlier = known.get(hashed)
@@ -227,10 +228,11 @@ class _Erasing:
                 by=_who(),
                 removed=earlier.removed if earlier else (),
             )
-            if self.log.append(self.state, _entry(self.erasure)):
-                self.progress(f"suppressed as {hashed[:16]} (log entry {self.state.n})")
-                return
-            self.log.catch_up(self.state)
+            return {"erasure": self.erasure}
+
+        self.log.commit(self.state, suppression)
+        hashed = self.erasure.key_hash
+        self.progress(f"suppressed as {hashed[:16]} (log entry {self.state.n})")
 
     def _require_rest(self) -> None:
         """Files of an export that is being landed must stay as its manifest says.
@@ -300,8 +302,7 @@ class _Erasing:
         self._record(replace(self.erasure, done_us=self.log.now_us()))
 
     def _record(self, erasure: Erasure) -> None:
-        while not self.log.append(self.state, _entry(erasure)):
-            self.log.catch_up(self.state)
+        self.log.commit(self.state, lambda _: {"erasure": erasure})
         self.erasure = erasure
 
 
@@ -320,7 +321,3 @@ def _added(before: tuple[Removed, ...], news: list[Removed]) -> tuple[Removed, .
         known = sums.get(part.place, Removed(part.place, 0, 0))
         sums[part.place] = Removed(part.place, known.files + part.files, known.rows + part.rows)
     return tuple(sums.values())
-
-
-def _entry(erasure: Erasure) -> Entry:
-    return Entry(n=0, nonce=new_nonce(), owner=this_owner(), at_us=0, erasure=erasure)

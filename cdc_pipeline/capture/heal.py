@@ -40,7 +40,7 @@ from cdc_pipeline.capture.increments import (
 from cdc_pipeline.capture.snapshot import SnapshotResult, export_target, take_snapshot
 from cdc_pipeline.capture.sources import described_table
 from cdc_pipeline.capture.unfinished import exported
-from cdc_pipeline.core.capture_log import Entry, LogState
+from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.changes import Change
 from cdc_pipeline.core.erasure import Suppressions
 from cdc_pipeline.core.errors import (
@@ -56,7 +56,7 @@ from cdc_pipeline.core.order import position
 from cdc_pipeline.lake.duck import landed_relation, open_duckdb
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.landing import write_days
-from cdc_pipeline.lake.log import CaptureLog, new_nonce, this_owner
+from cdc_pipeline.lake.log import CaptureLog, new_nonce
 from cdc_pipeline.settings import Table
 
 _BASELINES = 3
@@ -380,27 +380,20 @@ class _Healing:
     def _record(self, heal: Heal, objects: list[LandedObject] | None = None) -> None:
         """Log a step; raises `CaptureConflictError` for the second one of two heals at once."""
         before, erasures = self._heals(heal), dict(self.state.erasures)
-        entry = Entry(
-            n=0,
-            nonce=new_nonce(),
-            owner=this_owner(),
-            at_us=0,
-            heal=heal,
-            objects=tuple(objects or ()),
-        )
-        while not self.log.append(self.state, entry):
-            self.log.catch_up(self.state)
+        landed = tuple(objects or ())
+
+        def require_ours(_: object) -> None:
             if self._heals(heal) != before:
-                self.log.store.delete(landed.key for landed in entry.objects)
-                raise CaptureConflictError(
-                    f"table {self.table.name}: another run heals the gap of entry "
-                    f"{self.gap.entry}, too"
-                )
-            if entry.objects and self.state.erasures != erasures:
-                self.log.store.delete(landed.key for landed in entry.objects)
-                raise CaptureConflictError(
-                    f"table {self.table.name}: an item was erased while this heal landed"
-                )
+                why = f"another run heals the gap of entry {self.gap.entry}, too"
+            elif landed and self.state.erasures != erasures:
+                why = "an item was erased while this heal landed"
+            else:
+                return
+            self.log.store.delete(o.key for o in landed)
+            raise CaptureConflictError(f"table {self.table.name}: {why}")
+
+        parts = {"heal": heal, "objects": landed}
+        self.log.commit(self.state, lambda _: parts, overtaken=require_ours)
         self.heal = heal
 
     def _heals(self, heal: Heal) -> list[Heal | None]:

@@ -15,10 +15,10 @@ from cdc_pipeline.core.envelope import BY_TIME
 from cdc_pipeline.core.erasure import Suppressions
 from cdc_pipeline.core.errors import CaptureConflictError
 from cdc_pipeline.core.generations import Generations
-from cdc_pipeline.core.log_parts import LandedObject
+from cdc_pipeline.core.log_parts import LandedObject, Late, QuarantinedObject
 from cdc_pipeline.core.names import TablePaths, day_folder, day_of
 from cdc_pipeline.lake.landing import read_landing, write_landing, write_quarantine
-from cdc_pipeline.lake.log import CaptureLog, new_nonce, remove_orphans, this_owner
+from cdc_pipeline.lake.log import CaptureLog, Parts, new_nonce, remove_orphans
 
 _OFFSET_STEP_US = 1_000_000
 """AWS tells whole seconds; the log need not hear of less."""
@@ -54,8 +54,13 @@ class Lander:
         and time are put in order (`capture.ties`). `parts`: what else the entry says, asked for at
         each attempt. Raises `CaptureConflictError`, `LakeError`, `SourceError`.
         """
-        store, paths, state = self._log.store, self._log.paths, self._state
-        while True:
+        store, paths = self._log.store, self._log.paths
+        objects: list[LandedObject] = []
+        quarantined: list[QuarantinedObject] = []
+        late: Late | None = None
+
+        def write(state: LogState) -> Parts:
+            nonlocal objects, quarantined, late
             n, nonce, now_us = state.n + 1, new_nonce(), self._log.now_us()
             # At each attempt: the entry that was faster may be an erasure, or a compaction.
             kept, unread = _without_erased(state, changes, unreadable)
@@ -77,24 +82,23 @@ class Lander:
             ]
             late = late_changes(state, self._ties.landed, kept)
             quarantined = write_quarantine(store, paths, unread, n=n, nonce=nonce, landed_us=now_us)
-            entry = Entry(
-                n=n,
-                nonce=nonce,
-                owner=this_owner(),
-                at_us=now_us,
-                objects=tuple(objects),
-                quarantined=tuple(quarantined),
-                late=late,
-                clock_offset_us=self._offset_us(),
+            return {
+                "nonce": nonce,
+                "objects": tuple(objects),
+                "quarantined": tuple(quarantined),
+                "late": late,
+                "clock_offset_us": self._offset_us(),
                 **parts(),
-            )
-            if self._log.append(state, entry):
-                self._result.count(objects, len(unread))
-                self._result.late += late.rows if late else 0
-                self._report(objects)
-                return
+            }
+
+        def remove(entries: list[Entry]) -> None:
             store.delete([o.key for o in objects] + [q.key for q in quarantined])
-            self._give_way()
+            self._give_way(entries)
+
+        self._log.commit(self._state, write, overtaken=remove)
+        self._result.count(objects, sum(q.rows for q in quarantined))
+        self._result.late += late.rows if late else 0
+        self._report(objects)
 
     def _offset_us(self) -> int | None:
         """How far our clock is ahead of AWS's, None: as the log says, or unknown."""
@@ -114,10 +118,9 @@ class Lander:
             found.setdefault(generations.at(change.write_time_us), []).append(change)
         yield from sorted(found.items())
 
-    def append(self, entry: Callable[[], Entry]) -> None:
-        """Append an entry without objects, made anew at each attempt."""
-        while not self._log.append(self._state, entry()):
-            self._give_way()
+    def append(self, parts: Callable[[], Parts]) -> None:
+        """Append an entry without objects; `parts` are asked for at each attempt."""
+        self._log.commit(self._state, lambda _: parts(), overtaken=self._give_way)
 
     def complete(self) -> None:
         """Read the items of events that landed without their images, and land them behind."""
@@ -136,13 +139,13 @@ class Lander:
         removed = remove_orphans(self._log.store, self._state, folders)
         self._result.orphans_removed += len(removed)
 
-    def _give_way(self) -> None:
+    def _give_way(self, entries: list[Entry]) -> None:
         """Another writer took our entry's number. If it captured too, what we read is its now.
 
         Then the run begins again from there (`capture.overtaken`).
         """
         self._result.conflicts += 1
-        for entry in self._log.catch_up(self._state):
+        for entry in entries:
             same = entry.stream is None or entry.stream.arn == self._source.arn
             landed = entry.objects and not (entry.replaced or entry.heal)
             if entry.shards or entry.files or landed or entry.cut or not same:

@@ -4,8 +4,8 @@ Readers see the live baseline until a publication swaps to a released one, in on
 discarded one leaves a new generation behind, in which the live baseline's changes go on.
 """
 
-from cdc_pipeline.capture.unfinished import record_baseline
 from cdc_pipeline.core.log_parts import Baseline
+from cdc_pipeline.lake.baselines import record_baseline
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings import Table
 

@@ -31,17 +31,17 @@ from cdc_pipeline.capture.continuity import open_capture
 from cdc_pipeline.capture.source import require_backups
 from cdc_pipeline.capture.sources import described_table, open_source
 from cdc_pipeline.capture.staging import Converted, Staging
-from cdc_pipeline.capture.unfinished import record_baseline, require_wanted, take_up
-from cdc_pipeline.core.capture_log import Entry, LogState
+from cdc_pipeline.capture.unfinished import require_wanted, take_up
+from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.columns import Column
 from cdc_pipeline.core.erasure import Suppressions
 from cdc_pipeline.core.errors import ExportError, NotReadyError, SettingsError
 from cdc_pipeline.core.log_parts import FIRST_GENERATION, Baseline
 from cdc_pipeline.core.order import SNAPSHOT_POSITION, order_key
-from cdc_pipeline.lake.baselines import tag_baselines
+from cdc_pipeline.lake.baselines import record_baseline, tag_baselines
 from cdc_pipeline.lake.duck import files_relation, open_duckdb
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.lake.log import CaptureLog, new_nonce, this_owner
+from cdc_pipeline.lake.log import CaptureLog
 from cdc_pipeline.lake.typed import Seen, TypedResult, column_names, replace_typed
 from cdc_pipeline.settings import Settings, Table
 from cdc_pipeline.transform.ranges import split_by_key
@@ -208,10 +208,10 @@ def _begin(lake: Lake, log: CaptureLog, state: LogState, shadow: bool) -> Baseli
     export_time_s = math.ceil(stream.recorded_us / 1_000_000 + margin)
     export_time_us = export_time_s * 1_000_000
     baseline = Baseline(stream.generation, stream.recorded_us, export_time_us, shadow=shadow)
-    if log.append(state, _entry(stream=stream, baseline=baseline)):
-        return baseline
-    log.catch_up(state)
-    return None
+    begun = state.n
+    step = {"stream": stream, "baseline": baseline}
+    # What another run logged meanwhile may be of another stream, or another baseline.
+    return baseline if log.commit(state, lambda now: step if now.n == begun else None) else None
 
 
 def _require_known(table: Table, state: LogState, table_id: str) -> None:
@@ -229,10 +229,6 @@ def _require_known(table: Table, state: LogState, table_id: str) -> None:
 def _give_up(log: CaptureLog, state: LogState, baseline: Baseline) -> None:
     """Forget an export that is of no use, so that the next run asks for another one."""
     record_baseline(log, state, baseline, export_arn=None, attempt=baseline.attempt + 1)
-
-
-def _entry(**parts: object) -> Entry:
-    return Entry(n=0, nonce=new_nonce(), owner=this_owner(), at_us=0, **parts)  # type: ignore[arg-type]
 
 
 def _token(table_id: str, baseline: Baseline) -> str:

@@ -13,13 +13,13 @@ so a run that was killed anywhere is followed by one that goes on from what is l
 
 from dataclasses import replace
 
-from cdc_pipeline.capture.continuity import beginnings, new_entry, new_gap, unread_from_us
+from cdc_pipeline.capture.continuity import beginnings, new_gap, unread_from_us
 from cdc_pipeline.capture.losses import end_of_minute
 from cdc_pipeline.capture.source import Source
-from cdc_pipeline.core.capture_log import Entry, LogState
+from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.errors import SourceError
 from cdc_pipeline.core.log_parts import Cut, Gap
-from cdc_pipeline.lake.log import CaptureLog
+from cdc_pipeline.lake.log import CaptureLog, Parts
 
 _SECOND_US = 1_000_000
 
@@ -34,7 +34,10 @@ def begin_cut(log: CaptureLog, state: LogState, source: Source) -> None:
             f"table {source.table}: it is being switched to {state.cut.transport}",
             fix=f"set `transport: {state.cut.transport}` until that is done (cdc-pipeline status)",
         )
-    while state.cut is None:
+
+    def begin(now: LogState) -> Parts | None:
+        if now.cut is not None:
+            return None
         listed = source.shards.describe(source.arn)
         if listed.status != "ENABLED":
             raise SourceError(
@@ -42,9 +45,9 @@ def begin_cut(log: CaptureLog, state: LogState, source: Source) -> None:
                 f"so it stays with the one that its log follows",
                 fix="wait until the table writes to it, then capture again",
             )
-        cut = Cut(source.transport, cut_us(state, log.not_yet_us()))
-        if not log.append(state, new_entry(cut=cut)):
-            log.catch_up(state)
+        return {"cut": Cut(source.transport, cut_us(now, log.not_yet_us()))}
+
+    log.commit(state, begin)
 
 
 def cut_us(state: LogState, now_us: int) -> int:
@@ -59,20 +62,20 @@ def switch(log: CaptureLog, source: Source, *, looked_us: int | None, ended: boo
     `looked_us`: up to when it is known what the old transport has lost, None if it loses nothing.
     `ended`: nothing more can come of it. If it has not come to the cut, the rest is a gap.
     """
-    state = log.load()
-    while state.cut is not None:
-        at_us = state.cut.at_us
+
+    def follow(now: LogState) -> Parts | None:
+        if now.cut is None:
+            return None
+        at_us = now.cut.at_us
         known = looked_us is None or looked_us >= end_of_minute(at_us)
-        reached = state.watermark_us - log.margin_us >= at_us and known
-        if not reached and not ended:
-            return False
-        if log.append(state, _switched(log, state, source, state.cut, reached)):
-            return True
-        log.catch_up(state)
-    return True
+        reached = now.watermark_us - log.margin_us >= at_us and known
+        return _switched(log, now, source, now.cut, reached) if reached or ended else None
+
+    state = log.load()
+    return log.commit(state, follow) or state.cut is None
 
 
-def _switched(log: CaptureLog, state: LogState, source: Source, cut: Cut, reached: bool) -> Entry:
+def _switched(log: CaptureLog, state: LogState, source: Source, cut: Cut, reached: bool) -> Parts:
     assert state.stream is not None  # it is followed
     # Its deletion left no changes: what the old transport told to the end is not all.
     recreated = state.stream.table_id != source.table_id
@@ -88,15 +91,15 @@ def _switched(log: CaptureLog, state: LogState, source: Source, cut: Cut, reache
     )
     listed = source.shards.describe(source.arn)
     stream = source.ref(listed, generation, log.not_yet_us())
-    return new_entry(
-        stream=replace(stream, since_us=cut.at_us),
-        forgotten=tuple(sorted(state.shards)),
+    return {
+        "stream": replace(stream, since_us=cut.at_us),
+        "forgotten": tuple(sorted(state.shards)),
         # What was written before came the other way.
-        shards=beginnings(listed, cut.at_us),
-        discovered_us=cut.at_us,
-        replicated_us=cut.at_us,
-        gap=None if reached else gap,
-    )
+        "shards": beginnings(listed, cut.at_us),
+        "discovered_us": cut.at_us,
+        "replicated_us": cut.at_us,
+        "gap": None if reached else gap,
+    }
 
 
 def give_up_cut(log: CaptureLog, state: LogState) -> None:
@@ -104,9 +107,12 @@ def give_up_cut(log: CaptureLog, state: LogState) -> None:
 
     What was left out of it since the cut is a gap.
     """
-    while state.cut is not None and state.stream is not None:
-        gap = new_gap(log, state, "new stream", (), min(state.cut.at_us, log.now_us()))
-        stream = replace(state.stream, generation=state.generation + 2)
-        back = Cut(stream.transport, state.cut.at_us)
-        if not log.append(state, new_entry(stream=stream, cut=back, gap=gap)):
-            log.catch_up(state)
+
+    def give_up(now: LogState) -> Parts | None:
+        if now.cut is None or now.stream is None:
+            return None
+        gap = new_gap(log, now, "new stream", (), min(now.cut.at_us, log.now_us()))
+        stream = replace(now.stream, generation=now.generation + 2)
+        return {"stream": stream, "cut": Cut(stream.transport, now.cut.at_us), "gap": gap}
+
+    log.commit(state, give_up)

@@ -6,12 +6,10 @@ so whoever comes across it (the next export, an erasure) says so in the log and 
 """
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
 
 from cdc_pipeline.aws.export import ExportStatus, describe_export, read_manifest
 from cdc_pipeline.aws.table import describe_backups
-from cdc_pipeline.core.capture_log import Entry, LogState
+from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.errors import (
     CaptureConflictError,
     ExportError,
@@ -19,24 +17,13 @@ from cdc_pipeline.core.errors import (
     UnusableExportError,
 )
 from cdc_pipeline.core.log_parts import Baseline
+from cdc_pipeline.lake.baselines import record_baseline
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.lake.log import CaptureLog, new_nonce, this_owner
+from cdc_pipeline.lake.log import CaptureLog
 from cdc_pipeline.settings import Table
 
 _FARTHEST_US = 3_600_000_000
 """An export time this far ahead is of a clock that was wrong: nobody waits for it."""
-
-
-def record_baseline(
-    log: CaptureLog, state: LogState, baseline: Baseline, **changes: Any
-) -> Baseline:
-    """Log `changes` of a baseline as it stands; what others decided about it meanwhile stays."""
-    while True:
-        standing = state.baselines[baseline.generation]
-        changed = replace(standing, **changes)
-        if changed == standing or log.append(state, _entry(changed)):
-            return changed
-        log.catch_up(state)
 
 
 def require_wanted(table: Table, baseline: Baseline) -> Baseline:
@@ -146,7 +133,3 @@ def _why_not_askable(lake: Lake, table: Table, log: CaptureLog, baseline: Baseli
     if backups.earliest.timestamp() * 1_000_000 > baseline.export_time_us:
         return f"recovery reaches back to {backups.earliest:%Y-%m-%d %H:%M:%S} only"
     return None
-
-
-def _entry(baseline: Baseline) -> Entry:
-    return Entry(n=0, nonce=new_nonce(), owner=this_owner(), at_us=0, baseline=baseline)

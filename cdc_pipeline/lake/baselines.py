@@ -7,11 +7,12 @@ tag.
 
 from collections.abc import Collection
 from dataclasses import replace
+from typing import Any
 
-from cdc_pipeline.core.capture_log import Entry, LogState
+from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.log_parts import Baseline
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.lake.log import new_nonce, this_owner
+from cdc_pipeline.lake.log import CaptureLog, Parts
 from cdc_pipeline.lake.tables import CommitConflictError
 from cdc_pipeline.settings import Table
 
@@ -55,6 +56,20 @@ def tag_baselines(lake: Lake, table: Table) -> None:
             return
 
 
+def record_baseline(
+    log: CaptureLog, state: LogState, baseline: Baseline, **changes: Any
+) -> Baseline:
+    """Log `changes` of a baseline as it stands; what others decided about it meanwhile stays."""
+
+    def change(now: LogState) -> Parts | None:
+        standing = now.baselines[baseline.generation]
+        changed = replace(standing, **changes)
+        return None if changed == standing else {"baseline": changed}
+
+    log.commit(state, change)
+    return state.baselines[baseline.generation]
+
+
 def forget_baselines(lake: Lake, table: Table, generations: Collection[int]) -> None:
     """Log that lost or damaged baselines are none any more.
 
@@ -63,7 +78,4 @@ def forget_baselines(lake: Lake, table: Table, generations: Collection[int]) -> 
     log = lake.log(table)
     state = log.load()
     for generation in sorted(generations):
-        while not (gone := state.baselines[generation]).discarded:
-            gone = replace(gone, discarded=True)
-            if not log.append(state, Entry(0, new_nonce(), this_owner(), 0, baseline=gone)):
-                log.catch_up(state)
+        record_baseline(log, state, state.baselines[generation], discarded=True)

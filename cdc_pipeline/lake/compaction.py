@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from datetime import date
 from itertools import groupby
 
-from cdc_pipeline.core.capture_log import Entry, LogState
+from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.log_parts import LandedObject
 from cdc_pipeline.core.names import day_of
 from cdc_pipeline.lake.landing import merge_landing
-from cdc_pipeline.lake.log import CaptureLog, new_nonce, this_owner
+from cdc_pipeline.lake.log import CaptureLog, Parts, new_nonce
 
 _TARGET_BYTES = 64 << 20
 _LEAST_OBJECTS = 8
@@ -97,11 +97,9 @@ def _merge(log: CaptureLog, state: LogState, group: list[LandedObject]) -> bool:
         crc32=zlib.crc32(data),
     )
     replaced = tuple(landed.key for landed in group)
-    entry = _entry(objects=(merged,), replaced=replaced)
-    while all(key in state.objects for key in replaced):
-        if log.append(state, entry):
-            return True
-        log.catch_up(state)
+    step = {"objects": (merged,), "replaced": replaced}
+    if log.commit(state, lambda now: step if now.objects.keys() >= {*replaced} else None):
+        return True
     log.store.delete([key])
     return False
 
@@ -111,14 +109,13 @@ def remove_replaced(log: CaptureLog, before_us: int) -> int:
 
     Deleted first and logged then: a crash in between leaves them to be deleted once more.
     """
-    state = log.load()
-    while old := tuple(key for key, at_us in state.replaced.items() if at_us < before_us):
+    old: tuple[str, ...] = ()
+
+    def remove(state: LogState) -> Parts | None:
+        nonlocal old
+        old = tuple(key for key, at_us in state.replaced.items() if at_us < before_us)
         log.store.delete(old)
-        if log.append(state, _entry(removed=old)):
-            return len(old)
-        log.catch_up(state)
-    return 0
+        return {"removed": old} if old else None
 
-
-def _entry(**parts: object) -> Entry:
-    return Entry(n=0, nonce=new_nonce(), owner=this_owner(), at_us=0, **parts)  # type: ignore[arg-type]
+    log.commit(log.load(), remove)
+    return len(old)

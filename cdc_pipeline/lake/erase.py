@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from graphlib import TopologicalSorter
@@ -22,13 +22,13 @@ import pyarrow.parquet as pq
 from pyiceberg.table.refs import MAIN_BRANCH
 
 from cdc_pipeline.aws.s3 import S3Store, StoredFile
-from cdc_pipeline.core.capture_log import Entry, LogState
+from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.erasure import ItemTrace
 from cdc_pipeline.core.errors import LakeError, NotReadyError, QueryError, SettingsError
 from cdc_pipeline.core.log_parts import LandedObject, QuarantinedObject, Removed
 from cdc_pipeline.core.names import entry_number, is_landing_name
 from cdc_pipeline.lake.aggregates import build_aggregate
-from cdc_pipeline.lake.baselines import TAG, tag_baselines
+from cdc_pipeline.lake.baselines import TAG, record_baseline, tag_baselines
 from cdc_pipeline.lake.cdc import ROWS
 from cdc_pipeline.lake.compaction import remove_replaced
 from cdc_pipeline.lake.elsewhere import NamedFiles
@@ -36,7 +36,7 @@ from cdc_pipeline.lake.entity_tables import entity_tables
 from cdc_pipeline.lake.holding import count_held, is_parquet, without_lines, without_rows
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.landing import count_reasons, rewrite_object
-from cdc_pipeline.lake.log import CaptureLog, new_nonce, this_owner
+from cdc_pipeline.lake.log import CaptureLog, new_nonce
 from cdc_pipeline.lake.masked import sources_of
 from cdc_pipeline.lake.store import TEMPORARY, Store
 from cdc_pipeline.lake.tables import PROPERTY, CommitConflictError, described_in, referenced_files
@@ -166,12 +166,9 @@ def _replace_object(
         day, entry = date.fromisoformat(landed.day), landed.entry
         key = log.paths.compacted(day, entry, entry, new_nonce())
         made = (rewrite_object(log.store, key, landed, rows),)
-    step = _entry(objects=made, replaced=(landed.key,))
-    while landed.key in state.objects:
-        if log.append(state, step):
-            return
-        log.catch_up(state)
-    log.store.delete(other.key for other in made)
+    step = {"objects": made, "replaced": (landed.key,)}
+    if not log.commit(state, lambda now: step if landed.key in now.objects else None):
+        log.store.delete(other.key for other in made)
 
 
 def erase_quarantined(log: CaptureLog, trace: ItemTrace) -> Removed:
@@ -188,8 +185,7 @@ def erase_quarantined(log: CaptureLog, trace: ItemTrace) -> Removed:
         was = None if holding.key in state.quarantined else count_reasons(lines)
         counted = QuarantinedObject(holding.key, sum(reasons.values()), reasons, was)
         # Counts first: after a crash in between the lines are found again, and counted again.
-        while not log.append(state, _entry(quarantined=(counted,))):
-            log.catch_up(state)
+        log.commit(state, lambda _, counted=counted: {"quarantined": (counted,)})
         store.write(holding.key, kept)
     return Removed("quarantine", len(found), sum(holding.rows for holding in found))
 
@@ -293,14 +289,7 @@ def _erase_baselines(lake: Lake, table: Table, trace: ItemTrace) -> tuple[int, s
         snapshot_id, removed = _at_last(erase)
         rows += removed
         items = (baseline.items or 0) - removed
-        while not log.append(
-            # As it stands by then: a comparison may have decided about it meanwhile.
-            state,
-            _entry(
-                baseline=replace(state.baselines[generation], snapshot_id=snapshot_id, items=items)
-            ),
-        ):
-            log.catch_up(state)
+        record_baseline(log, state, baseline, snapshot_id=snapshot_id, items=items)
     tag_baselines(lake, table)  # else the tags keep the versions that have the item
     return rows, {baseline.snapshot_id for baseline in log.load().baselines.values()}
 
@@ -442,7 +431,3 @@ def _files(lake: Lake, name: str) -> list[StoredFile]:
 
 def _iceberg(lake: Lake, name: str) -> str:
     return f"iceberg/{lake.database}/{name}/"
-
-
-def _entry(**parts: object) -> Entry:
-    return Entry(n=0, nonce=new_nonce(), owner=this_owner(), at_us=0, **parts)  # type: ignore[arg-type]

@@ -4,10 +4,11 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, date, datetime
+from typing import Any
 
 from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.errors import LakeError
@@ -19,6 +20,10 @@ _SUMMARIES_KEPT = 3
 # A summary holds every live object (some 500 bytes each). Its cost is spread over so many entries
 # that each bears no more than these; a reader then has about 1 % as many entries to read behind it.
 _OBJECTS_PER_ENTRY = 100
+
+
+Parts = Mapping[str, Any]
+"""What an entry records: fields of `Entry` by name, without its number, time and owner."""
 
 
 def new_nonce() -> str:
@@ -92,8 +97,30 @@ class CaptureLog:
             return key in state.quarantined
         return any(found.key == key for found in self._read_entry(self.paths.entry(n)).quarantined)
 
+    def commit(
+        self,
+        state: LogState,
+        step: Callable[[LogState], Parts | None],
+        *,
+        overtaken: Callable[[list[Entry]], object] = lambda _: None,
+    ) -> bool:
+        """Append the entry that `step` makes of the state; False if `step` gives None.
+
+        When another writer takes the number, the state catches up, `overtaken` gets the entries
+        that came in between (it may raise), and `step` decides again. `state` includes the entry
+        afterwards. This is the one way to append to a capture log.
+        """
+        while (parts := step(state)) is not None:
+            entry = Entry(
+                **{"n": 0, "nonce": new_nonce(), "owner": this_owner(), "at_us": 0, **parts}
+            )
+            if self.append(state, entry):
+                return True
+            overtaken(self.catch_up(state))
+        return False
+
     def append(self, state: LogState, entry: Entry) -> bool:
-        """Make `entry` the next one, if no other writer has; on success `state` includes it.
+        """Try once to make `entry` the next one; on success `state` includes it. See `commit`.
 
         When the store says the entry is there already, it is read back: its own nonce means that
         an earlier attempt had won and only the answer was lost.

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyiceberg.table import Table as IcebergTable
 
-from cdc_pipeline.core.capture_log import Entry, LogState
+from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.changes import EXPORT
 from cdc_pipeline.core.generations import heal_generations
 from cdc_pipeline.core.log_parts import LandedObject
@@ -28,7 +28,7 @@ from cdc_pipeline.lake.duck import (
 )
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.landing import LANDING_SCHEMA
-from cdc_pipeline.lake.log import new_nonce, this_owner
+from cdc_pipeline.lake.log import new_nonce
 from cdc_pipeline.lake.masked import masking_of
 from cdc_pipeline.lake.tables import data_files, table_property
 from cdc_pipeline.settings import Table
@@ -58,11 +58,7 @@ def restore_landing(lake: Lake, table: Table, damaged: list[str]) -> Restored:
         made = _from_cdc(lake, table, state, state.objects[key], others)
         found = made is not None
         parts = {"objects": made, "replaced": (key,)} if found else {"lost": (key,)}
-        entry = Entry(n=0, nonce=new_nonce(), owner=this_owner(), at_us=0, **parts)  # type: ignore[arg-type]
-        while not log.append(state, entry):
-            log.catch_up(state)
-            if key not in state.objects:
-                break
+        log.commit(state, lambda now, k=key, parts=parts: parts if k in now.objects else None)
         (done.restored if found else done.lost).append(key)
     return done
 

@@ -106,7 +106,7 @@ def _look(sim: StreamsSimulator, baseline_us: int | None) -> Finding | None:
     if baseline_us is not None:
         state.baselines[0] = Baseline(0, 0, baseline_us, snapshot_id=1, staged_us=baseline_us)
     described = describe_table(aws, "orders")
-    return look_at_bulk_puts(aws, Table(name="orders"), described, state)
+    return look_at_bulk_puts(aws, Table.model_validate({"name": "orders"}), described, state)
 
 
 def test_a_botocore_without_the_call_says_nothing(sim: StreamsSimulator) -> None:
@@ -147,9 +147,7 @@ def test_those_since_the_newest_baseline_are_told(
 
 
 @pytest.mark.usefixtures("newer_botocore")
-def test_who_may_not_ask_is_told_so(
-    sim: StreamsSimulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_may_not_ask_is_told_so(sim: StreamsSimulator, monkeypatch: pytest.MonkeyPatch) -> None:
     serve = sim._service.answer
 
     def answer(operation: str, request: dict[str, Any]) -> Any:
@@ -161,4 +159,6 @@ def test_who_may_not_ask_is_told_so(
     found = _look(sim, None)
     assert found is not None
     assert found.green
-    assert found.found.startswith("not known: ListBulkOperations or DescribeBulkOperation answers Acc")
+    assert found.found.startswith(
+        "not known: ListBulkOperations or DescribeBulkOperation answers Acc"
+    )

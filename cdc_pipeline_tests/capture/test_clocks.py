@@ -221,7 +221,7 @@ def test_a_fast_clock_asks_for_no_losses_of_minutes_that_have_not_passed(bench: 
     log, losses = bench.log(), _Counted()
     state = log.load()
     source = SimpleNamespace(losses=losses, table="orders")
-    lander = SimpleNamespace(append=lambda entry: log.append(state, entry()))
+    lander = SimpleNamespace(append=lambda parts: log.commit(state, lambda _: parts()))
     look_for_losses(log, lander, state, source, Result("orders"))  # type: ignore[arg-type]
     assert 0 < losses.until_us <= bench.now_us()
 

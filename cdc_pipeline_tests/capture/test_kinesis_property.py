@@ -25,7 +25,7 @@ from cdc_pipeline.aws.kinesis import KinesisStreams
 from cdc_pipeline.capture.completion import READ, ItemReader
 from cdc_pipeline.capture.drain import CaptureOptions, CaptureResult, capture_table
 from cdc_pipeline.capture.reading import KinesisReading
-from cdc_pipeline.capture.snapshot import record_baseline, take_snapshot
+from cdc_pipeline.capture.snapshot import take_snapshot
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.capture.sources import ReplicationMetric
 from cdc_pipeline.core.attributes import canonical_item, to_json
@@ -37,6 +37,7 @@ from cdc_pipeline.core.fold import KeyedChange, Row, fold, items
 from cdc_pipeline.core.log_parts import Baseline, Gap
 from cdc_pipeline.core.order import SNAPSHOT_POSITION, order_key
 from cdc_pipeline.core.whose import Target
+from cdc_pipeline.lake.baselines import record_baseline
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.log import CaptureLog
 from cdc_pipeline.lake.store import Store

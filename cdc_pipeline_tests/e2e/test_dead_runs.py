@@ -55,9 +55,8 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ahead = 0.0
         # Not the machine's clock, which may be set while a test runs.
-        self.now = lambda began=time.time() - time.monotonic(): (
-            began + time.monotonic() + self.ahead
-        )
+        began = time.time() - time.monotonic()
+        self.now = lambda: began + time.monotonic() + self.ahead
         monkeypatch.setattr("time.time", self.now)
         monkeypatch.setattr(
             "cdc_pipeline.lake.lake.Lake.log",

@@ -1,6 +1,7 @@
 """The stored capture log: races, lost answers, summaries, orphans."""
 
 import multiprocessing
+import re
 import threading
 from dataclasses import replace
 from datetime import date
@@ -9,8 +10,9 @@ from typing import Any
 
 import pytest
 
+import cdc_pipeline
 from cdc_pipeline.core.capture_log import Entry, LogState
-from cdc_pipeline.core.errors import LakeError
+from cdc_pipeline.core.errors import CaptureConflictError, LakeError
 from cdc_pipeline.core.log_parts import LandedObject, QuarantinedObject
 from cdc_pipeline.core.names import TablePaths, object_name
 from cdc_pipeline.lake.log import CaptureLog, new_nonce, remove_orphans, this_owner
@@ -244,3 +246,42 @@ def test_the_entry_says_whether_a_summed_object_was_quarantined(log: CaptureLog)
     for n in (1, 2):
         other = _PATHS.quarantined("unreadable-record", date(2026, 1, 1), n, "b" * 16)
         assert not log.names_quarantined(state, other)
+
+
+def test_a_commit_that_is_overtaken_decides_again(log: CaptureLog) -> None:
+    state = log.load()
+    seen: list[Entry] = []
+    assert log.append(log.load(), _entry(discovered_us=1))
+
+    def step(now: LogState) -> dict[str, int] | None:
+        return {"discovered_us": now.discovered_us + 5} if now.discovered_us < 9 else None
+
+    assert log.commit(state, step, overtaken=seen.extend)
+    assert [entry.discovered_us for entry in seen] == [1]
+    assert (state.n, state.discovered_us) == (2, 6)
+    assert log.commit(state, step)
+    assert not log.commit(state, step)
+    assert log.load().discovered_us == 11
+
+
+def test_what_a_commit_raises_when_it_is_overtaken_ends_it(log: CaptureLog) -> None:
+    state = log.load()
+    assert log.append(log.load(), _entry(discovered_us=1))
+
+    def refuse(entries: list[Entry]) -> None:
+        raise CaptureConflictError(f"{len(entries)} came first")
+
+    with pytest.raises(CaptureConflictError, match="1 came first"):
+        log.commit(state, lambda _: {"discovered_us": 7}, overtaken=refuse)
+    assert log.load().discovered_us == 1
+
+
+def test_nobody_appends_to_a_log_but_by_a_commit() -> None:
+    package = Path(cdc_pipeline.__file__).parent
+    appending = re.compile(r"\blog\.append\(|\bEntry\(")
+    found = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if appending.search(path.read_text())
+    }
+    assert found == {"lake/log.py", "core/capture_log.py"}
