@@ -19,6 +19,7 @@ from cdc_pipeline.commands.output import console as _console
 from cdc_pipeline.commands.preflight import preflight
 from cdc_pipeline.commands.tables import tables
 from cdc_pipeline.commands.views import views
+from cdc_pipeline.core.clock import time_text
 from cdc_pipeline.core.errors import CannotHealError, CdcPipelineError
 
 if TYPE_CHECKING:
@@ -437,15 +438,15 @@ def _write(parts: Iterator[str]) -> None:
 
 
 def _print_coverage(console: Console, row: "TableStatus") -> None:
-    from cdc_pipeline.core.coverage import HOUR_SIGNS, hour_bars, moment
+    from cdc_pipeline.core.coverage import HOUR_SIGNS, hour_bars
 
     legend = "  ".join(f"{sign} {means}" for means, sign in HOUR_SIGNS.items())
     grid = Grid(title=f"coverage of {row.table} (times in UTC)")
     for heading in ("from", "to", "from what", ""):
         grid.add_column(heading)
     for stretch in row.coverage:
-        since = moment(stretch.from_us) if stretch.from_us else "the beginning"
-        grid.add_row(since, moment(stretch.to_us), stretch.means, stretch.note)
+        since = time_text(stretch.from_us) if stretch.from_us else "the beginning"
+        grid.add_row(since, time_text(stretch.to_us), stretch.means, stretch.note)
     console.print(grid)
     for bar in hour_bars(row.coverage, _TIMELINE_DAYS):
         console.print(bar, highlight=False)
@@ -459,7 +460,7 @@ def _count(number: int | None) -> str:
 def _moment(time_us: int | None) -> str:
     if not time_us:
         return "-"
-    return datetime.fromtimestamp(time_us // 1_000_000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    return time_text(time_us)
 
 
 def _hours_left(time_us: int, kept_hours: int) -> str:

@@ -1,9 +1,9 @@
 """CloudWatch: what AWS counts and measures of a table's changes, and says nowhere else."""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 
 from cdc_pipeline.aws.session import AwsSession, aws_errors
+from cdc_pipeline.core.clock import utc
 
 _MOST_POINTS = 1440  # of one answer
 _MINUTE_US = 60_000_000
@@ -100,8 +100,8 @@ def _points(
             Namespace=namespace,
             MetricName=name,
             Dimensions=[{"Name": key, "Value": value} for key, value in where.items()],
-            StartTime=datetime.fromtimestamp(time[0] / 1_000_000, UTC),
-            EndTime=datetime.fromtimestamp(time[1] / 1_000_000, UTC),
+            StartTime=utc(time[0]),
+            EndTime=utc(time[1]),
             Period=period,
             Statistics=[statistic],
         )

@@ -53,7 +53,6 @@ from cdc_pipeline.capture.increments import (
     Progress,
     export_changes,
     is_whole,
-    moment,
     read_row,
     wait_until_restorable,
 )
@@ -66,6 +65,7 @@ from cdc_pipeline.core.attributes import to_json
 from cdc_pipeline.core.backfill_plan import DayPlan, Fill, plan_day, span_of
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.changes import Change
+from cdc_pipeline.core.clock import day_of, time_text, utc
 from cdc_pipeline.core.envelope import IN_FILES
 from cdc_pipeline.core.erasure import Suppressions
 from cdc_pipeline.core.errors import (
@@ -77,7 +77,7 @@ from cdc_pipeline.core.errors import (
 )
 from cdc_pipeline.core.heal_plan import Backups
 from cdc_pipeline.core.log_parts import PAST_GENERATION, Gap, Heal, HealWindow, LandedObject
-from cdc_pipeline.core.names import day_folder, day_of
+from cdc_pipeline.core.names import day_folder
 from cdc_pipeline.lake.duck import open_duckdb
 from cdc_pipeline.lake.glue import register_days
 from cdc_pipeline.lake.lake import Lake
@@ -313,7 +313,7 @@ class _Backfill:
             arn = request_incremental(
                 self.lake.source(self.table),
                 self._described.arn,
-                (moment(fill.window.from_us), moment(fill.window.to_us)),
+                (utc(fill.window.from_us), utc(fill.window.to_us)),
                 export_target(self.lake, self.table),
                 self._token(fill, attempt),
             )
@@ -459,5 +459,5 @@ def _gap(fill: Fill) -> Gap:
 
 
 def _range(fill: Fill) -> str:
-    begin, end = map(moment, fill.span)
-    return f"from {begin:%Y-%m-%d %H:%M:%S} to {end:%Y-%m-%d %H:%M:%S} UTC"
+    begin, end = map(time_text, fill.span)
+    return f"from {begin} to {end} UTC"

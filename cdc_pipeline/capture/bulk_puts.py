@@ -14,6 +14,7 @@ from cdc_pipeline.aws.session import AwsSession, error_code
 from cdc_pipeline.aws.table import TableDescription
 from cdc_pipeline.capture.asking import Finding
 from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.core.clock import utc
 from cdc_pipeline.settings import Table
 
 _CHECK = "bulk puts"
@@ -31,7 +32,7 @@ def look_at_bulk_puts(
     if "ListBulkOperations" not in client.meta.service_model.operation_names:
         return None
     since_us = state.staged.export_time_us if state.staged else 0
-    since = datetime.fromtimestamp(since_us / 1_000_000, UTC)
+    since = utc(since_us)
     try:
         found = sorted(_writing_since(client, {table.name, described.arn}, since))
     except (ClientError, BotoCoreError) as error:

@@ -2,11 +2,11 @@
 
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 
 from cdc_pipeline.capture.reading import KinesisReading, StreamsReading
 from cdc_pipeline.capture.run import Failed, capture_tables
 from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.core.clock import time_text
 from cdc_pipeline.core.envelope import FIREHOSE, KINESIS, KINESIS_CHANNEL
 from cdc_pipeline.core.errors import NotReadyError
 from cdc_pipeline.core.whose import Target
@@ -45,11 +45,11 @@ def capture_to(
         now_us, reached_us = log.now_us(), state.watermark_us
         if now_us > patient_us:
             raise NotReadyError(
-                f"table {table.name} is captured to {_time(state.watermark_us)} only, "
-                f"{_time(until_us)} is needed",
+                f"table {table.name} is captured to {time_text(state.watermark_us)} UTC only, "
+                f"{time_text(until_us)} UTC is needed",
                 fix="see what keeps the job `capture` from getting there, then again",
             )
-        captured = f"captured to {_time(reached_us)}, {_time(until_us)} is needed"
+        captured = f"captured to {time_text(reached_us)} UTC, {time_text(until_us)} UTC is needed"
         if now_us >= not_before_us:
             progress(f"{captured}: capturing")
             _capture(lake, table)
@@ -88,7 +88,3 @@ def _capture(lake: Lake, table: Table) -> None:
     for event in capture_tables(lake, [table], linger_seconds=0):
         if isinstance(event, Failed):
             raise event.error
-
-
-def _time(time_us: int) -> str:
-    return f"{datetime.fromtimestamp(time_us // 1_000_000, UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from typing import Protocol
 
@@ -20,6 +19,7 @@ from cdc_pipeline.capture.shard_reader import ReadOptions, Start, read_shard
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.capture.switch import begin_cut, switch
 from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.core.clock import time_text
 from cdc_pipeline.core.coverage import clock_warning
 from cdc_pipeline.core.envelope import FIREHOSE, IN_FILES
 from cdc_pipeline.core.errors import (
@@ -185,11 +185,10 @@ def _as_followed(source: Source, stream: StreamRef) -> Source:
 def _waiting(state: LogState) -> str:
     assert state.stream is not None
     assert state.cut is not None
-    cut = datetime.fromtimestamp(state.cut.at_us / 1_000_000, UTC)
     return (
         f"switching from {state.stream.transport} to {state.cut.transport}: what was written from "
-        f"{cut:%Y-%m-%d %H:%M:%S} UTC on waits until {state.stream.transport} has been read up to "
-        "then; leave both on"
+        f"{time_text(state.cut.at_us)} UTC on waits until {state.stream.transport} has been read "
+        "up to then; leave both on"
     )
 
 

@@ -34,9 +34,9 @@ from cdc_pipeline.capture.result import CaptureResult
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.capture.sources import open_source
 from cdc_pipeline.core.changes import Change
+from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.errors import ShardGoneError, SourceError
 from cdc_pipeline.core.log_parts import LandedObject, SourceFile
-from cdc_pipeline.core.names import day_of
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.landing import DAY_US
 from cdc_pipeline.settings import Table

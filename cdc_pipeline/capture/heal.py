@@ -33,7 +33,6 @@ from cdc_pipeline.capture.increments import (
     Progress,
     batches,
     export_changes,
-    moment,
     read_row,
     wait_until_restorable,
 )
@@ -42,6 +41,7 @@ from cdc_pipeline.capture.sources import described_table
 from cdc_pipeline.capture.unfinished import exported
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.changes import Change
+from cdc_pipeline.core.clock import time_text, utc
 from cdc_pipeline.core.erasure import Suppressions
 from cdc_pipeline.core.errors import (
     CannotHealError,
@@ -205,7 +205,7 @@ class _Healing:
             arn = request_incremental(
                 self.lake.source(self.table),
                 self.described.arn,
-                (moment(window.from_us), moment(window.to_us)),
+                (utc(window.from_us), utc(window.to_us)),
                 export_target(self.lake, self.table),
                 self._token(window),
             )
@@ -365,7 +365,7 @@ class _Healing:
         if self.state.watermark_us - self.log.margin_us < end_us:
             raise NotReadyError(
                 f"table {self.table.name}: what exports know of the gap has landed; capture is at "
-                f"{moment(self.state.watermark_us)} and must come past {moment(end_us)}",
+                f"{time_text(self.state.watermark_us)} and must come past {time_text(end_us)}",
                 fix="run the job `capture`, then heal again",
             )
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from cdc_pipeline.aws.table import describe_backups
-from cdc_pipeline.capture.increments import moment
 from cdc_pipeline.capture.source import require_backups
 from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.core.clock import time_text
 from cdc_pipeline.core.errors import CannotHealError
 from cdc_pipeline.core.heal_plan import Backups, overlapping, plan_windows
 from cdc_pipeline.core.log_parts import Gap, Heal, HealWindow
@@ -31,7 +31,7 @@ class PlannedHeal:
         """One line for people."""
         return (
             f"gaps of entries {', '.join(map(str, self.gaps))}, changes from "
-            f"{moment(self.from_us):%Y-%m-%d %H:%M:%S} to {moment(self.to_us):%Y-%m-%d %H:%M:%S} "
+            f"{time_text(self.from_us)} to {time_text(self.to_us)} "
             f"UTC: {self.exports} incremental exports, about USD {self.usd:.3f} at the table's "
             "usual pace (list price of us-east-1)"
         )

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -21,6 +20,7 @@ from cdc_pipeline.aws.table import describe_backups
 from cdc_pipeline.capture.completion import READ
 from cdc_pipeline.core.attributes import TOO_DEEP, plain_json, to_json
 from cdc_pipeline.core.changes import Change, content_identity, from_export_line
+from cdc_pipeline.core.clock import utc
 from cdc_pipeline.core.errors import ExportError, UnreadableError
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings import Table
@@ -75,7 +75,7 @@ def wait_until_restorable(
         latest = describe_backups(lake.source(table), table.name).latest
         if latest is not None and latest.timestamp() * 1_000_000 >= until_us:
             return
-        progress(f"waiting until recovery reaches {moment(until_us):%H:%M:%S}")
+        progress(f"waiting until recovery reaches {utc(until_us):%H:%M:%S}")
         sleep(WAIT_SECONDS)
 
 
@@ -106,8 +106,3 @@ def batches(rows: Iterable[_T], size: int = BATCH_ROWS) -> Iterator[list[_T]]:
     left = iter(rows)
     while batch := list(islice(left, size)):
         yield batch
-
-
-def moment(time_us: int) -> datetime:
-    """A time in UTC, to the second."""
-    return datetime.fromtimestamp(time_us // 1_000_000, UTC)

@@ -12,6 +12,7 @@ from cdc_pipeline.aws.session import AwsSession
 from cdc_pipeline.capture.arrivals import bucket_of, find_arrived, newest_under
 from cdc_pipeline.capture.asking import Finding
 from cdc_pipeline.capture.delivery import Record, download, records
+from cdc_pipeline.core.clock import time_text
 from cdc_pipeline.core.errors import SourceError
 from cdc_pipeline.core.whose import Target
 from cdc_pipeline.settings import Firehose
@@ -54,7 +55,7 @@ class _Seen:
         """In words: counts, kinds, times, tables, reasons."""
         parts = [f"{count:,} {kind}" for kind, count in self.kinds.most_common()]
         if self.kinds:
-            parts[-1] += f", written {_moment(self.from_us)} to {_moment(self.to_us)} UTC"
+            parts[-1] += f", written {time_text(self.from_us)} to {time_text(self.to_us)} UTC"
         parts += [f"{count:,} changes of table {name}" for name, count in self.others.most_common()]
         parts += [f"{count:,} unreadable: {why}" for why, count in self.reasons.most_common()]
         return "; ".join([f"{_count(self.objects, 'newest object')} read", *parts, *self.refused])
@@ -159,10 +160,6 @@ def _kind(record: Record) -> str:
     if change.shard_id:
         return "rows of our Lambda function"
     return "changes as a stream spells them" if change.sequence_number else "changes as in Kinesis"
-
-
-def _moment(time_us: int) -> str:
-    return f"{datetime.fromtimestamp(time_us / 1_000_000, UTC):%Y-%m-%d %H:%M:%S}"
 
 
 def _count(number: int, what: str) -> str:

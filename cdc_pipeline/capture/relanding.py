@@ -10,6 +10,7 @@ from cdc_pipeline.capture.shard_reader import polls_needed
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.changes import Change
+from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.erasure import Suppressions
 from cdc_pipeline.core.errors import (
     ExpiredIteratorError,
@@ -18,7 +19,6 @@ from cdc_pipeline.core.errors import (
     TrimmedDataError,
 )
 from cdc_pipeline.core.log_parts import LandedObject, ShardState
-from cdc_pipeline.core.names import day_of
 from cdc_pipeline.lake.landing import read_landing, write_days
 from cdc_pipeline.lake.log import CaptureLog, new_nonce
 from cdc_pipeline.settings import Capture

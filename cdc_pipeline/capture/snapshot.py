@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 import duckdb
@@ -33,6 +33,7 @@ from cdc_pipeline.capture.sources import described_table, open_source
 from cdc_pipeline.capture.staging import Converted, Staging
 from cdc_pipeline.capture.unfinished import require_wanted, take_up
 from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.core.clock import utc
 from cdc_pipeline.core.columns import Column
 from cdc_pipeline.core.erasure import Suppressions
 from cdc_pipeline.core.errors import ExportError, NotReadyError, SettingsError
@@ -261,7 +262,7 @@ def _request(
     LatestRestorableDateTime is typically five minutes behind (botocore model). It may have come
     there between the refusal and our look at it, so that alone is no reason to give up.
     """
-    at = datetime.fromtimestamp(baseline.export_time_us / 1_000_000, UTC)
+    at = utc(baseline.export_time_us)
     refused = 0
     while True:
         try:

@@ -6,6 +6,7 @@ from datetime import UTC, date, datetime
 from math import ceil
 
 from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.core.clock import time_text
 from cdc_pipeline.core.errors import CannotHealError, NotCoveredError, NotReadyError
 from cdc_pipeline.core.heal_plan import SECOND_US, Backups, plan_windows
 from cdc_pipeline.core.log_parts import Gap, HealWindow, LandedObject
@@ -60,7 +61,7 @@ def plan_day(
     span = span_of(day)
     if span[0] > now_us:
         raise NotCoveredError(
-            f"{day} has not begun yet; it is {_utc(now_us)} UTC", fix="choose days up to today"
+            f"{day} has not begun yet; it is {time_text(now_us)} UTC", fix="choose days up to today"
         )
     plan = DayPlan(gaps=[g for g in state.open_gaps() if g.from_us < span[1] and g.to_us > span[0]])
     if lost:
@@ -74,16 +75,16 @@ def plan_day(
         if reachable is None or reachable[0] > part[0]:
             until_us = reachable[0] if reachable else part[1]
             plan.notes.append(
-                f"nothing covers {_utc(part[0])} to {_utc(until_us)} UTC: capture began at "
-                f"{_utc(began_us)}, recovery {_reach(backups)}"
+                f"nothing covers {time_text(part[0])} to {time_text(until_us)} UTC: capture began "
+                f"at {time_text(began_us)}, recovery {_reach(backups)}"
             )
         if reachable is not None:
             plan.fills.append(_fill(reachable, backups))
     known = plan.fills or span[1] > seen_us or _overlaps(span, _filled(state))
     if not known:
         raise NotCoveredError(
-            f"nothing covers {day}: capture began at {_utc(began_us)} UTC and a stream keeps 24 "
-            f"hours; point-in-time recovery {_reach(backups)}",
+            f"nothing covers {day}: capture began at {time_text(began_us)} UTC and a stream keeps "
+            f"24 hours; point-in-time recovery {_reach(backups)}",
             fix="choose later days; the baseline export holds the items as they were when capture "
             "began",
         )
@@ -96,7 +97,8 @@ def _require_captured(state: LogState, plan: DayPlan, seen_us: int, margin_us: i
     end_us = max((fill.span[1] for fill in plan.fills), default=0)
     if state.began_us and end_us > seen_us and state.watermark_us - margin_us < end_us:
         raise NotReadyError(
-            f"capture is at {_utc(state.watermark_us)} and must come past {_utc(end_us)} UTC first",
+            f"capture is at {time_text(state.watermark_us)} and must come past "
+            f"{time_text(end_us)} UTC first",
             fix="run the job `capture`, then this again",
         )
 
@@ -108,8 +110,8 @@ def _replace_lost(day: date, lost: Sequence[LandedObject], backups: Backups | No
     if _reachable((start, end), backups) != (start, end):
         raise NotCoveredError(
             f"{len(lost)} landing objects of {day} are gone from the lake, such as {lost[0].key}; "
-            f"they hold changes from {_utc(start)} to {_utc(end)} UTC, the stream no longer has "
-            f"them, and point-in-time recovery {_reach(backups)}",
+            f"they hold changes from {time_text(start)} to {time_text(end)} UTC, the stream no "
+            f"longer has them, and point-in-time recovery {_reach(backups)}",
             fix="restore the objects from the bucket's versions or backup",
         )
     return _fill((start, end), backups, tuple(lost))
@@ -159,8 +161,4 @@ def _reachable(span: Span, backups: Backups | None) -> Span | None:
 
 
 def _reach(backups: Backups | None) -> str:
-    return f"reaches back to {_utc(backups.earliest_us)}" if backups else "is off"
-
-
-def _utc(time_us: int) -> str:
-    return f"{datetime.fromtimestamp(time_us // SECOND_US, UTC):%Y-%m-%d %H:%M:%S}"
+    return f"reaches back to {time_text(backups.earliest_us)}" if backups else "is off"

@@ -9,9 +9,9 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
+from cdc_pipeline.core.clock import utc
 from cdc_pipeline.core.errors import LakeError
 from cdc_pipeline.core.log_parts import (
     FIRST_GENERATION,
@@ -355,8 +355,7 @@ def _without(part: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _iso(time_us: int) -> str:
     """For people who read the log; `at_us` is what counts."""
-    moment = datetime.fromtimestamp(time_us / 1_000_000, UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return utc(time_us).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _parse(text: str | bytes, name: str, build: Any) -> Any:

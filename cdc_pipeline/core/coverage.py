@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Literal
 
 from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.core.clock import day_of, time_text
 from cdc_pipeline.core.log_parts import Gap
 
 Means = Literal["export", "stream", "heal", "lost", "unread"]
@@ -57,7 +58,7 @@ def coverage(state: LogState, now_us: int) -> list[Stretch]:
     staged = [b for b in state.baselines.values() if b.snapshot_id is not None]
     first = min((baseline.export_time_us for baseline in staged), default=None)
     if first is not None:
-        note = f"in the state of the export at {moment(first)}"
+        note = f"in the state of the export at {time_text(first)}"
         stretches.append(Stretch(0, began_us, "export", note))
     return _flatten(stretches)
 
@@ -71,8 +72,8 @@ def hour_bars(stretches: Sequence[Stretch], days: int) -> list[str]:
     """One line per day for the last `days` days of the ledger, a sign for each hour (UTC)."""
     if not stretches:
         return []
-    last = _day(stretches[-1].to_us - 1)
-    first = max(last - timedelta(days=days - 1), _day(stretches[0].to_us))
+    last = day_of(stretches[-1].to_us - 1)
+    first = max(last - timedelta(days=days - 1), day_of(stretches[0].to_us))
     count = (last - first).days + 1
     return [_bar(stretches, first + timedelta(days=n)) for n in range(count)]
 
@@ -96,11 +97,6 @@ def clock_note(offset_us: int) -> str:
     return f"[yellow]{note}; set it (NTP)[/]" if clock_warning(offset_us) else note
 
 
-def moment(time_us: int) -> str:
-    """A time for people, in UTC, rounded down to the second."""
-    return f"{datetime.fromtimestamp(time_us // 1_000_000, UTC):%Y-%m-%d %H:%M:%S}"
-
-
 def _of_gap(state: LogState, gap: Gap) -> Stretch:
     stretch = Stretch(gap.from_us, gap.to_us, "lost", str(gap), gap.entry)
     heal = state.heal_of(gap.entry)
@@ -109,7 +105,7 @@ def _of_gap(state: LogState, gap: Gap) -> Stretch:
         return replace(stretch, means="heal", note=note)
     staged = state.staged
     if staged is not None and staged.generation > gap.heal_generation:
-        note = f"{gap.cause}; in the state of the export at {moment(staged.export_time_us)}"
+        note = f"{gap.cause}; in the state of the export at {time_text(staged.export_time_us)}"
         return replace(stretch, means="export", note=note)
     return stretch
 
@@ -143,7 +139,3 @@ def _sign(stretches: Sequence[Stretch], start_us: int) -> str:
     if len(within) > 1:
         within.discard("unread")
     return next((HOUR_SIGNS[means] for means in _WORST_FIRST if means in within), " ")
-
-
-def _day(time_us: int) -> date:
-    return datetime.fromtimestamp(time_us / 1_000_000, UTC).date()

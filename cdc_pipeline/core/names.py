@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date
 
 LAKE_ZONES = ("_cdc/", "dynamo-cdc/", "dynamo-export/", "iceberg/")
 """Folders right under the lake's root in which nobody else may write."""
@@ -30,11 +30,6 @@ def is_owner(value: str) -> bool:
     """
     address = r"\b[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}"
     return bool(re.fullmatch(rf"team:[\w-]+|{address}", value))
-
-
-def day_of(time_us: int) -> date:
-    """The UTC day of a time in µs since the epoch."""
-    return datetime.fromtimestamp(time_us // 1_000_000, UTC).date()
 
 
 def day_folder(day: date) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from pydantic import Field
 
+from cdc_pipeline.core.clock import time_text
 from cdc_pipeline.core.log_parts import Gap, LandedObject
 from cdc_pipeline.defs.checks import report_checks
 from cdc_pipeline.defs.failures import readable_failures
@@ -267,8 +268,7 @@ def report_warnings(log: Callable[[str], object], result: "CaptureResult") -> No
 
 def describe_gap(gap: Gap) -> str:
     """One line about a gap."""
-    begin, end = (datetime.fromtimestamp(us / 1e6, UTC) for us in (gap.from_us, gap.to_us))
     return (
         f"gap (entry {gap.entry}): {gap}; changes written from "
-        f"{begin:%Y-%m-%d %H:%M:%S} to {end:%Y-%m-%d %H:%M:%S} UTC may be missing"
+        f"{time_text(gap.from_us)} to {time_text(gap.to_us)} UTC may be missing"
     )

@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 
 from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.core.clock import time_text
 from cdc_pipeline.core.columns import without_columns
 from cdc_pipeline.core.coverage import clock_warning, coverage
 from cdc_pipeline.core.envelope import FIREHOSE, IN_FILES, KINESIS_CHANNEL
@@ -55,7 +56,7 @@ def gaps(lake: Lake, table: Table, state: LogState) -> Finding:
         metadata["timeline"] = timeline(ledger)
     if found:
         rows = [
-            (str(g.entry), g.cause, str(len(g.shards)), _utc(g.from_us), _utc(g.to_us))
+            (str(g.entry), g.cause, str(len(g.shards)), time_text(g.from_us), time_text(g.to_us))
             for g in found
         ]
         metadata["missing"] = grid(("entry", "cause", "shards", "from", "to"), rows)
@@ -224,7 +225,9 @@ def chain(lake: Lake, table: Table, state: LogState) -> Finding:
         "since": since.isoformat(),
     }
     if found.examples:
-        rows = [(b.key, _utc(b.from_us), _utc(b.to_us), b.order_key) for b in found.examples]
+        rows = [
+            (b.key, time_text(b.from_us), time_text(b.to_us), b.order_key) for b in found.examples
+        ]
         headings = ("SHA-256 of the key", "change before", "change behind", "its order key")
         metadata["examples"] = grid(headings, rows)
         metadata["fix"] = f"compare with the source: materialise {table.safe_name}/pitr_export"
@@ -371,7 +374,3 @@ def evaluation(table: Table, asset: str, name: str, found: Finding) -> dg.AssetC
         severity=found.severity,
         metadata=found.metadata,
     )
-
-
-def _utc(time_us: int) -> str:
-    return f"{datetime.fromtimestamp(time_us / 1_000_000, UTC):%Y-%m-%d %H:%M:%S}"

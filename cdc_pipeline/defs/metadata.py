@@ -6,9 +6,9 @@ from typing import Any
 
 import dagster as dg
 
+from cdc_pipeline.core.clock import time_text
 from cdc_pipeline.core.columns import SYSTEM_COLUMNS, Column, ColumnChange
 from cdc_pipeline.core.coverage import HOUR_SIGNS, Stretch, hour_bars
-from cdc_pipeline.core.coverage import moment as utc
 from cdc_pipeline.core.landing import LANDING_COLUMNS
 from cdc_pipeline.settings import ColumnRule, Table
 
@@ -91,7 +91,12 @@ def timeline(stretches: Sequence[Stretch]) -> dg.MarkdownMetadataValue:
     legend = "  ".join(f"{sign} {means}" for means, sign in HOUR_SIGNS.items())
     bars = "\n".join(hour_bars(stretches, TIMELINE_DAYS))
     rows = [
-        (utc(s.from_us) if s.from_us else "the beginning", utc(s.to_us), s.means, s.note)
+        (
+            time_text(s.from_us) if s.from_us else "the beginning",
+            time_text(s.to_us),
+            s.means,
+            s.note,
+        )
         for s in stretches
     ]
     table = grid(("from (UTC)", "to", "from what", ""), rows).value

@@ -13,6 +13,7 @@ import msgspec
 
 from cdc_pipeline.core.backoff import LONGEST_SECONDS, Failures, fail
 from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.core.clock import utc
 from cdc_pipeline.core.liveness import is_alive, is_by_run
 
 CAPTURE, HEAL = "capture", "heal"
@@ -112,9 +113,7 @@ class History(msgspec.Struct):
         """Add the runs that ended since the last call."""
         # Longer ago than the longest pause nothing matters any more.
         start_us = max(self.after_us - _OVERLAP_US, now_us - LONGEST_SECONDS * 1_000_000)
-        filters = dg.RunsFilter(
-            statuses=_ENDED, updated_after=datetime.fromtimestamp(start_us / 1_000_000, UTC)
-        )
+        filters = dg.RunsFilter(statuses=_ENDED, updated_after=utc(start_us))
         records = instance.get_run_records(
             filters, limit=_MOST_RUNS, order_by="update_timestamp", ascending=True
         )

@@ -6,6 +6,7 @@ from datetime import UTC, date, datetime
 
 from cdc_pipeline.core.attributes import to_json
 from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.core.clock import utc
 from cdc_pipeline.core.erasure import typed_key
 from cdc_pipeline.core.errors import QueryError
 from cdc_pipeline.lake.current_state import Base, published_base
@@ -87,7 +88,7 @@ def _published_at(base: Base | None) -> datetime | None:
 
 def _complete_to(base: Base | None) -> datetime | None:
     told = int(table_property(base.table, "watermark_us") or 0) if base else 0
-    return datetime.fromtimestamp(told // 1_000_000, UTC) if told else None
+    return utc(told) if told else None
 
 
 def _key(lake: Lake, table: Table, state: LogState, base: Base | None, said: str | None) -> str:

@@ -7,8 +7,8 @@ from datetime import date
 from itertools import groupby
 
 from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.log_parts import LandedObject
-from cdc_pipeline.core.names import day_of
 from cdc_pipeline.lake.landing import merge_landing
 from cdc_pipeline.lake.log import CaptureLog, Parts, new_nonce
 

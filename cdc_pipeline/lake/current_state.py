@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
@@ -14,6 +13,7 @@ import pyarrow as pa
 from pyiceberg.table import Table as IcebergTable
 
 from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.core.clock import time_text
 from cdc_pipeline.core.columns import (
     Column,
     ColumnChange,
@@ -185,7 +185,7 @@ def _staged_base(lake: Lake, table: Table, staged: Baseline, current: Base | Non
 def _time(time_us: int) -> str:
     if not time_us:
         return "(no time yet)"
-    return datetime.fromtimestamp(time_us // 1_000_000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return f"{time_text(time_us)} UTC"
 
 
 def is_worth_folding(lake: Lake, table: Table) -> bool:

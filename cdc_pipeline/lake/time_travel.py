@@ -9,6 +9,7 @@ import duckdb
 import pyarrow.parquet as pq
 
 from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.core.clock import utc
 from cdc_pipeline.core.columns import columns_of
 from cdc_pipeline.core.errors import QueryError
 from cdc_pipeline.core.log_parts import Baseline
@@ -176,4 +177,4 @@ def _gap_note(state: LogState, baseline: Baseline, at_us: int) -> str:
 
 
 def _utc(time_us: int) -> str:
-    return f"{datetime.fromtimestamp(time_us // 1_000_000, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    return f"{utc(time_us):%Y-%m-%dT%H:%M:%SZ}"

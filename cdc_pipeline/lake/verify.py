@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 
 import duckdb
 import pyarrow as pa
@@ -15,6 +14,7 @@ from pyiceberg.table import Table as IcebergTable
 from pyiceberg.table.snapshots import Snapshot
 
 from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.core.clock import time_text
 from cdc_pipeline.core.errors import LakeError
 from cdc_pipeline.core.log_parts import Baseline
 from cdc_pipeline.lake.append import CHECKSUMS
@@ -157,13 +157,9 @@ def _baseline_files(
         for file in _typed_files(lake, table, BASELINE, found, snapshot):
             yield replace(file, generation=baseline.generation)
         return
-    lost, fix = f"of {_utc(baseline.export_time_us)} has expired", repair_command(table)
+    lost, fix = f"of {time_text(baseline.export_time_us)} UTC has expired", repair_command(table)
     name, generation = f"{table.safe_name}_{BASELINE}", baseline.generation
     done.damages.append(Damage(BASELINE, name, lost, fix, generation=generation))
-
-
-def _utc(time_us: int) -> str:
-    return f"{datetime.fromtimestamp(time_us // 1_000_000, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _typed_files(

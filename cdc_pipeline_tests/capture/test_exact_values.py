@@ -26,10 +26,10 @@ from cdc_pipeline.aws import export
 from cdc_pipeline.aws.export import DataFile, ExportStatus, Manifest
 from cdc_pipeline.capture import snapshot
 from cdc_pipeline.capture.records import parse_records
+from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.columns import SYSTEM_COLUMNS, Column
 from cdc_pipeline.core.erasure import Suppressions
 from cdc_pipeline.core.log_parts import Baseline
-from cdc_pipeline.core.names import day_of
 from cdc_pipeline.core.view_names import VIEW_COLUMNS
 from cdc_pipeline.lake.cdc import build_cdc_day
 from cdc_pipeline.lake.current_state import publish_current_state

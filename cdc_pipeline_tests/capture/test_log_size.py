@@ -17,8 +17,9 @@ import pytest
 
 from cdc_pipeline.aws.s3 import StoredFile
 from cdc_pipeline.core.capture_log import Entry, LogState
+from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.log_parts import LandedObject, ShardState, StreamRef
-from cdc_pipeline.core.names import TablePaths, day_of
+from cdc_pipeline.core.names import TablePaths
 from cdc_pipeline.lake import log as log_module
 from cdc_pipeline.lake.log import CaptureLog
 from cdc_pipeline.lake.store import LocalStore

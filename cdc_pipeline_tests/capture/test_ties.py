@@ -25,10 +25,10 @@ from cdc_pipeline.capture.source import Source
 from cdc_pipeline.core.attributes import canonical_item, to_json
 from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.changes import Change
+from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.envelope import from_envelope
 from cdc_pipeline.core.fold import KeyedChange, fold
 from cdc_pipeline.core.log_parts import StreamRef
-from cdc_pipeline.core.names import day_of
 from cdc_pipeline.core.ties import in_order
 from cdc_pipeline.lake.cdc import build_cdc_day
 from cdc_pipeline.lake.chain import check_chain

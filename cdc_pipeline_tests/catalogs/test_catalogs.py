@@ -21,9 +21,9 @@ import pytest
 
 from cdc_pipeline.capture.permissions import policies
 from cdc_pipeline.capture.preflight_lake import look_at_lake
+from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.erasure import ItemTrace
 from cdc_pipeline.core.errors import LakeError
-from cdc_pipeline.core.names import day_of
 from cdc_pipeline.lake.baselines import TAG, tag_baselines
 from cdc_pipeline.lake.catalog_trial import NEEDED, TRIAL_TABLE, try_catalog
 from cdc_pipeline.lake.cdc import build_cdc_day

@@ -7,14 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc_pipeline.core.names import (
-    TablePaths,
-    day_folder,
-    day_of,
-    entry_number,
-    object_name,
-    safe_name,
-)
+from cdc_pipeline.core.clock import day_of
+from cdc_pipeline.core.names import TablePaths, day_folder, entry_number, object_name, safe_name
 
 _NONCE = "0123456789abcdef"
 _PATHS = TablePaths("cdc", "orders")

@@ -165,7 +165,7 @@ def _serve_small_pages() -> None:
 def _run_step(step: str, lake: Any, name: str) -> None:
     from cdc_pipeline.capture.run import Failed, capture_tables
     from cdc_pipeline.capture.snapshot import take_snapshot
-    from cdc_pipeline.core.names import day_of
+    from cdc_pipeline.core.clock import day_of
     from cdc_pipeline.lake.cdc import build_cdc_day
     from cdc_pipeline.lake.current_state import publish_current_state
 

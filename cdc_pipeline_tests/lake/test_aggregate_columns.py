@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.core.names import day_of
+from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.lake.aggregates import build_aggregate
 from cdc_pipeline.lake.connection import connect_lake
 from cdc_pipeline.transform.aggregates import load_aggregates

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cdc_pipeline.core.attributes import canonical_item, plain_json, to_json
+from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.columns import SYSTEM_COLUMNS
-from cdc_pipeline.core.names import day_of
 from cdc_pipeline.lake.aggregates import build_aggregate
 from cdc_pipeline.lake.append import upper_text_bound
 from cdc_pipeline.lake.cdc import build_cdc_day

@@ -10,9 +10,10 @@ from click.testing import CliRunner
 from sqlglot import exp
 
 from cdc_pipeline.cli import main
+from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.columns import Column
 from cdc_pipeline.core.errors import EraseRefusedError, QueryError
-from cdc_pipeline.core.names import day_of, safe_name
+from cdc_pipeline.core.names import safe_name
 from cdc_pipeline.lake.athena import athena_script, catalogued
 from cdc_pipeline.lake.cdc import build_cdc_day
 from cdc_pipeline.lake.current_state import publish_current_state

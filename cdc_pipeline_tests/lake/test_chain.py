@@ -8,8 +8,8 @@ import pytest
 
 from cdc_pipeline.core.attributes import to_json
 from cdc_pipeline.core.changes import Change
+from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.log_parts import Gap, Heal
-from cdc_pipeline.core.names import day_of
 from cdc_pipeline.lake.cdc import build_cdc_day
 from cdc_pipeline.lake.chain import Chain, check_chain
 from cdc_pipeline_tests.lake.builder import START_US, LakeBuilder, change, key_of, temporary_lake

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.errors import LakeError
 from cdc_pipeline.core.log_parts import Gap, LandedObject
-from cdc_pipeline.core.names import day_of
 from cdc_pipeline.lake import compaction
 from cdc_pipeline.lake.cdc import build_cdc_day
 from cdc_pipeline.lake.compaction import compact_landing, mergeable, remove_replaced

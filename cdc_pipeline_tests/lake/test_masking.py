@@ -17,9 +17,9 @@ from pyiceberg.table import Table as IcebergTable
 
 from cdc_pipeline.core.attributes import canonical_item, to_json
 from cdc_pipeline.core.changes import Change
+from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.errors import QueryError, SettingsError
 from cdc_pipeline.core.masking import Masking
-from cdc_pipeline.core.names import day_of
 from cdc_pipeline.lake import current_state
 from cdc_pipeline.lake.aggregates import build_aggregate
 from cdc_pipeline.lake.cdc import build_cdc_day

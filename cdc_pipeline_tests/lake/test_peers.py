@@ -13,7 +13,8 @@ import pytest
 
 from cdc_pipeline.capture.drain import CaptureOptions, capture_table
 from cdc_pipeline.capture.sources import open_source
-from cdc_pipeline.core.names import day_of, safe_name
+from cdc_pipeline.core.clock import day_of
+from cdc_pipeline.core.names import safe_name
 from cdc_pipeline.lake.cdc import build_cdc_day
 from cdc_pipeline.lake.current_state import publish_current_state
 from cdc_pipeline.lake.lake import Lake

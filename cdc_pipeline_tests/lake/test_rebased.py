@@ -12,8 +12,8 @@ from hypothesis import settings as budget
 from hypothesis import strategies as st
 
 from cdc_pipeline.core.attributes import to_json
+from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.log_parts import Gap
-from cdc_pipeline.core.names import day_of
 from cdc_pipeline.lake.cdc import CdcDay, build_cdc_days
 from cdc_pipeline.lake.chain import check_chain
 from cdc_pipeline.lake.current_state import publish_current_state

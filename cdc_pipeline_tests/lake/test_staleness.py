@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from cdc_pipeline.core.capture_log import Entry, LogState
+from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.log_parts import LandedObject
-from cdc_pipeline.core.names import day_of
 from cdc_pipeline.lake.cdc import build_cdc_days
 from cdc_pipeline.lake.current_state import publish_current_state, published_base
 from cdc_pipeline.lake.staleness import (

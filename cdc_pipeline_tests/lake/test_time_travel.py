@@ -13,11 +13,11 @@ from hypothesis import settings as budget
 from hypothesis import strategies as st
 
 from cdc_pipeline.cli import main
+from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.columns import SYSTEM_COLUMNS
 from cdc_pipeline.core.errors import QueryError
 from cdc_pipeline.core.fold import KeyedChange, Row, fold, items
 from cdc_pipeline.core.log_parts import Gap, Heal, HealWindow, StreamRef
-from cdc_pipeline.core.names import day_of
 from cdc_pipeline.core.order import order_key, position
 from cdc_pipeline.core.view_names import VIEW_COLUMNS
 from cdc_pipeline.lake.cdc import build_cdc_day

@@ -9,8 +9,8 @@ import pytest
 
 from cdc_pipeline.core.attributes import canonical_item, plain_json, to_json
 from cdc_pipeline.core.changes import Change
+from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.errors import NotReadyError
-from cdc_pipeline.core.names import day_of
 from cdc_pipeline.core.order import order_key
 from cdc_pipeline.lake.cdc import build_cdc_day
 from cdc_pipeline.lake.ttl_archive import ARCHIVE_SCHEMA, build_archive_day

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.errors import SettingsError
-from cdc_pipeline.core.names import day_of
 from cdc_pipeline.lake import view_script as module
 from cdc_pipeline.lake.aggregates import build_aggregate
 from cdc_pipeline.lake.cdc import build_cdc_day

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from cdc_pipeline.core.names import day_of
+from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.lake.cdc import build_cdc_day
 from cdc_pipeline.lake.connection import connect_lake
 from cdc_pipeline.lake.current_state import publish_current_state
