@@ -12,10 +12,11 @@ import pyarrow as pa
 
 from benchmarks.lake_data import SNAPSHOT, START_US, generator
 from cdc_pipeline.core.attributes import plain_json
-from cdc_pipeline.core.changes import DYNAMODB_STREAMS, Change
+from cdc_pipeline.core.changes import Change
 from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.columns import columns_of
 from cdc_pipeline.core.order import position
+from cdc_pipeline.core.transports import DYNAMODB_STREAMS
 from cdc_pipeline.lake.cdc import CDC_SCHEMA
 from cdc_pipeline.lake.duck import files_relation
 from cdc_pipeline.lake.lake import Lake

@@ -21,6 +21,7 @@ from cdc_pipeline.commands.tables import tables
 from cdc_pipeline.commands.views import views
 from cdc_pipeline.core.clock import time_text
 from cdc_pipeline.core.errors import CannotHealError, CdcPipelineError
+from cdc_pipeline.core.transports import DYNAMODB_STREAMS, TRANSPORTS
 
 if TYPE_CHECKING:
     from cdc_pipeline.lake.status import TableStatus
@@ -355,8 +356,8 @@ def settings_schema() -> None:
 
 _transport = click.option(
     "--transport",
-    type=click.Choice(["dynamodb_streams", "kinesis", "firehose", "kinesis_channel"]),
-    default="dynamodb_streams",
+    type=click.Choice(TRANSPORTS),
+    default=DYNAMODB_STREAMS,
     show_default=True,
     help="The road that changes take to the lake.",
 )

@@ -35,6 +35,7 @@ from cdc_pipeline.core.entities import (
 )
 from cdc_pipeline.core.errors import SettingsError
 from cdc_pipeline.core.names import LAKE_ZONES, OWNERS, is_owner, safe_name
+from cdc_pipeline.core.transports import DYNAMODB_STREAMS, FIREHOSE, Transport
 
 PATH_VARIABLE = "CDC_PIPELINE_CONFIG"
 DEFAULT_PATH = "cdc_pipeline.yaml"
@@ -313,9 +314,7 @@ class Table(_Strict):
     """One DynamoDB table to keep a copy of."""
 
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{3,255}$")]
-    transport: Literal["dynamodb_streams", "kinesis", "firehose", "kinesis_channel"] = Field(
-        "dynamodb_streams", description="how changes come to the lake"
-    )
+    transport: Transport = Field(DYNAMODB_STREAMS, description="how changes come to the lake")
     kinesis: Kinesis = Kinesis()  # type: ignore[call-arg]
     owner: Owner | None = Field(None, description="e-mail address or team:name")
     firehose: Firehose | None = Field(None, description="needed with transport firehose")
@@ -406,7 +405,7 @@ class Table(_Strict):
 
     @model_validator(mode="after")
     def _has_its_transport(self) -> "Table":
-        if self.transport == "firehose" and self.firehose is None:
+        if self.transport == FIREHOSE and self.firehose is None:
             raise ValueError(
                 "transport firehose needs to know where: firehose: {prefixes: [s3://...]}"
             )

@@ -8,7 +8,7 @@ from pathlib import Path
 _ROOT = Path(__file__).parent.parent
 _CORE = (
     *("__init__", "attributes", "changes", "envelope", "errors", "forwarded", "landing", "order"),
-    *("whose", "write_times"),
+    *("transports", "whose", "write_times"),
 )
 _FILES = {
     "lambda_handler.py": _ROOT / "infra" / "lambda_handler.py",

@@ -15,10 +15,11 @@ from typing import Any
 
 from cdc_pipeline.core.attributes import TOO_DEEP
 from cdc_pipeline.core.changes import Change
-from cdc_pipeline.core.envelope import FIREHOSE, read_envelope
+from cdc_pipeline.core.envelope import read_envelope
 from cdc_pipeline.core.errors import UnreadableError
 from cdc_pipeline.core.forwarded import from_record, nested
 from cdc_pipeline.core.landing import LANDING_COLUMNS
+from cdc_pipeline.core.transports import FIREHOSE
 from cdc_pipeline.core.whose import table_named_by
 
 TABLE_IDS = "TABLE_IDS"

@@ -9,10 +9,10 @@ from cdc_pipeline.aws.session import AwsSession, aws_errors, code_behind
 from cdc_pipeline.aws.shards import ShardClient, StreamDescription
 from cdc_pipeline.core.errors import SourceError
 from cdc_pipeline.core.lineage import Shard
+from cdc_pipeline.core.transports import NEW_AND_OLD_IMAGES
 
 WRITTEN_TO = {"ACTIVE", "UPDATING"}
 """States of a stream, and of a destination, in which DynamoDB writes to it."""
-_VIEW = "NEW_AND_OLD_IMAGES"  # Kinesis always gets both
 MOST_RETENTION_US = 365 * 24 * 3_600_000_000
 _MOST_PAGES = 1000
 _PAUSE_SECONDS = 0.2  # 5 reads a second and shard
@@ -47,7 +47,7 @@ class KinesisStreams(ShardClient):
         return StreamDescription(
             arn,
             "ENABLED" if on else "DISABLED",
-            _VIEW,
+            NEW_AND_OLD_IMAGES,
             self._list(arn),
             found["RetentionPeriodHours"],
             _created_us(found),

@@ -20,15 +20,14 @@ from cdc_pipeline.core.arrival import (
     newest_of,
 )
 from cdc_pipeline.core.capture_log import LogState
-from cdc_pipeline.core.envelope import FIREHOSE
 from cdc_pipeline.core.errors import ShardGoneError, SourceError
 from cdc_pipeline.core.lineage import Shard
 from cdc_pipeline.core.log_parts import SourceFile
+from cdc_pipeline.core.transports import FIREHOSE, NEW_AND_OLD_IMAGES
 from cdc_pipeline.core.whose import Target
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings import Firehose, Table
 
-_VIEW = "NEW_AND_OLD_IMAGES"
 _DEEPEST = 2
 
 
@@ -51,7 +50,7 @@ class WithoutShards:
 
     def describe(self, arn: str) -> StreamDescription:
         """A stream that is on and lists no shard."""
-        return StreamDescription(arn, "ENABLED", _VIEW, [])
+        return StreamDescription(arn, "ENABLED", NEW_AND_OLD_IMAGES, [])
 
     def children(self, arn: str, shard_id: str) -> list[Shard] | None:
         """None: there is no lineage."""
@@ -79,7 +78,7 @@ def open_files(lake: Lake, table: Table) -> Source:
         table=table.name,
         table_id=found.table_id,
         arn=f"{FIREHOSE}:{found.table_id}",
-        view_type=_VIEW,
+        view_type=NEW_AND_OLD_IMAGES,
         shards=WithoutShards(),
         reader=ItemReader(aws, table.name, found.key_names, pace),
         transport=FIREHOSE,

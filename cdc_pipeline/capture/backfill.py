@@ -46,7 +46,7 @@ from cdc_pipeline.aws.export import (
     request_incremental,
 )
 from cdc_pipeline.aws.table import TableDescription, describe_backups, describe_table
-from cdc_pipeline.capture.completion import READ, ItemReader
+from cdc_pipeline.capture.completion import ItemReader
 from cdc_pipeline.capture.files import capture_files
 from cdc_pipeline.capture.heal import heal_gap
 from cdc_pipeline.capture.increments import (
@@ -66,7 +66,6 @@ from cdc_pipeline.core.backfill_plan import DayPlan, Fill, plan_day, span_of
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.changes import Change
 from cdc_pipeline.core.clock import day_of, time_text, utc
-from cdc_pipeline.core.envelope import IN_FILES
 from cdc_pipeline.core.erasure import Suppressions
 from cdc_pipeline.core.errors import (
     CaptureConflictError,
@@ -78,6 +77,7 @@ from cdc_pipeline.core.errors import (
 from cdc_pipeline.core.heal_plan import Backups
 from cdc_pipeline.core.log_parts import PAST_GENERATION, Gap, Heal, HealWindow, LandedObject
 from cdc_pipeline.core.names import day_folder
+from cdc_pipeline.core.transports import IN_FILES, READ
 from cdc_pipeline.lake.duck import open_duckdb
 from cdc_pipeline.lake.glue import register_days
 from cdc_pipeline.lake.lake import Lake

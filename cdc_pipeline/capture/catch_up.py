@@ -7,8 +7,8 @@ from cdc_pipeline.capture.reading import KinesisReading, StreamsReading
 from cdc_pipeline.capture.run import Failed, capture_tables
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.clock import time_text
-from cdc_pipeline.core.envelope import FIREHOSE, KINESIS, KINESIS_CHANNEL
 from cdc_pipeline.core.errors import NotReadyError
+from cdc_pipeline.core.transports import FIREHOSE, KINESIS, KINESIS_CHANNEL
 from cdc_pipeline.core.whose import Target
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings import Table

@@ -36,17 +36,15 @@ from cdc_pipeline.capture.source import Source
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.channel import DeadLetter, dead_letter, folder_of, has_days
 from cdc_pipeline.core.delivery_lag import Ages
-from cdc_pipeline.core.envelope import KINESIS_CHANNEL
 from cdc_pipeline.core.errors import ShardGoneError, SourceError, UnreadableError
 from cdc_pipeline.core.framing import pieces
 from cdc_pipeline.core.lineage import Shard
 from cdc_pipeline.core.log_parts import StreamRef
+from cdc_pipeline.core.transports import KINESIS_CHANNEL, NEW_AND_OLD_IMAGES
 from cdc_pipeline.core.whose import Target
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.log import CaptureLog, Parts
 from cdc_pipeline.settings import Firehose, Table
-
-_VIEW = "NEW_AND_OLD_IMAGES"
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class ChannelShards:
         states = destinations(aws, self.table.name)
         written = any(states.get(stream) in WRITTEN_TO for stream, _ in channel.streams)
         on = written and channel.status in DELIVERING
-        return StreamDescription(arn, "ENABLED" if on else "DISABLED", _VIEW, [])
+        return StreamDescription(arn, "ENABLED" if on else "DISABLED", NEW_AND_OLD_IMAGES, [])
 
     def children(self, arn: str, shard_id: str) -> list[Shard] | None:
         """None: there is no lineage."""
@@ -110,7 +108,7 @@ def followed_channel(lake: Lake, table: Table, stream: StreamRef) -> Source:
         table.name,
         stream.table_id,
         stream.arn,
-        _VIEW,
+        NEW_AND_OLD_IMAGES,
         ChannelShards(lake, table),
         transport=KINESIS_CHANNEL,
         created_us=stream.created_us,
@@ -141,7 +139,7 @@ def _source(lake: Lake, table: Table, channel: Channel, stream_arn: str) -> Sour
         table=table.name,
         table_id=found.table_id,
         arn=channel.arn,
-        view_type=_VIEW,
+        view_type=NEW_AND_OLD_IMAGES,
         shards=ChannelShards(lake, table),
         reader=ItemReader(aws, table.name, found.key_names, pace),
         transport=KINESIS_CHANNEL,

@@ -10,7 +10,7 @@ from cdc_pipeline.capture.channel import ChannelFiles, folders, followed_channel
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.channel import least_missing
 from cdc_pipeline.core.clock import day_of
-from cdc_pipeline.core.envelope import KINESIS_CHANNEL
+from cdc_pipeline.core.transports import KINESIS_CHANNEL
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings import Table
 

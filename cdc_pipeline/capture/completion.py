@@ -17,9 +17,7 @@ from cdc_pipeline.aws.table import wire_form
 from cdc_pipeline.core.attributes import canonical_item, plain_json, to_json
 from cdc_pipeline.core.changes import Change, stream_identity
 from cdc_pipeline.core.errors import SourceError
-
-READ = "read"
-"""The transport of completing rows."""
+from cdc_pipeline.core.transports import READ
 
 _BATCH = 100  # BatchGetItem takes 100 keys (botocore model)
 _ATTEMPTS = 8

@@ -16,9 +16,9 @@ from cdc_pipeline.aws.shards import StreamDescription
 from cdc_pipeline.capture.reading import Reading
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.core.capture_log import LogState
-from cdc_pipeline.core.changes import DYNAMODB_STREAMS
 from cdc_pipeline.core.lineage import depths
 from cdc_pipeline.core.log_parts import FIRST_GENERATION, Cause, Gap, ShardState, StreamRef
+from cdc_pipeline.core.transports import DYNAMODB_STREAMS
 from cdc_pipeline.lake.log import CaptureLog, Parts
 
 

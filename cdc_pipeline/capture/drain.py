@@ -21,7 +21,6 @@ from cdc_pipeline.capture.switch import begin_cut, switch
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.clock import time_text
 from cdc_pipeline.core.coverage import clock_warning
-from cdc_pipeline.core.envelope import FIREHOSE, IN_FILES
 from cdc_pipeline.core.errors import (
     CaptureConflictError,
     CdcPipelineError,
@@ -32,6 +31,7 @@ from cdc_pipeline.core.errors import (
 )
 from cdc_pipeline.core.lineage import Shard
 from cdc_pipeline.core.log_parts import Cause, LandedObject, ShardState, StreamRef
+from cdc_pipeline.core.transports import FIREHOSE, IN_FILES
 from cdc_pipeline.lake.log import CaptureLog
 
 _FLUSH_WAIT_SECONDS = 0.2

@@ -13,16 +13,12 @@ import msgspec
 
 from cdc_pipeline.core.attributes import TOO_DEEP, Spelling, spell_item
 from cdc_pipeline.core.changes import OPS, Change, by_ttl, content_identity
-from cdc_pipeline.core.envelope import (
-    AGGREGATED,
-    KINESIS,
-    decoded,
-    read_envelope,
-)
+from cdc_pipeline.core.envelope import AGGREGATED, decoded, read_envelope
 from cdc_pipeline.core.errors import SourceError, UnreadableError
 from cdc_pipeline.core.forwarded import from_record
 from cdc_pipeline.core.order import position
 from cdc_pipeline.core.spelling import Speller
+from cdc_pipeline.core.transports import KINESIS
 from cdc_pipeline.core.whose import Target
 from cdc_pipeline.core.write_times import from_units
 

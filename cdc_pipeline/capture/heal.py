@@ -20,7 +20,7 @@ from cdc_pipeline.aws.export import (
     request_incremental,
 )
 from cdc_pipeline.aws.table import TableDescription
-from cdc_pipeline.capture.completion import READ, ItemReader
+from cdc_pipeline.capture.completion import ItemReader
 from cdc_pipeline.capture.heal_plans import (
     cannot_heal,
     earliest_us,
@@ -53,6 +53,7 @@ from cdc_pipeline.core.errors import (
 from cdc_pipeline.core.heal_plan import RECREATED
 from cdc_pipeline.core.log_parts import Gap, Heal, HealWindow, LandedObject
 from cdc_pipeline.core.order import position
+from cdc_pipeline.core.transports import READ
 from cdc_pipeline.lake.duck import landed_relation, open_duckdb
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.landing import write_days

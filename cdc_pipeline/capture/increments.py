@@ -17,11 +17,11 @@ from cdc_pipeline.aws.export import (
     whole_lines,
 )
 from cdc_pipeline.aws.table import describe_backups
-from cdc_pipeline.capture.completion import READ
 from cdc_pipeline.core.attributes import TOO_DEEP, plain_json, to_json
 from cdc_pipeline.core.changes import Change, content_identity, from_export_line
 from cdc_pipeline.core.clock import utc
 from cdc_pipeline.core.errors import ExportError, UnreadableError
+from cdc_pipeline.core.transports import READ
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings import Table
 

@@ -12,12 +12,12 @@ from cdc_pipeline.capture.ties import Ties
 from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.changes import Change
 from cdc_pipeline.core.clock import day_of
-from cdc_pipeline.core.envelope import BY_TIME
 from cdc_pipeline.core.erasure import Suppressions
 from cdc_pipeline.core.errors import CaptureConflictError
 from cdc_pipeline.core.generations import Generations
 from cdc_pipeline.core.log_parts import LandedObject, Late, QuarantinedObject
 from cdc_pipeline.core.names import TablePaths, day_folder
+from cdc_pipeline.core.transports import BY_TIME
 from cdc_pipeline.lake.landing import read_landing, write_landing, write_quarantine
 from cdc_pipeline.lake.log import CaptureLog, Parts, new_nonce, remove_orphans
 

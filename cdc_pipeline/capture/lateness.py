@@ -10,12 +10,11 @@ reports it.
 
 from collections.abc import Sequence
 
-from cdc_pipeline.capture.completion import READ
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.changes import Change
-from cdc_pipeline.core.envelope import BY_TIME
 from cdc_pipeline.core.log_parts import Late
 from cdc_pipeline.core.ties import slot_of
+from cdc_pipeline.core.transports import BY_TIME, READ
 from cdc_pipeline.lake.landed_rows import LandedRows
 
 _SECOND_US = 1_000_000

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from cdc_pipeline.aws.kinesis import active_destination
 from cdc_pipeline.capture.channel import ChannelFiles, folders, open_channel
 from cdc_pipeline.capture.preflight_lake import export_place, glue_root, lake_place
-from cdc_pipeline.core.envelope import FIREHOSE, KINESIS, KINESIS_CHANNEL
 from cdc_pipeline.core.errors import CdcPipelineError
 from cdc_pipeline.core.iam import (
     Place,
@@ -26,6 +25,7 @@ from cdc_pipeline.core.iam import (
     statement,
     trust_policy,
 )
+from cdc_pipeline.core.transports import FIREHOSE, KINESIS, KINESIS_CHANNEL
 from cdc_pipeline.lake.catalog_trial import TRIAL_TABLE
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings import Table

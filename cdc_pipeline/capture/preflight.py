@@ -44,18 +44,25 @@ from cdc_pipeline.core.iam import (
     trust_policy,
     turn_on_statements,
 )
-from cdc_pipeline.core.log_parts import MIRROR_VIEWS
 from cdc_pipeline.core.prices import (
     EXPORT_USD_PER_GB,
     RECOVERY_USD_PER_GB_MONTH,
     kinesis_usd,
     stream_reads_usd,
 )
+from cdc_pipeline.core.transports import (
+    DYNAMODB_STREAMS,
+    FIREHOSE,
+    KINESIS,
+    KINESIS_CHANNEL,
+    MIRROR_VIEWS,
+    NEW_AND_OLD_IMAGES,
+)
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings import Table
 
 _PARALLEL = 16
-_FULL_VIEW = "StreamEnabled=true,StreamViewType=NEW_AND_OLD_IMAGES"
+_FULL_VIEW = f"StreamEnabled=true,StreamViewType={NEW_AND_OLD_IMAGES}"
 
 
 @dataclass
@@ -135,7 +142,7 @@ def _turn_on(lake: Lake, report: TableReport, remedy: Remedy) -> str | None:
     try:
         if remedy == "stream":
             with asker.asking("stream", "dynamodb:UpdateTable", f"stream of table {name}"):
-                wanted = {"StreamEnabled": True, "StreamViewType": "NEW_AND_OLD_IMAGES"}
+                wanted = {"StreamEnabled": True, "StreamViewType": NEW_AND_OLD_IMAGES}
                 client.update_table(TableName=name, StreamSpecification=wanted)
                 client.get_waiter("table_exists").wait(
                     TableName=name, WaiterConfig={"Delay": 2, "MaxAttempts": 60}
@@ -435,10 +442,10 @@ class _Look:
 
 
 _TRANSPORTS: dict[str, Callable[[_Look], Callable[[], Iterator[Finding]]]] = {
-    "dynamodb_streams": lambda look: look.stream,
-    "kinesis": lambda look: look.kinesis,
-    "firehose": lambda look: look.firehose,
-    "kinesis_channel": lambda look: look.kinesis_channel,
+    DYNAMODB_STREAMS: lambda look: look.stream,
+    KINESIS: lambda look: look.kinesis,
+    FIREHOSE: lambda look: look.firehose,
+    KINESIS_CHANNEL: lambda look: look.kinesis_channel,
 }
 
 

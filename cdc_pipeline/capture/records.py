@@ -12,18 +12,12 @@ from typing import Any
 import msgspec
 
 from cdc_pipeline.core.attributes import TOO_DEEP, Spelling, spell_item
-from cdc_pipeline.core.changes import (
-    DYNAMODB_STREAMS,
-    OPS,
-    Change,
-    by_ttl,
-    from_stream_record,
-    stream_identity,
-)
+from cdc_pipeline.core.changes import OPS, Change, by_ttl, from_stream_record, stream_identity
 from cdc_pipeline.core.errors import UnreadableError
 from cdc_pipeline.core.log_parts import ShardState, StreamRef
 from cdc_pipeline.core.order import position
 from cdc_pipeline.core.spelling import Speller
+from cdc_pipeline.core.transports import DYNAMODB_STREAMS
 from cdc_pipeline.core.whose import Target
 from cdc_pipeline.core.write_times import from_seconds
 

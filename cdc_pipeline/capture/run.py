@@ -14,10 +14,9 @@ from cdc_pipeline.capture.files import FilesRun
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.capture.sources import followed_source, open_source, with_measured_lateness
 from cdc_pipeline.capture.switch import give_up_cut
-from cdc_pipeline.core.changes import DYNAMODB_STREAMS
-from cdc_pipeline.core.envelope import IN_FILES, KINESIS_CHANNEL
 from cdc_pipeline.core.errors import CdcPipelineError, LakeError, ShardGoneError, SourceError
 from cdc_pipeline.core.log_parts import LandedObject
+from cdc_pipeline.core.transports import DYNAMODB_STREAMS, IN_FILES, KINESIS_CHANNEL
 from cdc_pipeline.lake.glue import register_days
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings import Table

@@ -9,10 +9,10 @@ from cdc_pipeline.aws.shards import Page, StreamDescription
 from cdc_pipeline.aws.table import TableDescription, describe_backups, describe_table
 from cdc_pipeline.capture.completion import ItemReader
 from cdc_pipeline.capture.reading import Reading, StreamsReading
-from cdc_pipeline.core.changes import DYNAMODB_STREAMS
 from cdc_pipeline.core.errors import SourceError
 from cdc_pipeline.core.lineage import Shard
-from cdc_pipeline.core.log_parts import MIRROR_VIEWS, StreamRef
+from cdc_pipeline.core.log_parts import StreamRef
+from cdc_pipeline.core.transports import DYNAMODB_STREAMS, MIRROR_VIEWS
 
 if TYPE_CHECKING:
     from cdc_pipeline.capture.file_source import FileSource

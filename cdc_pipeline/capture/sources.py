@@ -13,15 +13,18 @@ from cdc_pipeline.capture.file_source import FirehoseFiles
 from cdc_pipeline.capture.reading import KinesisReading, StreamsReading
 from cdc_pipeline.capture.replication import ReplicationMetric, replication_late_us
 from cdc_pipeline.capture.source import Source, table_with_stream
-from cdc_pipeline.core.changes import DYNAMODB_STREAMS
-from cdc_pipeline.core.envelope import FIREHOSE, KINESIS, KINESIS_CHANNEL
 from cdc_pipeline.core.errors import ShardGoneError, SourceError
 from cdc_pipeline.core.log_parts import StreamRef
+from cdc_pipeline.core.transports import (
+    DYNAMODB_STREAMS,
+    FIREHOSE,
+    KINESIS,
+    KINESIS_CHANNEL,
+    NEW_AND_OLD_IMAGES,
+)
 from cdc_pipeline.core.whose import Target
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings import Table
-
-_VIEW = "NEW_AND_OLD_IMAGES"
 
 
 def open_source(lake: Lake, table: Table, transport: str | None = None) -> Source:
@@ -124,7 +127,7 @@ def _kinesis(
         table=table.name,
         table_id=table_id,
         arn=arn,
-        view_type=_VIEW,
+        view_type=NEW_AND_OLD_IMAGES,
         shards=shards,
         # Where the order of changes cannot be told, their item is read.
         reader=_reader(lake, table, found) if found else None,

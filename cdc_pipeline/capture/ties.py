@@ -17,15 +17,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from cdc_pipeline.capture.completion import READ
 from cdc_pipeline.capture.increments import read_row
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.changes import Change
-from cdc_pipeline.core.envelope import BY_TIME
 from cdc_pipeline.core.generations import Generations
 from cdc_pipeline.core.order import is_numbered
 from cdc_pipeline.core.ties import end_of_tie, image_before, settle, slot_of, ties_in
+from cdc_pipeline.core.transports import BY_TIME, READ
 from cdc_pipeline.lake.landed_rows import LandedRows
 from cdc_pipeline.lake.store import Store
 

@@ -8,12 +8,9 @@ from typing import Any, NamedTuple
 from cdc_pipeline.core.attributes import Spelling, spell_item
 from cdc_pipeline.core.errors import UnreadableError
 from cdc_pipeline.core.order import position
+from cdc_pipeline.core.transports import DYNAMODB_STREAMS, EXPORT
 from cdc_pipeline.core.write_times import from_seconds
 
-DYNAMODB_STREAMS = "dynamodb_streams"
-EXPORT = "export"
-BASELINE = "baseline"
-"""Of rows of `cdc` that no change says: what a later baseline shows (`lake.rebased`)."""
 OPS = {"INSERT": "I", "MODIFY": "U", "REMOVE": "D"}
 
 

@@ -15,11 +15,12 @@ from typing import Any
 
 from cdc_pipeline.core.attributes import TOO_DEEP, canonical_number, spell_item
 from cdc_pipeline.core.changes import OPS, Change, content_identity, numbered_identity
-from cdc_pipeline.core.envelope import AGGREGATED, FIREHOSE
+from cdc_pipeline.core.envelope import AGGREGATED
 from cdc_pipeline.core.errors import UnreadableError
 from cdc_pipeline.core.forwarded import from_record, is_flat
 from cdc_pipeline.core.framing import NOT_JSON, pieces
 from cdc_pipeline.core.order import numbered_position, position
+from cdc_pipeline.core.transports import FIREHOSE
 from cdc_pipeline.core.whose import Target, table_named_by
 from cdc_pipeline.core.write_times import from_datetime, from_text, require_possible
 

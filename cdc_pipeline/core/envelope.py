@@ -14,15 +14,9 @@ from cdc_pipeline.core.attributes import TOO_DEEP, spell_item
 from cdc_pipeline.core.changes import OPS, Change, by_ttl, content_identity
 from cdc_pipeline.core.errors import UnreadableError
 from cdc_pipeline.core.order import position
+from cdc_pipeline.core.transports import KINESIS
 from cdc_pipeline.core.write_times import from_units
 
-KINESIS = "kinesis"
-FIREHOSE = "firehose"
-KINESIS_CHANNEL = "kinesis_channel"
-IN_FILES = (FIREHOSE, KINESIS_CHANNEL)
-"""Transports whose changes AWS writes into objects of S3, which do not expire."""
-BY_TIME = (KINESIS, *IN_FILES)
-"""Transports whose changes are ordered by their write times."""
 AGGREGATED = b"\xf3\x89\x9a\xc2"
 """How records begin that a producer library packed several into; DynamoDB writes none."""
 

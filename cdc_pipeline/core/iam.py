@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cdc_pipeline.core.transports import DYNAMODB_STREAMS, KINESIS, KINESIS_CHANNEL
+
 Statement = dict[str, Any]
 Policy = dict[str, Any]
 
@@ -30,7 +32,7 @@ class SourceTable:
     name: str
     region: str
     account: str
-    transport: str = "dynamodb_streams"
+    transport: str = DYNAMODB_STREAMS
     kinesis_arn: str | None = None
     reads_items: bool = True
     partition: str = "aws"
@@ -40,7 +42,7 @@ class SourceTable:
     @property
     def measured(self) -> bool:
         """Whether CloudWatch is asked of its changes."""
-        return self.is_measured or self.transport in ("kinesis", "kinesis_channel")
+        return self.is_measured or self.transport in (KINESIS, KINESIS_CHANNEL)
 
     @property
     def channels(self) -> str:
@@ -106,14 +108,14 @@ def source_statements(tables: Sequence[SourceTable]) -> list[Statement]:
         statement("Export", ["dynamodb:ExportTableToPointInTime"], arns),
         statement("Exports", ["dynamodb:DescribeExport"], (f"{arn}/export/*" for arn in arns)),
     ]
-    streams = [f"{t.arn}/stream/*" for t in tables if t.transport == "dynamodb_streams"]
+    streams = [f"{t.arn}/stream/*" for t in tables if t.transport == DYNAMODB_STREAMS]
     if streams:
         reading = ["DescribeStream", "GetShardIterator", "GetRecords"]
         found.append(statement("Streams", [f"dynamodb:{name}" for name in reading], streams))
-    if any(t.transport == "kinesis" for t in tables):
-        found += _kinesis_statements([t for t in tables if t.transport == "kinesis"])
-    if any(t.transport == "kinesis_channel" for t in tables):
-        found += _channel_statements([t for t in tables if t.transport == "kinesis_channel"])
+    if any(t.transport == KINESIS for t in tables):
+        found += _kinesis_statements([t for t in tables if t.transport == KINESIS])
+    if any(t.transport == KINESIS_CHANNEL for t in tables):
+        found += _channel_statements([t for t in tables if t.transport == KINESIS_CHANNEL])
     if any(t.measured for t in tables):
         # CloudWatch knows no resources for metrics.
         found.append(statement("Metrics", ["cloudwatch:GetMetricStatistics"], ["*"]))

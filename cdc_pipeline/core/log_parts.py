@@ -3,11 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from cdc_pipeline.core.changes import DYNAMODB_STREAMS
 from cdc_pipeline.core.names import entry_number
-
-MIRROR_VIEWS = ("NEW_AND_OLD_IMAGES", "NEW_IMAGE")
-"""Stream view types whose events hold the new item."""
+from cdc_pipeline.core.transports import DYNAMODB_STREAMS, MIRROR_VIEWS
 
 ShardStatus = Literal["reading", "finished", "lost"]
 Cause = Literal[

@@ -11,9 +11,9 @@ from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.clock import time_text
 from cdc_pipeline.core.columns import without_columns
 from cdc_pipeline.core.coverage import clock_warning, coverage
-from cdc_pipeline.core.envelope import FIREHOSE, IN_FILES, KINESIS_CHANNEL
 from cdc_pipeline.core.errors import SourceError
 from cdc_pipeline.core.names import TablePaths
+from cdc_pipeline.core.transports import FIREHOSE, IN_FILES, KINESIS_CHANNEL
 from cdc_pipeline.defs.failures import readable_failures
 from cdc_pipeline.defs.metadata import grid, moment, timeline
 from cdc_pipeline.defs.resources import LakeResource

@@ -12,9 +12,9 @@ import dagster as dg
 import msgspec
 
 from cdc_pipeline.core.capture_log import LogState
-from cdc_pipeline.core.envelope import FIREHOSE, KINESIS_CHANNEL
 from cdc_pipeline.core.errors import CdcPipelineError, ShardGoneError
 from cdc_pipeline.core.liveness import SILENCE_MARGIN_SECONDS, is_by_person
+from cdc_pipeline.core.transports import FIREHOSE, KINESIS_CHANNEL
 from cdc_pipeline.defs.capture import capture
 from cdc_pipeline.defs.checks import report_checks
 from cdc_pipeline.defs.resources import LakeResource

@@ -11,7 +11,7 @@ from datetime import date
 from pathlib import Path
 
 from cdc_pipeline.core.capture_log import LogState
-from cdc_pipeline.core.changes import BASELINE
+from cdc_pipeline.core.transports import BASELINE
 from cdc_pipeline.lake.cdc import CDC_SCHEMA
 from cdc_pipeline.lake.duck import files_relation, open_duckdb
 from cdc_pipeline.lake.lake import Lake

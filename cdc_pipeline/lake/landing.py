@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 
 from cdc_pipeline.core.changes import Change
 from cdc_pipeline.core.clock import day_of
-from cdc_pipeline.core.envelope import BY_TIME
 from cdc_pipeline.core.errors import LakeError
 from cdc_pipeline.core.landing import LANDING_COLUMNS
 from cdc_pipeline.core.log_parts import LandedObject, QuarantinedObject
 from cdc_pipeline.core.names import TablePaths
+from cdc_pipeline.core.transports import BY_TIME
 from cdc_pipeline.lake.store import Store
 
 _ARROW_TYPES = {

@@ -17,11 +17,12 @@ from pyiceberg.table import Table as IcebergTable
 
 from cdc_pipeline.core.attributes import plain_json
 from cdc_pipeline.core.capture_log import LogState
-from cdc_pipeline.core.changes import BASELINE, content_identity
+from cdc_pipeline.core.changes import content_identity
 from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.log_parts import Baseline, LandedObject
 from cdc_pipeline.core.masking import Masking
 from cdc_pipeline.core.order import SNAPSHOT_POSITION, order_key
+from cdc_pipeline.core.transports import BASELINE
 from cdc_pipeline.lake.current_state import handover_us
 from cdc_pipeline.lake.duck import arrow_batches, files_relation, landed_relation
 from cdc_pipeline.lake.folding import create_base, create_effective, create_exact_winners

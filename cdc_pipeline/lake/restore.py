@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 from pyiceberg.table import Table as IcebergTable
 
 from cdc_pipeline.core.capture_log import LogState
-from cdc_pipeline.core.changes import EXPORT
 from cdc_pipeline.core.generations import heal_generations
 from cdc_pipeline.core.log_parts import LandedObject
 from cdc_pipeline.core.order import generation_prefix
+from cdc_pipeline.core.transports import EXPORT
 from cdc_pipeline.lake.cdc import CDC_SCHEMA, ROWS
 from cdc_pipeline.lake.duck import (
     arrow_table,

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.coverage import Stretch, coverage
-from cdc_pipeline.core.envelope import IN_FILES
 from cdc_pipeline.core.heal_plan import RECREATED
 from cdc_pipeline.core.log_parts import Cut, Gap
+from cdc_pipeline.core.transports import IN_FILES
 from cdc_pipeline.lake.current_state import published_base
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.tables import table_property

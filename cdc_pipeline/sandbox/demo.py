@@ -13,14 +13,15 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from cdc_pipeline.core.errors import CdcPipelineError
+from cdc_pipeline.core.transports import DYNAMODB_STREAMS
 from cdc_pipeline.sandbox.process import QUICK_WINDOW_SECONDS, SandboxProcess, local_client
 from cdc_pipeline.sandbox.roads import build_road
 from cdc_pipeline.sandbox.traffic import Traffic, seed
-from cdc_pipeline.sandbox.workspace import BUCKET, STREAMS, write_settings
+from cdc_pipeline.sandbox.workspace import BUCKET, write_settings
 
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 _ROADS = {
-    STREAMS: "two tables with DynamoDB streams",
+    DYNAMODB_STREAMS: "two tables with DynamoDB streams",
     "kinesis": "two tables, each with its changes in a Kinesis stream",
     "kinesis_channel": "two tables, each with a Kinesis stream and a channel that writes it to S3",
     "firehose": "two stacks of infra/cdc_pipeline.yaml: table, Kinesis stream, Firehose, Lambda",
@@ -33,7 +34,7 @@ class DemoError(CdcPipelineError):
     """A step of the demo failed."""
 
 
-def run_demo(*, orders: int, changes: int, kind: str, transport: str = STREAMS) -> bool:
+def run_demo(*, orders: int, changes: int, kind: str, transport: str = DYNAMODB_STREAMS) -> bool:
     """Seed, export under traffic, capture, fold, aggregate, compare; True: no differences.
 
     `transport`: the road that changes take to the lake, as in the settings.

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import click
 
+from cdc_pipeline.core.transports import DYNAMODB_STREAMS
 from cdc_pipeline.sandbox.errors import SandboxError
 from cdc_pipeline.sandbox.process import (
     QUICK_WINDOW_SECONDS,
@@ -21,14 +22,14 @@ from cdc_pipeline.sandbox.process import (
     local_client,
 )
 from cdc_pipeline.sandbox.roads import start_traffic
-from cdc_pipeline.sandbox.workspace import BUCKET, STREAMS, write_settings
+from cdc_pipeline.sandbox.workspace import BUCKET, write_settings
 from cdc_pipeline.settings import PATH_VARIABLE
 
 _FOLDER = Path(".dev")
 
 
 def run_dev(
-    *, port: int, aws_port: int, orders: int, rate: float, transport: str = STREAMS
+    *, port: int, aws_port: int, orders: int, rate: float, transport: str = DYNAMODB_STREAMS
 ) -> None:
     """Serve until Ctrl-C. Source, lake and Dagster's history begin empty, all together."""
     ended = threading.Event()

@@ -6,10 +6,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from cdc_pipeline.core.transports import DYNAMODB_STREAMS, FIREHOSE, KINESIS, KINESIS_CHANNEL
 from cdc_pipeline.sandbox.errors import SandboxError
 from cdc_pipeline.sandbox.process import local_client
 from cdc_pipeline.sandbox.traffic import KEYS, Traffic, create_tables, expire_orders, seed
-from cdc_pipeline.sandbox.workspace import BUCKET, DATABASE, LAKE_PREFIX, STREAMS
+from cdc_pipeline.sandbox.workspace import BUCKET, DATABASE, LAKE_PREFIX
 
 _ROOT = Path(__file__).resolve().parents[2]
 _CODE_BUCKET = "cdc-code"
@@ -18,7 +19,7 @@ _CUSTOMERS_PER_ORDER = 0.1
 _WAIT = {"Delay": 1, "MaxAttempts": 60}
 
 
-def start_traffic(orders: int, rate: float, transport: str = STREAMS) -> Traffic:
+def start_traffic(orders: int, rate: float, transport: str = DYNAMODB_STREAMS) -> Traffic:
     """Create and seed the demo tables on a road, then change them from a thread."""
     dynamodb: Any = local_client("dynamodb")
     customers = max(1, int(orders * _CUSTOMERS_PER_ORDER))
@@ -32,14 +33,14 @@ def start_traffic(orders: int, rate: float, transport: str = STREAMS) -> Traffic
 def build_road(transport: str) -> None:
     """Make the demo's tables and what `transport` needs beside them; the lake's bucket is there."""
     dynamodb: Any = local_client("dynamodb")
-    if transport == "firehose":
+    if transport == FIREHOSE:
         _deploy_stacks()
         expire_orders(dynamodb)
         return
     create_tables(dynamodb)
-    if transport in ("kinesis", "kinesis_channel"):
-        _connect_streams(dynamodb, on_demand=transport == "kinesis_channel")
-    if transport == "kinesis_channel":
+    if transport in (KINESIS, KINESIS_CHANNEL):
+        _connect_streams(dynamodb, on_demand=transport == KINESIS_CHANNEL)
+    if transport == KINESIS_CHANNEL:
         _open_channels()
 
 

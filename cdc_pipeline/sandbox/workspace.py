@@ -6,13 +6,16 @@ from typing import Any
 
 import yaml
 
+from cdc_pipeline.core.transports import DYNAMODB_STREAMS, FIREHOSE, KINESIS, KINESIS_CHANNEL
+
 BUCKET = "cdc-lake"
 LAKE_PREFIX = "lake"
 DATABASE = "cdc"
-STREAMS = "dynamodb_streams"
 
 
-def write_settings(folder: Path, *, kind: str, running: bool, transport: str = STREAMS) -> Path:
+def write_settings(
+    folder: Path, *, kind: str, running: bool, transport: str = DYNAMODB_STREAMS
+) -> Path:
     """A settings file for `orders` and `customers` with the pauses of a local AWS.
 
     `kind`: `s3` or `local` lake. `running`: sensors and schedules start by themselves.
@@ -53,13 +56,13 @@ def _table(name: str, transport: str) -> dict[str, Any]:
         "transport": transport,
         "snapshot": {"first": "auto"},
     }
-    if transport in ("kinesis", "kinesis_channel"):
+    if transport in (KINESIS, KINESIS_CHANNEL):
         # The sandbox replicates at once, AWS may take a while.
         table["kinesis"] = {"late_seconds": 0, "metric_minutes": 0}
-    if transport == "kinesis_channel":
+    if transport == KINESIS_CHANNEL:
         # CloudWatch counts by minutes; the sandbox's channels take a second.
         table["kinesis_channel"] = {"interval_seconds": 5, "lag_minutes": 0.1, "measured": False}
-    if transport == "firehose":
+    if transport == FIREHOSE:
         # Where infra/cdc_pipeline.yaml lets Firehose write, and how soon with its BufferSeconds.
         parquet, error = (
             f"s3://{BUCKET}/{LAKE_PREFIX}/{zone}/{DATABASE}/{name}/"

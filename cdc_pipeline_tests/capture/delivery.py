@@ -13,8 +13,9 @@ from cdc_pipeline.capture.drain import CaptureOptions
 from cdc_pipeline.capture.files import capture_files
 from cdc_pipeline.capture.result import CaptureResult
 from cdc_pipeline.core.capture_log import Entry, LogState
-from cdc_pipeline.core.envelope import FIREHOSE, from_envelope
+from cdc_pipeline.core.envelope import from_envelope
 from cdc_pipeline.core.log_parts import SourceFile
+from cdc_pipeline.core.transports import FIREHOSE
 from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline_tests.e2e.world import World, key, make_world
 from cdc_pipeline_tests.simulators.firehose import FirehoseFiles, envelope

@@ -14,8 +14,8 @@ from cdc_pipeline.capture.lander import Lander
 from cdc_pipeline.capture.reading import KinesisReading
 from cdc_pipeline.capture.sources import open_source, with_measured_lateness
 from cdc_pipeline.core.capture_log import LogState
-from cdc_pipeline.core.envelope import KINESIS_CHANNEL
 from cdc_pipeline.core.errors import SourceError
+from cdc_pipeline.core.transports import KINESIS_CHANNEL
 from cdc_pipeline.sandbox.control import control
 from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline_tests.capture.delivery import measure

@@ -8,13 +8,14 @@ import pytest
 
 from cdc_pipeline.aws.streams import DynamoDBStreams
 from cdc_pipeline.capture import completion
-from cdc_pipeline.capture.completion import READ, ItemReader
+from cdc_pipeline.capture.completion import ItemReader
 from cdc_pipeline.capture.drain import CaptureOptions, capture_table
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.core.attributes import canonical_item, to_json
 from cdc_pipeline.core.fold import KeyedChange, fold, items
 from cdc_pipeline.core.names import TablePaths
 from cdc_pipeline.core.order import order_key
+from cdc_pipeline.core.transports import READ
 from cdc_pipeline.lake.landing import read_landing
 from cdc_pipeline.lake.log import CaptureLog
 from cdc_pipeline.lake.store import LocalStore

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from cdc_pipeline.capture.envelopes import kinesis_sequence_number, parse_envelopes
 from cdc_pipeline.core import spelling
 from cdc_pipeline.core.changes import Change
-from cdc_pipeline.core.envelope import AGGREGATED, KINESIS, read_envelope
+from cdc_pipeline.core.envelope import AGGREGATED, read_envelope
 from cdc_pipeline.core.errors import SourceError, UnreadableError
 from cdc_pipeline.core.forwarded import from_record
+from cdc_pipeline.core.transports import KINESIS
 from cdc_pipeline.core.whose import Target
 from cdc_pipeline_tests.envelopes import (
     ENVELOPES,

@@ -21,8 +21,9 @@ from cdc_pipeline.capture.files import capture_files
 from cdc_pipeline.capture.run import Captured, capture_tables
 from cdc_pipeline.core.attributes import canonical_item, to_json
 from cdc_pipeline.core.capture_log import Entry, LogState
-from cdc_pipeline.core.envelope import FIREHOSE, from_envelope
+from cdc_pipeline.core.envelope import from_envelope
 from cdc_pipeline.core.errors import SourceError
+from cdc_pipeline.core.transports import FIREHOSE
 from cdc_pipeline.defs.checks import deletes, retention
 from cdc_pipeline.defs.shard_sensor import judge_files
 from cdc_pipeline.lake.lake import Lake

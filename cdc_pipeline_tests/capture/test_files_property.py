@@ -20,8 +20,9 @@ import pytest
 from cdc_pipeline.capture.drain import CaptureOptions
 from cdc_pipeline.capture.files import capture_files
 from cdc_pipeline.core.attributes import canonical_item, to_json
-from cdc_pipeline.core.envelope import FIREHOSE, from_envelope
+from cdc_pipeline.core.envelope import from_envelope
 from cdc_pipeline.core.errors import NotReadyError
+from cdc_pipeline.core.transports import FIREHOSE
 from cdc_pipeline.lake.cdc import build_cdc_day
 from cdc_pipeline.lake.current_state import publish_current_state
 from cdc_pipeline.lake.log import CaptureLog

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
 
 from cdc_pipeline.aws.kinesis import KinesisStreams
-from cdc_pipeline.capture.completion import READ, ItemReader
+from cdc_pipeline.capture.completion import ItemReader
 from cdc_pipeline.capture.drain import CaptureOptions, CaptureResult, capture_table
 from cdc_pipeline.capture.reading import KinesisReading
 from cdc_pipeline.capture.snapshot import take_snapshot
@@ -31,11 +31,11 @@ from cdc_pipeline.capture.sources import ReplicationMetric
 from cdc_pipeline.core.attributes import canonical_item, to_json
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.changes import content_identity
-from cdc_pipeline.core.envelope import KINESIS
 from cdc_pipeline.core.errors import ExportError, SourceError
 from cdc_pipeline.core.fold import KeyedChange, Row, fold, items
 from cdc_pipeline.core.log_parts import Baseline, Gap
 from cdc_pipeline.core.order import SNAPSHOT_POSITION, order_key
+from cdc_pipeline.core.transports import KINESIS, READ
 from cdc_pipeline.core.whose import Target
 from cdc_pipeline.lake.baselines import record_baseline
 from cdc_pipeline.lake.lake import Lake

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from cdc_pipeline.core.attributes import canonical_item, plain_json, to_json
 from cdc_pipeline.core.changes import (
-    DYNAMODB_STREAMS,
     Change,
     export_item,
     from_export_line,
@@ -21,6 +20,7 @@ from cdc_pipeline.core.changes import (
 )
 from cdc_pipeline.core.errors import UnreadableError
 from cdc_pipeline.core.order import position
+from cdc_pipeline.core.transports import DYNAMODB_STREAMS
 from cdc_pipeline_tests.strategies import items
 
 _TABLE_ID = "6c5e2f4e-0000-4000-8000-000000000001"

@@ -9,8 +9,9 @@ import pytest
 
 from cdc_pipeline.core.changes import Change
 from cdc_pipeline.core.delivered import Delivered, delivered
-from cdc_pipeline.core.envelope import FIREHOSE, from_envelope
+from cdc_pipeline.core.envelope import from_envelope
 from cdc_pipeline.core.order import position
+from cdc_pipeline.core.transports import FIREHOSE
 from cdc_pipeline.core.whose import Target
 from cdc_pipeline_tests.simulators.firehose import envelope, error_record
 

@@ -24,8 +24,8 @@ from cdc_pipeline.capture.run import Failed, capture_tables
 from cdc_pipeline.capture.snapshot import take_snapshot
 from cdc_pipeline.core.attributes import canonical_item, to_json
 from cdc_pipeline.core.capture_log import LogState
-from cdc_pipeline.core.changes import DYNAMODB_STREAMS, EXPORT
 from cdc_pipeline.core.errors import CannotHealError, CdcPipelineError
+from cdc_pipeline.core.transports import DYNAMODB_STREAMS, EXPORT
 from cdc_pipeline.lake.catalog import open_catalog
 from cdc_pipeline.lake.cdc import build_cdc_days
 from cdc_pipeline.lake.connection import connect_lake

@@ -17,9 +17,10 @@ from cdc_pipeline.capture.sources import open_source
 from cdc_pipeline.core.attributes import plain_json, to_json
 from cdc_pipeline.core.backfill_plan import span_of
 from cdc_pipeline.core.capture_log import Entry, LogState
-from cdc_pipeline.core.changes import DYNAMODB_STREAMS, Change, stream_identity
+from cdc_pipeline.core.changes import Change, stream_identity
 from cdc_pipeline.core.log_parts import FIRST_GENERATION, ShardState, StreamRef
 from cdc_pipeline.core.order import position
+from cdc_pipeline.core.transports import DYNAMODB_STREAMS
 from cdc_pipeline.lake.landing import write_landing
 from cdc_pipeline.lake.log import CaptureLog
 from cdc_pipeline.sandbox.process import SandboxProcess

@@ -12,11 +12,12 @@ import pyarrow as pa
 
 from cdc_pipeline.core.attributes import canonical_item, plain_json, to_json
 from cdc_pipeline.core.capture_log import Entry, LogState
-from cdc_pipeline.core.changes import DYNAMODB_STREAMS, Change, stream_identity
+from cdc_pipeline.core.changes import Change, stream_identity
 from cdc_pipeline.core.fold import KeyedChange, Row, fold
 from cdc_pipeline.core.fold import items as live
 from cdc_pipeline.core.log_parts import Baseline, ShardState, StreamRef
 from cdc_pipeline.core.order import SNAPSHOT_POSITION, order_key, position
+from cdc_pipeline.core.transports import DYNAMODB_STREAMS
 from cdc_pipeline.lake.duck import arrow_table, open_duckdb
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.landing import write_landing

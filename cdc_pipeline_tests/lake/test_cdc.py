@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.core.changes import DYNAMODB_STREAMS, EXPORT, Change
+from cdc_pipeline.core.changes import Change
 from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.log_parts import Gap, Heal, HealWindow
 from cdc_pipeline.core.order import position
+from cdc_pipeline.core.transports import DYNAMODB_STREAMS, EXPORT
 from cdc_pipeline.lake.cdc import CDC_SCHEMA, build_cdc_day, build_cdc_days
 from cdc_pipeline.lake.restore import restore_landing
 from cdc_pipeline.lake.tables import table_property

@@ -7,8 +7,8 @@ import pytest
 
 from cdc_pipeline.core.changes import Change
 from cdc_pipeline.core.clock import day_of
-from cdc_pipeline.core.envelope import KINESIS
 from cdc_pipeline.core.order import generation_prefix, position
+from cdc_pipeline.core.transports import KINESIS
 from cdc_pipeline.lake.cdc import build_cdc_days
 from cdc_pipeline.lake.current_state import publish_current_state
 from cdc_pipeline.lake.duck import connect_duckdb, files_relation
