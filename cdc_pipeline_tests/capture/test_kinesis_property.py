@@ -660,7 +660,7 @@ FOUND: dict[str, list[Step]] = {
 
 
 @settings(
-    max_examples=LONG or 60,
+    max_examples=LONG * 3 // 10 or 60,
     derandomize=not LONG,
     print_blob=True,
     report_multiple_bugs=False,

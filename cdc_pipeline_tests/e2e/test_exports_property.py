@@ -186,7 +186,7 @@ FOUND: dict[str, list[Step]] = {
 
 
 @settings(
-    max_examples=LONG or 8,
+    max_examples=LONG // 10 or 8,
     derandomize=not LONG,
     print_blob=True,
     report_multiple_bugs=False,
