@@ -18,7 +18,7 @@ from cdc_pipeline.aws.export import (
 )
 from cdc_pipeline.aws.table import describe_backups
 from cdc_pipeline.core.attributes import TOO_DEEP, plain_json, to_json
-from cdc_pipeline.core.changes import Change, content_identity, from_export_line
+from cdc_pipeline.core.changes import Change, from_export_line
 from cdc_pipeline.core.clock import utc
 from cdc_pipeline.core.errors import ExportError, UnreadableError
 from cdc_pipeline.core.transports import READ
@@ -83,21 +83,9 @@ def read_row(
     table_id: str, keys: str, item: dict[str, Any] | None, time_us: int, position: str
 ) -> Change:
     """An item that was read by its key (None: there is none) as a change at a time and place."""
-    op, image = ("D", None) if item is None else ("U", to_json(item))
-    return Change(
-        uuid=content_identity(table_id, keys, time_us, op, image, None),
-        op=op,
-        write_time_us=time_us,
-        data=None if item is None else plain_json(item),
-        keys=keys,
-        new_image=image,
-        old_image=None,
-        position=position,
-        sequence_number="",
-        shard_id="",
-        event_id="",
-        is_ttl_delete=None,
-        transport=READ,
+    op, image = ("D", None) if item is None else ("U", (to_json(item), plain_json(item)))
+    return Change.by_content(
+        table_id, op, time_us, keys, (image, None), position=position, transport=READ
     )
 
 

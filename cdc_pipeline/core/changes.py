@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from cdc_pipeline.core.attributes import Spelling, spell_item
 from cdc_pipeline.core.errors import UnreadableError
-from cdc_pipeline.core.order import position
+from cdc_pipeline.core.order import numbered_position, position
 from cdc_pipeline.core.transports import DYNAMODB_STREAMS, EXPORT
 from cdc_pipeline.core.write_times import from_seconds
 
@@ -34,6 +34,70 @@ class Change(NamedTuple):
     event_id: str
     is_ttl_delete: bool | None
     transport: str
+
+    @classmethod
+    def by_content(
+        cls,
+        table_id: str,
+        op: str,
+        write_time_us: int,
+        keys: str,
+        images: "Images",
+        **more: Any,
+    ) -> "Change":
+        """A change that no stream numbered: known by all it says, in order by its write time.
+
+        `images`: the new and the old one. `more`: `transport`, and other fields where they are
+        known. Hot paths build changes themselves (`capture.envelopes`, `capture.records`).
+        """
+        new, old = (image and image[0] for image in images)
+        uuid = content_identity(table_id, keys, write_time_us, op, new, old)
+        placed = {"position": position(0, write_time_us), **more}
+        return cls._of(uuid, op, write_time_us, keys, images, **placed)
+
+    @classmethod
+    def by_number(
+        cls,
+        table_id: str,
+        op: str,
+        write_time_us: int,
+        keys: str,
+        images: "Images",
+        *,
+        sequence_number: str,
+        **more: Any,
+    ) -> "Change":
+        """A stream's change that came without its stream: known by its number and its key.
+
+        It is in order by its second, then by its number. `images`, `more`: see `by_content`.
+        """
+        more |= {
+            "sequence_number": sequence_number,
+            "position": numbered_position(write_time_us, sequence_number),
+        }
+        uuid = numbered_identity(table_id, sequence_number, keys)
+        return cls._of(uuid, op, write_time_us, keys, images, **more)
+
+    @classmethod
+    def _of(
+        cls, uuid: str, op: str, write_time_us: int, keys: str, images: "Images", **more: Any
+    ) -> "Change":
+        new, old = images
+        unknown = {"sequence_number": "", "shard_id": "", "event_id": "", "is_ttl_delete": None}
+        return cls(
+            uuid=uuid,
+            op=op,
+            write_time_us=write_time_us,
+            data=new and new[1],
+            keys=keys,
+            new_image=new and new[0],
+            old_image=old and old[0],
+            **{**unknown, **more},
+        )
+
+
+Images = tuple[Spelling | None, Spelling | None]
+"""The new and the old image of a change, each as typed and as plain JSON."""
 
 
 def stream_identity(table_id: str, event_id: str) -> str:
@@ -144,21 +208,9 @@ def from_export_line(line: Any, *, table_id: str) -> Change:
     assert keys is not None  # they are there
     op = "D" if new is None else ("I" if old is None else "U")
     time_us = _micros(line.get("Metadata"))
-    images = (new[0] if new else None, old[0] if old else None)
-    return Change(
-        uuid=content_identity(table_id, keys[0], time_us, op, *images),
-        op=op,
-        write_time_us=time_us,
-        data=new[1] if new else None,
-        keys=keys[0],
-        new_image=images[0],
-        old_image=images[1],
-        position=position(0, time_us),
-        sequence_number="",
-        shard_id="",
-        event_id="",
-        is_ttl_delete=None if op == "D" else False,
-        transport=EXPORT,
+    by_ttl = None if op == "D" else False
+    return Change.by_content(
+        table_id, op, time_us, keys[0], (new, old), is_ttl_delete=by_ttl, transport=EXPORT
     )
 
 

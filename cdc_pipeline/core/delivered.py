@@ -14,12 +14,12 @@ from datetime import datetime
 from typing import Any
 
 from cdc_pipeline.core.attributes import TOO_DEEP, canonical_number, spell_item
-from cdc_pipeline.core.changes import OPS, Change, content_identity, numbered_identity
+from cdc_pipeline.core.changes import OPS, Change
 from cdc_pipeline.core.envelope import AGGREGATED
 from cdc_pipeline.core.errors import UnreadableError
 from cdc_pipeline.core.forwarded import from_record, is_flat
 from cdc_pipeline.core.framing import NOT_JSON, pieces
-from cdc_pipeline.core.order import numbered_position, position
+from cdc_pipeline.core.order import position
 from cdc_pipeline.core.transports import FIREHOSE
 from cdc_pipeline.core.whose import Target, table_named_by
 from cdc_pipeline.core.write_times import from_datetime, from_text, require_possible
@@ -176,32 +176,26 @@ def from_landing_row(row: Mapping[str, Any], target: Target) -> Change:
         raise UnreadableError("a row without keys")
     if (new is None) != (op == "D"):
         raise UnreadableError("a row whose new image does not fit its op")
-    images = (new[0] if new else None, old[0] if old else None)
     number, shard_id = _text(row.get("sequence_number")), _text(row.get("shard_id"))
+    by_ttl = row.get("is_ttl_delete")
     # Kinesis's numbers have a shard; a stream's, which tell changes apart and in order, have none.
     numbered = number.isdecimal() and len(number) <= 40 and not shard_id
-    uuid = content_identity(target.table_id, keys[0], time_us, op, *images)
-    if numbered:
-        uuid = numbered_identity(target.table_id, number, keys[0])
-    if row.get("uuid") != uuid:
-        raise UnreadableError("a row whose uuid is not that of such a change of this table")
-    target.require_keys(keys[0])
-    by_ttl = row.get("is_ttl_delete")
-    return Change(
-        uuid=uuid,
-        op=op,
-        write_time_us=time_us,
-        data=new[1] if new else None,
-        keys=keys[0],
-        new_image=images[0],
-        old_image=images[1],
-        position=numbered_position(time_us, number) if numbered else position(0, time_us),
+    change = (Change.by_number if numbered else Change.by_content)(
+        target.table_id,
+        op,
+        time_us,
+        keys[0],
+        (new, old),
         sequence_number=number,
         shard_id=shard_id,
         event_id=_text(row.get("event_id")),
         is_ttl_delete=by_ttl if isinstance(by_ttl, bool) else None,
         transport=FIREHOSE,
     )
+    if row.get("uuid") != change.uuid:
+        raise UnreadableError("a row whose uuid is not that of such a change of this table")
+    target.require_keys(keys[0])
+    return change
 
 
 def from_legacy_row(row: Mapping[str, Any], target: Target) -> Change:

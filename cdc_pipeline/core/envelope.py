@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from cdc_pipeline.core.attributes import TOO_DEEP, spell_item
-from cdc_pipeline.core.changes import OPS, Change, by_ttl, content_identity
+from cdc_pipeline.core.changes import OPS, Change, by_ttl
 from cdc_pipeline.core.errors import UnreadableError
-from cdc_pipeline.core.order import position
 from cdc_pipeline.core.transports import KINESIS
 from cdc_pipeline.core.write_times import from_units
 
@@ -67,17 +66,13 @@ def from_envelope(
         None if image is None else spell_item(decoded(image, encodings - 1)) for image in images
     )
     assert keys is not None  # they are there
-    typed = (new[0] if new else None, old[0] if old else None)
     event_id = record.get("eventID")
-    return Change(
-        uuid=content_identity(table_id, keys[0], time_us, op, *typed),
-        op=op,
-        write_time_us=time_us,
-        data=new[1] if new else None,
-        keys=keys[0],
-        new_image=typed[0],
-        old_image=typed[1],
-        position=position(0, time_us),
+    return Change.by_content(
+        table_id,
+        op,
+        time_us,
+        keys[0],
+        (new, old),
         sequence_number=sequence_number,
         shard_id=shard_id,
         event_id=event_id if isinstance(event_id, str) else "",

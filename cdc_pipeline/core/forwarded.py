@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from cdc_pipeline.core.attributes import spell_item
-from cdc_pipeline.core.changes import Change, by_ttl, content_identity, numbered_identity
+from cdc_pipeline.core.changes import Change, by_ttl
 from cdc_pipeline.core.envelope import from_envelope, op_of
 from cdc_pipeline.core.errors import UnreadableError
-from cdc_pipeline.core.order import numbered_position, position
 from cdc_pipeline.core.write_times import from_seconds
 
 STREAM = "stream"
@@ -105,22 +104,13 @@ def from_forwarded(record: Mapping[str, Any], *, table_id: str, transport: str) 
     images = [body.get(name) for name in ("Keys", "NewImage", "OldImage")]
     keys, new, old = (None if image is None else spell_item(image) for image in images)
     assert keys is not None  # they are there
-    typed = (new[0] if new else None, old[0] if old else None)
     event_id = record.get("eventID")
-    return Change(
-        uuid=numbered_identity(table_id, number, keys[0])
-        if number
-        else content_identity(table_id, keys[0], time_us, op, *typed),
-        op=op,
-        write_time_us=time_us,
-        data=new[1] if new else None,
-        keys=keys[0],
-        new_image=typed[0],
-        old_image=typed[1],
-        position=numbered_position(time_us, number) if number else position(0, time_us),
-        sequence_number=number,
-        shard_id="",
-        event_id=event_id if isinstance(event_id, str) else "",
-        is_ttl_delete=op == "D" and by_ttl(record.get("userIdentity")),
-        transport=transport,
-    )
+    known = (table_id, op, time_us, keys[0], (new, old))
+    more = {
+        "event_id": event_id if isinstance(event_id, str) else "",
+        "is_ttl_delete": op == "D" and by_ttl(record.get("userIdentity")),
+        "transport": transport,
+    }
+    if number:
+        return Change.by_number(*known, sequence_number=number, **more)
+    return Change.by_content(*known, **more)

@@ -42,8 +42,7 @@ from cdc_pipeline_tests.simulators.streams_server import StreamsSimulator
 from cdc_pipeline_tests.simulators.streams_service import StreamsService
 
 LONG = int(os.environ.get("CDC_PIPELINE_STORIES", "0"))
-"""Stories in one long run: six of ten are of streams, three of Kinesis, one, which takes longest, of
-exports."""
+"""Stories in one long run: of ten, six are of streams, three of Kinesis, one of exports."""
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(0 if LONG else 900)]
 HOUR = 3600
 PATHS = TablePaths("cdc", "orders")
