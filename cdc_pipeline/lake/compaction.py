@@ -1,6 +1,5 @@
 """Compaction of landing objects: many small ones into few, through the capture log."""
 
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
@@ -79,23 +78,7 @@ def _merge(log: CaptureLog, state: LogState, group: list[LandedObject]) -> bool:
     """Write the merged object and log it; False if another compaction was faster."""
     first, last = group[0], group[-1]
     key = log.paths.compacted(date.fromisoformat(first.day), first.entry, last.entry, new_nonce())
-    data = merge_landing(log.store, group)
-    log.store.write(key, data)
-    merged = LandedObject(
-        key=key,
-        day=first.day,
-        rows=sum(landed.rows for landed in group),
-        bytes=len(data),
-        generation=first.generation,
-        min_write_us=min(landed.min_write_us for landed in group),
-        max_write_us=max(landed.max_write_us for landed in group),
-        min_position=min(landed.min_position for landed in group),
-        max_position=max(landed.max_position for landed in group),
-        shards=tuple(sorted({shard for landed in group for shard in landed.shards})),
-        bare=any(landed.bare for landed in group),
-        through=last.entry,
-        crc32=zlib.crc32(data),
-    )
+    merged = merge_landing(log.store, key, group)
     replaced = tuple(landed.key for landed in group)
     step = {"objects": (merged,), "replaced": replaced}
     if log.commit(state, lambda now: step if now.objects.keys() >= {*replaced} else None):

@@ -35,7 +35,7 @@ from cdc_pipeline.lake.elsewhere import NamedFiles
 from cdc_pipeline.lake.entity_tables import entity_tables
 from cdc_pipeline.lake.holding import count_held, is_parquet, without_lines, without_rows
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.lake.landing import count_reasons, rewrite_object
+from cdc_pipeline.lake.landing import LANDING_SCHEMA, count_reasons, write_object
 from cdc_pipeline.lake.log import CaptureLog, new_nonce
 from cdc_pipeline.lake.masked import sources_of
 from cdc_pipeline.lake.store import TEMPORARY, Store
@@ -165,7 +165,11 @@ def _replace_object(
     if rows.num_rows:
         day, entry = date.fromisoformat(landed.day), landed.entry
         key = log.paths.compacted(day, entry, entry, new_nonce())
-        made = (rewrite_object(log.store, key, landed, rows),)
+        made = (
+            write_object(
+                log.store, key, [rows.cast(LANDING_SCHEMA)], landed.generation, through=entry
+            ),
+        )
     step = {"objects": made, "replaced": (landed.key,)}
     if not log.commit(state, lambda now: step if landed.key in now.objects else None):
         log.store.delete(other.key for other in made)

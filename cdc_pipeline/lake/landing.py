@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import date
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cdc_pipeline.core.changes import Change
@@ -61,8 +62,10 @@ def write_days(
     ordered = sorted(changes, key=_day_and_place)
     objects = []
     for day, group in groupby(ordered, key=_day):
-        key = key_of(day_of(day * DAY_US))
-        objects.append(_write_day(store, key, list(group), generation, landed_us))
+        key, rows = key_of(day_of(day * DAY_US)), list(group)
+        row_group = _ROW_GROUP_BY_TIME if rows[0].transport in BY_TIME else None
+        table = landing_table(rows, landed_us)
+        objects.append(write_object(store, key, [table], generation, row_group=row_group))
     # Arrow's pool keeps what it freed, and a backlog is landed object after object.
     pa.default_memory_pool().release_unused()
     return objects
@@ -84,38 +87,75 @@ def _day_and_place(change: Change) -> tuple[int, str, str]:
     return change.write_time_us // DAY_US, shard_id, change.position
 
 
-def _write_day(
+def write_object(
     store: Store,
     key: str,
-    rows: Sequence[Change],
+    tables: Iterable[pa.Table],
     generation: int,
-    landed_us: int,
+    *,
+    through: int = 0,
+    row_group: int | None = None,
 ) -> LandedObject:
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        landing_table(rows, landed_us),
+    """Write rows in the landing columns, of one day, as one object; the one writer of them all.
+
+    `tables`: one or more, each at least a row group of its own. `through`: the last entry whose
+    rows it holds, where that is not its own.
+    """
+    sink, spans = pa.BufferOutputStream(), []
+    with pq.ParquetWriter(
         sink,
+        LANDING_SCHEMA,
         compression="zstd",
         use_dictionary=_REPEATING,  # type: ignore[arg-type]
-        row_group_size=_ROW_GROUP_BY_TIME if rows[0].transport in BY_TIME else None,
-    )
+    ) as writer:
+        for table in tables:
+            writer.write_table(table, row_group)
+            spans.append(_span(table))
     data = sink.getvalue().to_pybytes()
     store.write(key, data)
-    times = [row.write_time_us for row in rows]
-    positions = [row.position for row in rows]
     return LandedObject(
         key=key,
-        day=day_of(times[0]).isoformat(),
-        rows=len(rows),
+        day=day_of(spans[0].min_write_us).isoformat(),
+        rows=sum(span.rows for span in spans),
         bytes=len(data),
         generation=generation,
-        min_write_us=min(times),
-        max_write_us=max(times),
-        min_position=min(positions),
-        max_position=max(positions),
-        shards=tuple(sorted({row.shard_id for row in rows})),
-        bare=any(row.new_image is None and row.op != "D" for row in rows),
+        min_write_us=min(span.min_write_us for span in spans),
+        max_write_us=max(span.max_write_us for span in spans),
+        min_position=min(span.min_position for span in spans),
+        max_position=max(span.max_position for span in spans),
+        shards=tuple(sorted({shard for span in spans for shard in span.shards})),
+        bare=any(span.bare for span in spans),
+        through=through,
         crc32=zlib.crc32(data),
+    )
+
+
+class _Span(NamedTuple):
+    """What the log says of some rows; see `LandedObject`."""
+
+    rows: int
+    min_write_us: int
+    max_write_us: int
+    min_position: str
+    max_position: str
+    shards: list[str]
+    bare: bool
+
+
+def _span(rows: pa.Table) -> _Span:
+    times, positions = (
+        pc.min_max(rows[name])  # type: ignore[attr-defined]
+        for name in ("write_time_us", "position")
+    )
+    absent, ops = rows["new_image"].is_null().to_pylist(), rows["op"].to_pylist()
+    return _Span(
+        rows.num_rows,
+        times["min"].as_py(),
+        times["max"].as_py(),
+        positions["min"].as_py(),
+        positions["max"].as_py(),
+        rows["shard_id"].unique().to_pylist(),
+        any(no_image and op != "D" for no_image, op in zip(absent, ops, strict=True)),
     )
 
 
@@ -130,36 +170,6 @@ def landing_table(rows: Sequence[Change], landed_us: int) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=LANDING_SCHEMA)
 
 
-def rewrite_object(store: Store, key: str, landed: LandedObject, rows: pa.Table) -> LandedObject:
-    """Write some rows of a landing object as one of their own, which takes its place in the log."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        rows.cast(LANDING_SCHEMA),
-        sink,
-        compression="zstd",
-        use_dictionary=_REPEATING,  # type: ignore[arg-type]
-    )
-    data = sink.getvalue().to_pybytes()
-    store.write(key, data)
-    times, positions = (rows[name].to_pylist() for name in ("write_time_us", "position"))
-    images = zip(rows["op"].to_pylist(), rows["new_image"].is_null().to_pylist(), strict=True)
-    return LandedObject(
-        key=key,
-        day=landed.day,
-        rows=rows.num_rows,
-        bytes=len(data),
-        generation=landed.generation,
-        min_write_us=min(times),
-        max_write_us=max(times),
-        min_position=min(positions),
-        max_position=max(positions),
-        shards=tuple(sorted(set(rows["shard_id"].to_pylist()))),
-        bare=any(absent and op != "D" for op, absent in images),
-        through=landed.entry,
-        crc32=zlib.crc32(data),
-    )
-
-
 def read_landing(store: Store, key: str) -> list[Change]:
     """The changes of a landing object; raises `LakeError` when it is gone."""
     data = store.read(key)
@@ -169,23 +179,20 @@ def read_landing(store: Store, key: str) -> list[Change]:
     return [Change(**row) for row in rows.to_pylist()]
 
 
-def merge_landing(store: Store, objects: Sequence[LandedObject]) -> bytes:
-    """The rows of some objects, as one Parquet file; raises `LakeError` if rows are missing."""
-    sink = pa.BufferOutputStream()
-    rows = 0
-    with pq.ParquetWriter(
-        sink,
-        LANDING_SCHEMA,
-        compression="zstd",
-        use_dictionary=_REPEATING,  # type: ignore[arg-type]
-    ) as writer:
-        for group in _groups(objects):
-            table = pa.concat_tables([read_object(store, landed) for landed in group])
-            rows += table.num_rows
-            writer.write_table(table)
-    if rows != sum(landed.rows for landed in objects):
-        raise LakeError(f"{rows} rows in {len(objects)} landing objects, the log says otherwise")
-    return sink.getvalue().to_pybytes()
+def merge_landing(store: Store, key: str, objects: Sequence[LandedObject]) -> LandedObject:
+    """Write the rows of some objects as one; raises `LakeError` if rows are missing."""
+    groups = (
+        pa.concat_tables([read_object(store, landed) for landed in group])
+        for group in _groups(objects)
+    )
+    first, last = objects[0], objects[-1]
+    merged = write_object(store, key, groups, first.generation, through=last.entry)
+    if merged.rows != sum(landed.rows for landed in objects):
+        store.delete([key])
+        raise LakeError(
+            f"{merged.rows} rows in {len(objects)} landing objects, the log says otherwise"
+        )
+    return merged
 
 
 def _groups(objects: Sequence[LandedObject]) -> Iterator[list[LandedObject]]:

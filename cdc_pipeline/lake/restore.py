@@ -1,16 +1,13 @@
 """Damaged landing objects: their rows again from cdc where it still has them, or written off."""
 
-import io
 import tempfile
-import zlib
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyiceberg.table import Table as IcebergTable
 
 from cdc_pipeline.core.capture_log import LogState
@@ -27,7 +24,7 @@ from cdc_pipeline.lake.duck import (
     open_duckdb,
 )
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.lake.landing import LANDING_SCHEMA
+from cdc_pipeline.lake.landing import LANDING_SCHEMA, write_object
 from cdc_pipeline.lake.log import new_nonce
 from cdc_pipeline.lake.masked import masking_of
 from cdc_pipeline.lake.tables import data_files, table_property
@@ -125,16 +122,6 @@ def _is_whole(lake: Lake, cdc: IcebergTable, day: str) -> bool:
 
 
 def _write(lake: Lake, table: Table, landed: LandedObject, rows: pa.Table) -> LandedObject:
-    sink = io.BytesIO()
-    pq.write_table(rows, sink, compression="zstd")
-    data, day, entry = sink.getvalue(), date.fromisoformat(landed.day), landed.entry
+    day, entry = date.fromisoformat(landed.day), landed.entry
     key = lake.paths(table).compacted(day, entry, entry, new_nonce())
-    lake.store.write(key, data)
-    return replace(
-        landed,
-        key=key,
-        rows=rows.num_rows,
-        bytes=len(data),
-        through=entry,
-        crc32=zlib.crc32(data),
-    )
+    return write_object(lake.store, key, [rows], landed.generation, through=entry)

@@ -182,7 +182,7 @@ def test_capture_goes_on_while_objects_are_merged(
     _land(built, 1, 10)
     real = compaction.merge_landing
 
-    def meanwhile(*arguments: Any) -> bytes:
+    def meanwhile(*arguments: Any) -> Any:
         data = real(*arguments)
         built.state = _log(built).load()
         _land(built, 11, 1)
@@ -201,7 +201,7 @@ def test_of_two_compactions_one_wins(built: LakeBuilder, monkeypatch: pytest.Mon
     real = compaction.merge_landing
     inner: list[int] = []
 
-    def meanwhile(*arguments: Any) -> bytes:
+    def meanwhile(*arguments: Any) -> Any:
         if not inner:
             inner.append(1)
             compact_landing(_log(built), 0)
