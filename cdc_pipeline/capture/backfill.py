@@ -28,7 +28,6 @@ changed in the window, are in no line and did not change later may have been del
 insert and a delete within a window leave no line): they are read by key, as in a heal.
 """
 
-import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,27 +38,29 @@ from pathlib import Path
 
 from cdc_pipeline.aws.export import (
     INCREMENTAL,
-    ExportStatus,
-    Manifest,
-    describe_export,
-    read_manifest,
     request_incremental,
 )
 from cdc_pipeline.aws.table import TableDescription, describe_backups, describe_table
 from cdc_pipeline.capture.completion import ItemReader
+from cdc_pipeline.capture.exports import (
+    export_manifest,
+    export_target,
+    export_token,
+    exported,
+    is_whole,
+    wait_for_export,
+)
 from cdc_pipeline.capture.files import capture_files
 from cdc_pipeline.capture.heal import heal_gap
 from cdc_pipeline.capture.increments import (
     Progress,
     export_changes,
-    is_whole,
     read_row,
     wait_until_restorable,
 )
 from cdc_pipeline.capture.placing import Placing, right_behind, survivors_of
 from cdc_pipeline.capture.relanding import reland
 from cdc_pipeline.capture.run import capture_options
-from cdc_pipeline.capture.snapshot import export_target
 from cdc_pipeline.capture.sources import followed_source
 from cdc_pipeline.core.attributes import to_json
 from cdc_pipeline.core.backfill_plan import DayPlan, Fill, plan_day, span_of
@@ -315,9 +316,15 @@ class _Backfill:
                 self._described.arn,
                 (utc(fill.window.from_us), utc(fill.window.to_us)),
                 export_target(self.lake, self.table),
-                self._token(fill, attempt),
+                export_token(
+                    self._described.table_id,
+                    "backfill",
+                    fill.window.from_us,
+                    fill.window.to_us,
+                    attempt,
+                ),
             )
-            status = describe_export(self.lake.source(self.table), arn)
+            status = exported(self.lake, self.table, arn, self._described.table_id)
             complete = status.status == "COMPLETED"
             if status.status != "FAILED" and not (complete and not is_whole(self.lake, status)):
                 return arn
@@ -327,26 +334,6 @@ class _Backfill:
             fix="see their reasons: aws dynamodb list-exports; after eight hours it asks anew",
         )
 
-    def _token(self, fill: Fill, attempt: int) -> str:
-        what = (self._described.table_id, "backfill", fill.window.from_us, fill.window.to_us)
-        return hashlib.sha256("/".join(map(str, (*what, attempt))).encode()).hexdigest()[:32]
-
-    def _wait_for(self, arn: str) -> tuple[ExportStatus, Manifest]:
-        while True:
-            status = describe_export(self.lake.source(self.table), arn)
-            if status.status == "COMPLETED":
-                manifest = read_manifest(self.lake.aws, status, INCREMENTAL)
-                if manifest.table_id and manifest.table_id != self._described.table_id:
-                    raise ExportError(f"export {arn} is of another table ({manifest.table_id})")
-                return status, manifest
-            if status.status == "FAILED":
-                raise ExportError(
-                    f"export {arn} failed: {status.failure}",
-                    fix=_ASK_ANEW,
-                )
-            self.progress(f"export {arn.rpartition('/')[2]} is {status.status}")
-            self.sleep(self.lake.settings.export.poll_seconds)
-
     def _fill(self, fill: Fill) -> int:
         """Land what an export has and the lake lacks; returns how many rows."""
         try:
@@ -355,7 +342,9 @@ class _Backfill:
             raise ExportError(error.message, fix=error.fix or _ASK_ANEW) from error
 
     def _fill_from(self, arn: str, fill: Fill) -> int:
-        status, manifest = self._wait_for(arn)
+        table_id = self._described.table_id
+        status = wait_for_export(self.lake, self.table, arn, table_id, self.progress, self.sleep)
+        manifest = export_manifest(self.lake, status, table_id, INCREMENTAL)
         self.log.catch_up(self.state)
         present = set(self.lake.store.list(self.log.paths.landing))
         objects: list[LandedObject] = []

@@ -24,8 +24,8 @@ from cdc_pipeline.aws.s3_output import sse_parameters
 from cdc_pipeline.aws.table import describe_table, has_item
 from cdc_pipeline.capture.completion import native_key
 from cdc_pipeline.capture.erase_exports import erase_exported
-from cdc_pipeline.capture.snapshot import export_target
-from cdc_pipeline.capture.unfinished import discarded, exported, unfinished, why_useless
+from cdc_pipeline.capture.exports import export_target, exported
+from cdc_pipeline.capture.unfinished import discarded, unfinished, why_useless
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.erasure import ItemTrace, key_hash, new_salt, typed_key
 from cdc_pipeline.core.errors import EraseRefusedError, LakeError, SettingsError

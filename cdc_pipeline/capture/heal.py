@@ -4,7 +4,6 @@ The generation is later than everything that landed before the gap and earlier t
 behind it, so a heal may take its time: it never beats newer changes (DYNAMODB_CDC section 8).
 """
 
-import hashlib
 import random
 import tempfile
 import time
@@ -16,11 +15,16 @@ from pathlib import Path
 from cdc_pipeline.aws.export import (
     INCREMENTAL,
     ExportStatus,
-    read_manifest,
     request_incremental,
 )
 from cdc_pipeline.aws.table import TableDescription
 from cdc_pipeline.capture.completion import ItemReader
+from cdc_pipeline.capture.exports import (
+    export_manifest,
+    export_target,
+    export_token,
+    wait_for_export,
+)
 from cdc_pipeline.capture.heal_plans import (
     cannot_heal,
     earliest_us,
@@ -36,9 +40,8 @@ from cdc_pipeline.capture.increments import (
     read_row,
     wait_until_restorable,
 )
-from cdc_pipeline.capture.snapshot import SnapshotResult, export_target, take_snapshot
+from cdc_pipeline.capture.snapshot import SnapshotResult, take_snapshot
 from cdc_pipeline.capture.sources import described_table
-from cdc_pipeline.capture.unfinished import exported
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.changes import Change
 from cdc_pipeline.core.clock import time_text, utc
@@ -48,6 +51,7 @@ from cdc_pipeline.core.errors import (
     CaptureConflictError,
     ExportError,
     NotReadyError,
+    RunningExportError,
     UnusableExportError,
 )
 from cdc_pipeline.core.heal_plan import RECREATED
@@ -208,11 +212,25 @@ class _Healing:
                 self.described.arn,
                 (utc(window.from_us), utc(window.to_us)),
                 export_target(self.lake, self.table),
-                self._token(window),
+                # The same attempt at the same window asks for the same export, whoever asks.
+                export_token(
+                    self.described.table_id, self.gap.entry, window.from_us, window.attempt
+                ),
             )
             window = self._move(number, replace(window, export_arn=arn))
         try:
-            self._land_export(number, self._wait_for(window, where), where)
+            assert window.export_arn is not None  # it was asked for
+            status = wait_for_export(
+                self.lake,
+                self.table,
+                window.export_arn,
+                self.described.table_id,
+                lambda told: self.progress(f"{where}: {told}"),
+                self.sleep,
+            )
+            self._land_export(number, status, where)
+        except RunningExportError:
+            raise
         except UnusableExportError as error:
             self.progress(f"{where}: {error.message}; it is exported again")
             self._give_up(number)
@@ -229,9 +247,7 @@ class _Healing:
     def _land_export(self, number: int, status: ExportStatus, where: str) -> None:
         """Land the files of a window's export that have not landed yet."""
         window = self.heal.windows[number]
-        manifest = read_manifest(self.lake.aws, status, INCREMENTAL)
-        if manifest.table_id and manifest.table_id != self.described.table_id:
-            raise UnusableExportError(f"export {status.arn} is of another table")
+        manifest = export_manifest(self.lake, status, self.described.table_id, INCREMENTAL)
         of_another = set(window.files) - {file.key for file in manifest.files}
         known = self._landed(window) if of_another else set()
         for file in manifest.files:
@@ -282,18 +298,6 @@ class _Healing:
         with tempfile.TemporaryDirectory() as folder, open_duckdb(self.lake, Path(folder)) as duck:
             rows = duck.execute(f"SELECT uuid FROM {landed_relation(duck, self.lake, objects)}")
             return {uuid for (uuid,) in rows.fetchall()}
-
-    def _wait_for(self, window: HealWindow, where: str) -> ExportStatus:
-        """Poll until the export is complete; raises `ExportError` for one that failed."""
-        assert window.export_arn is not None
-        while True:
-            status = exported(self.lake, self.table, window.export_arn, self.described.table_id)
-            if status.status == "COMPLETED":
-                return status
-            if status.status == "FAILED":
-                raise ExportError(f"export {status.arn} failed: {status.failure}")
-            self.progress(f"{where}: export is {status.status}")
-            self.sleep(self.lake.settings.export.poll_seconds)
 
     def _land(self, changes: Iterable[Change]) -> list[LandedObject]:
         """Write objects, some thousand changes at a time; they count when they are logged."""
@@ -400,8 +404,3 @@ class _Healing:
     def _heals(self, heal: Heal) -> list[Heal | None]:
         """What the log says of the gaps of a heal."""
         return [self.state.heal_of(gap) for gap in (*heal.also, heal.gap)]
-
-    def _token(self, window: HealWindow) -> str:
-        """The same attempt at the same window asks for the same export, whoever asks."""
-        what = (self.described.table_id, self.gap.entry, window.from_us, window.attempt)
-        return hashlib.sha256("/".join(map(str, what)).encode()).hexdigest()[:32]

@@ -8,12 +8,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from cdc_pipeline.aws.export import (
-    INCREMENTAL,
     DataFile,
     ExportStatus,
-    check_data_file,
     read_data_file,
-    read_manifest,
     whole_lines,
 )
 from cdc_pipeline.aws.table import describe_backups
@@ -42,16 +39,6 @@ def export_changes(
             yield _change(line, table_id, f"{where}, line {number}")
     if number != file.items:
         raise ExportError(f"{where} holds {number} items, its manifest promises {file.items}")
-
-
-def is_whole(lake: Lake, status: ExportStatus) -> bool:
-    """Whether a complete incremental export's manifests and files are there and undamaged."""
-    try:
-        for file in read_manifest(lake.aws, status, INCREMENTAL).files:
-            check_data_file(lake.aws, status, file)
-    except ExportError:
-        return False
-    return True
 
 
 def _change(line: bytes, table_id: str, where: str) -> Change:

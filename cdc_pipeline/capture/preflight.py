@@ -22,10 +22,10 @@ from cdc_pipeline.capture.arrivals import target_of
 from cdc_pipeline.capture.asking import PIPELINE, Asker, Finding, RedError, Remedy, allow
 from cdc_pipeline.capture.bulk_puts import look_at_bulk_puts
 from cdc_pipeline.capture.channel import folders
+from cdc_pipeline.capture.exports import export_target
 from cdc_pipeline.capture.preflight_files import look_at_files
 from cdc_pipeline.capture.preflight_lake import export_place, look_at_lake, probe_key
 from cdc_pipeline.capture.shard_reader import polls_needed
-from cdc_pipeline.capture.snapshot import export_target
 from cdc_pipeline.capture.source import ShardSource
 from cdc_pipeline.core.errors import (
     ExpiredIteratorError,

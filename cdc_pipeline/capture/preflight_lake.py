@@ -11,8 +11,8 @@ from pyiceberg.exceptions import CommitFailedException
 from cdc_pipeline.aws.s3_output import sse_parameters
 from cdc_pipeline.aws.session import aws_errors, error_code
 from cdc_pipeline.capture.asking import PIPELINE, Asker, Finding, RedError
+from cdc_pipeline.capture.exports import export_target
 from cdc_pipeline.capture.optimizers import look_at_optimizers
-from cdc_pipeline.capture.snapshot import export_target
 from cdc_pipeline.core.errors import CdcPipelineError, LakeError
 from cdc_pipeline.core.iam import (
     Place,

@@ -1,6 +1,5 @@
 """Snapshots: a PITR export requested, verified and staged as the baseline of a generation."""
 
-import hashlib
 import math
 import os
 import tempfile
@@ -18,16 +17,19 @@ import pyarrow as pa
 from cdc_pipeline.aws.export import (
     DataFile,
     ExportStatus,
-    ExportTarget,
     Manifest,
-    describe_export,
     read_data_file,
-    read_manifest,
     request_export,
 )
-from cdc_pipeline.aws.session import AwsSession, code_behind
+from cdc_pipeline.aws.session import code_behind
 from cdc_pipeline.aws.table import describe_backups
 from cdc_pipeline.capture.continuity import open_capture
+from cdc_pipeline.capture.exports import (
+    export_manifest,
+    export_target,
+    export_token,
+    wait_for_export,
+)
 from cdc_pipeline.capture.source import require_backups
 from cdc_pipeline.capture.sources import described_table, open_source
 from cdc_pipeline.capture.staging import Converted, Staging
@@ -36,7 +38,7 @@ from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.clock import utc
 from cdc_pipeline.core.columns import Column
 from cdc_pipeline.core.erasure import Suppressions
-from cdc_pipeline.core.errors import ExportError, NotReadyError, SettingsError
+from cdc_pipeline.core.errors import ExportError, FailedExportError, NotReadyError
 from cdc_pipeline.core.log_parts import FIRST_GENERATION, Baseline
 from cdc_pipeline.core.order import SNAPSHOT_POSITION, order_key
 from cdc_pipeline.lake.baselines import record_baseline, tag_baselines
@@ -44,7 +46,7 @@ from cdc_pipeline.lake.duck import files_relation, open_duckdb
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.log import CaptureLog
 from cdc_pipeline.lake.typed import Seen, TypedResult, column_names, replace_typed
-from cdc_pipeline.settings import Settings, Table
+from cdc_pipeline.settings import Table
 from cdc_pipeline.transform.ranges import split_by_key
 from cdc_pipeline.transform.shred import NARROW_SCHEMA, merge_stats
 
@@ -113,18 +115,23 @@ def take_snapshot(
         ) or _begin(lake, log, state, shadow)
     if baseline.export_arn is None:
         _wait_until(log, baseline.export_time_us, progress, sleep)
-        token = _token(described.table_id, baseline)
+        # The same attempt at the same baseline asks for the same export, whoever asks.
+        what = (baseline.generation, baseline.export_time_us, baseline.attempt)
+        token = export_token(described.table_id, *what)
 
         def request(at: datetime) -> str:
             return request_export(lake.source(table), described.arn, at, target, token)
 
         arn = _request(lake, table, request, baseline, progress, sleep)
         baseline = require_wanted(table, record_baseline(log, state, baseline, export_arn=arn))
-    status = _wait_for(lake, lake.source(table), log, state, baseline, progress, sleep)
+    export = (baseline.export_arn or "", described.table_id)
     try:
-        manifest = read_manifest(lake.aws, status)
-        if manifest.table_id and manifest.table_id != described.table_id:
-            raise ExportError(f"export {status.arn} is of another table ({manifest.table_id})")
+        status = wait_for_export(lake, table, *export, progress, sleep)
+    except FailedExportError as error:
+        _give_up(log, state, baseline)
+        raise ExportError(error.message, fix=_ASK_ANEW) from error
+    try:
+        manifest = export_manifest(lake, status, described.table_id)
         staged, size = _stage(
             lake,
             table,
@@ -163,31 +170,6 @@ def take_snapshot(
         seconds=time.monotonic() - started,
         global_note=described.global_note,
     )
-
-
-def export_target(lake: Lake, table: Table) -> ExportTarget:
-    """Where exports of a table go: the lake's own bucket unless the settings say otherwise."""
-    settings, folder = lake.settings, lake.paths(table).exports
-    owner = lake.export_owner(table)
-    if settings.export.bucket:
-        prefix = settings.export.prefix.strip("/")
-        key = f"{prefix}/{folder}" if prefix else folder
-        return ExportTarget(settings.export.bucket, key, owner, _export_key(settings))
-    if not settings.is_s3:
-        raise SettingsError(
-            "the lake is a local folder, and DynamoDB exports only to S3",
-            fix="name a bucket in the settings: export: {bucket: my-bucket}",
-        )
-    bucket, _, prefix = settings.lake.removeprefix("s3://").partition("/")
-    key = f"{prefix.strip('/')}/{folder}" if prefix.strip("/") else folder
-    return ExportTarget(bucket, key, owner, _export_key(settings))
-
-
-def _export_key(settings: Settings) -> str | None:
-    """The KMS key of exports: the lake's own in the lake's own bucket."""
-    lakes_bucket = settings.is_s3 and settings.lake.removeprefix("s3://").partition("/")[0]
-    is_lakes = settings.export.bucket in (None, lakes_bucket)
-    return settings.export.kms_key or (settings.kms_key if is_lakes else None)
 
 
 def _begin(lake: Lake, log: CaptureLog, state: LogState, shadow: bool) -> Baseline | None:
@@ -232,12 +214,6 @@ def _give_up(log: CaptureLog, state: LogState, baseline: Baseline) -> None:
     record_baseline(log, state, baseline, export_arn=None, attempt=baseline.attempt + 1)
 
 
-def _token(table_id: str, baseline: Baseline) -> str:
-    """The same attempt at the same baseline asks for the same export, whoever asks."""
-    what = f"{table_id}/{baseline.generation}/{baseline.export_time_us}/{baseline.attempt}"
-    return hashlib.sha256(what.encode()).hexdigest()[:32]
-
-
 def _wait_until(
     log: CaptureLog, time_us: int, progress: Progress, sleep: Callable[[float], object]
 ) -> None:
@@ -279,36 +255,6 @@ def _request(
             latest = window.latest
         progress(f"waiting until recovery, now at {latest:%H:%M:%S}, reaches {at:%H:%M:%S}")
         sleep(lake.settings.export.poll_seconds)
-
-
-def _wait_for(
-    lake: Lake,
-    source: AwsSession,
-    log: CaptureLog,
-    state: LogState,
-    baseline: Baseline,
-    progress: Progress,
-    sleep: Callable[[float], object],
-) -> ExportStatus:
-    """Poll until the export is complete. A failed one is given up, so a rerun asks anew."""
-    assert baseline.export_arn is not None
-    options = lake.settings.export
-    started = log.clock()
-    while True:
-        status = describe_export(source, baseline.export_arn)
-        if status.status == "COMPLETED":
-            return status
-        waited = log.clock() - started
-        if status.status == "FAILED":
-            _give_up(log, state, baseline)
-            raise ExportError(f"export {status.arn} failed: {status.failure}", fix=_ASK_ANEW)
-        if waited > options.timeout_minutes * 60:
-            raise ExportError(
-                f"export {status.arn} is still {status.status} after {waited / 60:.0f} minutes",
-                fix="materialise pitr_export again: it goes on waiting for the same export",
-            )
-        progress(f"export {status.arn.rpartition('/')[2]} is {status.status} ({waited:.0f} s)")
-        sleep(options.poll_seconds)
 
 
 def _stage(

@@ -7,8 +7,9 @@ so whoever comes across it (the next export, an erasure) says so in the log and 
 
 from collections.abc import Callable
 
-from cdc_pipeline.aws.export import ExportStatus, describe_export, read_manifest
+from cdc_pipeline.aws.export import read_manifest
 from cdc_pipeline.aws.table import describe_backups
+from cdc_pipeline.capture.exports import exported
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.errors import (
     CaptureConflictError,
@@ -113,14 +114,6 @@ def why_useless(
         if status.status != "FAILED":
             return None
     return _why_not_askable(lake, table, log, baseline)
-
-
-def exported(lake: Lake, table: Table, arn: str, table_id: str) -> ExportStatus:
-    """What has become of an export; raises `UnusableExportError` unless it is of this table."""
-    status = describe_export(lake.source(table), arn)
-    if status.table_id and status.table_id != table_id:
-        raise UnusableExportError(f"export {arn} is of another table ({status.table_id})")
-    return status
 
 
 def _why_not_askable(lake: Lake, table: Table, log: CaptureLog, baseline: Baseline) -> str | None:

@@ -26,6 +26,14 @@ class ExportError(CdcPipelineError):
     """A PITR export failed or what it wrote does not match its manifest."""
 
 
+class FailedExportError(ExportError):
+    """AWS gave an export up; another one may succeed."""
+
+
+class RunningExportError(ExportError):
+    """AWS is still writing an export after the time that the settings allow for it."""
+
+
 class UnusableExportError(ExportError):
     """An export that never will be of use: AWS forgot it, or it is filtered or of another table."""
 

@@ -14,7 +14,7 @@ import pytest
 
 from cdc_pipeline.aws.export import DataFile, ExportStatus, Manifest
 from cdc_pipeline.aws.streams import DynamoDBStreams
-from cdc_pipeline.capture import snapshot, unfinished
+from cdc_pipeline.capture import exports, snapshot, unfinished
 from cdc_pipeline.capture.drain import CaptureFailedError, CaptureOptions, capture_table
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.core.capture_log import Entry
@@ -164,8 +164,8 @@ def test_a_file_that_fails_half_way_costs_no_new_export_and_no_change__data_prep
     monkeypatch.setattr(snapshot, "request_export", request)
     done = ExportStatus("arn:export", "COMPLETED", "bucket", "", "manifest", "")
     files = [DataFile("one", "", 1), DataFile("two", "", 1)]
-    for module in (snapshot, unfinished):
-        monkeypatch.setattr(module, "describe_export", lambda *_: done)
+    monkeypatch.setattr(exports, "describe_export", lambda *_: done)
+    for module in (exports, unfinished):
         monkeypatch.setattr(module, "read_manifest", lambda *_: Manifest("bucket", 2, "", files))
     monkeypatch.setattr(snapshot, "read_data_file", pieces)
     with StreamsSimulator(clock=time.time) as sim:

@@ -23,7 +23,7 @@ import pytest
 
 from cdc_pipeline.aws import export
 from cdc_pipeline.aws.export import ExportStatus, read_manifest, whole_lines
-from cdc_pipeline.capture import snapshot, staging, unfinished
+from cdc_pipeline.capture import exports, snapshot, staging
 from cdc_pipeline.core.attributes import canonical_item, to_json
 from cdc_pipeline.core.errors import ExportError, LakeError
 from cdc_pipeline.lake.lake import Lake
@@ -157,8 +157,7 @@ def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Setting
         made = Setting(lake, bucket)
         monkeypatch.setattr(export, "open_object", bucket.open)
         monkeypatch.setattr(snapshot, "request_export", lambda *_: "arn")
-        for module in (snapshot, unfinished):
-            monkeypatch.setattr(module, "describe_export", lambda *_: made.status)
+        monkeypatch.setattr(exports, "describe_export", lambda *_: made.status)
         yield made
 
 

@@ -16,7 +16,7 @@ import dagster as dg
 import pytest
 
 from cdc_pipeline.aws.export import ExportStatus
-from cdc_pipeline.capture import snapshot
+from cdc_pipeline.capture import exports, snapshot
 from cdc_pipeline.core.errors import (
     CdcPipelineError,
     ExportError,
@@ -190,7 +190,7 @@ def _damage_once(
 ) -> list[Export]:
     """Harm the next export as soon as it is complete, before it is read."""
     done: list[Export] = []
-    describe = snapshot.describe_export
+    describe = exports.describe_export
 
     def harmed(aws: Any, arn: str) -> ExportStatus:
         status = describe(aws, arn)
@@ -200,7 +200,7 @@ def _damage_once(
             harm(done[0])
         return status
 
-    monkeypatch.setattr(snapshot, "describe_export", harmed)
+    monkeypatch.setattr(exports, "describe_export", harmed)
     return done
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from cdc_pipeline.capture import drain, erase, heal, reconcile, snapshot
+from cdc_pipeline.capture import drain, erase, exports, heal, reconcile, snapshot
 from cdc_pipeline.capture.erase import erase_item
 from cdc_pipeline.capture.heal import open_gaps
 from cdc_pipeline.capture.reconcile import reconcile_full
@@ -242,7 +242,7 @@ def heal_planned(world: World) -> Step:
 
 def heal_asked(world: World) -> Step:
     _gap(world)
-    _kill(world, _heal, heal, "read_manifest", _always)
+    _kill(world, _heal, exports, "read_manifest", _always)
     return _heal
 
 
