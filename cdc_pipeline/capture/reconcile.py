@@ -3,7 +3,6 @@
 import time
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 
@@ -36,11 +35,9 @@ from cdc_pipeline.lake.current_state import (
 )
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.restore import Restored, restore_landing
-from cdc_pipeline.lake.tables import CommitConflictError
+from cdc_pipeline.lake.tables import over_conflicts
 from cdc_pipeline.lake.verify import LANDING, TOMBSTONES, Damage, Verified, verify_files
 from cdc_pipeline.settings import Table
-
-_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -240,18 +237,10 @@ def _repair(lake: Lake, table: Table, shadow: Baseline, report: Report, progress
     if any(damage.kind == TOMBSTONES for damage in report.files.damages):
         # Behind the release: from here on no state is made of the old baseline any more.
         forget_tombstones(lake, table)
-    _publish(lake, table)
+    over_conflicts(lambda: publish_current_state(lake, table))
     for day in sorted({damage.day for damage in report.files.damages if damage.day}):
         progress(f"building cdc of {day} again")
         build_cdc_day(lake, table, date.fromisoformat(day))
     damaged = {damage.generation for damage in report.files.damages}
     forget_baselines(lake, table, {g for g in damaged if g is not None})
     report.repaired = True
-
-
-def _publish(lake: Lake, table: Table) -> None:
-    for _ in range(_ATTEMPTS - 1):
-        with suppress(CommitConflictError):
-            publish_current_state(lake, table)
-            return
-    publish_current_state(lake, table)

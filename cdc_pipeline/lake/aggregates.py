@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 
@@ -13,22 +12,20 @@ from pyiceberg.table import Table as IcebergTable
 
 from cdc_pipeline.core.errors import NotReadyError, QueryError
 from cdc_pipeline.lake.connection import connect_lake
+from cdc_pipeline.lake.daily import build_groups
 from cdc_pipeline.lake.duck import explain, statement
 from cdc_pipeline.lake.duck_types import storable_table
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.masked import (
     PUBLISHED,
     fingerprints,
-    forget_earlier,
     masking_of,
     published_rules,
     sources_of,
 )
 from cdc_pipeline.lake.staleness import Staleness, inputs_property
-from cdc_pipeline.lake.tables import CommitConflictError
 from cdc_pipeline.transform.aggregates import AGGREGATES, Aggregate, load_aggregates
 
-_ATTEMPTS = 5
 _COMMIT_DAYS = 100
 
 
@@ -70,12 +67,14 @@ def _build_parts(
     there: list[date | None] = [*lake.tables.days(before)] if before and any(days) else [None]
     stale = [d for d in there if published_rules(before, d) != rules] if before else []
     others = [day for day in stale if day not in days]
-    for group in _groups(others):
-        _build_at_last(lake, aggregate, group, rules)
-    for group in _groups(days):
-        results, committed = _build_at_last(lake, aggregate, group, rules)
-        if stale:
-            forget_earlier(lake, committed)
+    built = build_groups(
+        lambda group: _build(lake, aggregate, group, rules),
+        _groups(others),
+        _groups(days),
+        lake=lake,
+        forget=bool(stale),
+    )
+    for results in built:
         yield from results
 
 
@@ -95,15 +94,6 @@ def _refuse_exact_inputs(lake: Lake, aggregate: Aggregate) -> None:
                 "the settings mask, and an aggregate would show them",
                 fix=f"read {schema}.current_state, {schema}.cdc or {schema}.history",
             )
-
-
-def _build_at_last(
-    lake: Lake, aggregate: Aggregate, days: Sequence[date | None], rules: str
-) -> tuple[list[AggregateResult], IcebergTable]:
-    for _ in range(_ATTEMPTS - 1):
-        with suppress(CommitConflictError):
-            return _build(lake, aggregate, days, rules)
-    return _build(lake, aggregate, days, rules)
 
 
 def _build(

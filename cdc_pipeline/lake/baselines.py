@@ -13,13 +13,11 @@ from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.log_parts import Baseline
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.log import CaptureLog, Parts
-from cdc_pipeline.lake.tables import CommitConflictError
+from cdc_pipeline.lake.tables import over_conflicts
 from cdc_pipeline.settings import Table
 
 TAG = "cdc_pipeline_baseline_"
 """What the tags begin with; the generation is behind it."""
-
-_ATTEMPTS = 5
 
 
 def kept_baselines(state: LogState) -> list[Baseline]:
@@ -36,9 +34,9 @@ def tag_baselines(lake: Lake, table: Table) -> None:
     The log is read behind the tags' table, so that a tag never names what an erasure replaced.
     Raises `CommitConflictError` where others keep committing; the next one does it then.
     """
-    name = f"{table.safe_name}_snapshot"
-    for attempt in range(_ATTEMPTS):
-        found = lake.tables.load(name)
+
+    def tag() -> None:
+        found = lake.tables.load(f"{table.safe_name}_snapshot")
         if found is None:
             return
         there = {snapshot.snapshot_id for snapshot in found.metadata.snapshots}
@@ -47,13 +45,9 @@ def tag_baselines(lake: Lake, table: Table) -> None:
             for baseline in kept_baselines(lake.log(table).load())
             if baseline.snapshot_id in there
         }
-        try:
-            lake.tables.tag(found, TAG, wanted)
-        except CommitConflictError:
-            if attempt == _ATTEMPTS - 1:
-                raise
-        else:
-            return
+        lake.tables.tag(found, TAG, wanted)
+
+    over_conflicts(tag)
 
 
 def record_baseline(

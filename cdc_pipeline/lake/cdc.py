@@ -10,7 +10,6 @@ and no change says is there, too, with the transport `baseline` (`lake.rebased`)
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -23,20 +22,20 @@ from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.generations import heal_generations
 from cdc_pipeline.core.log_parts import LandedObject
 from cdc_pipeline.core.masking import Masking
+from cdc_pipeline.lake.daily import build_groups, days_under_other_rules
 from cdc_pipeline.lake.duck import arrow_batches, landed_relation, open_duckdb
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.landing import LANDING_SCHEMA
 from cdc_pipeline.lake.masked import (
     PUBLISHED,
     days_under_rules,
-    forget_earlier,
     masking_functions,
     masking_of,
     require_maskable_keys,
     require_rules,
 )
 from cdc_pipeline.lake.rebased import Rebased, compared_rows, days_to_compare
-from cdc_pipeline.lake.tables import CommitConflictError, table_property
+from cdc_pipeline.lake.tables import table_property
 from cdc_pipeline.settings import Table
 from cdc_pipeline.transform.sql import load_sql
 
@@ -68,7 +67,6 @@ _MASKED = (
 _CHUNK_ROWS = 100_000
 _FILE_ROWS = 20_000
 _COMMIT_ROWS = 1_000_000
-_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -110,22 +108,24 @@ def build_cdc_days(
     before = lake.tables.load(f"{table.safe_name}_cdc")
     state = lake.log(table).load()
     asked = sorted({*days})
-    published = days_under_rules(before) if before else {}
-    stale = {date.fromisoformat(d) for d, rules in published.items() if not masking.made(rules)}
+    stale = days_under_other_rules(before, masking)
     outdated = days_to_compare(lake, before, state)
     outdated |= outdated_days(before, state) if before else set()
-    for group in _groups(state, sorted((stale | outdated) - {*asked})):
-        _build_at_last(lake, table, group, masking)
+    others = sorted((stale | outdated) - {*asked})
     if only_changed and before and not stale:
         unchanged = [day for day in asked if day not in outdated]
         current = _current_days(lake, before, state, unchanged)
         yield from current
         asked = [day for day in asked if day not in {kept.day for kept in current}]
-    for group in _groups(state, asked):
-        built, committed = _build_at_last(lake, table, group, masking)
-        if stale:
-            forget_earlier(lake, committed)
-        yield from built
+    built = build_groups(
+        lambda group: _build(lake, table, group, masking),
+        _groups(state, others),
+        _groups(state, asked),
+        lake=lake,
+        forget=bool(stale),
+    )
+    for group in built:
+        yield from group
 
 
 def _groups(state: LogState, days: Iterable[date]) -> Iterator[list[date]]:
@@ -180,15 +180,6 @@ def require_rules_of_days(lake: Lake, table: Table, built: IcebergTable, view: s
     published = days_under_rules(built).values()
     name = table.safe_name
     require_rules(masking, published, f"{name}.{view}", f"any day of {name}/{view}")
-
-
-def _build_at_last(
-    lake: Lake, table: Table, days: list[date], masking: Masking
-) -> tuple[list[CdcDay], IcebergTable]:
-    for _ in range(_ATTEMPTS - 1):
-        with suppress(CommitConflictError):
-            return _build(lake, table, days, masking)
-    return _build(lake, table, days, masking)
 
 
 def _build(

@@ -4,7 +4,6 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,14 +23,13 @@ from cdc_pipeline.lake.masked import (
     published_rules,
     require_rules,
 )
-from cdc_pipeline.lake.tables import CommitConflictError, data_files, table_property
+from cdc_pipeline.lake.tables import data_files, over_conflicts, table_property
 from cdc_pipeline.settings import Table
 from cdc_pipeline.transform.entities import is_of, shred_entity
 from cdc_pipeline.transform.shred import NARROW_SCHEMA, typed_schema
 
 _MADE_OF = "made_of"
 _BATCH_ROWS = 4_000  # items are up to 400 kB
-_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -51,10 +49,7 @@ def build_entity(lake: Lake, table: Table, name: str) -> EntityTable:
     Raises `NotReadyError` before the first publication, `OtherRulesError` where that was under
     other masking rules, `CommitConflictError` when it is overtaken again and again, `LakeError`.
     """
-    for _ in range(_ATTEMPTS - 1):
-        with suppress(CommitConflictError):
-            return _build(lake, table, name)
-    return _build(lake, table, name)
+    return over_conflicts(lambda: _build(lake, table, name))
 
 
 def _build(lake: Lake, table: Table, name: str) -> EntityTable:

@@ -10,7 +10,6 @@ import time
 import zlib
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
@@ -39,7 +38,13 @@ from cdc_pipeline.lake.landing import LANDING_SCHEMA, count_reasons, write_objec
 from cdc_pipeline.lake.log import CaptureLog, new_nonce
 from cdc_pipeline.lake.masked import sources_of
 from cdc_pipeline.lake.store import TEMPORARY, Store
-from cdc_pipeline.lake.tables import PROPERTY, CommitConflictError, described_in, referenced_files
+from cdc_pipeline.lake.tables import (
+    PROPERTY,
+    CommitConflictError,
+    described_in,
+    over_conflicts,
+    referenced_files,
+)
 from cdc_pipeline.settings import Table
 from cdc_pipeline.transform.aggregates import Aggregate, broken_aggregates, load_aggregates
 
@@ -237,7 +242,7 @@ def erase_state_rows(lake: Lake, table: Table, trace: ItemTrace) -> None:
 
     Before its changes leave the landing zone: readers would see it again once its delete is gone.
     """
-    _at_last(partial(_remove_rows, lake, f"{table.safe_name}_current_state", "_key", trace))
+    over_conflicts(partial(_remove_rows, lake, f"{table.safe_name}_current_state", "_key", trace))
 
 
 def erase_iceberg(lake: Lake, table: Table, kind: str, trace: ItemTrace) -> Removed:
@@ -252,7 +257,7 @@ def erase_iceberg(lake: Lake, table: Table, kind: str, trace: ItemTrace) -> Remo
     rows, kept = 0, set()
     if kind == "snapshot":
         rows, kept = _erase_baselines(lake, table, trace)
-    rows += _at_last(partial(_remove_rows, lake, name, key_columns(lake, table)[kind], trace))
+    rows += over_conflicts(partial(_remove_rows, lake, name, key_columns(lake, table)[kind], trace))
     return Removed(kind, _forget_versions(lake, name, files, kept), rows)
 
 
@@ -271,14 +276,6 @@ def _remove_rows(lake: Lake, name: str, column: str, trace: ItemTrace) -> int:
     return removed
 
 
-def _at_last(attempt: "partial[_T]") -> _T:
-    """Of two commits at once one wins: then again, on what stands now."""
-    for _ in range(_ATTEMPTS - 1):
-        with suppress(CommitConflictError):
-            return attempt()
-    return attempt()
-
-
 def _erase_baselines(lake: Lake, table: Table, trace: ItemTrace) -> tuple[int, set[int | None]]:
     log = lake.log(table)
     state = log.load()
@@ -290,7 +287,7 @@ def _erase_baselines(lake: Lake, table: Table, trace: ItemTrace) -> tuple[int, s
         if baseline.snapshot_id is None or baseline.snapshot_id not in there:
             continue
         erase = partial(_erase_baseline, lake, table, baseline.snapshot_id, generation, trace)
-        snapshot_id, removed = _at_last(erase)
+        snapshot_id, removed = over_conflicts(erase)
         rows += removed
         items = (baseline.items or 0) - removed
         record_baseline(log, state, baseline, snapshot_id=snapshot_id, items=items)
@@ -372,7 +369,7 @@ def rebuild_aggregates(lake: Lake, table: Table) -> tuple[list[Removed], list[st
         except (NotReadyError, QueryError):
             stale.append(aggregate.name)
             continue
-        _at_last(partial(_remove_nothing, lake, aggregate.table))
+        over_conflicts(partial(_remove_nothing, lake, aggregate.table))
         gone = _forget_versions(lake, aggregate.table, files, ())
         done.append(Removed(f"aggregates.{aggregate.name}", gone, 0))
     return done, stale

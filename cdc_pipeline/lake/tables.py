@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import date, datetime, timedelta
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
@@ -55,10 +55,23 @@ _PROPERTIES = {
 
 
 _METRICS = "write.metadata.metrics.column."
+_ATTEMPTS = 5
+T = TypeVar("T")
 
 
 class CommitConflictError(LakeError):
     """Another writer committed to the table first; nothing of ours became visible."""
+
+
+def over_conflicts(attempt: Callable[[], T]) -> T:
+    """Run `attempt` until no other commit comes between what it reads and its own.
+
+    It loads what it needs each time. Raises `CommitConflictError` after five conflicts in a row.
+    """
+    for _ in range(_ATTEMPTS - 1):
+        with suppress(CommitConflictError):
+            return attempt()
+    return attempt()
 
 
 class ExpiryIgnoredError(LakeError):

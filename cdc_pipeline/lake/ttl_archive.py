@@ -9,7 +9,6 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -22,17 +21,16 @@ from cdc_pipeline.core.attributes import plain_json
 from cdc_pipeline.core.errors import NotReadyError
 from cdc_pipeline.lake.baselines import kept_baselines
 from cdc_pipeline.lake.cdc import CDC_SCHEMA, require_rules_of_days
+from cdc_pipeline.lake.daily import build_groups, days_under_other_rules
 from cdc_pipeline.lake.duck import arrow_batches, files_relation, open_duckdb
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.masked import (
     PUBLISHED,
-    days_under_rules,
-    forget_earlier,
     masked,
     masking_functions,
     masking_of,
 )
-from cdc_pipeline.lake.tables import CommitConflictError, data_files, table_property
+from cdc_pipeline.lake.tables import data_files, table_property
 from cdc_pipeline.settings import Table
 from cdc_pipeline.transform.shred import typed_schema
 from cdc_pipeline.transform.sql import load_sql
@@ -51,7 +49,6 @@ ARCHIVE_SCHEMA = pa.schema(
 """`_item`, exact typed JSON, and `data`, plain JSON, are null where the last image is not known."""
 
 _CHUNK_ROWS = 20_000
-_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -74,21 +71,15 @@ def build_archive_day(lake: Lake, table: Table, day: date) -> ArchiveDay:
     """
     masking = masking_of(lake.settings, table, writing=True)
     before = lake.tables.load(f"{table.safe_name}_ttl_archive")
-    published = days_under_rules(before) if before else {}
-    stale = [date.fromisoformat(d) for d, rules in published.items() if not masking.made(rules)]
-    for other in sorted({*stale} - {day}):
-        _build_at_last(lake, table, other)
-    built, committed = _build_at_last(lake, table, day)
-    if stale:
-        forget_earlier(lake, committed)
+    stale = days_under_other_rules(before, masking)
+    (built,) = build_groups(
+        lambda day: _build(lake, table, day),
+        sorted(stale - {day}),
+        [day],
+        lake=lake,
+        forget=bool(stale),
+    )
     return built
-
-
-def _build_at_last(lake: Lake, table: Table, day: date) -> tuple[ArchiveDay, IcebergTable]:
-    for _ in range(_ATTEMPTS - 1):
-        with suppress(CommitConflictError):
-            return _build(lake, table, day)
-    return _build(lake, table, day)
 
 
 def _build(lake: Lake, table: Table, day: date) -> tuple[ArchiveDay, IcebergTable]:
