@@ -21,6 +21,7 @@ from cdc_pipeline.commands.tables import tables
 from cdc_pipeline.commands.views import views
 from cdc_pipeline.core.clock import time_text
 from cdc_pipeline.core.errors import CannotHealError, CdcPipelineError
+from cdc_pipeline.core.run_context import RunContext
 from cdc_pipeline.core.transports import DYNAMODB_STREAMS, TRANSPORTS
 
 if TYPE_CHECKING:
@@ -212,7 +213,9 @@ def heal(table: str, plan: bool) -> None:
         except CannotHealError as error:
             click.echo(f"{error.message}. A full export becomes a new baseline instead")
     else:
-        for done in close_gaps(lake, chosen, progress=lambda said: click.echo(f"{table}: {said}")):
+        for done in close_gaps(
+            lake, chosen, context=RunContext(lambda said: click.echo(f"{table}: {said}"))
+        ):
             if isinstance(done, HealResult):
                 click.echo(
                     f"{table}: healed with {done.lines} changed items from {done.windows} "
@@ -259,9 +262,9 @@ def reconcile(
         click.confirm("Take the export?", abort=True, err=True)
     with Console(stderr=True, markup=False).status("starting") as line:
         if full:
-            report = reconcile_full(lake, chosen, repair=repair, progress=line.update)
+            report = reconcile_full(lake, chosen, repair=repair, context=RunContext(line.update))
         else:
-            report = reconcile_sample(lake, chosen, items, progress=line.update)
+            report = reconcile_sample(lake, chosen, items, context=RunContext(line.update))
     _show_report(report, as_json)
     if not (report.is_sound or report.repaired):
         sys.exit(1)
@@ -333,7 +336,7 @@ def erase(table: str, key: str, dry_run: bool, yes: bool) -> None:
         return
     if not yes:
         click.confirm(f"Erase this item of {table} and all its past for good?", abort=True)
-    done = erase_item(lake, chosen, key, progress=click.echo)
+    done = erase_item(lake, chosen, key, context=RunContext(click.echo))
     click.echo(
         f"{table}: erased; {done.files_read} files read, none holds the item "
         f"({done.seconds:.0f} s). Key hash {done.erasure.key_hash[:16]}"

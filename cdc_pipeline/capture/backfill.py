@@ -29,7 +29,6 @@ insert and a delete within a window leave no line): they are read by key, as in 
 """
 
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -52,12 +51,7 @@ from cdc_pipeline.capture.exports import (
 )
 from cdc_pipeline.capture.files import capture_files
 from cdc_pipeline.capture.heal import heal_gap
-from cdc_pipeline.capture.increments import (
-    Progress,
-    export_changes,
-    read_row,
-    wait_until_restorable,
-)
+from cdc_pipeline.capture.increments import export_changes, read_row, wait_until_restorable
 from cdc_pipeline.capture.placing import Placing, right_behind, survivors_of
 from cdc_pipeline.capture.relanding import reland
 from cdc_pipeline.capture.run import capture_options
@@ -78,6 +72,7 @@ from cdc_pipeline.core.errors import (
 from cdc_pipeline.core.heal_plan import Backups
 from cdc_pipeline.core.log_parts import PAST_GENERATION, Gap, Heal, HealWindow, LandedObject
 from cdc_pipeline.core.names import day_folder
+from cdc_pipeline.core.run_context import SILENT, RunContext
 from cdc_pipeline.core.transports import IN_FILES, READ
 from cdc_pipeline.lake.duck import open_duckdb
 from cdc_pipeline.lake.glue import register_days
@@ -112,8 +107,7 @@ def backfill_days(
     table: Table,
     days: Iterable[date],
     *,
-    progress: Progress = lambda _: None,
-    sleep: Callable[[float], object] = time.sleep,
+    context: RunContext = SILENT,
 ) -> Iterator[BackfilledDay]:
     """Land again what past days lack; yields each day, oldest first, also those that failed.
 
@@ -121,7 +115,7 @@ def backfill_days(
     kill at any moment and to run twice at once. Raises `SourceError` and `LakeError` for what
     concerns all days.
     """
-    yield from _Backfill(lake, table, sorted(set(days)), progress, sleep).run()
+    yield from _Backfill(lake, table, sorted(set(days)), context).run()
 
 
 class _Backfill:
@@ -132,11 +126,10 @@ class _Backfill:
         lake: Lake,
         table: Table,
         days: list[date],
-        progress: Progress,
-        sleep: Callable[[float], object],
+        context: RunContext,
     ) -> None:
         self.lake, self.table = lake, table
-        self.progress, self.sleep = progress, sleep
+        self.context = context
         self.log: CaptureLog = lake.log(table)
         self.state: LogState = self.log.load()
         self.found = {day: BackfilledDay(day) for day in days}
@@ -211,7 +204,7 @@ class _Backfill:
         if self.state.stream is None:
             return
         source = followed_source(self.lake, self.table, self.state.stream)
-        for done in reland(self.log, self.state, lost, source, settings, self.sleep):
+        for done in reland(self.log, self.state, lost, source, settings, self.context.sleep):
             day = date.fromisoformat(done.lost[0].day)
             if self._append(done.objects, done.lost):
                 self.found[day].added += done.rows
@@ -245,9 +238,7 @@ class _Backfill:
                 fix=f"materialise {self.table.safe_name}/pitr_export and publish it first",
             )
         for fill in plan.fills:
-            wait_until_restorable(
-                self.lake, self.table, fill.window.to_us, self.progress, self.sleep
-            )
+            wait_until_restorable(self.lake, self.table, fill.window.to_us, self.context)
             self.exports[fill] = self._request(fill)
         self.plans[day] = plan
 
@@ -263,7 +254,9 @@ class _Backfill:
     def _carry_out(self, day: date) -> None:
         plan, found = self.plans[day], self.found[day]
         for fill in plan.fills:
-            self.progress(f"{day}: filling in what was written {_range(fill)} from an export")
+            self.context.progress(
+                f"{day}: filling in what was written {_range(fill)} from an export"
+            )
             added = self._fill(fill)
             found.added += added
             found.sources += ["export"] if added else []
@@ -279,7 +272,7 @@ class _Backfill:
             return
         before = self._rows(found.day)
         try:
-            heal_gap(self.lake, self.table, gap, progress=self.progress, sleep=self.sleep)
+            heal_gap(self.lake, self.table, gap, context=self.context)
         except NotReadyError as error:
             found.notes.append(error.message)
         self.log.catch_up(self.state)
@@ -343,7 +336,7 @@ class _Backfill:
 
     def _fill_from(self, arn: str, fill: Fill) -> int:
         table_id = self._described.table_id
-        status = wait_for_export(self.lake, self.table, arn, table_id, self.progress, self.sleep)
+        status = wait_for_export(self.lake, self.table, arn, table_id, self.context)
         manifest = export_manifest(self.lake, status, table_id, INCREMENTAL)
         self.log.catch_up(self.state)
         present = set(self.lake.store.list(self.log.paths.landing))

@@ -1,13 +1,11 @@
 """Capture up to a time, as whoever compares with the source needs it."""
 
-import time
-from collections.abc import Callable
-
 from cdc_pipeline.capture.reading import KinesisReading, StreamsReading
 from cdc_pipeline.capture.run import Failed, capture_tables
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.clock import time_text
 from cdc_pipeline.core.errors import NotReadyError
+from cdc_pipeline.core.run_context import SILENT, RunContext
 from cdc_pipeline.core.transports import FIREHOSE, KINESIS, KINESIS_CHANNEL
 from cdc_pipeline.core.whose import Target
 from cdc_pipeline.lake.lake import Lake
@@ -17,8 +15,6 @@ _LOOK_SECONDS = 5.0
 """Between two looks at the log, while something else is waited for."""
 _LONGEST_PAUSE_SECONDS = 60.0
 _PATIENCE_SECONDS = 1800
-Progress = Callable[[str], None]
-Sleep = Callable[[float], object]
 
 
 def capture_to(
@@ -26,8 +22,7 @@ def capture_to(
     table: Table,
     until_us: int,
     *,
-    progress: Progress = lambda _: None,
-    sleep: Sleep = time.sleep,
+    context: RunContext = SILENT,
 ) -> LogState:
     """Capture until everything written before `until_us` has landed; returns the log then.
 
@@ -51,15 +46,15 @@ def capture_to(
             )
         captured = f"captured to {time_text(reached_us)} UTC, {time_text(until_us)} UTC is needed"
         if now_us >= not_before_us:
-            progress(f"{captured}: capturing")
+            context.progress(f"{captured}: capturing")
             _capture(lake, table)
             not_before_us = log.now_us() + int(pause * 1_000_000)
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
             log.catch_up(state)
         else:
             left = (not_before_us - now_us) / 1_000_000
-            progress(f"{captured}: waiting, capturing in {left:.0f} s")
-            sleep(min(left + 0.01, _LOOK_SECONDS))
+            context.progress(f"{captured}: waiting, capturing in {left:.0f} s")
+            context.sleep(min(left + 0.01, _LOOK_SECONDS))
             log.catch_up(state)
             if state.watermark_us > reached_us:
                 # Somebody else captures: it gets there, too.

@@ -16,7 +16,6 @@ import getpass
 import os
 import socket
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from cdc_pipeline.aws.s3 import S3Store
@@ -30,6 +29,7 @@ from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.erasure import ItemTrace, key_hash, new_salt, typed_key
 from cdc_pipeline.core.errors import EraseRefusedError, LakeError, SettingsError
 from cdc_pipeline.core.log_parts import Baseline, Erasure, Removed
+from cdc_pipeline.core.run_context import SILENT, RunContext
 from cdc_pipeline.lake.elsewhere import NamedFiles
 from cdc_pipeline.lake.erase import (
     Holding,
@@ -59,7 +59,6 @@ from cdc_pipeline.settings import Table
 
 _ROUNDS = 3
 _POLL_SECONDS = 0.1
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -135,8 +134,7 @@ def erase_item(
     table: Table,
     key: str,
     *,
-    progress: Progress = lambda _: None,
-    sleep: Callable[[float], object] = time.sleep,
+    context: RunContext = SILENT,
 ) -> EraseResult:
     """Erase one item from the lake; safe to kill at any moment and to run again.
 
@@ -146,8 +144,8 @@ def erase_item(
     """
     started = time.monotonic()
     target = erase_target(lake, table, key)
-    until_us = _absent_until_us(lake, table, target.keys, sleep)
-    erasing = _Erasing(lake, table, target, progress)
+    until_us = _absent_until_us(lake, table, target.keys, context)
+    erasing = _Erasing(lake, table, target, context)
     erasing.suppress(until_us)
     erasing.remove()
     for _ in range(_ROUNDS - 1):
@@ -180,7 +178,7 @@ def _require_gone(table: Table, left: list[Holding], versions: int, stale: list[
     )
 
 
-def _absent_until_us(lake: Lake, table: Table, keys: str, sleep: Callable[[float], object]) -> int:
+def _absent_until_us(lake: Lake, table: Table, keys: str, context: RunContext) -> int:
     """The end of a second, in µs, in which the source did not have the item, nor behind it.
 
     Stream times are rounded down to seconds, so only whole seconds can be told from what follows.
@@ -198,15 +196,15 @@ def _absent_until_us(lake: Lake, table: Table, keys: str, sleep: Callable[[float
         first_s = now_s if first_s is None else first_s
         if now_s > first_s:
             return now_s * 1_000_000 - 1
-        sleep(_POLL_SECONDS)
+        context.sleep(_POLL_SECONDS)
 
 
 class _Erasing:
     """One run of one erasure; `erasure` is how far it is, as the log says."""
 
-    def __init__(self, lake: Lake, table: Table, target: EraseTarget, progress: Progress) -> None:
+    def __init__(self, lake: Lake, table: Table, target: EraseTarget, context: RunContext) -> None:
         self.lake, self.table, self.target = lake, table, target
-        self.progress = progress
+        self.context = context
         self.log: CaptureLog = lake.log(table)
         self.state: LogState = self.log.load()
         self.stale: list[str] = []
@@ -232,7 +230,7 @@ class _Erasing:
 
         self.log.commit(self.state, suppression)
         hashed = self.erasure.key_hash
-        self.progress(f"suppressed as {hashed[:16]} (log entry {self.state.n})")
+        self.context.progress(f"suppressed as {hashed[:16]} (log entry {self.state.n})")
 
     def _require_rest(self) -> None:
         """Files of an export that is being landed must stay as its manifest says.
@@ -248,7 +246,7 @@ class _Erasing:
             written = self._is_written(baseline) if useless is None else False
             if useless is not None or (baseline.shadow and not written):
                 why = useless or "an item that it may hold is erased"
-                self.progress(discarded(self.log, self.state, baseline, why))
+                self.context.progress(discarded(self.log, self.state, baseline, why))
                 continue
             raise EraseRefusedError(
                 f"table {self.table.name}: an export is under way, and it may hold the item",
@@ -293,7 +291,7 @@ class _Erasing:
         """Log what was removed, added to what earlier runs for this key removed."""
         news = [part for part in removed if part.files or part.rows]
         for part in news:
-            self.progress(f"{part.place}: {part.files} files, {part.rows} rows")
+            self.context.progress(f"{part.place}: {part.files} files, {part.rows} rows")
         if news:
             self._record(replace(self.erasure, removed=_added(self.erasure.removed, news)))
 

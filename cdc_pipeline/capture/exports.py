@@ -1,8 +1,6 @@
 """One export of a table: where it goes, its token, the wait for it, what its manifest must say."""
 
 import hashlib
-import time
-from collections.abc import Callable
 
 from cdc_pipeline.aws.export import (
     FULL,
@@ -21,6 +19,7 @@ from cdc_pipeline.core.errors import (
     SettingsError,
     UnusableExportError,
 )
+from cdc_pipeline.core.run_context import RunContext
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings import Settings, Table
 
@@ -68,8 +67,7 @@ def wait_for_export(
     table: Table,
     arn: str,
     table_id: str,
-    progress: Callable[[str], object],
-    sleep: Callable[[float], object] = time.sleep,
+    context: RunContext,
 ) -> ExportStatus:
     """Poll until AWS has written an export, for `export.timeout_minutes` at most.
 
@@ -90,8 +88,8 @@ def wait_for_export(
                 f"export {arn} is still {status.status} after {waited / 60:.0f} minutes",
                 fix="run this again: it goes on waiting for the same export",
             )
-        progress(f"export {arn.rpartition('/')[2]} is {status.status} ({waited:.0f} s)")
-        sleep(options.poll_seconds)
+        context.progress(f"export {arn.rpartition('/')[2]} is {status.status} ({waited:.0f} s)")
+        context.sleep(options.poll_seconds)
 
 
 def export_manifest(lake: Lake, status: ExportStatus, table_id: str, kind: str = FULL) -> Manifest:

@@ -7,7 +7,7 @@ behind it, so a heal may take its time: it never beats newer changes (DYNAMODB_C
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,13 +33,7 @@ from cdc_pipeline.capture.heal_plans import (
     planned_heals,
     windows_of,
 )
-from cdc_pipeline.capture.increments import (
-    Progress,
-    batches,
-    export_changes,
-    read_row,
-    wait_until_restorable,
-)
+from cdc_pipeline.capture.increments import batches, export_changes, read_row, wait_until_restorable
 from cdc_pipeline.capture.snapshot import SnapshotResult, take_snapshot
 from cdc_pipeline.capture.sources import described_table
 from cdc_pipeline.core.capture_log import LogState
@@ -57,6 +51,7 @@ from cdc_pipeline.core.errors import (
 from cdc_pipeline.core.heal_plan import RECREATED
 from cdc_pipeline.core.log_parts import Gap, Heal, HealWindow, LandedObject
 from cdc_pipeline.core.order import position
+from cdc_pipeline.core.run_context import SILENT, RunContext
 from cdc_pipeline.core.transports import READ
 from cdc_pipeline.lake.duck import landed_relation, open_duckdb
 from cdc_pipeline.lake.lake import Lake
@@ -84,7 +79,7 @@ class HealResult:
 
 
 def close_gaps(
-    lake: Lake, table: Table, *, progress: Progress = lambda _: None
+    lake: Lake, table: Table, *, context: RunContext = SILENT
 ) -> Iterator[HealResult | SnapshotResult]:
     """Heal every open gap; where incremental exports cannot, take a new baseline behind them.
 
@@ -93,21 +88,19 @@ def close_gaps(
     for _ in range(_BASELINES):
         try:
             for planned in planned_heals(lake, table):
-                progress(str(planned))
-            yield from heal_all(lake, table, progress=progress)
+                context.progress(str(planned))
+            yield from heal_all(lake, table, context=context)
             return
         except CannotHealError as error:
-            progress(error.message)
+            context.progress(error.message)
             # One that was begun before the gap is finished first, and does not close it.
-            yield take_snapshot(lake, table, progress=progress)
+            yield take_snapshot(lake, table, context=context)
 
 
-def heal_all(
-    lake: Lake, table: Table, *, progress: Progress = lambda _: None
-) -> Iterator[HealResult]:
+def heal_all(lake: Lake, table: Table, *, context: RunContext = SILENT) -> Iterator[HealResult]:
     """Heal every open gap, the oldest first; raises what `heal_gap` does."""
     while gaps := open_gaps(lake, table):
-        yield heal_gap(lake, table, gaps[0], progress=progress)
+        yield heal_gap(lake, table, gaps[0], context=context)
 
 
 def heal_gap(
@@ -115,8 +108,7 @@ def heal_gap(
     table: Table,
     gap: Gap,
     *,
-    progress: Progress = lambda _: None,
-    sleep: Callable[[float], object] = time.sleep,
+    context: RunContext = SILENT,
 ) -> HealResult:
     """Heal a gap and those that overlap it, or go on healing them; safe to kill at any moment.
 
@@ -129,13 +121,13 @@ def heal_gap(
     started, lines = time.monotonic(), 0
     described = described_table(lake, table)
     while True:
-        healing = _Healing(lake, table, gap, described, progress, sleep)
+        healing = _Healing(lake, table, gap, described, context)
         try:
             healing.run()
             break
         except CaptureConflictError as lost:
-            progress(lost.message)
-            sleep(random.uniform(*_PAUSE_SECONDS))
+            context.progress(lost.message)
+            context.sleep(random.uniform(*_PAUSE_SECONDS))
         finally:
             lines += healing.lines
     heal = healing.heal
@@ -157,12 +149,11 @@ class _Healing:
         table: Table,
         gap: Gap,
         described: TableDescription,
-        progress: Progress,
-        sleep: Callable[[float], object],
+        context: RunContext,
     ) -> None:
         self.lake, self.table = lake, table
         self.described = described
-        self.progress, self.sleep = progress, sleep
+        self.context = context
         self.log: CaptureLog = lake.log(table)
         self.state: LogState = self.log.load()
         self.lines = 0
@@ -206,7 +197,7 @@ class _Healing:
             if window.from_us < earliest_us(self.lake, self.table):
                 self._plan_anew()
                 return
-            wait_until_restorable(self.lake, self.table, window.to_us, self.progress, self.sleep)
+            wait_until_restorable(self.lake, self.table, window.to_us, self.context)
             arn = request_incremental(
                 self.lake.source(self.table),
                 self.described.arn,
@@ -225,14 +216,13 @@ class _Healing:
                 self.table,
                 window.export_arn,
                 self.described.table_id,
-                lambda told: self.progress(f"{where}: {told}"),
-                self.sleep,
+                self.context.within(where),
             )
             self._land_export(number, status, where)
         except RunningExportError:
             raise
         except UnusableExportError as error:
-            self.progress(f"{where}: {error.message}; it is exported again")
+            self.context.progress(f"{where}: {error.message}; it is exported again")
             self._give_up(number)
         except ExportError as error:
             if error.__cause__ is not None:
@@ -257,7 +247,9 @@ class _Healing:
                 self.lines += file.items
                 landed = replace(window, files=(*window.files, file.key))
                 window = self._move(number, landed, objects)
-            self.progress(f"{where}: {len(window.files)} of {len(manifest.files)} files landed")
+            self.context.progress(
+                f"{where}: {len(window.files)} of {len(manifest.files)} files landed"
+            )
         self._move(number, replace(window, done=True))
 
     def _plan_anew(self) -> None:
@@ -325,7 +317,7 @@ class _Healing:
         )
         until_us = self.heal.windows[-1].to_us - 1
         suspects = self._suspects()
-        self.progress(f"reading {len(suspects)} items that the exports do not speak of")
+        self.context.progress(f"reading {len(suspects)} items that the exports do not speak of")
         place = f"{position(0, until_us)}.{READ}"
         rows = (
             read_row(self.described.table_id, keys, item, until_us, place)

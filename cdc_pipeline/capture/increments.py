@@ -1,7 +1,6 @@
 """What gap healing and backfills share: lines of incremental exports, and items read by key."""
 
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -18,13 +17,13 @@ from cdc_pipeline.core.attributes import TOO_DEEP, plain_json, to_json
 from cdc_pipeline.core.changes import Change, from_export_line
 from cdc_pipeline.core.clock import utc
 from cdc_pipeline.core.errors import ExportError, UnreadableError
+from cdc_pipeline.core.run_context import RunContext
 from cdc_pipeline.core.transports import READ
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings import Table
 
 BATCH_ROWS = 10_000
 WAIT_SECONDS = 5
-Progress = Callable[[str], None]
 _T = TypeVar("_T")
 
 
@@ -54,16 +53,15 @@ def wait_until_restorable(
     lake: Lake,
     table: Table,
     until_us: int,
-    progress: Progress,
-    sleep: Callable[[float], object] = time.sleep,
+    context: RunContext,
 ) -> None:
     """Wait until recovery, typically five minutes behind the present, has come to a time."""
     while True:
         latest = describe_backups(lake.source(table), table.name).latest
         if latest is not None and latest.timestamp() * 1_000_000 >= until_us:
             return
-        progress(f"waiting until recovery reaches {utc(until_us):%H:%M:%S}")
-        sleep(WAIT_SECONDS)
+        context.progress(f"waiting until recovery reaches {utc(until_us):%H:%M:%S}")
+        context.sleep(WAIT_SECONDS)
 
 
 def read_row(

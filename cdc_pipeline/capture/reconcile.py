@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import date
 
 from cdc_pipeline.aws.table import describe_table
-from cdc_pipeline.capture.catch_up import Progress, Sleep, capture_to
+from cdc_pipeline.capture.catch_up import capture_to
 from cdc_pipeline.capture.difference import FullDifference, compare_with_export
 from cdc_pipeline.capture.sample import (
     Difference,
@@ -24,6 +24,7 @@ from cdc_pipeline.capture.verify_export import VerifiedExport, verify_export
 from cdc_pipeline.core.errors import LakeError, NotReadyError
 from cdc_pipeline.core.log_parts import Baseline
 from cdc_pipeline.core.prices import EXPORT_USD_PER_GB
+from cdc_pipeline.core.run_context import SILENT, RunContext
 from cdc_pipeline.lake.baselines import forget_baselines
 from cdc_pipeline.lake.cdc import build_cdc_day
 from cdc_pipeline.lake.current_state import (
@@ -93,17 +94,16 @@ def reconcile_sample(
     items: int,
     *,
     export: bool = True,
-    progress: Progress = lambda _: None,
-    sleep: Sleep = time.sleep,
+    context: RunContext = SILENT,
 ) -> Report:
     """Verify the baseline's `export` and all file sizes, and compare a sample with the source.
 
     Raises `NotReadyError`, `SourceError`, `LakeError`.
     """
     started = time.monotonic()
-    report = _verified(lake, table, progress, content=False, export=export)
+    report = _verified(lake, table, context, content=False, export=export)
     try:
-        sample = compare_sample(lake, table, items, progress=progress, sleep=sleep)
+        sample = compare_sample(lake, table, items, context=context)
         _add(report, sample)
     except LakeError as error:
         report.unreadable = str(error)
@@ -116,8 +116,7 @@ def reconcile_full(
     table: Table,
     *,
     repair: bool = False,
-    progress: Progress = lambda _: None,
-    sleep: Sleep = time.sleep,
+    context: RunContext = SILENT,
 ) -> Report:
     """Compare all items with a fresh export, and every file with what was written.
 
@@ -135,27 +134,27 @@ def reconcile_full(
             f"{table.safe_name}/current_state was not published yet",
             fix=f"materialise {table.safe_name}/current_state first",
         )
-    report = _verified(lake, table, progress, content=True)
-    shadow = _shadow(lake, table, report, repair, progress, sleep)
+    report = _verified(lake, table, context, content=True)
+    shadow = _shadow(lake, table, report, repair, context)
     report.export_arn = shadow.export_arn
-    _compare(lake, table, base, shadow, report, progress, sleep)
+    _compare(lake, table, base, shadow, report, context)
     if report.is_sound:
         discard_shadow(lake, table, shadow)
     elif repair:
-        _repair(lake, table, shadow, report, progress)
+        _repair(lake, table, shadow, report, context)
     report.seconds = time.monotonic() - started
     return report
 
 
 def _verified(
-    lake: Lake, table: Table, progress: Progress, *, content: bool, export: bool = True
+    lake: Lake, table: Table, context: RunContext, *, content: bool, export: bool = True
 ) -> Report:
     report = Report(table.safe_name)
-    progress("verifying files of the lake")
+    context.progress("verifying files of the lake")
     report.files = verify_files(lake, table, content=content)
     try:
         if export:
-            report.export = verify_export(lake, table, progress=progress)
+            report.export = verify_export(lake, table, context=context)
     except LakeError as error:
         report.unreadable = str(error)
     return report
@@ -178,16 +177,16 @@ def _count(report: Report, kinds: Mapping[str, int]) -> None:
 
 
 def _shadow(
-    lake: Lake, table: Table, report: Report, repair: bool, progress: Progress, sleep: Sleep
+    lake: Lake, table: Table, report: Report, repair: bool, context: RunContext
 ) -> Baseline:
     """A staged shadow: a fresh one, or the one that was held for this repair."""
     held = held_shadow(lake, table)
     if held and repair and not _touches(lake, table, held, report.files.damages):
-        progress("using the export of the last comparison")
+        context.progress("using the export of the last comparison")
         return held
     if held:
         discard_shadow(lake, table, held)
-    taken = take_snapshot(lake, table, shadow=True, progress=progress, sleep=sleep)
+    taken = take_snapshot(lake, table, shadow=True, context=context)
     return lake.log(table).load().baselines[taken.generation]
 
 
@@ -204,13 +203,12 @@ def _compare(
     base: Base,
     shadow: Baseline,
     report: Report,
-    progress: Progress,
-    sleep: Sleep,
+    context: RunContext,
 ) -> None:
-    state = capture_to(lake, table, handover_us(lake, shadow), progress=progress, sleep=sleep)
+    state = capture_to(lake, table, handover_us(lake, shadow), context=context)
     try:
         require_comparable(lake, table, state)
-        progress("comparing all items with the export")
+        context.progress("comparing all items with the export")
         found = compare_with_export(lake, table, base, shadow, state)
     except (LakeError, NotReadyError) as error:
         report.unreadable = str(error)
@@ -218,7 +216,7 @@ def _compare(
     _add_difference(report, found)
     if found.moving:
         sample, described = Sample(), describe_table(lake.source(table), table.name)
-        settle(lake, table, described, found.moving, sample, progress, sleep)
+        settle(lake, table, described, found.moving, sample, context)
         _add_settled(report, sample)
 
 
@@ -229,17 +227,19 @@ def _add_difference(report: Report, found: FullDifference) -> None:
     report.ranges, report.ranges_joined = found.ranges, found.ranges_joined
 
 
-def _repair(lake: Lake, table: Table, shadow: Baseline, report: Report, progress: Progress) -> None:
+def _repair(
+    lake: Lake, table: Table, shadow: Baseline, report: Report, context: RunContext
+) -> None:
     landed = [damage.name for damage in report.files.damages if damage.kind == LANDING]
     report.restored = restore_landing(lake, table, landed)
-    progress("publishing the export as the new baseline")
+    context.progress("publishing the export as the new baseline")
     release_shadow(lake, table, shadow)
     if any(damage.kind == TOMBSTONES for damage in report.files.damages):
         # Behind the release: from here on no state is made of the old baseline any more.
         forget_tombstones(lake, table)
     over_conflicts(lambda: publish_current_state(lake, table))
     for day in sorted({damage.day for damage in report.files.damages if damage.day}):
-        progress(f"building cdc of {day} again")
+        context.progress(f"building cdc of {day} again")
         build_cdc_day(lake, table, date.fromisoformat(day))
     damaged = {damage.generation for damage in report.files.damages}
     forget_baselines(lake, table, {g for g in damaged if g is not None})

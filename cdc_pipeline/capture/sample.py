@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cdc_pipeline.aws.table import TableDescription, describe_table, scan_some, wire_form
-from cdc_pipeline.capture.catch_up import Progress, Sleep, capture_to
+from cdc_pipeline.capture.catch_up import capture_to
 from cdc_pipeline.capture.completion import ItemReader
 from cdc_pipeline.core.attributes import canonical_item, to_json
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.errors import NotReadyError
 from cdc_pipeline.core.log_parts import LandedObject
+from cdc_pipeline.core.run_context import SILENT, RunContext
 from cdc_pipeline.lake.connection import connect_lake
 from cdc_pipeline.lake.current_state import Base, published_base
 from cdc_pipeline.lake.duck import (
@@ -92,8 +93,7 @@ def compare_sample(
     table: Table,
     items: int,
     *,
-    progress: Progress = lambda _: None,
-    sleep: Sleep = time.sleep,
+    context: RunContext = SILENT,
 ) -> Sample:
     """Compare about `items` items of `current_state` with the source by consistent reads.
 
@@ -114,8 +114,8 @@ def compare_sample(
     }
     found = Sample(origins={origin: len(keys) for origin, keys in origins.items()})
     keys = list(dict.fromkeys(key for some in origins.values() for key in some))
-    progress(f"comparing {len(keys)} items")
-    settle(lake, table, described, keys, found, progress, sleep)
+    context.progress(f"comparing {len(keys)} items")
+    settle(lake, table, described, keys, found, context)
     found.seconds = time.monotonic() - started
     return found
 
@@ -143,8 +143,7 @@ def settle(
     described: TableDescription,
     keys: Sequence[str],
     found: Sample,
-    progress: Progress,
-    sleep: Sleep,
+    context: RunContext,
 ) -> None:
     """Compare items by their exact keys; what is found is added to `found`."""
     log = lake.log(table)
@@ -153,7 +152,7 @@ def settle(
         table.name,
         described.key_names,
         lake.settings.reconcile.reads_per_second,
-        sleep,
+        context.sleep,
     )
     found.compared += len(keys)
     clock_us = lake.settings.clock_margin_us
@@ -166,14 +165,16 @@ def settle(
         suspects = _differing(lake, table, source)
         if not suspects:
             return
-        progress(f"{len(suspects)} items differ for now; capture must pass the time of reading")
-        state = capture_to(lake, table, ended_us + margin_us, progress=progress, sleep=sleep)
+        context.progress(
+            f"{len(suspects)} items differ for now; capture must pass the time of reading"
+        )
+        state = capture_to(lake, table, ended_us + margin_us, context=context)
         suspects = _differing(lake, table, {key: source[key] for key in suspects})
         todo = _changed_since(lake, state, suspects, begun_us - clock_us - _ROUNDED_US)
         found.differences += [suspects[key] for key in suspects if key not in todo]
         if not todo:
             return
-        progress(f"{len(todo)} items changed meanwhile and are read again")
+        context.progress(f"{len(todo)} items changed meanwhile and are read again")
     found.compared -= len(todo)
     found.unsettled += len(todo)
 

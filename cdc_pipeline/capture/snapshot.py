@@ -41,6 +41,7 @@ from cdc_pipeline.core.erasure import Suppressions
 from cdc_pipeline.core.errors import ExportError, FailedExportError, NotReadyError
 from cdc_pipeline.core.log_parts import FIRST_GENERATION, Baseline
 from cdc_pipeline.core.order import SNAPSHOT_POSITION, order_key
+from cdc_pipeline.core.run_context import SILENT, RunContext
 from cdc_pipeline.lake.baselines import record_baseline, tag_baselines
 from cdc_pipeline.lake.duck import files_relation, open_duckdb
 from cdc_pipeline.lake.lake import Lake
@@ -63,7 +64,6 @@ _SORT_BYTES = 1 << 30
 _REFUSALS = 10
 _INVALID_TIME = "InvalidExportTimeException"
 _ASK_ANEW = "remove the cause and materialise pitr_export again; it asks for a new export"
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,7 @@ def take_snapshot(
     table: Table,
     *,
     shadow: bool = False,
-    progress: Progress = lambda _: None,
-    sleep: Callable[[float], object] = time.sleep,
+    context: RunContext = SILENT,
 ) -> SnapshotResult:
     """Export the table and stage the export as a baseline.
 
@@ -111,10 +110,10 @@ def take_snapshot(
     baseline = None
     while baseline is None:
         baseline = take_up(
-            lake, table, described.table_id, log, state, shadow=shadow, progress=progress
+            lake, table, described.table_id, log, state, shadow=shadow, context=context
         ) or _begin(lake, log, state, shadow)
     if baseline.export_arn is None:
-        _wait_until(log, baseline.export_time_us, progress, sleep)
+        _wait_until(log, baseline.export_time_us, context)
         # The same attempt at the same baseline asks for the same export, whoever asks.
         what = (baseline.generation, baseline.export_time_us, baseline.attempt)
         token = export_token(described.table_id, *what)
@@ -122,11 +121,11 @@ def take_snapshot(
         def request(at: datetime) -> str:
             return request_export(lake.source(table), described.arn, at, target, token)
 
-        arn = _request(lake, table, request, baseline, progress, sleep)
+        arn = _request(lake, table, request, baseline, context)
         baseline = require_wanted(table, record_baseline(log, state, baseline, export_arn=arn))
     export = (baseline.export_arn or "", described.table_id)
     try:
-        status = wait_for_export(lake, table, *export, progress, sleep)
+        status = wait_for_export(lake, table, *export, context)
     except FailedExportError as error:
         _give_up(log, state, baseline)
         raise ExportError(error.message, fix=_ASK_ANEW) from error
@@ -139,7 +138,7 @@ def take_snapshot(
             manifest,
             baseline,
             described.key_names,
-            progress,
+            context,
             lambda: _erased(table, log, state, baseline),
         )
     except ExportError as error:
@@ -214,15 +213,13 @@ def _give_up(log: CaptureLog, state: LogState, baseline: Baseline) -> None:
     record_baseline(log, state, baseline, export_arn=None, attempt=baseline.attempt + 1)
 
 
-def _wait_until(
-    log: CaptureLog, time_us: int, progress: Progress, sleep: Callable[[float], object]
-) -> None:
+def _wait_until(log: CaptureLog, time_us: int, context: RunContext) -> None:
     """DynamoDB exports the past only, so the export's own time must have come."""
     seconds = (time_us - log.now_us()) / 1_000_000
     if seconds > 0:
-        progress(f"waiting {seconds:.0f} s until the export time (the handover margin)")
+        context.progress(f"waiting {seconds:.0f} s until the export time (the handover margin)")
         while (left := (time_us - log.now_us()) / 1_000_000) > 0:
-            sleep(min(left + 0.01, 5))
+            context.sleep(min(left + 0.01, 5))
 
 
 def _request(
@@ -230,8 +227,7 @@ def _request(
     table: Table,
     request: Callable[[datetime], str],
     baseline: Baseline,
-    progress: Progress,
-    sleep: Callable[[float], object],
+    context: RunContext,
 ) -> str:
     """Ask for the export; AWS may refuse a time that recovery has not come to yet: then again.
 
@@ -253,8 +249,8 @@ def _request(
             if refused > _REFUSALS:
                 raise ExportError(error.message, fix=error.fix or _ASK_ANEW) from error
             latest = window.latest
-        progress(f"waiting until recovery, now at {latest:%H:%M:%S}, reaches {at:%H:%M:%S}")
-        sleep(lake.settings.export.poll_seconds)
+        context.progress(f"waiting until recovery, now at {latest:%H:%M:%S}, reaches {at:%H:%M:%S}")
+        context.sleep(lake.settings.export.poll_seconds)
 
 
 def _stage(
@@ -264,7 +260,7 @@ def _stage(
     manifest: Manifest,
     baseline: Baseline,
     key_names: tuple[str, ...],
-    progress: Progress,
+    context: RunContext,
     erased: Callable[[], Suppressions],
 ) -> tuple[TypedResult, int]:
     """Verify and convert every file, then commit them together as `<table>_snapshot`.
@@ -287,7 +283,7 @@ def _stage(
             baseline.export_time_us,
         )
         staging.open(root)
-        files = _convert_all(lake, status, manifest, staging, progress)
+        files = _convert_all(lake, status, manifest, staging, context)
         at_once = _SORT_BYTES * memory_mb // 1000
         narrow = _narrow_ranges(connection, files, Path(folder), at_once)
         # Arrow keeps what was freed so far, up to 170 MB, and sorting and typing come on top.
@@ -298,7 +294,7 @@ def _stage(
         # The table first: what is erased behind this look at the log makes the commit fail.
         over = lake.tables.load(name)
         narrow, items = _without_erased(connection, narrow, manifest.items, erased())
-        progress(f"sorting and typing {items} items")
+        context.progress(f"sorting and typing {items} items")
         properties = {
             "generation": str(baseline.generation),
             "export_arn": status.arn,
@@ -369,7 +365,7 @@ def _convert_all(
     status: ExportStatus,
     manifest: Manifest,
     staging: Staging,
-    progress: Progress,
+    context: RunContext,
 ) -> list[Converted]:
     """Convert the data files, several at once; the first failure stops the rest."""
     stop = threading.Event()
@@ -391,7 +387,7 @@ def _convert_all(
             for future in as_completed(running):
                 items += future.result().items
                 done += 1
-                progress(
+                context.progress(
                     f"file {done} of {len(running)}: {items} of {manifest.items} items converted"
                 )
         except BaseException:

@@ -5,8 +5,6 @@ the table was made again, its files are gone, weeks have passed. Nobody can fini
 so whoever comes across it (the next export, an erasure) says so in the log and goes on.
 """
 
-from collections.abc import Callable
-
 from cdc_pipeline.aws.export import read_manifest
 from cdc_pipeline.aws.table import describe_backups
 from cdc_pipeline.capture.exports import exported
@@ -18,6 +16,7 @@ from cdc_pipeline.core.errors import (
     UnusableExportError,
 )
 from cdc_pipeline.core.log_parts import Baseline
+from cdc_pipeline.core.run_context import RunContext
 from cdc_pipeline.lake.baselines import record_baseline
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.log import CaptureLog
@@ -52,7 +51,7 @@ def take_up(
     state: LogState,
     *,
     shadow: bool,
-    progress: Callable[[str], None],
+    context: RunContext,
 ) -> Baseline | None:
     """The unfinished baseline of an earlier run, None if there is none that can still become one.
 
@@ -62,7 +61,7 @@ def take_up(
     for baseline in unfinished(state):
         useless = why_useless(lake, table, table_id, log, state, baseline)
         if useless is not None:
-            progress(discarded(log, state, baseline, useless))
+            context.progress(discarded(log, state, baseline, useless))
         elif shadow and not baseline.shadow:
             raise NotReadyError(
                 f"table {table.name}: an export for a new baseline is under way already",

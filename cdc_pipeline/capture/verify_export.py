@@ -5,9 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from cdc_pipeline.aws.export import ExportStatus, check_data_file, describe_export, read_manifest
-from cdc_pipeline.capture.catch_up import Progress
 from cdc_pipeline.core.errors import ExportError, NotReadyError
 from cdc_pipeline.core.log_parts import Baseline
+from cdc_pipeline.core.run_context import SILENT, RunContext
 from cdc_pipeline.lake.current_state import published_base
 from cdc_pipeline.lake.duck import connect_duckdb, files_relation
 from cdc_pipeline.lake.lake import Lake
@@ -48,9 +48,7 @@ def live_baseline(lake: Lake, table: Table) -> Baseline:
     return live
 
 
-def verify_export(
-    lake: Lake, table: Table, *, progress: Progress = lambda _: None
-) -> VerifiedExport:
+def verify_export(lake: Lake, table: Table, *, context: RunContext = SILENT) -> VerifiedExport:
     """Compare the live baseline's export with its manifests, and the staged rows with their count.
 
     The files were counted when they were staged, and their MD5 vouches for that count. Raises
@@ -64,7 +62,7 @@ def verify_export(
     except ExportError as error:
         found.gone = error.message
     else:
-        _check_files(lake, status, found, fix, progress)
+        _check_files(lake, status, found, fix, context)
     expected = baseline.items if found.gone else found.items
     found.staged_rows = _staged_rows(lake, table, baseline)
     if found.staged_rows != expected:
@@ -76,7 +74,7 @@ def verify_export(
 
 
 def _check_files(
-    lake: Lake, status: ExportStatus, found: VerifiedExport, fix: str, progress: Progress
+    lake: Lake, status: ExportStatus, found: VerifiedExport, fix: str, context: RunContext
 ) -> None:
     try:
         manifest = read_manifest(lake.aws, status)
@@ -94,7 +92,7 @@ def _check_files(
 
     with ThreadPoolExecutor(min(_AT_ONCE, os.cpu_count() or 1)) as pool:
         for number, problem in enumerate(pool.map(check, range(found.files)), 1):
-            progress(f"file {number} of {found.files} of the export verified")
+            context.progress(f"file {number} of {found.files} of the export verified")
             if problem:
                 found.problems.append(problem)
 

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from cdc_pipeline.core.clock import time_text
 from cdc_pipeline.core.log_parts import Gap, LandedObject
+from cdc_pipeline.core.run_context import RunContext
 from cdc_pipeline.defs.checks import report_checks
 from cdc_pipeline.defs.failures import readable_failures
 from cdc_pipeline.defs.metadata import known, lag_seconds, moment
@@ -199,7 +200,7 @@ def land_days(
         metadata = (
             capture_now(context, lake, table, days) if must_capture(lake, table, days) else {}
         )
-        for found in backfill_days(lake, table, days, progress=context.log.info):
+        for found in backfill_days(lake, table, days, context=RunContext(context.log.info)):
             if found.added:
                 sources = ", ".join(found.sources)
                 context.log.info(f"{found.day}: {found.added} rows added ({sources})")

@@ -7,6 +7,7 @@ import dagster as dg
 import msgspec
 
 from cdc_pipeline.core.errors import CdcPipelineError, NotReadyError
+from cdc_pipeline.core.run_context import RunContext
 from cdc_pipeline.defs.checks import report_checks
 from cdc_pipeline.defs.failures import readable_failures
 from cdc_pipeline.defs.resources import LakeResource
@@ -45,7 +46,7 @@ def heal_gaps(context: dg.OpExecutionContext, config: HealConfig, lake: LakeReso
         opened = lake.open()
         table = opened.settings.table(config.table)
         try:
-            for done in close_gaps(opened, table, progress=context.log.info):
+            for done in close_gaps(opened, table, context=RunContext(context.log.info)):
                 if not isinstance(done, HealResult):
                     _tell_baseline(context, table, done)
                     continue

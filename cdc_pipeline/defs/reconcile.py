@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from cdc_pipeline.core.errors import NotReadyError
+from cdc_pipeline.core.run_context import RunContext
 from cdc_pipeline.defs.checks import Finding
 from cdc_pipeline.defs.failures import readable_failures
 from cdc_pipeline.defs.metadata import grid, known
@@ -22,17 +23,16 @@ if TYPE_CHECKING:
     from cdc_pipeline.capture.reconcile import Report
     from cdc_pipeline.lake.lake import Lake
 
-Progress = Callable[[str], None]
-_Find = Callable[["Lake", Table, Progress], Finding]
+_Find = Callable[["Lake", Table, RunContext], Finding]
 _MOST_KEYS = 20
 _MOST_PROBLEMS = 20
 
 
-def export_verified(lake: "Lake", table: Table, progress: Progress) -> Finding:
+def export_verified(lake: "Lake", table: Table, context: RunContext) -> Finding:
     """The baseline's export still fits its manifests (counts, MD5), and its staged rows fit it."""
     from cdc_pipeline.capture.verify_export import verify_export
 
-    found = verify_export(lake, table, progress=progress)
+    found = verify_export(lake, table, context=context)
     metadata = {
         "export_arn": found.export_arn,
         "files": found.files,
@@ -46,19 +46,19 @@ def export_verified(lake: "Lake", table: Table, progress: Progress) -> Finding:
     return Finding(not found.problems and not found.gone, known(metadata), severity)
 
 
-def sample_matches_source(lake: "Lake", table: Table, progress: Progress) -> Finding:
+def sample_matches_source(lake: "Lake", table: Table, context: RunContext) -> Finding:
     """Sampled items equal the source by consistent reads, and no file is missing or cut."""
     from cdc_pipeline.capture.reconcile import reconcile_sample
 
     items = lake.settings.reconcile.sample
-    return _finding(table, reconcile_sample(lake, table, items, export=False, progress=progress))
+    return _finding(table, reconcile_sample(lake, table, items, export=False, context=context))
 
 
-def all_items_match_source(lake: "Lake", table: Table, progress: Progress) -> Finding:
+def all_items_match_source(lake: "Lake", table: Table, context: RunContext) -> Finding:
     """Every item equals a fresh export (which costs), and every file holds what was written."""
     from cdc_pipeline.capture.reconcile import reconcile_full
 
-    return _finding(table, reconcile_full(lake, table, progress=progress))
+    return _finding(table, reconcile_full(lake, table, context=context))
 
 
 def _finding(table: Table, report: "Report") -> Finding:
@@ -133,7 +133,7 @@ def _check(table: Table, find: _Find) -> dg.AssetChecksDefinition:
     def check(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
         with readable_failures():
             try:
-                found = find(lake.open(), table, context.log.info)
+                found = find(lake.open(), table, RunContext(context.log.info))
             except NotReadyError as error:
                 found = Finding(False, {"not_compared": str(error)}, dg.AssetCheckSeverity.WARN)
         return dg.AssetCheckResult(

@@ -7,6 +7,7 @@ import dagster as dg
 
 from cdc_pipeline.core.errors import NotReadyError
 from cdc_pipeline.core.names import TablePaths
+from cdc_pipeline.core.run_context import RunContext
 from cdc_pipeline.defs.capture import land_days
 from cdc_pipeline.defs.checks import build_checks, state_checks
 from cdc_pipeline.defs.downstream import is_automatic
@@ -108,7 +109,7 @@ def _pitr_export(table: Table) -> dg.AssetsDefinition:
         from cdc_pipeline.capture.snapshot import take_snapshot
 
         with readable_failures():
-            result = take_snapshot(lake.open(), table, progress=context.log.info)
+            result = take_snapshot(lake.open(), table, context=RunContext(context.log.info))
         return dg.MaterializeResult(
             metadata={
                 "dagster/row_count": result.items,

@@ -30,6 +30,7 @@ from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.columns import SYSTEM_COLUMNS, Column
 from cdc_pipeline.core.erasure import Suppressions
 from cdc_pipeline.core.log_parts import Baseline
+from cdc_pipeline.core.run_context import SILENT
 from cdc_pipeline.core.view_names import VIEW_COLUMNS
 from cdc_pipeline.lake.cdc import build_cdc_day
 from cdc_pipeline.lake.current_state import publish_current_state
@@ -198,7 +199,7 @@ def _exported(built: LakeBuilder, lines: Sequence[str], key_names: tuple[str, ..
             Manifest("bucket", len(lines), "", files),
             baseline,
             key_names,
-            lambda _: None,
+            SILENT,
             lambda: Suppressions(()),
         )
     committed = staged.table.current_snapshot()

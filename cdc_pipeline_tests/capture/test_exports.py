@@ -11,6 +11,7 @@ from cdc_pipeline.aws.session import AwsSession
 from cdc_pipeline.capture import exports
 from cdc_pipeline.capture.exports import wait_for_export
 from cdc_pipeline.core.errors import FailedExportError, RunningExportError, UnusableExportError
+from cdc_pipeline.core.run_context import RunContext
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.log import CaptureLog
 from cdc_pipeline.lake.store import LocalStore
@@ -46,7 +47,8 @@ def wait(
             now[0] += seconds
 
         table = settings.tables[0]
-        return wait_for_export(lake, table, "arn:e/1", "id", told.append, sleep), told
+        context = RunContext(told.append, sleep)
+        return wait_for_export(lake, table, "arn:e/1", "id", context), told
 
     return run
 

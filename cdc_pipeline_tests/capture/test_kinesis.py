@@ -21,6 +21,7 @@ from cdc_pipeline.capture.snapshot import take_snapshot
 from cdc_pipeline.capture.sources import followed_source, open_source
 from cdc_pipeline.core.attributes import canonical_item, to_json
 from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.core.run_context import RunContext
 from cdc_pipeline.lake.cdc import build_cdc_day
 from cdc_pipeline.lake.current_state import publish_current_state
 from cdc_pipeline.lake.lake import Lake
@@ -534,7 +535,7 @@ def test_a_repeat_does_not_beat_a_baseline_that_a_wrong_clock_recorded(
         raise Stopped
 
     with pytest.raises(Stopped):
-        take_snapshot(*bench.lake(), sleep=stop)
+        take_snapshot(*bench.lake(), context=RunContext(sleep=stop))
     begun = max(bench.state().baselines)
     assert begun == bench.state().generation > 1
     bench.sim.again(bench.sim.changes("orders")[0])

@@ -35,6 +35,7 @@ from cdc_pipeline.core.errors import ExportError, SourceError
 from cdc_pipeline.core.fold import KeyedChange, Row, fold, items
 from cdc_pipeline.core.log_parts import Baseline, Gap
 from cdc_pipeline.core.order import SNAPSHOT_POSITION, order_key
+from cdc_pipeline.core.run_context import RunContext
 from cdc_pipeline.core.transports import KINESIS, READ
 from cdc_pipeline.core.whose import Target
 from cdc_pipeline.lake.baselines import record_baseline
@@ -355,7 +356,7 @@ class KinesisWorld(World):
 
         lake = WorldsLake(self)
         with suppress(Killed, ExportError, SourceError):
-            take_snapshot(lake, lake.settings.tables[0], sleep=stop)
+            take_snapshot(lake, lake.settings.tables[0], context=RunContext(sleep=stop))
         log = self.log()
         state = log.load()
         newest = state.baselines.get(max(state.baselines, default=0))

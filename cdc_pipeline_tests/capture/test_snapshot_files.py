@@ -26,6 +26,7 @@ from cdc_pipeline.aws.export import ExportStatus, read_manifest, whole_lines
 from cdc_pipeline.capture import exports, snapshot, staging
 from cdc_pipeline.core.attributes import canonical_item, to_json
 from cdc_pipeline.core.errors import ExportError, LakeError
+from cdc_pipeline.core.run_context import RunContext
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.store import LocalStore
 from cdc_pipeline.lake.tables import data_files
@@ -127,7 +128,7 @@ class Setting:
 
     def take(self) -> snapshot.SnapshotResult:
         table = self.lake.settings.tables[0]
-        return snapshot.take_snapshot(self.lake, table, progress=self.said.append)
+        return snapshot.take_snapshot(self.lake, table, context=RunContext(self.said.append))
 
     def items(self) -> list[str]:
         table = self.lake.tables.load("orders_snapshot")

@@ -25,6 +25,7 @@ from cdc_pipeline.capture.snapshot import take_snapshot
 from cdc_pipeline.core.attributes import canonical_item, to_json
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.errors import CannotHealError, CdcPipelineError
+from cdc_pipeline.core.run_context import RunContext
 from cdc_pipeline.core.transports import DYNAMODB_STREAMS, EXPORT
 from cdc_pipeline.lake.catalog import open_catalog
 from cdc_pipeline.lake.cdc import build_cdc_days
@@ -265,11 +266,11 @@ class ExportsWorld:
                 raise event.error
 
     def _snapshot(self, lake: Lake) -> None:
-        take_snapshot(lake, self.table, sleep=self.sleep)
+        take_snapshot(lake, self.table, context=RunContext(sleep=self.sleep))
 
     def _heal(self, lake: Lake) -> None:
         while gaps := open_gaps(lake, self.table):
-            heal_gap(lake, self.table, gaps[0], sleep=self.sleep)
+            heal_gap(lake, self.table, gaps[0], context=RunContext(sleep=self.sleep))
 
     def _heal_or_baseline(self, lake: Lake) -> None:
         """As a person does what the error says."""

@@ -24,6 +24,7 @@ from cdc_pipeline.core.errors import (
     NotReadyError,
     SourceError,
 )
+from cdc_pipeline.core.run_context import RunContext
 from cdc_pipeline.defs.build import build_definitions
 from cdc_pipeline_tests.e2e import damage
 from cdc_pipeline_tests.e2e.damage import Export
@@ -242,7 +243,9 @@ def test_a_damaged_export_is_refused(
     harmed = _damage_once(world, monkeypatch, harm)
     heard: list[str] = []
     with pytest.raises(ExportError) as caught:
-        snapshot.take_snapshot(world.lake(), world.table(exportable), progress=heard.append)
+        snapshot.take_snapshot(
+            world.lake(), world.table(exportable), context=RunContext(heard.append)
+        )
     text = str(caught.value)
     assert said in text
     assert _named_in(harm, harmed[0]) in text

@@ -11,6 +11,7 @@ import pytest
 from cdc_pipeline.capture.backfill import backfill_days
 from cdc_pipeline.capture.heal import open_gaps
 from cdc_pipeline.core.coverage import holes
+from cdc_pipeline.core.run_context import RunContext
 from cdc_pipeline.lake.status import table_status
 from cdc_pipeline.sandbox.control import control
 from cdc_pipeline_tests.e2e.twin import TABLE, Twin
@@ -140,9 +141,9 @@ def test_a_lost_object_of_many_shards_is_landed_again_from_the_stream(twin: Twin
     assert len(lost.shards) > 1
     lake.store.delete([lost.key])
     day = date.fromisoformat(lost.day)
-    (done,) = backfill_days(lake, table, [day], sleep=lambda _: twin.sleep(1))
+    (done,) = backfill_days(lake, table, [day], context=RunContext(sleep=lambda _: twin.sleep(1)))
     assert (done.error, done.sources, done.added) == (None, ["stream"], lost.rows)
     assert world.rows(landed, TABLE) == before
-    (again,) = backfill_days(lake, table, [day], sleep=lambda _: twin.sleep(1))
+    (again,) = backfill_days(lake, table, [day], context=RunContext(sleep=lambda _: twin.sleep(1)))
     assert (again.sources, again.added) == ([], 0)
     check_twin(twin)

@@ -22,6 +22,7 @@ from cdc_pipeline.capture.shadow import discard_shadow, held_shadow, release_sha
 from cdc_pipeline.capture.snapshot import take_snapshot
 from cdc_pipeline.cli import main
 from cdc_pipeline.core.errors import ExportError, NotReadyError
+from cdc_pipeline.core.run_context import RunContext
 from cdc_pipeline.lake.connection import connect_lake
 from cdc_pipeline.lake.maintenance import maintain_table
 from cdc_pipeline.lake.tables import data_files
@@ -385,7 +386,7 @@ def test_catching_up_captures_when_that_can_prove_something(filled: World) -> No
     before = lake.log(table).load()
     told: list[str] = []
     until_us = lake.log(table).now_us()
-    state = capture_to(lake, table, until_us, progress=told.append)
+    state = capture_to(lake, table, until_us, context=RunContext(told.append))
     assert state.watermark_us >= until_us
     assert state.n == before.n + 1
     assert any("is needed: waiting, capturing in" in said for said in told), told

@@ -10,6 +10,7 @@ from cdc_pipeline.capture.drain import CaptureFailedError, CaptureResult
 from cdc_pipeline.capture.heal import heal_gap, open_gaps
 from cdc_pipeline.capture.snapshot import take_snapshot
 from cdc_pipeline.core.errors import ExportError, NotReadyError
+from cdc_pipeline.core.run_context import RunContext
 from cdc_pipeline.lake.current_state import handover_us
 from cdc_pipeline.lake.log import CaptureLog
 from cdc_pipeline.sandbox.control import control
@@ -76,7 +77,7 @@ class Twin:
 
     def bootstrap(self) -> None:
         lake, table = self.world.lake(), self.world.table(TABLE)
-        take_snapshot(lake, table, sleep=lambda _: self.sleep(1))
+        take_snapshot(lake, table, context=RunContext(sleep=lambda _: self.sleep(1)))
         for _ in range(20):
             self.capture()
             state = lake.log(table).load()
@@ -98,7 +99,7 @@ class Twin:
             if not gaps:
                 break
             try:
-                heal_gap(lake, table, gaps[0], sleep=lambda _: self.sleep(1))
+                heal_gap(lake, table, gaps[0], context=RunContext(sleep=lambda _: self.sleep(1)))
                 heals += 1
             except (NotReadyError, ExportError):
                 self.sleep(1)

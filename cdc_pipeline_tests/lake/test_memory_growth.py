@@ -16,6 +16,7 @@ from cdc_pipeline.aws.export import DataFile, ExportStatus, Manifest
 from cdc_pipeline.capture import snapshot
 from cdc_pipeline.core.erasure import Suppressions
 from cdc_pipeline.core.log_parts import Baseline
+from cdc_pipeline.core.run_context import SILENT
 from cdc_pipeline.lake.current_state import publish_current_state
 from cdc_pipeline_tests.capture.test_scale import peak
 from cdc_pipeline_tests.lake.builder import MARGIN_US, START_US, LakeBuilder, change
@@ -75,7 +76,7 @@ def child() -> None:
         Manifest("bucket", items, "", files),
         Baseline(1, START_US, START_US),
         ("pk",),
-        lambda _: None,
+        SILENT,
         lambda: Suppressions([]),
     )
     print(round(peak()))
