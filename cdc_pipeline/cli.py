@@ -5,7 +5,6 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,7 +18,7 @@ from cdc_pipeline.commands.output import console as _console
 from cdc_pipeline.commands.preflight import preflight
 from cdc_pipeline.commands.tables import tables
 from cdc_pipeline.commands.views import views
-from cdc_pipeline.core.clock import time_text
+from cdc_pipeline.core.clock import now_us, time_text
 from cdc_pipeline.core.errors import CannotHealError, CdcPipelineError
 from cdc_pipeline.core.run_context import RunContext
 from cdc_pipeline.core.transports import DYNAMODB_STREAMS, TRANSPORTS
@@ -471,10 +470,10 @@ def _hours_left(time_us: int, kept_hours: int) -> str:
     """Until AWS trims the oldest change that may be unread."""
     if not time_us:
         return "-"
-    return f"{kept_hours - (datetime.now(UTC).timestamp() - time_us / 1_000_000) / 3600:.1f}"
+    return f"{kept_hours - (now_us() - time_us) / 3_600_000_000:.1f}"
 
 
 def _lag(time_us: int) -> str:
     if not time_us:
         return "-"
-    return f"{max(0, int(datetime.now(UTC).timestamp() - time_us / 1_000_000))} s"
+    return f"{max(0, (now_us() - time_us) // 1_000_000)} s"

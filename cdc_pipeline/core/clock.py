@@ -1,8 +1,14 @@
 """Times: µs since the epoch as datetimes, and as text for people."""
 
+import time
 from datetime import UTC, date, datetime, timedelta
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def now_us() -> int:
+    """This machine's clock. What is compared with AWS's times uses the log's (`CaptureLog`)."""
+    return int(time.time() * 1_000_000)
 
 
 def utc(time_us: int) -> datetime:

@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 import msgspec
 
+from cdc_pipeline.core.clock import now_us
 from cdc_pipeline.core.errors import CdcPipelineError
 from cdc_pipeline.defs.checks import CURRENT_STATE, Finding, evaluation, fresh
 from cdc_pipeline.defs.notify import notify
@@ -71,7 +72,7 @@ def build_alarms(
     def run_failure_alarm(context: dg.SensorEvaluationContext, lake: LakeResource) -> dg.SkipReason:
         opened, history = lake.open(), parse_history(context.cursor)
         labels = [table.label for table in opened.settings.tables]
-        news = history.take_in(context.instance, labels, int(time.time() * 1_000_000))
+        news = history.take_in(context.instance, labels, now_us())
         for subject, lines in _told(news):
             notify(opened, subject, lines, context.log.warning)
         context.update_cursor(msgspec.json.encode(history).decode())

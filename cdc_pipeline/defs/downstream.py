@@ -14,7 +14,7 @@ import dagster as dg
 import msgspec
 
 from cdc_pipeline.core.capture_log import LogState
-from cdc_pipeline.core.clock import day_of
+from cdc_pipeline.core.clock import day_of, now_us
 from cdc_pipeline.core.errors import CdcPipelineError
 from cdc_pipeline.defs.resources import LakeResource
 from cdc_pipeline.defs.run_history import Flight, History, flights, is_at_work
@@ -138,7 +138,7 @@ class _Look:
 
         self.lake, self.memory, self.aggregates = lake, memory, aggregates
         self.staleness = Staleness(lake)
-        self.now_us = int(time.time() * 1_000_000)
+        self.now_us = now_us()
         self.today = day_of(self.now_us)
         labels = [table.label for table in lake.settings.tables]
         memory.history.take_in(instance, labels, self.now_us)

@@ -1,11 +1,11 @@
 """Gap healing in Dagster: the job `heal`, and the sensor that starts it when a gap is open."""
 
-import time
 from typing import TYPE_CHECKING
 
 import dagster as dg
 import msgspec
 
+from cdc_pipeline.core.clock import now_us
 from cdc_pipeline.core.errors import CdcPipelineError, NotReadyError
 from cdc_pipeline.core.run_context import RunContext
 from cdc_pipeline.defs.checks import report_checks
@@ -96,13 +96,13 @@ def build_gap_sensor(settings: Settings) -> dg.SensorDefinition:
         context: dg.SensorEvaluationContext, lake: LakeResource
     ) -> dg.SensorResult | dg.SkipReason:
         opened, memory = lake.open(), parse_history(context.cursor)
-        now_us = int(time.time() * 1_000_000)
+        at_us = now_us()
         labels = [table.label for table in opened.settings.tables]
-        memory.take_in(context.instance, labels, now_us)
+        memory.take_in(context.instance, labels, at_us)
         running = flights(context.instance, labels, heal.name)
         requests, told = [], []
         for table in opened.settings.tables:
-            why = _why_not(opened, table, running, memory, now_us)
+            why = _why_not(opened, table, running, memory, at_us)
             if why is None:
                 config = {"ops": {"heal_gaps": {"config": {"table": table.label}}}}
                 tags = {_TAG: table.safe_name}

@@ -1,12 +1,11 @@
 """What materialisations tell: numbers that plot, and column schemas."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
 
-from cdc_pipeline.core.clock import time_text
+from cdc_pipeline.core.clock import now_us, time_text
 from cdc_pipeline.core.columns import SYSTEM_COLUMNS, Column, ColumnChange
 from cdc_pipeline.core.coverage import HOUR_SIGNS, Stretch, hour_bars
 from cdc_pipeline.core.landing import LANDING_COLUMNS
@@ -107,7 +106,7 @@ def lag_seconds(watermark_us: int) -> float | None:
     """How far the lake is behind the source, None while that is unknown."""
     if not watermark_us:
         return None
-    return round(max(0.0, datetime.now(UTC).timestamp() - watermark_us / 1_000_000), 1)
+    return round(max(0.0, (now_us() - watermark_us) / 1_000_000), 1)
 
 
 def moment(time_us: int) -> dg.TimestampMetadataValue:

@@ -12,6 +12,7 @@ import dagster as dg
 import msgspec
 
 from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.core.clock import now_us
 from cdc_pipeline.core.errors import CdcPipelineError, ShardGoneError
 from cdc_pipeline.core.liveness import SILENCE_MARGIN_SECONDS, is_by_person
 from cdc_pipeline.core.transports import FIREHOSE, KINESIS_CHANNEL
@@ -176,7 +177,7 @@ class _Look:
     ) -> None:
         self.instance, self.lake, self.memory = instance, lake, memory
         self.silence = silence_seconds(lake.settings.capture)
-        self.now_us = int(time.time() * 1_000_000)
+        self.now_us = now_us()
         memory.history.take_in(instance, labels, self.now_us)
         self.alive: set[str] = set()
         self.flights: dict[str, list[Flight]] = {}
@@ -287,7 +288,7 @@ def _warn(
     """Report the checks of a table that falls behind, each hour: capture itself may be down."""
     if not read_to_us:
         return
-    hours = (time.time() - read_to_us / 1_000_000) / 3600
+    hours = (now_us() - read_to_us) / 3_600_000_000
     late = int(hours) if hours >= lake.settings.capture.warn_hours else 0
     if late != memory.hours.get(table.label, 0):
         memory.hours[table.label] = late

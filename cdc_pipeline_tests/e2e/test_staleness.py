@@ -193,7 +193,7 @@ def test_what_a_run_does_not_mend_is_not_asked_for_without_end(
 ) -> None:
     ahead = 0.0
     real = time.time
-    monkeypatch.setattr("cdc_pipeline.defs.downstream.time.time", lambda: real() + ahead)
+    monkeypatch.setattr("cdc_pipeline.core.clock.time.time", lambda: real() + ahead)
     cursor, asked = None, 0
     for _ in range(60):  # an hour of ticks; the runs it asks for do nothing
         tick = deployment.tick("downstream", cursor)
