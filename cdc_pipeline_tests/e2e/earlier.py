@@ -1,0 +1,67 @@
+"""A sandbox at an earlier time, with tables that it did not make itself; run as a module."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from cdc_pipeline.sandbox import __main__ as sandbox
+from cdc_pipeline.sandbox import journal, server
+from cdc_pipeline.sandbox.process import SandboxProcess, child_environment
+
+
+class EarlierSandbox(SandboxProcess):
+    """`control` takes two more orders.
+
+    behind: how many µs the clock is behind the real one; given before anything is written. Like
+    `stand_at` it moves DynamoDB; S3 and `Date` headers show the real time.
+    adopt: makes a table that another one was: `account`, `name`, its `attributes` (such as its id
+    and stream), and the `records` of that stream.
+    """
+
+    def _spawn(self, ready_file: Path, log_file: Path) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "cdc_pipeline_tests.e2e.earlier"]
+        command += ["--port", str(self._port), "--ready-file", str(ready_file)]
+        command += ["--ttl-interval", str(self._ttl_interval_seconds)]
+        for name, seconds in self._export_options.items():
+            command += [name, str(seconds)]
+        command += ["--until-eof"]
+        with log_file.open("ab") as log:
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=child_environment(),
+            )
+
+
+class _Earlier(server._Sandbox):
+    """The server's side of it."""
+
+    def _orders(self) -> dict[str, Any]:
+        return super()._orders() | {"behind": self._set_behind, "adopt": self._adopt}
+
+    def _set_behind(self, micros: int) -> None:
+        class Behind:
+            @staticmethod
+            def time_ns() -> int:
+                return time.time_ns() - micros * 1000
+
+        journal.time = Behind  # type: ignore[assignment]
+        self._clock._last = 0  # it ticked once when it was made
+
+    def _adopt(self, told: dict[str, Any]) -> None:
+        from ministack.core.responses import request_scope
+
+        dynamodb = self._emulator.dynamodb
+        with request_scope(told["account"], "us-east-1"):
+            dynamodb._tables[told["name"]].update(told["attributes"])
+            dynamodb._stream_records[told["name"]] = told["records"]
+
+
+if __name__ == "__main__":
+    server._Sandbox = _Earlier  # type: ignore[misc]
+    sys.exit(sandbox.main())
