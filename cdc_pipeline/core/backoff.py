@@ -27,6 +27,11 @@ class Failures:
         """60 s after the first failure, then twice as long each time, an hour at most."""
         return min(FIRST_SECONDS * 2 ** (self.count - 1), LONGEST_SECONDS) if self.count else 0
 
+    @property
+    def are_kills(self) -> bool:
+        """Whether no run of them said why it ended."""
+        return self.count == max(0, self.kills - KILLS_FORGIVEN)
+
     def wait_seconds(self, now_us: int) -> float:
         """How much of the pause is left. A clock that was set back does not make it longer."""
         left = self.pause_seconds - (now_us - self.last_us) / 1_000_000

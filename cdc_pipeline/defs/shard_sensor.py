@@ -227,15 +227,16 @@ class _Look:
         return False
 
     def _forget(self, work: str, state: LogState) -> None:
-        """Failures that the log knows to be over: a person's command wrote to it, or kills ended.
+        """Failures that the log knows to be over: a person's command wrote to it, or a killed run.
 
-        A run that fails may have written, too: what it said is known better from itself.
+        Runs that get on between kills are not left alone ever longer, however often they are
+        killed. One that failed may have written, too: what it said is known better from itself.
         """
         found = self.memory.history.failures.get(work)
         if found is None:
             return
         by_person = is_by_person(state.last_owner) and state.at_us > found.last_us
-        if by_person or (not found.count and state.at_us > found.since_us):
+        if by_person or (found.are_kills and state.at_us > found.since_us):
             self.memory.history.forget(work)
 
     def _paused(self, table: Table, found: Verdict | str) -> Verdict:

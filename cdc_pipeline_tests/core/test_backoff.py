@@ -37,6 +37,20 @@ def test_killed_runs_are_tried_again_at_once_but_not_for_ever() -> None:
     assert len(started) < 7 + KILLS_FORGIVEN + DAY / LONGEST_SECONDS
 
 
+def test_kills_are_told_from_failures_however_many_there_are() -> None:
+    failures: Failures | None = None
+    for number in range(KILLS_FORGIVEN + 3):
+        failures = fail(failures, number * SECOND, None, by_hand=False)
+        assert failures.are_kills
+    assert failures is not None
+    assert (failures.count, failures.pause_seconds) == (3, 240)
+    told = fail(failures, 100 * SECOND, "broken", by_hand=False)
+    assert not told.are_kills
+    for number in range(KILLS_FORGIVEN + 3):
+        told = fail(told, (101 + number) * SECOND, None, by_hand=False)
+        assert not told.are_kills
+
+
 def test_a_person_begins_anew() -> None:
     failures: Failures | None = None
     for number in range(10):

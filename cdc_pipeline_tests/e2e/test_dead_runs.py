@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from cdc_pipeline.core.backoff import KILLS_FORGIVEN
 from cdc_pipeline.lake.log import CaptureLog
 from cdc_pipeline_tests.e2e.deployment import Deployment, deploy, requested_tables
 from cdc_pipeline_tests.e2e.world import World
@@ -168,6 +169,31 @@ def test_killed_runs_are_started_again_at_once(deployment: Deployment, table: st
         tick = deployment.tick("shard_sensor", cursor)
         cursor = tick.cursor
         assert requested_tables(tick) == [table]
+
+
+def test_runs_that_are_killed_and_get_on_are_started_again_at_once_for_ever(
+    deployment: Deployment, table: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed_run(cursor: str | None) -> Any:
+        run = started_run(deployment, "capture", capture_config(table))
+        deployment.instance.add_run_tags(run.run_id, SENSOR)
+        deployment.instance.report_run_failed(run)
+        clock.ahead += 1
+        return deployment.tick("shard_sensor", cursor)
+
+    tick = killed_run(None)
+    for _ in range(KILLS_FORGIVEN + 2):
+        tick = killed_run(tick.cursor)
+    assert "failed 3 times in a row, again in 2" in tick.skip_message
+    assert "(pause 240 s): the run ended without saying why" in tick.skip_message
+    # The next one lands something before it is killed.
+    clock.ahead += 1
+    deployment.world.put(table, "a")
+    with monkeypatch.context() as patch:
+        patch.setenv("DAGSTER_RUN_ID", "3f2a9c01-0000")
+        deployment.world.capture(table)
+    clock.ahead += 100
+    assert requested_tables(deployment.tick("shard_sensor", tick.cursor)) == [table]
 
 
 def test_a_heal_that_died_is_started_again(
