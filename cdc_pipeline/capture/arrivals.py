@@ -23,6 +23,7 @@ from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.errors import ShardGoneError, SourceError
 from cdc_pipeline.core.lineage import Shard
 from cdc_pipeline.core.log_parts import SourceFile
+from cdc_pipeline.core.names import split_s3
 from cdc_pipeline.core.transports import FIREHOSE, NEW_AND_OLD_IMAGES
 from cdc_pipeline.core.whose import Target
 from cdc_pipeline.lake.lake import Lake
@@ -181,7 +182,7 @@ def newest_under(aws: AwsSession, prefix: str) -> list[FoundObject]:
 
 def bucket_of(aws: AwsSession, prefix: str) -> tuple[SourceBucket, str]:
     """The bucket of a prefix of the settings, and the key that it stands for."""
-    name, _, root = prefix.removeprefix("s3://").partition("/")
+    name, root = split_s3(prefix)
     return SourceBucket(aws, name), root
 
 

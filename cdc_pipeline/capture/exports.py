@@ -19,6 +19,7 @@ from cdc_pipeline.core.errors import (
     SettingsError,
     UnusableExportError,
 )
+from cdc_pipeline.core.names import split_s3
 from cdc_pipeline.core.run_context import RunContext
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings import Settings, Table
@@ -37,14 +38,14 @@ def export_target(lake: Lake, table: Table) -> ExportTarget:
             "the lake is a local folder, and DynamoDB exports only to S3",
             fix="name a bucket in the settings: export: {bucket: my-bucket}",
         )
-    bucket, _, prefix = settings.lake.removeprefix("s3://").partition("/")
+    bucket, prefix = split_s3(settings.lake)
     key = f"{prefix.strip('/')}/{folder}" if prefix.strip("/") else folder
     return ExportTarget(bucket, key, owner, _export_key(settings))
 
 
 def _export_key(settings: Settings) -> str | None:
     """The KMS key of exports: the lake's own in the lake's own bucket."""
-    lakes_bucket = settings.is_s3 and settings.lake.removeprefix("s3://").partition("/")[0]
+    lakes_bucket = settings.is_s3 and split_s3(settings.lake)[0]
     is_lakes = settings.export.bucket in (None, lakes_bucket)
     return settings.export.kms_key or (settings.kms_key if is_lakes else None)
 

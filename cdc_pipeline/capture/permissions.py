@@ -25,6 +25,7 @@ from cdc_pipeline.core.iam import (
     statement,
     trust_policy,
 )
+from cdc_pipeline.core.names import split_s3
 from cdc_pipeline.core.transports import FIREHOSE, KINESIS, KINESIS_CHANNEL
 from cdc_pipeline.lake.catalog_trial import TRIAL_TABLE
 from cdc_pipeline.lake.lake import Lake
@@ -145,7 +146,7 @@ def _lake_statements(
     read = list(exports.values())
     for table in tables:
         for uri in _folders(lake, table):
-            bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+            bucket, prefix = split_s3(uri)
             read.append(Place(bucket, prefix, lake.aws.partition))
     return lake_statements(own, read)
 

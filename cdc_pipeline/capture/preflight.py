@@ -44,6 +44,7 @@ from cdc_pipeline.core.iam import (
     trust_policy,
     turn_on_statements,
 )
+from cdc_pipeline.core.names import split_s3
 from cdc_pipeline.core.prices import (
     EXPORT_USD_PER_GB,
     RECOVERY_USD_PER_GB_MONTH,
@@ -381,7 +382,7 @@ class _Look:
 
     def _read_folder(self, prefix: str) -> bool:
         """Whether there is an object, of which a byte is read."""
-        bucket, _, key = prefix.removeprefix("s3://").partition("/")
+        bucket, key = split_s3(prefix)
         asker = Asker(
             PIPELINE, lake_statements(None, [Place(bucket, key, self.lake.aws.partition)])
         )

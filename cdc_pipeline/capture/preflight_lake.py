@@ -22,6 +22,7 @@ from cdc_pipeline.core.iam import (
     lake_statements,
     s3tables_statements,
 )
+from cdc_pipeline.core.names import split_s3
 from cdc_pipeline.lake.catalog_trial import NEEDED, USEFUL, try_catalog
 from cdc_pipeline.lake.glue import landing_table
 from cdc_pipeline.lake.lake import Lake
@@ -78,7 +79,7 @@ def _account(lake: Lake) -> Finding:
 
 def lake_place(lake: Lake) -> Place:
     """Bucket and folder of a lake in S3."""
-    bucket, _, prefix = lake.settings.lake.removeprefix("s3://").partition("/")
+    bucket, prefix = split_s3(lake.settings.lake)
     folder = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
     return Place(bucket, folder, lake.aws.partition)
 

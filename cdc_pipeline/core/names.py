@@ -37,6 +37,12 @@ def day_folder(day: date) -> str:
     return f"year={day.year:04d}/month={day.month:02d}/day={day.day:02d}/"
 
 
+def split_s3(uri: str) -> tuple[str, str]:
+    """Bucket and key, or prefix, of an `s3://` URI; the key is empty if it has none."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key
+
+
 def object_name(n: int, nonce: str, suffix: str = "parquet") -> str:
     """The file name of an object that log entry `n`, written under `nonce`, makes valid."""
     return f"{n:012d}-{nonce}.{suffix}"

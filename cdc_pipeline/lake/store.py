@@ -11,6 +11,7 @@ from cdc_pipeline.aws.s3 import S3Store, StoredFile
 from cdc_pipeline.aws.s3_output import sse_parameters
 from cdc_pipeline.aws.session import AwsSession
 from cdc_pipeline.core.errors import LakeError, SettingsError
+from cdc_pipeline.core.names import split_s3
 from cdc_pipeline.settings import Settings
 
 TEMPORARY = "_cdc/tmp/"
@@ -174,7 +175,7 @@ def open_store(settings: Settings, aws: AwsSession) -> Store:
     """The store that `lake` in the settings names."""
     if not settings.is_s3:
         return LocalStore(settings.lake_folder)
-    bucket, _, prefix = settings.lake.removeprefix("s3://").partition("/")
+    bucket, prefix = split_s3(settings.lake)
     if not bucket:
         raise SettingsError(f"lake {settings.lake!r} names no bucket", fix="s3://bucket/prefix")
     return S3Store(aws, bucket, prefix, sse_parameters(settings.kms_key))

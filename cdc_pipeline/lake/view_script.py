@@ -12,6 +12,7 @@ from typing import Any
 import duckdb
 
 from cdc_pipeline.core.errors import SettingsError
+from cdc_pipeline.core.names import split_s3
 from cdc_pipeline.lake.connection import connect_lake
 from cdc_pipeline.lake.current_state import published_base
 from cdc_pipeline.lake.duck import arrow_table, files_relation, identifier, literal
@@ -139,7 +140,7 @@ def _heading(lake: Lake) -> Iterator[str]:
 
 
 def _secret(lake: Lake) -> str:
-    access = lake.aws.s3_access(lake.settings.lake.removeprefix("s3://").partition("/")[0])
+    access = lake.aws.s3_access(split_s3(lake.settings.lake)[0])
     region = literal(access.region or "us-east-1")
     scheme, _, host = (access.endpoint_url or "").partition("://")
     if access.endpoint_url is None or access.has_bucket_in_host:
