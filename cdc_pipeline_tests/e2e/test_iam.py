@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from cdc_pipeline.aws.cloudwatch import channel_ages
+from cdc_pipeline.capture.channel import ChannelFiles
 from cdc_pipeline.capture.erase import erase_item
 from cdc_pipeline.capture.heal import heal_all
 from cdc_pipeline.capture.permissions import Policies, policies
@@ -87,7 +89,8 @@ def driven(
                 "name": "delivered",
                 "transport": "kinesis_channel",
                 "kinesis": {"late_seconds": 0, "metric_minutes": 0},
-                "kinesis_channel": {"lag_minutes": 0},
+                # Measured, an idle stream is behind for a quarter of an hour.
+                "kinesis_channel": {"lag_minutes": 0, "measured": False},
             },
             export={"bucket": world.bucket, "poll_seconds": 0.05, "least_window_minutes": 0.0001},
             alarms={"sns_topic": topic},
@@ -171,6 +174,10 @@ def _drive(world: World, direct: World) -> None:
     losses = open_source(lake, world.table("people")).losses
     assert losses is not None  # it is on Kinesis; capture asks first after five minutes
     losses.count(time.time_ns() // 1000 - 600_000_000, time.time_ns() // 1000)
+    files = open_source(lake, world.table("delivered")).files
+    assert isinstance(files, ChannelFiles)
+    now_us = time.time_ns() // 1000
+    channel_ages(lake.aws, files.dimensions(), now_us - 600_000_000, now_us)
     orders = world.table("orders")
     reconcile_sample(lake, orders, 10)
     reconcile_full(lake, orders)
