@@ -4,7 +4,7 @@ Whether what StartBulkPutItems writes reaches streams, Kinesis and incremental e
 documented.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,24 +15,32 @@ from cdc_pipeline.aws.table import TableDescription
 from cdc_pipeline.capture.asking import Finding
 from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.clock import utc
+from cdc_pipeline.core.errors import CdcPipelineError
 from cdc_pipeline.settings import Table
 
 _CHECK = "bulk puts"
 
 
 def look_at_bulk_puts(
-    source: AwsSession, table: Table, described: TableDescription, state: LogState
+    source: AwsSession,
+    table: Table,
+    described: TableDescription,
+    log: Callable[[], LogState],
 ) -> Finding | None:
     """A green finding that warns of bulk puts; None: this botocore does not know the call.
 
     A list of bulk operations names no tables (botocore 1.44.8's model), so each is described. Who
-    may not ask is told that.
+    may not ask is told that. `log`: reads the capture log; where it cannot be read, which other
+    checks tell, every bulk put counts.
     """
     client = source.client("dynamodb")
     if "ListBulkOperations" not in client.meta.service_model.operation_names:
         return None
-    since_us = state.staged.export_time_us if state.staged else 0
-    since = utc(since_us)
+    try:
+        baseline = log().staged
+    except CdcPipelineError:
+        baseline = None
+    since = utc(baseline.export_time_us if baseline else 0)
     try:
         found = sorted(_writing_since(client, {table.name, described.arn}, since))
     except (ClientError, BotoCoreError) as error:

@@ -397,8 +397,8 @@ class _Look:
 
     def bulk_puts(self) -> Iterator[Finding]:
         """Which ran since the newest baseline, where botocore can ask."""
-        state = self.lake.log(self.table).load()
-        found = look_at_bulk_puts(self.source, self.table, self.described, state)
+        log = self.lake.log(self.table)
+        found = look_at_bulk_puts(self.source, self.table, self.described, log.load)
         if found is not None:
             yield found
 
