@@ -68,6 +68,9 @@ from cdc_pipeline_tests.simulators.kinesis_service import KinesisService
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(0 if LONG else 900)]
 
+_NEXT_MS = 0.002
+"""A clock of floating numbers may tell a µs less than the next ms begins with."""
+
 LATE = 20
 """Seconds that DynamoDB takes at most to replicate what it replicates."""
 
@@ -284,7 +287,7 @@ class KinesisWorld(World):
 
     def tell_later(self, step: Step) -> None:
         """No change is made in the ms of another one that somebody could have read by now."""
-        self.clock.advance(0.001)
+        self.clock.advance(_NEXT_MS)
         self.tell(step)
 
     def turn_on(self, kind: str) -> None:
@@ -331,7 +334,7 @@ class KinesisWorld(World):
     def capture(
         self, store: Store | None = None, options: CaptureOptions = OPTIONS
     ) -> CaptureResult:
-        self.clock.advance(0.001)
+        self.clock.advance(_NEXT_MS)
         arn = self.aws.kinesis_arn(self.stream)
         assert isinstance(self.streams, KinesisStreams)
         source = Source(
