@@ -53,7 +53,7 @@ def test_no_tick_fails(address: str) -> None:
     )
     assert not failed_ticks(address)
     alarms = [tick["skipReason"] for tick in states["alarm_sensor"]["ticks"]]
-    # Some orders have a discount of another type, on purpose; that shows with the first publication.
+    # Some orders have a discount of another type, on purpose; the first publication shows that.
     told = {"every check passes", "failing: orders/current_state type_conflicts", None}
     assert set(alarms) <= told, alarms
 
