@@ -179,7 +179,14 @@ def drain_table(
 
 
 def _as_followed(source: Source, stream: StreamRef) -> Source:
-    return replace(source, arn=stream.arn, table_id=stream.table_id, created_us=stream.created_us)
+    same = stream.table_id == source.table_id
+    return replace(
+        source,
+        arn=stream.arn,
+        table_id=stream.table_id,
+        created_us=stream.created_us,
+        reading=source.reading if same else source.reading.of_former(stream.table_id),
+    )
 
 
 def _waiting(state: LogState) -> str:

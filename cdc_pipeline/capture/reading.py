@@ -1,7 +1,7 @@
 """What differs between transports in reading a shard: its records, its clock, its pace."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 from cdc_pipeline.aws.shards import Page
@@ -34,6 +34,10 @@ class ReadTo(NamedTuple):
 
 class Reading(Protocol):
     """How a transport's pages are understood."""
+
+    def of_former(self, table_id: str) -> "Reading":
+        """The same for a former table of that name, whose keys nobody knows."""
+        ...
 
     @property
     def trims_silently(self) -> bool:
@@ -101,6 +105,10 @@ class StreamsReading:
 
     target: Target | None = None
 
+    def of_former(self, table_id: str) -> "StreamsReading":
+        """See `Reading`; a stream is one table's, so its id is not needed."""
+        return replace(self, target=None)
+
     trims_silently = False
     comes_back = False
     in_order = True
@@ -158,6 +166,10 @@ class KinesisReading:
     target: Target
     encodings: int = 2
     late_seconds: float = 60
+
+    def of_former(self, table_id: str) -> "KinesisReading":
+        """See `Reading`."""
+        return replace(self, target=replace(self.target, table_id=table_id, key_types={}))
 
     trims_silently = True
     comes_back = True

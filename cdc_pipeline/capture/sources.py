@@ -122,6 +122,11 @@ def _kinesis(
     found: TableDescription | None,
 ) -> Source:
     settings = table.kinesis
+    target = Target(table.name, table_id, {})
+    if found is not None:
+        # Of a table that was made again, the keys may be others than they were.
+        target = replace(target_of(found), table_id=table_id)
+        target = target if found.table_id == table_id else replace(target, key_types={})
     metric_us = int(settings.metric_minutes * 60_000_000)
     return Source(
         table=table.name,
@@ -132,13 +137,7 @@ def _kinesis(
         # Where the order of changes cannot be told, their item is read.
         reader=_reader(lake, table, found) if found else None,
         transport=KINESIS,
-        reading=KinesisReading(
-            replace(target_of(found), table_id=table_id)
-            if found
-            else Target(table.name, table_id, {}),
-            settings.binary_encodings,
-            settings.late_seconds,
-        ),
+        reading=KinesisReading(target, settings.binary_encodings, settings.late_seconds),
         created_us=created_us,
         losses=ReplicationMetric(lake.source(table), table.name, metric_us),
         clock_offset_us=lake.source(table).clock_offset.offset_us,
