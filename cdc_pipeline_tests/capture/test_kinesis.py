@@ -17,6 +17,7 @@ from cdc_pipeline.capture.drain import (
     capture_table,
 )
 from cdc_pipeline.capture.preflight import _unusual
+from cdc_pipeline.capture.reading import KinesisReading
 from cdc_pipeline.capture.snapshot import take_snapshot
 from cdc_pipeline.capture.sources import followed_source, open_source
 from cdc_pipeline.core.attributes import canonical_item, to_json
@@ -631,3 +632,15 @@ def test_preflight_prints_what_is_unusual_about_a_stream(bench: Bench) -> None:
     assert told() == (
         ", records up to 10 MiB, any record in any shard (order is by write time all the same)"
     )
+
+
+def test_a_former_tables_records_are_its_own_and_have_its_keys(bench: Bench) -> None:
+    bench.capture()
+    stream = bench.state().stream
+    assert stream is not None
+    for table_id, keys in ((stream.table_id, {"pk": "S"}), ("of the former one", {})):
+        source = followed_source(*bench.lake(), replace(stream, table_id=table_id))
+        assert isinstance(source.reading, KinesisReading)
+        target = source.reading.target
+        assert (target.table_id, target.key_types) == (table_id, keys)
+        assert source.reading.of_former("x").target == replace(target, table_id="x", key_types={})
