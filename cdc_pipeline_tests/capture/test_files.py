@@ -266,6 +266,19 @@ def test_what_is_in_an_object_is_told_by_its_bytes(delivery: Delivery) -> None:
         (gzip.compress(b'{"deliveryStreamArn": "x", "records": []}'), "an event of Firehose"),
         (parquet([{"a": 1}]), "neither those of this project's Lambda nor of older ones: a"),
     ],
+    # A compressed body has the second of its writing in it: each worker would name it otherwise.
+    ids=[
+        "zip",
+        "snappy",
+        "snappy, long",
+        "snappy in frames",
+        "utf-16",
+        "aggregated",
+        "full export",
+        "debezium",
+        "event of firehose",
+        "parquet of others",
+    ],
 )
 def test_an_object_that_is_not_read_is_refused_whole_and_nothing_counts_as_complete(
     delivery: Delivery, body: bytes, kind: str
