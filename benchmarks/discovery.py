@@ -16,7 +16,8 @@ from unittest.mock import patch
 
 from cdc_pipeline.aws.shards import Page, StreamDescription
 from cdc_pipeline.aws.streams import DynamoDBStreams
-from cdc_pipeline.capture.drain import CaptureOptions, capture_table
+from cdc_pipeline.capture.drain import capture_table
+from cdc_pipeline.capture.options import CaptureOptions
 from cdc_pipeline.capture.reading import StreamsReading
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.core.lineage import Shard

@@ -51,7 +51,7 @@ from cdc_pipeline.capture.exports import (
 )
 from cdc_pipeline.capture.files import capture_files
 from cdc_pipeline.capture.heal import heal_gap
-from cdc_pipeline.capture.increments import export_changes, read_row, wait_until_restorable
+from cdc_pipeline.capture.increments import export_changes, wait_until_restorable
 from cdc_pipeline.capture.placing import Placing, right_behind, survivors_of
 from cdc_pipeline.capture.relanding import reland
 from cdc_pipeline.capture.run import capture_options
@@ -59,7 +59,7 @@ from cdc_pipeline.capture.sources import followed_source
 from cdc_pipeline.core.attributes import to_json
 from cdc_pipeline.core.backfill_plan import DayPlan, Fill, plan_day, span_of
 from cdc_pipeline.core.capture_log import LogState
-from cdc_pipeline.core.changes import Change
+from cdc_pipeline.core.changes import Change, from_read_item
 from cdc_pipeline.core.clock import day_of, time_text, utc
 from cdc_pipeline.core.erasure import Suppressions
 from cdc_pipeline.core.errors import (
@@ -379,7 +379,7 @@ class _Backfill:
             if item is None or to_json(item) != suspects[keys].image:
                 place = right_behind(suspects[keys].place, time_us)
                 at = f"{place.position}.{READ}"
-                row = read_row(self._described.table_id, keys, item, time_us, at)
+                row = from_read_item(self._described.table_id, keys, item, time_us, at)
                 rows.append((place.generation, row))
         return rows
 

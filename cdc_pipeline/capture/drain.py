@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -12,9 +12,10 @@ from cdc_pipeline.capture.continuity import open_capture, shard_gap, unread_sinc
 from cdc_pipeline.capture.lander import Lander
 from cdc_pipeline.capture.lineage import Lineage
 from cdc_pipeline.capture.losses import look_for_losses
+from cdc_pipeline.capture.options import CaptureOptions
 from cdc_pipeline.capture.overtaken import Attempt, until_not_overtaken
 from cdc_pipeline.capture.pending import Batch, Pending
-from cdc_pipeline.capture.result import CaptureResult
+from cdc_pipeline.capture.result import CaptureFailedError, CaptureResult
 from cdc_pipeline.capture.shard_reader import ReadOptions, Start, read_shard
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.capture.switch import begin_cut, switch
@@ -23,7 +24,6 @@ from cdc_pipeline.core.clock import time_text
 from cdc_pipeline.core.coverage import clock_warning
 from cdc_pipeline.core.errors import (
     CaptureConflictError,
-    CdcPipelineError,
     HeadTrimmedError,
     ShardGoneError,
     SourceError,
@@ -38,21 +38,6 @@ _FLUSH_WAIT_SECONDS = 0.2
 _QUIET_SECONDS = 30
 
 
-@dataclass(frozen=True)
-class CaptureOptions:
-    """See `settings.Capture`. `linger_seconds`: how long a run goes on at the shards' tips."""
-
-    max_run_seconds: float = 240
-    empty_polls: int = 3
-    poll_seconds: float = 1.0
-    parallel_shards: int = 16
-    flush_rows: int = 25_000
-    flush_bytes: int = 64 << 20
-    linger_seconds: float = 0
-    flush_seconds: float = 1
-    listing_lag_seconds: float = 300
-
-
 class Run(Protocol):
     """One capture run of one source. `looked_us`, `ended`: see `capture.switch.switch`."""
 
@@ -63,10 +48,6 @@ class Run(Protocol):
     def run(self, *, opened: bool = False) -> CaptureResult:
         """Land what there is; `opened`: the log follows the source already."""
         ...
-
-
-class CaptureFailedError(CdcPipelineError):
-    """Some shards could not be read; what the others held has landed."""
 
 
 def capture_table(

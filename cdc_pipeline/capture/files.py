@@ -25,12 +25,12 @@ from cdc_pipeline.aws.table import describe_table
 from cdc_pipeline.capture.arrivals import Arrived, find_again, is_empty, target_of
 from cdc_pipeline.capture.continuity import open_capture, undelivered_gap
 from cdc_pipeline.capture.delivery import Record, download
-from cdc_pipeline.capture.drain import CaptureFailedError, CaptureOptions
 from cdc_pipeline.capture.file_source import FileSource, Lost
 from cdc_pipeline.capture.lander import Lander
 from cdc_pipeline.capture.losses import look_for_losses
+from cdc_pipeline.capture.options import CaptureOptions
 from cdc_pipeline.capture.overtaken import Attempt, until_not_overtaken
-from cdc_pipeline.capture.result import CaptureResult
+from cdc_pipeline.capture.result import CaptureFailedError, CaptureResult
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.capture.sources import open_source
 from cdc_pipeline.core.changes import Change

@@ -33,11 +33,11 @@ from cdc_pipeline.capture.heal_plans import (
     planned_heals,
     windows_of,
 )
-from cdc_pipeline.capture.increments import batches, export_changes, read_row, wait_until_restorable
+from cdc_pipeline.capture.increments import batches, export_changes, wait_until_restorable
 from cdc_pipeline.capture.snapshot import SnapshotResult, take_snapshot
 from cdc_pipeline.capture.sources import described_table
 from cdc_pipeline.core.capture_log import LogState
-from cdc_pipeline.core.changes import Change
+from cdc_pipeline.core.changes import Change, from_read_item
 from cdc_pipeline.core.clock import time_text, utc
 from cdc_pipeline.core.erasure import Suppressions
 from cdc_pipeline.core.errors import (
@@ -320,7 +320,7 @@ class _Healing:
         self.context.progress(f"reading {len(suspects)} items that the exports do not speak of")
         place = f"{position(0, until_us)}.{READ}"
         rows = (
-            read_row(self.described.table_id, keys, item, until_us, place)
+            from_read_item(self.described.table_id, keys, item, until_us, place)
             for batch in batches(suspects)
             for keys, item in reader.read(batch).items()
         )

@@ -1,8 +1,8 @@
-"""What gap healing and backfills share: lines of incremental exports, and items read by key."""
+"""Lines of incremental exports as changes, and the wait until such an export can be made."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -13,12 +13,11 @@ from cdc_pipeline.aws.export import (
     whole_lines,
 )
 from cdc_pipeline.aws.table import describe_backups
-from cdc_pipeline.core.attributes import TOO_DEEP, plain_json, to_json
+from cdc_pipeline.core.attributes import TOO_DEEP
 from cdc_pipeline.core.changes import Change, from_export_line
 from cdc_pipeline.core.clock import utc
 from cdc_pipeline.core.errors import ExportError, UnreadableError
 from cdc_pipeline.core.run_context import RunContext
-from cdc_pipeline.core.transports import READ
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings import Table
 
@@ -62,16 +61,6 @@ def wait_until_restorable(
             return
         context.progress(f"waiting until recovery reaches {utc(until_us):%H:%M:%S}")
         context.sleep(WAIT_SECONDS)
-
-
-def read_row(
-    table_id: str, keys: str, item: dict[str, Any] | None, time_us: int, position: str
-) -> Change:
-    """An item that was read by its key (None: there is none) as a change at a time and place."""
-    op, image = ("D", None) if item is None else ("U", (to_json(item), plain_json(item)))
-    return Change.by_content(
-        table_id, op, time_us, keys, (image, None), position=position, transport=READ
-    )
 
 
 def batches(rows: Iterable[_T], size: int = BATCH_ROWS) -> Iterator[list[_T]]:

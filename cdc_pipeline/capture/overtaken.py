@@ -3,14 +3,11 @@
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
+from cdc_pipeline.capture.options import CaptureOptions
 from cdc_pipeline.capture.result import CaptureResult
 from cdc_pipeline.core.errors import CaptureConflictError
 from cdc_pipeline.lake.log import CaptureLog
-
-if TYPE_CHECKING:
-    from cdc_pipeline.capture.drain import CaptureOptions
 
 _PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 10.0
@@ -24,7 +21,7 @@ class Attempt:
     overtaken counts.
     """
 
-    options: "CaptureOptions"
+    options: CaptureOptions
     is_again: bool = False
     results: list[CaptureResult] = field(default_factory=list)
 
@@ -32,7 +29,7 @@ class Attempt:
 def until_not_overtaken(
     table: str,
     log: CaptureLog,
-    options: "CaptureOptions",
+    options: CaptureOptions,
     sleep: Callable[[float], object],
     capture: Callable[[Attempt], CaptureResult],
 ) -> CaptureResult:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.core.errors import CdcPipelineError
 from cdc_pipeline.core.log_parts import Gap, LandedObject
 
 
@@ -67,3 +68,7 @@ class CaptureResult:
         self.shards_finished = sum(1 for shard in shards if shard.status == "finished")
         self.watermark_us = state.watermark_us
         self.seconds = seconds
+
+
+class CaptureFailedError(CdcPipelineError):
+    """Some shards could not be read; what the others held has landed."""

@@ -9,8 +9,10 @@ from functools import partial
 from queue import SimpleQueue
 
 from cdc_pipeline.capture.channel import note_off
-from cdc_pipeline.capture.drain import CaptureOptions, CaptureResult, capture_table, drain_table
+from cdc_pipeline.capture.drain import capture_table, drain_table
 from cdc_pipeline.capture.files import FilesRun
+from cdc_pipeline.capture.options import CaptureOptions
+from cdc_pipeline.capture.result import CaptureResult
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.capture.sources import followed_source, open_source, with_measured_lateness
 from cdc_pipeline.capture.switch import give_up_cut

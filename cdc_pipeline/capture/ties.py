@@ -17,10 +17,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from cdc_pipeline.capture.increments import read_row
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.core.capture_log import LogState
-from cdc_pipeline.core.changes import Change
+from cdc_pipeline.core.changes import Change, from_read_item
 from cdc_pipeline.core.generations import Generations
 from cdc_pipeline.core.order import is_numbered
 from cdc_pipeline.core.ties import end_of_tie, image_before, settle, slot_of, ties_in
@@ -93,7 +92,7 @@ class Ties:
         items = reader.read([tie.keys for tie in ties])
         for tie in ties:
             item = items[tie.keys]
-            read = read_row(self._source.table_id, tie.keys, item, tie.last_us, tie.end)
+            read = from_read_item(self._source.table_id, tie.keys, item, tie.last_us, tie.end)
             settled = settle(tie.known, tie.new, read.new_image)
             # It names an event, as what completes one: nothing is missing before it.
             rows += [*settled.rows, read._replace(event_id=settled.last.event_id)]

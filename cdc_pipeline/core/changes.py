@@ -5,10 +5,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from cdc_pipeline.core.attributes import Spelling, spell_item
+from cdc_pipeline.core.attributes import Spelling, plain_json, spell_item, to_json
 from cdc_pipeline.core.errors import UnreadableError
 from cdc_pipeline.core.order import numbered_position, position
-from cdc_pipeline.core.transports import DYNAMODB_STREAMS, EXPORT
+from cdc_pipeline.core.transports import DYNAMODB_STREAMS, EXPORT, READ
 from cdc_pipeline.core.write_times import from_seconds
 
 OPS = {"INSERT": "I", "MODIFY": "U", "REMOVE": "D"}
@@ -211,6 +211,16 @@ def from_export_line(line: Any, *, table_id: str) -> Change:
     by_ttl = None if op == "D" else False
     return Change.by_content(
         table_id, op, time_us, keys[0], (new, old), is_ttl_delete=by_ttl, transport=EXPORT
+    )
+
+
+def from_read_item(
+    table_id: str, keys: str, item: dict[str, Any] | None, time_us: int, position: str
+) -> Change:
+    """An item that was read by its key (None: there is none) as a change at a time and place."""
+    op, image = ("D", None) if item is None else ("U", (to_json(item), plain_json(item)))
+    return Change.by_content(
+        table_id, op, time_us, keys, (image, None), position=position, transport=READ
     )
 
 

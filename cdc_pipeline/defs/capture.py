@@ -21,7 +21,7 @@ from cdc_pipeline.settings import Table
 
 if TYPE_CHECKING:
     from cdc_pipeline.capture.backfill import BackfilledDay
-    from cdc_pipeline.capture.drain import CaptureResult
+    from cdc_pipeline.capture.result import CaptureResult
     from cdc_pipeline.lake.lake import Lake
 
 _REPORT_SECONDS = 30

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.capture.drain import CaptureOptions
 from cdc_pipeline.capture.files import capture_files
+from cdc_pipeline.capture.options import CaptureOptions
 from cdc_pipeline.capture.result import CaptureResult
 from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.envelope import from_envelope

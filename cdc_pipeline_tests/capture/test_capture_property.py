@@ -18,12 +18,9 @@ from hypothesis import strategies as st
 
 from cdc_pipeline.aws.s3 import StoredFile
 from cdc_pipeline.aws.streams import DynamoDBStreams
-from cdc_pipeline.capture.drain import (
-    CaptureFailedError,
-    CaptureOptions,
-    CaptureResult,
-    capture_table,
-)
+from cdc_pipeline.capture.drain import capture_table
+from cdc_pipeline.capture.options import CaptureOptions
+from cdc_pipeline.capture.result import CaptureFailedError, CaptureResult
 from cdc_pipeline.capture.source import ShardSource, Source
 from cdc_pipeline.core.attributes import canonical_item, to_json
 from cdc_pipeline.core.capture_log import LogState

@@ -11,8 +11,9 @@ import pytest
 from cdc_pipeline.aws.shards import Page, StreamDescription
 from cdc_pipeline.aws.streams import DynamoDBStreams
 from cdc_pipeline.capture.continuity import is_lineage_known, vouched
-from cdc_pipeline.capture.drain import CaptureOptions, capture_table
+from cdc_pipeline.capture.drain import capture_table
 from cdc_pipeline.capture.lineage import _Childless
+from cdc_pipeline.capture.options import CaptureOptions
 from cdc_pipeline.capture.pending import Pending
 from cdc_pipeline.capture.reading import KinesisReading, StreamsReading
 from cdc_pipeline.capture.shard_reader import ReadOptions, Start, polls_needed, read_shard

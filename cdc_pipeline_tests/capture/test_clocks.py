@@ -16,8 +16,10 @@ from cdc_pipeline.aws.clock_offset import ClockOffset
 from cdc_pipeline.aws.session import AwsSession
 from cdc_pipeline.aws.streams import DynamoDBStreams
 from cdc_pipeline.capture.continuity import open_capture, vouched
-from cdc_pipeline.capture.drain import CaptureOptions, CaptureResult, capture_table
+from cdc_pipeline.capture.drain import capture_table
 from cdc_pipeline.capture.losses import look_for_losses
+from cdc_pipeline.capture.options import CaptureOptions
+from cdc_pipeline.capture.result import CaptureResult
 from cdc_pipeline.capture.result import CaptureResult as Result
 from cdc_pipeline.capture.shard_reader import polls_needed
 from cdc_pipeline.capture.source import Source

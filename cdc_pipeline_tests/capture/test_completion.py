@@ -9,7 +9,8 @@ import pytest
 from cdc_pipeline.aws.streams import DynamoDBStreams
 from cdc_pipeline.capture import completion
 from cdc_pipeline.capture.completion import ItemReader
-from cdc_pipeline.capture.drain import CaptureOptions, capture_table
+from cdc_pipeline.capture.drain import capture_table
+from cdc_pipeline.capture.options import CaptureOptions
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.core.attributes import canonical_item, to_json
 from cdc_pipeline.core.fold import KeyedChange, fold, items

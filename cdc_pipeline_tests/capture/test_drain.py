@@ -14,12 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from cdc_pipeline.aws.streams import DynamoDBStreams
-from cdc_pipeline.capture.drain import (
-    CaptureFailedError,
-    CaptureOptions,
-    CaptureResult,
-    capture_table,
-)
+from cdc_pipeline.capture.drain import capture_table
+from cdc_pipeline.capture.options import CaptureOptions
+from cdc_pipeline.capture.result import CaptureFailedError, CaptureResult
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.core.attributes import canonical_item, to_json
 from cdc_pipeline.core.capture_log import Entry, LogState

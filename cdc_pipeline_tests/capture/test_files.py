@@ -16,8 +16,9 @@ import pytest
 from cdc_pipeline.aws.s3 import SourceBucket
 from cdc_pipeline.capture.arrivals import has_news
 from cdc_pipeline.capture.backfill import backfill_days
-from cdc_pipeline.capture.drain import CaptureFailedError, CaptureOptions
 from cdc_pipeline.capture.files import capture_files
+from cdc_pipeline.capture.options import CaptureOptions
+from cdc_pipeline.capture.result import CaptureFailedError
 from cdc_pipeline.capture.run import Captured, capture_tables
 from cdc_pipeline.core.attributes import canonical_item, to_json
 from cdc_pipeline.core.capture_log import Entry, LogState

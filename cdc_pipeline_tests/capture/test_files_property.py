@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.capture.drain import CaptureOptions
 from cdc_pipeline.capture.files import capture_files
+from cdc_pipeline.capture.options import CaptureOptions
 from cdc_pipeline.core.attributes import canonical_item, to_json
 from cdc_pipeline.core.envelope import from_envelope
 from cdc_pipeline.core.errors import NotReadyError

@@ -10,14 +10,11 @@ from typing import Any
 import pytest
 
 from cdc_pipeline.aws.kinesis import KinesisStreams
-from cdc_pipeline.capture.drain import (
-    CaptureFailedError,
-    CaptureOptions,
-    CaptureResult,
-    capture_table,
-)
+from cdc_pipeline.capture.drain import capture_table
+from cdc_pipeline.capture.options import CaptureOptions
 from cdc_pipeline.capture.preflight import _unusual
 from cdc_pipeline.capture.reading import KinesisReading
+from cdc_pipeline.capture.result import CaptureFailedError, CaptureResult
 from cdc_pipeline.capture.snapshot import take_snapshot
 from cdc_pipeline.capture.sources import followed_source, open_source
 from cdc_pipeline.core.attributes import canonical_item, to_json

@@ -23,8 +23,10 @@ from hypothesis import strategies as st
 
 from cdc_pipeline.aws.kinesis import KinesisStreams
 from cdc_pipeline.capture.completion import ItemReader
-from cdc_pipeline.capture.drain import CaptureOptions, CaptureResult, capture_table
+from cdc_pipeline.capture.drain import capture_table
+from cdc_pipeline.capture.options import CaptureOptions
 from cdc_pipeline.capture.reading import KinesisReading
+from cdc_pipeline.capture.result import CaptureResult
 from cdc_pipeline.capture.snapshot import take_snapshot
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.capture.sources import ReplicationMetric

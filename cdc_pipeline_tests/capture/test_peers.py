@@ -15,7 +15,9 @@ import pytest
 from cdc_pipeline.aws.export import DataFile, ExportStatus, Manifest
 from cdc_pipeline.aws.streams import DynamoDBStreams
 from cdc_pipeline.capture import exports, snapshot, unfinished
-from cdc_pipeline.capture.drain import CaptureFailedError, CaptureOptions, capture_table
+from cdc_pipeline.capture.drain import capture_table
+from cdc_pipeline.capture.options import CaptureOptions
+from cdc_pipeline.capture.result import CaptureFailedError
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.core.capture_log import Entry
 from cdc_pipeline.core.changes import export_item

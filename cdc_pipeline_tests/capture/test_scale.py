@@ -12,7 +12,7 @@ import pytest
 from cdc_pipeline.aws.session import AwsSession
 from cdc_pipeline.aws.streams import DynamoDBStreams
 from cdc_pipeline.capture.continuity import open_capture
-from cdc_pipeline.capture.drain import CaptureOptions
+from cdc_pipeline.capture.options import CaptureOptions
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.defs.shard_sensor import _look
 from cdc_pipeline.lake.lake import Lake

@@ -18,7 +18,8 @@ import pytest
 
 from cdc_pipeline.aws.session import AwsSession
 from cdc_pipeline.aws.streams import DynamoDBStreams
-from cdc_pipeline.capture.drain import CaptureOptions, capture_table
+from cdc_pipeline.capture.drain import capture_table
+from cdc_pipeline.capture.options import CaptureOptions
 from cdc_pipeline.capture.source import Source
 from cdc_pipeline.core.names import TablePaths
 from cdc_pipeline.lake.log import CaptureLog, remove_orphans

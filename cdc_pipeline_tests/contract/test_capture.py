@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 from cdc_pipeline.aws.table import scan_items, wire_form
-from cdc_pipeline.capture.drain import CaptureOptions, CaptureResult, capture_table
+from cdc_pipeline.capture.drain import capture_table
+from cdc_pipeline.capture.options import CaptureOptions
+from cdc_pipeline.capture.result import CaptureResult
 from cdc_pipeline.capture.sources import open_source
 from cdc_pipeline.core.attributes import canonical_item, to_json
 from cdc_pipeline.core.changes import Change

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.capture.drain import CaptureFailedError, CaptureResult
 from cdc_pipeline.capture.heal import heal_gap, open_gaps
+from cdc_pipeline.capture.result import CaptureFailedError, CaptureResult
 from cdc_pipeline.capture.snapshot import take_snapshot
 from cdc_pipeline.core.errors import ExportError, NotReadyError
 from cdc_pipeline.core.run_context import RunContext

@@ -17,7 +17,7 @@ from botocore.config import Config
 
 import cdc_pipeline
 from cdc_pipeline.capture.compare import compare_with_source
-from cdc_pipeline.capture.drain import CaptureResult
+from cdc_pipeline.capture.result import CaptureResult
 from cdc_pipeline.capture.run import Captured, Failed, capture_tables
 from cdc_pipeline.capture.snapshot import SnapshotResult, take_snapshot
 from cdc_pipeline.core import fold

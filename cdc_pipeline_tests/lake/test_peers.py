@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.capture.drain import CaptureOptions, capture_table
+from cdc_pipeline.capture.drain import capture_table
+from cdc_pipeline.capture.options import CaptureOptions
 from cdc_pipeline.capture.sources import open_source
 from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.names import safe_name

@@ -1,0 +1,18 @@
+"""How a capture run reads: its limits, its pace, and how much it gathers before it lands."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class CaptureOptions:
+    """See `settings.Capture`. `linger_seconds`: how long a run goes on at the shards' tips."""
+
+    max_run_seconds: float = 240
+    empty_polls: int = 3
+    poll_seconds: float = 1.0
+    parallel_shards: int = 16
+    flush_rows: int = 25_000
+    flush_bytes: int = 64 << 20
+    linger_seconds: float = 0
+    flush_seconds: float = 1
+    listing_lag_seconds: float = 300
