@@ -16,17 +16,17 @@ from unittest.mock import patch
 
 from cdc_pipeline.aws.shards import Page, StreamDescription
 from cdc_pipeline.aws.streams import DynamoDBStreams
-from cdc_pipeline.capture.drain import capture_table
-from cdc_pipeline.capture.options import CaptureOptions
-from cdc_pipeline.capture.reading import StreamsReading
-from cdc_pipeline.capture.source import Source
-from cdc_pipeline.core.lineage import Shard
-from cdc_pipeline.core.log_parts import ShardState
-from cdc_pipeline.defs.shard_sensor import _look
+from cdc_pipeline.capture.landing.options import CaptureOptions
+from cdc_pipeline.capture.shards.drain import capture_table
+from cdc_pipeline.capture.sources.reading import StreamsReading
+from cdc_pipeline.capture.sources.source import Source
+from cdc_pipeline.core.log.entries import ShardState
+from cdc_pipeline.core.log.lineage import Shard
+from cdc_pipeline.defs.tables.shard_sensor import _look
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.lake.log import CaptureLog
-from cdc_pipeline.lake.store import LocalStore
-from cdc_pipeline.settings import parse_settings
+from cdc_pipeline.lake.storage.log import CaptureLog
+from cdc_pipeline.lake.storage.store import LocalStore
+from cdc_pipeline.settings.model import parse_settings
 from cdc_pipeline_tests.simulators import streams_model
 from cdc_pipeline_tests.simulators.clients import session
 from cdc_pipeline_tests.simulators.clock import SimulatedClock

@@ -49,7 +49,7 @@ _NESTED = ["payment", "shipping", "lines"]
 
 def ours(folder: Path, files: list[DataFile], out: Path) -> int:
     """The product's own functions, from the compressed bytes on, in threads as it has them."""
-    from cdc_pipeline.core.columns import columns_of
+    from cdc_pipeline.core.items.columns import columns_of
     from cdc_pipeline.transform.shred import merge_stats, shred, typed_schema
 
     converted = _convert(folder, files, out)
@@ -70,10 +70,10 @@ def ours(folder: Path, files: list[DataFile], out: Path) -> int:
 
 def sorted_in_iceberg(folder: Path, files: list[DataFile], out: Path) -> int:
     """All that `pitr_export` does with the files once they are there."""
-    from cdc_pipeline.lake.duck import files_relation, open_duckdb
+    from cdc_pipeline.lake.engine.duckdb_session import files_relation, open_duckdb
+    from cdc_pipeline.lake.engine.item_table import Seen, replace_typed
     from cdc_pipeline.lake.lake import Lake
-    from cdc_pipeline.lake.typed import Seen, replace_typed
-    from cdc_pipeline.settings import parse_settings
+    from cdc_pipeline.settings.model import parse_settings
     from cdc_pipeline.transform.shred import NARROW_SCHEMA, merge_stats
 
     raw = {"lake": str(out / "lake"), "region": "us-east-1", "tables": [{"name": "orders"}]}
@@ -93,8 +93,8 @@ def sorted_in_iceberg(folder: Path, files: list[DataFile], out: Path) -> int:
 
 def _convert(folder: Path, files: list[DataFile], out: Path) -> list[Any]:
     from cdc_pipeline.aws.export import verified
-    from cdc_pipeline.capture.staging import Staging
-    from cdc_pipeline.lake.store import LocalStore
+    from cdc_pipeline.lake.storage.store import LocalStore
+    from cdc_pipeline.snapshot.staging import Staging
 
     staging = Staging(LocalStore(out / "kept"), "export/", out, KEY_NAMES, "000001.0", 1)
 

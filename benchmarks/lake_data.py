@@ -5,8 +5,8 @@ from pathlib import Path
 
 import duckdb
 
-from cdc_pipeline.core.order import SNAPSHOT_POSITION, order_key, position
-from cdc_pipeline.lake.duck import literal
+from cdc_pipeline.core.changes.order import SNAPSHOT_POSITION, order_key, position
+from cdc_pipeline.lake.engine.duckdb_session import literal
 
 START_US = 1_763_712_000_000_000
 """When the base was exported."""

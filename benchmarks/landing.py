@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.measure import Row, Target, cheapest, in_own_process, measure, report
 from benchmarks.stream_pages import DATA_SETS, TABLE_ID, pages
-from cdc_pipeline.lake.landing import _REPEATING
+from cdc_pipeline.lake.storage.landing import _REPEATING
 
 _PAGES = 24
 _PAGES_A_FILE = 6
@@ -30,9 +30,9 @@ _RUNS = 3
 def ours(bodies: list[bytes]) -> pa.Table:
     """The product's own functions, from the response parser on."""
     from cdc_pipeline.aws.shards import parse_page
-    from cdc_pipeline.capture.records import parse_records
-    from cdc_pipeline.core.log_parts import ShardState, StreamRef
-    from cdc_pipeline.lake.landing import landing_table
+    from cdc_pipeline.capture.sources.streams_records import parse_records
+    from cdc_pipeline.core.log.entries import ShardState, StreamRef
+    from cdc_pipeline.lake.storage.landing import landing_table
 
     stream = StreamRef(TABLE_ID, "arn", "NEW_AND_OLD_IMAGES", 0, 0)
     shard = ShardState("shard", None, 0)

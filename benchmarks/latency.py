@@ -23,14 +23,14 @@ from typing import Any
 import boto3
 import duckdb
 
-from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.errors import CdcPipelineError
-from cdc_pipeline.lake.connection import connect_lake
+from cdc_pipeline.core.log.state import Entry, LogState
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.lake.landing import read_landing
-from cdc_pipeline.sandbox import items
+from cdc_pipeline.lake.query.connection import connect_lake
+from cdc_pipeline.lake.storage.landing import read_landing
+from cdc_pipeline.sandbox.demo import items
 from cdc_pipeline.sandbox.process import apply_environment, child_environment
-from cdc_pipeline.settings import Table, load_settings
+from cdc_pipeline.settings.model import Table, load_settings
 
 _ROOT = Path(__file__).resolve().parents[1]
 _TABLE = "orders"

@@ -26,8 +26,8 @@ from benchmarks.measure import (
     report,
 )
 from benchmarks.orders_lake import OrdersLake
-from cdc_pipeline.lake.connection import connect_lake
-from cdc_pipeline.lake.current_state import publish_current_state
+from cdc_pipeline.lake.publish.current_state import publish_current_state
+from cdc_pipeline.lake.query.connection import connect_lake
 
 _SMALL = OrdersLake(Path(), items=1_000_000, days=30, changes_a_day=10_000)
 _LARGE = OrdersLake(Path(), items=10_000_000, days=0, changes_a_day=0)

@@ -11,16 +11,16 @@ import duckdb
 import pyarrow as pa
 
 from benchmarks.lake_data import SNAPSHOT, START_US, generator
-from cdc_pipeline.core.attributes import plain_json
-from cdc_pipeline.core.changes import Change
+from cdc_pipeline.core.changes.change import Change
+from cdc_pipeline.core.changes.order import position
 from cdc_pipeline.core.clock import day_of
-from cdc_pipeline.core.columns import columns_of
-from cdc_pipeline.core.order import position
+from cdc_pipeline.core.items.attributes import plain_json
+from cdc_pipeline.core.items.columns import columns_of
 from cdc_pipeline.core.transports import DYNAMODB_STREAMS
-from cdc_pipeline.lake.cdc import CDC_SCHEMA
-from cdc_pipeline.lake.duck import files_relation
+from cdc_pipeline.lake.engine.duckdb_session import files_relation
+from cdc_pipeline.lake.iceberg.tables import data_files
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.lake.tables import data_files
+from cdc_pipeline.lake.publish.cdc import CDC_SCHEMA
 from cdc_pipeline.transform.shred import (
     NARROW_SCHEMA,
     collect_stats,

@@ -24,7 +24,7 @@ from cdc_pipeline.core.run_context import RunContext
 from cdc_pipeline.core.transports import DYNAMODB_STREAMS, TRANSPORTS
 
 if TYPE_CHECKING:
-    from cdc_pipeline.lake.status import TableStatus
+    from cdc_pipeline.lake.upkeep.status import TableStatus
 
 _TIMELINE_DAYS = 14
 
@@ -81,8 +81,8 @@ def query(sql: str | None, form: str, as_of: str | None) -> None:
 
     Example: cdc-pipeline query "SELECT status, count(*) FROM orders.current_state GROUP BY 1"
     """
-    from cdc_pipeline.lake.query import as_csv, as_json, connect_for, run_query, show
-    from cdc_pipeline.lake.time_travel import parse_moment
+    from cdc_pipeline.lake.query.query import as_csv, as_json, connect_for, run_query, show
+    from cdc_pipeline.lake.query.time_travel import parse_moment
 
     text = sys.stdin.read() if sql in (None, "-") else str(sql)
     if not text.strip():
@@ -113,8 +113,8 @@ def status(tables: tuple[str, ...], as_json: bool) -> None:
     """
     from dataclasses import asdict
 
-    from cdc_pipeline.core.coverage import clock_note
-    from cdc_pipeline.lake.status import table_status
+    from cdc_pipeline.core.log.coverage import clock_note
+    from cdc_pipeline.lake.upkeep.status import table_status
 
     lake = _lake()
     chosen = [lake.settings.table(name) for name in tables] or lake.settings.tables
@@ -199,7 +199,7 @@ def heal(table: str, plan: bool) -> None:
     AWS charges for an export by the change data that it processes, 10 MB at least; no read
     capacity of the table is used, but for items that the exports do not speak of.
     """
-    from cdc_pipeline.capture.heal import HealResult, close_gaps, open_gaps, planned_heals
+    from cdc_pipeline.repair.heal import HealResult, close_gaps, open_gaps, planned_heals
 
     lake = _lake()
     chosen = lake.settings.table(table)
@@ -244,7 +244,7 @@ def reconcile(
     with a fresh export and reads every file. Keys of items that differ are listed as they are
     published, hashed where column rules hash them.
     """
-    from cdc_pipeline.capture.reconcile import estimate, reconcile_full, reconcile_sample
+    from cdc_pipeline.reconcile.reconcile import estimate, reconcile_full, reconcile_sample
 
     if repair and not full:
         raise click.UsageError("--repair needs --full: it publishes the export it compared with")
@@ -323,7 +323,7 @@ def erase(table: str, key: str, dry_run: bool, yes: bool) -> None:
     back. Reads every file of the table, twice. Beyond reach: DynamoDB's own backups and copies that
     others made.
     """
-    from cdc_pipeline.capture.erase import erase_item, erase_target, find_traces
+    from cdc_pipeline.erase.erase import erase_item, erase_target, find_traces
 
     lake = _lake()
     chosen = lake.settings.table(table)
@@ -351,7 +351,7 @@ def erase(table: str, key: str, dry_run: bool, yes: bool) -> None:
 @main.command("settings-schema")
 def settings_schema() -> None:
     """Print the JSON schema of the settings file, for editors."""
-    from cdc_pipeline.settings import settings_schema as schema
+    from cdc_pipeline.settings.model import settings_schema as schema
 
     click.echo(json.dumps(schema(), indent=2))
 
@@ -372,7 +372,7 @@ _transport = click.option(
 @click.option("--rate", default=5.0, show_default=True, help="Changes per second with --traffic.")
 def sandbox(port: int, traffic: bool, orders: int, rate: float) -> None:
     """Run a local AWS on 127.0.0.1 (docs/sandbox.md says what is exact in it)."""
-    from cdc_pipeline.sandbox.run import run_sandbox
+    from cdc_pipeline.sandbox.demo.serve import run_sandbox
 
     run_sandbox(port=port, traffic=traffic, orders=orders, rate=rate)
 
@@ -384,7 +384,7 @@ def sandbox(port: int, traffic: bool, orders: int, rate: float) -> None:
 @_transport
 def demo(orders: int, changes: int, kind: str, transport: str) -> None:
     """Run the whole pipeline once on a local AWS and prove that the lake equals its source."""
-    from cdc_pipeline.sandbox.demo import run_demo
+    from cdc_pipeline.sandbox.demo.demo import run_demo
 
     if not run_demo(orders=orders, changes=changes, kind=kind, transport=transport):
         sys.exit(1)
@@ -401,7 +401,7 @@ def dev(port: int, aws_port: int, orders: int, rate: float, transport: str) -> N
 
     Starts afresh: source tables, lake and Dagster history of an earlier run are gone.
     """
-    from cdc_pipeline.sandbox.dev import run_dev
+    from cdc_pipeline.sandbox.demo.dev import run_dev
 
     run_dev(port=port, aws_port=aws_port, orders=orders, rate=rate, transport=transport)
 
@@ -429,7 +429,7 @@ def move_sensors(former: str) -> None:
 
 def _lake() -> Any:
     from cdc_pipeline.lake.lake import Lake
-    from cdc_pipeline.settings import load_settings
+    from cdc_pipeline.settings.model import load_settings
 
     return Lake.open(load_settings())
 
@@ -441,7 +441,7 @@ def _write(parts: Iterator[str]) -> None:
 
 
 def _print_coverage(console: Console, row: "TableStatus") -> None:
-    from cdc_pipeline.core.coverage import HOUR_SIGNS, hour_bars
+    from cdc_pipeline.core.log.coverage import HOUR_SIGNS, hour_bars
 
     legend = "  ".join(f"{sign} {means}" for means, sign in HOUR_SIGNS.items())
     grid = Grid(title=f"coverage of {row.table} (times in UTC)")

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
 
-from cdc_pipeline.core.attributes import TOO_DEEP
-from cdc_pipeline.core.changes import Change
+from cdc_pipeline.core.changes.change import Change
+from cdc_pipeline.core.items.attributes import TOO_DEEP
 from cdc_pipeline_tests.strategies import items, names, numbers, respelled, texts, values
 
 TABLE, TABLE_ID = "people", "0f3c1a2b-0000-4000-8000-00000000c0de"

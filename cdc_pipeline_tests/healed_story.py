@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from cdc_pipeline.core.changes import content_identity, stream_identity
-from cdc_pipeline.core.order import order_key, position
+from cdc_pipeline.core.changes.change import content_identity, stream_identity
+from cdc_pipeline.core.changes.order import order_key, position
 
 SECOND_US = 1_000_000
 START = datetime(2026, 10, 24, 12, tzinfo=UTC)
@@ -125,7 +125,7 @@ def _writes(chance: random.Random, transport: str) -> Iterator[Write]:
         old = items.get(key)
         gone = old is not None and chance.random() < 0.4
         new = None if gone else f"{key}{chance.randrange(3)}"
-        # Two of one ms would share a place, which `capture.ties` orders before they land.
+        # Two of one ms would share a place, which `capture.landing.ties` orders before they land.
         mark = (key, time_us // unit, None if transport == "kinesis_ms" else new)
         if new == old or mark in seen:
             continue

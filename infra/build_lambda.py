@@ -7,8 +7,14 @@ from pathlib import Path
 
 _ROOT = Path(__file__).parent.parent
 _CORE = (
-    *("__init__", "attributes", "changes", "envelope", "errors", "forwarded", "landing", "order"),
-    *("transports", "whose", "write_times"),
+    *("__init__", "errors", "transports", "items/__init__", "items/attributes"),
+    *(
+        f"changes/{name}"
+        for name in (
+            *("__init__", "change", "forwarded", "kinesis", "landing_columns", "order"),
+            *("ownership", "write_times"),
+        )
+    ),
 )
 _FILES = {
     "lambda_handler.py": _ROOT / "infra" / "lambda_handler.py",

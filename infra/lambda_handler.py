@@ -13,14 +13,14 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from cdc_pipeline.core.attributes import TOO_DEEP
-from cdc_pipeline.core.changes import Change
-from cdc_pipeline.core.envelope import read_envelope
+from cdc_pipeline.core.changes.change import Change
+from cdc_pipeline.core.changes.forwarded import from_record, nested
+from cdc_pipeline.core.changes.kinesis import read_envelope
+from cdc_pipeline.core.changes.landing_columns import LANDING_COLUMNS
+from cdc_pipeline.core.changes.ownership import table_named_by
 from cdc_pipeline.core.errors import UnreadableError
-from cdc_pipeline.core.forwarded import from_record, nested
-from cdc_pipeline.core.landing import LANDING_COLUMNS
+from cdc_pipeline.core.items.attributes import TOO_DEEP
 from cdc_pipeline.core.transports import FIREHOSE
-from cdc_pipeline.core.whose import table_named_by
 
 TABLE_IDS = "TABLE_IDS"
 """Environment variable: DynamoDB's ids of the tables, a JSON object, `{"orders": "9f1c..."}`."""

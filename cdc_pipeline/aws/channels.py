@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from cdc_pipeline.aws.session import AwsSession, aws_errors, code_behind
+from cdc_pipeline.aws.client.session import AwsSession, aws_errors, code_behind
 from cdc_pipeline.aws.shards import client_of
 from cdc_pipeline.core.errors import SourceError
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from cdc_pipeline.aws.session import AwsSession, aws_errors
+from cdc_pipeline.aws.client.session import AwsSession, aws_errors
 from cdc_pipeline.core.clock import utc
 
 _MOST_POINTS = 1440  # of one answer

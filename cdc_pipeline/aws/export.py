@@ -10,9 +10,9 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from cdc_pipeline.aws.s3 import open_object
-from cdc_pipeline.aws.s3_output import AWS_MANAGED_KEY
-from cdc_pipeline.aws.session import AwsSession, aws_errors, code_behind
+from cdc_pipeline.aws.client.session import AwsSession, aws_errors, code_behind
+from cdc_pipeline.aws.s3.objects import open_object
+from cdc_pipeline.aws.s3.output import AWS_MANAGED_KEY
 from cdc_pipeline.core.errors import ExportError, UnusableExportError
 
 try:  # of the extra `fast`: a third of the time

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from botocore.exceptions import ClientError
 
-from cdc_pipeline.aws.session import AwsSession, aws_errors, error_code
+from cdc_pipeline.aws.client.session import AwsSession, aws_errors, error_code
 from cdc_pipeline.core.errors import LakeError
 
 _BATCH = 100  # BatchCreatePartition and BatchUpdatePartition take 100 partitions (botocore model)

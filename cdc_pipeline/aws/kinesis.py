@@ -5,10 +5,10 @@ from typing import Any
 
 import msgspec
 
-from cdc_pipeline.aws.session import AwsSession, aws_errors, code_behind
+from cdc_pipeline.aws.client.session import AwsSession, aws_errors, code_behind
 from cdc_pipeline.aws.shards import ShardClient, StreamDescription
 from cdc_pipeline.core.errors import SourceError
-from cdc_pipeline.core.lineage import Shard
+from cdc_pipeline.core.log.lineage import Shard
 from cdc_pipeline.core.transports import NEW_AND_OLD_IMAGES
 
 WRITTEN_TO = {"ACTIVE", "UPDATING"}

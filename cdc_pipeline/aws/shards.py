@@ -15,14 +15,14 @@ from typing import Any, ClassVar
 import msgspec
 from botocore.parsers import ResponseParserFactory
 
-from cdc_pipeline.aws.session import AwsSession, aws_errors, code_behind
+from cdc_pipeline.aws.client.session import AwsSession, aws_errors, code_behind
 from cdc_pipeline.core.errors import (
     ExpiredIteratorError,
     ShardGoneError,
     SourceError,
     TrimmedDataError,
 )
-from cdc_pipeline.core.lineage import Shard
+from cdc_pipeline.core.log.lineage import Shard
 
 _ATTEMPTS = 5
 _RETRY_SECONDS = 0.05

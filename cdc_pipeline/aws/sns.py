@@ -1,6 +1,6 @@
 """Amazon SNS: messages to a topic."""
 
-from cdc_pipeline.aws.session import AwsSession, aws_errors
+from cdc_pipeline.aws.client.session import AwsSession, aws_errors
 
 _SUBJECT = 100  # characters; printable ASCII only (SNS API reference, Publish)
 

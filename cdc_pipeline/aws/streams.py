@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from cdc_pipeline.aws.session import code_behind
+from cdc_pipeline.aws.client.session import code_behind
 from cdc_pipeline.aws.shards import ShardClient, StreamDescription
 from cdc_pipeline.core.errors import ShardGoneError, SourceError
-from cdc_pipeline.core.lineage import Shard
+from cdc_pipeline.core.log.lineage import Shard
 
 _NO_FILTER = {"ValidationException", "SerializationException"}
 """Errors of servers that do not know the parameter ShardFilter."""

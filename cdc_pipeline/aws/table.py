@@ -8,7 +8,7 @@ from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from cdc_pipeline.aws.session import AwsSession, aws_errors
+from cdc_pipeline.aws.client.session import AwsSession, aws_errors
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,15 @@
 """Capture up to a time, as whoever compares with the source needs it."""
 
-from cdc_pipeline.capture.reading import KinesisReading, StreamsReading
 from cdc_pipeline.capture.run import Failed, capture_tables
-from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.capture.sources.reading import KinesisReading, StreamsReading
+from cdc_pipeline.core.changes.ownership import Target
 from cdc_pipeline.core.clock import time_text
 from cdc_pipeline.core.errors import NotReadyError
+from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.run_context import SILENT, RunContext
 from cdc_pipeline.core.transports import FIREHOSE, KINESIS, KINESIS_CHANNEL
-from cdc_pipeline.core.whose import Target
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.settings import Table
+from cdc_pipeline.settings.model import Table
 
 _LOOK_SECONDS = 5.0
 """Between two looks at the log, while something else is waited for."""

@@ -8,20 +8,24 @@ from datetime import date
 from functools import partial
 from queue import SimpleQueue
 
-from cdc_pipeline.capture.channel import note_off
-from cdc_pipeline.capture.drain import capture_table, drain_table
-from cdc_pipeline.capture.files import FilesRun
-from cdc_pipeline.capture.options import CaptureOptions
-from cdc_pipeline.capture.result import CaptureResult
-from cdc_pipeline.capture.source import Source
-from cdc_pipeline.capture.sources import followed_source, open_source, with_measured_lateness
-from cdc_pipeline.capture.switch import give_up_cut
+from cdc_pipeline.capture.firehose.drain import FilesRun
+from cdc_pipeline.capture.landing.cutover import give_up_cut
+from cdc_pipeline.capture.landing.options import CaptureOptions
+from cdc_pipeline.capture.landing.result import CaptureResult
+from cdc_pipeline.capture.shards.drain import capture_table, drain_table
+from cdc_pipeline.capture.sources.channel import note_off
+from cdc_pipeline.capture.sources.source import Source
+from cdc_pipeline.capture.sources.source_choice import (
+    followed_source,
+    open_source,
+    with_measured_lateness,
+)
 from cdc_pipeline.core.errors import CdcPipelineError, LakeError, ShardGoneError, SourceError
-from cdc_pipeline.core.log_parts import LandedObject
+from cdc_pipeline.core.log.entries import LandedObject
 from cdc_pipeline.core.transports import DYNAMODB_STREAMS, IN_FILES, KINESIS_CHANNEL
-from cdc_pipeline.lake.glue import register_days
+from cdc_pipeline.lake.glue_partitions import register_days
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.settings import Table
+from cdc_pipeline.settings.model import Table
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ def athena_sql(table: str, names: tuple[str, ...], key: str | None) -> None:
 
     Example: cdc-pipeline athena-sql orders item_history --key '{"order_id": "o-1"}'
     """
-    from cdc_pipeline.lake.athena import athena_script
     from cdc_pipeline.lake.lake import Lake
-    from cdc_pipeline.settings import load_settings
+    from cdc_pipeline.lake.query.athena import athena_script
+    from cdc_pipeline.settings.model import load_settings
 
     lake = Lake.open(load_settings())
     for part in athena_script(lake, lake.settings.table(table), names, key):

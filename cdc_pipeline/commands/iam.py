@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from cdc_pipeline.capture.permissions import Policies
+    from cdc_pipeline.setup.permissions import Policies
 
 _DOCUMENTS = ("all", "pipeline", "roles", "export-bucket", "erase")
 
@@ -40,9 +40,9 @@ def iam_policy(
       aws iam put-role-policy --role-name cdc-pipeline --policy-name cdc-pipeline \
         --policy-document file://policy.json
     """
-    from cdc_pipeline.capture.permissions import policies
     from cdc_pipeline.lake.lake import Lake
-    from cdc_pipeline.settings import load_settings
+    from cdc_pipeline.settings.model import load_settings
+    from cdc_pipeline.setup.permissions import policies
 
     settings = load_settings()
     chosen = [settings.table(name) for name in tables] or settings.tables

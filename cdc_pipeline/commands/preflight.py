@@ -13,9 +13,9 @@ from rich.text import Text
 from cdc_pipeline.commands.output import console
 
 if TYPE_CHECKING:
-    from cdc_pipeline.capture.asking import Finding
-    from cdc_pipeline.capture.preflight import Report, TableReport
     from cdc_pipeline.lake.lake import Lake
+    from cdc_pipeline.setup.findings import Finding
+    from cdc_pipeline.setup.preflight import Report, TableReport
 
 
 @click.command()
@@ -31,9 +31,9 @@ def preflight(tables: tuple[str, ...], fix: bool, yes: bool, form: str) -> None:
     Reads, puts and deletes small objects where the lake and exports are, and changes nothing else.
     The exit code is 1 while anything is red; each red comes with what to do.
     """
-    from cdc_pipeline.capture.preflight import preflight as look
     from cdc_pipeline.lake.lake import Lake
-    from cdc_pipeline.settings import load_settings
+    from cdc_pipeline.settings.model import load_settings
+    from cdc_pipeline.setup.preflight import preflight as look
 
     lake = Lake.open(load_settings())
     chosen = [lake.settings.table(name) for name in tables] or lake.settings.tables
@@ -54,7 +54,7 @@ def preflight(tables: tuple[str, ...], fix: bool, yes: bool, form: str) -> None:
 
 def _turn_on(lake: "Lake", report: "Report", yes: bool) -> bool:
     """Turn on what can be; whether there was anything."""
-    from cdc_pipeline.capture.preflight import remedies, turn_on
+    from cdc_pipeline.setup.preflight import remedies, turn_on
 
     wanted = remedies(report)
     if not wanted:

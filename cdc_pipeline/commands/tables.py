@@ -8,10 +8,10 @@ import click
 from rich.table import Table as Grid
 
 from cdc_pipeline.commands.output import console
-from cdc_pipeline.core.table_list import TableRow
+from cdc_pipeline.core.plans.table_list import TableRow
 
 if TYPE_CHECKING:
-    from cdc_pipeline.settings import Table
+    from cdc_pipeline.settings.model import Table
 
 
 @click.group()
@@ -48,8 +48,8 @@ def add(
       cdc-pipeline tables add --from tables.csv
       cdc-pipeline tables add orders --lake s3://my-lake/dynamodb --region eu-central-1
     """
-    from cdc_pipeline.capture.onboarding import add_tables, rows_of_file
-    from cdc_pipeline.settings import settings_path
+    from cdc_pipeline.settings.model import settings_path
+    from cdc_pipeline.setup.onboarding import add_tables, rows_of_file
 
     if bool(names) == bool(source):
         raise click.UsageError("name tables, or a file with --from")
@@ -78,7 +78,7 @@ def add(
 )
 def list_tables(form: str) -> None:
     """List the tables of the settings file."""
-    from cdc_pipeline.settings import load_settings
+    from cdc_pipeline.settings.model import load_settings
 
     settings = load_settings()
     rows = [_row(table, settings.region) for table in settings.tables]
@@ -100,9 +100,9 @@ def list_tables(form: str) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def remove(name: str, yes: bool) -> None:
     """Take table NAME out of the settings. What the lake has of it stays."""
-    from cdc_pipeline.capture.onboarding import places_of, remove_table
     from cdc_pipeline.lake.lake import Lake
-    from cdc_pipeline.settings import load_settings, settings_path
+    from cdc_pipeline.settings.model import load_settings, settings_path
+    from cdc_pipeline.setup.onboarding import places_of, remove_table
 
     path, settings = settings_path(), load_settings()
     table = settings.table(name)

@@ -8,7 +8,7 @@ from typing import Any
 
 import dagster as dg
 
-from cdc_pipeline.settings import DEFAULT_PATH, Settings
+from cdc_pipeline.settings.model import DEFAULT_PATH, Settings
 
 # Two Beta notices would greet every start: our backfill policies are what the one is for, and the
 # other is about a parameter that Dagster itself passes when it copies a sensor.
@@ -17,22 +17,22 @@ for _parameter in ("backfill_policy", "owners"):
         "ignore", message=f"Parameter `{_parameter}` of", category=dg.BetaWarning
     )
 
-from cdc_pipeline.defs.aggregates import (  # noqa: E402
+from cdc_pipeline.defs.operations.alarms import build_alarms  # noqa: E402
+from cdc_pipeline.defs.operations.glue import build_glue_sensor, repair_glue_partitions  # noqa: E402
+from cdc_pipeline.defs.operations.heal import build_gap_sensor, heal  # noqa: E402
+from cdc_pipeline.defs.operations.maintenance import build_maintenance_defs  # noqa: E402
+from cdc_pipeline.defs.operations.reconcile import build_reconcile_defs  # noqa: E402
+from cdc_pipeline.defs.resources import LakeResource  # noqa: E402
+from cdc_pipeline.defs.tables.aggregates import (  # noqa: E402
     aggregate_errors,
     build_aggregate_defs,
     usable_aggregates,
 )
-from cdc_pipeline.defs.alarms import build_alarms  # noqa: E402
-from cdc_pipeline.defs.capture import capture  # noqa: E402
-from cdc_pipeline.defs.downstream import build_downstream_sensor  # noqa: E402
-from cdc_pipeline.defs.glue import build_glue_sensor, repair_glue_partitions  # noqa: E402
-from cdc_pipeline.defs.heal import build_gap_sensor, heal  # noqa: E402
-from cdc_pipeline.defs.maintenance import build_maintenance_defs  # noqa: E402
-from cdc_pipeline.defs.reconcile import build_reconcile_defs  # noqa: E402
-from cdc_pipeline.defs.resources import LakeResource  # noqa: E402
-from cdc_pipeline.defs.schedules import build_schedules  # noqa: E402
-from cdc_pipeline.defs.shard_sensor import build_shard_sensor  # noqa: E402
-from cdc_pipeline.defs.table import build_table_defs  # noqa: E402
+from cdc_pipeline.defs.tables.capture import capture  # noqa: E402
+from cdc_pipeline.defs.tables.downstream import build_downstream_sensor  # noqa: E402
+from cdc_pipeline.defs.tables.schedules import build_schedules  # noqa: E402
+from cdc_pipeline.defs.tables.shard_sensor import build_shard_sensor  # noqa: E402
+from cdc_pipeline.defs.tables.table import build_table_defs  # noqa: E402
 from cdc_pipeline.transform.aggregates import AGGREGATES  # noqa: E402
 
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import dagster as dg
 
+from cdc_pipeline.core.changes.landing_columns import LANDING_COLUMNS
 from cdc_pipeline.core.clock import now_us, time_text
-from cdc_pipeline.core.columns import SYSTEM_COLUMNS, Column, ColumnChange
-from cdc_pipeline.core.coverage import HOUR_SIGNS, Stretch, hour_bars
-from cdc_pipeline.core.landing import LANDING_COLUMNS
-from cdc_pipeline.settings import ColumnRule, Table
+from cdc_pipeline.core.items.columns import SYSTEM_COLUMNS, Column, ColumnChange
+from cdc_pipeline.core.log.coverage import HOUR_SIGNS, Stretch, hour_bars
+from cdc_pipeline.settings.model import ColumnRule, Table
 
 TIMELINE_DAYS = 14
 

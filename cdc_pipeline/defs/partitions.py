@@ -4,7 +4,7 @@ from datetime import UTC, date, datetime
 
 import dagster as dg
 
-from cdc_pipeline.settings import Settings
+from cdc_pipeline.settings.model import Settings
 
 
 def daily(settings: Settings) -> dg.DailyPartitionsDefinition:

@@ -11,10 +11,10 @@ from typing import Any
 import dagster as dg
 import msgspec
 
-from cdc_pipeline.core.backoff import LONGEST_SECONDS, Failures, fail
-from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.clock import utc
-from cdc_pipeline.core.liveness import is_alive, is_by_run
+from cdc_pipeline.core.log.state import LogState
+from cdc_pipeline.core.plans.backoff import LONGEST_SECONDS, Failures, fail
+from cdc_pipeline.core.plans.liveness import is_alive, is_by_run
 
 CAPTURE, HEAL = "capture", "heal"
 FAILED_TABLES = "failed_tables"

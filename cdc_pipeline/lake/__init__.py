@@ -23,10 +23,10 @@ def connect(
     datetime; without aggregates, which have no past). What may make such a state inexact is told
     as a warning. Raises `SettingsError`, `QueryError`, `LakeError`.
     """
-    from cdc_pipeline.lake.connection import connect_lake
     from cdc_pipeline.lake.lake import Lake
-    from cdc_pipeline.lake.time_travel import parse_moment
-    from cdc_pipeline.settings import load_settings
+    from cdc_pipeline.lake.query.connection import connect_lake
+    from cdc_pipeline.lake.query.time_travel import parse_moment
+    from cdc_pipeline.settings.model import load_settings
 
     moment = None if as_of is None else parse_moment(as_of)
     return connect_lake(Lake.open(load_settings()), tables, as_of=moment)

@@ -6,14 +6,14 @@ import threading
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from cdc_pipeline.aws.session import AwsSession
+from cdc_pipeline.aws.client.session import AwsSession
 from cdc_pipeline.core.names import TablePaths
-from cdc_pipeline.lake.log import CaptureLog
-from cdc_pipeline.lake.store import Store, open_store
+from cdc_pipeline.lake.storage.log import CaptureLog
+from cdc_pipeline.lake.storage.store import Store, open_store
 
 if TYPE_CHECKING:
-    from cdc_pipeline.lake.tables import Tables
-    from cdc_pipeline.settings import Settings, Table
+    from cdc_pipeline.lake.iceberg.tables import Tables
+    from cdc_pipeline.settings.model import Settings, Table
 
 
 class Lake:
@@ -68,8 +68,8 @@ class Lake:
     @cached_property
     def tables(self) -> Tables:
         """The Iceberg tables."""
-        from cdc_pipeline.lake.catalog import chooses_location, open_catalog
-        from cdc_pipeline.lake.tables import Tables
+        from cdc_pipeline.lake.iceberg.catalog import chooses_location, open_catalog
+        from cdc_pipeline.lake.iceberg.tables import Tables
 
         return Tables(
             open_catalog(self.settings, self.aws, self.store),

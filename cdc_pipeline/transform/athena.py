@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 
-from cdc_pipeline.core.columns import Column
+from cdc_pipeline.core.items.columns import Column
 from cdc_pipeline.transform.sql import load_sql
 
 
@@ -82,7 +82,7 @@ def _attributes(has: Catalogued) -> list[str]:
 
 
 def _whole_item(has: Catalogued) -> str:
-    """The names of `core.view_names`, and the rest."""
+    """The names of `core.items.view_names`, and the rest."""
     return ",\n".join(
         [
             '    "_key" AS "item_key"',

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import msgspec
 import pyarrow as pa
 
-from cdc_pipeline.core.attributes import to_json
-from cdc_pipeline.core.columns import Column, Stats, observe
-from cdc_pipeline.core.entities import Entity, classifier, flatten
-from cdc_pipeline.transform.pins import shred_pinned
+from cdc_pipeline.core.items.attributes import to_json
+from cdc_pipeline.core.items.columns import Column, Stats, observe
+from cdc_pipeline.core.items.entities import Entity, classifier, flatten
+from cdc_pipeline.transform.pinned_types import shred_pinned
 from cdc_pipeline.transform.shred import NARROW_SCHEMA, typed_schema
 
 _decode = msgspec.json.decode

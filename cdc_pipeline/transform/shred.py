@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
-from cdc_pipeline.core.attributes import plain_value, to_json
-from cdc_pipeline.core.columns import AttributeStats, Column, Stats, observe
+from cdc_pipeline.core.items.attributes import plain_value, to_json
+from cdc_pipeline.core.items.columns import AttributeStats, Column, Stats, observe
 from cdc_pipeline.transform.fast import shredder, stats_reader
 
 NARROW_SCHEMA = pa.schema(
@@ -97,7 +97,7 @@ def stats_of(raw: Mapping[str, Any]) -> Stats:
 
 
 def arrow_type(kind: str) -> pa.DataType:
-    """The Arrow type of a `core.columns.Column` type."""
+    """The Arrow type of a `core.items.columns.Column` type."""
     if kind.startswith("list<"):
         return pa.list_(arrow_type(kind[5:-1]))
     if kind.startswith("decimal("):

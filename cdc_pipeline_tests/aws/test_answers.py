@@ -8,7 +8,7 @@ from threading import Thread
 
 import pytest
 
-from cdc_pipeline.aws.session import AwsSession, aws_errors
+from cdc_pipeline.aws.client.session import AwsSession, aws_errors
 from cdc_pipeline.core.errors import SourceError
 
 CALLS = {"dynamodb": "list_tables", "dynamodbstreams": "list_streams"}

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cdc_pipeline.aws.s3_access import S3Access, endpoint_style
-from cdc_pipeline.aws.session import AwsSession
+from cdc_pipeline.aws.client.s3_access import S3Access, endpoint_style
+from cdc_pipeline.aws.client.session import AwsSession
 
 VPCE = "https://bucket.vpce-0a1b2c3d-4e5f6a7b.s3.us-east-1.vpce.amazonaws.com"
 FIPS, DUAL = {"AWS_USE_FIPS_ENDPOINT": "true"}, {"AWS_USE_DUALSTACK_ENDPOINT": "true"}

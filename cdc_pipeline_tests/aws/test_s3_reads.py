@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 from botocore.loaders import create_loader
 
-from cdc_pipeline.aws.s3 import S3Store, SourceBucket, open_object
-from cdc_pipeline.aws.session import AwsSession
+from cdc_pipeline.aws.client.session import AwsSession
+from cdc_pipeline.aws.s3.objects import S3Store, SourceBucket, open_object
 from cdc_pipeline.core.errors import LakeError, SourceError
 from cdc_pipeline_tests.simulators import faults
 from cdc_pipeline_tests.simulators.faults import Fault
@@ -39,7 +39,7 @@ def aws(sim: S3Simulator, monkeypatch: pytest.MonkeyPatch) -> AwsSession:
     monkeypatch.delenv("AWS_PROFILE", raising=False)
     # botocore's own pauses; its endpoint module uses `time` for nothing else.
     monkeypatch.setattr("botocore.endpoint.time", SimpleNamespace(sleep=lambda seconds: None))
-    monkeypatch.setattr("cdc_pipeline.aws.s3_reads._RETRY_SECONDS", 0)
+    monkeypatch.setattr("cdc_pipeline.aws.s3.reads._RETRY_SECONDS", 0)
     made = AwsSession(region="us-east-1", endpoint_url=sim.endpoint_url)
     made.session._session.register_component("data_loader", _MODELS)
     return made

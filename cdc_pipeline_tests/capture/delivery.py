@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.capture.files import capture_files
-from cdc_pipeline.capture.options import CaptureOptions
-from cdc_pipeline.capture.result import CaptureResult
-from cdc_pipeline.core.capture_log import Entry, LogState
-from cdc_pipeline.core.envelope import from_envelope
-from cdc_pipeline.core.log_parts import SourceFile
+from cdc_pipeline.capture.firehose.drain import capture_files
+from cdc_pipeline.capture.landing.options import CaptureOptions
+from cdc_pipeline.capture.landing.result import CaptureResult
+from cdc_pipeline.core.changes.kinesis import from_envelope
+from cdc_pipeline.core.log.entries import SourceFile
+from cdc_pipeline.core.log.state import Entry, LogState
 from cdc_pipeline.core.transports import FIREHOSE
 from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline_tests.e2e.world import World, key, make_world

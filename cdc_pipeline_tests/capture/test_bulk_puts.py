@@ -7,11 +7,11 @@ import pytest
 from botocore.loaders import Loader
 
 from cdc_pipeline.aws.table import describe_table
-from cdc_pipeline.capture.asking import Finding
-from cdc_pipeline.capture.bulk_puts import look_at_bulk_puts
-from cdc_pipeline.core.capture_log import LogState
-from cdc_pipeline.core.log_parts import Baseline
-from cdc_pipeline.settings import Table
+from cdc_pipeline.core.log.entries import Baseline
+from cdc_pipeline.core.log.state import LogState
+from cdc_pipeline.settings.model import Table
+from cdc_pipeline.setup.bulk_puts import look_at_bulk_puts
+from cdc_pipeline.setup.findings import Finding
 from cdc_pipeline_tests.simulators.clients import session, use
 from cdc_pipeline_tests.simulators.streams_server import StreamsSimulator
 from cdc_pipeline_tests.simulators.streams_service import ServiceError

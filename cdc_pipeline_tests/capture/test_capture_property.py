@@ -16,21 +16,21 @@ import pytest
 from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
 
-from cdc_pipeline.aws.s3 import StoredFile
+from cdc_pipeline.aws.s3.objects import StoredFile
 from cdc_pipeline.aws.streams import DynamoDBStreams
-from cdc_pipeline.capture.drain import capture_table
-from cdc_pipeline.capture.options import CaptureOptions
-from cdc_pipeline.capture.result import CaptureFailedError, CaptureResult
-from cdc_pipeline.capture.source import ShardSource, Source
-from cdc_pipeline.core.attributes import canonical_item, to_json
-from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.capture.landing.options import CaptureOptions
+from cdc_pipeline.capture.landing.result import CaptureFailedError, CaptureResult
+from cdc_pipeline.capture.shards.drain import capture_table
+from cdc_pipeline.capture.sources.source import ShardSource, Source
+from cdc_pipeline.core.changes.fold import KeyedChange, fold, items
+from cdc_pipeline.core.changes.order import order_key
 from cdc_pipeline.core.errors import SourceError
-from cdc_pipeline.core.fold import KeyedChange, fold, items
-from cdc_pipeline.core.log_parts import Gap
+from cdc_pipeline.core.items.attributes import canonical_item, to_json
+from cdc_pipeline.core.log.entries import Gap
+from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.names import TablePaths
-from cdc_pipeline.core.order import order_key
-from cdc_pipeline.lake.log import CaptureLog
-from cdc_pipeline.lake.store import Store
+from cdc_pipeline.lake.storage.log import CaptureLog
+from cdc_pipeline.lake.storage.store import Store
 from cdc_pipeline_tests.simulators import faults
 from cdc_pipeline_tests.simulators.clients import session, use
 from cdc_pipeline_tests.simulators.clock import SimulatedClock, WrongClock
@@ -498,13 +498,13 @@ def sim() -> Iterator[ReusedSimulator]:
         # Thousands of stories share one client, and its budget of retries would run out.
         patch.setattr("botocore.retries.quota.RetryQuota.acquire", lambda *_: True)
         patch.setattr("cdc_pipeline.aws.shards._RETRY_SECONDS", 0)
-        patch.setattr("cdc_pipeline.capture.drain._FLUSH_WAIT_SECONDS", 0.002)
+        patch.setattr("cdc_pipeline.capture.shards.drain._FLUSH_WAIT_SECONDS", 0.002)
         # Behind a day's outage each shard would be asked eighty times; none of these stories has
         # a shard with more than one empty page (`lone_empty_page`).
-        few = "cdc_pipeline.capture.shard_reader.polls_needed"
+        few = "cdc_pipeline.capture.shards.shard_reader.polls_needed"
         patch.setattr(few, lambda empty_polls, age_us: empty_polls)
-        patch.setattr("cdc_pipeline.capture.lineage._CHILD_WAIT_SECONDS", 0)
-        listing = "cdc_pipeline.capture.reading.StreamsReading.listing_seconds"
+        patch.setattr("cdc_pipeline.capture.shards.shard_tracker._CHILD_WAIT_SECONDS", 0)
+        listing = "cdc_pipeline.capture.sources.reading.StreamsReading.listing_seconds"
         patch.setattr(listing, lambda self, shards: 600 if simulator.large else 0)
         yield simulator
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.capture.channel_counts import compare_counts
-from cdc_pipeline.capture.heal import heal_gap
-from cdc_pipeline.capture.lander import Lander
-from cdc_pipeline.capture.reading import KinesisReading
-from cdc_pipeline.capture.sources import open_source, with_measured_lateness
-from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.capture.firehose.channel_counts import compare_counts
+from cdc_pipeline.capture.landing.lander import Lander
+from cdc_pipeline.capture.sources.reading import KinesisReading
+from cdc_pipeline.capture.sources.source_choice import open_source, with_measured_lateness
 from cdc_pipeline.core.errors import SourceError
+from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.transports import KINESIS_CHANNEL
-from cdc_pipeline.sandbox.control import control
+from cdc_pipeline.repair.heal import heal_gap
+from cdc_pipeline.sandbox.aws.control import control
 from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline_tests.capture.delivery import measure
 from cdc_pipeline_tests.e2e.world import (

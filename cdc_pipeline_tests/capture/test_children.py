@@ -10,21 +10,21 @@ import pytest
 
 from cdc_pipeline.aws.shards import Page, StreamDescription
 from cdc_pipeline.aws.streams import DynamoDBStreams
-from cdc_pipeline.capture.continuity import is_lineage_known, vouched
-from cdc_pipeline.capture.drain import capture_table
-from cdc_pipeline.capture.lineage import _Childless
-from cdc_pipeline.capture.options import CaptureOptions
-from cdc_pipeline.capture.pending import Pending
-from cdc_pipeline.capture.reading import KinesisReading, StreamsReading
-from cdc_pipeline.capture.shard_reader import ReadOptions, Start, polls_needed, read_shard
-from cdc_pipeline.core.capture_log import LogState
-from cdc_pipeline.core.lineage import Shard
-from cdc_pipeline.core.log_parts import ShardState, StreamRef
-from cdc_pipeline.core.whose import Target
-from cdc_pipeline.defs.shard_sensor import _look
+from cdc_pipeline.capture.landing.gaps import is_lineage_known, vouched
+from cdc_pipeline.capture.landing.options import CaptureOptions
+from cdc_pipeline.capture.shards.buffer import Pending
+from cdc_pipeline.capture.shards.drain import capture_table
+from cdc_pipeline.capture.shards.shard_reader import ReadOptions, Start, polls_needed, read_shard
+from cdc_pipeline.capture.shards.shard_tracker import _Childless
+from cdc_pipeline.capture.sources.reading import KinesisReading, StreamsReading
+from cdc_pipeline.core.changes.ownership import Target
+from cdc_pipeline.core.log.entries import ShardState, StreamRef
+from cdc_pipeline.core.log.lineage import Shard
+from cdc_pipeline.core.log.state import LogState
+from cdc_pipeline.defs.tables.shard_sensor import _look
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.lake.store import LocalStore
-from cdc_pipeline.settings import parse_settings
+from cdc_pipeline.lake.storage.store import LocalStore
+from cdc_pipeline.settings.model import parse_settings
 from cdc_pipeline_tests.capture.test_drain import Bench, bench, check
 from cdc_pipeline_tests.simulators.clients import session
 from cdc_pipeline_tests.simulators.clock import SimulatedClock

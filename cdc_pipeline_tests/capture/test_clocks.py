@@ -12,27 +12,27 @@ from types import SimpleNamespace
 
 import pytest
 
-from cdc_pipeline.aws.clock_offset import ClockOffset
-from cdc_pipeline.aws.session import AwsSession
+from cdc_pipeline.aws.client.clock_offset import ClockOffset
+from cdc_pipeline.aws.client.session import AwsSession
 from cdc_pipeline.aws.streams import DynamoDBStreams
-from cdc_pipeline.capture.continuity import open_capture, vouched
-from cdc_pipeline.capture.drain import capture_table
-from cdc_pipeline.capture.losses import look_for_losses
-from cdc_pipeline.capture.options import CaptureOptions
-from cdc_pipeline.capture.result import CaptureResult
-from cdc_pipeline.capture.result import CaptureResult as Result
-from cdc_pipeline.capture.shard_reader import polls_needed
-from cdc_pipeline.capture.source import Source
-from cdc_pipeline.capture.switch import begin_cut, switch
-from cdc_pipeline.core.capture_log import Entry, LogState
-from cdc_pipeline.core.coverage import clock_note, clock_warning
+from cdc_pipeline.capture.landing.cutover import begin_cut, switch
+from cdc_pipeline.capture.landing.gaps import open_capture, vouched
+from cdc_pipeline.capture.landing.options import CaptureOptions
+from cdc_pipeline.capture.landing.replication_losses import look_for_losses
+from cdc_pipeline.capture.landing.result import CaptureResult
+from cdc_pipeline.capture.landing.result import CaptureResult as Result
+from cdc_pipeline.capture.shards.drain import capture_table
+from cdc_pipeline.capture.shards.shard_reader import polls_needed
+from cdc_pipeline.capture.sources.source import Source
 from cdc_pipeline.core.errors import ShardGoneError
-from cdc_pipeline.core.heal_plan import Backups, plan_windows
-from cdc_pipeline.core.log_parts import Gap, Late, ShardState, StreamRef
+from cdc_pipeline.core.log.coverage import clock_note, clock_warning
+from cdc_pipeline.core.log.entries import Gap, Late, ShardState, StreamRef
+from cdc_pipeline.core.log.state import Entry, LogState
 from cdc_pipeline.core.names import TablePaths
-from cdc_pipeline.lake.landing import read_landing
-from cdc_pipeline.lake.log import CaptureLog
-from cdc_pipeline.lake.store import LocalStore
+from cdc_pipeline.core.plans.heal import Backups, plan_windows
+from cdc_pipeline.lake.storage.landing import read_landing
+from cdc_pipeline.lake.storage.log import CaptureLog
+from cdc_pipeline.lake.storage.store import LocalStore
 from cdc_pipeline_tests.simulators.clients import session, use
 from cdc_pipeline_tests.simulators.clock import SimulatedClock, WrongClock
 from cdc_pipeline_tests.simulators.faults import Call, Fault, Reply, empty_page

@@ -7,19 +7,19 @@ from pathlib import Path
 import pytest
 
 from cdc_pipeline.aws.streams import DynamoDBStreams
-from cdc_pipeline.capture import completion
-from cdc_pipeline.capture.completion import ItemReader
-from cdc_pipeline.capture.drain import capture_table
-from cdc_pipeline.capture.options import CaptureOptions
-from cdc_pipeline.capture.source import Source
-from cdc_pipeline.core.attributes import canonical_item, to_json
-from cdc_pipeline.core.fold import KeyedChange, fold, items
+from cdc_pipeline.capture.landing.options import CaptureOptions
+from cdc_pipeline.capture.shards.drain import capture_table
+from cdc_pipeline.capture.sources import item_reader
+from cdc_pipeline.capture.sources.item_reader import ItemReader
+from cdc_pipeline.capture.sources.source import Source
+from cdc_pipeline.core.changes.fold import KeyedChange, fold, items
+from cdc_pipeline.core.changes.order import order_key
+from cdc_pipeline.core.items.attributes import canonical_item, to_json
 from cdc_pipeline.core.names import TablePaths
-from cdc_pipeline.core.order import order_key
 from cdc_pipeline.core.transports import READ
-from cdc_pipeline.lake.landing import read_landing
-from cdc_pipeline.lake.log import CaptureLog
-from cdc_pipeline.lake.store import LocalStore
+from cdc_pipeline.lake.storage.landing import read_landing
+from cdc_pipeline.lake.storage.log import CaptureLog
+from cdc_pipeline.lake.storage.store import LocalStore
 from cdc_pipeline_tests.simulators.clients import session, use
 from cdc_pipeline_tests.simulators.clock import SimulatedClock
 from cdc_pipeline_tests.simulators.streams_server import StreamsSimulator
@@ -115,7 +115,7 @@ def test_a_capture_that_ends_before_its_reads_is_completed_by_the_next(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(completion.ItemReader, "read", killed)
+        patch.setattr(item_reader.ItemReader, "read", killed)
         with pytest.raises(Killed):
             _capture(sim, log, lambda _: None)
     assert log.load().incomplete

@@ -29,20 +29,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cdc_pipeline.aws.session import AwsSession
+from cdc_pipeline.aws.client.session import AwsSession
 from cdc_pipeline.aws.streams import DynamoDBStreams
-from cdc_pipeline.capture.completion import ItemReader
-from cdc_pipeline.capture.drain import capture_table
-from cdc_pipeline.capture.options import CaptureOptions
-from cdc_pipeline.capture.source import Source
-from cdc_pipeline.core.attributes import canonical_item, to_json
-from cdc_pipeline.core.capture_log import Entry, LogState
-from cdc_pipeline.core.fold import KeyedChange, fold, items
+from cdc_pipeline.capture.landing.options import CaptureOptions
+from cdc_pipeline.capture.shards.drain import capture_table
+from cdc_pipeline.capture.sources.item_reader import ItemReader
+from cdc_pipeline.capture.sources.source import Source
+from cdc_pipeline.core.changes.fold import KeyedChange, fold, items
+from cdc_pipeline.core.changes.order import order_key
+from cdc_pipeline.core.items.attributes import canonical_item, to_json
+from cdc_pipeline.core.log.state import Entry, LogState
 from cdc_pipeline.core.names import TablePaths, object_name
-from cdc_pipeline.core.order import order_key
-from cdc_pipeline.lake import log as log_module
-from cdc_pipeline.lake.log import CaptureLog
-from cdc_pipeline.lake.store import LocalStore
+from cdc_pipeline.lake.storage import log as log_module
+from cdc_pipeline.lake.storage.log import CaptureLog
+from cdc_pipeline.lake.storage.store import LocalStore
 from cdc_pipeline_tests.capture.test_drain import HOUR, check_order, expected, found
 from cdc_pipeline_tests.simulators.clients import use
 from cdc_pipeline_tests.simulators.clock import SimulatedClock

@@ -14,17 +14,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from cdc_pipeline.aws.streams import DynamoDBStreams
-from cdc_pipeline.capture.drain import capture_table
-from cdc_pipeline.capture.options import CaptureOptions
-from cdc_pipeline.capture.result import CaptureFailedError, CaptureResult
-from cdc_pipeline.capture.source import Source
-from cdc_pipeline.core.attributes import canonical_item, to_json
-from cdc_pipeline.core.capture_log import Entry, LogState
-from cdc_pipeline.core.log_parts import LandedObject
+from cdc_pipeline.capture.landing.options import CaptureOptions
+from cdc_pipeline.capture.landing.result import CaptureFailedError, CaptureResult
+from cdc_pipeline.capture.shards.drain import capture_table
+from cdc_pipeline.capture.sources.source import Source
+from cdc_pipeline.core.changes.order import order_key
+from cdc_pipeline.core.items.attributes import canonical_item, to_json
+from cdc_pipeline.core.log.entries import LandedObject
+from cdc_pipeline.core.log.state import Entry, LogState
 from cdc_pipeline.core.names import TablePaths
-from cdc_pipeline.core.order import order_key
-from cdc_pipeline.lake.log import CaptureLog
-from cdc_pipeline.lake.store import LocalStore
+from cdc_pipeline.lake.storage.log import CaptureLog
+from cdc_pipeline.lake.storage.store import LocalStore
 from cdc_pipeline_tests.simulators.clients import session, use
 from cdc_pipeline_tests.simulators.clock import SimulatedClock
 from cdc_pipeline_tests.simulators.faults import (
@@ -833,8 +833,8 @@ def test_a_record_without_a_sequence_number_does_not_block_its_shard(bench: Benc
 def test_a_lingering_run_tells_how_far_a_quiet_stream_was_read(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cdc_pipeline.capture.drain._QUIET_SECONDS", 0)
-    monkeypatch.setattr("cdc_pipeline.capture.drain._FLUSH_WAIT_SECONDS", 0)
+    monkeypatch.setattr("cdc_pipeline.capture.shards.drain._QUIET_SECONDS", 0)
+    monkeypatch.setattr("cdc_pipeline.capture.shards.drain._FLUSH_WAIT_SECONDS", 0)
     bench.write(20)
     meanwhile: list[int] = []
 

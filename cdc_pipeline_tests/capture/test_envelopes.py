@@ -1,4 +1,4 @@
-"""Kinesis records become what `core.envelope` makes of them, by whatever path."""
+"""Kinesis records become what `core.changes.kinesis` makes of them, by whatever path."""
 
 import base64
 import json
@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc_pipeline.capture.envelopes import kinesis_sequence_number, parse_envelopes
-from cdc_pipeline.core import spelling
-from cdc_pipeline.core.changes import Change
-from cdc_pipeline.core.envelope import AGGREGATED, read_envelope
+from cdc_pipeline.capture.sources.kinesis_records import kinesis_sequence_number, parse_envelopes
+from cdc_pipeline.core.changes.change import Change
+from cdc_pipeline.core.changes.forwarded import from_record
+from cdc_pipeline.core.changes.kinesis import AGGREGATED, read_envelope
+from cdc_pipeline.core.changes.ownership import Target
 from cdc_pipeline.core.errors import SourceError, UnreadableError
-from cdc_pipeline.core.forwarded import from_record
+from cdc_pipeline.core.items import spelling
 from cdc_pipeline.core.transports import KINESIS
-from cdc_pipeline.core.whose import Target
 from cdc_pipeline_tests.envelopes import (
     ENVELOPES,
     TABLE,

@@ -24,17 +24,17 @@ from hypothesis import strategies as st
 
 from cdc_pipeline.aws import export
 from cdc_pipeline.aws.export import DataFile, ExportStatus, Manifest
-from cdc_pipeline.capture import snapshot
-from cdc_pipeline.capture.records import parse_records
+from cdc_pipeline.capture.sources.streams_records import parse_records
 from cdc_pipeline.core.clock import day_of
-from cdc_pipeline.core.columns import SYSTEM_COLUMNS, Column
-from cdc_pipeline.core.erasure import Suppressions
-from cdc_pipeline.core.log_parts import Baseline
+from cdc_pipeline.core.items.columns import SYSTEM_COLUMNS, Column
+from cdc_pipeline.core.items.view_names import VIEW_COLUMNS
+from cdc_pipeline.core.log.entries import Baseline
+from cdc_pipeline.core.plans.erasure import Suppressions
 from cdc_pipeline.core.run_context import SILENT
-from cdc_pipeline.core.view_names import VIEW_COLUMNS
-from cdc_pipeline.lake.cdc import build_cdc_day
-from cdc_pipeline.lake.current_state import publish_current_state
-from cdc_pipeline.lake.typed import prior_columns
+from cdc_pipeline.lake.engine.item_table import prior_columns
+from cdc_pipeline.lake.publish.cdc import build_cdc_day
+from cdc_pipeline.lake.publish.current_state import publish_current_state
+from cdc_pipeline.snapshot import snapshot
 from cdc_pipeline_tests.lake.builder import (
     MARGIN_US,
     START_US,

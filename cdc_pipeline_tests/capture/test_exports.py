@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from cdc_pipeline.aws.client.session import AwsSession
 from cdc_pipeline.aws.export import ExportStatus
-from cdc_pipeline.aws.session import AwsSession
-from cdc_pipeline.capture import exports
-from cdc_pipeline.capture.exports import wait_for_export
 from cdc_pipeline.core.errors import FailedExportError, RunningExportError, UnusableExportError
 from cdc_pipeline.core.run_context import RunContext
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.lake.log import CaptureLog
-from cdc_pipeline.lake.store import LocalStore
-from cdc_pipeline.settings import parse_settings
+from cdc_pipeline.lake.storage.log import CaptureLog
+from cdc_pipeline.lake.storage.store import LocalStore
+from cdc_pipeline.settings.model import parse_settings
+from cdc_pipeline.snapshot import export
+from cdc_pipeline.snapshot.export import wait_for_export
 
 _RUNNING = ExportStatus("arn:e/1", "IN_PROGRESS", "bucket", "", None, ": ", "id")
 
@@ -41,7 +41,7 @@ def wait(
         told: list[str] = []
         left = iter(described)
         last = described[-1]
-        monkeypatch.setattr(exports, "describe_export", lambda *_: next(left, last))
+        monkeypatch.setattr(export, "describe_export", lambda *_: next(left, last))
 
         def sleep(seconds: float) -> None:
             now[0] += seconds

@@ -13,23 +13,23 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.aws.s3 import SourceBucket
-from cdc_pipeline.capture.arrivals import has_news
-from cdc_pipeline.capture.backfill import backfill_days
-from cdc_pipeline.capture.files import capture_files
-from cdc_pipeline.capture.options import CaptureOptions
-from cdc_pipeline.capture.result import CaptureFailedError
+from cdc_pipeline.aws.s3.objects import SourceBucket
+from cdc_pipeline.capture.firehose.drain import capture_files
+from cdc_pipeline.capture.landing.options import CaptureOptions
+from cdc_pipeline.capture.landing.result import CaptureFailedError
 from cdc_pipeline.capture.run import Captured, capture_tables
-from cdc_pipeline.core.attributes import canonical_item, to_json
-from cdc_pipeline.core.capture_log import Entry, LogState
-from cdc_pipeline.core.envelope import from_envelope
+from cdc_pipeline.capture.sources.firehose_listing import has_news
+from cdc_pipeline.core.changes.kinesis import from_envelope
 from cdc_pipeline.core.errors import SourceError
+from cdc_pipeline.core.items.attributes import canonical_item, to_json
+from cdc_pipeline.core.log.state import Entry, LogState
 from cdc_pipeline.core.transports import FIREHOSE
-from cdc_pipeline.defs.checks import deletes, retention
-from cdc_pipeline.defs.shard_sensor import judge_files
+from cdc_pipeline.defs.tables.checks import deletes, retention
+from cdc_pipeline.defs.tables.shard_sensor import judge_files
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.lake.log import CaptureLog
-from cdc_pipeline.lake.status import table_status
+from cdc_pipeline.lake.storage.log import CaptureLog
+from cdc_pipeline.lake.upkeep.status import table_status
+from cdc_pipeline.repair.backfill import backfill_days
 from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline_tests.capture.delivery import (
     NAME,

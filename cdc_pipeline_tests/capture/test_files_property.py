@@ -17,15 +17,15 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.capture.files import capture_files
-from cdc_pipeline.capture.options import CaptureOptions
-from cdc_pipeline.core.attributes import canonical_item, to_json
-from cdc_pipeline.core.envelope import from_envelope
+from cdc_pipeline.capture.firehose.drain import capture_files
+from cdc_pipeline.capture.landing.options import CaptureOptions
+from cdc_pipeline.core.changes.kinesis import from_envelope
 from cdc_pipeline.core.errors import NotReadyError
+from cdc_pipeline.core.items.attributes import canonical_item, to_json
 from cdc_pipeline.core.transports import FIREHOSE
-from cdc_pipeline.lake.cdc import build_cdc_day
-from cdc_pipeline.lake.current_state import publish_current_state
-from cdc_pipeline.lake.log import CaptureLog
+from cdc_pipeline.lake.publish.cdc import build_cdc_day
+from cdc_pipeline.lake.publish.current_state import publish_current_state
+from cdc_pipeline.lake.storage.log import CaptureLog
 from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline_tests.e2e.world import World, make_world, quick_sandbox
 from cdc_pipeline_tests.lake.builder import START_US, LakeBuilder, key_of, plain_view
@@ -88,7 +88,7 @@ class Story:
 
     def write(self) -> None:
         for _ in range(self.rng.randint(1, 4)):
-            # Changes of one ms are `capture.ties`' business, which reads the item from the table.
+            # Changes of one ms are settled by `capture.landing.ties`, which reads the item.
             self.now_us += self.rng.choice((2_001, 999_999, 60_000_001))
             name, n = self.rng.choice(_NAMES), len(self.written)
             old = self.truth.get(name)

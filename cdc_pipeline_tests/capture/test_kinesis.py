@@ -10,22 +10,22 @@ from typing import Any
 import pytest
 
 from cdc_pipeline.aws.kinesis import KinesisStreams
-from cdc_pipeline.capture.drain import capture_table
-from cdc_pipeline.capture.options import CaptureOptions
-from cdc_pipeline.capture.preflight import _unusual
-from cdc_pipeline.capture.reading import KinesisReading
-from cdc_pipeline.capture.result import CaptureFailedError, CaptureResult
-from cdc_pipeline.capture.snapshot import take_snapshot
-from cdc_pipeline.capture.sources import followed_source, open_source
-from cdc_pipeline.core.attributes import canonical_item, to_json
-from cdc_pipeline.core.capture_log import LogState
+from cdc_pipeline.capture.landing.options import CaptureOptions
+from cdc_pipeline.capture.landing.result import CaptureFailedError, CaptureResult
+from cdc_pipeline.capture.shards.drain import capture_table
+from cdc_pipeline.capture.sources.reading import KinesisReading
+from cdc_pipeline.capture.sources.source_choice import followed_source, open_source
+from cdc_pipeline.core.items.attributes import canonical_item, to_json
+from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.run_context import RunContext
-from cdc_pipeline.lake.cdc import build_cdc_day
-from cdc_pipeline.lake.current_state import publish_current_state
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.lake.log import CaptureLog
-from cdc_pipeline.lake.store import LocalStore
-from cdc_pipeline.settings import Table, parse_settings
+from cdc_pipeline.lake.publish.cdc import build_cdc_day
+from cdc_pipeline.lake.publish.current_state import publish_current_state
+from cdc_pipeline.lake.storage.log import CaptureLog
+from cdc_pipeline.lake.storage.store import LocalStore
+from cdc_pipeline.settings.model import Table, parse_settings
+from cdc_pipeline.setup.preflight import _unusual
+from cdc_pipeline.snapshot.snapshot import take_snapshot
 from cdc_pipeline_tests.lake.builder import START_US, LakeBuilder, plain_view
 from cdc_pipeline_tests.simulators import faults
 from cdc_pipeline_tests.simulators.clients import session, use
@@ -166,7 +166,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
             "cdc_pipeline.lake.lake.Lake.log",
             lambda lake, table: CaptureLog(lake.store, lake.paths(table), clock),
         )
-        monkeypatch.setattr("cdc_pipeline.core.write_times.clock", clock)
+        monkeypatch.setattr("cdc_pipeline.core.changes.write_times.clock", clock)
         sim.create_kinesis(STREAM, shards=2)
         sim.create_table("orders")
         sim.replicate("orders", STREAM)
@@ -424,7 +424,7 @@ def test_reading_keeps_to_the_limits(tmp_path: Path, monkeypatch: pytest.MonkeyP
             "cdc_pipeline.lake.lake.Lake.log",
             lambda lake, table: CaptureLog(lake.store, lake.paths(table), clock),
         )
-        monkeypatch.setattr("cdc_pipeline.core.write_times.clock", clock)
+        monkeypatch.setattr("cdc_pipeline.core.changes.write_times.clock", clock)
         sim.create_kinesis(STREAM)
         sim.create_table("orders")
         sim.replicate("orders", STREAM)

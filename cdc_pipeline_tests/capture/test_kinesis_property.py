@@ -22,29 +22,29 @@ from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
 
 from cdc_pipeline.aws.kinesis import KinesisStreams
-from cdc_pipeline.capture.completion import ItemReader
-from cdc_pipeline.capture.drain import capture_table
-from cdc_pipeline.capture.options import CaptureOptions
-from cdc_pipeline.capture.reading import KinesisReading
-from cdc_pipeline.capture.result import CaptureResult
-from cdc_pipeline.capture.snapshot import take_snapshot
-from cdc_pipeline.capture.source import Source
-from cdc_pipeline.capture.sources import ReplicationMetric
-from cdc_pipeline.core.attributes import canonical_item, to_json
-from cdc_pipeline.core.capture_log import LogState
-from cdc_pipeline.core.changes import content_identity
+from cdc_pipeline.capture.landing.options import CaptureOptions
+from cdc_pipeline.capture.landing.result import CaptureResult
+from cdc_pipeline.capture.shards.drain import capture_table
+from cdc_pipeline.capture.sources.item_reader import ItemReader
+from cdc_pipeline.capture.sources.reading import KinesisReading
+from cdc_pipeline.capture.sources.source import Source
+from cdc_pipeline.capture.sources.source_choice import ReplicationMetric
+from cdc_pipeline.core.changes.change import content_identity
+from cdc_pipeline.core.changes.fold import KeyedChange, Row, fold, items
+from cdc_pipeline.core.changes.order import SNAPSHOT_POSITION, order_key
+from cdc_pipeline.core.changes.ownership import Target
 from cdc_pipeline.core.errors import ExportError, SourceError
-from cdc_pipeline.core.fold import KeyedChange, Row, fold, items
-from cdc_pipeline.core.log_parts import Baseline, Gap
-from cdc_pipeline.core.order import SNAPSHOT_POSITION, order_key
+from cdc_pipeline.core.items.attributes import canonical_item, to_json
+from cdc_pipeline.core.log.entries import Baseline, Gap
+from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.run_context import RunContext
 from cdc_pipeline.core.transports import KINESIS, READ
-from cdc_pipeline.core.whose import Target
-from cdc_pipeline.lake.baselines import record_baseline
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.lake.log import CaptureLog
-from cdc_pipeline.lake.store import Store
-from cdc_pipeline.settings import Table, parse_settings
+from cdc_pipeline.lake.publish.baselines import record_baseline
+from cdc_pipeline.lake.storage.log import CaptureLog
+from cdc_pipeline.lake.storage.store import Store
+from cdc_pipeline.settings.model import Table, parse_settings
+from cdc_pipeline.snapshot.snapshot import take_snapshot
 from cdc_pipeline_tests.capture.test_capture_property import FAULTS as ANY_FAULTS
 from cdc_pipeline_tests.capture.test_capture_property import (
     HOUR,
@@ -554,7 +554,7 @@ def sim() -> Iterator[ReusedKinesis]:
         # Thousands of stories share one client, and its budget of retries would run out.
         patch.setattr("botocore.retries.quota.RetryQuota.acquire", lambda *_: True)
         patch.setattr("cdc_pipeline.aws.shards._RETRY_SECONDS", 0)
-        patch.setattr("cdc_pipeline.capture.drain._FLUSH_WAIT_SECONDS", 0.002)
+        patch.setattr("cdc_pipeline.capture.shards.drain._FLUSH_WAIT_SECONDS", 0.002)
         yield simulator
 
 

@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.aws.s3 import StoredFile
-from cdc_pipeline.core.capture_log import Entry, LogState
+from cdc_pipeline.aws.s3.objects import StoredFile
 from cdc_pipeline.core.clock import day_of
-from cdc_pipeline.core.log_parts import LandedObject, ShardState, StreamRef
+from cdc_pipeline.core.log.entries import LandedObject, ShardState, StreamRef
+from cdc_pipeline.core.log.state import Entry, LogState
 from cdc_pipeline.core.names import TablePaths
-from cdc_pipeline.lake import log as log_module
-from cdc_pipeline.lake.log import CaptureLog
-from cdc_pipeline.lake.store import LocalStore
+from cdc_pipeline.lake.storage import log as log_module
+from cdc_pipeline.lake.storage.log import CaptureLog
+from cdc_pipeline.lake.storage.store import LocalStore
 from cdc_pipeline_tests.capture.test_scale import peak
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from cdc_pipeline.aws.session import AwsSession
-from cdc_pipeline.capture.asking import Finding
-from cdc_pipeline.capture.optimizers import look_at_optimizers
+from cdc_pipeline.aws.client.session import AwsSession
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.lake.store import LocalStore
-from cdc_pipeline.settings import parse_settings
+from cdc_pipeline.lake.storage.store import LocalStore
+from cdc_pipeline.settings.model import parse_settings
+from cdc_pipeline.setup.findings import Finding
+from cdc_pipeline.setup.optimizers import look_at_optimizers
 from cdc_pipeline_tests.simulators.glue_server import GlueError, GlueSimulator
 
 _ACCOUNT = "111111111111"

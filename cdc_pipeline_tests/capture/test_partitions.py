@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from cdc_pipeline.capture.asking import Asker
-from cdc_pipeline.capture.permissions import policies
-from cdc_pipeline.core.iam import SourceTable, source_statements
+from cdc_pipeline.core.plans.iam import SourceTable, source_statements
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.settings import parse_settings
+from cdc_pipeline.settings.model import parse_settings
+from cdc_pipeline.setup.findings import Asker
+from cdc_pipeline.setup.permissions import policies
 
 OWN, OTHER = "111111111111", "222222222222"
 

@@ -14,22 +14,22 @@ import pytest
 
 from cdc_pipeline.aws.export import DataFile, ExportStatus, Manifest
 from cdc_pipeline.aws.streams import DynamoDBStreams
-from cdc_pipeline.capture import exports, snapshot, unfinished
-from cdc_pipeline.capture.drain import capture_table
-from cdc_pipeline.capture.options import CaptureOptions
-from cdc_pipeline.capture.result import CaptureFailedError
-from cdc_pipeline.capture.source import Source
-from cdc_pipeline.core.capture_log import Entry
-from cdc_pipeline.core.changes import export_item
+from cdc_pipeline.capture.landing.options import CaptureOptions
+from cdc_pipeline.capture.landing.result import CaptureFailedError
+from cdc_pipeline.capture.shards.drain import capture_table
+from cdc_pipeline.capture.sources.source import Source
+from cdc_pipeline.core.changes.change import export_item
+from cdc_pipeline.core.changes.order import position
 from cdc_pipeline.core.errors import LakeError
-from cdc_pipeline.core.log_parts import Baseline
+from cdc_pipeline.core.log.entries import Baseline
+from cdc_pipeline.core.log.state import Entry
 from cdc_pipeline.core.names import TablePaths
-from cdc_pipeline.core.order import position
-from cdc_pipeline.defs.checks import retention
+from cdc_pipeline.defs.tables.checks import retention
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.lake.log import CaptureLog
-from cdc_pipeline.lake.store import LocalStore
-from cdc_pipeline.settings import parse_settings
+from cdc_pipeline.lake.storage.log import CaptureLog
+from cdc_pipeline.lake.storage.store import LocalStore
+from cdc_pipeline.settings.model import parse_settings
+from cdc_pipeline.snapshot import export, snapshot, unfinished
 from cdc_pipeline_tests.capture.test_drain import HOUR, OPTIONS, Bench, check
 from cdc_pipeline_tests.simulators.clients import session, use
 from cdc_pipeline_tests.simulators.clock import SimulatedClock
@@ -166,8 +166,8 @@ def test_a_file_that_fails_half_way_costs_no_new_export_and_no_change__data_prep
     monkeypatch.setattr(snapshot, "request_export", request)
     done = ExportStatus("arn:export", "COMPLETED", "bucket", "", "manifest", "")
     files = [DataFile("one", "", 1), DataFile("two", "", 1)]
-    monkeypatch.setattr(exports, "describe_export", lambda *_: done)
-    for module in (exports, unfinished):
+    monkeypatch.setattr(export, "describe_export", lambda *_: done)
+    for module in (export, unfinished):
         monkeypatch.setattr(module, "read_manifest", lambda *_: Manifest("bucket", 2, "", files))
     monkeypatch.setattr(snapshot, "read_data_file", pieces)
     with StreamsSimulator(clock=time.time) as sim:

@@ -5,11 +5,11 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 
+from cdc_pipeline.aws.client.session import AwsSession
 from cdc_pipeline.aws.cloudwatch import failed_to_replicate
-from cdc_pipeline.aws.session import AwsSession
 from cdc_pipeline.aws.shards import Page
-from cdc_pipeline.capture.reading import KinesisReading, ReadTo
-from cdc_pipeline.core.whose import Target
+from cdc_pipeline.capture.sources.reading import KinesisReading, ReadTo
+from cdc_pipeline.core.changes.ownership import Target
 
 _SECOND = 1_000_000
 _READING = KinesisReading(Target("orders", "T", {}), late_seconds=60)

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc_pipeline.capture.records import parse_records
-from cdc_pipeline.core import spelling
-from cdc_pipeline.core.attributes import TOO_DEEP
-from cdc_pipeline.core.changes import from_stream_record
+from cdc_pipeline.capture.sources.streams_records import parse_records
+from cdc_pipeline.core.changes.change import from_stream_record
 from cdc_pipeline.core.errors import UnreadableError
-from cdc_pipeline.core.log_parts import ShardState, StreamRef
+from cdc_pipeline.core.items import spelling
+from cdc_pipeline.core.items.attributes import TOO_DEEP
+from cdc_pipeline.core.log.entries import ShardState, StreamRef
 from cdc_pipeline_tests.strategies import binaries, items, names, numbers, respelled, values
 
 

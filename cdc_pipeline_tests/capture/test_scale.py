@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from cdc_pipeline.aws.session import AwsSession
+from cdc_pipeline.aws.client.session import AwsSession
 from cdc_pipeline.aws.streams import DynamoDBStreams
-from cdc_pipeline.capture.continuity import open_capture
-from cdc_pipeline.capture.options import CaptureOptions
-from cdc_pipeline.capture.source import Source
-from cdc_pipeline.defs.shard_sensor import _look
+from cdc_pipeline.capture.landing.gaps import open_capture
+from cdc_pipeline.capture.landing.options import CaptureOptions
+from cdc_pipeline.capture.sources.source import Source
+from cdc_pipeline.defs.tables.shard_sensor import _look
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.lake.store import LocalStore
-from cdc_pipeline.settings import Settings, parse_settings
+from cdc_pipeline.lake.storage.store import LocalStore
+from cdc_pipeline.settings.model import Settings, parse_settings
 from cdc_pipeline_tests.capture.test_drain import Bench, check
 from cdc_pipeline_tests.simulators.clients import session, use
 from cdc_pipeline_tests.simulators.clock import SimulatedClock

@@ -23,14 +23,15 @@ import pytest
 
 from cdc_pipeline.aws import export
 from cdc_pipeline.aws.export import ExportStatus, read_manifest, whole_lines
-from cdc_pipeline.capture import exports, snapshot, staging
-from cdc_pipeline.core.attributes import canonical_item, to_json
 from cdc_pipeline.core.errors import ExportError, LakeError
+from cdc_pipeline.core.items.attributes import canonical_item, to_json
 from cdc_pipeline.core.run_context import RunContext
+from cdc_pipeline.lake.iceberg.tables import data_files
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.lake.store import LocalStore
-from cdc_pipeline.lake.tables import data_files
-from cdc_pipeline.settings import parse_settings
+from cdc_pipeline.lake.storage.store import LocalStore
+from cdc_pipeline.settings.model import parse_settings
+from cdc_pipeline.snapshot import export as exports
+from cdc_pipeline.snapshot import snapshot, staging
 from cdc_pipeline_tests.simulators.clients import session, use
 from cdc_pipeline_tests.simulators.streams_server import StreamsSimulator
 

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc_pipeline.capture.delivery import records
-from cdc_pipeline.capture.envelopes import parse_envelopes
-from cdc_pipeline.capture.records import parse_records
-from cdc_pipeline.core.attributes import canonical_item, to_json
-from cdc_pipeline.core.changes import Change
-from cdc_pipeline.core.log_parts import ShardState, StreamRef
-from cdc_pipeline.core.order import position
-from cdc_pipeline.core.whose import Target
+from cdc_pipeline.capture.sources.firehose_objects import records
+from cdc_pipeline.capture.sources.kinesis_records import parse_envelopes
+from cdc_pipeline.capture.sources.streams_records import parse_records
+from cdc_pipeline.core.changes.change import Change
+from cdc_pipeline.core.changes.order import position
+from cdc_pipeline.core.changes.ownership import Target
+from cdc_pipeline.core.items.attributes import canonical_item, to_json
+from cdc_pipeline.core.log.entries import ShardState, StreamRef
 from cdc_pipeline_tests.infra.firehose import Context
 from cdc_pipeline_tests.simulators.firehose import envelope, error_record, forwarded, zstd_frame
 from cdc_pipeline_tests.strategies import items

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from cdc_pipeline.capture import run
+from cdc_pipeline.capture.landing.cutover import cut_us
 from cdc_pipeline.capture.run import Captured, Failed, capture_tables
-from cdc_pipeline.capture.switch import cut_us
-from cdc_pipeline.core.attributes import canonical_item, to_json
-from cdc_pipeline.core.capture_log import Entry, LogState
-from cdc_pipeline.core.order import order_key
+from cdc_pipeline.core.changes.order import order_key
+from cdc_pipeline.core.items.attributes import canonical_item, to_json
+from cdc_pipeline.core.log.state import Entry, LogState
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.lake.landing import read_landing
-from cdc_pipeline.lake.log import CaptureLog
-from cdc_pipeline.lake.store import LocalStore
-from cdc_pipeline.settings import Table, parse_settings
+from cdc_pipeline.lake.storage.landing import read_landing
+from cdc_pipeline.lake.storage.log import CaptureLog
+from cdc_pipeline.lake.storage.store import LocalStore
+from cdc_pipeline.settings.model import Table, parse_settings
 from cdc_pipeline_tests.simulators.clients import session, use
 from cdc_pipeline_tests.simulators.clock import SimulatedClock
 from cdc_pipeline_tests.simulators.faults import error
@@ -136,7 +136,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
             return Log(lake.store, lake.paths(table), clock)
 
         monkeypatch.setattr(Lake, "log", log)
-        monkeypatch.setattr("cdc_pipeline.capture.reading._READS_PER_SECOND", 1000)
+        monkeypatch.setattr("cdc_pipeline.capture.sources.reading._READS_PER_SECOND", 1000)
         sim.create_kinesis("changes", shards=2)
         sim.create_table("orders")
         sim.replicate("orders", "changes")

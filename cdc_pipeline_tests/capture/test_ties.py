@@ -18,25 +18,25 @@ from hypothesis import Phase, given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
 
-from cdc_pipeline.capture.completion import ItemReader
-from cdc_pipeline.capture.lander import Lander
-from cdc_pipeline.capture.result import CaptureResult
-from cdc_pipeline.capture.source import Source
-from cdc_pipeline.core.attributes import canonical_item, to_json
-from cdc_pipeline.core.capture_log import Entry, LogState
-from cdc_pipeline.core.changes import Change
+from cdc_pipeline.capture.landing.lander import Lander
+from cdc_pipeline.capture.landing.result import CaptureResult
+from cdc_pipeline.capture.sources.item_reader import ItemReader
+from cdc_pipeline.capture.sources.source import Source
+from cdc_pipeline.core.changes.change import Change
+from cdc_pipeline.core.changes.fold import KeyedChange, fold
+from cdc_pipeline.core.changes.kinesis import from_envelope
+from cdc_pipeline.core.changes.ties import in_order
 from cdc_pipeline.core.clock import day_of
-from cdc_pipeline.core.envelope import from_envelope
-from cdc_pipeline.core.fold import KeyedChange, fold
-from cdc_pipeline.core.log_parts import StreamRef
-from cdc_pipeline.core.ties import in_order
-from cdc_pipeline.lake.cdc import build_cdc_day
-from cdc_pipeline.lake.chain import check_chain
-from cdc_pipeline.lake.compaction import compact_landing
-from cdc_pipeline.lake.current_state import publish_current_state
-from cdc_pipeline.lake.landing import read_landing
-from cdc_pipeline.lake.log import CaptureLog, new_nonce
-from cdc_pipeline.lake.store import LocalStore
+from cdc_pipeline.core.items.attributes import canonical_item, to_json
+from cdc_pipeline.core.log.entries import StreamRef
+from cdc_pipeline.core.log.state import Entry, LogState
+from cdc_pipeline.lake.publish.cdc import build_cdc_day
+from cdc_pipeline.lake.publish.current_state import publish_current_state
+from cdc_pipeline.lake.publish.image_chain import check_chain
+from cdc_pipeline.lake.storage.compaction import compact_landing
+from cdc_pipeline.lake.storage.landing import read_landing
+from cdc_pipeline.lake.storage.log import CaptureLog, new_nonce
+from cdc_pipeline.lake.storage.store import LocalStore
 from cdc_pipeline_tests.lake.builder import START_US, LakeBuilder, plain_view
 from cdc_pipeline_tests.lake.builder import temporary_lake as lake_builder
 
@@ -48,7 +48,7 @@ _DAY = day_of(_FIRST_US)
 
 @pytest.fixture(autouse=True)
 def _no_syncing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cdc_pipeline.lake.store.os.fsync", lambda handle: None)
+    monkeypatch.setattr("cdc_pipeline.lake.storage.store.os.fsync", lambda handle: None)
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,14 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.aws.session import AwsSession
+from cdc_pipeline.aws.client.session import AwsSession
 from cdc_pipeline.aws.streams import DynamoDBStreams
-from cdc_pipeline.capture.drain import capture_table
-from cdc_pipeline.capture.options import CaptureOptions
-from cdc_pipeline.capture.source import Source
+from cdc_pipeline.capture.landing.options import CaptureOptions
+from cdc_pipeline.capture.shards.drain import capture_table
+from cdc_pipeline.capture.sources.source import Source
 from cdc_pipeline.core.names import TablePaths
-from cdc_pipeline.lake.log import CaptureLog, remove_orphans
-from cdc_pipeline.lake.store import LocalStore
+from cdc_pipeline.lake.storage.log import CaptureLog, remove_orphans
+from cdc_pipeline.lake.storage.store import LocalStore
 from cdc_pipeline_tests.capture.test_drain import Bench, check
 from cdc_pipeline_tests.capture.test_scale import WallClock
 from cdc_pipeline_tests.simulators.clients import use

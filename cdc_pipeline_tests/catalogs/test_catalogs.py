@@ -19,17 +19,10 @@ import boto3
 import pyarrow as pa
 import pytest
 
-from cdc_pipeline.capture.permissions import policies
-from cdc_pipeline.capture.preflight_lake import look_at_lake
 from cdc_pipeline.core.clock import day_of
-from cdc_pipeline.core.erasure import ItemTrace
 from cdc_pipeline.core.errors import LakeError
-from cdc_pipeline.lake.baselines import TAG, tag_baselines
-from cdc_pipeline.lake.catalog_trial import NEEDED, TRIAL_TABLE, try_catalog
-from cdc_pipeline.lake.cdc import build_cdc_day
-from cdc_pipeline.lake.connection import connect_lake
-from cdc_pipeline.lake.current_state import publish_current_state
-from cdc_pipeline.lake.erase import (
+from cdc_pipeline.core.plans.erasure import ItemTrace
+from cdc_pipeline.erase.lake import (
     KEY_COLUMNS,
     erase_iceberg,
     erase_landed,
@@ -37,10 +30,17 @@ from cdc_pipeline.lake.erase import (
     find_item,
     lake_places,
 )
-from cdc_pipeline.lake.maintenance import maintain_table
-from cdc_pipeline.lake.tables import CommitConflictError
-from cdc_pipeline.lake.verify import verify_files
+from cdc_pipeline.lake.iceberg.tables import CommitConflictError
+from cdc_pipeline.lake.publish.baselines import TAG, tag_baselines
+from cdc_pipeline.lake.publish.cdc import build_cdc_day
+from cdc_pipeline.lake.publish.current_state import publish_current_state
+from cdc_pipeline.lake.query.connection import connect_lake
+from cdc_pipeline.lake.upkeep.maintenance import maintain_table
+from cdc_pipeline.lake.upkeep.verify import verify_files
 from cdc_pipeline.sandbox.process import SandboxProcess, apply_environment
+from cdc_pipeline.setup.catalog_trial import NEEDED, TRIAL_TABLE, try_catalog
+from cdc_pipeline.setup.permissions import policies
+from cdc_pipeline.setup.preflight_lake import look_at_lake
 from cdc_pipeline_tests.catalogs import postgres, rest_server
 from cdc_pipeline_tests.lake.builder import (
     MARGIN_US,
@@ -99,7 +99,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 def built(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[LakeBuilder]:
-    monkeypatch.setattr("cdc_pipeline.lake.store.os.fsync", lambda handle: None)
+    monkeypatch.setattr("cdc_pipeline.lake.storage.store.os.fsync", lambda handle: None)
     with ExitStack() as stack:
         try:
             settings = _settings(case, tmp_path, monkeypatch, request, stack)
@@ -107,7 +107,9 @@ def built(
             pytest.skip(f"{case.kind}: {reason}")
         made = LakeBuilder.at(tmp_path, **settings)
         if case is ELSEWHERE:
-            monkeypatch.setattr("cdc_pipeline.lake.catalog.chooses_location", lambda _: True)
+            monkeypatch.setattr(
+                "cdc_pipeline.lake.iceberg.catalog.chooses_location", lambda _: True
+            )
             place = {"location": str(tmp_path / "elsewhere")}
             made.lake.tables.catalog.create_namespace(made.lake.database, place)
         yield made

@@ -10,19 +10,19 @@ import pytest
 import yaml
 
 from cdc_pipeline.aws.table import scan_items, wire_form
-from cdc_pipeline.capture.drain import capture_table
-from cdc_pipeline.capture.options import CaptureOptions
-from cdc_pipeline.capture.result import CaptureResult
-from cdc_pipeline.capture.sources import open_source
-from cdc_pipeline.core.attributes import canonical_item, to_json
-from cdc_pipeline.core.changes import Change
+from cdc_pipeline.capture.landing.options import CaptureOptions
+from cdc_pipeline.capture.landing.result import CaptureResult
+from cdc_pipeline.capture.shards.drain import capture_table
+from cdc_pipeline.capture.sources.source_choice import open_source
+from cdc_pipeline.core.changes.change import Change
+from cdc_pipeline.core.changes.fold import KeyedChange, fold, items
+from cdc_pipeline.core.changes.order import order_key
 from cdc_pipeline.core.errors import SourceError
-from cdc_pipeline.core.fold import KeyedChange, fold, items
-from cdc_pipeline.core.order import order_key
+from cdc_pipeline.core.items.attributes import canonical_item, to_json
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.lake.landing import read_landing
-from cdc_pipeline.lake.log import CaptureLog
-from cdc_pipeline.settings import load_settings
+from cdc_pipeline.lake.storage.landing import read_landing
+from cdc_pipeline.lake.storage.log import CaptureLog
+from cdc_pipeline.settings.model import load_settings
 from cdc_pipeline_tests.contract.backends import (
     BOTH_IMAGES,
     MOTO,

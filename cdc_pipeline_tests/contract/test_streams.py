@@ -7,15 +7,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from cdc_pipeline.aws.session import AwsSession
+from cdc_pipeline.aws.client.session import AwsSession
 from cdc_pipeline.aws.streams import DynamoDBStreams
 from cdc_pipeline.aws.table import wire_form
-from cdc_pipeline.capture.records import sequence_number
-from cdc_pipeline.core.attributes import canonical_item, to_json
-from cdc_pipeline.core.changes import from_stream_record
+from cdc_pipeline.capture.sources.streams_records import sequence_number
+from cdc_pipeline.core.changes.change import from_stream_record
+from cdc_pipeline.core.changes.fold import KeyedChange, fold, items
+from cdc_pipeline.core.changes.order import order_key
 from cdc_pipeline.core.errors import ShardGoneError
-from cdc_pipeline.core.fold import KeyedChange, fold, items
-from cdc_pipeline.core.order import order_key
+from cdc_pipeline.core.items.attributes import canonical_item, to_json
 from cdc_pipeline_tests.contract.backends import (
     BOTH_IMAGES,
     KEY_NAMES,

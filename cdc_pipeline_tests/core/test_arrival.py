@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc_pipeline.core.arrival import (
+from cdc_pipeline.core.plans.firehose_folders import (
     Parts,
     arrival_day,
     by_layout,

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc_pipeline.core import spelling
-from cdc_pipeline.core.attributes import (
+from cdc_pipeline.core.errors import UnreadableError
+from cdc_pipeline.core.items import spelling
+from cdc_pipeline.core.items.attributes import (
     canonical_item,
     canonical_number,
     canonical_value,
@@ -22,8 +23,7 @@ from cdc_pipeline.core.attributes import (
     spell_value,
     to_json,
 )
-from cdc_pipeline.core.errors import UnreadableError
-from cdc_pipeline.core.spelling import Speller
+from cdc_pipeline.core.items.spelling import Speller
 from cdc_pipeline_tests.strategies import binaries, items, numbers, respelled, values
 
 _JSON_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")

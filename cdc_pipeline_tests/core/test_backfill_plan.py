@@ -5,11 +5,11 @@ from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
-from cdc_pipeline.core.backfill_plan import DAY_US, DayPlan, plan_day, span_of
-from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.errors import NotCoveredError, NotReadyError
-from cdc_pipeline.core.heal_plan import SECOND_US, Backups
-from cdc_pipeline.core.log_parts import Gap, LandedObject, StreamRef
+from cdc_pipeline.core.log.entries import Gap, LandedObject, StreamRef
+from cdc_pipeline.core.log.state import Entry, LogState
+from cdc_pipeline.core.plans.backfill import DAY_US, DayPlan, plan_day, span_of
+from cdc_pipeline.core.plans.heal import SECOND_US, Backups
 
 BEGAN = date(2026, 6, 15)
 BEGAN_US = span_of(BEGAN)[0] + 10 * 3600 * SECOND_US + 123

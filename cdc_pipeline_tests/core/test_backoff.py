@@ -2,8 +2,8 @@
 
 import itertools
 
-from cdc_pipeline.core.backoff import KILLS_FORGIVEN, LONGEST_SECONDS, Failures, fail
-from cdc_pipeline.core.liveness import is_alive, is_by_person, is_by_run
+from cdc_pipeline.core.plans.backoff import KILLS_FORGIVEN, LONGEST_SECONDS, Failures, fail
+from cdc_pipeline.core.plans.liveness import is_alive, is_by_person, is_by_run
 
 SECOND = 1_000_000
 DAY = 86_400

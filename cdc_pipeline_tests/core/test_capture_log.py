@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc_pipeline.core.capture_log import FORMAT, QUARANTINED_KEPT, Entry, LogState
 from cdc_pipeline.core.errors import LakeError
-from cdc_pipeline.core.log_parts import (
+from cdc_pipeline.core.log.entries import (
     Baseline,
     Cut,
     Gap,
@@ -20,6 +19,7 @@ from cdc_pipeline.core.log_parts import (
     SourceFile,
     StreamRef,
 )
+from cdc_pipeline.core.log.state import FORMAT, QUARANTINED_KEPT, Entry, LogState
 from cdc_pipeline.core.names import object_name
 
 _times = st.integers(0, 4_000_000_000_000_000)

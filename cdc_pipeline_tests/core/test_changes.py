@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc_pipeline.core.attributes import canonical_item, plain_json, to_json
-from cdc_pipeline.core.changes import (
+from cdc_pipeline.core.changes.change import (
     Change,
     export_item,
     from_export_line,
     from_stream_record,
     stream_identity,
 )
+from cdc_pipeline.core.changes.order import position
 from cdc_pipeline.core.errors import UnreadableError
-from cdc_pipeline.core.order import position
+from cdc_pipeline.core.items.attributes import canonical_item, plain_json, to_json
 from cdc_pipeline.core.transports import DYNAMODB_STREAMS
 from cdc_pipeline_tests.strategies import items
 

@@ -5,9 +5,15 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.core.channel import DeadLetter, dead_letter, folder_of, has_days, least_missing
-from cdc_pipeline.core.delivery_lag import MINUTE_US, STALE_US, delivered_before
+from cdc_pipeline.core.changes.channel import (
+    DeadLetter,
+    dead_letter,
+    folder_of,
+    has_days,
+    least_missing,
+)
 from cdc_pipeline.core.errors import UnreadableError
+from cdc_pipeline.core.plans.delivery_lag import MINUTE_US, STALE_US, delivered_before
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc_pipeline.core.attributes import canonical_item, canonical_number
-from cdc_pipeline.core.columns import (
+from cdc_pipeline.core.items.attributes import canonical_item, canonical_number
+from cdc_pipeline.core.items.columns import (
     DECIMAL_DIGITS,
     MAX_COLUMNS,
     SYSTEM_COLUMNS,

@@ -6,9 +6,9 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc_pipeline.core.capture_log import LogState
-from cdc_pipeline.core.coverage import Stretch, coverage, holes, hour_bars
-from cdc_pipeline.core.log_parts import Baseline, Gap, Heal, HealWindow, ShardState, StreamRef
+from cdc_pipeline.core.log.coverage import Stretch, coverage, holes, hour_bars
+from cdc_pipeline.core.log.entries import Baseline, Gap, Heal, HealWindow, ShardState, StreamRef
+from cdc_pipeline.core.log.state import LogState
 
 _HOUR = 3_600_000_000
 _MIDNIGHT = 1_763_683_200_000_000  # 2025-11-21T00:00Z

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.core.changes import Change
-from cdc_pipeline.core.delivered import Delivered, delivered
-from cdc_pipeline.core.envelope import from_envelope
-from cdc_pipeline.core.order import position
+from cdc_pipeline.core.changes.change import Change
+from cdc_pipeline.core.changes.firehose import Delivered, delivered
+from cdc_pipeline.core.changes.kinesis import from_envelope
+from cdc_pipeline.core.changes.order import position
+from cdc_pipeline.core.changes.ownership import Target
 from cdc_pipeline.core.transports import FIREHOSE
-from cdc_pipeline.core.whose import Target
 from cdc_pipeline_tests.simulators.firehose import envelope, error_record
 
 TARGET = Target("orders", "T", {"pk": "S", "n": "N", "b": "B"})

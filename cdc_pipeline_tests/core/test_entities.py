@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc_pipeline.core.attributes import canonical_item
-from cdc_pipeline.core.entities import (
+from cdc_pipeline.core.items.attributes import canonical_item
+from cdc_pipeline.core.items.entities import (
     MAX_DEPTH,
     Condition,
     Entity,

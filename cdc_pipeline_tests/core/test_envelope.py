@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.core.changes import content_identity
-from cdc_pipeline.core.envelope import from_envelope
+from cdc_pipeline.core.changes.change import content_identity
+from cdc_pipeline.core.changes.kinesis import from_envelope
+from cdc_pipeline.core.changes.order import position
 from cdc_pipeline.core.errors import UnreadableError
-from cdc_pipeline.core.order import position
 
 
 def _envelope(**body: Any) -> dict[str, Any]:

@@ -3,10 +3,10 @@
 import pytest
 from hypothesis import given
 
-from cdc_pipeline.core.attributes import canonical_item
-from cdc_pipeline.core.changes import Change
-from cdc_pipeline.core.envelope import decoded, from_envelope, read_envelope
+from cdc_pipeline.core.changes.change import Change
+from cdc_pipeline.core.changes.kinesis import decoded, from_envelope, read_envelope
 from cdc_pipeline.core.errors import UnreadableError
+from cdc_pipeline.core.items.attributes import canonical_item
 from cdc_pipeline.core.transports import KINESIS
 from cdc_pipeline_tests.envelopes import (
     ENVELOPES,

@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from cdc_pipeline.core.capture_log import Entry, LogState
-from cdc_pipeline.core.erasure import ItemTrace, Suppressions, key_hash, new_salt, typed_key
 from cdc_pipeline.core.errors import EraseRefusedError, LakeError
-from cdc_pipeline.core.log_parts import Erasure, Removed
+from cdc_pipeline.core.log.entries import Erasure, Removed
+from cdc_pipeline.core.log.state import Entry, LogState
+from cdc_pipeline.core.plans.erasure import ItemTrace, Suppressions, key_hash, new_salt, typed_key
 
 _KEY = '{"pk":{"S":"ä/1"},"sk":{"N":"7"}}'
 _SALT = "ab" * 32

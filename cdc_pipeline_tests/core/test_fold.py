@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc_pipeline.core.fold import KeyedChange, Row, fold, items
+from cdc_pipeline.core.changes.fold import KeyedChange, Row, fold, items
 
 
 def _image(key: str, order: str) -> str | None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc_pipeline.core.framing import Piece, is_record, pieces
+from cdc_pipeline.core.changes.json_stream import Piece, is_record, pieces
 
 
 def _record(number: int, text: str = "") -> dict[str, Any]:

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.core.capture_log import Entry, LogState
-from cdc_pipeline.core.generations import Generations
-from cdc_pipeline.core.log_parts import Baseline, Gap, StreamRef
+from cdc_pipeline.core.log.entries import Baseline, Gap, StreamRef
+from cdc_pipeline.core.log.generations import Generations
+from cdc_pipeline.core.log.state import Entry, LogState
 
 BEGAN = 1_000_000
 STREAM = StreamRef("table", "arn", "NEW_AND_OLD_IMAGES", 1, BEGAN, "kinesis")

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdc_pipeline.core.errors import CannotHealError
-from cdc_pipeline.core.heal_plan import SECOND_US, Backups, overlapping, plan_windows
-from cdc_pipeline.core.log_parts import Gap
+from cdc_pipeline.core.log.entries import Gap
+from cdc_pipeline.core.plans.heal import SECOND_US, Backups, overlapping, plan_windows
 
 MINUTE_US, HOUR_US = 60 * SECOND_US, 3600 * SECOND_US
 NOW_US = 1_764_000_000_123_456

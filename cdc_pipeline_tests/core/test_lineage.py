@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc_pipeline.core.lineage import ROOT_DEPTH, STEP, Shard, depths, readable
+from cdc_pipeline.core.log.lineage import ROOT_DEPTH, STEP, Shard, depths, readable
 
 
 def _shard(shard_id: str, parent: str | None = None, *, is_open: bool = True) -> Shard:

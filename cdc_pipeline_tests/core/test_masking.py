@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc_pipeline.core.attributes import canonical_item, canonical_value, plain_json, to_json
-from cdc_pipeline.core.masking import Masking
+from cdc_pipeline.core.items.attributes import canonical_item, canonical_value, plain_json, to_json
+from cdc_pipeline.core.items.masking import Masking
 from cdc_pipeline_tests.strategies import items, values
 
 _KEY, _OTHER = b"k" * 32, b"o" * 32

@@ -6,7 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc_pipeline.core.order import SNAPSHOT_POSITION, generation_prefix, order_key, position
+from cdc_pipeline.core.changes.order import (
+    SNAPSHOT_POSITION,
+    generation_prefix,
+    order_key,
+    position,
+)
 
 _depths = st.integers(0, 999_999)
 _sequence_numbers = st.integers(1, 10**40 - 1)

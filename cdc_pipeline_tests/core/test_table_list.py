@@ -2,7 +2,7 @@
 
 import pytest
 
-from cdc_pipeline.core.table_list import RowProblem, TableRow, read_rows
+from cdc_pipeline.core.plans.table_list import RowProblem, TableRow, read_rows
 
 COLUMNS = ["name", "region", "role_arn", "transport", "owner", "alias"]
 ROLE = "arn:aws:iam::123456789012:role/reader"

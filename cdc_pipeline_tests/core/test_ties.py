@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
 
-from cdc_pipeline.core.changes import Change, content_identity
-from cdc_pipeline.core.order import position
-from cdc_pipeline.core.ties import Settled, end_of_tie, in_order, settle, ties_in
+from cdc_pipeline.core.changes.change import Change, content_identity
+from cdc_pipeline.core.changes.order import position
+from cdc_pipeline.core.changes.ties import Settled, end_of_tie, in_order, settle, ties_in
 
 _TIME = 1_790_000_000_000_000
 

@@ -32,15 +32,15 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.capture.erase import erase_item
-from cdc_pipeline.capture.heal import heal_gap, open_gaps
 from cdc_pipeline.core.errors import NotReadyError
-from cdc_pipeline.lake.aggregates import build_aggregate
-from cdc_pipeline.lake.connection import connect_lake
-from cdc_pipeline.lake.duck import arrow_table, identifier
-from cdc_pipeline.lake.maintenance import maintain_table
-from cdc_pipeline.lake.ttl_archive import build_archive_day
-from cdc_pipeline.sandbox.control import control
+from cdc_pipeline.erase.erase import erase_item
+from cdc_pipeline.lake.engine.duckdb_session import arrow_table, identifier
+from cdc_pipeline.lake.publish.ttl_archive import build_archive_day
+from cdc_pipeline.lake.query.aggregates import build_aggregate
+from cdc_pipeline.lake.query.connection import connect_lake
+from cdc_pipeline.lake.upkeep.maintenance import maintain_table
+from cdc_pipeline.repair.heal import heal_gap, open_gaps
+from cdc_pipeline.sandbox.aws.control import control
 from cdc_pipeline.transform.aggregates import load_aggregates
 from cdc_pipeline_tests.e2e.checkpoint import Checkpoint
 from cdc_pipeline_tests.e2e.world import World, assert_mirrors, quick_sandbox
@@ -89,11 +89,11 @@ def make(archive: Path) -> None:
         world.activate(patch)
         patch.setenv("CDC_MASKING_KEY", MASKING_KEY)
         # A summary is due after 100 entries, more than there are.
-        patch.setattr("cdc_pipeline.lake.log._SUMMARY_EVERY", 10)
+        patch.setattr("cdc_pipeline.lake.storage.log._SUMMARY_EVERY", 10)
         # The log says who wrote it.
         patch.setenv("LOGNAME", "someone")
         patch.setattr("socket.gethostname", lambda: "old-host")
-        patch.setattr("cdc_pipeline.capture.increments.WAIT_SECONDS", 0.2)
+        patch.setattr("cdc_pipeline.repair.incremental_export.WAIT_SECONDS", 0.2)
         _configure(world)
         past = _tell(world)
         frozen = dict(_frozen(world))

@@ -10,7 +10,7 @@ import yaml
 
 from cdc_pipeline.defs.build import build_definitions
 from cdc_pipeline.defs.resources import LakeResource
-from cdc_pipeline.settings import load_settings
+from cdc_pipeline.settings.model import load_settings
 
 pytestmark = [
     # Dagster passes this parameter itself when it copies a sensor.
@@ -109,7 +109,8 @@ def test_people_are_told_once_of_a_broken_one_and_of_its_end(
     """Not of one that waits for a table: the examples do, wherever others are used."""
     told: list[str] = []
     monkeypatch.setattr(
-        "cdc_pipeline.defs.alarms.notify", lambda _lake, _subject, lines, _log: told.extend(lines)
+        "cdc_pipeline.defs.operations.alarms.notify",
+        lambda _lake, _subject, lines, _log: told.extend(lines),
     )
     file = folder / "no_sql.sql"
     file.write_text("SELECT FROM WHERE")

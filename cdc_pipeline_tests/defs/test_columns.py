@@ -10,7 +10,7 @@ import yaml
 
 from cdc_pipeline.defs.build import build_definitions
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.settings import load_settings
+from cdc_pipeline.settings.model import load_settings
 from cdc_pipeline_tests.lake.builder import MARGIN_US, START_US, LakeBuilder, change
 
 pytestmark = [
@@ -57,7 +57,7 @@ class _Deployment:
 
 @pytest.fixture
 def deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[_Deployment]:
-    monkeypatch.setattr("cdc_pipeline.lake.store.os.fsync", lambda handle: None)
+    monkeypatch.setattr("cdc_pipeline.lake.storage.store.os.fsync", lambda handle: None)
     home = tmp_path / "dagster_home"
     home.mkdir()
     with dg.instance_for_test(temp_dir=str(home)) as instance:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.core.capture_log import LogState
-from cdc_pipeline.core.log_parts import ShardState, StreamRef
-from cdc_pipeline.defs.shard_sensor import Verdict, judge, plan_runs
-from cdc_pipeline.settings import Capture
+from cdc_pipeline.core.log.entries import ShardState, StreamRef
+from cdc_pipeline.core.log.state import LogState
+from cdc_pipeline.defs.tables.shard_sensor import Verdict, judge, plan_runs
+from cdc_pipeline.settings.model import Capture
 
 TICK_US = 30_000_000
 LONGEST_RUN = 5

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cdc_pipeline.sandbox import __main__ as sandbox
-from cdc_pipeline.sandbox import journal, server
+from cdc_pipeline.sandbox.aws import server
+from cdc_pipeline.sandbox.aws.dynamodb import journal
 from cdc_pipeline.sandbox.process import SandboxProcess, child_environment
 
 

@@ -18,25 +18,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyiceberg.table import Table as IcebergTable
 
-from cdc_pipeline.aws.session import AwsSession
-from cdc_pipeline.capture.heal import heal_gap, open_gaps
+from cdc_pipeline.aws.client.session import AwsSession
 from cdc_pipeline.capture.run import Failed, capture_tables
-from cdc_pipeline.capture.snapshot import take_snapshot
-from cdc_pipeline.core.attributes import canonical_item, to_json
-from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.errors import CannotHealError, CdcPipelineError
+from cdc_pipeline.core.items.attributes import canonical_item, to_json
+from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.run_context import RunContext
 from cdc_pipeline.core.transports import DYNAMODB_STREAMS, EXPORT
-from cdc_pipeline.lake.catalog import open_catalog
-from cdc_pipeline.lake.cdc import build_cdc_days
-from cdc_pipeline.lake.connection import connect_lake
-from cdc_pipeline.lake.current_state import PublishResult, publish_current_state
-from cdc_pipeline.lake.duck import connect_duckdb, files_relation
+from cdc_pipeline.lake.engine.duckdb_session import connect_duckdb, files_relation
+from cdc_pipeline.lake.iceberg.catalog import open_catalog
+from cdc_pipeline.lake.iceberg.tables import Tables, data_files
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.lake.log import CaptureLog
-from cdc_pipeline.lake.store import LocalStore
-from cdc_pipeline.lake.tables import Tables, data_files
-from cdc_pipeline.settings import Table, parse_settings
+from cdc_pipeline.lake.publish.cdc import build_cdc_days
+from cdc_pipeline.lake.publish.current_state import PublishResult, publish_current_state
+from cdc_pipeline.lake.query.connection import connect_lake
+from cdc_pipeline.lake.storage.log import CaptureLog
+from cdc_pipeline.lake.storage.store import LocalStore
+from cdc_pipeline.repair.heal import heal_gap, open_gaps
+from cdc_pipeline.settings.model import Table, parse_settings
+from cdc_pipeline.snapshot.snapshot import take_snapshot
 from cdc_pipeline.transform.shred import typed_schema
 from cdc_pipeline_tests.capture.test_capture_property import (
     MARGIN,

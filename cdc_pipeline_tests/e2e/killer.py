@@ -164,10 +164,10 @@ def _serve_small_pages() -> None:
 
 def _run_step(step: str, lake: Any, name: str) -> None:
     from cdc_pipeline.capture.run import Failed, capture_tables
-    from cdc_pipeline.capture.snapshot import take_snapshot
     from cdc_pipeline.core.clock import day_of
-    from cdc_pipeline.lake.cdc import build_cdc_day
-    from cdc_pipeline.lake.current_state import publish_current_state
+    from cdc_pipeline.lake.publish.cdc import build_cdc_day
+    from cdc_pipeline.lake.publish.current_state import publish_current_state
+    from cdc_pipeline.snapshot.snapshot import take_snapshot
 
     table = lake.settings.table(name)
     if step == "snapshot":
@@ -179,7 +179,7 @@ def _run_step(step: str, lake: Any, name: str) -> None:
     elif step == "publish":
         publish_current_state(lake, table)
     elif step == "repair":
-        from cdc_pipeline.capture.reconcile import reconcile_full
+        from cdc_pipeline.reconcile.reconcile import reconcile_full
 
         reconcile_full(lake, table, repair=True)
     elif step == "cdc":
@@ -191,7 +191,7 @@ def _run_step(step: str, lake: Any, name: str) -> None:
 
 
 def _child(lake: Any, job: dict[str, Any], tell: Callable[[str], None]) -> None:
-    from cdc_pipeline.capture import snapshot
+    from cdc_pipeline.snapshot import snapshot
 
     points = _Points(job["kill_at"], job["when"], tell)
     points.wrap(snapshot, "request_export", "request export")
@@ -251,12 +251,6 @@ def serve(settings_path: Path, margin_seconds: float) -> None:
         import pyiceberg.catalog.glue
         import pyiceberg.catalog.sql
         import pyiceberg.io.pyarrow  # noqa: F401
-    import cdc_pipeline.capture.reconcile
-    import cdc_pipeline.capture.run
-    import cdc_pipeline.capture.snapshot
-    import cdc_pipeline.lake.cdc
-    import cdc_pipeline.lake.current_state
-    import cdc_pipeline.lake.tables  # noqa: F401
 
     lake = open_lake(settings_path, margin_seconds)
     DynamoDBStreams(lake.aws)

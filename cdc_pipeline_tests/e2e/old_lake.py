@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from cdc_pipeline.lake.log import CaptureLog
-from cdc_pipeline.sandbox.control import control
+from cdc_pipeline.lake.storage.log import CaptureLog
+from cdc_pipeline.sandbox.aws.control import control
 from cdc_pipeline_tests.data.make_old_lake import MASKING_KEY, TABLES
 from cdc_pipeline_tests.e2e.checkpoint import Checkpoint
 from cdc_pipeline_tests.e2e.world import World
@@ -72,7 +72,7 @@ class OldLake:
         world.settings_path.write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")
         world.activate(patch)
         patch.setenv("CDC_MASKING_KEY", MASKING_KEY)
-        patch.setattr("cdc_pipeline.capture.increments.WAIT_SECONDS", 0.2)
+        patch.setattr("cdc_pipeline.repair.incremental_export.WAIT_SECONDS", 0.2)
         patch.setattr("cdc_pipeline.capture.catch_up._LOOK_SECONDS", 0.1)
         return world
 
@@ -90,7 +90,7 @@ class OldLake:
                 lake.store, lake.paths(table), clock, margin_us=lake.settings.clock_margin_us
             ),
         )
-        patch.setattr("cdc_pipeline.core.write_times.clock", clock)
+        patch.setattr("cdc_pipeline.core.changes.write_times.clock", clock)
         for name in TABLES:
             self.make_table(world, name, same=True)
 

@@ -10,11 +10,11 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from cdc_pipeline.capture.heal import open_gaps
 from cdc_pipeline.core.errors import NotReadyError
-from cdc_pipeline.defs.downstream import AUTOMATIC
-from cdc_pipeline.defs.notify import NotifyError
-from cdc_pipeline.lake.log import CaptureLog
+from cdc_pipeline.defs.operations.notify import NotifyError
+from cdc_pipeline.defs.tables.downstream import AUTOMATIC
+from cdc_pipeline.lake.storage.log import CaptureLog
+from cdc_pipeline.repair.heal import open_gaps
 from cdc_pipeline_tests.e2e.deployment import Deployment, deploy, materializations
 from cdc_pipeline_tests.e2e.world import World
 
@@ -147,14 +147,14 @@ def test_checks_that_a_run_planned_and_never_made(
     cursor = deployment.tick("alarm_sensor").cursor
     assert deployment.materialize("orders", "current_state").success
     with monkeypatch.context() as early:
-        early.setattr("cdc_pipeline.lake.current_state.publish_current_state", _not_ready)
+        early.setattr("cdc_pipeline.lake.publish.current_state.publish_current_state", _not_ready)
         result = deployment.materialize("orders", "current_state", tags={AUTOMATIC: "true"})
     assert materializations(result) == []
     made = {found.check_name: found.passed for found in result.get_asset_check_evaluations()}
     every = ("fresh", "type_conflicts", "columns_for_all_attributes")
     assert made == dict.fromkeys(every, True)
     with monkeypatch.context() as broken:
-        broken.setattr("cdc_pipeline.lake.current_state.publish_current_state", _stumble)
+        broken.setattr("cdc_pipeline.lake.publish.current_state.publish_current_state", _stumble)
         assert not deployment.materialize("orders", "current_state").success
     cursor = deployment.tick("alarm_sensor", cursor).cursor
     fresh = dg.AssetCheckKey(dg.AssetKey(["orders", "current_state"]), "fresh")
@@ -205,7 +205,7 @@ def test_a_run_that_fails_says_why_but_not_with_what(
     assert "orders__pitr_export: " in text
     assert "Fix: " in text
 
-    monkeypatch.setattr("cdc_pipeline.lake.current_state.publish_current_state", _stumble)
+    monkeypatch.setattr("cdc_pipeline.lake.publish.current_state.publish_current_state", _stumble)
     deployment.materialize("orders", "current_state")
     deployment.tick("run_failure_alarm", cursor)
     (text,) = webhook.take()

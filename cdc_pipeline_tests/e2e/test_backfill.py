@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.capture.backfill import BackfilledDay, backfill_days
-from cdc_pipeline.core import fold
+from cdc_pipeline.core.changes import fold
 from cdc_pipeline.core.errors import NotCoveredError
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.lake.log import CaptureLog
-from cdc_pipeline.sandbox.control import control
+from cdc_pipeline.lake.storage.log import CaptureLog
+from cdc_pipeline.repair.backfill import BackfilledDay, backfill_days
+from cdc_pipeline.sandbox.aws.control import control
 from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline_tests.e2e.told_by_aws import filter_exports
 from cdc_pipeline_tests.e2e.world import World, assert_mirrors, make_world, quick_sandbox
@@ -34,7 +34,7 @@ def kind() -> str:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[SandboxProcess]:
     """A sandbox of its own, for its clock is moved; windows of any length."""
-    monkeypatch.setattr("cdc_pipeline.core.write_times.clock", lambda: 4e9)
+    monkeypatch.setattr("cdc_pipeline.core.changes.write_times.clock", lambda: 4e9)
     with quick_sandbox() as process:
         yield process
 
@@ -143,7 +143,7 @@ def story(
     """Three days before capture begins, the baseline on the fourth, two days behind it."""
     world = make_world(quick, tmp_path, kind)
     world.activate(monkeypatch)
-    monkeypatch.setattr("cdc_pipeline.capture.increments.WAIT_SECONDS", 0.2)
+    monkeypatch.setattr("cdc_pipeline.repair.incremental_export.WAIT_SECONDS", 0.2)
 
     def now() -> float:
         return control(quick.endpoint_url)["now_micros"] / 1_000_000
@@ -261,7 +261,7 @@ def test_an_export_whose_files_are_gone_is_asked_for_anew(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("cdc_pipeline.capture.backfill._Backfill._fill", dies)
+        patch.setattr("cdc_pipeline.repair.backfill._Backfill._fill", dies)
         with pytest.raises(KeyboardInterrupt):
             story.backfill(day)
     world, s3 = story.world, story.world.client("s3")

@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.capture.sources import open_source
-from cdc_pipeline.core.attributes import plain_json, to_json
-from cdc_pipeline.core.backfill_plan import span_of
-from cdc_pipeline.core.capture_log import Entry, LogState
-from cdc_pipeline.core.changes import Change, stream_identity
-from cdc_pipeline.core.log_parts import FIRST_GENERATION, ShardState, StreamRef
-from cdc_pipeline.core.order import position
+from cdc_pipeline.capture.sources.source_choice import open_source
+from cdc_pipeline.core.changes.change import Change, stream_identity
+from cdc_pipeline.core.changes.order import position
+from cdc_pipeline.core.items.attributes import plain_json, to_json
+from cdc_pipeline.core.log.entries import FIRST_GENERATION, ShardState, StreamRef
+from cdc_pipeline.core.log.state import Entry, LogState
+from cdc_pipeline.core.plans.backfill import span_of
 from cdc_pipeline.core.transports import DYNAMODB_STREAMS
-from cdc_pipeline.lake.landing import write_landing
-from cdc_pipeline.lake.log import CaptureLog
+from cdc_pipeline.lake.storage.landing import write_landing
+from cdc_pipeline.lake.storage.log import CaptureLog
 from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline_tests.e2e.world import World, key, make_world
 from cdc_pipeline_tests.ui.stack import ask, dagster_dev, is_loaded, wait_for

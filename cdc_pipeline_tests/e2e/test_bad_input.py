@@ -16,7 +16,6 @@ import dagster as dg
 import pytest
 
 from cdc_pipeline.aws.export import ExportStatus
-from cdc_pipeline.capture import exports, snapshot
 from cdc_pipeline.core.errors import (
     CdcPipelineError,
     ExportError,
@@ -26,6 +25,8 @@ from cdc_pipeline.core.errors import (
 )
 from cdc_pipeline.core.run_context import RunContext
 from cdc_pipeline.defs.build import build_definitions
+from cdc_pipeline.snapshot import export as exports
+from cdc_pipeline.snapshot import snapshot
 from cdc_pipeline_tests.e2e import damage
 from cdc_pipeline_tests.e2e.damage import Export
 from cdc_pipeline_tests.e2e.wire import spoil

@@ -313,7 +313,7 @@ def test_item_contents_appear_in_no_output(
 
 def test_a_failed_comparison_names_keys_only(filled: World) -> None:
     """The proof's examples are keys; values stay where they are."""
-    from cdc_pipeline.capture.compare import compare_with_source
+    from cdc_pipeline.reconcile.compare import compare_with_source
 
     filled.put("things", "d", v={"S": SECRET})
     try:

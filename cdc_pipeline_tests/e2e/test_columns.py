@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.capture.compare import compare_with_source
+from cdc_pipeline.reconcile.compare import compare_with_source
 from cdc_pipeline_tests.e2e.world import World
 
 pytestmark = pytest.mark.slow

@@ -14,9 +14,9 @@ import dagster as dg
 import pytest
 
 from cdc_pipeline.defs.build import build_definitions
+from cdc_pipeline.sandbox.demo.traffic import create_tables, seed
 from cdc_pipeline.sandbox.process import SandboxProcess
-from cdc_pipeline.sandbox.traffic import create_tables, seed
-from cdc_pipeline.settings import PATH_VARIABLE, load_settings
+from cdc_pipeline.settings.model import PATH_VARIABLE, load_settings
 from cdc_pipeline_tests.e2e.deployment import (
     Deployment,
     deploy,

@@ -8,8 +8,8 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from cdc_pipeline.core.backoff import KILLS_FORGIVEN
-from cdc_pipeline.lake.log import CaptureLog
+from cdc_pipeline.core.plans.backoff import KILLS_FORGIVEN
+from cdc_pipeline.lake.storage.log import CaptureLog
 from cdc_pipeline_tests.e2e.deployment import Deployment, deploy, requested_tables
 from cdc_pipeline_tests.e2e.world import World
 
@@ -228,7 +228,7 @@ def test_a_heal_that_fails_is_tried_ever_more_seldom(
         raise ExportError("an export is damaged")
 
     # Whichever way it would be healed: one of them waits until recovery reaches our clock.
-    monkeypatch.setattr("cdc_pipeline.capture.heal.close_gaps", broken)
+    monkeypatch.setattr("cdc_pipeline.repair.heal.close_gaps", broken)
     test_a_heal_that_died_is_started_again(deployment, table, clock)
     cursor, asked = None, 0
     for _ in range(30):

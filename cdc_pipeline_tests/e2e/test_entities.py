@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from cdc_pipeline.capture.erase import erase_item
+from cdc_pipeline.erase.erase import erase_item
 from cdc_pipeline_tests.e2e.deployment import Deployment, deploy
 from cdc_pipeline_tests.e2e.world import World, assert_mirrors
 

@@ -18,27 +18,27 @@ import yaml
 from click.testing import CliRunner
 
 from cdc_pipeline.aws.export import describe_export, read_data_file, read_manifest
-from cdc_pipeline.capture import lander
-from cdc_pipeline.capture.erase import erase_item, erase_target, find_traces
-from cdc_pipeline.capture.heal import heal_gap, open_gaps
+from cdc_pipeline.capture.landing import lander
 from cdc_pipeline.cli import main
-from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.errors import (
     EraseRefusedError,
     LakeError,
     NotReadyError,
 )
-from cdc_pipeline.core.log_parts import Baseline, Erasure
-from cdc_pipeline.lake import current_state
-from cdc_pipeline.lake.aggregates import build_aggregate
-from cdc_pipeline.lake.connection import connect_lake
-from cdc_pipeline.lake.duck import arrow_table
-from cdc_pipeline.lake.holding import _avro_text
-from cdc_pipeline.lake.landing import write_quarantine
-from cdc_pipeline.lake.log import CaptureLog, new_nonce
-from cdc_pipeline.lake.maintenance import maintain_table
-from cdc_pipeline.lake.masked import masking_of
-from cdc_pipeline.lake.tables import CommitConflictError, Tables
+from cdc_pipeline.core.log.entries import Baseline, Erasure
+from cdc_pipeline.core.log.state import Entry, LogState
+from cdc_pipeline.erase.erase import erase_item, erase_target, find_traces
+from cdc_pipeline.erase.files import _avro_text
+from cdc_pipeline.lake.engine.duckdb_session import arrow_table
+from cdc_pipeline.lake.engine.masking import masking_of
+from cdc_pipeline.lake.iceberg.tables import CommitConflictError, Tables
+from cdc_pipeline.lake.publish import current_state
+from cdc_pipeline.lake.query.aggregates import build_aggregate
+from cdc_pipeline.lake.query.connection import connect_lake
+from cdc_pipeline.lake.storage.landing import write_quarantine
+from cdc_pipeline.lake.storage.log import CaptureLog, new_nonce
+from cdc_pipeline.lake.upkeep.maintenance import maintain_table
+from cdc_pipeline.repair.heal import heal_gap, open_gaps
 from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline.transform.aggregates import load_aggregates
 from cdc_pipeline_tests.e2e.world import (
@@ -77,7 +77,7 @@ def world(
     made.client("s3").put_bucket_versioning(
         Bucket=made.bucket, VersioningConfiguration={"Status": "Enabled"}
     )
-    monkeypatch.setattr("cdc_pipeline.capture.increments.WAIT_SECONDS", 0.2)
+    monkeypatch.setattr("cdc_pipeline.repair.incremental_export.WAIT_SECONDS", 0.2)
     folder = tmp_path / "aggregates"
     folder.mkdir()
     (folder / "per_note.sql").write_text(

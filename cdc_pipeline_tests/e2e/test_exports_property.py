@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
 
-from cdc_pipeline.aws.session import AwsSession
+from cdc_pipeline.aws.client.session import AwsSession
 from cdc_pipeline_tests.capture.test_capture_property import HOUR, LONG, Behaviour, Step, behaviours
 from cdc_pipeline_tests.e2e.exports_story import ExportsWorld, ReusedExports
 from cdc_pipeline_tests.simulators.clients import session, use
@@ -114,9 +114,9 @@ def sim() -> Iterator[ReusedExports]:
         # Thousands of stories share one client, and its budget of retries would run out.
         patch.setattr("botocore.retries.quota.RetryQuota.acquire", lambda *_: True)
         patch.setattr("cdc_pipeline.aws.shards._RETRY_SECONDS", 0)
-        patch.setattr("cdc_pipeline.capture.drain._FLUSH_WAIT_SECONDS", 0.002)
+        patch.setattr("cdc_pipeline.capture.shards.drain._FLUSH_WAIT_SECONDS", 0.002)
         # A story with many pauses of 40 days ends after today.
-        patch.setattr("cdc_pipeline.core.write_times.clock", lambda: 4e9)
+        patch.setattr("cdc_pipeline.core.changes.write_times.clock", lambda: 4e9)
         yield simulator
 
 

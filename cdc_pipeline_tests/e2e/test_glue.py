@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.core.landing import LANDING_COLUMNS, LandingColumn
-from cdc_pipeline.lake import glue as lake_glue
-from cdc_pipeline.lake.connection import connect_lake
-from cdc_pipeline.lake.duck import connect_duckdb
-from cdc_pipeline.lake.glue import find_repairs, repair
-from cdc_pipeline.lake.view_script import view_script
+from cdc_pipeline.core.changes.landing_columns import LANDING_COLUMNS, LandingColumn
+from cdc_pipeline.lake import glue_partitions as lake_glue
+from cdc_pipeline.lake.engine.duckdb_session import connect_duckdb
+from cdc_pipeline.lake.glue_partitions import find_repairs, repair
+from cdc_pipeline.lake.query.connection import connect_lake
+from cdc_pipeline.lake.query.view_script import view_script
 from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline_tests.e2e.world import World, make_world
 

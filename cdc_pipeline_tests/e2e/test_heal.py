@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from cdc_pipeline.capture import heal
-from cdc_pipeline.capture.heal import heal_gap, open_gaps
 from cdc_pipeline.cli import main
-from cdc_pipeline.core.coverage import holes
 from cdc_pipeline.core.errors import CannotHealError, ExportError, NotReadyError
-from cdc_pipeline.lake.log import CaptureLog
-from cdc_pipeline.lake.status import table_status
-from cdc_pipeline.sandbox.control import control
+from cdc_pipeline.core.log.coverage import holes
+from cdc_pipeline.lake.storage.log import CaptureLog
+from cdc_pipeline.lake.upkeep.status import table_status
+from cdc_pipeline.repair import heal
+from cdc_pipeline.repair.heal import heal_gap, open_gaps
+from cdc_pipeline.sandbox.aws.control import control
 from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline_tests.e2e.deployment import deploy, follow
 from cdc_pipeline_tests.e2e.world import (
@@ -50,7 +50,7 @@ def world(
 ) -> World:
     made = make_world(quick, tmp_path, kind)
     made.activate(monkeypatch)
-    monkeypatch.setattr("cdc_pipeline.capture.increments.WAIT_SECONDS", 0.2)
+    monkeypatch.setattr("cdc_pipeline.repair.incremental_export.WAIT_SECONDS", 0.2)
     made.make_table("orders")
     export = {**EXPORT, "bucket": made.bucket}
     made.configure("orders", export=export, aggregates="none")
@@ -155,7 +155,7 @@ def test_an_outage_of_thirty_hours(
         "cdc_pipeline.lake.lake.Lake.log",
         lambda lake, table: CaptureLog(lake.store, lake.paths(table), now),
     )
-    monkeypatch.setattr("cdc_pipeline.core.write_times.clock", lambda: 4e9)
+    monkeypatch.setattr("cdc_pipeline.core.changes.write_times.clock", lambda: 4e9)
     _change_everything(world)
     control(quick.endpoint_url, stand_at=int((now() + 30 * HOUR) * 1_000_000))
     world.put("orders", "k19", s={"S": "back"})
@@ -300,8 +300,8 @@ def test_what_backups_do_not_reach_needs_a_new_baseline(world: World) -> None:
 
 
 def test_time_travel_says_where_a_heal_knows_only_the_end(world: World) -> None:
-    from cdc_pipeline.lake.connection import connect_lake
-    from cdc_pipeline.lake.time_travel import parse_moment
+    from cdc_pipeline.lake.query.connection import connect_lake
+    from cdc_pipeline.lake.query.time_travel import parse_moment
 
     _break_continuity(world)
     world.capture("orders")

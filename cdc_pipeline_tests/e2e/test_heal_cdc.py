@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.capture.heal import heal_gap, open_gaps
 from cdc_pipeline.core.errors import NotReadyError
-from cdc_pipeline.lake.chain import check_chain
-from cdc_pipeline.lake.ttl_archive import build_archive_day
+from cdc_pipeline.lake.publish.image_chain import check_chain
+from cdc_pipeline.lake.publish.ttl_archive import build_archive_day
+from cdc_pipeline.repair.heal import heal_gap, open_gaps
 from cdc_pipeline_tests.e2e.twin import EXPORT, LATE, TABLE, KinesisTwin
 from cdc_pipeline_tests.e2e.world import (
     World,
@@ -66,7 +66,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         made = make_world(process, tmp_path, "local")
         made.margin_seconds = _WIDE_SECONDS
         made.activate(monkeypatch)
-        monkeypatch.setattr("cdc_pipeline.capture.increments.WAIT_SECONDS", 0.2)
+        monkeypatch.setattr("cdc_pipeline.repair.incremental_export.WAIT_SECONDS", 0.2)
         made.make_table(TABLE)
         export = {**EXPORT, "bucket": made.bucket, "least_window_minutes": 2 * _WIDE_SECONDS / 60}
         made.configure({"name": TABLE, "ttl_archive": True}, export=export)

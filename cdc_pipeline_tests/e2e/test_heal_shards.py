@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from cdc_pipeline.capture.backfill import backfill_days
-from cdc_pipeline.capture.heal import open_gaps
-from cdc_pipeline.core.coverage import holes
+from cdc_pipeline.core.log.coverage import holes
 from cdc_pipeline.core.run_context import RunContext
-from cdc_pipeline.lake.status import table_status
-from cdc_pipeline.sandbox.control import control
+from cdc_pipeline.lake.upkeep.status import table_status
+from cdc_pipeline.repair.backfill import backfill_days
+from cdc_pipeline.repair.heal import open_gaps
+from cdc_pipeline.sandbox.aws.control import control
 from cdc_pipeline_tests.e2e.twin import TABLE, Twin
 from cdc_pipeline_tests.e2e.world import (
     assert_each_change_once,

@@ -16,22 +16,22 @@ import pytest
 from click.testing import CliRunner
 
 from cdc_pipeline.aws.cloudwatch import channel_ages
-from cdc_pipeline.capture.channel import ChannelFiles
-from cdc_pipeline.capture.erase import erase_item
-from cdc_pipeline.capture.heal import heal_all
-from cdc_pipeline.capture.permissions import Policies, policies
-from cdc_pipeline.capture.reconcile import reconcile_full, reconcile_sample
-from cdc_pipeline.capture.sources import open_source
+from cdc_pipeline.capture.sources.channel import ChannelFiles
+from cdc_pipeline.capture.sources.source_choice import open_source
 from cdc_pipeline.cli import main
 from cdc_pipeline.core.errors import NotReadyError
-from cdc_pipeline.core.iam import Policy, Statement
-from cdc_pipeline.defs.notify import notify
-from cdc_pipeline.lake.aggregates import build_aggregate
-from cdc_pipeline.lake.glue import find_repairs, registered_days
-from cdc_pipeline.lake.maintenance import maintain_table
-from cdc_pipeline.lake.status import table_status
-from cdc_pipeline.sandbox.control import control
+from cdc_pipeline.core.plans.iam import Policy, Statement
+from cdc_pipeline.defs.operations.notify import notify
+from cdc_pipeline.erase.erase import erase_item
+from cdc_pipeline.lake.glue_partitions import find_repairs, registered_days
+from cdc_pipeline.lake.query.aggregates import build_aggregate
+from cdc_pipeline.lake.upkeep.maintenance import maintain_table
+from cdc_pipeline.lake.upkeep.status import table_status
+from cdc_pipeline.reconcile.reconcile import reconcile_full, reconcile_sample
+from cdc_pipeline.repair.heal import heal_all
+from cdc_pipeline.sandbox.aws.control import control
 from cdc_pipeline.sandbox.process import SandboxProcess
+from cdc_pipeline.setup.permissions import Policies, policies
 from cdc_pipeline.transform.aggregates import load_aggregates
 from cdc_pipeline_tests.e2e.test_accounts import OTHER, ROLE, in_other_account, let_in
 from cdc_pipeline_tests.e2e.world import World, make_world, quick_sandbox
@@ -71,7 +71,7 @@ def driven(
     """What a lake of five tables called in all that it does, and the policies for it."""
     direct = make_world(quick, tmp_path_factory.mktemp("iam"), "s3")
     with pytest.MonkeyPatch.context() as patch, Recorder(quick.endpoint_url) as recorder:
-        patch.setattr("cdc_pipeline.capture.increments.WAIT_SECONDS", 0.2)
+        patch.setattr("cdc_pipeline.repair.incremental_export.WAIT_SECONDS", 0.2)
         _make_sources(direct)
         world = World(recorder.endpoint_url, "s3", direct.folder, direct.account)
         world.activate(patch)

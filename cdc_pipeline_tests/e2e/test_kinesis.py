@@ -7,11 +7,11 @@ from datetime import date
 import pytest
 from click.testing import CliRunner
 
-from cdc_pipeline.capture.backfill import backfill_days
-from cdc_pipeline.capture.heal import heal_all
 from cdc_pipeline.cli import main
 from cdc_pipeline.core.errors import SourceError
-from cdc_pipeline.lake.status import table_status
+from cdc_pipeline.lake.upkeep.status import table_status
+from cdc_pipeline.repair.backfill import backfill_days
+from cdc_pipeline.repair.heal import heal_all
 from cdc_pipeline_tests.e2e.world import (
     World,
     assert_mirrors,
@@ -30,9 +30,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         made = make_world(process, tmp_path_factory.mktemp("kinesis"), "local")
         made.activate(patch)
         # A minute is a second, for those who look for losses.
-        patch.setattr("cdc_pipeline.capture.losses._MINUTE_US", 1_000_000)
-        patch.setattr("cdc_pipeline.capture.losses._LOOK_EVERY_US", 1_000_000)
-        patch.setattr("cdc_pipeline.capture.increments.WAIT_SECONDS", 0.2)
+        patch.setattr("cdc_pipeline.capture.landing.replication_losses._MINUTE_US", 1_000_000)
+        patch.setattr("cdc_pipeline.capture.landing.replication_losses._LOOK_EVERY_US", 1_000_000)
+        patch.setattr("cdc_pipeline.repair.incremental_export.WAIT_SECONDS", 0.2)
         made.make_table("orders")
         time.sleep(1)  # so that recovery reaches back to the whole second in which capture begins
         made.client("kinesis").create_stream(StreamName="changes", ShardCount=2)

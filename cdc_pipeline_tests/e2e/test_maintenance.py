@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from cdc_pipeline.lake.maintenance import maintain_table
+from cdc_pipeline.lake.upkeep.maintenance import maintain_table
 from cdc_pipeline_tests.e2e.world import World, assert_mirrors, assert_nothing_twice
 
 pytestmark = pytest.mark.slow
@@ -42,8 +42,10 @@ def test_a_lake_after_maintenance(world: World, monkeypatch: pytest.MonkeyPatch)
 
             return datetime.fromtimestamp(later, zone)
 
-    monkeypatch.setattr("cdc_pipeline.lake.maintenance.datetime", Later)
-    monkeypatch.setattr("cdc_pipeline.lake.log.CaptureLog.now_us", lambda _: int(later * 1e6))
+    monkeypatch.setattr("cdc_pipeline.lake.upkeep.maintenance.datetime", Later)
+    monkeypatch.setattr(
+        "cdc_pipeline.lake.storage.log.CaptureLog.now_us", lambda _: int(later * 1e6)
+    )
     done = maintain_table(lake, table)
     assert done.replaced_removed >= 12
     assert done.files >= 1

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.aws.s3_filesystem import s3_filesystem
-from cdc_pipeline.aws.s3_output import S3Output, sse_parameters
-from cdc_pipeline.aws.session import AwsSession
-from cdc_pipeline.capture.preflight import preflight
+from cdc_pipeline.aws.client.session import AwsSession
+from cdc_pipeline.aws.s3.filesystem import s3_filesystem
+from cdc_pipeline.aws.s3.output import S3Output, sse_parameters
 from cdc_pipeline.core.errors import LakeError, SourceError
-from cdc_pipeline.lake.connection import connect_lake
-from cdc_pipeline.lake.duck_s3 import DuckS3
+from cdc_pipeline.lake.engine.duckdb_s3 import DuckS3
+from cdc_pipeline.lake.query.connection import connect_lake
 from cdc_pipeline.sandbox.process import SandboxProcess
+from cdc_pipeline.setup.preflight import preflight
 from cdc_pipeline_tests.e2e.world import World, make_world, quick_sandbox
 from cdc_pipeline_tests.simulators.authority import make_authority
 from cdc_pipeline_tests.simulators.recorder import Answer, Recorder

@@ -12,18 +12,18 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from cdc_pipeline.capture.compare import compare_with_source
-from cdc_pipeline.capture.erase import erase_item
-from cdc_pipeline.capture.reconcile import reconcile_full, reconcile_sample
 from cdc_pipeline.cli import main
-from cdc_pipeline.core.attributes import canonical_item, to_json
-from cdc_pipeline.lake.aggregates import build_aggregate
-from cdc_pipeline.lake.connection import connect_lake
-from cdc_pipeline.lake.duck import identifier
-from cdc_pipeline.lake.holding import _avro_text
-from cdc_pipeline.lake.log import CaptureLog
-from cdc_pipeline.lake.maintenance import maintain_table
-from cdc_pipeline.lake.ttl_archive import build_archive_day
+from cdc_pipeline.core.items.attributes import canonical_item, to_json
+from cdc_pipeline.erase.erase import erase_item
+from cdc_pipeline.erase.files import _avro_text
+from cdc_pipeline.lake.engine.duckdb_session import identifier
+from cdc_pipeline.lake.publish.ttl_archive import build_archive_day
+from cdc_pipeline.lake.query.aggregates import build_aggregate
+from cdc_pipeline.lake.query.connection import connect_lake
+from cdc_pipeline.lake.storage.log import CaptureLog
+from cdc_pipeline.lake.upkeep.maintenance import maintain_table
+from cdc_pipeline.reconcile.compare import compare_with_source
+from cdc_pipeline.reconcile.reconcile import reconcile_full, reconcile_sample
 from cdc_pipeline.transform.aggregates import load_aggregates
 from cdc_pipeline_tests.data.make_old_lake import EVERYTHING, TABLES, VICTIM, rows_of
 from cdc_pipeline_tests.e2e.earlier import EarlierSandbox
@@ -163,7 +163,7 @@ def _maintain(world: World) -> None:
                 return datetime.now(zone) + later
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("cdc_pipeline.lake.maintenance.datetime", Later)
+            patch.setattr("cdc_pipeline.lake.upkeep.maintenance.datetime", Later)
             patch.setattr(CaptureLog, "now_us", lambda log, us=later_us: now_us(log) + us)
             for name in TABLES:
                 done = maintain_table(lake, world.table(name))

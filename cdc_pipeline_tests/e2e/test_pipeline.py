@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from cdc_pipeline.core.errors import NotReadyError
-from cdc_pipeline.lake.aggregates import build_aggregate
-from cdc_pipeline.lake.glue import find_repairs, registered_days
-from cdc_pipeline.sandbox.traffic import Traffic, TrafficCounts, create_tables, seed
+from cdc_pipeline.lake.glue_partitions import find_repairs, registered_days
+from cdc_pipeline.lake.query.aggregates import build_aggregate
+from cdc_pipeline.sandbox.demo.traffic import Traffic, TrafficCounts, create_tables, seed
 from cdc_pipeline.transform.aggregates import load_aggregates
 from cdc_pipeline_tests.e2e.world import (
     ORDERS_AND_CUSTOMERS,

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from cdc_pipeline.capture.asking import Finding
-from cdc_pipeline.capture.preflight import Report, preflight
-from cdc_pipeline.capture.shard_reader import polls_needed
+from cdc_pipeline.capture.shards.shard_reader import polls_needed
 from cdc_pipeline.cli import main
-from cdc_pipeline.core.prices import stream_reads_usd
+from cdc_pipeline.core.plans.prices import stream_reads_usd
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.sandbox.process import SandboxProcess
-from cdc_pipeline.settings import load_settings
+from cdc_pipeline.settings.model import load_settings
+from cdc_pipeline.setup.findings import Finding
+from cdc_pipeline.setup.preflight import Report, preflight
 from cdc_pipeline_tests.capture.delivery import now, record, to_us
 from cdc_pipeline_tests.e2e.told_by_aws import make_global
 from cdc_pipeline_tests.e2e.world import World, key, make_world

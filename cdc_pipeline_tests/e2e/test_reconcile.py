@@ -17,16 +17,16 @@ from click.testing import CliRunner, Result
 
 from cdc_pipeline.aws.table import describe_table, scan_some
 from cdc_pipeline.capture.catch_up import capture_to
-from cdc_pipeline.capture.reconcile import reconcile_full, reconcile_sample
-from cdc_pipeline.capture.shadow import discard_shadow, held_shadow, release_shadow
-from cdc_pipeline.capture.snapshot import take_snapshot
 from cdc_pipeline.cli import main
 from cdc_pipeline.core.errors import ExportError, NotReadyError
 from cdc_pipeline.core.run_context import RunContext
-from cdc_pipeline.lake.connection import connect_lake
-from cdc_pipeline.lake.maintenance import maintain_table
-from cdc_pipeline.lake.tables import data_files
-from cdc_pipeline.lake.verify import verify_files
+from cdc_pipeline.lake.iceberg.tables import data_files
+from cdc_pipeline.lake.query.connection import connect_lake
+from cdc_pipeline.lake.upkeep.maintenance import maintain_table
+from cdc_pipeline.lake.upkeep.verify import verify_files
+from cdc_pipeline.reconcile.reconcile import reconcile_full, reconcile_sample
+from cdc_pipeline.snapshot.shadow import discard_shadow, held_shadow, release_shadow
+from cdc_pipeline.snapshot.snapshot import take_snapshot
 from cdc_pipeline_tests.e2e.checkpoint import Checkpoint
 from cdc_pipeline_tests.e2e.damage import Export
 from cdc_pipeline_tests.e2e.deployment import Deployment, deploy, today
@@ -318,8 +318,8 @@ def test_a_real_difference_shows_beside_items_in_flight(filled: World) -> None:
 
 
 def test_an_open_gap_is_no_difference_but_a_reason(filled: World) -> None:
-    from cdc_pipeline.core.capture_log import Entry
-    from cdc_pipeline.core.log_parts import Gap
+    from cdc_pipeline.core.log.entries import Gap
+    from cdc_pipeline.core.log.state import Entry
 
     log = filled.lake().log(filled.table(NAME))
     state = log.load()
@@ -350,7 +350,7 @@ def test_each_origin_of_a_sample_finds_its_kind(
             row.update(_item="{}")
     pq.write_table(pa.Table.from_pylist([ghost, *rows], table.schema), path)
     for name in blind:
-        monkeypatch.setattr(f"cdc_pipeline.capture.sample.{name}", lambda *_: [])
+        monkeypatch.setattr(f"cdc_pipeline.reconcile.sample.{name}", lambda *_: [])
     time.sleep(2.1)  # of what changed within the clocks' difference nothing is said
     found = _kinds(_sample(filled))
     assert seen.items() <= found.items()
@@ -491,7 +491,7 @@ def test_a_baseline_that_is_asked_for_takes_over_an_unfinished_shadow(
     filled: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as context:
-        context.setattr("cdc_pipeline.capture.snapshot._stage", _killed)
+        context.setattr("cdc_pipeline.snapshot.snapshot._stage", _killed)
         with pytest.raises(KeyboardInterrupt):
             take_snapshot(filled.lake(), filled.table(NAME), shadow=True)
     shadow = filled.lake().log(filled.table(NAME)).load().shadow
@@ -533,12 +533,12 @@ def test_maintenance_removes_a_discarded_shadow_and_nothing_else(
                 return later
 
         with monkeypatch.context() as context:
-            context.setattr("cdc_pipeline.lake.maintenance.datetime", Later)
+            context.setattr("cdc_pipeline.lake.upkeep.maintenance.datetime", Later)
             maintain_table(lake, table)
         return set(filled.stored("iceberg/cdc/orders_snapshot/data/"))
 
     with monkeypatch.context() as context:
-        context.setattr("cdc_pipeline.capture.shadow.record_baseline", _killed)
+        context.setattr("cdc_pipeline.snapshot.shadow.record_baseline", _killed)
         with pytest.raises(KeyboardInterrupt):
             discard_shadow(lake, table, shadow)
     assert maintain(10) == both, "it is held still: somebody may publish it"
@@ -657,7 +657,7 @@ def test_masked_tables_are_compared_as_published(
 
 
 def assert_mirrors_masked(world: World) -> int:
-    from cdc_pipeline.capture.compare import compare_with_source
+    from cdc_pipeline.reconcile.compare import compare_with_source
 
     compared = compare_with_source(world.lake(), world.table(NAME))
     assert compared.differences == 0, compared

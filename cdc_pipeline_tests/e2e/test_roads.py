@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.core.changes import from_stream_record
+from cdc_pipeline.core.changes.change import from_stream_record
+from cdc_pipeline.sandbox.demo.transports import start_traffic
+from cdc_pipeline.sandbox.demo.workspace import BUCKET, write_settings
 from cdc_pipeline.sandbox.process import SandboxProcess
-from cdc_pipeline.sandbox.roads import start_traffic
-from cdc_pipeline.sandbox.workspace import BUCKET, write_settings
 from cdc_pipeline_tests.e2e.world import World, assert_mirrors, assert_nothing_twice, make_world
 from cdc_pipeline_tests.sandbox.clients import connect, read_stream, wait_for
 

@@ -13,7 +13,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from cdc_pipeline.lake.tables import table_property
+from cdc_pipeline.lake.iceberg.tables import table_property
 from cdc_pipeline_tests.e2e.deployment import Deployment, deploy, today
 from cdc_pipeline_tests.e2e.wire import spoil
 from cdc_pipeline_tests.e2e.world import World, assert_mirrors, assert_nothing_twice
@@ -159,7 +159,7 @@ def test_a_lake_where_nothing_happens_costs_no_load_of_a_table(
     def refuse(*_: object) -> None:
         raise AssertionError("a table was loaded")
 
-    monkeypatch.setattr("cdc_pipeline.lake.tables.Tables.load", refuse)
+    monkeypatch.setattr("cdc_pipeline.lake.iceberg.tables.Tables.load", refuse)
     tick = deployment.tick("downstream", cursor)
     assert tick.skip_message == "nothing lacks anything"
     deployment.world.capture(table)  # an entry that lands nothing
@@ -175,7 +175,7 @@ def test_a_quiet_table_says_up_to_when_it_is_complete(
     tick = deployment.tick("downstream")
     before = world.lake().tables.load(f"{table}_current_state")
     assert before is not None
-    monkeypatch.setattr("cdc_pipeline.defs.downstream._LEAST_QUIET_SECONDS", 1)
+    monkeypatch.setattr("cdc_pipeline.defs.tables.downstream._LEAST_QUIET_SECONDS", 1)
     time.sleep(1.1)
     world.capture(table)
     tick = deployment.tick("downstream", tick.cursor)
@@ -215,7 +215,7 @@ def test_a_run_that_fails_again_and_again_backs_off(
         raise LakeError("the disk is full")
 
     with monkeypatch.context() as while_broken:
-        while_broken.setattr("cdc_pipeline.lake.cdc.build_cdc_days", broken)
+        while_broken.setattr("cdc_pipeline.lake.publish.cdc.build_cdc_days", broken)
         tick = deployment.tick("downstream")
         cdc = dg.AssetKey([table, "cdc"])
         (request,) = [r for r in tick.run_requests if cdc in r.asset_selection]

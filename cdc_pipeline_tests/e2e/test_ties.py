@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.capture.completion import ItemReader
-from cdc_pipeline.capture.lander import Lander
-from cdc_pipeline.capture.result import CaptureResult
-from cdc_pipeline.capture.source import Source
-from cdc_pipeline.core.capture_log import Entry
-from cdc_pipeline.core.changes import Change
-from cdc_pipeline.core.envelope import from_envelope
-from cdc_pipeline.core.log_parts import StreamRef
-from cdc_pipeline.lake.log import new_nonce
+from cdc_pipeline.capture.landing.lander import Lander
+from cdc_pipeline.capture.landing.result import CaptureResult
+from cdc_pipeline.capture.sources.item_reader import ItemReader
+from cdc_pipeline.capture.sources.source import Source
+from cdc_pipeline.core.changes.change import Change
+from cdc_pipeline.core.changes.kinesis import from_envelope
+from cdc_pipeline.core.log.entries import StreamRef
+from cdc_pipeline.core.log.state import Entry
+from cdc_pipeline.lake.storage.log import new_nonce
 from cdc_pipeline_tests.e2e.world import World, key
 
 pytestmark = pytest.mark.slow

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.lake.ttl_archive import build_archive_day
+from cdc_pipeline.lake.publish.ttl_archive import build_archive_day
 from cdc_pipeline_tests.e2e.world import World, key
 
 pytestmark = pytest.mark.slow

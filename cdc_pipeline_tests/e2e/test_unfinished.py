@@ -17,16 +17,21 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from cdc_pipeline.capture import drain, erase, exports, heal, reconcile, snapshot
-from cdc_pipeline.capture.erase import erase_item
-from cdc_pipeline.capture.heal import open_gaps
-from cdc_pipeline.capture.reconcile import reconcile_full
+from cdc_pipeline.capture.shards import drain
 from cdc_pipeline.cli import main
 from cdc_pipeline.core.errors import CdcPipelineError
-from cdc_pipeline.lake.log import CaptureLog
-from cdc_pipeline.sandbox.control import control
+from cdc_pipeline.erase import erase
+from cdc_pipeline.erase.erase import erase_item
+from cdc_pipeline.lake.storage.log import CaptureLog
+from cdc_pipeline.reconcile import reconcile
+from cdc_pipeline.reconcile.reconcile import reconcile_full
+from cdc_pipeline.repair import heal
+from cdc_pipeline.repair.heal import open_gaps
+from cdc_pipeline.sandbox.aws.control import control
 from cdc_pipeline.sandbox.errors import SandboxError
 from cdc_pipeline.sandbox.process import SandboxProcess
+from cdc_pipeline.snapshot import export as exports
+from cdc_pipeline.snapshot import snapshot
 from cdc_pipeline_tests.e2e.damage import Export
 from cdc_pipeline_tests.e2e.world import World, assert_mirrors, make_world, quick_sandbox
 
@@ -96,8 +101,8 @@ def world(
         "cdc_pipeline.lake.lake.Lake.log",
         lambda lake, table: CaptureLog(lake.store, lake.paths(table), clock.now),
     )
-    monkeypatch.setattr("cdc_pipeline.core.write_times.clock", clock.now)
-    monkeypatch.setattr("cdc_pipeline.capture.increments.WAIT_SECONDS", 0.2)
+    monkeypatch.setattr("cdc_pipeline.core.changes.write_times.clock", clock.now)
+    monkeypatch.setattr("cdc_pipeline.repair.incremental_export.WAIT_SECONDS", 0.2)
     monkeypatch.setattr("cdc_pipeline.capture.catch_up._LOOK_SECONDS", 0.1)
     made.make_table(NAME)
     export = {"bucket": made.bucket, "poll_seconds": 0.05, "least_window_minutes": 1 / 60}

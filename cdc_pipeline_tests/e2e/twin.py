@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.capture.heal import heal_gap, open_gaps
-from cdc_pipeline.capture.result import CaptureFailedError, CaptureResult
-from cdc_pipeline.capture.snapshot import take_snapshot
+from cdc_pipeline.capture.landing.result import CaptureFailedError, CaptureResult
 from cdc_pipeline.core.errors import ExportError, NotReadyError
 from cdc_pipeline.core.run_context import RunContext
-from cdc_pipeline.lake.current_state import handover_us
-from cdc_pipeline.lake.log import CaptureLog
-from cdc_pipeline.sandbox.control import control
+from cdc_pipeline.lake.publish.current_state import handover_us
+from cdc_pipeline.lake.storage.log import CaptureLog
+from cdc_pipeline.repair.heal import heal_gap, open_gaps
+from cdc_pipeline.sandbox.aws.control import control
+from cdc_pipeline.snapshot.snapshot import take_snapshot
 from cdc_pipeline_tests.e2e.world import World, key
 from cdc_pipeline_tests.simulators.clock import SimulatedClock
 from cdc_pipeline_tests.simulators.kinesis_server import KinesisSimulator
@@ -51,7 +51,7 @@ class Twin:
             "cdc_pipeline.lake.lake.Lake.log",
             lambda lake, table: CaptureLog(lake.store, lake.paths(table), self.clock),
         )
-        monkeypatch.setattr("cdc_pipeline.core.write_times.clock", self.clock)
+        monkeypatch.setattr("cdc_pipeline.core.changes.write_times.clock", self.clock)
 
     def sleep(self, seconds: float) -> None:
         """Let time pass, for everybody."""
@@ -126,6 +126,6 @@ class KinesisTwin(Twin):
 
     def activate(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().activate(monkeypatch)
-        monkeypatch.setattr("cdc_pipeline.capture.reading._READS_PER_SECOND", 1000)
+        monkeypatch.setattr("cdc_pipeline.capture.sources.reading._READS_PER_SECOND", 1000)
         for service in ("KINESIS", "CLOUDWATCH"):
             monkeypatch.setenv(f"AWS_ENDPOINT_URL_{service}", self.simulator.endpoint_url)

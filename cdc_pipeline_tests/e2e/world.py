@@ -16,18 +16,22 @@ import yaml
 from botocore.config import Config
 
 import cdc_pipeline
-from cdc_pipeline.capture.compare import compare_with_source
-from cdc_pipeline.capture.result import CaptureResult
+from cdc_pipeline.capture.landing.result import CaptureResult
 from cdc_pipeline.capture.run import Captured, Failed, capture_tables
-from cdc_pipeline.capture.snapshot import SnapshotResult, take_snapshot
-from cdc_pipeline.core import fold
-from cdc_pipeline.lake.cdc import CdcDay, build_cdc_day, build_cdc_days
-from cdc_pipeline.lake.connection import connect_lake
-from cdc_pipeline.lake.current_state import PublishResult, handover_us, publish_current_state
+from cdc_pipeline.core.changes import fold
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.lake.staleness import Staleness
+from cdc_pipeline.lake.publish.cdc import CdcDay, build_cdc_day, build_cdc_days
+from cdc_pipeline.lake.publish.current_state import (
+    PublishResult,
+    handover_us,
+    publish_current_state,
+)
+from cdc_pipeline.lake.publish.staleness import Staleness
+from cdc_pipeline.lake.query.connection import connect_lake
+from cdc_pipeline.reconcile.compare import compare_with_source
 from cdc_pipeline.sandbox.process import SandboxProcess
-from cdc_pipeline.settings import PATH_VARIABLE, Table, load_settings
+from cdc_pipeline.settings.model import PATH_VARIABLE, Table, load_settings
+from cdc_pipeline.snapshot.snapshot import SnapshotResult, take_snapshot
 from cdc_pipeline_tests.reference_cdc import COLUMNS, Landed, cdc_of
 
 PACKAGE_ROOT = Path(cdc_pipeline.__file__).resolve().parents[1]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cdc_pipeline.core.landing import LANDING_COLUMNS
+from cdc_pipeline.core.changes.landing_columns import LANDING_COLUMNS
 from cdc_pipeline_tests.envelopes import TABLE, TABLE_ID
 from infra import lambda_handler
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from botocore.validate import ParamValidator
 
-from cdc_pipeline.core.channel import folder_of, has_days
-from cdc_pipeline.settings import parse_settings
+from cdc_pipeline.core.changes.channel import folder_of, has_days
+from cdc_pipeline.settings.model import parse_settings
 from cdc_pipeline_tests.infra.template import ACCOUNT, KEY, REGION, STACK, Stack
 
 _PATH = Path(__file__).parents[2] / "infra" / "kinesis_channel.yaml"

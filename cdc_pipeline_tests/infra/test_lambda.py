@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc_pipeline.core.changes import Change
-from cdc_pipeline.core.envelope import from_envelope, read_envelope
+from cdc_pipeline.core.changes.change import Change
+from cdc_pipeline.core.changes.kinesis import from_envelope, read_envelope
+from cdc_pipeline.core.changes.landing_columns import LANDING_COLUMNS
 from cdc_pipeline.core.errors import UnreadableError
-from cdc_pipeline.core.landing import LANDING_COLUMNS
 from cdc_pipeline.core.transports import FIREHOSE
-from cdc_pipeline.lake.landing import LANDING_SCHEMA, landing_table
+from cdc_pipeline.lake.storage.landing import LANDING_SCHEMA, landing_table
 from cdc_pipeline_tests.envelopes import (
     ENVELOPES,
     KEYS,

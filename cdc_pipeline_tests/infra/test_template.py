@@ -14,7 +14,7 @@ import yaml
 from botocore import xform_name
 from botocore.validate import ParamValidator
 
-from cdc_pipeline.core.landing import LANDING_COLUMNS
+from cdc_pipeline.core.changes.landing_columns import LANDING_COLUMNS
 from cdc_pipeline.core.names import TablePaths, day_folder
 from cdc_pipeline_tests.infra.template import ACCOUNT, KEY, PATH, REGION, STACK, Stack
 from infra.lambda_handler import TABLE_IDS, handler

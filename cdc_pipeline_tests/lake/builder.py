@@ -10,21 +10,21 @@ from typing import Any
 
 import pyarrow as pa
 
-from cdc_pipeline.core.attributes import canonical_item, plain_json, to_json
-from cdc_pipeline.core.capture_log import Entry, LogState
-from cdc_pipeline.core.changes import Change, stream_identity
-from cdc_pipeline.core.fold import KeyedChange, Row, fold
-from cdc_pipeline.core.fold import items as live
-from cdc_pipeline.core.log_parts import Baseline, ShardState, StreamRef
-from cdc_pipeline.core.order import SNAPSHOT_POSITION, order_key, position
+from cdc_pipeline.core.changes.change import Change, stream_identity
+from cdc_pipeline.core.changes.fold import KeyedChange, Row, fold
+from cdc_pipeline.core.changes.fold import items as live
+from cdc_pipeline.core.changes.order import SNAPSHOT_POSITION, order_key, position
+from cdc_pipeline.core.items.attributes import canonical_item, plain_json, to_json
+from cdc_pipeline.core.log.entries import Baseline, ShardState, StreamRef
+from cdc_pipeline.core.log.state import Entry, LogState
 from cdc_pipeline.core.transports import DYNAMODB_STREAMS
-from cdc_pipeline.lake.duck import arrow_table, open_duckdb
+from cdc_pipeline.lake.engine.duckdb_session import arrow_table, open_duckdb
+from cdc_pipeline.lake.engine.item_table import column_names, replace_typed
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.lake.landing import write_landing
-from cdc_pipeline.lake.log import new_nonce
-from cdc_pipeline.lake.query import connect_for
-from cdc_pipeline.lake.typed import column_names, replace_typed
-from cdc_pipeline.settings import Table, parse_settings
+from cdc_pipeline.lake.query.query import connect_for
+from cdc_pipeline.lake.storage.landing import write_landing
+from cdc_pipeline.lake.storage.log import new_nonce
+from cdc_pipeline.settings.model import Table, parse_settings
 from cdc_pipeline.transform.shred import NARROW_SCHEMA
 
 MARGIN_US = 2_000_000
@@ -43,7 +43,7 @@ def key_of(name: str) -> dict[str, Any]:
 
 @dataclass
 class LakeBuilder:
-    """One table of a local lake, and what its state must be (`expected`, by `core.fold`)."""
+    """One table of a local lake, and its state as `core.changes.fold` has it (`expected`)."""
 
     lake: Lake
     state: LogState = field(default_factory=LogState)

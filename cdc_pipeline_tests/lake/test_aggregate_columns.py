@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from cdc_pipeline.core.clock import day_of
-from cdc_pipeline.lake.aggregates import build_aggregate
-from cdc_pipeline.lake.connection import connect_lake
+from cdc_pipeline.lake.query.aggregates import build_aggregate
+from cdc_pipeline.lake.query.connection import connect_lake
 from cdc_pipeline.transform.aggregates import load_aggregates
 from cdc_pipeline_tests.lake.builder import START_US, LakeBuilder, change, temporary_lake
 

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from cdc_pipeline.core.attributes import canonical_item, plain_json, to_json
 from cdc_pipeline.core.clock import day_of
-from cdc_pipeline.core.columns import SYSTEM_COLUMNS
-from cdc_pipeline.lake.aggregates import build_aggregate
-from cdc_pipeline.lake.append import upper_text_bound
-from cdc_pipeline.lake.cdc import build_cdc_day
-from cdc_pipeline.lake.current_state import publish_current_state
-from cdc_pipeline.lake.ttl_archive import build_archive_day
+from cdc_pipeline.core.items.attributes import canonical_item, plain_json, to_json
+from cdc_pipeline.core.items.columns import SYSTEM_COLUMNS
+from cdc_pipeline.lake.iceberg.writer import upper_text_bound
+from cdc_pipeline.lake.publish.cdc import build_cdc_day
+from cdc_pipeline.lake.publish.current_state import publish_current_state
+from cdc_pipeline.lake.publish.ttl_archive import build_archive_day
+from cdc_pipeline.lake.query.aggregates import build_aggregate
 from cdc_pipeline.transform.aggregates import load_aggregates
 from cdc_pipeline_tests.lake.builder import (
     MARGIN_US,
@@ -43,7 +43,7 @@ wide_texts = st.text(
 
 @pytest.fixture(autouse=True)
 def _no_syncing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cdc_pipeline.lake.store.os.fsync", lambda handle: None)
+    monkeypatch.setattr("cdc_pipeline.lake.storage.store.os.fsync", lambda handle: None)
 
 
 @given(wide_texts, st.integers(1, _CUT + 4))

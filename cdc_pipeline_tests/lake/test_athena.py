@@ -11,15 +11,15 @@ from sqlglot import exp
 
 from cdc_pipeline.cli import main
 from cdc_pipeline.core.clock import day_of
-from cdc_pipeline.core.columns import Column
 from cdc_pipeline.core.errors import EraseRefusedError, QueryError
+from cdc_pipeline.core.items.columns import Column
 from cdc_pipeline.core.names import safe_name
-from cdc_pipeline.lake.athena import athena_script, catalogued
-from cdc_pipeline.lake.cdc import build_cdc_day
-from cdc_pipeline.lake.current_state import publish_current_state
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.lake.view_script import list_views, view_script
-from cdc_pipeline.settings import PATH_VARIABLE, load_settings
+from cdc_pipeline.lake.publish.cdc import build_cdc_day
+from cdc_pipeline.lake.publish.current_state import publish_current_state
+from cdc_pipeline.lake.query.athena import athena_script, catalogued
+from cdc_pipeline.lake.query.view_script import list_views, view_script
+from cdc_pipeline.settings.model import PATH_VARIABLE, load_settings
 from cdc_pipeline.transform.athena import Catalogued, athena_statements
 from cdc_pipeline_tests.lake.builder import MARGIN_US, START_US, LakeBuilder, change
 

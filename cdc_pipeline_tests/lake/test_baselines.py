@@ -10,11 +10,11 @@ import duckdb
 import pytest
 
 from cdc_pipeline.core.errors import LakeError
-from cdc_pipeline.lake.baselines import TAG, forget_baselines, tag_baselines
-from cdc_pipeline.lake.connection import connect_lake
-from cdc_pipeline.lake.current_state import publish_current_state
-from cdc_pipeline.lake.maintenance import maintain_table
-from cdc_pipeline.lake.verify import BASELINE, verify_files
+from cdc_pipeline.lake.publish.baselines import TAG, forget_baselines, tag_baselines
+from cdc_pipeline.lake.publish.current_state import publish_current_state
+from cdc_pipeline.lake.query.connection import connect_lake
+from cdc_pipeline.lake.upkeep.maintenance import maintain_table
+from cdc_pipeline.lake.upkeep.verify import BASELINE, verify_files
 from cdc_pipeline_tests.lake.builder import (
     MARGIN_US,
     START_US,

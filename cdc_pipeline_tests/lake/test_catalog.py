@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from cdc_pipeline.core.errors import LakeError, SettingsError
-from cdc_pipeline.lake.catalog_rest import _Rest
+from cdc_pipeline.lake.iceberg.catalog_rest import _Rest
 from cdc_pipeline_tests.lake.builder import LakeBuilder
 
 _SECRET = "hunter2-4711"

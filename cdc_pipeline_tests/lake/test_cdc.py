@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.core.changes import Change
+from cdc_pipeline.core.changes.change import Change
+from cdc_pipeline.core.changes.order import position
 from cdc_pipeline.core.clock import day_of
-from cdc_pipeline.core.log_parts import Gap, Heal, HealWindow
-from cdc_pipeline.core.order import position
+from cdc_pipeline.core.log.entries import Gap, Heal, HealWindow
 from cdc_pipeline.core.transports import DYNAMODB_STREAMS, EXPORT
-from cdc_pipeline.lake.cdc import CDC_SCHEMA, build_cdc_day, build_cdc_days
-from cdc_pipeline.lake.restore import restore_landing
-from cdc_pipeline.lake.tables import table_property
+from cdc_pipeline.lake.iceberg.tables import table_property
+from cdc_pipeline.lake.publish.cdc import CDC_SCHEMA, build_cdc_day, build_cdc_days
+from cdc_pipeline.lake.upkeep.restore import restore_landing
 from cdc_pipeline_tests.lake.builder import START_US, LakeBuilder, change, plain_view
 
 _DAY_US = 24 * 3600 * 1_000_000
@@ -26,7 +26,7 @@ _TOMORROW = day_of(_LATER)
 
 @pytest.fixture(autouse=True)
 def _no_syncing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cdc_pipeline.lake.store.os.fsync", lambda handle: None)
+    monkeypatch.setattr("cdc_pipeline.lake.storage.store.os.fsync", lambda handle: None)
 
 
 def _rows(built: LakeBuilder) -> list[dict[str, Any]]:
@@ -204,7 +204,7 @@ def test_days_with_healed_rows_that_an_older_version_built_are_built_again(
     built.land([record, plain])
     _heal(built, [_line(record)])
     with monkeypatch.context() as older:
-        older.setattr("cdc_pipeline.lake.cdc._PRESENT_RULES", "1")
+        older.setattr("cdc_pipeline.lake.publish.cdc._PRESENT_RULES", "1")
         for day in (_TODAY, _TOMORROW):
             build_cdc_day(built.lake, built.table, day)
     before = built.state.n

@@ -6,12 +6,12 @@ from datetime import date, timedelta
 
 import pytest
 
-from cdc_pipeline.core.attributes import to_json
-from cdc_pipeline.core.changes import Change
+from cdc_pipeline.core.changes.change import Change
 from cdc_pipeline.core.clock import day_of
-from cdc_pipeline.core.log_parts import Gap, Heal
-from cdc_pipeline.lake.cdc import build_cdc_day
-from cdc_pipeline.lake.chain import Chain, check_chain
+from cdc_pipeline.core.items.attributes import to_json
+from cdc_pipeline.core.log.entries import Gap, Heal
+from cdc_pipeline.lake.publish.cdc import build_cdc_day
+from cdc_pipeline.lake.publish.image_chain import Chain, check_chain
 from cdc_pipeline_tests.lake.builder import START_US, LakeBuilder, change, key_of, temporary_lake
 
 

@@ -1,4 +1,4 @@
-"""current_state on a local lake: at every step the view is what `core.fold` says."""
+"""current_state on a local lake: at every step the view is what `core.changes.fold` says."""
 
 import base64
 import json
@@ -11,21 +11,22 @@ from hypothesis import given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
 
-from cdc_pipeline.core.attributes import plain_value
-from cdc_pipeline.core.columns import SYSTEM_COLUMNS
 from cdc_pipeline.core.errors import LakeError, NotReadyError, QueryError
-from cdc_pipeline.core.log_parts import Gap
-from cdc_pipeline.core.view_names import VIEW_COLUMNS
-from cdc_pipeline.lake import append, current_state
-from cdc_pipeline.lake.connection import connect_lake
-from cdc_pipeline.lake.current_state import (
+from cdc_pipeline.core.items.attributes import plain_value
+from cdc_pipeline.core.items.columns import SYSTEM_COLUMNS
+from cdc_pipeline.core.items.view_names import VIEW_COLUMNS
+from cdc_pipeline.core.log.entries import Gap
+from cdc_pipeline.lake.engine.item_table import max_order_key
+from cdc_pipeline.lake.iceberg import writer
+from cdc_pipeline.lake.iceberg.tables import CommitConflictError, data_files, table_property
+from cdc_pipeline.lake.publish import current_state
+from cdc_pipeline.lake.publish.current_state import (
     PublishResult,
     is_worth_folding,
     publish_current_state,
 )
-from cdc_pipeline.lake.query import run_query
-from cdc_pipeline.lake.tables import CommitConflictError, data_files, table_property
-from cdc_pipeline.lake.typed import max_order_key
+from cdc_pipeline.lake.query.connection import connect_lake
+from cdc_pipeline.lake.query.query import run_query
 from cdc_pipeline_tests.lake.builder import (
     MARGIN_US,
     START_US,
@@ -188,7 +189,7 @@ def _story(
 
 @pytest.fixture(autouse=True)
 def _no_syncing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cdc_pipeline.lake.store.os.fsync", lambda handle: None)
+    monkeypatch.setattr("cdc_pipeline.lake.storage.store.os.fsync", lambda handle: None)
 
 
 @budget(max_examples=8)
@@ -325,8 +326,8 @@ def test_rows_of_many_files_are_told_apart(
     built: LakeBuilder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A base of a file per item; changes of two generations, in two files each."""
-    monkeypatch.setattr(append, "ROW_GROUP_ROWS", 1)
-    monkeypatch.setattr(append, "_FILE_BYTES", 1)
+    monkeypatch.setattr(writer, "ROW_GROUP_ROWS", 1)
+    monkeypatch.setattr(writer, "_FILE_BYTES", 1)
     _ready(built, {name: {"n": _N} for name in "abcdef"})
     assert _publish(built).items == 6
     table = built.lake.tables.load("orders_current_state")

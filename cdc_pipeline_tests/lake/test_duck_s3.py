@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow.fs import LocalFileSystem
 
-from cdc_pipeline.lake.duck_s3 import DuckS3, SharedFile
+from cdc_pipeline.lake.engine.duckdb_s3 import DuckS3, SharedFile
 
 
 def test_threads_that_share_a_large_file_never_get_each_others_bytes(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ import msgspec
 import pytest
 
 from cdc_pipeline.core.errors import QueryError
-from cdc_pipeline.lake.aggregates import build_aggregate
-from cdc_pipeline.lake.duck import connect_duckdb, statement
-from cdc_pipeline.lake.duck_types import TYPES, storable_table
-from cdc_pipeline.lake.query import as_csv, as_json
+from cdc_pipeline.lake.engine.duckdb_session import connect_duckdb, statement
+from cdc_pipeline.lake.engine.duckdb_types import TYPES, storable_table
+from cdc_pipeline.lake.query.aggregates import build_aggregate
+from cdc_pipeline.lake.query.query import as_csv, as_json
 from cdc_pipeline.transform.aggregates import load_aggregates
 from cdc_pipeline_tests.lake.builder import LakeBuilder, plain_view
 

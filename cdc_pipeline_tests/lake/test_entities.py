@@ -16,26 +16,26 @@ from hypothesis import given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
 
-from cdc_pipeline.core.attributes import canonical_item, plain_value, to_json
-from cdc_pipeline.core.columns import Column, Stats, columns_of, observe
-from cdc_pipeline.core.erasure import ItemTrace
 from cdc_pipeline.core.errors import LakeError, NotReadyError, QueryError
-from cdc_pipeline.core.view_names import VIEW_COLUMNS
-from cdc_pipeline.defs.aggregates import usable_aggregates
-from cdc_pipeline.defs.checks import entities_match
-from cdc_pipeline.lake.aggregates import build_aggregate
-from cdc_pipeline.lake.connection import connect_lake
-from cdc_pipeline.lake.current_state import publish_current_state
-from cdc_pipeline.lake.duck import arrow_table
-from cdc_pipeline.lake.entity_notes import read_notes
-from cdc_pipeline.lake.entity_tables import build_entity
-from cdc_pipeline.lake.erase import erase_iceberg, find_item, key_columns, lake_places
+from cdc_pipeline.core.items.attributes import canonical_item, plain_value, to_json
+from cdc_pipeline.core.items.columns import Column, Stats, columns_of, observe
+from cdc_pipeline.core.items.view_names import VIEW_COLUMNS
+from cdc_pipeline.core.plans.erasure import ItemTrace
+from cdc_pipeline.defs.tables.aggregates import usable_aggregates
+from cdc_pipeline.defs.tables.checks import entities_match
+from cdc_pipeline.erase.lake import erase_iceberg, find_item, key_columns, lake_places
+from cdc_pipeline.lake.engine.duckdb_session import arrow_table
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.lake.maintenance import maintain_table
-from cdc_pipeline.lake.query import as_json, connect_for, run_query
-from cdc_pipeline.lake.staleness import Staleness
-from cdc_pipeline.lake.view_script import list_views, view_script
-from cdc_pipeline.settings import parse_settings
+from cdc_pipeline.lake.publish.current_state import publish_current_state
+from cdc_pipeline.lake.publish.entity_notes import read_notes
+from cdc_pipeline.lake.publish.entity_tables import build_entity
+from cdc_pipeline.lake.publish.staleness import Staleness
+from cdc_pipeline.lake.query.aggregates import build_aggregate
+from cdc_pipeline.lake.query.connection import connect_lake
+from cdc_pipeline.lake.query.query import as_json, connect_for, run_query
+from cdc_pipeline.lake.query.view_script import list_views, view_script
+from cdc_pipeline.lake.upkeep.maintenance import maintain_table
+from cdc_pipeline.settings.model import parse_settings
 from cdc_pipeline.transform.aggregates import load_aggregates
 from cdc_pipeline.transform.shred import typed_schema
 from cdc_pipeline_tests.lake.builder import (
@@ -60,7 +60,7 @@ _NUMBERS = {"int64": int, "decimal": Decimal, "string": str}
 
 @pytest.fixture(autouse=True)
 def _no_syncing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cdc_pipeline.lake.store.os.fsync", lambda handle: None)
+    monkeypatch.setattr("cdc_pipeline.lake.storage.store.os.fsync", lambda handle: None)
 
 
 def _tables(entities: list[dict[str, Any]] = _ENTITIES, **more: Any) -> list[dict[str, Any]]:
@@ -502,7 +502,7 @@ def test_tables_are_maintained(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -
     folder = f"iceberg/{built.lake.database}/orders_customer/data/"
     assert len([*built.lake.store.files(folder)]) == 2
     monkeypatch.setattr(
-        "cdc_pipeline.lake.maintenance.timedelta", lambda **_: timedelta(seconds=-9)
+        "cdc_pipeline.lake.upkeep.maintenance.timedelta", lambda **_: timedelta(seconds=-9)
     )
     for file in built.lake.store.files(""):
         path = built.lake.settings.lake_folder / file.key

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
 
-from cdc_pipeline.core.order import order_key, position
-from cdc_pipeline.lake.folding import find_winners
+from cdc_pipeline.core.changes.order import order_key, position
+from cdc_pipeline.lake.engine.folding import find_winners
 
 _NOW_US = 1_763_712_000_000_000
 _SPREADS = {

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from cdc_pipeline.aws import glue as aws_glue
-from cdc_pipeline.aws.session import AwsSession
+from cdc_pipeline.aws.client.session import AwsSession
+from cdc_pipeline.core.changes.landing_columns import LANDING_COLUMNS, LandingColumn
 from cdc_pipeline.core.errors import LakeError
-from cdc_pipeline.core.landing import LANDING_COLUMNS, LandingColumn
-from cdc_pipeline.lake import glue as lake_glue
-from cdc_pipeline.lake.glue import find_repairs, register_days, registered_days, repair
+from cdc_pipeline.lake import glue_partitions as lake_glue
+from cdc_pipeline.lake.glue_partitions import find_repairs, register_days, registered_days, repair
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.lake.store import LocalStore
-from cdc_pipeline.settings import parse_settings
+from cdc_pipeline.lake.storage.store import LocalStore
+from cdc_pipeline.settings.model import parse_settings
 from cdc_pipeline_tests.lake.builder import LakeBuilder, change
 from cdc_pipeline_tests.simulators.glue_server import GlueSimulator
 

@@ -9,8 +9,8 @@ import pytest
 
 from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.names import TablePaths, entry_number
-from cdc_pipeline.lake.landing import LANDING_SCHEMA, write_landing, write_quarantine
-from cdc_pipeline.lake.store import LocalStore
+from cdc_pipeline.lake.storage.landing import LANDING_SCHEMA, write_landing, write_quarantine
+from cdc_pipeline.lake.storage.store import LocalStore
 from cdc_pipeline_tests.lake.builder import START_US, LakeBuilder, change
 
 _DAY_SECONDS = 24 * 3600

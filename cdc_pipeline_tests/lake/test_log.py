@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 import cdc_pipeline
-from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.errors import CaptureConflictError, LakeError
-from cdc_pipeline.core.log_parts import LandedObject, QuarantinedObject
+from cdc_pipeline.core.log.entries import LandedObject, QuarantinedObject
+from cdc_pipeline.core.log.state import Entry, LogState
 from cdc_pipeline.core.names import TablePaths, object_name
-from cdc_pipeline.lake.log import CaptureLog, new_nonce, remove_orphans, this_owner
-from cdc_pipeline.lake.store import LocalStore
+from cdc_pipeline.lake.storage.log import CaptureLog, new_nonce, remove_orphans, this_owner
+from cdc_pipeline.lake.storage.store import LocalStore
 
 _PATHS = TablePaths("cdc", "orders")
 
@@ -146,7 +146,7 @@ class _CountingStore(LocalStore):
 def test_summaries_make_a_long_log_quick_and_change_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cdc_pipeline.lake.store.os.fsync", lambda handle: None)
+    monkeypatch.setattr("cdc_pipeline.lake.storage.store.os.fsync", lambda handle: None)
     store = _CountingStore(tmp_path)
     log = CaptureLog(store, _PATHS)
     state = log.load()
@@ -165,8 +165,8 @@ def test_summaries_make_a_long_log_quick_and_change_nothing(
 
 
 def test_the_larger_a_summary_the_rarer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cdc_pipeline.lake.store.os.fsync", lambda handle: None)
-    monkeypatch.setattr("cdc_pipeline.lake.log._OBJECTS_PER_ENTRY", 1)
+    monkeypatch.setattr("cdc_pipeline.lake.storage.store.os.fsync", lambda handle: None)
+    monkeypatch.setattr("cdc_pipeline.lake.storage.log._OBJECTS_PER_ENTRY", 1)
     store = _CountingStore(tmp_path)
     log = CaptureLog(store, _PATHS)
     state = log.load()
@@ -284,4 +284,4 @@ def test_nobody_appends_to_a_log_but_by_a_commit() -> None:
         for path in package.rglob("*.py")
         if appending.search(path.read_text())
     }
-    assert found == {"lake/log.py", "core/capture_log.py"}
+    assert found == {"lake/storage/log.py", "core/log/state.py"}

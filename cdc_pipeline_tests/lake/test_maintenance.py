@@ -11,19 +11,19 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from cdc_pipeline.core.capture_log import LogState
 from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.errors import LakeError
-from cdc_pipeline.core.log_parts import Gap, LandedObject
-from cdc_pipeline.lake import compaction
-from cdc_pipeline.lake.cdc import build_cdc_day
-from cdc_pipeline.lake.compaction import compact_landing, mergeable, remove_replaced
-from cdc_pipeline.lake.connection import connect_lake
-from cdc_pipeline.lake.current_state import publish_current_state, published_base
-from cdc_pipeline.lake.duck import arrow_table
-from cdc_pipeline.lake.log import CaptureLog, remove_orphans
-from cdc_pipeline.lake.maintenance import maintain_table
-from cdc_pipeline.lake.store import LocalStore
+from cdc_pipeline.core.log.entries import Gap, LandedObject
+from cdc_pipeline.core.log.state import LogState
+from cdc_pipeline.lake.engine.duckdb_session import arrow_table
+from cdc_pipeline.lake.publish.cdc import build_cdc_day
+from cdc_pipeline.lake.publish.current_state import publish_current_state, published_base
+from cdc_pipeline.lake.query.connection import connect_lake
+from cdc_pipeline.lake.storage import compaction
+from cdc_pipeline.lake.storage.compaction import compact_landing, mergeable, remove_replaced
+from cdc_pipeline.lake.storage.log import CaptureLog, remove_orphans
+from cdc_pipeline.lake.storage.store import LocalStore
+from cdc_pipeline.lake.upkeep.maintenance import maintain_table
 from cdc_pipeline_tests.lake.builder import (
     MARGIN_US,
     START_US,
@@ -272,7 +272,7 @@ def test_old_snapshots_go_but_never_a_baseline(
         def now(_: Any) -> datetime:
             return later
 
-    monkeypatch.setattr("cdc_pipeline.lake.maintenance.datetime", Later)
+    monkeypatch.setattr("cdc_pipeline.lake.upkeep.maintenance.datetime", Later)
     _age(built, 49)
     done = maintain_table(built.lake, built.table)
     assert done.snapshots_expired >= 3

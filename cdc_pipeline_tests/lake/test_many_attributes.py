@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.core.attributes import canonical_item, to_json
-from cdc_pipeline.core.view_names import VIEW_COLUMNS
-from cdc_pipeline.defs.checks import columns_for_all
-from cdc_pipeline.lake.cdc import build_cdc_day
-from cdc_pipeline.lake.current_state import publish_current_state
-from cdc_pipeline.lake.tables import PROPERTY, description, referenced_files
-from cdc_pipeline.lake.typed import prior_columns, prior_stats
+from cdc_pipeline.core.items.attributes import canonical_item, to_json
+from cdc_pipeline.core.items.view_names import VIEW_COLUMNS
+from cdc_pipeline.defs.tables.checks import columns_for_all
+from cdc_pipeline.lake.engine.item_table import prior_columns, prior_stats
+from cdc_pipeline.lake.iceberg.tables import PROPERTY, description, referenced_files
+from cdc_pipeline.lake.publish.cdc import build_cdc_day
+from cdc_pipeline.lake.publish.current_state import publish_current_state
 from cdc_pipeline_tests.lake.builder import (
     MARGIN_US,
     START_US,
@@ -28,7 +28,7 @@ _LONG = "https://shop.example/" + "p/" * 140
 
 @pytest.fixture(autouse=True)
 def _no_syncing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cdc_pipeline.lake.store.os.fsync", lambda handle: None)
+    monkeypatch.setattr("cdc_pipeline.lake.storage.store.os.fsync", lambda handle: None)
 
 
 def _ready(built: LakeBuilder, items: dict[str, dict[str, Any]]) -> None:

@@ -15,19 +15,19 @@ from hypothesis import settings as budget
 from hypothesis import strategies as st
 from pyiceberg.table import Table as IcebergTable
 
-from cdc_pipeline.core.attributes import canonical_item, to_json
-from cdc_pipeline.core.changes import Change
+from cdc_pipeline.core.changes.change import Change
 from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.errors import QueryError, SettingsError
-from cdc_pipeline.core.masking import Masking
-from cdc_pipeline.lake import current_state
-from cdc_pipeline.lake.aggregates import build_aggregate
-from cdc_pipeline.lake.cdc import build_cdc_day
-from cdc_pipeline.lake.connection import connect_lake
-from cdc_pipeline.lake.current_state import publish_current_state
+from cdc_pipeline.core.items.attributes import canonical_item, to_json
+from cdc_pipeline.core.items.masking import Masking
+from cdc_pipeline.lake.engine.masking import masking_of
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.lake.masked import masking_of
-from cdc_pipeline.settings import parse_settings
+from cdc_pipeline.lake.publish import current_state
+from cdc_pipeline.lake.publish.cdc import build_cdc_day
+from cdc_pipeline.lake.publish.current_state import publish_current_state
+from cdc_pipeline.lake.query.aggregates import build_aggregate
+from cdc_pipeline.lake.query.connection import connect_lake
+from cdc_pipeline.settings.model import parse_settings
 from cdc_pipeline.transform.aggregates import load_aggregates
 from cdc_pipeline_tests.lake.builder import (
     MARGIN_US,
@@ -57,7 +57,7 @@ _VIEWS = ("current_state", "cdc", "history")
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(_VARIABLE, _KEY)
-    monkeypatch.setattr("cdc_pipeline.lake.store.os.fsync", lambda handle: None)
+    monkeypatch.setattr("cdc_pipeline.lake.storage.store.os.fsync", lambda handle: None)
 
 
 def _use(built: LakeBuilder, columns: dict[str, Any], **more: Any) -> None:

@@ -8,7 +8,7 @@ import pytest
 from duckdb import DuckDBPyConnection as DuckDB
 
 from cdc_pipeline.core.errors import LakeError
-from cdc_pipeline.lake.duck import arrow_batches, open_duckdb
+from cdc_pipeline.lake.engine.duckdb_session import arrow_batches, open_duckdb
 from cdc_pipeline_tests.lake.builder import LakeBuilder
 
 _SORT = "SELECT repeat('x', 100) || i AS s FROM range(2000000) AS t(i) ORDER BY s"

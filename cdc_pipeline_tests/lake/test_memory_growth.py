@@ -13,11 +13,11 @@ import pytest
 
 from cdc_pipeline.aws import export
 from cdc_pipeline.aws.export import DataFile, ExportStatus, Manifest
-from cdc_pipeline.capture import snapshot
-from cdc_pipeline.core.erasure import Suppressions
-from cdc_pipeline.core.log_parts import Baseline
+from cdc_pipeline.core.log.entries import Baseline
+from cdc_pipeline.core.plans.erasure import Suppressions
 from cdc_pipeline.core.run_context import SILENT
-from cdc_pipeline.lake.current_state import publish_current_state
+from cdc_pipeline.lake.publish.current_state import publish_current_state
+from cdc_pipeline.snapshot import snapshot
 from cdc_pipeline_tests.capture.test_scale import peak
 from cdc_pipeline_tests.lake.builder import MARGIN_US, START_US, LakeBuilder, change
 

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.capture.drain import capture_table
-from cdc_pipeline.capture.options import CaptureOptions
-from cdc_pipeline.capture.sources import open_source
+from cdc_pipeline.capture.landing.options import CaptureOptions
+from cdc_pipeline.capture.shards.drain import capture_table
+from cdc_pipeline.capture.sources.source_choice import open_source
 from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.names import safe_name
-from cdc_pipeline.lake.cdc import build_cdc_day
-from cdc_pipeline.lake.current_state import publish_current_state
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.lake.store import LocalStore
-from cdc_pipeline.settings import parse_settings
+from cdc_pipeline.lake.publish.cdc import build_cdc_day
+from cdc_pipeline.lake.publish.current_state import publish_current_state
+from cdc_pipeline.lake.storage.store import LocalStore
+from cdc_pipeline.settings.model import parse_settings
 from cdc_pipeline_tests.lake.builder import (
     MARGIN_US,
     START_US,

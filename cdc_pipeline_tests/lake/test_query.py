@@ -12,13 +12,13 @@ import pyarrow as pa
 import pytest
 
 from cdc_pipeline.core.errors import QueryError, SettingsError
+from cdc_pipeline.erase.lake import lake_places
 from cdc_pipeline.lake import connect
-from cdc_pipeline.lake.aggregates import build_aggregate
-from cdc_pipeline.lake.connection import connect_lake
-from cdc_pipeline.lake.current_state import publish_current_state
-from cdc_pipeline.lake.erase import lake_places
-from cdc_pipeline.lake.query import as_csv, as_json, connect_for, run_query
-from cdc_pipeline.settings import PATH_VARIABLE
+from cdc_pipeline.lake.publish.current_state import publish_current_state
+from cdc_pipeline.lake.query.aggregates import build_aggregate
+from cdc_pipeline.lake.query.connection import connect_lake
+from cdc_pipeline.lake.query.query import as_csv, as_json, connect_for, run_query
+from cdc_pipeline.settings.model import PATH_VARIABLE
 from cdc_pipeline.transform.aggregates import load_aggregates
 from cdc_pipeline_tests.lake.builder import MARGIN_US, START_US, LakeBuilder, change, plain_view
 
@@ -218,7 +218,7 @@ def test_a_damaged_lake_does_not_leave_a_connection_open(
         opened.append(plain(*args, **kwargs))
         return opened[-1]
 
-    monkeypatch.setattr("cdc_pipeline.lake.duck.duckdb.connect", spy)
+    monkeypatch.setattr("cdc_pipeline.lake.engine.duckdb_session.duckdb.connect", spy)
     entry = ready.lake.paths(ready.table).entry(1)
     ready.lake.store.write(entry, b"{")
     with pytest.raises(Exception, match="not a readable part of the capture log"):

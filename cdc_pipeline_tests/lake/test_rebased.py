@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
 
-from cdc_pipeline.core.attributes import to_json
 from cdc_pipeline.core.clock import day_of
-from cdc_pipeline.core.log_parts import Gap
-from cdc_pipeline.lake.cdc import CdcDay, build_cdc_days
-from cdc_pipeline.lake.chain import check_chain
-from cdc_pipeline.lake.current_state import publish_current_state
-from cdc_pipeline.lake.rebased import COMPARED, Rebased
-from cdc_pipeline.lake.staleness import Staleness
+from cdc_pipeline.core.items.attributes import to_json
+from cdc_pipeline.core.log.entries import Gap
+from cdc_pipeline.lake.publish.cdc import CdcDay, build_cdc_days
+from cdc_pipeline.lake.publish.current_state import publish_current_state
+from cdc_pipeline.lake.publish.image_chain import check_chain
+from cdc_pipeline.lake.publish.rebased import COMPARED, Rebased
+from cdc_pipeline.lake.publish.staleness import Staleness
 from cdc_pipeline_tests.lake.builder import (
     MARGIN_US,
     START_US,

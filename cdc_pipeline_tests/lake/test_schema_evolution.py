@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 
 from cdc_pipeline.core.errors import SchemaContractError
-from cdc_pipeline.lake.current_state import PublishResult, publish_current_state
+from cdc_pipeline.lake.iceberg.tables import data_files
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.lake.tables import data_files
-from cdc_pipeline.settings import parse_settings
+from cdc_pipeline.lake.publish.current_state import PublishResult, publish_current_state
+from cdc_pipeline.settings.model import parse_settings
 from cdc_pipeline_tests.lake.builder import MARGIN_US, START_US, LakeBuilder, change, plain_view
 
 
 @pytest.fixture(autouse=True)
 def _no_syncing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cdc_pipeline.lake.store.os.fsync", lambda handle: None)
+    monkeypatch.setattr("cdc_pipeline.lake.storage.store.os.fsync", lambda handle: None)
 
 
 def _use(built: LakeBuilder, **table: Any) -> None:

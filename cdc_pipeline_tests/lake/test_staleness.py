@@ -5,19 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from cdc_pipeline.core.capture_log import Entry, LogState
 from cdc_pipeline.core.clock import day_of
-from cdc_pipeline.core.log_parts import LandedObject
-from cdc_pipeline.lake.cdc import build_cdc_days
-from cdc_pipeline.lake.current_state import publish_current_state, published_base
-from cdc_pipeline.lake.staleness import (
+from cdc_pipeline.core.log.entries import LandedObject
+from cdc_pipeline.core.log.state import Entry, LogState
+from cdc_pipeline.lake.iceberg.tables import CommitConflictError, table_property
+from cdc_pipeline.lake.publish.cdc import build_cdc_days
+from cdc_pipeline.lake.publish.current_state import publish_current_state, published_base
+from cdc_pipeline.lake.publish.staleness import (
     Staleness,
     content_mark,
     stale_aggregate_days,
     stale_archive_days,
     stale_cdc_days,
 )
-from cdc_pipeline.lake.tables import CommitConflictError, table_property
 from cdc_pipeline_tests.lake.builder import MARGIN_US, START_US, LakeBuilder, change
 
 DAY, NEXT = "2026-01-01", "2026-01-02"

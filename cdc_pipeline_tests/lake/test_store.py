@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cdc_pipeline.core.errors import LakeError
-from cdc_pipeline.lake.store import LocalStore
+from cdc_pipeline.lake.storage.store import LocalStore
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_a_failed_write_leaves_the_old_object_and_nothing_else(
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cdc_pipeline.lake.store.os.fsync", full)
+    monkeypatch.setattr("cdc_pipeline.lake.storage.store.os.fsync", full)
     for write in (store.write, store.create):
         with pytest.raises(LakeError, match="No space left"):
             write("data/1", b"new")

@@ -15,13 +15,8 @@ import pytest
 from pyiceberg.table import Table
 
 from cdc_pipeline.core.errors import LakeError
-from cdc_pipeline.lake import append
-from cdc_pipeline.lake.tables import (
-    CommitConflictError,
-    Tables,
-    data_files,
-    table_property,
-)
+from cdc_pipeline.lake.iceberg import writer
+from cdc_pipeline.lake.iceberg.tables import CommitConflictError, Tables, data_files, table_property
 from cdc_pipeline_tests.lake.builder import LakeBuilder
 
 _ONE, _TWO = date(2026, 1, 1), date(2026, 1, 2)
@@ -303,8 +298,8 @@ def _cells(file: pq.ParquetFile) -> list[tuple[Any, ...]]:
 def test_a_large_table_has_full_files_of_full_row_groups(
     tables: Tables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(append, "ROW_GROUP_ROWS", 150)
-    monkeypatch.setattr(append, "_FILE_BYTES", 10_000)
+    monkeypatch.setattr(writer, "ROW_GROUP_ROWS", 150)
+    monkeypatch.setattr(writer, "_FILE_BYTES", 10_000)
     for over in (False, True):
         reader, rows = _mixed_rows([200, 0, 700, 10, 1, 1, 3088, 50])
         table = tables.replace("t", reader, {}, over=tables.load("t") if over else None)
@@ -326,7 +321,7 @@ def test_a_large_table_has_full_files_of_full_row_groups(
 def test_a_row_group_of_large_rows_is_full_sooner(
     tables: Tables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(append, "_ROW_GROUP_BYTES", 10_000)
+    monkeypatch.setattr(writer, "_ROW_GROUP_BYTES", 10_000)
     reader, rows = _mixed_rows([100] * 10)
     (file,) = _files_in_order(tables.replace("t", reader, {}, over=None))
     assert file.num_row_groups == 5
@@ -361,8 +356,8 @@ def test_keys_that_begin_alike_are_told_apart_by_the_bounds_of_files(
     tables: Tables, monkeypatch: pytest.MonkeyPatch, made_by: str
 ) -> None:
     """Iceberg cuts bounds at 16 characters, and no engine could leave a file out."""
-    monkeypatch.setattr("cdc_pipeline.lake.append._FILE_BYTES", 1)
-    monkeypatch.setattr("cdc_pipeline.lake.append.ROW_GROUP_ROWS", 10)
+    monkeypatch.setattr("cdc_pipeline.lake.iceberg.writer._FILE_BYTES", 1)
+    monkeypatch.setattr("cdc_pipeline.lake.iceberg.writer.ROW_GROUP_ROWS", 10)
     keys = [f'{{"customer_id":{{"S":"c{n:03d}"}}}}' for n in range(50)]
     rows = pa.table({"_key": keys})
     if made_by == "an older one":

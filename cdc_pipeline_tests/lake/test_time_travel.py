@@ -13,20 +13,20 @@ from hypothesis import settings as budget
 from hypothesis import strategies as st
 
 from cdc_pipeline.cli import main
+from cdc_pipeline.core.changes.fold import KeyedChange, Row, fold, items
+from cdc_pipeline.core.changes.order import order_key, position
 from cdc_pipeline.core.clock import day_of
-from cdc_pipeline.core.columns import SYSTEM_COLUMNS
 from cdc_pipeline.core.errors import QueryError
-from cdc_pipeline.core.fold import KeyedChange, Row, fold, items
-from cdc_pipeline.core.log_parts import Gap, Heal, HealWindow, StreamRef
-from cdc_pipeline.core.order import order_key, position
-from cdc_pipeline.core.view_names import VIEW_COLUMNS
-from cdc_pipeline.lake.cdc import build_cdc_day
-from cdc_pipeline.lake.compaction import compact_landing
-from cdc_pipeline.lake.connection import connect_lake
-from cdc_pipeline.lake.current_state import publish_current_state
-from cdc_pipeline.lake.duck import arrow_table
-from cdc_pipeline.lake.query import connect_for
-from cdc_pipeline.lake.time_travel import parse_moment
+from cdc_pipeline.core.items.columns import SYSTEM_COLUMNS
+from cdc_pipeline.core.items.view_names import VIEW_COLUMNS
+from cdc_pipeline.core.log.entries import Gap, Heal, HealWindow, StreamRef
+from cdc_pipeline.lake.engine.duckdb_session import arrow_table
+from cdc_pipeline.lake.publish.cdc import build_cdc_day
+from cdc_pipeline.lake.publish.current_state import publish_current_state
+from cdc_pipeline.lake.query.connection import connect_lake
+from cdc_pipeline.lake.query.query import connect_for
+from cdc_pipeline.lake.query.time_travel import parse_moment
+from cdc_pipeline.lake.storage.compaction import compact_landing
 from cdc_pipeline_tests.lake.builder import (
     MARGIN_US,
     START_US,
@@ -256,7 +256,7 @@ def test_names_that_an_older_version_swapped_are_those_of_the_published_state() 
         built.land([change("b", 5, {"id": {"S": "lower"}})])
         built.read_to(START_US + 40_000_000)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("cdc_pipeline.lake.current_state.column_names", lambda *_: {})
+            patch.setattr("cdc_pipeline.lake.publish.current_state.column_names", lambda *_: {})
             publish_current_state(built.lake, built.table)
         now = _cells(built, "current_state")
         assert now["id"] == "lower"

@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.core.changes import Change
+from cdc_pipeline.core.changes.change import Change
+from cdc_pipeline.core.changes.order import generation_prefix, position
 from cdc_pipeline.core.clock import day_of
-from cdc_pipeline.core.order import generation_prefix, position
 from cdc_pipeline.core.transports import KINESIS
-from cdc_pipeline.lake.cdc import build_cdc_days
-from cdc_pipeline.lake.current_state import publish_current_state
-from cdc_pipeline.lake.duck import connect_duckdb, files_relation
-from cdc_pipeline.lake.folding import TOMBSTONE_SCHEMA
-from cdc_pipeline.lake.tables import data_files
+from cdc_pipeline.lake.engine.duckdb_session import connect_duckdb, files_relation
+from cdc_pipeline.lake.engine.folding import TOMBSTONE_SCHEMA
+from cdc_pipeline.lake.iceberg.tables import data_files
+from cdc_pipeline.lake.publish.cdc import build_cdc_days
+from cdc_pipeline.lake.publish.current_state import publish_current_state
 from cdc_pipeline_tests.lake.builder import (
     MARGIN_US,
     START_US,
@@ -28,7 +28,7 @@ _DAY_US = 24 * 3600 * 1_000_000
 
 @pytest.fixture(autouse=True)
 def _no_syncing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cdc_pipeline.lake.store.os.fsync", lambda handle: None)
+    monkeypatch.setattr("cdc_pipeline.lake.storage.store.os.fsync", lambda handle: None)
 
 
 def _at(days_ago: float, name: str, item: dict[str, Any] | None, number: int = 0) -> Change:
@@ -137,7 +137,7 @@ def test_the_old_base_keeps_its_tombstones_until_the_new_one_is_published(
     built.expected = before  # readers have the old base still
     built.read_to(START_US + 2 * MARGIN_US)
     with monkeypatch.context() as patched:
-        patched.setattr("cdc_pipeline.lake.current_state.replace_typed", _dying)
+        patched.setattr("cdc_pipeline.lake.publish.current_state.replace_typed", _dying)
         with pytest.raises(_KilledError):
             publish_current_state(built.lake, built.table)
     built.land([_at(40, "a", {"n": {"N": "1"}}, 5)])

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.core.attributes import canonical_item, plain_json, to_json
-from cdc_pipeline.core.changes import Change
+from cdc_pipeline.core.changes.change import Change
+from cdc_pipeline.core.changes.order import order_key
 from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.errors import NotReadyError
-from cdc_pipeline.core.order import order_key
-from cdc_pipeline.lake.cdc import build_cdc_day
-from cdc_pipeline.lake.ttl_archive import ARCHIVE_SCHEMA, build_archive_day
+from cdc_pipeline.core.items.attributes import canonical_item, plain_json, to_json
+from cdc_pipeline.lake.publish.cdc import build_cdc_day
+from cdc_pipeline.lake.publish.ttl_archive import ARCHIVE_SCHEMA, build_archive_day
 from cdc_pipeline_tests.lake.builder import START_US, LakeBuilder, change, key_of, plain_view
 
 _ARCHIVED = [{"name": "orders", "ttl_archive": True}]
@@ -24,7 +24,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @pytest.fixture(autouse=True)
 def _no_syncing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cdc_pipeline.lake.store.os.fsync", lambda handle: None)
+    monkeypatch.setattr("cdc_pipeline.lake.storage.store.os.fsync", lambda handle: None)
 
 
 @pytest.fixture

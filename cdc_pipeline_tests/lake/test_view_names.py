@@ -7,14 +7,14 @@ import duckdb
 import pytest
 
 import cdc_pipeline
-from cdc_pipeline.core.view_names import STORED_NAMES, VIEW_COLUMNS
-from cdc_pipeline.lake.cdc import build_cdc_day
-from cdc_pipeline.lake.connection import connect_lake
-from cdc_pipeline.lake.current_state import publish_current_state
-from cdc_pipeline.lake.duck import arrow_table
-from cdc_pipeline.lake.query import VIEWS
-from cdc_pipeline.lake.ttl_archive import build_archive_day
-from cdc_pipeline.lake.view_script import view_script
+from cdc_pipeline.core.items.view_names import STORED_NAMES, VIEW_COLUMNS
+from cdc_pipeline.lake.engine.duckdb_session import arrow_table
+from cdc_pipeline.lake.publish.cdc import build_cdc_day
+from cdc_pipeline.lake.publish.current_state import publish_current_state
+from cdc_pipeline.lake.publish.ttl_archive import build_archive_day
+from cdc_pipeline.lake.query.connection import connect_lake
+from cdc_pipeline.lake.query.query import VIEWS
+from cdc_pipeline.lake.query.view_script import view_script
 from cdc_pipeline_tests.lake.builder import MARGIN_US, START_US, LakeBuilder, change
 
 _DAY = datetime.fromtimestamp(START_US / 1_000_000, UTC).date()
@@ -108,7 +108,7 @@ def test_one_that_had_the_column_before_keeps_it(
     built = LakeBuilder.at(tmp_path)
     built.start()
     with monkeypatch.context() as older:
-        older.setattr("cdc_pipeline.core.columns.VIEW_COLUMNS", ())
+        older.setattr("cdc_pipeline.core.items.columns.VIEW_COLUMNS", ())
         built.stage({"a": {"item": {"S": "mine"}}})
     built.read_to(START_US + MARGIN_US)
     publish_current_state(built.lake, built.table)

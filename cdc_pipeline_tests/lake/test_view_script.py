@@ -12,14 +12,14 @@ import pytest
 
 from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.errors import SettingsError
-from cdc_pipeline.lake import view_script as module
-from cdc_pipeline.lake.aggregates import build_aggregate
-from cdc_pipeline.lake.cdc import build_cdc_day
-from cdc_pipeline.lake.connection import connect_lake
-from cdc_pipeline.lake.current_state import publish_current_state
-from cdc_pipeline.lake.duck import arrow_table
-from cdc_pipeline.lake.ttl_archive import build_archive_day
-from cdc_pipeline.lake.view_script import list_views, view_script
+from cdc_pipeline.lake.engine.duckdb_session import arrow_table
+from cdc_pipeline.lake.publish.cdc import build_cdc_day
+from cdc_pipeline.lake.publish.current_state import publish_current_state
+from cdc_pipeline.lake.publish.ttl_archive import build_archive_day
+from cdc_pipeline.lake.query import view_script as module
+from cdc_pipeline.lake.query.aggregates import build_aggregate
+from cdc_pipeline.lake.query.connection import connect_lake
+from cdc_pipeline.lake.query.view_script import list_views, view_script
 from cdc_pipeline.transform.aggregates import load_aggregates
 from cdc_pipeline_tests.lake.builder import MARGIN_US, START_US, LakeBuilder, change
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.sandbox.control import control
+from cdc_pipeline.sandbox.aws.control import control
 from cdc_pipeline_tests.sandbox.clients import Aws, key
 from cdc_pipeline_tests.sandbox.exporting import (
     export_table,

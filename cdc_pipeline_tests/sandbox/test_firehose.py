@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from botocore.exceptions import ClientError
 
-from cdc_pipeline.sandbox.firehose import evaluated
+from cdc_pipeline.sandbox.aws.firehose.deliveries import evaluated
 from cdc_pipeline_tests.sandbox.clients import Aws, objects, wait_for
 
 pytestmark = pytest.mark.slow

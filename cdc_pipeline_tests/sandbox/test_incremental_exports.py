@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.sandbox.control import control
+from cdc_pipeline.sandbox.aws.control import control
 from cdc_pipeline.sandbox.errors import SandboxError
 from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline_tests.sandbox.clients import Aws, connect, key

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from cdc_pipeline.sandbox import items
+from cdc_pipeline.sandbox.demo import items
 
 _WHEN = datetime(2026, 3, 1, tzinfo=UTC)
 

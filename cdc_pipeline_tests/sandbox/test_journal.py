@@ -6,9 +6,16 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.sandbox.export_files import _gzip
-from cdc_pipeline.sandbox.journal import Change, Clock, TableJournal, compact, roll_back, same
-from cdc_pipeline.sandbox.streams import Writes
+from cdc_pipeline.sandbox.aws.dynamodb.journal import (
+    Change,
+    Clock,
+    TableJournal,
+    compact,
+    roll_back,
+    same,
+)
+from cdc_pipeline.sandbox.aws.dynamodb.streams import Writes
+from cdc_pipeline.sandbox.aws.exports.files import _gzip
 
 
 def test_gzip_is_readable() -> None:

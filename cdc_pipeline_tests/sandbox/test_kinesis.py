@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from cdc_pipeline.core.envelope import from_envelope
+from cdc_pipeline.core.changes.kinesis import from_envelope
 from cdc_pipeline_tests.sandbox.clients import Aws, key, read_kinesis, read_stream, wait_for
 
 pytestmark = pytest.mark.slow

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.sandbox import items
+from cdc_pipeline.sandbox.demo import items
+from cdc_pipeline.sandbox.demo.traffic import Traffic, TrafficCounts, create_tables, seed
 from cdc_pipeline.sandbox.errors import SandboxError
 from cdc_pipeline.sandbox.process import SandboxProcess
-from cdc_pipeline.sandbox.traffic import Traffic, TrafficCounts, create_tables, seed
 from cdc_pipeline_tests.sandbox.clients import Aws, connect, read_stream, wait_for
 
 pytestmark = pytest.mark.slow

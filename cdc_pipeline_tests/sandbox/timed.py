@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from cdc_pipeline.sandbox.control import control
+from cdc_pipeline.sandbox.aws.control import control
 from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline_tests.sandbox.clients import Aws, connect, wait_for
 from cdc_pipeline_tests.sandbox.exporting import finished

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cdc_pipeline.core.errors import SettingsError
-from cdc_pipeline.settings import Settings, parse_settings
+from cdc_pipeline.settings.model import Settings, parse_settings
 
 _BUCKET = "arn:aws:s3tables:eu-west-1:111111111111:bucket/tables"
 _SECRET = "hunter2-4711"

@@ -8,9 +8,9 @@ import jsonschema
 import pytest
 import yaml
 
-from cdc_pipeline.core.entities import Condition, Entity, classifier
 from cdc_pipeline.core.errors import SettingsError
-from cdc_pipeline.settings import Table, parse_settings, settings_schema
+from cdc_pipeline.core.items.entities import Condition, Entity, classifier
+from cdc_pipeline.settings.model import Table, parse_settings, settings_schema
 
 
 def _raw(*entities: Any, **more: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdc_pipeline.core.errors import SettingsError
-from cdc_pipeline.settings import (
+from cdc_pipeline.settings.model import (
     DEFAULT_PATH,
     PATH_VARIABLE,
     Settings,

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 import cdc_pipeline
 from cdc_pipeline.core.errors import SettingsError
-from cdc_pipeline.settings import parse_table, read_settings
-from cdc_pipeline.settings_file import (
+from cdc_pipeline.settings.edit import (
     edited_settings,
     new_text,
     with_tables,
     without_table,
     write_settings,
 )
+from cdc_pipeline.settings.model import parse_table, read_settings
 
 PATH = Path("cdc_pipeline.yaml")
 EXAMPLE = (Path(cdc_pipeline.__file__).parents[1] / "cdc_pipeline.example.yaml").read_text("utf-8")

@@ -9,7 +9,7 @@ import pytest
 from botocore.config import Config
 from botocore.loaders import Loader, create_loader
 
-from cdc_pipeline.aws.session import AwsSession
+from cdc_pipeline.aws.client.session import AwsSession
 from cdc_pipeline_tests.simulators.streams_model import REGION
 from cdc_pipeline_tests.simulators.streams_server import StreamsSimulator
 

@@ -10,14 +10,17 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from cdc_pipeline.sandbox.export_files import (
+from cdc_pipeline.sandbox.aws.dynamodb.journal import Change, Clock, TableJournal
+from cdc_pipeline.sandbox.aws.dynamodb.recovery import Recovery
+from cdc_pipeline.sandbox.aws.dynamodb.responses import RefusedError
+from cdc_pipeline.sandbox.aws.exports.files import (
     TableState,
     WindowChanges,
     manifest_files,
     manifest_summary,
     md5,
 )
-from cdc_pipeline.sandbox.export_requests import (
+from cdc_pipeline.sandbox.aws.exports.requests import (
     FULL,
     INCREMENTAL,
     check_parameters,
@@ -25,9 +28,6 @@ from cdc_pipeline.sandbox.export_requests import (
     full_export_micros,
     iso,
 )
-from cdc_pipeline.sandbox.journal import Change, Clock, TableJournal
-from cdc_pipeline.sandbox.recovery import Recovery
-from cdc_pipeline.sandbox.responses import RefusedError
 from cdc_pipeline_tests.simulators.faults import Reply
 from cdc_pipeline_tests.simulators.items import Item, identity, size_of
 from cdc_pipeline_tests.simulators.streams_model import StreamsModel, Table

@@ -1,6 +1,7 @@
 """Attribute values as DynamoDB sees them: which are equal, which name one item, how big they are.
 
-Apart from the package's own `core.attributes` on purpose: this is what that is tested against.
+Apart from the package's own `core.items.attributes` on purpose: this is what that is tested
+against.
 """
 
 import hashlib

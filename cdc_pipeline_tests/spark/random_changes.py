@@ -9,9 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from cdc_pipeline.core.fold import KeyedChange, Row, fold
-from cdc_pipeline.core.order import order_key, position
-from cdc_pipeline.lake.cdc import CDC_SCHEMA
+from cdc_pipeline.core.changes.fold import KeyedChange, Row, fold
+from cdc_pipeline.core.changes.order import order_key, position
+from cdc_pipeline.lake.publish.cdc import CDC_SCHEMA
 from cdc_pipeline.transform.shred import NARROW_SCHEMA
 from cdc_pipeline_tests.healed_story import healed_story
 

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from cdc_pipeline.core.errors import CdcPipelineError, LakeError
-from cdc_pipeline.lake.baselines import TAG, tag_baselines
-from cdc_pipeline.lake.cdc import build_cdc_day
-from cdc_pipeline.lake.connection import connect_lake
-from cdc_pipeline.lake.current_state import publish_current_state
-from cdc_pipeline.lake.maintenance import maintain_table
-from cdc_pipeline.lake.query import connect_for
-from cdc_pipeline.lake.staleness import Staleness
+from cdc_pipeline.lake.publish.baselines import TAG, tag_baselines
+from cdc_pipeline.lake.publish.cdc import build_cdc_day
+from cdc_pipeline.lake.publish.current_state import publish_current_state
+from cdc_pipeline.lake.publish.staleness import Staleness
+from cdc_pipeline.lake.query.connection import connect_lake
+from cdc_pipeline.lake.query.query import connect_for
+from cdc_pipeline.lake.upkeep.maintenance import maintain_table
 from cdc_pipeline_tests.lake.builder import START_US, LakeBuilder, change
 from cdc_pipeline_tests.spark.engines import Spark
 
@@ -230,8 +230,8 @@ def test_rows_that_spark_deletes_are_not_built_upon(neighbour: Neighbour) -> Non
 
 def test_spark_opens_one_file_for_one_key(neighbour: Neighbour, monkeypatch: Any) -> None:
     """Keys that begin alike: only whole bounds tell files apart."""
-    monkeypatch.setattr("cdc_pipeline.lake.append._FILE_BYTES", 1)
-    monkeypatch.setattr("cdc_pipeline.lake.append.ROW_GROUP_ROWS", 10)
+    monkeypatch.setattr("cdc_pipeline.lake.iceberg.writer._FILE_BYTES", 1)
+    monkeypatch.setattr("cdc_pipeline.lake.iceberg.writer.ROW_GROUP_ROWS", 10)
     built = neighbour.built
     built.stage({f"order-{n:04d}": {} for n in range(200)})
     built.read_to(START_US + 60_000_000)

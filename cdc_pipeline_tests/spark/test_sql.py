@@ -1,4 +1,4 @@
-"""Every portable statement on DuckDB and on Spark: the same rows, and those of `core.fold`."""
+"""Portable statements on DuckDB and Spark: the same rows, and those of `core.changes.fold`."""
 
 import itertools
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cdc_pipeline.core.fold import Row
+from cdc_pipeline.core.changes.fold import Row
 from cdc_pipeline.transform.sql import load_sql
 from cdc_pipeline_tests.spark.engines import Duck, Engine, Spark, assert_same, rows
 from cdc_pipeline_tests.spark.random_changes import Story, story

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pytest
 
 from cdc_pipeline.core.clock import day_of
-from cdc_pipeline.lake.cdc import build_cdc_day
-from cdc_pipeline.lake.connection import connect_lake
-from cdc_pipeline.lake.current_state import publish_current_state
-from cdc_pipeline.lake.duck import arrow_table
-from cdc_pipeline.lake.tables import data_files
+from cdc_pipeline.lake.engine.duckdb_session import arrow_table
+from cdc_pipeline.lake.iceberg.tables import data_files
+from cdc_pipeline.lake.publish.cdc import build_cdc_day
+from cdc_pipeline.lake.publish.current_state import publish_current_state
+from cdc_pipeline.lake.query.connection import connect_lake
 from cdc_pipeline.transform.aggregates import Aggregate, load_aggregates
 from cdc_pipeline_tests.lake.builder import MARGIN_US, START_US, LakeBuilder, change
 from cdc_pipeline_tests.spark.engines import Duck, Spark, assert_same, rows, types

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 pytest.importorskip("numba")
 
-from cdc_pipeline.core.attributes import canonical_item, to_json
-from cdc_pipeline.core.columns import Stats, columns_of
 from cdc_pipeline.core.errors import ExportError
+from cdc_pipeline.core.items.attributes import canonical_item, to_json
+from cdc_pipeline.core.items.columns import Stats, columns_of
 from cdc_pipeline.transform import fast, shred
-from cdc_pipeline.transform.convert import LineConverter
+from cdc_pipeline.transform.export_lines import LineConverter
 from cdc_pipeline.transform.fast.batches import LineReader, Shredder, StatsReader
 from cdc_pipeline.transform.shred import NARROW_SCHEMA, arrow_type, collect_stats, typed_schema
 from cdc_pipeline_tests.strategies import items, numbers, respelled

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
 
-from cdc_pipeline.core.attributes import canonical_item, plain_value, to_json
-from cdc_pipeline.core.columns import Column, Stats, carry_widths, columns_of, tags_of_type
-from cdc_pipeline.transform.pins import count_misfits, shred_pinned
+from cdc_pipeline.core.items.attributes import canonical_item, plain_value, to_json
+from cdc_pipeline.core.items.columns import Column, Stats, carry_widths, columns_of, tags_of_type
+from cdc_pipeline.transform.pinned_types import count_misfits, shred_pinned
 from cdc_pipeline.transform.shred import NARROW_SCHEMA, collect_stats, typed_schema
 from cdc_pipeline_tests.strategies import names, numbers, values
 

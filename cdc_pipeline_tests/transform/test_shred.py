@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
 
-from cdc_pipeline.core.attributes import canonical_item, plain_value, to_json
-from cdc_pipeline.core.columns import Column, Stats, columns_of, observe
+from cdc_pipeline.core.items.attributes import canonical_item, plain_value, to_json
+from cdc_pipeline.core.items.columns import Column, Stats, columns_of, observe
 from cdc_pipeline.transform.shred import (
     NARROW_SCHEMA,
     arrow_type,

@@ -13,8 +13,8 @@ from hypothesis import settings as budget
 from hypothesis import strategies as st
 from sqlglot import exp
 
-from cdc_pipeline.core.fold import KeyedChange, Row, fold
-from cdc_pipeline.core.order import order_key, position
+from cdc_pipeline.core.changes.fold import KeyedChange, Row, fold
+from cdc_pipeline.core.changes.order import order_key, position
 from cdc_pipeline.transform.sql import load_sql
 from cdc_pipeline_tests.healed_story import healed_story
 

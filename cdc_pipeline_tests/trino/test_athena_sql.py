@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.core.columns import Column
-from cdc_pipeline.core.view_names import STORED_NAMES
-from cdc_pipeline.lake.athena import catalogued
-from cdc_pipeline.lake.connection import connect_lake
-from cdc_pipeline.lake.glue import registered_days, repair
-from cdc_pipeline.lake.tables import data_files
+from cdc_pipeline.core.items.columns import Column
+from cdc_pipeline.core.items.view_names import STORED_NAMES
+from cdc_pipeline.lake.glue_partitions import registered_days, repair
+from cdc_pipeline.lake.iceberg.tables import data_files
+from cdc_pipeline.lake.query.athena import catalogued
+from cdc_pipeline.lake.query.connection import connect_lake
+from cdc_pipeline.sandbox.demo.traffic import create_tables, seed
 from cdc_pipeline.sandbox.process import SandboxProcess
-from cdc_pipeline.sandbox.traffic import create_tables, seed
 from cdc_pipeline.transform.athena import Statement, athena_statements
 from cdc_pipeline_tests.e2e.world import World, make_world
 from cdc_pipeline_tests.maven import Unavailable
@@ -272,8 +272,8 @@ def test_projected_partitions_need_no_registering(filled: Filled) -> None:
 
 def test_trino_opens_one_file_for_one_key(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
     """All keys begin with the 16 characters that Iceberg keeps of a bound by default."""
-    monkeypatch.setattr("cdc_pipeline.lake.append._FILE_BYTES", 1)
-    monkeypatch.setattr("cdc_pipeline.lake.append.ROW_GROUP_ROWS", 10)
+    monkeypatch.setattr("cdc_pipeline.lake.iceberg.writer._FILE_BYTES", 1)
+    monkeypatch.setattr("cdc_pipeline.lake.iceberg.writer.ROW_GROUP_ROWS", 10)
     world = filled.world
     world.dynamodb.put_item(TableName="orders", Item={**_KEY, "new": {"S": "x"}})
     world.capture("orders")

@@ -1,7 +1,7 @@
 """Typed DynamoDB JSON byte by byte, compiled by Numba: the optional extra `fast`.
 
 Without it there is None, and callers take the exact path; so they do for whatever the compiled code
-does not know. What it knows it makes exactly what `core.attributes`, `core.columns` and
+does not know. What it knows it makes exactly what `core.items.attributes`, `core.items.columns` and
 `transform.shred` make. Everywhere in it -1 (or False) says "not understood, ask the exact path",
 never "wrong"; positions are indices into arrays of bytes.
 
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from cdc_pipeline.core.columns import Column
+    from cdc_pipeline.core.items.columns import Column
     from cdc_pipeline.transform.fast.batches import LineReader, Shredder, StatsReader
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cdc_pipeline.core.attributes import quoted
-from cdc_pipeline.core.columns import AttributeStats, Column, Stats
+from cdc_pipeline.core.items.attributes import quoted
+from cdc_pipeline.core.items.columns import AttributeStats, Column, Stats
 from cdc_pipeline.transform.fast.canonical import canonical_lines
 from cdc_pipeline.transform.fast.columns import (
     binaries,

@@ -1,7 +1,8 @@
 """Lines of full exports into canonical items.
 
 The lines come as whole ones with their newline, which no rule of this package passes over: that is
-what ends every loop, whatever the bytes. What is understood is written as `core.attributes` has it.
+what ends every loop, whatever the bytes. What is understood is written as `core.items.attributes`
+has it.
 """
 
 import numpy as np

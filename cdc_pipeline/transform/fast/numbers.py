@@ -71,7 +71,7 @@ def compare_numbers(out, a, a_end, b, b_end):
 
 @compiled
 def measure_number(data, i, end, attribute, integer_digits, scales):
-    """The width of one canonical number, as `core.columns.AttributeStats` has it."""
+    """The width of one canonical number, as `core.items.columns.AttributeStats` has it."""
     if byte_at(data, i) == MINUS:
         i += 1
     elif end - i == 1 and byte_at(data, i) == ZERO:

@@ -1,0 +1,1 @@
+"""How AWS is reached: sessions, credentials, retries, and the clock of its responses."""

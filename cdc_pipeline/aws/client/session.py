@@ -1,0 +1,235 @@
+"""boto3 sessions of accounts and regions: clients, retries, and AWS errors in plain words."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from boto3.session import Session
+from botocore.config import Config
+from botocore.credentials import Credentials, DeferredRefreshableCredentials
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    EndpointConnectionError,
+    ProxyConnectionError,
+    SSLError,
+)
+from botocore.session import get_session
+
+from cdc_pipeline.aws.client.answers import check_answers
+from cdc_pipeline.aws.client.clock_offset import ClockOffset
+from cdc_pipeline.aws.client.s3_access import (
+    CONNECT_SECONDS,
+    READ_SECONDS,
+    S3Access,
+    authorities,
+    s3_access,
+)
+from cdc_pipeline.core.errors import CdcPipelineError, SourceError
+
+_SESSION_NAME = "cdc-pipeline"
+_DENIED = {"AccessDenied", "AccessDeniedException", "403", "UnrecognizedClientException"}
+
+
+class AwsSession:
+    """Clients by service name, made once; honours AWS_ENDPOINT_URL and per-service variants.
+
+    `endpoint_url` from the settings wins over the environment; None leaves the choice to
+    botocore, which reads the environment and the shared config file. `credentials`: instead of
+    those that AWS's chain finds.
+    """
+
+    def __init__(
+        self,
+        *,
+        region: str | None = None,
+        endpoint_url: str | None = None,
+        credentials: Credentials | None = None,
+    ) -> None:
+        core = get_session()
+        if credentials is not None:
+            core._credentials = credentials  # type: ignore[attr-defined]
+        self.session = Session(botocore_session=core, region_name=region)
+        self.clock_offset = ClockOffset()
+        self.clock_offset.watch(core)
+        check_answers(core)
+        self._endpoint_url = endpoint_url
+        self._clients: dict[tuple[str, str | None], Any] = {}
+        self._buckets: dict[str | None, S3Access] = {}
+        self._lock = threading.Lock()
+        self._account: str | None = None
+
+    def client(self, service: str, region: str | None = None) -> Any:
+        """The client of a service, such as `dynamodb`; in this session's region by default."""
+        named = (service, region)
+        with self._lock:
+            if named not in self._clients:
+                try:
+                    self._clients[named] = self.session.client(
+                        service,  # type: ignore[call-overload]
+                        region_name=region,
+                        endpoint_url=self._endpoint_url,
+                        config=Config(
+                            retries={"mode": "standard", "max_attempts": 5},
+                            connect_timeout=CONNECT_SECONDS,
+                            read_timeout=READ_SECONDS,
+                            max_pool_connections=64,
+                            # One host per service: an account-id host cannot be reached through
+                            # a private endpoint or a local AWS.
+                            account_id_endpoint_mode="disabled",
+                        ),
+                    )
+                except (BotoCoreError, ValueError) as error:
+                    raise SourceError(
+                        f"no AWS client for {service}: {error}",
+                        fix="set `region` in the settings, or AWS_DEFAULT_REGION",
+                    ) from None
+            return self._clients[named]
+
+    def elsewhere(
+        self,
+        *,
+        region: str | None = None,
+        role_arn: str | None = None,
+        external_id: str | None = None,
+    ) -> "AwsSession":
+        """A session in another region, or of a role that this session's credentials may assume.
+
+        The role is assumed at the first request, and again before its credentials expire; where it
+        cannot be, requests raise `SourceError`.
+        """
+        credentials = None
+        if role_arn:
+            asked = {"RoleArn": role_arn, "RoleSessionName": _SESSION_NAME}
+            asked |= {"ExternalId": external_id} if external_id else {}
+            credentials = DeferredRefreshableCredentials(
+                refresh_using=lambda: self._assume(asked), method="sts-assume-role"
+            )
+        return AwsSession(
+            region=region or self.session.region_name,
+            endpoint_url=self._endpoint_url,
+            credentials=credentials,
+        )
+
+    def _assume(self, asked: dict[str, str]) -> dict[str, str]:
+        """Temporary credentials as botocore's refreshing ones want them."""
+        role = asked["RoleArn"]
+        fix = (
+            f"allow this role to call sts:AssumeRole on {role}, and let that role's trust policy "
+            "name it (with the external id, where it asks for one)"
+        )
+        with aws_errors(f"role {role}", AccessDenied=fix, AccessDeniedException=fix):
+            found = self.client("sts").assume_role(**asked)["Credentials"]
+        return {
+            "access_key": found["AccessKeyId"],
+            "secret_key": found["SecretAccessKey"],
+            "token": found["SessionToken"],
+            "expiry_time": found["Expiration"].isoformat(),
+        }
+
+    def account(self) -> str:
+        """The twelve digits of the account that the credentials are of; raises `SourceError`."""
+        found = self._account
+        if found is None:
+            with aws_errors("the account of these credentials"):
+                found = self._account = self.client("sts").get_caller_identity()["Account"]
+        return found
+
+    @property
+    def partition(self) -> str:
+        """The partition of AWS that the region is in, which its ARNs begin with: `aws`, `aws-cn`.
+
+        `aws` for a region that botocore does not know.
+        """
+        return self.client("s3").meta.partition
+
+    def s3_access(self, bucket: str | None = None) -> S3Access:
+        """How S3, or a bucket wherever it is, is reached, with credentials as fresh as boto3's.
+
+        Raises `SourceError`. Finding a bucket's region takes a request, once.
+        """
+        with aws_errors("AWS credentials"):
+            credentials = self.session.get_credentials()
+            frozen = credentials.get_frozen_credentials() if credentials else None
+        found = self._buckets.get(bucket)
+        if found is None:
+            client = self.client("s3", self._region_of(bucket) if bucket else None)
+            found = self._buckets[bucket] = s3_access(client, bucket, self._ca_bundle())
+        if frozen is None:
+            return found
+        return replace(
+            found,
+            access_key=frozen.access_key,
+            secret_key=frozen.secret_key,
+            session_token=frozen.token,
+        )
+
+    @property
+    def ca_file(self) -> str | None:
+        """The authorities (PEM) that certificates of servers are checked with."""
+        return authorities(self._ca_bundle())
+
+    def _ca_bundle(self) -> str | None:
+        return self.session._session.get_config_variable("ca_bundle")
+
+    def _region_of(self, bucket: str) -> str | None:
+        """Where S3 says that a bucket is; None where it does not say."""
+        try:
+            with aws_errors(f"bucket {bucket}"):
+                # botocore follows S3 to the region by itself.
+                answer = self.client("s3").head_bucket(Bucket=bucket)
+        except SourceError as error:
+            cause = error.__cause__
+            if not isinstance(cause, ClientError):
+                raise
+            answer = cause.response
+        headers = answer["ResponseMetadata"].get("HTTPHeaders", {})
+        return headers.get("x-amz-bucket-region")
+
+
+def error_code(error: Exception) -> str:
+    """The AWS error code of a botocore error, '' for errors that never reached AWS."""
+    return error.response["Error"]["Code"] if isinstance(error, ClientError) else ""
+
+
+def code_behind(error: CdcPipelineError) -> str:
+    """The AWS error code that an error of `aws_errors` is about, '' if there was none."""
+    cause = error.__cause__
+    return error_code(cause) if isinstance(cause, ClientError) else ""
+
+
+def is_denied(code: str) -> bool:
+    """Whether AWS refused a call for want of a permission."""
+    return code in _DENIED
+
+
+@contextmanager
+def aws_errors(
+    what: str, kind: type[CdcPipelineError] = SourceError, **fixes: str
+) -> Iterator[None]:
+    """Turn botocore's errors inside the block into `kind`: `what` was tried, AWS's code, the fix.
+
+    `fixes` maps AWS error codes to what to do about them.
+    """
+    try:
+        yield
+    except ClientError as error:
+        code = error_code(error)
+        denied = "grant the role this action (docs/aws.md lists them)" if code in _DENIED else None
+        message = error.response["Error"].get("Message") or "no message"
+        raise kind(f"{what}: AWS says {code}: {message}", fix=fixes.get(code, denied)) from error
+    except EndpointConnectionError as error:
+        raise kind(
+            f"{what}: cannot reach {error.kwargs.get('endpoint_url')}",
+            fix="check the network, `endpoint_url` and AWS_ENDPOINT_URL; is the local AWS running?",
+        ) from error
+    except ProxyConnectionError as error:
+        fix = "check HTTP_PROXY, HTTPS_PROXY and NO_PROXY"
+        raise kind(f"{what}: {error}", fix=fix) from error
+    except SSLError as error:
+        fix = "let AWS_CA_BUNDLE name the PEM file of the authority that signed the certificate"
+        raise kind(f"{what}: {error}", fix=fix) from error
+    except BotoCoreError as error:
+        raise kind(f"{what}: {error}") from error

@@ -1,0 +1,1 @@
+"""S3: objects, streamed reads and writes, and a file system for pyarrow."""

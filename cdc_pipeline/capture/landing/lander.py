@@ -1,0 +1,177 @@
+"""Landing: objects first, then the log entry that makes them valid, and what a lost race means."""
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any
+
+from cdc_pipeline.capture.landing.lateness import late_changes
+from cdc_pipeline.capture.landing.result import CaptureResult
+from cdc_pipeline.capture.landing.ties import Ties
+from cdc_pipeline.capture.sources.item_reader import completing_rows
+from cdc_pipeline.capture.sources.source import Source
+from cdc_pipeline.core.changes.change import Change
+from cdc_pipeline.core.clock import day_of
+from cdc_pipeline.core.errors import CaptureConflictError
+from cdc_pipeline.core.log.entries import LandedObject, Late, QuarantinedObject
+from cdc_pipeline.core.log.generations import Generations
+from cdc_pipeline.core.log.state import Entry, LogState
+from cdc_pipeline.core.names import TablePaths, day_folder
+from cdc_pipeline.core.plans.erasure import Suppressions
+from cdc_pipeline.core.transports import BY_TIME
+from cdc_pipeline.lake.storage.landing import read_landing, write_landing, write_quarantine
+from cdc_pipeline.lake.storage.log import CaptureLog, Parts, new_nonce, remove_orphans
+
+_OFFSET_STEP_US = 1_000_000
+"""AWS tells whole seconds; the log need not hear of less."""
+
+
+class Lander:
+    """The one writer of a capture run. `state` is the log as it knows it, and moves with it."""
+
+    def __init__(
+        self,
+        log: CaptureLog,
+        state: LogState,
+        source: Source,
+        result: CaptureResult,
+        report: Callable[[list[LandedObject]], None],
+    ) -> None:
+        self._log = log
+        self._state = state
+        self._source = source
+        self._result = result
+        self._report = report
+        self._ties = Ties(log.store, source)
+
+    def land(
+        self,
+        changes: Sequence[Change],
+        unreadable: Sequence[tuple[str, bytes]],
+        parts: Callable[[], dict[str, Any]],
+    ) -> None:
+        """Write objects and the entry that names them; on a lost race decide again.
+
+        Changes of items that were erased since they were written are left out; changes of one item
+        and time are put in order (`capture.landing.ties`). `parts`: what else the entry says, asked
+        for at each attempt. Raises `CaptureConflictError`, `LakeError`, `SourceError`.
+        """
+        store, paths = self._log.store, self._log.paths
+        objects: list[LandedObject] = []
+        quarantined: list[QuarantinedObject] = []
+        late: Late | None = None
+
+        def write(state: LogState) -> Parts:
+            nonlocal objects, quarantined, late
+            n, nonce, now_us = state.n + 1, new_nonce(), self._log.now_us()
+            # At each attempt: the entry that was faster may be an erasure, or a compaction.
+            kept, unread = _without_erased(state, changes, unreadable)
+            objects = [
+                landed
+                for generation, changes_of_it in self._by_generation(
+                    self._ties.settled(state, kept)
+                )
+                for landed in write_landing(
+                    store,
+                    paths,
+                    changes_of_it,
+                    n=n,
+                    # Two generations of a day are two objects.
+                    nonce=nonce if generation == state.generation else new_nonce(),
+                    generation=generation,
+                    landed_us=now_us,
+                )
+            ]
+            late = late_changes(state, self._ties.landed, kept)
+            quarantined = write_quarantine(store, paths, unread, n=n, nonce=nonce, landed_us=now_us)
+            return {
+                "nonce": nonce,
+                "objects": tuple(objects),
+                "quarantined": tuple(quarantined),
+                "late": late,
+                "clock_offset_us": self._offset_us(),
+                **parts(),
+            }
+
+        def remove(entries: list[Entry]) -> None:
+            store.delete([o.key for o in objects] + [q.key for q in quarantined])
+            self._give_way(entries)
+
+        self._log.commit(self._state, write, overtaken=remove)
+        self._result.count(objects, sum(q.rows for q in quarantined))
+        self._result.late += late.rows if late else 0
+        self._report(objects)
+
+    def _offset_us(self) -> int | None:
+        """How far our clock is ahead of AWS's, None: as the log says, or unknown."""
+        offset_us, known_us = self._source.clock_offset_us(), self._state.clock_offset_us
+        if offset_us is None or known_us is None:
+            return offset_us
+        return offset_us if abs(offset_us - known_us) >= _OFFSET_STEP_US else None
+
+    def _by_generation(self, changes: Sequence[Change]) -> Iterator[tuple[int, Sequence[Change]]]:
+        """Changes of the present generation, and late ones of those before it."""
+        if self._source.transport not in BY_TIME:
+            yield self._state.generation, changes
+            return
+        generations = Generations(self._state)
+        found: dict[int, list[Change]] = {}
+        for change in changes:
+            found.setdefault(generations.at(change.write_time_us), []).append(change)
+        yield from sorted(found.items())
+
+    def append(self, parts: Callable[[], Parts]) -> None:
+        """Append an entry without objects; `parts` are asked for at each attempt."""
+        self._log.commit(self._state, lambda _: parts(), overtaken=self._give_way)
+
+    def complete(self) -> None:
+        """Read the items of events that landed without their images, and land them behind."""
+        reader, stream = self._source.reader, self._state.stream
+        for n in list(self._state.incomplete):
+            if reader is None or stream is None:
+                return
+            objects = [o for o in self._state.objects.values() if o.entry == n]
+            events = [change for o in objects for change in read_landing(self._log.store, o.key)]
+            rows = completing_rows(events, reader, stream.table_id)
+            self.land(rows, [], lambda n=n: {"completes": (n,)})
+
+    def remove_orphans(self) -> None:
+        """Remove what a killed capture left behind."""
+        folders = _recent_folders(self._log.paths, self._state, self._log.now_us())
+        removed = remove_orphans(self._log.store, self._state, folders)
+        self._result.orphans_removed += len(removed)
+
+    def _give_way(self, entries: list[Entry]) -> None:
+        """Another writer took our entry's number. If it captured too, what we read is its now.
+
+        Then the run begins again from there (`capture.landing.overtaken`).
+        """
+        self._result.conflicts += 1
+        for entry in entries:
+            same = entry.stream is None or entry.stream.arn == self._source.arn
+            landed = entry.objects and not (entry.replaced or entry.heal)
+            if entry.shards or entry.files or landed or entry.cut or not same:
+                raise CaptureConflictError(
+                    f"table {self._source.table}: another capture ({entry.owner}) landed entry "
+                    f"{entry.n} first"
+                )
+
+
+def _without_erased(
+    state: LogState, changes: Sequence[Change], unreadable: Sequence[tuple[str, bytes]]
+) -> tuple[Sequence[Change], Sequence[tuple[str, bytes]]]:
+    erased = Suppressions(state.erasures.values())
+    if not erased:
+        return changes, unreadable
+    kept = [c for c in changes if not erased.drops(c.keys, c.write_time_us)]
+    return kept, [(why, record) for why, record in unreadable if not erased.drops_record(record)]
+
+
+def _recent_folders(paths: TablePaths, state: LogState, now_us: int) -> list[str]:
+    """Folders in which a killed capture can have left objects: of what it could read."""
+    assert state.stream is not None  # it is followed
+    today = day_of(now_us)
+    oldest = day_of(max(now_us - state.stream.retention_us, state.watermark_us))
+    first = min(oldest, today - timedelta(days=1)) - timedelta(days=1)
+    days = [first + timedelta(days=n) for n in range((today - first).days + 2)]
+    landing = [f"{paths.landing}{day_folder(day)}" for day in days]
+    return landing + [f"{paths.quarantine}unreadable-record/{day_folder(d)}" for d in days[-4:]]

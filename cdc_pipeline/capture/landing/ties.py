@@ -1,0 +1,129 @@
+"""Ties while landing: changes of one item and one time are put in order before they land.
+
+Only for transports that order by time (`core.changes.kinesis.BY_TIME`). `core.changes.ties` finds
+the order, of what is to land and what has landed at the same times; here is where both come from,
+and what happens where the order cannot be told: the item is read by its key, consistently, and what
+was read lands right behind the tie (transport "read").
+
+That is right although the item may have changed since. What was read is at least as new as every
+change of the tie: they were written before the first of them was delivered, so before the read. If
+it is newer, then by changes that have later times and so later positions; they come, or have come,
+and win. Until then readers see the item ahead of its changes, and history shows the read version
+at the time of the tie. An item that has a later change in the same batch is not read: that change
+says what the tie left behind, and wins anyway.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from cdc_pipeline.capture.sources.source import Source
+from cdc_pipeline.core.changes.change import Change, from_read_item
+from cdc_pipeline.core.changes.order import is_numbered
+from cdc_pipeline.core.changes.ties import end_of_tie, image_before, settle, slot_of, ties_in
+from cdc_pipeline.core.log.generations import Generations
+from cdc_pipeline.core.log.state import LogState
+from cdc_pipeline.core.transports import BY_TIME, READ
+from cdc_pipeline.lake.storage.landed_rows import LandedRows
+from cdc_pipeline.lake.storage.store import Store
+
+
+class Ties:
+    """Settles what one capture run lands."""
+
+    def __init__(self, store: Store, source: Source) -> None:
+        self.landed = LandedRows(store)
+        self._source = source
+
+    def settled(self, state: LogState, changes: Sequence[Change]) -> Sequence[Change]:
+        """What has to land for `changes`: them at their places, rows that move, rows read.
+
+        Only changes of the same generation are looked at: a generation tells order better than
+        images, and so do the numbers of a stream. Raises `LakeError`, and `SourceError` when an
+        item cannot be read.
+        """
+        if not changes or changes[0].transport not in BY_TIME:
+            return changes
+        told = [change for change in changes if is_numbered(change.position)]
+        if told:
+            left = [change for change in changes if not is_numbered(change.position)]
+            return [*told, *self.settled(state, left)]
+        slots = Counter(map(slot_of, changes))
+        generations = Generations(state)
+        theirs = {generations.at(change.write_time_us) for change in changes}
+        objects = [o for o in state.objects.values() if o.generation in theirs]
+        landed = _by_slot(self.landed.find(objects, slots.keys()))
+        shared = {slot for slot, count in slots.items() if count > 1} | landed.keys()
+        if not shared:
+            return changes
+        rows = [change for change in changes if slot_of(change) not in shared]
+        meeting = _by_slot(change for change in changes if slot_of(change) in shared)
+        undecided: list[_Tie] = []
+        for slot, new in meeting.items():
+            for tie in _ties(landed.get(slot, []), new):
+                settled = settle(tie.known, tie.new)
+                if settled.is_decided or tie.was_read:
+                    rows += settled.rows
+                else:
+                    undecided.append(tie)
+        return rows + self._decided(undecided, changes) if undecided else rows
+
+    def _decided(self, ties: "list[_Tie]", changes: Sequence[Change]) -> list[Change]:
+        """What has to land of ties that do not tell their order themselves."""
+        rows: list[Change] = []
+        to_read: list[_Tie] = []
+        of_items = {tie.keys for tie in ties}
+        candidates = [change for change in changes if change.keys in of_items]
+        for tie in ties:
+            later = [c for c in candidates if c.keys == tie.keys and c.write_time_us > tie.last_us]
+            if later:
+                following = min(later, key=lambda change: change.write_time_us)
+                rows += settle(tie.known, tie.new, image_before(following)).rows
+            else:
+                to_read.append(tie)
+        return rows + self._read(to_read)
+
+    def _read(self, ties: "list[_Tie]") -> list[Change]:
+        """What has to land of ties whose items are read; without a reader as they came."""
+        reader = self._source.reader
+        if reader is None:
+            return [row for tie in ties for row in settle(tie.known, tie.new).rows]
+        rows: list[Change] = []
+        items = reader.read([tie.keys for tie in ties])
+        for tie in ties:
+            item = items[tie.keys]
+            read = from_read_item(self._source.table_id, tie.keys, item, tie.last_us, tie.end)
+            settled = settle(tie.known, tie.new, read.new_image)
+            # It names an event, as what completes one: nothing is missing before it.
+            rows += [*settled.rows, read._replace(event_id=settled.last.event_id)]
+        return rows
+
+
+@dataclass(frozen=True)
+class _Tie:
+    """Changes of one item and time, landed and to land. `was_read`: a row read is behind it."""
+
+    known: list[Change]
+    new: list[Change]
+    keys: str
+    last_us: int
+    end: str
+    was_read: bool
+
+
+def _ties(landed: list[Change], new: list[Change]) -> Iterator[_Tie]:
+    reads = [row.position for row in landed if row.transport == READ]
+    known = [r for r in landed if r.transport in BY_TIME and not is_numbered(r.position)]
+    for had, to_land in ties_in(known, new):
+        changes = had + to_land
+        end = end_of_tie(changes, READ)
+        last_us = max(change.write_time_us for change in changes)
+        was_read = any(place >= end for place in reads)
+        yield _Tie(had, to_land, new[0].keys, last_us, end, was_read)
+
+
+def _by_slot(changes: Iterable[Change]) -> dict[tuple[int, str], list[Change]]:
+    slots: dict[tuple[int, str], list[Change]] = {}
+    for change in changes:
+        slots.setdefault(slot_of(change), []).append(change)
+    return slots

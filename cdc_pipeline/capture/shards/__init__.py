@@ -1,0 +1,1 @@
+"""Capture from shards, of DynamoDB Streams or Kinesis."""

@@ -1,0 +1,112 @@
+"""What has been read and not landed yet, gathered from all shards of a table."""
+
+import threading
+from dataclasses import dataclass, field, replace
+
+from cdc_pipeline.core.changes.change import Change
+from cdc_pipeline.core.log.entries import ShardState
+
+
+@dataclass
+class Batch:
+    """Changes, unreadable records, and where the shards they came from stand behind them."""
+
+    changes: list[Change] = field(default_factory=list)
+    unreadable: list[tuple[str, bytes]] = field(default_factory=list)
+    shards: dict[str, ShardState] = field(default_factory=dict)
+    size: int = 0
+    skipped: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Changes and unreadable records."""
+        return len(self.changes) + len(self.unreadable)
+
+
+class Pending:
+    """A bounded buffer between the shard readers and the one thread that lands.
+
+    Records and the position behind them go in together, so any batch taken out can be landed on
+    its own. Readers wait while it holds twice what one landing object should.
+    """
+
+    def __init__(self, max_rows: int, max_bytes: int) -> None:
+        self._max_rows = max_rows
+        self._max_bytes = max_bytes
+        self._batch = Batch()
+        self._landing = Batch()
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def add(
+        self,
+        shard: ShardState,
+        changes: list[Change],
+        unreadable: list[tuple[str, bytes]],
+        size: int,
+        skipped: int = 0,
+    ) -> None:
+        """Add what one page brought; `shard` is the shard's state behind it.
+
+        `skipped`: records that were left out, for counting.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or not self._over(2))
+            self._batch.changes += changes
+            self._batch.unreadable += unreadable
+            self._batch.shards[shard.shard_id] = shard
+            self._batch.size += size
+            self._batch.skipped += skipped
+            self._changed.notify_all()
+
+    def take(self) -> Batch:
+        """Everything gathered so far; it counts against the bound until it has `landed`."""
+        with self._changed:
+            self._landing, self._batch = self._batch, Batch()
+            return self._landing
+
+    def landed(self) -> None:
+        """What was taken last has landed and no longer takes memory."""
+        with self._changed:
+            self._landing = Batch()
+            self._changed.notify_all()
+
+    def has_changes(self) -> bool:
+        """Whether there is anything that readers of the lake wait for."""
+        with self._changed:
+            return bool(self._batch.changes or self._batch.unreadable)
+
+    def is_full(self) -> bool:
+        """Whether there is enough for one landing object."""
+        with self._changed:
+            return self._batch.rows >= self._max_rows or self._batch.size >= self._max_bytes
+
+    def close(self) -> None:
+        """Let waiting readers go on; the run is ending."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _over(self, times: int) -> bool:
+        held = (self._batch, self._landing)
+        rows, size = sum(b.rows for b in held), sum(b.size for b in held)
+        return rows >= times * self._max_rows or size >= times * self._max_bytes
+
+
+def moved(
+    shard: ShardState,
+    *,
+    last: str | None,
+    read_to_us: int,
+    rows: int,
+    finished: bool,
+    back: bool = False,
+) -> ShardState:
+    """The shard's state after a page; the time it was read to goes back only if `back` says so."""
+    return replace(
+        shard,
+        sequence_number=last or shard.sequence_number,
+        read_to_us=read_to_us if back and read_to_us else max(shard.read_to_us, read_to_us),
+        rows=shard.rows + rows,
+        status="finished" if finished else "reading",
+    )

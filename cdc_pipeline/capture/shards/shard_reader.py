@@ -1,0 +1,224 @@
+"""Reading one shard from its checkpoint to its tip or its end.
+
+**Where the tip is.** A page without records is no proof of it: AWS returns empty pages in the
+middle of a shard and bounds their number nowhere (API reference of GetRecords). Only empty reads in
+a row, spread over time, make it likely. How many count grows with the age of the position that they
+are behind (`polls_needed`), as does what a wrong answer would cost. If each page of a stretch is
+empty with probability 1/2, the tip is called wrongly in at most one of 2^empty_polls x (1 + age in
+seconds) cases; with `empty_polls: 3` that is an eighth of a second falsely called read, on average
+and at any age. Where it happened all the same, the record that comes behind sets the shard back to
+its own time (`capture.landing.lateness`).
+"""
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cdc_pipeline.aws.shards import Page
+from cdc_pipeline.capture.shards.buffer import Pending, moved
+from cdc_pipeline.capture.sources.reading import Reading
+from cdc_pipeline.capture.sources.source import ShardSource
+from cdc_pipeline.core.changes.change import Change
+from cdc_pipeline.core.errors import (
+    ExpiredIteratorError,
+    HeadTrimmedError,
+    SourceError,
+    TrimmedDataError,
+)
+from cdc_pipeline.core.log.entries import ShardState, StreamRef
+
+_ITERATORS_TRIED = 5
+_OLD_STEP_SECONDS = 600
+_OLD_STEPS = 60
+_LONG_US = 365 * 24 * 3600 * 1_000_000
+_LEAST_PAUSE_SECONDS = 0.25
+"""AWS allows five reads a second and shard (observed: aws-sdk-java-v2 issue 470)."""
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How shards are read; see `settings.Capture`.
+
+    `until_us`: a shard that was read up to this time counts as read to its tip, so that a run
+    ends under traffic that never does. `deadline`: stop here, wherever that is. `margin_us`: how
+    far `clock` may be off AWS's.
+    """
+
+    empty_polls: int
+    poll_seconds: float
+    until_us: int
+    deadline: float
+    clock: Callable[[], float] = time.time
+    sleep: Callable[[float], object] = time.sleep
+    margin_us: int = 0
+
+
+@dataclass(frozen=True)
+class Start:
+    """A shard to read and what is known of its beginning.
+
+    `starting`: the shard's first sequence number as listed, None if unknown. `unread_since_us`:
+    changes written since then have not been read by anyone. `before_us`: changes written then or
+    later come another way and are left out, None: there is no other. `is_open`: more may be written
+    to it; a closed one has an end, which its children wait for. `stream_began_us`: nothing in it is
+    older, 0: unknown.
+    """
+
+    shard: ShardState
+    starting: str | None
+    unread_since_us: int
+    before_us: int | None = None
+    is_open: bool = True
+    stream_began_us: int = 0
+
+
+def polls_needed(empty_polls: int, age_us: int) -> int:
+    """How many empty reads in a row make a position of this age the shard's tip.
+
+    `empty_polls` at the tip; one more for each doubling of the age in seconds, and one for each ten
+    minutes of it, because what is long past may be many empty pages away: 8 behind half a minute,
+    21 behind an hour, 80 behind a day.
+    """
+    age = max(age_us, 0) / 1_000_000
+    old = min(int(age / _OLD_STEP_SECONDS), _OLD_STEPS)
+    return empty_polls + math.ceil(math.log2(1 + age)) + old
+
+
+def read_shard(
+    source: ShardSource,
+    reading: Reading,
+    stream: StreamRef,
+    start: Start,
+    pending: Pending,
+    options: ReadOptions,
+    stop: threading.Event,
+) -> ShardState:
+    """Read until the tip, the end of the shard, the deadline or `stop`; returns where it stands.
+
+    The tip is where `until_us` lies: what is written later is the next run's. Only a parsed answer
+    without a next iterator ends a shard. Raises `HeadTrimmedError`, `TrimmedDataError`,
+    `ShardGoneError`, `SourceError`.
+    """
+    shard = start.shard
+    began_us = int(options.clock() * 1_000_000)
+    iterator = _iterator(source, stream, start, began_us, options.margin_us)
+    # When reads in a row began that brought nothing.
+    empty: deque[int] = deque(maxlen=polls_needed(options.empty_polls, _LONG_US))
+    oldest_us = max(began_us - stream.retention_us, start.stream_began_us)
+    expired = 0
+    while not stop.is_set() and options.clock() < options.deadline:
+        started_us = int(options.clock() * 1_000_000)
+        try:
+            page = source.read(iterator)
+            expired = 0
+        except ExpiredIteratorError as error:
+            expired += 1
+            if expired > _ITERATORS_TRIED:
+                raise SourceError(f"shard {shard.shard_id}: every iterator is expired") from error
+            iterator = source.iterator(stream.arn, shard.shard_id, shard.sequence_number)
+            continue
+        finished = page.next_iterator is None
+        parsed = reading.parse(page, stream, shard)
+        if page.records:
+            empty.clear()
+        else:
+            empty.append(started_us)
+        age_us = started_us - (shard.read_to_us or oldest_us)
+        needed = polls_needed(options.empty_polls, age_us)
+        # Of a shard that has ended, empty reads tell nothing of when: its children begin there.
+        is_tip = len(empty) >= needed and start.is_open and not finished
+        quiet_us = empty[-needed] if is_tip else 0
+        read_to = reading.read_to(page, parsed.changes, started_us, quiet_us)
+        news = page.records or finished or read_to.written_us
+        if news and (shard.sequence_number is None or reading.trims_silently):
+            now_us = int(options.clock() * 1_000_000)
+            _check_whole(reading, stream, start, shard, page, now_us, options.margin_us)
+        changes = _of_its_time(parsed.changes, stream, start)
+        shard = moved(
+            shard,
+            last=reading.last(page),
+            read_to_us=max(read_to.written_us, stream.since_us) if read_to.written_us else 0,
+            rows=len(changes),
+            finished=finished,
+            back=bool(page.records) and reading.in_order,
+        )
+        if news:
+            skipped = parsed.skipped + len(parsed.changes) - len(changes)
+            size = page.size if page.records else 0
+            pending.add(shard, changes, parsed.unreadable, size, skipped)
+        at_tip = max(read_to.tip_us, shard.read_to_us) >= options.until_us
+        if page.next_iterator is None or (at_tip and start.is_open):
+            break
+        iterator = page.next_iterator
+        pause = reading.pause(page, options.poll_seconds)
+        if pause is not None:
+            if reading.in_order:
+                # Many reads take no longer than a few, as far as AWS allows it.
+                share = pause * options.empty_polls / needed
+                pause = min(pause, max(share, _LEAST_PAUSE_SECONDS))
+            options.sleep(pause)
+    return shard
+
+
+def _of_its_time(changes: list[Change], stream: StreamRef, start: Start) -> list[Change]:
+    """Changes that no other transport has had, or will have."""
+    if not stream.since_us and start.before_us is None:
+        return changes
+    end = start.before_us
+    return [
+        c
+        for c in changes
+        if c.write_time_us >= stream.since_us and (end is None or c.write_time_us < end)
+    ]
+
+
+def _may_be_trimmed(stream: StreamRef, unread_since_us: int, now_us: int, margin_us: int) -> bool:
+    """Whether something that nobody has read since then can be as old as the stream's retention.
+
+    Both times may be of this machine's clock, noted when it was wrong by as much as `margin_us` to
+    either side.
+    """
+    return now_us - unread_since_us >= stream.retention_us - 2 * margin_us
+
+
+def _iterator(
+    source: ShardSource, stream: StreamRef, start: Start, now_us: int, margin_us: int
+) -> str:
+    """Where to read on. A checkpoint may be trimmed although nothing behind it was lost.
+
+    That happens to a shard that nobody wrote to for a day: its last record is gone, and it was
+    seen empty since. Everything it still holds is then new.
+    """
+    shard = start.shard
+    try:
+        return source.iterator(stream.arn, shard.shard_id, shard.sequence_number)
+    except TrimmedDataError:
+        if _may_be_trimmed(stream, start.unread_since_us, now_us, margin_us):
+            raise
+        return source.iterator(stream.arn, shard.shard_id, None)
+
+
+def _check_whole(
+    reading: Reading,
+    stream: StreamRef,
+    start: Start,
+    shard: ShardState,
+    page: Page,
+    now_us: int,
+    margin_us: int,
+) -> None:
+    """Reading hides what was trimmed unread: a shard's head, or all of it.
+
+    Nothing is missing if nothing unread can be older than the retention, or if the first record
+    is known to be the shard's first.
+    """
+    unread_since_us = max(start.unread_since_us, shard.read_to_us)
+    if not _may_be_trimmed(stream, unread_since_us, now_us, margin_us):
+        return
+    if shard.sequence_number is not None:
+        raise TrimmedDataError(f"shard {shard.shard_id}: unread for as long as it keeps records")
+    if not reading.begins(page, start.starting):
+        raise HeadTrimmedError(f"shard {shard.shard_id}: its oldest records were trimmed")

@@ -1,0 +1,288 @@
+"""A table whose changes a Kinesis channel writes to S3: its objects, and its dead letters.
+
+A channel delivers what is written to its stream while it is ACTIVE, exactly once, as the records
+were put; its objects are read like Firehose's. A record that it gives up is not in its dead letter,
+which only names it, so it is read from the stream again, and lands like any other. A record that
+the stream does not hold any more is a gap.
+
+One channel is one source: another one, or one made anew under the same name, begins with what is
+written after it, so a gap lies between (`capture.landing.gaps`).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from typing import Any, BinaryIO
+
+from cdc_pipeline.aws.channels import DELIVERING, Channel, describe_channel, find_channel
+from cdc_pipeline.aws.cloudwatch import channel_ages
+from cdc_pipeline.aws.kinesis import (
+    MOST_RETENTION_US,
+    WRITTEN_TO,
+    KinesisStreams,
+    active_destination,
+    destinations,
+)
+from cdc_pipeline.aws.s3.objects import SourceBucket
+from cdc_pipeline.aws.shards import Page, StreamDescription
+from cdc_pipeline.aws.table import describe_table
+from cdc_pipeline.capture.sources.firehose_files import Lost, Reached, measured, promised
+from cdc_pipeline.capture.sources.firehose_listing import Arrived, arrived_since
+from cdc_pipeline.capture.sources.firehose_objects import BROKEN, CUT_OFF, Record, records, unpacked
+from cdc_pipeline.capture.sources.item_reader import ItemReader
+from cdc_pipeline.capture.sources.kinesis_records import parse_envelopes
+from cdc_pipeline.capture.sources.replication import ReplicationMetric
+from cdc_pipeline.capture.sources.source import Source
+from cdc_pipeline.core.changes.channel import DeadLetter, dead_letter, folder_of, has_days
+from cdc_pipeline.core.changes.json_stream import pieces
+from cdc_pipeline.core.changes.ownership import Target
+from cdc_pipeline.core.errors import ShardGoneError, SourceError, UnreadableError
+from cdc_pipeline.core.log.entries import StreamRef
+from cdc_pipeline.core.log.lineage import Shard
+from cdc_pipeline.core.log.state import LogState
+from cdc_pipeline.core.plans.delivery_lag import Ages
+from cdc_pipeline.core.transports import KINESIS_CHANNEL, NEW_AND_OLD_IMAGES
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.storage.log import CaptureLog, Parts
+from cdc_pipeline.settings.model import Firehose, Table
+
+
+@dataclass(frozen=True)
+class ChannelShards:
+    """What stands in a source for the shards of a stream: there are none to read here."""
+
+    lake: Lake
+    table: Table
+
+    def describe(self, arn: str) -> StreamDescription:
+        """The channel: ENABLED while it delivers and the table writes to its stream.
+
+        Raises `ShardGoneError` when there is no such channel.
+        """
+        aws = self.lake.source(self.table)
+        channel = describe_channel(aws, arn)
+        if channel is None:
+            raise ShardGoneError(f"channel {arn} is gone")
+        states = destinations(aws, self.table.name)
+        written = any(states.get(stream) in WRITTEN_TO for stream, _ in channel.streams)
+        on = written and channel.status in DELIVERING
+        return StreamDescription(arn, "ENABLED" if on else "DISABLED", NEW_AND_OLD_IMAGES, [])
+
+    def children(self, arn: str, shard_id: str) -> list[Shard] | None:
+        """None: there is no lineage."""
+        return None
+
+    def iterator(self, arn: str, shard_id: str, after: str | None) -> str:
+        """Raises `ShardGoneError`."""
+        raise ShardGoneError(f"{arn} has no shards")
+
+    def read(self, iterator: str) -> Page:
+        """Raises `ShardGoneError`."""
+        raise ShardGoneError(f"{iterator} is of no shard")
+
+
+def open_channel(lake: Lake, table: Table) -> Source:
+    """A table whose changes a channel delivers now; raises `SourceError`."""
+    aws = lake.source(table)
+    stream = active_destination(aws, table.name)
+    channel = find_channel(aws, stream, table.kinesis_channel.channel)
+    if channel.status not in DELIVERING:
+        raise SourceError(
+            f"table {table.name}: channel {channel.name} is {channel.status}"
+            + (f": {channel.reason}" if channel.reason else ""),
+            fix="wait until it is ACTIVE; one that FAILED is deleted and created again",
+        )
+    return _source(lake, table, channel, stream)
+
+
+def followed_channel(lake: Lake, table: Table, stream: StreamRef) -> Source:
+    """The channel that a log follows; one that is gone has no objects that could be found."""
+    aws = lake.source(table)
+    channel = describe_channel(aws, stream.arn)
+    if channel is not None and channel.created_us == stream.created_us:
+        written = destinations(aws, table.name)
+        known = [arn for arn, _ in channel.streams]
+        source = _source(lake, table, channel, next((a for a in known if a in written), known[0]))
+        return replace(source, table_id=stream.table_id)
+    return Source(
+        table.name,
+        stream.table_id,
+        stream.arn,
+        NEW_AND_OLD_IMAGES,
+        ChannelShards(lake, table),
+        transport=KINESIS_CHANNEL,
+        created_us=stream.created_us,
+    )
+
+
+def note_off(lake: Lake, table: Table, log: CaptureLog, state: LogState) -> None:
+    """Log that the channel that is followed gets no changes any more: they are missing by now."""
+
+    def off(now: LogState) -> Parts | None:
+        if now.stream is None or now.stream.off:
+            return None
+        try:
+            listed = ChannelShards(lake, table).describe(now.stream.arn)
+        except ShardGoneError:
+            return None  # another one has another name, or another time of creation
+        return None if listed.status == "ENABLED" else {"stream": replace(now.stream, off=True)}
+
+    log.commit(state, off)
+
+
+def _source(lake: Lake, table: Table, channel: Channel, stream_arn: str) -> Source:
+    aws = lake.source(table)
+    found = describe_table(aws, table.name)
+    pace = lake.settings.capture.reads_per_second
+    metric_us = int(table.kinesis.metric_minutes * 60_000_000)
+    return Source(
+        table=table.name,
+        table_id=found.table_id,
+        arn=channel.arn,
+        view_type=NEW_AND_OLD_IMAGES,
+        shards=ChannelShards(lake, table),
+        reader=ItemReader(aws, table.name, found.key_names, pace),
+        transport=KINESIS_CHANNEL,
+        created_us=channel.created_us,
+        losses=ReplicationMetric(aws, table.name, metric_us),
+        clock_offset_us=aws.clock_offset.offset_us,
+        files=ChannelFiles(lake, table, channel, stream_arn),
+    )
+
+
+def folders(channel: Channel, stream_arn: str) -> tuple[str, str]:
+    """Where a channel's objects and its dead letters lie, as s3://bucket/prefix.
+
+    Raises `SourceError` for dead letters among the objects.
+    """
+    stream = stream_arn.rpartition("/")[2]
+    names = {"channel": channel.name, "channel_id": channel.channel_id, "stream": stream}
+    folder = folder_of(channel.template, **names)
+    data = f"s3://{channel.bucket}/{folder}"
+    errors = f"s3://{channel.error_bucket}/{channel.error_prefix}"
+    if errors.startswith(data):
+        raise SourceError(
+            f"channel {channel.name}: its dead letters ({errors}) lie among its objects ({data})",
+            fix="create it with an ErrorOutputPrefix beside the folder of its objects",
+        )
+    return data, errors
+
+
+@dataclass(frozen=True)
+class ChannelFiles:
+    """What a channel wrote of one stream (`capture.sources.firehose_files.FileSource`)."""
+
+    lake: Lake
+    table: Table
+    channel: Channel
+    stream_arn: str
+
+    @property
+    def window_days(self) -> int:
+        """See `FileSource`."""
+        return self.table.kinesis_channel.window_days
+
+    @property
+    def folders(self) -> Firehose:
+        """Where its objects lie, as Firehose's are told; raises `SourceError`."""
+        return Firehose.model_construct(
+            prefixes=[folders(self.channel, self.stream_arn)[0]],
+            error_prefixes=[],
+            layout=None if has_days(self.channel.template) else "last_modified",
+            window_days=self.window_days,
+        )
+
+    @property
+    def named_prefixes(self) -> Sequence[str]:
+        """See `FileSource`: AWS says where a channel writes, so nothing there is an idle stream."""
+        return ()
+
+    def dimensions(self, stream_arn: str | None = None) -> dict[str, str]:
+        """What its metrics are of, in CloudWatch."""
+        return {
+            "StreamName": (stream_arn or self.stream_arn).rpartition("/")[2],
+            "ChannelName": self.channel.name,
+            "ChannelId": self.channel.channel_id,
+        }
+
+    def arrived(self, since: date, now_us: int) -> list[Arrived]:
+        """See `FileSource`: objects, and dead letters behind them."""
+        found = arrived_since(self.lake.aws, self.folders, since, now_us)
+        letters = [letter for letter in self.letters() if letter.day >= since]
+        return [*found, *sorted(letters, key=lambda a: (a.day, a.object.modified, a.uri))]
+
+    def letters(self) -> Iterator[Arrived]:
+        """All dead letters: few, and in folders of whatever form.
+
+        Their day is that of their writing, by which they are remembered.
+        """
+        bucket = SourceBucket(self.lake.aws, self.channel.error_bucket)
+        for found in bucket.objects(self.channel.error_prefix):
+            if not found.key.endswith("/"):
+                yield Arrived(bucket, found, found.modified.date())
+
+    def records(self, found: Arrived, file: BinaryIO, target: Target) -> Iterator[Record | Lost]:
+        """See `FileSource`."""
+        _, errors = folders(self.channel, self.stream_arn)
+        if found.uri.startswith(errors):
+            yield from self._dead_letters(found, file, target)
+            return
+        for record in records(file, found.uri, target):
+            # What the objects hold is the same as Firehose's; whose they are is known here.
+            change = record.change and record.change._replace(transport=KINESIS_CHANNEL)
+            yield record._replace(change=change)
+
+    def reached(self, listed_us: int) -> Reached:
+        """By the channel's metric, else `lag_minutes` ago."""
+        chosen = self.table.kinesis_channel
+        if not chosen.measured:
+            return promised(chosen.lag_minutes, listed_us)
+        aws = self.lake.source(self.table)
+
+        def ages(from_us: int) -> list[Ages]:
+            return [channel_ages(aws, self.dimensions(), from_us, listed_us)]
+
+        return measured(aws, self.table, ages, chosen.lag_minutes, listed_us)
+
+    # Dead letters
+
+    def _dead_letters(
+        self, found: Arrived, file: BinaryIO, target: Target
+    ) -> Iterator[Record | Lost]:
+        try:
+            for value, raw in pieces(unpacked(file)):
+                yield self._dead_letter(found, value, raw, target)
+        except BROKEN:
+            yield Record(None, (CUT_OFF, found.uri.encode()), False, 0)
+
+    def _dead_letter(self, found: Arrived, value: Any, raw: bytes, target: Target) -> Record | Lost:
+        try:
+            letter = dead_letter(value)
+        except UnreadableError as error:
+            return Record(None, (error.reason, raw), False, len(raw))
+        if letter.stream_arn not in (None, self.stream_arn):
+            return Record(None, None, False, len(raw))
+        return self._read_again(found, letter, target)
+
+    def _read_again(self, found: Arrived, letter: DeadLetter, target: Target) -> Record | Lost:
+        """The record of a dead letter, from the stream; raises `SourceError`."""
+        streams = KinesisStreams(self.lake.source(self.table), self.table.name)
+        try:
+            raw, retention_us = streams.record_at(
+                self.stream_arn, letter.shard_id, letter.sequence_number
+            )
+        except ShardGoneError:
+            raw, retention_us = None, MOST_RETENTION_US
+        if raw is None:
+            # A channel can have tried for as long as the stream kept the record, and delivers none
+            # from before it was made.
+            given_up_us = round(found.object.modified.timestamp() * 1_000_000)
+            return Lost(max(given_up_us - retention_us, self.channel.created_us))
+        changes, unreadable, _ = parse_envelopes(
+            [raw],
+            target=target,
+            shard_id=letter.shard_id,
+            encodings=self.table.kinesis.binary_encodings,
+        )
+        change = changes[0]._replace(transport=KINESIS_CHANNEL) if changes else None
+        return Record(change, unreadable[0] if unreadable else None, False, len(raw))

@@ -1,0 +1,128 @@
+"""Objects that AWS delivers to S3 as a source: which there are, what they hold, how far they go."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import BinaryIO, NamedTuple, Protocol
+
+from cdc_pipeline.aws.client.session import AwsSession
+from cdc_pipeline.aws.cloudwatch import firehose_ages
+from cdc_pipeline.capture.sources.firehose_listing import Arrived, arrived_since
+from cdc_pipeline.capture.sources.firehose_objects import Record, records
+from cdc_pipeline.capture.sources.replication import replication_late_us
+from cdc_pipeline.core.changes.ownership import Target
+from cdc_pipeline.core.errors import SourceError
+from cdc_pipeline.core.plans.delivery_lag import Ages, delivered_before
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.settings.model import Firehose, Table
+
+LOOK_BACK_US = 3600 * 1_000_000
+
+
+class Lost(NamedTuple):
+    """A record that can be read nowhere any more; it was written at `from_us` at the earliest."""
+
+    from_us: int
+
+
+class Reached(NamedTuple):
+    """A time before which all changes are in a listing's objects, and what to tell about it."""
+
+    us: int
+    warnings: tuple[str, ...] = ()
+
+
+class FileSource(Protocol):
+    """What `capture.firehose.drain` reads of one table."""
+
+    @property
+    def window_days(self) -> int:
+        """How long after its day a folder may get objects."""
+        ...
+
+    @property
+    def named_prefixes(self) -> Sequence[str]:
+        """Prefixes that a person named, and may have mistyped."""
+        ...
+
+    def arrived(self, since: date, now_us: int) -> list[Arrived]:
+        """Every object in folders of `since` and later days, oldest first; `SourceError`."""
+        ...
+
+    def records(self, found: Arrived, file: BinaryIO, target: Target) -> Iterator[Record | Lost]:
+        """What an object holds, in the same order each time; raises `SourceError`."""
+        ...
+
+    def reached(self, listed_us: int) -> Reached:
+        """What a listing of that time proves once all that it showed was read."""
+        ...
+
+
+@dataclass(frozen=True)
+class FirehoseFiles:
+    """Objects under the prefixes that the settings name."""
+
+    lake: Lake
+    table: Table
+    settings: Firehose
+
+    @property
+    def window_days(self) -> int:
+        """See `FileSource`."""
+        return self.settings.window_days
+
+    @property
+    def named_prefixes(self) -> Sequence[str]:
+        """See `FileSource`."""
+        return self.settings.prefixes
+
+    def arrived(self, since: date, now_us: int) -> list[Arrived]:
+        """See `FileSource`."""
+        return arrived_since(self.lake.aws, self.settings, since, now_us)
+
+    def records(self, found: Arrived, file: BinaryIO, target: Target) -> Iterator[Record]:
+        """See `FileSource`."""
+        return records(file, found.uri, target)
+
+    def reached(self, listed_us: int) -> Reached:
+        """By Firehose's metrics where the settings name its stream, else `lag_minutes` ago."""
+        name = self.settings.delivery_stream
+        if name is None:
+            return promised(self.settings.lag_minutes, listed_us)
+        aws = self.lake.source(self.table)
+
+        def ages(from_us: int) -> list[Ages]:
+            return list(firehose_ages(aws, name, from_us, listed_us))
+
+        return measured(aws, self.table, ages, self.settings.lag_minutes, listed_us)
+
+
+class _AsksAges(Protocol):
+    def __call__(self, from_us: int) -> list[Ages]:
+        """The ages of each leg of the way since a time; raises `SourceError`."""
+        ...
+
+
+def promised(lag_minutes: float, listed_us: int, *warnings: str) -> Reached:
+    """What the settings say, where nothing is measured."""
+    return Reached(listed_us - int(lag_minutes * 60_000_000), warnings)
+
+
+def measured(
+    aws: AwsSession, table: Table, ages: _AsksAges, lag_minutes: float, listed_us: int
+) -> Reached:
+    """What CloudWatch's metrics prove, less the time that DynamoDB took to write to Kinesis.
+
+    Metrics are complete `kinesis.metric_minutes` late. Where they may not be read, that is a
+    warning, and where they say nothing (an idle stream) none; then the settings count.
+    """
+    known_us = listed_us - int(table.kinesis.metric_minutes * 60_000_000)
+    try:
+        delivered_us = delivered_before(ages(listed_us - LOOK_BACK_US), known_us)
+    except SourceError as error:
+        told = f"table {table.name}: delivery is not measured, `lag_minutes` counts: {error}"
+        return promised(lag_minutes, listed_us, told)
+    if delivered_us is None:
+        return promised(lag_minutes, listed_us)
+    late = replication_late_us(aws, table, listed_us)
+    return Reached(delivered_us - late.us, late.warnings)

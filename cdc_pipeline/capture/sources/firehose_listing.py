@@ -1,0 +1,265 @@
+"""Firehose's objects as a source: which table they are of, and which of them have arrived."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time
+
+from cdc_pipeline.aws.client.session import AwsSession
+from cdc_pipeline.aws.s3.objects import FoundObject, SourceBucket
+from cdc_pipeline.aws.shards import Page, StreamDescription
+from cdc_pipeline.aws.table import TableDescription, describe_table
+from cdc_pipeline.capture.sources.item_reader import ItemReader
+from cdc_pipeline.capture.sources.source import Source
+from cdc_pipeline.core.changes.ownership import Target
+from cdc_pipeline.core.errors import ShardGoneError, SourceError
+from cdc_pipeline.core.log.entries import SourceFile
+from cdc_pipeline.core.log.lineage import Shard
+from cdc_pipeline.core.log.state import LogState
+from cdc_pipeline.core.names import split_s3
+from cdc_pipeline.core.plans.firehose_folders import (
+    Parts,
+    arrival_day,
+    by_layout,
+    dated,
+    label_of,
+    may_hold,
+    newest_of,
+)
+from cdc_pipeline.core.transports import FIREHOSE, NEW_AND_OLD_IMAGES
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.settings.model import Firehose, Table
+
+_DEEPEST = 2
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """An object of Firehose and the day that its folder stands for."""
+
+    bucket: SourceBucket
+    object: FoundObject
+    day: date
+
+    @property
+    def uri(self) -> str:
+        """Its address, which is its name in the log."""
+        return f"s3://{self.bucket.bucket}/{self.object.key}"
+
+
+class WithoutShards:
+    """What stands in a source for the shards of a stream: there are none to read."""
+
+    def describe(self, arn: str) -> StreamDescription:
+        """A stream that is on and lists no shard."""
+        return StreamDescription(arn, "ENABLED", NEW_AND_OLD_IMAGES, [])
+
+    def children(self, arn: str, shard_id: str) -> list[Shard] | None:
+        """None: there is no lineage."""
+        return None
+
+    def iterator(self, arn: str, shard_id: str, after: str | None) -> str:
+        """Raises `ShardGoneError`."""
+        raise ShardGoneError(f"{arn} has no shards")
+
+    def read(self, iterator: str) -> Page:
+        """Raises `ShardGoneError`."""
+        raise ShardGoneError(f"{iterator} is of no shard")
+
+
+def open_files(lake: Lake, table: Table) -> Source:
+    """A table whose changes Firehose writes; raises `SourceError`.
+
+    It counts as one stream while the table is the same, whatever prefixes the settings name: what
+    is in them is known by what it says.
+    """
+    aws = lake.source(table)
+    found = describe_table(aws, table.name)
+    pace = lake.settings.capture.reads_per_second
+    return Source(
+        table=table.name,
+        table_id=found.table_id,
+        arn=f"{FIREHOSE}:{found.table_id}",
+        view_type=NEW_AND_OLD_IMAGES,
+        shards=WithoutShards(),
+        reader=ItemReader(aws, table.name, found.key_names, pace),
+        transport=FIREHOSE,
+        clock_offset_us=aws.clock_offset.offset_us,
+    )
+
+
+def target_of(found: TableDescription) -> Target:
+    """What makes changes of delivered records."""
+    return Target(found.name, found.table_id, found.key_types, found.arn)
+
+
+def arrived_since(aws: AwsSession, settings: Firehose, since: date, now_us: int) -> list[Arrived]:
+    """Every object in folders of `since` and later days, in the order of arrival.
+
+    Requests: one for each folder above the months, and two for each month that is looked at (one
+    more for every 1000 folders or objects). With a layout of the settings all objects are listed.
+    Raises `SourceError`.
+    """
+    found = [
+        arrived
+        for prefix in [*settings.prefixes, *settings.error_prefixes]
+        for arrived in find_arrived(aws, prefix, settings.layout, since)
+    ]
+    # Prefixes may lie in each other.
+    single = {arrived.uri: arrived for arrived in found}
+    return sorted(single.values(), key=lambda a: (a.day, a.object.modified, a.uri))
+
+
+def find_arrived(
+    aws: AwsSession, prefix: str, layout: str | None, since: date
+) -> Iterator[Arrived]:
+    """The objects of one prefix; see `arrived_since`."""
+    bucket, root = bucket_of(aws, prefix)
+    if layout is not None:
+        yield from _by_layout(bucket, root, layout, since)
+        return
+    if not root or root.endswith("/"):
+        yield from _walk(bucket, root, (), since, _DEEPEST)
+        return
+    # Firehose appends its date to a prefix as it is: `raw/orders` gives `raw/orders2026/11/21/`.
+    folders, _ = bucket.folders(root)
+    if "/" in folders:
+        yield from _walk(bucket, f"{root}/", (), since, _DEEPEST)
+    for folder in folders:
+        parts = dated(folder[:-1])
+        if parts is not None and len(parts) < 3 and may_hold(parts, since):
+            yield from _walk(bucket, root + folder, parts, since, None)
+        elif parts is not None and may_hold(parts, since):
+            yield from _of_days(bucket, root, {folder: parts}, (), since)
+
+
+def is_empty(aws: AwsSession, prefix: str) -> bool:
+    """Whether there is no object under a prefix at all, whatever its folders; one request."""
+    bucket, root = bucket_of(aws, prefix)
+    return not any(not _is_hidden(f.key) and not f.key.endswith("/") for f in bucket.objects(root))
+
+
+def find_again(aws: AwsSession, files: Iterable[SourceFile]) -> Iterator[Arrived]:
+    """Objects that were named before, as they are now; one that is gone as it was.
+
+    One request for each. Raises `SourceError`.
+    """
+    for file in files:
+        bucket, key = bucket_of(aws, file.uri)
+        day = date.fromisoformat(file.arrived)
+        gone = FoundObject(key, file.etag, file.bytes, datetime.combine(day, time.min, UTC))
+        listed = (found for found in bucket.objects(key) if found.key == key)
+        yield Arrived(bucket, next(listed, gone), day)
+
+
+def has_news(aws: AwsSession, settings: Firehose, state: LogState) -> bool:
+    """Whether there is an object behind the newest ones that the log knows, or part of one.
+
+    A cheap look, a request for each way in which a prefix spells days: late objects are for the
+    next whole one, and so is everything under a layout of the settings.
+    """
+    if any(not (file.whole or file.unread) for file in state.files.values()):
+        return True
+    return settings.layout is None and any(_news(aws, p, state) for p in settings.prefixes)
+
+
+def _news(aws: AwsSession, prefix: str, state: LogState) -> bool:
+    bucket, root = bucket_of(aws, prefix)
+    known = [uri.removeprefix(prefix) for uri in state.files if uri.startswith(prefix)]
+    if not known:
+        return not is_empty(aws, prefix)
+    return any(
+        not _is_hidden(found.key) and not found.key.endswith("/")
+        for lead, last in newest_of(known).items()
+        for found in bucket.objects(root + lead, root + last)
+    )
+
+
+def newest_under(aws: AwsSession, prefix: str) -> list[FoundObject]:
+    """Objects under a prefix, whatever their folders; raises `SourceError`."""
+    bucket, root = bucket_of(aws, prefix)
+    return [f for f in bucket.objects(root) if not (_is_hidden(f.key) or f.key.endswith("/"))]
+
+
+def bucket_of(aws: AwsSession, prefix: str) -> tuple[SourceBucket, str]:
+    """The bucket of a prefix of the settings, and the key that it stands for."""
+    name, root = split_s3(prefix)
+    return SourceBucket(aws, name), root
+
+
+def _walk(
+    bucket: SourceBucket, path: str, known: Parts, since: date, deeper: int | None
+) -> Iterator[Arrived]:
+    """Objects under a folder whose name and parents tell the parts `known` of a day.
+
+    `deeper`: so many folders of other names may still come before those of days, None: what is in
+    none of a day is not ours, and left alone. Raises `SourceError` for what is in none otherwise.
+    """
+    folders, names = bucket.folders(path)
+    stray = [name for name in names if name and not _is_hidden(name)]
+    if stray and deeper is not None:
+        _refuse(bucket, path + stray[0])
+    days: dict[str, Parts] = {}
+    for folder in folders:
+        if _is_hidden(folder):
+            continue
+        parts = dated(folder[:-1], known)
+        if parts is None and known:
+            parts = dated(folder[:-1])  # what looked like a year was none
+        if parts is None and deeper is not None:
+            if known or deeper == 0:
+                _refuse(bucket, path + folder)
+            yield from _walk(bucket, path + folder, (), since, deeper - 1)
+        elif parts is not None and may_hold(parts, since):
+            if len(parts) == 3:
+                days[folder] = parts
+            else:
+                yield from _walk(bucket, path + folder, parts, since, deeper)
+    yield from _of_days(bucket, path, days, known, since)
+
+
+def _of_days(
+    bucket: SourceBucket, path: str, days: Mapping[str, Parts], known: Parts, since: date
+) -> Iterator[Arrived]:
+    """Objects in folders of days under `path`: folders with one label sort, so one listing does."""
+    for label in dict.fromkeys(map(label_of, days)):
+        first = min(folder for folder in days if label_of(folder) == label)
+        for found in bucket.objects(path + label, path + first):
+            folder, _, name = found.key.removeprefix(path).partition("/")
+            parts = dated(folder, known) or dated(folder)
+            if parts is None or len(parts) < 3 or not name or _is_hidden(found.key):
+                continue
+            if found.key.endswith("/"):
+                continue
+            day = arrival_day(parts, found.key.rpartition("/")[2], found.modified.date())
+            if day >= since and label_of(folder) == label:
+                yield Arrived(bucket, found, day)
+
+
+def _by_layout(bucket: SourceBucket, root: str, layout: str, since: date) -> Iterator[Arrived]:
+    day_of_key = by_layout(layout)
+    for found in bucket.objects(root):
+        if _is_hidden(found.key) or found.key.endswith("/"):
+            continue
+        day = day_of_key(found.key.removeprefix(root), found.modified.date())
+        if day is None:
+            raise SourceError(
+                f"s3://{bucket.bucket}/{found.key} is not as `layout: {layout}` says",
+                fix="correct the layout, or set `layout: last_modified`: then an object's day is "
+                "that on which it was written",
+            )
+        if day >= since:
+            yield Arrived(bucket, found, day)
+
+
+def _is_hidden(key: str) -> bool:
+    return key.rstrip("/").rpartition("/")[2].startswith(("_", "."))
+
+
+def _refuse(bucket: SourceBucket, key: str) -> None:
+    raise SourceError(
+        f"s3://{bucket.bucket}/{key} is under a prefix of the settings and in no folder of a day, "
+        "such as 2026/11/21/, year=2026/month=11/day=21/ or dt=2026-11-21/",
+        fix="name the prefix up to where the date begins; or say how its keys tell the day, "
+        "`layout: 'day-{dd}.{MM}.{yyyy}/'`, or that they do not, `layout: last_modified`; or move "
+        "what is no copy of the table's changes",
+    )

@@ -1,0 +1,134 @@
+"""What capture needs of a table's source, checked before anything is read."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from cdc_pipeline.aws.client.session import AwsSession
+from cdc_pipeline.aws.shards import Page, StreamDescription
+from cdc_pipeline.aws.table import TableDescription, describe_backups, describe_table
+from cdc_pipeline.capture.sources.item_reader import ItemReader
+from cdc_pipeline.capture.sources.reading import Reading, StreamsReading
+from cdc_pipeline.core.errors import SourceError
+from cdc_pipeline.core.log.entries import StreamRef
+from cdc_pipeline.core.log.lineage import Shard
+from cdc_pipeline.core.transports import DYNAMODB_STREAMS, MIRROR_VIEWS
+
+if TYPE_CHECKING:
+    from cdc_pipeline.capture.sources.firehose_files import FileSource
+
+
+@dataclass(frozen=True)
+class Source:
+    """A table's stream as it is now: which table, which stream, and how to read it.
+
+    `reader` completes the events of a stream without new images. `created_us`: tells streams of one
+    ARN apart. `losses`: how DynamoDB is asked what it could not write to the stream, None for
+    streams that are always whole. `clock_offset_us`: how far this machine's clock is ahead of
+    AWS's, None while that is unknown. `files`: the objects that it is read from instead of shards,
+    None for streams, and for a channel that is gone.
+    """
+
+    table: str
+    table_id: str
+    arn: str
+    view_type: str
+    shards: "ShardSource"
+    reader: ItemReader | None = None
+    transport: str = DYNAMODB_STREAMS
+    reading: Reading = field(default_factory=StreamsReading)
+    created_us: int = 0
+    losses: "Losses | None" = None
+    clock_offset_us: Callable[[], int | None] = lambda: None
+    files: "FileSource | None" = None
+
+    @property
+    def full_images(self) -> bool:
+        """Whether the stream's events hold the new item."""
+        return self.view_type in MIRROR_VIEWS
+
+    def is_same_stream(self, stream: StreamRef) -> bool:
+        """Whether this is the stream that a log follows, of the same table."""
+        ours = (self.transport, self.arn, self.created_us, self.table_id)
+        return ours == (stream.transport, stream.arn, stream.created_us, stream.table_id)
+
+    def is_followed(self, stream: StreamRef) -> bool:
+        """Whether a log that follows `stream` goes on with this one, and nothing lies between."""
+        return self.is_same_stream(stream) and not stream.off
+
+    def ref(self, listed: StreamDescription, generation: int, recorded_us: int) -> StreamRef:
+        """How a log that begins to follow it names it."""
+        return StreamRef(
+            self.table_id,
+            self.arn,
+            self.view_type,
+            generation,
+            recorded_us,
+            self.transport,
+            retention_hours=listed.retention_hours,
+            created_us=self.created_us,
+        )
+
+
+class Losses(Protocol):
+    """What a table's DynamoDB says it could not write to the stream."""
+
+    @property
+    def late_us(self) -> int:
+        """How long after a time it is known what was lost then."""
+        ...
+
+    def count(self, from_us: int, to_us: int) -> int:
+        """Records lost in [from_us, to_us), whole minutes; raises `SourceError`."""
+        ...
+
+
+class ShardSource(Protocol):
+    """A stream of shards; errors as `aws.shards.ShardClient` documents them."""
+
+    def describe(self, arn: str) -> StreamDescription:
+        """All shards that the stream lists now."""
+        ...
+
+    def children(self, arn: str, shard_id: str) -> list[Shard] | None:
+        """The children of an ended shard that show by now; None: only `describe` tells."""
+        ...
+
+    def iterator(self, arn: str, shard_id: str, after: str | None) -> str:
+        """Where to read on behind a sequence number, or from a shard's start."""
+        ...
+
+    def read(self, iterator: str) -> Page:
+        """The next page of a shard."""
+        ...
+
+
+def table_with_stream(
+    aws: AwsSession, name: str, *, complete_by_read: bool = False
+) -> TableDescription:
+    """The table, known to have a stream that a mirror can be made from; raises `SourceError`."""
+    table = describe_table(aws, name)
+    if table.stream_arn is None:
+        raise SourceError(
+            f"table {name}: its stream is off",
+            fix=f"aws dynamodb update-table --table-name {name} --stream-specification "
+            "StreamEnabled=true,StreamViewType=NEW_AND_OLD_IMAGES",
+        )
+    if table.view_type not in MIRROR_VIEWS and not complete_by_read:
+        raise SourceError(
+            f"table {name}: its stream has view type {table.view_type}, which lacks new images; "
+            f"a mirror needs one of {', '.join(MIRROR_VIEWS)}",
+            fix="disable the stream and enable it with NEW_AND_OLD_IMAGES, or set "
+            "`complete_by_read: true` for the table (reads every changed item)",
+        )
+    return table
+
+
+def require_backups(aws: AwsSession, name: str) -> None:
+    """Point-in-time recovery must be on for exports; raises `SourceError`."""
+    if not describe_backups(aws, name).enabled:
+        raise SourceError(
+            f"table {name}: point-in-time recovery is off, so it cannot be exported",
+            fix=f"aws dynamodb update-continuous-backups --table-name {name} "
+            "--point-in-time-recovery-specification PointInTimeRecoveryEnabled=true",
+        )

@@ -1,0 +1,235 @@
+"""Change records: one accepted write of one item, and how each transport spells it."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from cdc_pipeline.core.changes.order import numbered_position, position
+from cdc_pipeline.core.changes.write_times import from_seconds
+from cdc_pipeline.core.errors import UnreadableError
+from cdc_pipeline.core.items.attributes import Spelling, plain_json, spell_item, to_json
+from cdc_pipeline.core.transports import DYNAMODB_STREAMS, EXPORT, READ
+
+OPS = {"INSERT": "I", "MODIFY": "U", "REMOVE": "D"}
+
+
+class Change(NamedTuple):
+    """One change as it lands, in the order of the landing columns (`landed_at` is added there).
+
+    `keys`, `new_image`, `old_image`: canonical typed DynamoDB JSON text; `data`: plain JSON of
+    the new image, None for a delete. `is_ttl_delete` None means the transport cannot tell.
+    """
+
+    uuid: str
+    op: str
+    write_time_us: int
+    data: str | None
+    keys: str
+    new_image: str | None
+    old_image: str | None
+    position: str
+    sequence_number: str
+    shard_id: str
+    event_id: str
+    is_ttl_delete: bool | None
+    transport: str
+
+    @classmethod
+    def by_content(
+        cls,
+        table_id: str,
+        op: str,
+        write_time_us: int,
+        keys: str,
+        images: "Images",
+        **more: Any,
+    ) -> "Change":
+        """A change that no stream numbered: known by all it says, in order by its write time.
+
+        `images`: the new and the old one. `more`: `transport`, and other fields where they are
+        known. Hot paths build changes themselves (`capture.sources.kinesis_records`,
+        `capture.sources.streams_records`).
+        """
+        new, old = (image and image[0] for image in images)
+        uuid = content_identity(table_id, keys, write_time_us, op, new, old)
+        placed = {"position": position(0, write_time_us), **more}
+        return cls._of(uuid, op, write_time_us, keys, images, **placed)
+
+    @classmethod
+    def by_number(
+        cls,
+        table_id: str,
+        op: str,
+        write_time_us: int,
+        keys: str,
+        images: "Images",
+        *,
+        sequence_number: str,
+        **more: Any,
+    ) -> "Change":
+        """A stream's change that came without its stream: known by its number and its key.
+
+        It is in order by its second, then by its number. `images`, `more`: see `by_content`.
+        """
+        more |= {
+            "sequence_number": sequence_number,
+            "position": numbered_position(write_time_us, sequence_number),
+        }
+        uuid = numbered_identity(table_id, sequence_number, keys)
+        return cls._of(uuid, op, write_time_us, keys, images, **more)
+
+    @classmethod
+    def _of(
+        cls, uuid: str, op: str, write_time_us: int, keys: str, images: "Images", **more: Any
+    ) -> "Change":
+        new, old = images
+        unknown = {"sequence_number": "", "shard_id": "", "event_id": "", "is_ttl_delete": None}
+        return cls(
+            uuid=uuid,
+            op=op,
+            write_time_us=write_time_us,
+            data=new and new[1],
+            keys=keys,
+            new_image=new and new[0],
+            old_image=old and old[0],
+            **{**unknown, **more},
+        )
+
+
+Images = tuple[Spelling | None, Spelling | None]
+"""The new and the old image of a change, each as typed and as plain JSON."""
+
+
+def stream_identity(table_id: str, event_id: str) -> str:
+    """The `uuid` of a DynamoDB Streams record: SHA-256 of table id and event id, in hex."""
+    return hashlib.sha256(f"{table_id}\n{event_id}".encode()).hexdigest()
+
+
+def numbered_identity(table_id: str, sequence_number: str, keys: str) -> str:
+    """The `uuid` of a stream's change that came without the stream: a SHA-256, in hex.
+
+    Of its sequence number, because not everyone who hands changes on keeps their event ids.
+    """
+    said = "\n".join((table_id, "sequence", sequence_number, keys))
+    return hashlib.sha256(said.encode()).hexdigest()
+
+
+def from_stream_record(
+    record: Any, *, table_id: str, shard_id: str, depth: int, full_images: bool = True
+) -> Change:
+    """A change from one record of a GetRecords answer, as its JSON (not botocore's objects).
+
+    `full_images`: the stream's view type has new images, so an insert or update without one is
+    unreadable. Raises `UnreadableError`.
+    """
+    if not isinstance(record, Mapping) or not isinstance(record.get("dynamodb"), Mapping):
+        raise UnreadableError("a record without its dynamodb part")
+    body = record["dynamodb"]
+    op = OPS.get(str(record.get("eventName")))
+    if op is None:
+        raise UnreadableError("an unknown event name")
+    event_id, sequence_number = record.get("eventID"), body.get("SequenceNumber")
+    if not isinstance(event_id, str) or not event_id or not event_id.isascii():
+        raise UnreadableError("a record without an event id")
+    if not isinstance(sequence_number, str) or not re.fullmatch("[0-9]{1,40}", sequence_number):
+        raise UnreadableError("a record without a sequence number")
+    if not body.get("Keys"):
+        raise UnreadableError("a record without keys")
+    keys, new, old = (_image(body, part) for part in ("Keys", "NewImage", "OldImage"))
+    assert keys is not None  # they are there
+    if full_images and (new is None) != (op == "D"):
+        raise UnreadableError("a record whose new image does not fit its event name")
+    return Change(
+        uuid=stream_identity(table_id, event_id),
+        op=op,
+        write_time_us=from_seconds(body.get("ApproximateCreationDateTime")),
+        data=new[1] if new else None,
+        keys=keys[0],
+        new_image=new[0] if new else None,
+        old_image=old[0] if old else None,
+        position=position(depth, sequence_number),
+        sequence_number=sequence_number,
+        shard_id=shard_id,
+        event_id=event_id,
+        is_ttl_delete=op == "D" and by_ttl(record.get("userIdentity")),
+        transport=DYNAMODB_STREAMS,
+    )
+
+
+def _image(body: Mapping[str, Any], name: str) -> Spelling | None:
+    image = body.get(name)
+    return None if image is None else spell_item(image)
+
+
+def by_ttl(identity: Any) -> bool:
+    """Whether a `userIdentity` is that of TTL.
+
+    TTL deletes carry a service identity; botocore and Lambda spell its fields differently.
+    """
+    if not isinstance(identity, Mapping):
+        return False
+    kind = identity.get("Type") or identity.get("type")
+    principal = identity.get("PrincipalId") or identity.get("principalId")
+    return kind == "Service" and principal == "dynamodb.amazonaws.com"
+
+
+def export_item(line: Any, key_names: tuple[str, ...]) -> tuple[str, str]:
+    """Keys and item, canonical, of one line of a full export: `{"Item": {...}}`.
+
+    Raises `UnreadableError`.
+    """
+    if not isinstance(line, Mapping) or "Item" not in line:
+        raise UnreadableError("a line without an Item")
+    item = line["Item"]
+    typed = spell_item(item)[0]
+    missing = [name for name in key_names if name not in item]
+    if missing:
+        raise UnreadableError(f"an item without its key attribute {missing[0]}")
+    return spell_item({name: item[name] for name in key_names})[0], typed
+
+
+def content_identity(
+    table_id: str, keys: str, write_time_us: int, op: str, new: str | None, old: str | None
+) -> str:
+    """The `uuid` of a change that no stream numbered: a SHA-256 of everything it says, in hex."""
+    parts = (table_id, keys, str(write_time_us), op, new or "", old or "")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def from_export_line(line: Any, *, table_id: str) -> Change:
+    """A change from one line of an incremental export: the last of its item in a window.
+
+    A line without a new image is a delete; insert and update differ only where there are old
+    images (DYNAMODB_CDC section 1). Raises `UnreadableError`.
+    """
+    if not isinstance(line, Mapping) or not isinstance(line.get("Keys"), Mapping):
+        raise UnreadableError("a line without Keys")
+    keys, new, old = (_image(line, part) for part in ("Keys", "NewImage", "OldImage"))
+    assert keys is not None  # they are there
+    op = "D" if new is None else ("I" if old is None else "U")
+    time_us = _micros(line.get("Metadata"))
+    by_ttl = None if op == "D" else False
+    return Change.by_content(
+        table_id, op, time_us, keys[0], (new, old), is_ttl_delete=by_ttl, transport=EXPORT
+    )
+
+
+def from_read_item(
+    table_id: str, keys: str, item: dict[str, Any] | None, time_us: int, position: str
+) -> Change:
+    """An item that was read by its key (None: there is none) as a change at a time and place."""
+    op, image = ("D", None) if item is None else ("U", (to_json(item), plain_json(item)))
+    return Change.by_content(
+        table_id, op, time_us, keys, (image, None), position=position, transport=READ
+    )
+
+
+def _micros(metadata: Any) -> int:
+    """AWS writes {"N": "..."}; some of its texts show a bare number or string."""
+    found = metadata.get("WriteTimestampMicros") if isinstance(metadata, Mapping) else None
+    if isinstance(found, Mapping):
+        found = found.get("N")
+    if isinstance(found, bool) or not re.fullmatch("[0-9]{1,17}", str(found)):
+        raise UnreadableError("a line without its write time")
+    return int(str(found))

@@ -1,0 +1,187 @@
+"""Ties: changes of one item that have one write time, put in order by their images.
+
+Transports without sequence numbers order changes by write time, and an item may change more than
+once in a µs, or in a ms where times are no finer. Then the chain of images tells: each change
+begins with the image that the one before it left behind. Changes come late, twice and in any order,
+so an order found may be found wrong when another one arrives: what stands too early then lands
+again, further behind. Positions only ever move later, and the last one of a change counts.
+
+Positions in a tie: the first change has that of its time, others have a number behind it,
+`<position>.0001`; a read of the item, `<position>.read`, stands behind all numbers.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from cdc_pipeline.core.changes.change import Change
+from cdc_pipeline.core.changes.order import SNAPSHOT_POSITION, position
+
+UNKNOWN = "?"
+"""An image that nobody knows; the others are JSON objects, or None where there is no item."""
+
+_TIME_DIGITS = len(SNAPSHOT_POSITION)
+_MS = 1000
+
+Image = str | None
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What has to land of a tie: new changes at their places, and landed ones that moved.
+
+    `last`: the last change of all. `is_decided`: its being the last one is certain.
+    """
+
+    rows: list[Change]
+    last: Change
+    is_decided: bool
+
+
+def slot_of(change: Change) -> tuple[int, str]:
+    """Where a change can meet others of its time: its ms and its item."""
+    return change.write_time_us // _MS, change.keys
+
+
+def ties_in(
+    known: Sequence[Change], new: Sequence[Change]
+) -> list[tuple[list[Change], list[Change]]]:
+    """Known and new changes of one slot, apart where their times tell their order.
+
+    A time in whole ms may be any µs of it: such a change is in a tie with all others of that ms.
+    Only ties with new changes.
+    """
+    if _is_coarse([*known, *new]):
+        return [(list(known), list(new))]
+    times = dict.fromkeys(change.write_time_us for change in new)
+    return [
+        ([c for c in known if c.write_time_us == time], [c for c in new if c.write_time_us == time])
+        for time in times
+    ]
+
+
+def end_of_tie(changes: Sequence[Change], suffix: str) -> str:
+    """The position behind every change of a tie, and of those that may still come to be in it."""
+    last = max(change.write_time_us for change in changes)
+    return f"{position(0, last // _MS * _MS + _MS - 1 if _is_coarse(changes) else last)}.{suffix}"
+
+
+def _is_coarse(changes: Iterable[Change]) -> bool:
+    return any(change.write_time_us % _MS == 0 for change in changes)
+
+
+def settle(known: Sequence[Change], new: Sequence[Change], end: Image = UNKNOWN) -> Settled:
+    """Find the order of a tie and give its new changes, one at least, their places in it.
+
+    `known`: rows of it that have landed, a change perhaps more than once; `new`: what is to land,
+    repeats of either among them. `end`: the image that the tie left behind, where that is known.
+    """
+    places = _last_places(known)
+    changes = {change.uuid: change for change in [*known, *new]}
+    if changes.keys() == places.keys():
+        order, is_decided = sorted(changes.values(), key=lambda c: places[c.uuid]), True
+    else:
+        chain = in_order(list(changes.values()), end)
+        order, is_decided = chain or _as_they_came(changes, places), chain is not None
+    moved = _places(order, places, known)
+    to_land = {change.uuid for change in new}
+    again = [c for c in order if c.uuid not in to_land and moved[c.uuid] != places[c.uuid]]
+    rows = [change._replace(position=moved[change.uuid]) for change in [*new, *again]]
+    return Settled(rows, order[-1], is_decided)
+
+
+def _last_places(known: Iterable[Change]) -> dict[str, str]:
+    places: dict[str, str] = {}
+    for change in known:
+        places[change.uuid] = max(change.position, places.get(change.uuid, ""))
+    return places
+
+
+def _as_they_came(changes: Mapping[str, Change], places: Mapping[str, str]) -> list[Change]:
+    """By time, new ones behind those that have landed, which then stay where they are."""
+
+    def place(change: Change) -> tuple[int, bool, str]:
+        landed = places.get(change.uuid)
+        return change.write_time_us, landed is None, landed or ""
+
+    return sorted(changes.values(), key=place)
+
+
+def _places(
+    order: Sequence[Change], places: Mapping[str, str], known: Iterable[Change]
+) -> dict[str, str]:
+    """A position for each change, later than that of the one before and never before its own.
+
+    What has to move gets a number that no row has had yet.
+    """
+    numbers: dict[str, int] = {}
+    for row in known:
+        time, number = row.position[:_TIME_DIGITS], row.position[_TIME_DIGITS + 1 :]
+        numbers[time] = max(numbers.get(time, 0), int(number or 0))
+    found: dict[str, str] = {}
+    before = ""
+    for change in order:
+        place = places.get(change.uuid) or position(0, change.write_time_us)
+        if place <= before:
+            time = before[:_TIME_DIGITS]
+            numbers[time] = numbers.get(time, 0) + 1
+            place = f"{time}.{numbers[time]:04d}"
+        found[change.uuid] = before = place
+    return found
+
+
+def in_order(changes: Sequence[Change], end: Image = UNKNOWN) -> list[Change] | None:
+    """The changes as a chain of images that uses each of them once; None: that is not certain.
+
+    It must end in `end`, or else in an image that none of them begins with: two changes A→B→A are
+    also B→A→B, and equal changes are one, so that A→B→A→B looks the same.
+    """
+    if len(changes) == 1:
+        return list(changes)
+    if any(
+        image_before(change) == UNKNOWN or _image_after(change) == UNKNOWN for change in changes
+    ):
+        return None
+    left: dict[Image, list[Change]] = {}
+    surplus: Counter[Image] = Counter()
+    for change in sorted(changes, key=lambda c: (c.position, c.uuid), reverse=True):
+        left.setdefault(image_before(change), []).append(change)
+        surplus[image_before(change)] += 1
+        surplus[_image_after(change)] -= 1
+    starts, ends = list((+surplus).elements()), list((-surplus).elements())
+    if end == UNKNOWN:
+        is_certain = len(ends) == 1 and ends[0] not in left
+    else:
+        is_certain = ends == [end] or (not ends and end in left)
+    if not is_certain:
+        return None
+    trail = _trail(starts[0] if starts else end, left)
+    return trail if len(trail) == len(changes) else None
+
+
+def _trail(start: Image, left: dict[Image, list[Change]]) -> list[Change]:
+    """A way along changes that begins at an image and takes as many as it can, each once.
+
+    Hierholzer's algorithm: go on until stuck, then take what is left over as detours on the way.
+    """
+    way: list[Change] = []
+    stack: list[Change] = []
+    at = start
+    while True:
+        if left.get(at):
+            stack.append(left[at].pop())
+            at = _image_after(stack[-1])
+        elif stack:
+            way.append(stack.pop())
+            at = image_before(way[-1])
+        else:
+            return way[::-1]
+
+
+def image_before(change: Change) -> Image:
+    """The image that a change begins with."""
+    return UNKNOWN if change.old_image is None and change.op != "I" else change.old_image
+
+
+def _image_after(change: Change) -> Image:
+    return UNKNOWN if change.new_image is None and change.op != "D" else change.new_image

@@ -1,0 +1,470 @@
+"""The capture log's model: entries, what they add up to, and their JSON.
+
+The log is the one truth about capture. Entry *n* is one atomic step; a state is the sum of all
+entries up to its `n`. How entries are stored and raced for is `lake.storage.log`'s business.
+"""
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cdc_pipeline.core.clock import utc
+from cdc_pipeline.core.errors import LakeError
+from cdc_pipeline.core.log.entries import (
+    FIRST_GENERATION,
+    NOTHING_LATE,
+    Baseline,
+    Cut,
+    Erasure,
+    Gap,
+    Heal,
+    HealWindow,
+    LandedObject,
+    Late,
+    QuarantinedObject,
+    Removed,
+    ShardState,
+    SourceFile,
+    StreamRef,
+)
+from cdc_pipeline.core.names import entry_number
+
+FORMAT = 1
+FORMAT_WITH_ERASURES = 2
+"""Of what tells of erasures: a version that does not know them must not read past one."""
+
+FORMAT_WITH_SUMS = 3
+"""Of what stands for quarantined objects or files of Firehose that it does not list.
+
+A version that does not know it would remove such objects, or never try such a file again.
+"""
+
+QUARANTINED_KEPT = 1000
+"""Quarantined objects that a state lists; of those before, it has the sums."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One atomic step of capture. Only what it changes is in it.
+
+    `completes`: earlier entries whose bare events this one completes. `discovered_us`: every shard
+    that began before that time is known. `resumed_us`: the first listing after an outage as long
+    as the stream's retention. `replaced`: objects whose rows are in `objects` from now on;
+    `removed`: replaced objects that are deleted. `lost`: objects that are gone or damaged beyond
+    repair; nothing reads them any more. `cut`: a switch of transports begins. `replicated_us`:
+    DynamoDB was asked up to there how many records it could not replicate to Kinesis. `files`:
+    objects of Firehose whose records are in `objects`; those that arrived before the day
+    `files_from` are not looked for any more. `late`: changes among `objects` that came behind the
+    watermark. `clock_offset_us`: how far the writer's clock was ahead of AWS's.
+    """
+
+    n: int
+    nonce: str
+    owner: str
+    at_us: int
+    stream: StreamRef | None = None
+    shards: tuple[ShardState, ...] = ()
+    forgotten: tuple[str, ...] = ()
+    objects: tuple[LandedObject, ...] = ()
+    quarantined: tuple[QuarantinedObject, ...] = ()
+    discovered_us: int | None = None
+    resumed_us: int | None = None
+    baseline: Baseline | None = None
+    gap: Gap | None = None
+    heal: Heal | None = None
+    completes: tuple[int, ...] = ()
+    replaced: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
+    erasure: Erasure | None = None
+    cut: Cut | None = None
+    replicated_us: int | None = None
+    files: tuple[SourceFile, ...] = ()
+    files_from: str | None = None
+    late: Late | None = None
+    clock_offset_us: int | None = None
+
+    def to_json(self) -> str:
+        """Readable JSON; parts that say nothing are left out."""
+        said = {k: v for k, v in dataclasses.asdict(self).items() if v not in (None, ())}
+        for name, left_out in (("files", "unread"), ("quarantined", "was")):
+            # Versions that do not know these parts read entries that do not need them.
+            said |= (
+                {name: [_without(part, left_out) for part in said[name]]} if name in said else {}
+            )
+        form = FORMAT_WITH_ERASURES if self.erasure else FORMAT
+        if any(file.unread for file in self.files) or any(q.was for q in self.quarantined):
+            form = FORMAT_WITH_SUMS
+        return json.dumps({"format": form, "at": _iso(self.at_us), **said}, indent=1) + "\n"
+
+    @staticmethod
+    def from_json(text: str | bytes, name: str) -> "Entry":
+        """Parse an entry; `name` is used in the error of a file that is not one."""
+        return _parse(text, name, _entry)
+
+
+@dataclass
+class LogState:
+    """Everything the log says up to and including entry `n` (0: nothing was ever captured).
+
+    `replaced`: objects that compaction took the place of and that are still there, with the time.
+    `began_us`: when capture's first positions were recorded. `lost`: what was in objects that are
+    gone or damaged. `cut`: a switch of transports that is not done yet. `erasures`: the last one of
+    each key, by its hash. `files`: objects of Firehose, by URI, that arrived on the day
+    `files_from` or later. `legacy_us`: the newest time of a row that an older Lambda made. `late`:
+    all changes that came behind the watermark, the latest of them at `late_at_us`.
+    `clock_offset_us`: how far the clock of the last writer that measured it was ahead.
+    `quarantined`: the newest of these objects; all of entry `summed_to` and before that are not in
+    it count in `quarantined_sums`, records by reason.
+    """
+
+    n: int = 0
+    at_us: int = 0
+    stream: StreamRef | None = None
+    shards: dict[str, ShardState] = field(default_factory=dict)
+    objects: dict[str, LandedObject] = field(default_factory=dict)
+    quarantined: dict[str, QuarantinedObject] = field(default_factory=dict)
+    baselines: dict[int, Baseline] = field(default_factory=dict)
+    gaps: dict[int, Gap] = field(default_factory=dict)
+    heals: dict[int, Heal] = field(default_factory=dict)
+    incomplete: list[int] = field(default_factory=list)
+    discovered_us: int = 0
+    resumed_us: int = 0
+    began_us: int = 0
+    replaced: dict[str, int] = field(default_factory=dict)
+    lost: dict[str, LandedObject] = field(default_factory=dict)
+    erasures: dict[str, Erasure] = field(default_factory=dict)
+    files: dict[str, SourceFile] = field(default_factory=dict)
+    files_from: str = ""
+    legacy_us: int = 0
+    last_owner: str = ""
+    cut: Cut | None = None
+    replicated_us: int = 0
+    late: Late = NOTHING_LATE
+    late_at_us: int = 0
+    clock_offset_us: int | None = None
+    summed_to: int = 0
+    quarantined_sums: dict[str, int] = field(default_factory=dict)
+
+    def apply(self, entry: Entry) -> None:
+        """Add the next entry; entries are applied in order and without holes."""
+        if entry.n != self.n + 1:
+            raise LakeError(f"capture log: entry {entry.n} cannot follow entry {self.n}")
+        self.n, self.at_us = entry.n, entry.at_us
+        self.cut = entry.cut or self.cut
+        if entry.stream is not None:
+            self.stream = entry.stream
+            self.began_us = self.began_us or entry.stream.recorded_us
+            if self.cut is not None and self.cut.transport == entry.stream.transport:
+                self.cut = None
+        # Shards of a new stream may be called like those of the one before.
+        for shard_id in entry.forgotten:
+            self.shards.pop(shard_id, None)
+        self.shards.update((s.shard_id, s) for s in entry.shards)
+        for landed in entry.objects:
+            # The name of an object that was not made for a certain entry does not tell it.
+            known = landed if landed.entry else dataclasses.replace(landed, through=entry.n)
+            self.objects[landed.key] = known
+        for key in entry.replaced:
+            del self.objects[key]
+            self.replaced[key] = entry.at_us
+        for key in entry.lost:
+            self.lost[key] = self.objects.pop(key)
+            self.replaced[key] = entry.at_us
+        for key in entry.removed:
+            self.replaced.pop(key, None)
+        self._apply_quarantined(entry)
+        # Rewritten bare objects wait, if at all, for the entry that landed them.
+        if any(landed.bare for landed in entry.objects) and not entry.replaced:
+            self.incomplete.append(entry.n)
+        self.incomplete = [n for n in self.incomplete if n not in entry.completes]
+        if entry.discovered_us is not None:
+            self.discovered_us = entry.discovered_us
+        if entry.resumed_us is not None:
+            self.resumed_us = entry.resumed_us
+        if entry.replicated_us is not None:
+            self.replicated_us = entry.replicated_us
+        if entry.baseline is not None:
+            self.baselines[entry.baseline.generation] = entry.baseline
+        if entry.gap is not None:
+            self.gaps[entry.n] = dataclasses.replace(entry.gap, entry=entry.n)
+        if entry.heal is not None:
+            self.heals[entry.heal.gap] = entry.heal
+        if entry.erasure is not None:
+            self.erasures[entry.erasure.key_hash] = entry.erasure
+        self._apply_files(entry)
+        if entry.late is not None:
+            behind_us = max(self.late.behind_us, entry.late.behind_us)
+            self.late = Late(self.late.rows + entry.late.rows, behind_us)
+            self.late_at_us = entry.at_us
+        if entry.clock_offset_us is not None:
+            self.clock_offset_us = entry.clock_offset_us
+        self.last_owner = entry.owner
+
+    def _apply_files(self, entry: Entry) -> None:
+        self.files_from = entry.files_from or self.files_from
+        self.files.update((file.uri, file) for file in entry.files)
+        self.legacy_us = max([self.legacy_us, *(file.legacy_us for file in entry.files)])
+        if entry.files or entry.files_from:
+            kept = (f for f in self.files.values() if f.arrived >= self.files_from or f.unread)
+            self.files = {file.uri: file for file in kept}
+
+    def _apply_quarantined(self, entry: Entry) -> None:
+        for found in entry.quarantined:
+            self.quarantined[found.key] = dataclasses.replace(found, was=None)
+            self._sum(found.was or {}, -1)
+        while len(self.quarantined) > QUARANTINED_KEPT:
+            oldest = self.quarantined.pop(next(iter(self.quarantined)))
+            self.summed_to = max(self.summed_to, entry_number(oldest.key) or 0)
+            self._sum(oldest.reasons, 1)
+
+    def _sum(self, reasons: Mapping[str, int], sign: int) -> None:
+        for reason, count in reasons.items():
+            self.quarantined_sums[reason] = self.quarantined_sums.get(reason, 0) + sign * count
+        self.quarantined_sums = {r: n for r, n in self.quarantined_sums.items() if n > 0}
+
+    @property
+    def quarantined_reasons(self) -> dict[str, int]:
+        """All records that could not be read, by reason."""
+        found = Counter(self.quarantined_sums)
+        for quarantined in self.quarantined.values():
+            found.update(quarantined.reasons)
+        return {reason: count for reason, count in found.items() if count}
+
+    def may_be_quarantined(self, key: str) -> bool:
+        """Whether an object may be one of the quarantined ones: listed, or as old as the sums."""
+        number = entry_number(key) if key.endswith(".jsonl") else None
+        return key in self.quarantined or (number is not None and number <= self.summed_to)
+
+    @property
+    def generation(self) -> int:
+        """The generation in which changes land now."""
+        return self.stream.generation if self.stream else 0
+
+    @property
+    def watermark_us(self) -> int:
+        """Every change written before this time has landed (µs since the epoch; 0: unknown).
+
+        The least of what each unfinished shard was read to, and of the last time the list of
+        shards was seen whole, because a shard we do not know of may hold older changes. While a
+        switch is on its way, what was written from its cut on waits for the new transport.
+        """
+        reading = [s.read_to_us for s in self.shards.values() if s.status == "reading"]
+        cut = [self.cut.at_us] if self.cut else []
+        return min([self.discovered_us, *reading, *cut])
+
+    @property
+    def last_change_us(self) -> int | None:
+        """Write time of the newest landed change."""
+        return max((o.max_write_us for o in self.objects.values()), default=None)
+
+    @property
+    def staged(self) -> Baseline | None:
+        """The newest baseline whose items are verified and in the lake, shadows left out."""
+        done = [b for b in self.baselines.values() if b.is_staged]
+        return max(done, key=lambda b: b.generation, default=None)
+
+    @property
+    def shadow(self) -> Baseline | None:
+        """The baseline that is held beside the live one, staged or on its way."""
+        newest = max(self.baselines.values(), key=lambda b: b.generation, default=None)
+        return newest if newest and newest.shadow and not newest.discarded else None
+
+    def objects_of_day(self, day: str) -> list[LandedObject]:
+        """Landing objects of one write day, in the order they were logged."""
+        return sorted((o for o in self.objects.values() if o.day == day), key=lambda o: o.key)
+
+    def open_gaps(self, generation: int = 0) -> list[Gap]:
+        """Gaps that a state of this generation suffers from, oldest first.
+
+        A baseline of a later generation was exported behind the gap and needs no healing of it,
+        and no state needs the time before capture.
+        """
+        generation = max(generation, FIRST_GENERATION)
+        return [
+            gap
+            for n, gap in sorted(self.gaps.items())
+            if gap.heal_generation >= generation and not self.is_healed(n)
+        ]
+
+    def is_healed(self, gap: int) -> bool:
+        """Whether everything that this gap lost has landed."""
+        heal = self.heal_of(gap)
+        return heal is not None and heal.healed
+
+    def heal_of(self, gap: int) -> Heal | None:
+        """The heal that this gap is part of, None before it was planned."""
+        found = (heal for heal in self.heals.values() if gap in heal.also)
+        return self.heals.get(gap) or next(found, None)
+
+    def horizon(self, generation: int) -> int:
+        """The last log entry that a state of this generation may show: none behind an open gap."""
+        return min((gap.entry for gap in self.open_gaps(generation)), default=self.n)
+
+    def complete_to_us(self, generation: int = 0) -> int:
+        """Like the watermark, but not beyond the beginning of an open gap."""
+        return min([self.watermark_us, *(gap.from_us for gap in self.open_gaps(generation))])
+
+    def delta(self, *, generation: int, after: int) -> list[LandedObject]:
+        """Landing objects of `generation` and later, logged after `after`, up to the horizon."""
+        until = self.horizon(generation)
+        chosen = (
+            o
+            for o in self.objects.values()
+            if after < o.entry <= until and o.generation >= generation
+        )
+        return sorted(chosen, key=lambda o: o.key)
+
+    def to_json(self) -> str:
+        """The summary of the log up to `n`."""
+        # `asdict` would copy every object, which takes longer than all the rest.
+        parts = dict(vars(self))
+        for name in (
+            "shards",
+            "objects",
+            "quarantined",
+            "baselines",
+            "gaps",
+            "heals",
+            "lost",
+            "erasures",
+            "files",
+        ):
+            parts[name] = list(parts[name].values())
+        form = FORMAT_WITH_ERASURES if self.erasures else FORMAT
+        if self.summed_to or any(file.unread for file in self.files.values()):
+            form = FORMAT_WITH_SUMS
+        parts["files"] = [_without(vars(file), "unread") for file in self.files.values()]
+        parts["quarantined"] = [_without(vars(q), "was") for q in self.quarantined.values()]
+        said = {"format": form, "at": _iso(self.at_us), **parts}
+        return json.dumps(said, default=vars) + "\n"
+
+    @staticmethod
+    def from_json(text: str | bytes, name: str) -> "LogState":
+        """Parse a summary; `name` is used in the error of a file that is not one."""
+        return _parse(text, name, _state)
+
+
+def _without(part: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A part without a field of this name that says nothing."""
+    return {key: value for key, value in part.items() if key != name or value}
+
+
+def _iso(time_us: int) -> str:
+    """For people who read the log; `at_us` is what counts."""
+    return utc(time_us).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _parse(text: str | bytes, name: str, build: Any) -> Any:
+    fix = "use the version of cdc-pipeline that wrote it, or a newer one"
+    try:
+        raw = json.loads(text)
+        if raw["format"] not in (FORMAT, FORMAT_WITH_ERASURES, FORMAT_WITH_SUMS):
+            raise LakeError(
+                f"{name} has format {raw['format']}, this version reads {FORMAT} to "
+                f"{FORMAT_WITH_SUMS}",
+                fix=fix,
+            )
+        kind = Entry if build is _entry else LogState
+        known = {"format", "at", *(field.name for field in dataclasses.fields(kind))}
+        # Left out it would be another state; parts of parts are checked as they are built.
+        if unknown := sorted(raw.keys() - known):
+            raise LakeError(f"{name} tells of {unknown}, which this version does not know", fix=fix)
+        return build(raw)
+    except (KeyError, TypeError, ValueError) as error:
+        raise LakeError(
+            f"{name} is not a readable part of the capture log ({error!r})", fix=fix
+        ) from error
+
+
+def _entry(raw: Mapping[str, Any]) -> Entry:
+    return Entry(
+        n=raw["n"],
+        nonce=raw["nonce"],
+        owner=raw["owner"],
+        at_us=raw["at_us"],
+        stream=StreamRef(**raw["stream"]) if raw.get("stream") else None,
+        shards=tuple(_each(ShardState, raw)),
+        forgotten=tuple(raw.get("forgotten", ())),
+        objects=tuple(_objects(raw)),
+        quarantined=tuple(QuarantinedObject(**q) for q in raw.get("quarantined", ())),
+        discovered_us=raw.get("discovered_us"),
+        resumed_us=raw.get("resumed_us"),
+        baseline=Baseline(**raw["baseline"]) if raw.get("baseline") else None,
+        gap=_gap(raw["gap"]) if raw.get("gap") else None,
+        heal=_heal(raw["heal"]) if raw.get("heal") else None,
+        completes=tuple(raw.get("completes", ())),
+        replaced=tuple(raw.get("replaced", ())),
+        removed=tuple(raw.get("removed", ())),
+        lost=tuple(raw.get("lost", ())),
+        erasure=_erasure(raw["erasure"]) if raw.get("erasure") else None,
+        cut=Cut(**raw["cut"]) if raw.get("cut") else None,
+        replicated_us=raw.get("replicated_us"),
+        files=tuple(_files(raw)),
+        files_from=raw.get("files_from"),
+        late=Late(**raw["late"]) if raw.get("late") else None,
+        clock_offset_us=raw.get("clock_offset_us"),
+    )
+
+
+def _state(raw: Mapping[str, Any]) -> LogState:
+    return LogState(
+        n=raw["n"],
+        at_us=raw["at_us"],
+        stream=StreamRef(**raw["stream"]) if raw["stream"] else None,
+        shards={s.shard_id: s for s in _each(ShardState, raw)},
+        objects={o.key: o for o in _objects(raw)},
+        lost={o.key: o for o in _objects(raw, "lost")},
+        quarantined={q["key"]: QuarantinedObject(**q) for q in raw["quarantined"]},
+        baselines={b["generation"]: Baseline(**b) for b in raw["baselines"]},
+        gaps={g["entry"]: _gap(g) for g in raw["gaps"]},
+        heals={h["gap"]: _heal(h) for h in raw.get("heals", ())},
+        incomplete=raw["incomplete"],
+        discovered_us=raw["discovered_us"],
+        resumed_us=raw.get("resumed_us", 0),
+        # Summaries did not always say it.
+        began_us=raw.get("began_us") or (raw["stream"] or {}).get("recorded_us", 0),
+        replaced=raw.get("replaced", {}),
+        erasures={e["key_hash"]: _erasure(e) for e in raw.get("erasures", ())},
+        files={file.uri: file for file in _files(raw)},
+        files_from=raw.get("files_from", ""),
+        legacy_us=raw.get("legacy_us", 0),
+        last_owner=raw["last_owner"],
+        cut=Cut(**raw["cut"]) if raw.get("cut") else None,
+        replicated_us=raw.get("replicated_us", 0),
+        late=Late(**raw["late"]) if raw.get("late") else NOTHING_LATE,
+        late_at_us=raw.get("late_at_us", 0),
+        clock_offset_us=raw.get("clock_offset_us"),
+        summed_to=raw.get("summed_to", 0),
+        quarantined_sums=raw.get("quarantined_sums", {}),
+    )
+
+
+def _each(kind: type[ShardState], raw: Mapping[str, Any]) -> Iterable[ShardState]:
+    return (kind(**part) for part in raw.get("shards", ()))
+
+
+def _gap(raw: Mapping[str, Any]) -> Gap:
+    return Gap(**{**raw, "shards": tuple(raw["shards"])})
+
+
+def _erasure(raw: Mapping[str, Any]) -> Erasure:
+    removed = (Removed(**part) for part in raw["removed"])
+    return Erasure(**{**raw, "removed": tuple(removed)})
+
+
+def _heal(raw: Mapping[str, Any]) -> Heal:
+    windows = (HealWindow(**{**w, "files": tuple(w["files"])}) for w in raw["windows"])
+    return Heal(**{**raw, "windows": tuple(windows), "also": tuple(raw.get("also", ()))})
+
+
+def _files(raw: Mapping[str, Any]) -> Iterable[SourceFile]:
+    return (SourceFile(**{**part, "days": tuple(part["days"])}) for part in raw.get("files", ()))
+
+
+def _objects(raw: Mapping[str, Any], name: str = "objects") -> Iterable[LandedObject]:
+    for part in raw.get(name, ()):
+        yield LandedObject(**{**part, "shards": tuple(part["shards"])})

@@ -1,0 +1,1 @@
+"""Operations on the whole lake: healing, maintenance, reconciliation, Glue, alarms."""

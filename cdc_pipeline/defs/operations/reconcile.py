@@ -1,0 +1,143 @@
+"""Reconciliation in Dagster: asset checks that ask the source, and the schedules that run them.
+
+They read from DynamoDB and may wait for capture, so they have runs of their own: "Execute" in the
+UI, or the schedule. Their asset is the source, which no run materialises: a run plans the checks of
+what it materialises, and a plan without an answer would hide the last one.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from cdc_pipeline.core.errors import NotReadyError
+from cdc_pipeline.core.run_context import RunContext
+from cdc_pipeline.defs.failures import readable_failures
+from cdc_pipeline.defs.metadata import grid, known
+from cdc_pipeline.defs.resources import LakeResource
+from cdc_pipeline.defs.tables.checks import Finding
+from cdc_pipeline.defs.tables.table import schedule_status, source_key
+from cdc_pipeline.settings.model import Settings, Table
+
+if TYPE_CHECKING:
+    from cdc_pipeline.lake.lake import Lake
+    from cdc_pipeline.reconcile.reconcile import Report
+
+_Find = Callable[["Lake", Table, RunContext], Finding]
+_MOST_KEYS = 20
+_MOST_PROBLEMS = 20
+
+
+def export_verified(lake: "Lake", table: Table, context: RunContext) -> Finding:
+    """The baseline's export still fits its manifests (counts, MD5), and its staged rows fit it."""
+    from cdc_pipeline.snapshot.verify_export import verify_export
+
+    found = verify_export(lake, table, context=context)
+    metadata = {
+        "export_arn": found.export_arn,
+        "files": found.files,
+        "bytes": found.bytes,
+        "items": found.items,
+        "staged_rows": found.staged_rows,
+        "gone": found.gone,
+        "problems": _problems(found.problems),
+    }
+    severity = dg.AssetCheckSeverity.ERROR if found.problems else dg.AssetCheckSeverity.WARN
+    return Finding(not found.problems and not found.gone, known(metadata), severity)
+
+
+def sample_matches_source(lake: "Lake", table: Table, context: RunContext) -> Finding:
+    """Sampled items equal the source by consistent reads, and no file is missing or cut."""
+    from cdc_pipeline.reconcile.reconcile import reconcile_sample
+
+    items = lake.settings.reconcile.sample
+    return _finding(table, reconcile_sample(lake, table, items, export=False, context=context))
+
+
+def all_items_match_source(lake: "Lake", table: Table, context: RunContext) -> Finding:
+    """Every item equals a fresh export (which costs), and every file holds what was written."""
+    from cdc_pipeline.reconcile.reconcile import reconcile_full
+
+    return _finding(table, reconcile_full(lake, table, context=context))
+
+
+def _finding(table: Table, report: "Report") -> Finding:
+    rows = [(d.kind, d.key, d.order_key or "-") for d in report.differences[:_MOST_KEYS]]
+    metadata: dict[str, Any] = {
+        "items_compared": report.compared,
+        "differences": sum(report.counts.values()),
+        "changed_whenever_read": report.unsettled,
+        "files": report.files.files,
+        "damaged": len(report.files.damages),
+        "seconds": round(report.seconds, 2),
+        "export_arn": report.export_arn,
+        "not_compared": report.unreadable,
+        "differing_items": grid(("kind", "key", "order key in the lake"), rows) if rows else None,
+        "problems": _problems([str(damage) for damage in report.files.damages]),
+    }
+    if report.counts or report.unreadable:
+        metadata["fix"] = f"cdc-pipeline reconcile {table.safe_name} --full --repair"
+    passed = not (report.counts or report.unreadable or report.files.damages)
+    return Finding(passed, known(metadata))
+
+
+def _problems(problems: list[str]) -> dg.MarkdownMetadataValue | None:
+    if not problems:
+        return None
+    return dg.MetadataValue.md("\n".join(f"- {problem}" for problem in problems[:_MOST_PROBLEMS]))
+
+
+_SAMPLED: tuple[_Find, ...] = (export_verified, sample_matches_source)
+_FULL: tuple[_Find, ...] = (all_items_match_source,)
+
+
+def build_reconcile_defs(settings: Settings) -> dg.Definitions:
+    """The checks of all tables, and a job with a schedule for each kind that the settings want."""
+    options = settings.reconcile
+    parts = [_build(settings, "reconcile", _SAMPLED, options.schedule)]
+    if options.full_schedule:
+        parts.append(_build(settings, "reconcile_full", _FULL, options.full_schedule))
+    return dg.Definitions.merge(*parts)
+
+
+def _build(
+    settings: Settings, name: str, finders: tuple[_Find, ...], cron: str | None
+) -> dg.Definitions:
+    checks = [_check(table, find) for table in settings.tables for find in finders]
+    job = dg.define_asset_job(
+        name,
+        selection=dg.AssetSelection.checks(*checks),
+        description="Compares the lake with its sources.",
+    )
+    schedules = []
+    if cron:
+        schedules.append(
+            dg.ScheduleDefinition(
+                name=name,
+                job=job,
+                cron_schedule=cron,
+                execution_timezone="UTC",
+                default_status=schedule_status(settings),
+                description="Compares the lake with its sources.",
+            )
+        )
+    return dg.Definitions(asset_checks=checks, jobs=[job], schedules=schedules)
+
+
+def _check(table: Table, find: _Find) -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        name=find.__name__,
+        asset=source_key(table),
+        description=(find.__doc__ or "").strip(),
+    )
+    def check(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
+        with readable_failures():
+            try:
+                found = find(lake.open(), table, RunContext(context.log.info))
+            except NotReadyError as error:
+                found = Finding(False, {"not_compared": str(error)}, dg.AssetCheckSeverity.WARN)
+        return dg.AssetCheckResult(
+            passed=found.passed, severity=found.severity, metadata=found.metadata
+        )
+
+    return check

@@ -1,0 +1,1 @@
+"""The assets of tables, their checks, and the sensors and schedules that start them."""

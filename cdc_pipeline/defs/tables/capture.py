@@ -1,0 +1,275 @@
+"""The job `capture`, and how landed changes appear as materialisations of raw_stream."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, date, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+from pydantic import Field
+
+from cdc_pipeline.core.clock import time_text
+from cdc_pipeline.core.log.entries import Gap, LandedObject
+from cdc_pipeline.core.run_context import RunContext
+from cdc_pipeline.defs.failures import readable_failures
+from cdc_pipeline.defs.metadata import known, lag_seconds, moment
+from cdc_pipeline.defs.partitions import today
+from cdc_pipeline.defs.resources import LakeResource
+from cdc_pipeline.defs.run_history import FAILED_TABLES
+from cdc_pipeline.defs.tables.checks import report_checks
+from cdc_pipeline.settings.model import Table
+
+if TYPE_CHECKING:
+    from cdc_pipeline.capture.landing.result import CaptureResult
+    from cdc_pipeline.lake.lake import Lake
+    from cdc_pipeline.repair.backfill import BackfilledDay
+
+_REPORT_SECONDS = 30
+_STREAM_DAYS = 1  # a stream keeps changes for 24 hours
+
+
+class CaptureConfig(dg.Config):
+    """Which tables one run captures; all of them when none is named.
+
+    `linger_seconds`: how long it goes on reading at the tip; None: as the settings say.
+    """
+
+    tables: list[str] = Field(default_factory=list)
+    linger_seconds: float | None = Field(None, ge=0)
+
+
+@dg.op(description="Reads every shard of the tables' streams and lands what they hold.")
+def capture_streams(
+    context: dg.OpExecutionContext, config: CaptureConfig, lake: LakeResource
+) -> Iterator[dg.AssetMaterialization | dg.Output[None]]:
+    """Capture the chosen tables; a table that fails does not stop the others.
+
+    Yields what it tells: Dagster records yielded events at once, logged ones only if the op ends
+    well.
+    """
+    from cdc_pipeline.capture.run import Captured, Failed, Landed, Unregistered, capture_tables
+
+    failures: dict[str, str] = {}
+    landings = Landings()
+    with readable_failures():
+        opened = lake.open()
+        chosen = [opened.settings.table(name) for name in config.tables]
+        for event in capture_tables(
+            opened, chosen or opened.settings.tables, config.linger_seconds
+        ):
+            match event:
+                case Landed(table, objects):
+                    told = list(landings.add(table, objects))
+                    yield from told
+                    # A check counts while it is newer than what it checked.
+                    for name in {materialization.asset_key.path[0] for materialization in told}:
+                        report_checks(context.instance, opened, opened.settings.table(name))
+                case Captured(table, result):
+                    yield from landings.report(table)
+                    context.log.info(describe_capture(result))
+                    report_gaps(context.log.error, result)
+                    report_warnings(context.log.warning, result)
+                    report_checks(context.instance, opened, table)
+                case Unregistered(table, error):
+                    context.log.warning(f"{table.label}: {error}")
+                case Failed(table, error):
+                    yield from landings.report(table)  # what landed before it failed
+                    context.log.error(f"{table.label}: {error}")
+                    failures[table.label] = str(error)
+    if failures:
+        # For sensors, which leave just these alone for a while.
+        metadata = {FAILED_TABLES: dg.MetadataValue.json(failures)}
+        raise dg.Failure(description="\n".join(failures.values()), metadata=metadata)
+    yield dg.Output(None)
+
+
+@dg.job(
+    description="Reads the tables' streams to their tips and lands every change exactly once.",
+    executor_def=dg.in_process_executor,
+)
+def capture() -> None:
+    """One run drains a group of tables, all their shards in parallel."""
+    capture_streams()
+
+
+class Landings:
+    """Landed objects on their way to being materialisations of raw_stream, one per write day.
+
+    A run that lingers lands every second or so; a materialisation of each would flood the event
+    log, so they are gathered for a while.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[tuple[str, str], list[LandedObject]] = {}
+        self._reported = time.monotonic()
+
+    def add(
+        self, table: Table, objects: Sequence[LandedObject]
+    ) -> Iterator[dg.AssetMaterialization]:
+        """Gather, and report what was gathered when it is time to."""
+        for landed in objects:
+            self._waiting.setdefault((table.safe_name, landed.day), []).append(landed)
+        if time.monotonic() - self._reported >= _REPORT_SECONDS:
+            for key in sorted(self._waiting):
+                yield self._report(*key)
+            self._reported = time.monotonic()
+
+    def report(self, table: Table) -> Iterator[dg.AssetMaterialization]:
+        """Report what is left of a table whose capture is done."""
+        for key in sorted(key for key in self._waiting if key[0] == table.safe_name):
+            yield self._report(*key)
+
+    def _report(self, name: str, day: str) -> dg.AssetMaterialization:
+        objects = self._waiting.pop((name, day))
+        newest = max(landed.max_write_us for landed in objects)
+        return dg.AssetMaterialization(
+            asset_key=dg.AssetKey([name, "raw_stream"]),
+            partition=day,
+            metadata={
+                "rows_landed": sum(landed.rows for landed in objects),
+                "bytes": sum(landed.bytes for landed in objects),
+                "objects": len(objects),
+                "shards": len({shard for landed in objects for shard in landed.shards}),
+                "newest_change": moment(newest),
+                "lag_seconds": lag_seconds(newest),
+                "entry": max(landed.entry for landed in objects),
+            },
+        )
+
+
+def describe_capture(result: "CaptureResult") -> str:
+    """One line about a capture for logs."""
+    days = ", ".join(f"{day}: {rows}" for day, (rows, _) in sorted(result.days.items()))
+    return (
+        f"{result.table}: {result.rows} changes landed ({days or 'nothing new'}) in "
+        f"{result.seconds:.1f} s, {result.shards_open} open shards, "
+        f"{result.quarantined} unreadable, {result.orphans_removed} orphans removed"
+    )
+
+
+def capture_now(
+    context: dg.AssetExecutionContext, lake: "Lake", table: Table, asked: Sequence[date]
+) -> dict[str, Any]:
+    """Capture one table; returns metadata. Days that were not asked for are reported at once."""
+    from cdc_pipeline.capture.run import Captured, Failed, Landed, capture_tables
+
+    landings, keys = Landings(), {day.isoformat() for day in asked}
+    metadata: dict[str, Any] = {}
+    for event in capture_tables(lake, [table], linger_seconds=0):
+        match event:
+            case Landed(_, objects):
+                # The days asked for are materialised by the run itself.
+                others = [landed for landed in objects if landed.day not in keys]
+                for materialization in landings.add(table, others):
+                    context.log_event(materialization)
+            case Captured(_, result):
+                for materialization in landings.report(table):
+                    context.log_event(materialization)
+                context.log.info(describe_capture(result))
+                report_gaps(context.log.error, result)
+                report_warnings(context.log.warning, result)
+                metadata = _capture_metadata(result)
+            case Failed(_, error):
+                raise error
+    return metadata
+
+
+def must_capture(lake: "Lake", table: Table, days: Sequence[date]) -> bool:
+    """Whether some of the days can still get changes, or capture has not passed them yet."""
+    if max(days) >= today() - timedelta(days=_STREAM_DAYS):
+        return True
+    log = lake.log(table)
+    state = log.load()
+    end = datetime.combine(max(days) + timedelta(days=1), datetime.min.time(), UTC)
+    passed_us = state.watermark_us - log.margin_us
+    return state.stream is not None and passed_us < end.timestamp() * 1_000_000
+
+
+def land_days(
+    context: dg.AssetExecutionContext, lake: "Lake", table: Table, days: Sequence[date]
+) -> Iterator[dg.AssetMaterialization | dg.MaterializeResult]:
+    """Capture if that can add something, land again what past days lack, report each day.
+
+    A day that cannot be had does not stop the others: they are materialised, and the run fails at
+    its end with the days that are not.
+    """
+    from cdc_pipeline.repair.backfill import backfill_days
+
+    done: list[BackfilledDay] = []
+    with readable_failures():
+        metadata = (
+            capture_now(context, lake, table, days) if must_capture(lake, table, days) else {}
+        )
+        for found in backfill_days(lake, table, days, context=RunContext(context.log.info)):
+            if found.added:
+                sources = ", ".join(found.sources)
+                context.log.info(f"{found.day}: {found.added} rows added ({sources})")
+            for note in found.notes:
+                context.log.warning(f"{found.day}: {note}")
+            done.append(found)
+    failed = [found for found in done if found.error is not None]
+    if not failed:
+        for found in done:
+            context.add_asset_metadata(_day_metadata(found), partition_key=found.day.isoformat())
+        yield dg.MaterializeResult(metadata=metadata)
+        return
+    key = dg.AssetKey([table.safe_name, "raw_stream"])
+    for found in done:
+        if found.error is None:
+            yield dg.AssetMaterialization(
+                asset_key=key, partition=found.day.isoformat(), metadata=_day_metadata(found)
+            )
+    raise dg.Failure(
+        description="\n".join(
+            f"{table.safe_name}/raw_stream {found.day}: {found.error}" for found in failed
+        ),
+        metadata={"days_failed": len(failed), "days_done": len(done) - len(failed)},
+        allow_retries=False,
+    )
+
+
+def _day_metadata(found: "BackfilledDay") -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "dagster/partition_row_count": found.rows,
+        "bytes": found.bytes,
+        "objects": found.objects,
+        "rows_added": found.added,
+    }
+    if found.sources:
+        told["added_from"] = ", ".join(sorted({*found.sources}))
+    if found.notes:
+        told["notes"] = "\n".join(found.notes)
+    return told
+
+
+def _capture_metadata(result: "CaptureResult") -> dict[str, Any]:
+    return known(
+        {
+            "rows_landed": result.rows,
+            "seconds": round(result.seconds, 2),
+            "shards": result.shards_open,
+            "unreadable": result.quarantined,
+            "skipped": result.skipped or None,
+            "lag_seconds": lag_seconds(result.watermark_us),
+        }
+    )
+
+
+def report_gaps(log: Callable[[str], object], result: "CaptureResult") -> None:
+    """Say what was lost; the check `no_open_gaps` keeps failing until it is made good."""
+    for gap in result.gaps:
+        log(f"{result.table}: {describe_gap(gap)}")
+
+
+def report_warnings(log: Callable[[str], object], result: "CaptureResult") -> None:
+    """Say what a person should know although nothing failed."""
+    for warning in result.warnings:
+        log(warning)
+
+
+def describe_gap(gap: Gap) -> str:
+    """One line about a gap."""
+    return (
+        f"gap (entry {gap.entry}): {gap}; changes written from "
+        f"{time_text(gap.from_us)} to {time_text(gap.to_us)} UTC may be missing"
+    )

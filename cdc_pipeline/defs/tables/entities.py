@@ -1,0 +1,61 @@
+"""Entities in Dagster: an asset for each that the settings keep as a table."""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from cdc_pipeline.core.errors import NotReadyError
+from cdc_pipeline.defs.failures import readable_failures
+from cdc_pipeline.defs.metadata import known, typed_columns
+from cdc_pipeline.defs.resources import LakeResource
+from cdc_pipeline.defs.tables.downstream import is_automatic
+from cdc_pipeline.settings.model import EntityRule, Settings, Table
+
+
+def build_entity_assets(table: Table, settings: Settings) -> list[dg.AssetsDefinition]:
+    """The assets `<table>/<entity>` of entities that the settings keep as tables."""
+    return [_entity(table, rule, settings) for rule in table.entities if rule.table]
+
+
+def _entity(table: Table, rule: EntityRule, settings: Settings) -> dg.AssetsDefinition:
+    @dg.asset(
+        name=rule.name,
+        kinds={"iceberg", "duckdb"},
+        deps=[dg.AssetKey([table.safe_name, "current_state"])],
+        output_required=False,
+        metadata={"dagster/table_name": f"{settings.database}.{table.safe_name}_{rule.name}"},
+        description=(
+            f"The items of `{table.name}` that are `{rule.name}`, with columns of their own: those "
+            "of `current_state` whose attributes are as the settings say. Made again whenever "
+            "`current_state` is published. The DuckDB view of that name sees later changes, too."
+        ),
+        key_prefix=table.safe_name,
+        group_name=table.group or table.safe_name,
+        owners=[table.owner] if table.owner else None,
+    )
+    def entity(
+        context: dg.AssetExecutionContext, lake: LakeResource
+    ) -> Iterator[dg.MaterializeResult]:
+        from cdc_pipeline.lake.publish.entity_tables import build_entity
+
+        with readable_failures():
+            try:
+                result = build_entity(lake.open(), table, rule.name)
+            except NotReadyError as error:
+                if not is_automatic(context.run):
+                    raise
+                context.log.info(f"not yet: {error}")
+                return
+        yield dg.MaterializeResult(
+            metadata=known(
+                {
+                    "dagster/row_count": result.items,
+                    "unchanged": result.unchanged,
+                    "seconds": round(result.seconds, 2),
+                    "dagster/uri": result.table.location(),
+                    "dagster/column_schema": typed_columns(result.columns),
+                }
+            )
+        )
+
+    return entity

@@ -1,0 +1,33 @@
+"""What runs by the clock besides maintenance and reconciliation: yesterday's partitions."""
+
+from datetime import timedelta
+
+import dagster as dg
+
+from cdc_pipeline.defs.tables.table import schedule_status
+from cdc_pipeline.settings.model import Settings
+
+
+def build_schedules(settings: Settings, daily_assets: list[dg.AssetKey]) -> dg.Definitions:
+    """The schedule that settles yesterday."""
+    job = dg.define_asset_job(
+        "refresh_yesterday",
+        selection=dg.AssetSelection.assets(*daily_assets),
+        description="Rebuilds one day of every daily asset, late changes included.",
+    )
+
+    @dg.schedule(
+        name="yesterday",
+        job=job,
+        cron_schedule=settings.schedules.yesterday,
+        execution_timezone="UTC",
+        default_status=schedule_status(settings),
+        description="After midnight: rebuilds yesterday, when its last changes have arrived.",
+    )
+    def yesterday(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        day = (context.scheduled_execution_time - timedelta(days=1)).date()
+        if day < settings.start_date:
+            return dg.SkipReason(f"{day} is before start_date, {settings.start_date}")
+        return dg.RunRequest(run_key=day.isoformat(), partition_key=day.isoformat())
+
+    return dg.Definitions(jobs=[job], schedules=[yesterday])

@@ -1,0 +1,337 @@
+"""The assets of one table: its source, pitr_export, raw_stream, cdc, current_state, and checks."""
+
+from collections.abc import Iterator
+from datetime import date
+
+import dagster as dg
+
+from cdc_pipeline.core.errors import NotReadyError
+from cdc_pipeline.core.names import TablePaths
+from cdc_pipeline.core.run_context import RunContext
+from cdc_pipeline.defs.failures import readable_failures
+from cdc_pipeline.defs.metadata import (
+    column_changes,
+    column_rules,
+    known,
+    lag_seconds,
+    landing_columns,
+    moment,
+    typed_columns,
+)
+from cdc_pipeline.defs.partitions import daily
+from cdc_pipeline.defs.resources import LakeResource
+from cdc_pipeline.defs.tables.capture import land_days
+from cdc_pipeline.defs.tables.checks import build_checks, state_checks
+from cdc_pipeline.defs.tables.downstream import is_automatic
+from cdc_pipeline.defs.tables.entities import build_entity_assets
+from cdc_pipeline.settings.model import Settings, Table
+
+BACKFILL = dg.BackfillPolicy.multi_run(max_partitions_per_run=168)
+
+
+def build_table_defs(table: Table, settings: Settings) -> dg.Definitions:
+    """Everything in Dagster that belongs to one DynamoDB table."""
+    assets: list[dg.AssetsDefinition | dg.AssetSpec] = [
+        _dynamodb(table),
+        _pitr_export(table),
+        _raw_stream(table, settings),
+        _cdc(table, settings),
+        _current_state(table),
+    ]
+    if table.ttl_archive:
+        assets.append(_ttl_archive(table, settings))
+    assets += build_entity_assets(table, settings)
+    return dg.Definitions(
+        assets=assets,
+        asset_checks=build_checks(table),
+        schedules=_export_schedule(table, settings),
+    )
+
+
+_CDC_COLUMNS = (
+    ("generation", "int", "grows with every break of continuity"),
+    ("order_key", "string", "total order of an item's changes, compare as text"),
+    ("day", "date", "write day, the partition"),
+)
+
+
+def _uri(settings: Settings, key: str) -> str:
+    if settings.catalog_type == "s3tables" and settings.catalog and key.startswith("iceberg/"):
+        return settings.catalog.properties["warehouse"]
+    root = settings.lake if settings.is_s3 else str(settings.lake_folder)
+    return f"{root.rstrip('/')}/{key}"
+
+
+def _group(table: Table) -> str:
+    return table.group or table.safe_name
+
+
+def _owners(table: Table) -> list[str] | None:
+    return [table.owner] if table.owner else None
+
+
+def source_key(table: Table) -> dg.AssetKey:
+    """The asset that stands for the DynamoDB table itself."""
+    return dg.AssetKey([table.safe_name, "dynamodb"])
+
+
+def _dynamodb(table: Table) -> dg.AssetSpec:
+    where = {"region": table.region, "account": table.account}
+    return dg.AssetSpec(
+        key=source_key(table),
+        kinds={"dynamodb"},
+        metadata={"dagster/table_name": table.name, **known(where)},
+        description=(
+            f"DynamoDB table `{table.name}`, the source. Nothing here writes it. The checks that "
+            "compare the lake with it are here: they have runs of their own, and what is published "
+            "in between leaves their answers as they are."
+        ),
+        group_name=_group(table),
+        owners=_owners(table),
+    )
+
+
+def _pitr_export(table: Table) -> dg.AssetsDefinition:
+    @dg.asset(
+        name="pitr_export",
+        kinds={"dynamodb", "s3", "iceberg"},
+        deps=[source_key(table)],
+        description=(
+            f"A full export of DynamoDB table `{table.name}` from its backups (no load on the "
+            "table), every file verified against its manifest. It becomes the baseline on which "
+            "changes are applied. Materialise it once to begin, again for a fresh baseline."
+        ),
+        key_prefix=table.safe_name,
+        group_name=_group(table),
+        owners=_owners(table),
+    )
+    def pitr_export(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
+        from cdc_pipeline.snapshot.snapshot import take_snapshot
+
+        with readable_failures():
+            result = take_snapshot(lake.open(), table, context=RunContext(context.log.info))
+        return dg.MaterializeResult(
+            metadata={
+                "dagster/row_count": result.items,
+                "bytes": result.bytes,
+                "files": result.files,
+                "seconds": round(result.seconds, 2),
+                "generation": result.generation,
+                "export_time": moment(result.export_time_us),
+                "export_arn": result.export_arn,
+                "dagster/column_schema": typed_columns(result.columns),
+                **known({"global_table": result.global_note}),
+            }
+        )
+
+    return pitr_export
+
+
+def _raw_stream(table: Table, settings: Settings) -> dg.AssetsDefinition:
+    @dg.asset(
+        name="raw_stream",
+        kinds={"dynamodb", "parquet"},
+        deps=[source_key(table)],
+        partitions_def=daily(settings),
+        backfill_policy=BACKFILL,
+        metadata={
+            "dagster/table_name": f"{settings.database}.{table.safe_name}_raw_stream",
+            "dagster/uri": _uri(settings, TablePaths(settings.database, table.safe_name).landing),
+            "dagster/column_schema": landing_columns(),
+        },
+        description=(
+            f"Every change of DynamoDB table `{table.name}` as it was read from the table's "
+            "stream, by the day it was written. The job `capture` fills it continuously. "
+            "Materialising today or yesterday captures now; an older day gets what it lacks: from "
+            "the stream as long as that has it, else from an incremental export."
+        ),
+        key_prefix=table.safe_name,
+        group_name=_group(table),
+        owners=_owners(table),
+    )
+    def raw_stream(
+        context: dg.AssetExecutionContext, lake: LakeResource
+    ) -> Iterator[dg.AssetMaterialization | dg.MaterializeResult]:
+        with readable_failures():
+            opened = lake.open()
+        days = [date.fromisoformat(key) for key in context.partition_keys]
+        yield from land_days(context, opened, table, days)
+
+    return raw_stream
+
+
+def _cdc(table: Table, settings: Settings) -> dg.AssetsDefinition:
+    @dg.asset(
+        name="cdc",
+        kinds={"iceberg", "duckdb"},
+        deps=[dg.AssetKey([table.safe_name, "raw_stream"])],
+        partitions_def=daily(settings),
+        backfill_policy=BACKFILL,
+        # Runs of a long backfill would overtake each other's commits, and start anew each time.
+        pool=f"{table.safe_name}_cdc",
+        metadata={
+            "dagster/table_name": f"{settings.database}.{table.safe_name}_cdc",
+            "dagster/uri": _uri(settings, f"iceberg/{settings.database}/{table.safe_name}_cdc"),
+            "dagster/column_schema": landing_columns(_CDC_COLUMNS),
+        },
+        description=(
+            f"The changes of `{table.name}` without repeats: one row per change, with the item "
+            "before and after it, by write day. Materialising a day rebuilds just that day."
+        ),
+        key_prefix=table.safe_name,
+        group_name=_group(table),
+        owners=_owners(table),
+    )
+    def cdc(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
+        from cdc_pipeline.lake.publish.cdc import build_cdc_days
+
+        days = list(map(date.fromisoformat, context.partition_keys))
+        rows = duplicates = 0
+        with readable_failures():
+            # A backfill of raw_stream that adds nothing asks for all its days again.
+            changed = is_automatic(context.run)
+            for built in build_cdc_days(lake.open(), table, days, only_changed=changed):
+                rows, duplicates = rows + built.rows, duplicates + built.duplicates
+                context.add_asset_metadata(
+                    {
+                        "dagster/partition_row_count": built.rows,
+                        "duplicates_removed": built.duplicates,
+                        "objects": built.objects,
+                        "watermark": built.watermark,
+                        "seconds": round(built.seconds, 2),
+                    },
+                    partition_key=built.day.isoformat(),
+                )
+        # One line: each is an event of its own, and a year of them takes longer than the work.
+        context.log.info(f"{len(days)} days: {rows} changes, {duplicates} repeats removed")
+        return dg.MaterializeResult(metadata={"duplicates_removed": duplicates, "rows": rows})
+
+    return cdc
+
+
+def _ttl_archive(table: Table, settings: Settings) -> dg.AssetsDefinition:
+    @dg.asset(
+        name="ttl_archive",
+        kinds={"iceberg", "duckdb"},
+        deps=[dg.AssetKey([table.safe_name, "cdc"])],
+        partitions_def=daily(settings),
+        backfill_policy=BACKFILL,
+        metadata={
+            "dagster/table_name": f"{settings.database}.{table.safe_name}_ttl_archive",
+            "dagster/uri": _uri(
+                settings, f"iceberg/{settings.database}/{table.safe_name}_ttl_archive"
+            ),
+        },
+        description=(
+            f"Items of `{table.name}` that DynamoDB's TTL deleted, each with its last image, by "
+            "the day they went; what users deleted is not in it. Where the stream has no old "
+            "images, the image is that of the item's change before, or of the baseline."
+        ),
+        key_prefix=table.safe_name,
+        group_name=_group(table),
+        owners=_owners(table),
+    )
+    def ttl_archive(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
+        from cdc_pipeline.lake.publish.ttl_archive import build_archive_day
+
+        opened = lake.open()
+        rows = unknown = 0
+        for key in context.partition_keys:
+            with readable_failures():
+                built = build_archive_day(opened, table, date.fromisoformat(key))
+            rows, unknown = rows + built.rows, unknown + built.unknown
+            context.add_asset_metadata(
+                {
+                    "dagster/partition_row_count": built.rows,
+                    "without_image": built.unknown,
+                    "watermark": built.watermark,
+                    "seconds": round(built.seconds, 2),
+                },
+                partition_key=key,
+            )
+        return dg.MaterializeResult(metadata={"rows": rows, "without_image": unknown})
+
+    return ttl_archive
+
+
+def _current_state(table: Table) -> dg.AssetsDefinition:
+    @dg.asset(
+        name="current_state",
+        kinds={"iceberg", "duckdb"},
+        deps=[
+            dg.AssetKey([table.safe_name, "pitr_export"]),
+            dg.AssetKey([table.safe_name, "raw_stream"]),
+        ],
+        output_required=False,
+        description=(
+            f"DynamoDB table `{table.name}` as it is now: one row per item, one typed column per "
+            "attribute, `_item` with the exact item. The export with every change applied, "
+            "published in one commit. Queries see changes that landed since, too."
+        ),
+        key_prefix=table.safe_name,
+        group_name=_group(table),
+        owners=_owners(table),
+    )
+    def current_state(
+        context: dg.AssetExecutionContext, lake: LakeResource
+    ) -> Iterator[dg.MaterializeResult | dg.AssetCheckEvaluation]:
+        from cdc_pipeline.lake.publish.current_state import publish_current_state
+
+        with readable_failures():
+            opened = lake.open()
+            try:
+                result = publish_current_state(opened, table)
+            except NotReadyError as error:
+                if not is_automatic(context.run):
+                    raise
+                context.log.info(f"not yet: {error}")
+                yield from state_checks(opened, table)
+                return
+        context.log.info(
+            f"{result.items} items after {result.changes_folded} changes, "
+            f"up to log entry {result.watermark}"
+        )
+        yield dg.MaterializeResult(
+            metadata=known(
+                {
+                    "dagster/row_count": result.items,
+                    "changes_folded": result.changes_folded,
+                    "new_baseline": result.new_baseline,
+                    "rebuilt": result.rebuilt,
+                    "generation": result.generation,
+                    "watermark": result.watermark,
+                    "open_gaps": result.open_gaps,
+                    "complete_up_to": moment(result.watermark_us),
+                    "lag_seconds": lag_seconds(result.watermark_us),
+                    "seconds": round(result.seconds, 2),
+                    "dagster/table_name": ".".join(result.table.name()),
+                    "dagster/uri": result.table.location(),
+                    "dagster/column_schema": typed_columns(result.columns),
+                    **column_changes(result.changes, result.columns),
+                    **column_rules(table, result.unseen_rules),
+                }
+            )
+        )
+
+    return current_state
+
+
+def _export_schedule(table: Table, settings: Settings) -> list[dg.ScheduleDefinition]:
+    if not table.snapshot.schedule:
+        return []
+    return [
+        dg.ScheduleDefinition(
+            name=f"{table.safe_name}_export",
+            target=dg.AssetSelection.assets(dg.AssetKey([table.safe_name, "pitr_export"])),
+            cron_schedule=table.snapshot.schedule,
+            execution_timezone="UTC",
+            default_status=schedule_status(settings),
+            description=f"Takes a fresh baseline of {table.name}.",
+        )
+    ]
+
+
+def schedule_status(settings: Settings) -> dg.DefaultScheduleStatus:
+    """Whether schedules run as soon as the code location loads."""
+    running = settings.schedules.running
+    return dg.DefaultScheduleStatus.RUNNING if running else dg.DefaultScheduleStatus.STOPPED

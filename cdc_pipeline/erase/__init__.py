@@ -1,0 +1,1 @@
+"""Erasure: one item out of everything that holds it."""

@@ -1,0 +1,1 @@
+"""DuckDB over the lake: sessions, types, masking, the inputs of a fold, typed item tables."""

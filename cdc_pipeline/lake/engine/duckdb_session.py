@@ -1,0 +1,209 @@
+"""DuckDB over the lake: connections and file relations."""
+
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+import duckdb
+import pyarrow as pa
+from pyiceberg.table import Table as IcebergTable
+
+from cdc_pipeline.aws.s3.filesystem import s3_filesystem
+from cdc_pipeline.core.changes.order import generation_prefix
+from cdc_pipeline.core.errors import LakeError
+from cdc_pipeline.core.log.entries import LandedObject
+from cdc_pipeline.lake.engine.duckdb_s3 import DuckS3
+from cdc_pipeline.lake.iceberg.tables import data_files
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.storage.landing import LANDING_SCHEMA, read_object
+
+_FETCH_BYTES = 8 << 20  # of Parquet; it may take ten times that in memory
+_FILE_ROWS = 1 << 32  # more than any file has
+_MEMORY_PERCENT = 95
+"""Of `memory_mb`: what DuckDB holds beyond its own count stays within the setting."""
+
+
+@contextmanager
+def open_duckdb(lake: Lake, scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """As `connect_duckdb`, for work in bounded memory; what does not fit goes to `scratch`.
+
+    Raises `LakeError` from the block where memory or that folder's disk is not enough.
+    """
+    memory_mb = lake.settings.memory_mb
+    with connect_duckdb(lake) as connection:
+        limit_mb = memory_mb * _MEMORY_PERCENT // 100
+        connection.execute(f"SET memory_limit = '{limit_mb}MB'")
+        connection.execute(f"SET temp_directory = {literal(str(scratch))}")
+        try:
+            yield connection
+        except duckdb.OutOfMemoryException as error:
+            said = explain(error)
+            fix = f"raise `memory_mb` in the settings, now {memory_mb}"
+            if "max_temp_directory_size" in said:
+                fix = f"free disk space below {scratch.parent}, or point TMPDIR to another disk"
+            # Only its first line: its own advice names settings that are not ours.
+            raise LakeError(f"DuckDB: {said.splitlines()[0]}", fix=fix) from error
+
+
+def connect_duckdb(lake: Lake) -> duckdb.DuckDBPyConnection:
+    """An in-memory DuckDB in UTC that reads the lake's files, with DuckDB's limits of memory."""
+    connection = duckdb.connect()
+    connection.execute("SET TimeZone = 'UTC'")
+    connection.execute("SET preserve_insertion_order = false")
+    # DuckDB would draw it on the standard output of whatever it takes for a prompt.
+    connection.execute("SET enable_progress_bar = false")
+    if lake.settings.is_s3:
+        connection.register_filesystem(DuckS3(s3_filesystem(lake.aws)))
+    return connection
+
+
+def arrow_table(
+    connection: duckdb.DuckDBPyConnection, sql: str, parameters: object = None
+) -> pa.Table:
+    """The whole result of a query."""
+    return cast(pa.Table, connection.sql(sql, params=parameters).to_arrow_table())
+
+
+def arrow_batches(
+    connection: duckdb.DuckDBPyConnection, sql: str, rows: int
+) -> Iterator[pa.RecordBatch]:
+    """The result of a query in batches of about `rows` rows."""
+    try:
+        yield from cast(pa.RecordBatchReader, connection.sql(sql).to_arrow_reader(rows))
+    except OSError as error:
+        # Behind the first batch Arrow hands DuckDB's errors on as its own.
+        if "Out of Memory Error" in str(error):
+            raise duckdb.OutOfMemoryException(str(error)) from None
+        raise
+
+
+def literal(value: str) -> str:
+    """A SQL string literal."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def identifier(name: str) -> str:
+    """A quoted SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def files_relation(
+    connection: duckdb.DuckDBPyConnection, paths: Sequence[str], schema: pa.Schema
+) -> str:
+    """SQL for the rows of Parquet files; an empty relation of `schema` for no files."""
+    if paths:
+        listed = ", ".join(literal(path) for path in paths)
+        return f"read_parquet([{listed}], hive_partitioning = false)"
+    return empty_relation(connection, schema)
+
+
+def table_relation(connection: duckdb.DuckDBPyConnection, table: IcebergTable) -> str:
+    """SQL for the rows of an Iceberg table as its schema has them, whenever a file was written.
+
+    Columns are found by their field ids: one that a file lacks is NULL in its rows, and one that
+    was dropped does not come back with another of its name.
+    """
+    schema = table.schema()
+    nothing = connection.from_arrow(schema.as_arrow().empty_table())
+    columns = ", ".join(
+        f"{field.field_id}: {{name: {literal(field.name)}, type: {literal(str(kind))}, "
+        "default_value: NULL}"
+        for field, kind in zip(schema.fields, nothing.types, strict=True)
+    )
+    paths = ", ".join(map(literal, data_files(table)))
+    if not paths:
+        return empty_relation(connection, schema.as_arrow())
+    return f"read_parquet([{paths}], hive_partitioning = false, schema = MAP {{{columns}}})"
+
+
+def empty_relation(connection: duckdb.DuckDBPyConnection, schema: pa.Schema) -> str:
+    """SQL for no rows of `schema`."""
+    nothing = connection.from_arrow(schema.empty_table())
+    pairs = zip(nothing.columns, nothing.types, strict=True)
+    columns = ", ".join(f"CAST(NULL AS {kind}) AS {identifier(name)}" for name, kind in pairs)
+    return f"(SELECT {columns} WHERE false)"
+
+
+def place_in(paths: Sequence[str], files_before: int = 0) -> str:
+    """SQL for a number that tells the rows of a `files_relation` apart, the same at every reading.
+
+    `files_before`: how many files other relations have whose rows are to be told apart, too.
+    """
+    if not paths:
+        return "CAST(NULL AS BIGINT)"
+    return f"(CAST(file_index AS BIGINT) + {files_before}) * {_FILE_ROWS} + file_row_number"
+
+
+def landed_relation(
+    connection: duckdb.DuckDBPyConnection,
+    lake: Lake,
+    objects: Sequence[LandedObject],
+    *,
+    fold: bool = False,
+) -> str:
+    """SQL for landed rows with their `generation` and `order_key`.
+
+    A row's generation is its object's, which the log knows and the file does not. `fold`: rows
+    have a number of their own, too, `place`. Every row is needed soon then, so few small objects in
+    S3 are better fetched side by side than opened one after the other by each statement.
+    """
+    by_generation: dict[int, list[LandedObject]] = {}
+    for landed in objects:
+        by_generation.setdefault(landed.generation, []).append(landed)
+    if not by_generation:
+        by_generation = {0: []}
+    fetch = fold and lake.settings.is_s3 and sum(o.bytes for o in objects) <= _FETCH_BYTES
+    parts, files_before = [], 0
+    for generation, of_it in sorted(by_generation.items()):
+        if fetch and of_it:
+            rows = _fetched(connection, lake, of_it, files_before)
+        else:
+            paths = [lake.store.uri(landed.key) for landed in of_it]
+            rows = files_relation(connection, paths, LANDING_SCHEMA)
+            if fold:
+                rows = f"(SELECT *, {place_in(paths, files_before)} AS place FROM {rows})"
+        files_before += len(of_it)
+        prefix = literal(generation_prefix(generation))
+        parts.append(
+            f"SELECT *, {generation} AS generation, {prefix} || position AS order_key FROM {rows}"
+        )
+    return "(" + " UNION ALL ".join(parts) + ")"
+
+
+def _fetched(
+    connection: duckdb.DuckDBPyConnection,
+    lake: Lake,
+    objects: Sequence[LandedObject],
+    files_before: int,
+) -> str:
+    with ThreadPoolExecutor(10) as pool:  # botocore's connections
+        tables = list(pool.map(lambda landed: read_object(lake.store, landed), objects))
+    rows, first = pa.concat_tables(tables), files_before * _FILE_ROWS
+    places = pa.array(range(first, first + rows.num_rows), pa.int64())
+    name = f"fetched_{objects[0].generation}_{objects[-1].key}"
+    connection.register(name, rows.append_column("place", places))
+    return identifier(name)
+
+
+def statement(sql: str) -> str:
+    """SQL without the semicolon at its end, and what is behind it: a relation of it is a subquery.
+
+    DuckDB 2.0 takes the semicolon away itself unless a comment is behind it.
+    """
+    text, tokens = sql.encode(), duckdb.tokenize(sql)  # whose places are bytes
+    starts = [start for start, kind in tokens if kind != duckdb.token_type.comment]
+    end = len(text)
+    while starts and text[starts[-1] : starts[-1] + 1] == b";":
+        end = starts.pop()
+    return text[:end].decode()
+
+
+def explain(error: Exception) -> str:
+    """DuckDB's message without its JSON wrapping."""
+    text = str(error)
+    if text.startswith("{"):
+        return cast(str, json.loads(text).get("exception_message", text))
+    return text

@@ -1,0 +1,1 @@
+"""Iceberg tables: catalogues, commits, and appends."""

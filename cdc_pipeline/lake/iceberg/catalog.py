@@ -1,0 +1,120 @@
+"""Opening the catalogue of the lake's Iceberg tables, and the files that PyIceberg works with."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pyarrow.fs import FileSystem
+from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.catalog.glue import GlueCatalog
+from pyiceberg.io import FileIO
+from pyiceberg.io.pyarrow import PyArrowFileIO
+from pyiceberg.typedef import EMPTY_DICT, Properties
+
+from cdc_pipeline.aws.client.session import AwsSession
+from cdc_pipeline.aws.s3.filesystem import s3_filesystem
+from cdc_pipeline.aws.s3.output import sse_parameters
+from cdc_pipeline.core.errors import LakeError, SettingsError
+from cdc_pipeline.lake.storage.store import Store
+from cdc_pipeline.settings.model import Settings
+
+NAME = "local"
+"""What our tables are filed under in a SQL catalogue, which can hold several."""
+
+Files = Callable[[Properties], FileIO]
+"""Makes PyIceberg's files from the properties of a table."""
+
+
+def open_catalog(settings: Settings, aws: AwsSession, store: Store) -> Catalog:
+    """The catalogue that the settings name; raises `LakeError`, `SettingsError`, `SourceError`.
+
+    By default Glue for a lake in S3, a SQLite file inside the folder for a local lake.
+    """
+    kind, chosen = settings.catalog_type, settings.catalog
+    said = {**chosen.properties, **_secrets(settings)} if chosen else {}
+    files = _files_of(settings, aws)
+    if kind == "glue":
+        return _Glue("glue", client=aws.client("glue"), files=files, **said)
+    if kind != "sql":
+        from cdc_pipeline.lake.iceberg.catalog_rest import open_rest
+
+        return open_rest(kind, said, aws, files)
+    if "uri" not in said:
+        return _local_catalog(settings, store)
+    from cdc_pipeline.lake.iceberg.catalog_sql import open_sql
+
+    return open_sql(said, files)
+
+
+def open_files(settings: Settings, aws: AwsSession) -> FileIO:
+    """The files of the lake's Iceberg tables, without a catalogue."""
+    return _files_of(settings, aws)(EMPTY_DICT)
+
+
+def chooses_location(settings: Settings) -> bool:
+    """Whether the catalogue puts tables where it wants them, and takes no other place."""
+    return settings.catalog_type == "s3tables"
+
+
+def _files_of(settings: Settings, aws: AwsSession) -> Files:
+    if not settings.is_s3:
+        return PyArrowFileIO
+    # A table bucket's encryption is that of its tables; writes say nothing of it.
+    sse = {} if chooses_location(settings) else sse_parameters(settings.kms_key)
+    s3 = s3_filesystem(aws, sse)
+    return lambda properties: LakeFileIO(s3, properties)
+
+
+def _secrets(settings: Settings) -> dict[str, str]:
+    """Properties whose values are in the environment."""
+    found = {}
+    for name, variable in (settings.catalog.secrets if settings.catalog else {}).items():
+        value = os.environ.get(variable)
+        if not value:
+            raise SettingsError(
+                f"catalog: the environment has no {variable}, which holds the property {name!r}",
+                fix=f"export {variable}",
+            )
+        found[name] = value
+    return found
+
+
+def _local_catalog(settings: Settings, store: Store) -> Catalog:
+    state = Path(store.uri("_cdc"))
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LakeError(
+            f"lake {settings.lake_folder}: {error.strerror}",
+            fix="check that the folder can be written",
+        ) from error
+    return load_catalog(NAME, type="sql", uri=f"sqlite:///{state / 'catalog.db'}")
+
+
+class LakeFileIO(PyArrowFileIO):
+    """PyIceberg's files in S3 by a file system of ours.
+
+    PyIceberg would make its own from properties: its keys are copied once and end in the middle of
+    a run, and there are no properties for authorities and encryption.
+    """
+
+    def __init__(self, files: FileSystem, properties: Properties = EMPTY_DICT) -> None:
+        super().__init__(properties)
+        self._files = files
+
+    def _initialize_s3_fs(self, netloc: str | None) -> FileSystem:
+        return self._files
+
+
+class _Glue(GlueCatalog):
+    """PyIceberg's Glue catalogue with our client and files."""
+
+    def __init__(self, name: str, *, client: Any, files: Files, **properties: str) -> None:
+        super().__init__(name, client=client, **properties)
+        self._files = files
+
+    def _load_file_io(
+        self, properties: Properties = EMPTY_DICT, location: str | None = None
+    ) -> FileIO:
+        return self._files({**self.properties, **properties})

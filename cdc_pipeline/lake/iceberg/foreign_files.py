@@ -1,0 +1,67 @@
+"""Files of tables that a catalogue has put outside of the lake: read by name, never removed by us.
+
+In S3 Tables nobody may list or delete them; the service removes what no snapshot names.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+
+from pyiceberg.table import Table
+
+from cdc_pipeline.aws.s3.objects import StoredFile
+from cdc_pipeline.core.errors import LakeError
+from cdc_pipeline.lake.iceberg.tables import Tables, referenced_files
+
+
+class NamedFiles:
+    """What a table's snapshots name now, as a store; keys are whole addresses."""
+
+    def __init__(self, tables: Tables, name: str) -> None:
+        self._tables = tables
+        self._name = name
+
+    def _table(self) -> Table:
+        found = self._tables.load(self._name)
+        if found is None:
+            raise LakeError(f"table {self._name} was there and is gone")
+        return found
+
+    def uri(self, key: str) -> str:
+        """See `Store`."""
+        return key
+
+    def files(self, prefix: str) -> Iterator[StoredFile]:
+        """See `Store`; the times of files are not known."""
+        table = self._table()
+        for path in sorted(referenced_files(table)):
+            if path.startswith(prefix):
+                with suppress(FileNotFoundError):
+                    yield StoredFile(path, len(table.io.new_input(path)), 0.0)
+
+    def list(self, prefix: str, after: str = "") -> Iterator[str]:
+        """See `Store`."""
+        return (file.key for file in self.files(prefix) if file.key > after)
+
+    def read(self, key: str) -> bytes | None:
+        """See `Store`."""
+        try:
+            with self._table().io.new_input(key).open() as stream:
+                return stream.read()
+        except FileNotFoundError:
+            return None
+
+    def read_part(self, key: str, start: int, size: int) -> bytes | None:
+        """See `Store`."""
+        data = self.read(key)
+        return None if data is None else data[start : start + size]
+
+    def write(self, key: str, data: bytes) -> None:
+        """Never: raises `LakeError`."""
+        raise LakeError(f"{key} is a file of the catalogue's, which only a commit writes")
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Never: raises `LakeError`."""
+        raise LakeError(f"{key} is a file of the catalogue's, which only a commit writes")
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Nothing: the catalogue's service removes what no snapshot names."""

@@ -1,0 +1,395 @@
+"""current_state: the compacted base, its tombstones, and when a state may be published."""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+from pyiceberg.table import Table as IcebergTable
+
+from cdc_pipeline.core.changes.order import generation_prefix
+from cdc_pipeline.core.clock import time_text
+from cdc_pipeline.core.errors import LakeError, NotReadyError
+from cdc_pipeline.core.items.columns import (
+    Column,
+    ColumnChange,
+    Stats,
+    carry_widths,
+    column_changes,
+    columns_of,
+)
+from cdc_pipeline.core.items.masking import Masking
+from cdc_pipeline.core.log.entries import Baseline, LandedObject
+from cdc_pipeline.core.log.state import LogState
+from cdc_pipeline.lake.engine.duckdb_session import (
+    arrow_batches,
+    files_relation,
+    literal,
+    open_duckdb,
+)
+from cdc_pipeline.lake.engine.folding import (
+    TOMBSTONE_SCHEMA,
+    create_base,
+    create_effective,
+    create_winners,
+)
+from cdc_pipeline.lake.engine.item_table import (
+    TypedResult,
+    column_names,
+    prior_columns,
+    prior_stats,
+    replace_typed,
+)
+from cdc_pipeline.lake.engine.masking import (
+    PUBLISHED,
+    forget_earlier,
+    masking_functions,
+    masking_of,
+    published_rules,
+)
+from cdc_pipeline.lake.iceberg.tables import CommitConflictError, data_files, table_property
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.publish.entity_notes import note_entities
+from cdc_pipeline.lake.publish.schema_contract import pinned_types, require_contract
+from cdc_pipeline.settings.model import Table
+from cdc_pipeline.transform.shred import typed_schema
+from cdc_pipeline.transform.sql import load_sql
+
+_BATCH_ROWS = 100_000
+_TYPES, _MOST, _SEEN = "types", "max_columns", "rules_seen"
+
+
+@dataclass(frozen=True)
+class Base:
+    """Items to fold a delta over: objects of `generation` and later, logged after `after`.
+
+    `over`: the published table that a new base replaces, as it was read; None: there is none.
+    `is_counted`: whether `items` was written down; versions of ours that did not are long gone.
+    """
+
+    table: IcebergTable
+    over: IcebergTable | None
+    snapshot_id: int | None
+    generation: int
+    after: int
+    items: int
+    is_counted: bool
+
+
+@dataclass(frozen=True)
+class PublishResult:
+    """A published current state. `watermark`: the last log entry folded into it.
+
+    With an open gap the state stays where the gap begins: behind it some changes are missing.
+    `changes`: what became of the columns of the version before, None where there was none.
+    `rebuilt`: made anew from the exact data, because masking rules have changed.
+    `unseen_rules`: attributes that have a rule in the settings and were in no item so far.
+    """
+
+    items: int
+    columns: list[Column]
+    generation: int
+    watermark: int
+    watermark_us: int
+    open_gaps: int
+    changes_folded: int
+    new_baseline: bool
+    rebuilt: bool
+    changes: list[ColumnChange] | None
+    unseen_rules: list[str]
+    seconds: float
+    table: IcebergTable
+
+
+def published_base(lake: Lake, table: Table) -> Base | None:
+    """The base that readers see now, None before the first publication."""
+    found = lake.tables.load(f"{table.safe_name}_current_state")
+    if found is None:
+        return None
+    return Base(
+        table=found,
+        over=found,
+        snapshot_id=None,
+        generation=_generation(found),
+        after=int(table_property(found, "watermark") or 0),
+        items=int(table_property(found, "items") or 0),
+        is_counted=table_property(found, "items") is not None,
+    )
+
+
+def next_base(lake: Lake, table: Table, state: LogState) -> Base:
+    """What the next publication starts from; raises `NotReadyError` when nothing can be.
+
+    A newer baseline takes over as soon as everything written before its export time plus the
+    margin has landed: from then on the folded changes no longer show a mixture of times.
+    """
+    current = published_base(lake, table)
+    staged = state.staged
+    if staged is not None and (current is None or staged.generation > current.generation):
+        landed_us = state.complete_to_us(staged.generation)
+        if landed_us >= handover_us(lake, staged) and not state.incomplete:
+            return _staged_base(lake, table, staged, current)
+        if current is None:
+            raise NotReadyError(
+                f"{table.safe_name}/current_state: the export shows the table at "
+                f"{_time(staged.export_time_us)}, and changes have landed up to "
+                f"{_time(landed_us)}; both must meet at "
+                f"{_time(handover_us(lake, staged))} before a state can be published",
+                fix="run the job `capture` (or materialise raw_stream) once more, then this again",
+            )
+    if current is None:
+        raise NotReadyError(
+            f"{table.safe_name}/current_state: there is no export of table {table.name} yet",
+            fix=f"materialise {table.safe_name}/pitr_export first",
+        )
+    if not _is_masked_alike(lake, table, current):
+        # What is published does not tell the exact values; the baseline and the landing zone do.
+        return _staged_base(lake, table, state.baselines[current.generation], current)
+    return current
+
+
+def _is_masked_alike(lake: Lake, table: Table, current: Base) -> bool:
+    masking = masking_of(lake.settings, table, writing=True)
+    stones = lake.tables.load(f"{table.safe_name}_tombstones")
+    return all(masking.made(published_rules(t)) for t in (current.table, stones) if t)
+
+
+def _is_typed_alike(table: Table, current: Base) -> bool:
+    published = json.loads(table_property(current.table, _TYPES) or "{}")
+    most = table_property(current.table, _MOST) or ""
+    return published == pinned_types(table) and most == str(table.max_columns or "")
+
+
+def handover_us(lake: Lake, baseline: Baseline) -> int:
+    """When a baseline may be published: everything written before this must have landed."""
+    margin_us = int(lake.settings.handover_margin_seconds * 1_000_000)
+    # What has landed is told by our clock, the export's time by AWS's.
+    return baseline.export_time_us + margin_us + lake.settings.clock_margin_us
+
+
+def _staged_base(lake: Lake, table: Table, staged: Baseline, current: Base | None) -> Base:
+    found = lake.tables.load(f"{table.safe_name}_snapshot")
+    assert found is not None  # the log says that it was committed
+    over = current.table if current else None
+    return Base(
+        table=found,
+        over=over,
+        snapshot_id=staged.snapshot_id,
+        generation=staged.generation,
+        after=0,
+        items=staged.items or 0,
+        is_counted=staged.items is not None,
+    )
+
+
+def _time(time_us: int) -> str:
+    if not time_us:
+        return "(no time yet)"
+    return f"{time_text(time_us)} UTC"
+
+
+def is_worth_folding(lake: Lake, table: Table) -> bool:
+    """Whether the delta is large or the base old enough for a fold that nobody asked for.
+
+    Readers merge the delta, so they do not wait for it; folding rewrites the whole base.
+    """
+    base, state = published_base(lake, table), lake.log(table).load()
+    if base is None or (state.staged and state.staged.generation > base.generation):
+        return True
+    if not (_is_typed_alike(table, base) and _is_masked_alike(lake, table, base)):
+        return True
+    options = lake.settings.current_state
+    changes = sum(o.rows for o in state.delta(generation=base.generation, after=base.after))
+    if changes * 100 >= base.items * options.fold_percent:
+        return True
+    committed = base.table.current_snapshot()
+    assert committed is not None  # it is published
+    age_us = lake.log(table).now_us() - committed.timestamp_ms * 1000
+    return age_us >= options.fold_minutes * 60_000_000
+
+
+def is_behind(base: Base, table: Table, state: LogState) -> bool:
+    """Whether a publication over this base would have other rows or columns."""
+    return (
+        base.table is not base.over
+        or bool(state.delta(generation=base.generation, after=base.after))
+        or not _is_typed_alike(table, base)
+    )
+
+
+def advance_watermark(lake: Lake, base: Base, state: LogState) -> IcebergTable:
+    """Say of published rows that they are complete up to a later time, as nothing changed since.
+
+    A commit of properties alone; left out where somebody else published meanwhile.
+    """
+    until_us = state.complete_to_us(base.generation)
+    if until_us <= int(table_property(base.table, "watermark_us") or 0):
+        return base.table
+    properties = {"watermark": str(state.horizon(base.generation)), "watermark_us": str(until_us)}
+    with suppress(CommitConflictError):
+        return lake.tables.set_properties(base.table, properties)
+    return base.table
+
+
+def publish_current_state(lake: Lake, table: Table) -> PublishResult:
+    """Fold everything that landed into a new base and commit it with its watermark.
+
+    Raises `NotReadyError`, `CommitConflictError`, `LakeError`, `SchemaContractError`, and
+    `SettingsError` for masking that cannot be. A run that finds nothing new leaves the rows as they
+    are. Tombstones are committed first: a crash in between leaves readers with the old base, and
+    the next fold with tombstones that its own delta explains.
+    """
+    started = time.monotonic()
+    state = lake.log(table).load()
+    base = next_base(lake, table, state)
+    # Now, because a commit over a table brings the object up to date, too.
+    is_new, before = base.table is not base.over, prior_columns(base.over)
+    is_first, new_baseline = base.over is None, _generation(base.over) != base.generation
+    delta = state.delta(generation=base.generation, after=base.after)
+    if is_behind(base, table, state):
+        published = _publish(lake, table, state, base, delta)
+        columns, items, committed = published.columns, published.rows, published.table
+    else:
+        columns, items, committed = before, base.items, advance_watermark(lake, base, state)
+    seen = json.loads(table_property(committed, _SEEN) or "[]")
+    note_entities(lake, table, committed)
+    return PublishResult(
+        items=items,
+        columns=columns,
+        generation=base.generation,
+        watermark=state.horizon(base.generation),
+        watermark_us=state.complete_to_us(base.generation),
+        open_gaps=len(state.open_gaps(base.generation)),
+        changes_folded=sum(landed.rows for landed in delta),
+        new_baseline=new_baseline,
+        rebuilt=is_new and not new_baseline,
+        changes=None if is_first else column_changes(before, columns),
+        unseen_rules=sorted(table.columns.keys() - seen),
+        seconds=time.monotonic() - started,
+        table=committed,
+    )
+
+
+def _generation(table: IcebergTable | None) -> int:
+    return int(table_property(table, "generation") or 0) if table else -1
+
+
+def _publish(
+    lake: Lake, table: Table, state: LogState, base: Base, delta: list[LandedObject]
+) -> TypedResult:
+    masking = masking_of(lake.settings, table, writing=True)
+    shows_too_much = base.over is not None and not masking.made(published_rules(base.over))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open_duckdb(lake, Path(folder)) as connection,
+        masking_functions(connection, masking),
+    ):
+        files = data_files(base.table, base.snapshot_id)
+        _require_whole(connection, table, base, files)
+        is_exact = base.table is not base.over
+        create_base(connection, table, files, masking if is_exact else Masking())
+        stones = create_winners(connection, lake, table, delta)
+        create_effective(connection)
+        # Until this base stands, readers have the one before it, which needs its own tombstones.
+        oldest = _generation(base.over) if base.over else base.generation
+        _replace_tombstones(connection, lake, table, stones, masking, oldest)
+        published = replace_typed(
+            lake.tables,
+            f"{table.safe_name}_current_state",
+            connection,
+            load_sql("fold"),
+            {
+                "generation": str(base.generation),
+                "watermark": str(state.horizon(base.generation)),
+                "watermark_us": str(state.complete_to_us(base.generation)),
+            },
+            over=base.over,
+            scratch=Path(folder),
+            plan=_plan(table, base.over, masking, column_names(lake.tables, table.safe_name)),
+        )
+    if shows_too_much:
+        forget_earlier(lake, published.table)
+    return published
+
+
+def _require_whole(
+    connection: duckdb.DuckDBPyConnection, table: Table, base: Base, files: list[str]
+) -> None:
+    """Raise `LakeError` unless a base has as many rows as it was committed with.
+
+    The assertion of the snapshot does not see what another engine did to the table in between.
+    """
+    relation = files_relation(connection, files, typed_schema([]))
+    rows = connection.execute(f"SELECT count(*) FROM {relation}").fetchall()[0][0]
+    if base.is_counted and rows != base.items:
+        raise LakeError(
+            f"table {'.'.join(base.table.name())} has {rows} rows and was committed with "
+            f"{base.items}: another engine has changed it",
+            fix=f"cdc-pipeline reconcile {table.safe_name} --full --repair"
+            if base.over
+            else f"materialise {table.safe_name}/pitr_export: a fresh baseline",
+        )
+
+
+def _plan(
+    table: Table, over: IcebergTable | None, masking: Masking, names: dict[str, str]
+) -> Callable[[Stats], tuple[list[Column], dict[str, str]]]:
+    """Columns of the next version, if the contract allows them, and by which rules it was made."""
+    pins = pinned_types(table)
+
+    def plan(stats: Stats) -> tuple[list[Column], dict[str, str]]:
+        before = prior_columns(over)
+        carry_widths(stats, prior_stats(over))
+        columns = columns_of(stats, before, pins=pins, limit=table.max_columns, names=names)
+        require_contract(table, before, columns)
+        earlier = table_property(over, _SEEN) if over else None
+        seen = {*json.loads(earlier or "[]"), *masking.seen, *(pins.keys() & stats.keys())}
+        rules = {PUBLISHED: masking.fingerprint, _TYPES: json.dumps(pins)}
+        rules[_MOST] = str(table.max_columns or "")
+        return columns, {**rules, _SEEN: json.dumps(sorted(seen))}
+
+    return plan
+
+
+def forget_tombstones(lake: Lake, table: Table) -> None:
+    """Begin with no tombstones, where they cannot be read and a new baseline needs none.
+
+    Those of older generations rule out only changes that are ignored over the new baseline.
+    """
+    name = f"{table.safe_name}_tombstones"
+    nothing = TOMBSTONE_SCHEMA.empty_table().to_reader()
+    lake.tables.replace(name, nothing, {}, over=lake.tables.load(name), key="item_key")
+
+
+def _replace_tombstones(
+    connection: duckdb.DuckDBPyConnection,
+    lake: Lake,
+    table: Table,
+    stones: IcebergTable | None,
+    masking: Masking,
+    oldest: int,
+) -> None:
+    """Commit the tombstones after this fold, but those of generations before `oldest`.
+
+    No clock decides: a tombstone is needed as long as a change of its generation can land, and
+    backlogs, repeats and late files know no bounds. Changes of generations before a published
+    baseline's are ignored, and with them go the tombstones that rule them out.
+    """
+    sql = (
+        f"SELECT {', '.join(TOMBSTONE_SCHEMA.names)} FROM ({load_sql('tombstones')}) "
+        f"WHERE order_key >= {literal(generation_prefix(oldest))}"
+    )
+    found = arrow_batches(connection, sql, _BATCH_ROWS)
+    batches = (batch.cast(TOMBSTONE_SCHEMA) for batch in found)
+    rows = pa.RecordBatchReader.from_batches(TOMBSTONE_SCHEMA, batches)
+    name = f"{table.safe_name}_tombstones"
+    shows_too_much = stones is not None and not masking.made(published_rules(stones))
+    properties = {PUBLISHED: masking.fingerprint}
+    committed = lake.tables.replace(name, rows, properties, over=stones, key="item_key")
+    if shows_too_much:
+        forget_earlier(lake, committed)

@@ -1,0 +1,139 @@
+"""Tables of entities: the items of one kind in the published state, as an Iceberg table each."""
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+from pyiceberg.table import Table as IcebergTable
+
+from cdc_pipeline.core.errors import NotReadyError
+from cdc_pipeline.core.items.columns import Column
+from cdc_pipeline.lake.engine.duckdb_session import arrow_batches, files_relation, open_duckdb
+from cdc_pipeline.lake.engine.masking import (
+    PUBLISHED,
+    forget_earlier,
+    masking_of,
+    published_rules,
+    require_rules,
+)
+from cdc_pipeline.lake.iceberg.tables import data_files, over_conflicts, table_property
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.publish.current_state import published_base
+from cdc_pipeline.lake.publish.entity_notes import (
+    current_notes,
+    entities_of,
+    kept_whole,
+    split_mark,
+)
+from cdc_pipeline.settings.model import Table
+from cdc_pipeline.transform.entities import is_of, shred_entity
+from cdc_pipeline.transform.shred import NARROW_SCHEMA, typed_schema
+
+_MADE_OF = "made_of"
+_BATCH_ROWS = 4_000  # items are up to 400 kB
+
+
+@dataclass(frozen=True)
+class EntityTable:
+    """A committed table. `unchanged`: it was up to date, and nothing was written."""
+
+    items: int
+    columns: list[Column]
+    table: IcebergTable
+    unchanged: bool
+    seconds: float
+
+
+def build_entity(lake: Lake, table: Table, name: str) -> EntityTable:
+    """Make `<table>_<entity>` of the published `current_state`, whole, in one commit.
+
+    Raises `NotReadyError` before the first publication, `OtherRulesError` where that was under
+    other masking rules, `CommitConflictError` when it is overtaken again and again, `LakeError`.
+    """
+    return over_conflicts(lambda: _build(lake, table, name))
+
+
+def _build(lake: Lake, table: Table, name: str) -> EntityTable:
+    started, safe = time.monotonic(), table.safe_name
+    # The table before what it is made from: what is committed over it is never older than it.
+    over = lake.tables.load(f"{safe}_{name}")
+    base = published_base(lake, table)
+    if base is None:
+        raise NotReadyError(
+            f"{safe}/{name}: no state of table {table.name} is published yet",
+            fix=f"materialise {safe}/current_state first",
+        )
+    masking, rules = masking_of(lake.settings, table, writing=False), published_rules(base.table)
+    require_rules(masking, [rules], f"{safe}.current_state", f"{safe}/current_state")
+    note = current_notes(lake, table, base.table).entities[name]
+    made_of = _made_of(table, base.table)
+    if over is not None and table_property(over, _MADE_OF) == made_of:
+        seconds = time.monotonic() - started
+        return EntityTable(note.items, note.columns, over, True, seconds)
+    # Now, because a commit over a table brings the object up to date, too.
+    shows_too_much = over is not None and published_rules(over) != rules
+    lake.store.write(_mark(lake, table, name), b"{}")
+    properties = {
+        _MADE_OF: made_of,
+        PUBLISHED: rules,
+        "items": str(note.items),
+        "columns": json.dumps([asdict(column) for column in note.columns]),
+    }
+    entity = next(entity for entity in entities_of(table) if entity.name == name)
+    with tempfile.TemporaryDirectory() as folder, open_duckdb(lake, Path(folder)) as connection:
+        files = files_relation(connection, data_files(base.table), typed_schema([]))
+        batches = arrow_batches(
+            connection,
+            "SELECT _key AS item_key, _order_key AS order_key, _item AS item, "
+            f"_write_time_us AS write_time_us FROM {files} ORDER BY _key",
+            _BATCH_ROWS,
+        )
+
+        def own() -> Iterator[pa.RecordBatch]:
+            for batch in batches:
+                belongs = is_of(batch.column("item"), entities_of(table), entity)
+                yield batch.cast(NARROW_SCHEMA).filter(belongs)
+
+        typed = shred_entity(own(), entity, note.columns, note.stats, kept_whole(table))
+        rows = pa.RecordBatchReader.from_batches(typed_schema(note.columns), typed)
+        committed = lake.tables.replace(f"{safe}_{name}", rows, properties, over=over, key="_key")
+    if shows_too_much:
+        forget_earlier(lake, committed)
+    return EntityTable(note.items, note.columns, committed, False, time.monotonic() - started)
+
+
+def _made_of(table: Table, published: IcebergTable) -> str:
+    return f"{published.metadata.current_snapshot_id} {split_mark(table)}"
+
+
+def stale_entities(lake: Lake, table: Table, published: IcebergTable) -> Iterator[str]:
+    """Entities whose tables are made of another version of the state, or were never made."""
+    made_of = _made_of(table, published)
+    for rule in table.entities:
+        if rule.table:
+            built = lake.tables.load(f"{table.safe_name}_{rule.name}")
+            if built is None or table_property(built, _MADE_OF) != made_of:
+                yield rule.name
+
+
+def entity_tables(lake: Lake, table: Table) -> list[str]:
+    """Every entity that was ever kept as a table, those that the settings no longer name, too."""
+    folder = _mark(lake, table, "")
+    return sorted(key.removeprefix(folder) for key in lake.store.list(folder))
+
+
+def _mark(lake: Lake, table: Table, name: str) -> str:
+    return f"{lake.paths(table).state}entities/tables/{name}"
+
+
+def count_unmatched(lake: Lake, table: Table) -> tuple[int, dict[str, int]] | None:
+    """Published items that are of no entity, and of each; None: nothing is published yet."""
+    base = published_base(lake, table)
+    if base is None:
+        return None
+    notes = current_notes(lake, table, base.table)
+    return notes.unmatched, {name: note.items for name, note in notes.entities.items()}

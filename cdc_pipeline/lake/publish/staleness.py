@@ -1,0 +1,262 @@
+"""Staleness: what derived tables lack, by the capture log and the tables that they are made of.
+
+Whoever changed the lake, and whether anybody said so, does not matter: a run that was killed behind
+its log entry, a heal, a command. The rules, one per derived table:
+
+- a day of `cdc` lacks the objects that were logged for it behind its `watermark.<day>`, holds a
+  heal's rows by the rules of an older version, or lacks what a baseline of that day shows;
+- a day of `ttl_archive` is made of another version of that day of `cdc` than there is;
+- `current_state` lacks what landed behind its watermark, up to an open gap, or a newer baseline;
+- a table of an entity is made of another version of `current_state`, or by other rules;
+- an aggregate, or a day of one, keeps what it was made of (`inputs`), and that has changed since.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date
+
+from pyiceberg.table import Table as IcebergTable
+
+from cdc_pipeline.core.errors import NotReadyError
+from cdc_pipeline.core.log.state import LogState
+from cdc_pipeline.lake.engine.masking import PUBLISHED
+from cdc_pipeline.lake.iceberg.tables import PROPERTY, table_property
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.publish.cdc import outdated_days
+from cdc_pipeline.lake.publish.current_state import (
+    advance_watermark,
+    is_behind,
+    is_worth_folding,
+    next_base,
+    published_base,
+)
+from cdc_pipeline.lake.publish.entity_notes import are_current, entity_mark, read_notes
+from cdc_pipeline.lake.publish.entity_tables import stale_entities
+from cdc_pipeline.lake.publish.rebased import days_to_compare
+from cdc_pipeline.settings.model import Table
+from cdc_pipeline.transform.aggregates import AGGREGATES, Aggregate
+
+INPUTS = "inputs"
+"""The property (with the day behind it, of daily ones) that says what an aggregate is made of."""
+
+_WATERMARK = f"{PROPERTY}watermark."
+_BY_DAY = {"cdc": "cdc", "history": "cdc", "ttl_archive": "ttl_archive"}
+"""Views whose tables are built day by day."""
+
+
+@dataclass(frozen=True)
+class Stale:
+    """A derived table that lacks something. `days`: which days do, empty for a whole table."""
+
+    asset: str
+    days: tuple[date, ...] = ()
+
+
+def stale_cdc_days(state: LogState, watermarks: Mapping[str, int]) -> list[str]:
+    """Days for which objects were logged behind the watermark that they were built with."""
+    newest: dict[str, int] = {}
+    for landed in state.objects.values():
+        newest[landed.day] = max(newest.get(landed.day, 0), landed.entry)
+    return sorted(day for day, entry in newest.items() if entry > watermarks.get(day, 0))
+
+
+def stale_archive_days(cdc: Mapping[str, int], archive: Mapping[str, int]) -> list[str]:
+    """Days that were made of another version of their day in `cdc`."""
+    return sorted(day for day, built in cdc.items() if archive.get(day) != built)
+
+
+def stale_aggregate_days(
+    built: Mapping[str, Mapping[str, str]], present: Mapping[str, Mapping[str, str]]
+) -> list[str]:
+    """Days whose inputs, those in `present`, have other versions than those they were made of."""
+    return sorted(
+        day
+        for day, versions in present.items()
+        if any(built.get(day, {}).get(name) != version for name, version in versions.items())
+    )
+
+
+def content_mark(state: LogState) -> str:
+    """Changes when a derived table can have become stale; entries that land nothing keep it."""
+    newest = max((o.entry for o in state.objects.values()), default=0)
+    generation = state.staged.generation if state.staged else 0
+    gaps = [gap.entry for gap in state.open_gaps(generation)]
+    return json.dumps([newest, len(state.objects), generation, gaps, bool(state.incomplete)])
+
+
+class Staleness:
+    """One look at the derived tables of a lake; loads each table once at most."""
+
+    def __init__(self, lake: Lake) -> None:
+        self.lake = lake
+        self._tables: dict[str, IcebergTable | None] = {}
+        self._states: dict[str, LogState] = {}
+        self._waiting: dict[str, bool] = {}
+        self._complete_us: dict[str, int] = {}
+
+    def load(self, table: Table) -> LogState:
+        """A table's capture log as it is now."""
+        self._states[table.safe_name] = self.lake.log(table).load()
+        return self._states[table.safe_name]
+
+    def of_table(self, table: Table) -> Iterator[Stale]:
+        """What of a table's own derived tables is stale. Raises `LakeError`, `SettingsError`."""
+        state, name = self._states[table.safe_name], table.safe_name
+        if table.snapshot.first == "auto" and state.staged is None and state.shadow is None:
+            yield Stale("pitr_export")
+        built = self._iceberg(f"{name}_cdc")
+        cdc = _watermarks(built)
+        outdated = days_to_compare(self.lake, built, state)
+        outdated |= outdated_days(built, state) if built else set()
+        if days := sorted({*_dates(stale_cdc_days(state, cdc)), *outdated}):
+            yield Stale("cdc", tuple(days))
+        if table.ttl_archive:
+            archive = _watermarks(self._iceberg(f"{name}_ttl_archive"))
+            if days := stale_archive_days(cdc, archive):
+                yield Stale("ttl_archive", _dates(days))
+        try:
+            base = next_base(self.lake, table, state)
+        except NotReadyError:
+            # Before the first export there is nothing to wait for.
+            behind, self._waiting[name] = False, state.staged is not None
+        else:
+            behind = is_behind(base, table, state)
+            # A newer baseline waits for what must land before it is published and compared.
+            newest = state.staged.generation if state.staged else 0
+            self._waiting[name] = behind or newest > base.generation
+            self._complete_us[name] = int(table_property(base.table, "watermark_us") or 0)
+        published = self._iceberg(f"{name}_current_state") if table.entities else None
+        if (behind and is_worth_folding(self.lake, table)) or (
+            published is not None
+            and not are_current(read_notes(self.lake, table), table, published)
+        ):
+            yield Stale("current_state")
+        elif published is not None:
+            yield from map(Stale, stale_entities(self.lake, table, published))
+
+    def is_waiting(self, table: Table) -> bool:
+        """Whether something landed that is not worth a fold yet, or cannot be published yet."""
+        return self._waiting[table.safe_name]
+
+    def complete_us(self, table: Table) -> int:
+        """Up to when the published state says that it is complete (µs), 0 where there is none."""
+        return self._complete_us.get(table.safe_name, 0)
+
+    def advance(self, table: Table) -> None:
+        """Let a published state that lacks nothing say so, in a commit of properties alone."""
+        state = self._states[table.safe_name]
+        base = published_base(self.lake, table)
+        if base is not None and not is_behind(base, table, state):
+            advance_watermark(self.lake, base, state)
+
+    def of_aggregate(self, aggregate: Aggregate, today: date) -> Stale | None:
+        """Whether an aggregate, or days of one, have to be built again.
+
+        Of a daily one today counts, and earlier days that were built, by their own day of inputs
+        that have days: a query may read anything else, but then every fold would ask for all days.
+        """
+        built = self._iceberg(aggregate.table)
+        if not aggregate.daily:
+            versions = self.versions(aggregate)
+            if versions and versions != _inputs(built).get(""):
+                return Stale(aggregate.name)
+            return None
+        known = _inputs(built)
+        present = {
+            day: {name: version for name, version in versions.items() if "@" in name}
+            for day in known
+            if day != today.isoformat() and (versions := self.versions(aggregate, day))
+        }
+        if now := self.versions(aggregate, today.isoformat()):
+            present[today.isoformat()] = now
+        days = stale_aggregate_days(known, present)
+        return Stale(aggregate.name, _dates(days)) if days else None
+
+    def versions(self, aggregate: Aggregate, day: str | None = None) -> dict[str, str]:
+        """The versions of an aggregate's inputs, empty while one is missing.
+
+        Those of inputs that are built day by day are of `day`, and their names end in `@`.
+        """
+        found: dict[str, str] = {}
+        known = {AGGREGATES, *(table.safe_name for table in self.lake.settings.tables)}
+        for schema, view in aggregate.inputs:
+            if schema not in known:
+                return {}
+            name, version = self._version(schema, view, day)
+            if version is None:
+                return {}
+            found[name] = version
+        return found
+
+    def _version(self, schema: str, view: str, day: str | None) -> tuple[str, str | None]:
+        name = f"{schema}.{view}"
+        if schema == AGGREGATES:
+            built = self._iceberg(f"{AGGREGATES}_{view}")
+            parts = _inputs(built)
+            if day is not None and "" not in parts:
+                return f"{name}@", json.dumps(parts.get(day, {})) if built else None
+            return name, _snapshot(built)
+        if view == "raw_stream":
+            objects = self._state(schema).objects.values()
+            entries = [o.entry for o in objects if day in (None, o.day)]
+            return (name if day is None else f"{name}@"), str(max(entries, default=0))
+        if view == "pitr_export":
+            staged = self._state(schema).staged
+            return name, str(staged.generation) if staged else None
+        if mark := entity_mark(self.lake.settings, schema, view):
+            built = self._iceberg(f"{schema}_current_state")
+            return name, f"{_snapshot(built)} {mark}" if built else None
+        built = self._iceberg(f"{schema}_{_BY_DAY.get(view, view)}")
+        if day is not None and view in _BY_DAY:
+            return f"{name}@", str(_watermarks(built).get(day, 0)) if built else None
+        return name, _snapshot(built)
+
+    def _state(self, schema: str) -> LogState:
+        if schema not in self._states:
+            self.load(self.lake.settings.table(schema))
+        return self._states[schema]
+
+    def _iceberg(self, name: str) -> IcebergTable | None:
+        if name not in self._tables:
+            self._tables[name] = self.lake.tables.load(name)
+        return self._tables[name]
+
+
+def inputs_property(day: date | None) -> str:
+    """Where an aggregate (a day of one) keeps the versions of what it is made of."""
+    return INPUTS if day is None else f"{INPUTS}.{day}"
+
+
+def _inputs(built: IcebergTable | None) -> dict[str, dict[str, str]]:
+    """The versions of its inputs by day, under '' those of a whole table.
+
+    Days that were built by a version of ours that kept none have none, so that they are stale.
+    """
+    if built is None:
+        return {}
+    rules = f"{PROPERTY}{PUBLISHED}."
+    found = {name.removeprefix(rules): {} for name in built.properties if name.startswith(rules)}
+    start = PROPERTY + INPUTS
+    for name, text in built.properties.items():
+        if name == start or name.startswith(f"{start}."):
+            found[name.removeprefix(start).removeprefix(".")] = json.loads(text)
+    return found
+
+
+def _watermarks(built: IcebergTable | None) -> dict[str, int]:
+    """The watermarks of a table's days."""
+    properties = built.properties.items() if built else ()
+    return {
+        name.removeprefix(_WATERMARK): int(value)
+        for name, value in properties
+        if name.startswith(_WATERMARK)
+    }
+
+
+def _snapshot(built: IcebergTable | None) -> str | None:
+    return str(built.metadata.current_snapshot_id) if built else None
+
+
+def _dates(days: Iterable[str]) -> tuple[date, ...]:
+    return tuple(map(date.fromisoformat, days))

@@ -1,0 +1,1 @@
+"""Queries: connections, views, time travel, and SQL for other engines."""

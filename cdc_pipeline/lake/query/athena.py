@@ -1,0 +1,118 @@
+"""What Athena can query of a table: what its catalogue has, and the queries as a script."""
+
+import json
+from collections.abc import Iterator, Sequence
+from datetime import UTC, date, datetime
+
+from cdc_pipeline.core.clock import utc
+from cdc_pipeline.core.errors import QueryError
+from cdc_pipeline.core.items.attributes import to_json
+from cdc_pipeline.core.log.state import LogState
+from cdc_pipeline.core.plans.erasure import typed_key
+from cdc_pipeline.lake.engine.duckdb_session import connect_duckdb, files_relation, landed_relation
+from cdc_pipeline.lake.engine.item_table import prior_columns
+from cdc_pipeline.lake.engine.masking import masking_of
+from cdc_pipeline.lake.iceberg.tables import data_files, table_property
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.publish.current_state import Base, published_base
+from cdc_pipeline.settings.model import Table
+from cdc_pipeline.transform.athena import Catalogued, athena_statements
+from cdc_pipeline.transform.shred import typed_schema
+
+_HEADING = """\
+-- Queries on {database}.{table}_* for Athena (Trino SQL). Athena charges for the bytes it reads.
+-- current_state with the changes that landed since is not among them: which objects count, and in
+-- which order, is in the capture log, which Athena cannot read. `cdc-pipeline query` merges them.
+"""
+_VALUE = "put the value here"
+
+
+def athena_script(
+    lake: Lake, table: Table, names: Sequence[str] = (), key: str | None = None
+) -> Iterator[str]:
+    """Parts of a script with all queries, or those of these names.
+
+    `key`: JSON of an item's key, plain or typed, for the queries about one item. Raises
+    `QueryError` for names that there are not, `EraseRefusedError` for another key than the table's,
+    `LakeError`, `SettingsError`.
+    """
+    statements = {s.name: s for s in athena_statements(catalogued(lake, table, key))}
+    unknown = [name for name in names if name not in statements]
+    if unknown:
+        raise QueryError(
+            f"there is no query {unknown[0]!r} for {table.safe_name}",
+            fix=f"use one of: {', '.join(statements) or 'none yet: nothing has landed'}",
+        )
+    yield _HEADING.format(database=lake.database, table=table.safe_name)
+    if not lake.settings.is_s3:
+        yield "-- This lake is a local folder: Athena reads S3 only.\n"
+    elif lake.settings.catalog_type == "s3tables":
+        yield "-- Iceberg tables: choose the catalogue s3tablescatalog/<table bucket>.\n"
+    elif not lake.settings.has_glue:
+        yield "-- This lake's catalogue is not in AWS: Athena does not see it.\n"
+    if not statements:
+        yield "-- Nothing is in the catalogue yet: run the job `capture`.\n"
+    for statement in statements.values():
+        if not names or statement.name in names:
+            notes = statement.notes.replace("\n", "\n-- ")
+            yield f"\n-- {statement.name}\n-- {notes}\n{statement.sql};\n"
+
+
+def catalogued(lake: Lake, table: Table, key: str | None = None) -> Catalogued:
+    """What the catalogue has of a table now."""
+    state, base = lake.log(table).load(), published_base(lake, table)
+    cdc = lake.tables.load(f"{table.safe_name}_cdc")
+    archive = lake.tables.load(f"{table.safe_name}_ttl_archive") if table.ttl_archive else None
+    baseline = state.baselines.get(base.generation) if base else state.staged
+    landed = [date.fromisoformat(landed.day) for landed in state.objects.values()]
+    return Catalogued(
+        database=lake.database,
+        table=table.safe_name,
+        key=_key(lake, table, state, base, key),
+        columns=prior_columns(base.table) if base else (),
+        published_at=_published_at(base),
+        complete_to=_complete_to(base),
+        cdc_day=max(lake.tables.days(cdc), default=None) if cdc else None,
+        landed_day=max(landed, default=None),
+        baseline=baseline.snapshot_id if baseline else None,
+        has_ttl_archive=archive is not None,
+        keep_snapshot_days=lake.settings.maintenance.keep_snapshot_days,
+    )
+
+
+def _published_at(base: Base | None) -> datetime | None:
+    """A whole second at which the present snapshot was there already."""
+    snapshot = base.table.current_snapshot() if base else None
+    return datetime.fromtimestamp(snapshot.timestamp_ms // 1000 + 1, UTC) if snapshot else None
+
+
+def _complete_to(base: Base | None) -> datetime | None:
+    told = int(table_property(base.table, "watermark_us") or 0) if base else 0
+    return utc(told) if told else None
+
+
+def _key(lake: Lake, table: Table, state: LogState, base: Base | None, said: str | None) -> str:
+    """The key that was said as the tables have it, or what a key looks like."""
+    found = _some_key(lake, state, base)
+    if found is None:
+        return to_json({_VALUE: {"S": ""}})
+    types = {name: tag for name, value in json.loads(found).items() for tag in value}
+    if said is None:
+        return to_json({name: {tag: _VALUE} for name, tag in sorted(types.items())})
+    masking = masking_of(lake.settings, table, writing=True)
+    return masking.item(typed_key(said, types))
+
+
+def _some_key(lake: Lake, state: LogState, base: Base | None) -> str | None:
+    """A key of the table, exact where anything has landed: a hash has another type."""
+    newest = sorted(state.objects.values(), key=lambda landed: landed.entry)[-1:]
+    with connect_duckdb(lake) as connection:
+        landed = landed_relation(connection, lake, newest)
+        sources = [f"SELECT keys FROM {landed} WHERE keys IS NOT NULL"]
+        if base is not None:
+            files = files_relation(connection, data_files(base.table), typed_schema([]))
+            sources.append(f"SELECT _key FROM {files}")
+        for source in sources:
+            if row := connection.execute(f"{source} LIMIT 1").fetchone():
+                return row[0]
+    return None

@@ -1,0 +1,237 @@
+"""connect(): a DuckDB connection with a schema per table and the views of DESIGN section 3."""
+
+import shutil
+import tempfile
+import warnings
+import weakref
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+
+import duckdb
+
+from cdc_pipeline.core.errors import LakeError, SettingsError
+from cdc_pipeline.core.log.entries import Baseline
+from cdc_pipeline.lake.engine.duckdb_session import (
+    connect_duckdb,
+    empty_relation,
+    explain,
+    files_relation,
+    identifier,
+    landed_relation,
+    literal,
+    open_duckdb,
+    table_relation,
+)
+from cdc_pipeline.lake.engine.item_table import column_names, prior_columns
+from cdc_pipeline.lake.engine.masking import (
+    OtherRulesError,
+    refusing_view,
+    require_rules_of_aggregate,
+)
+from cdc_pipeline.lake.iceberg.tables import data_files
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.publish.cdc import require_rules_of_days
+from cdc_pipeline.lake.publish.current_state import published_base
+from cdc_pipeline.lake.query.entity_views import (
+    create_entity_views,
+    not_published,
+    refuse_entity_views,
+)
+from cdc_pipeline.lake.query.merged_view import merged_relation
+from cdc_pipeline.lake.query.named_views import named
+from cdc_pipeline.lake.query.time_travel import find_state, write_state
+from cdc_pipeline.settings.model import Table
+from cdc_pipeline.transform.aggregates import AGGREGATES, broken_aggregates, load_aggregates
+from cdc_pipeline.transform.shred import typed_schema
+from cdc_pipeline.transform.sql import load_sql
+
+
+def connect_lake(
+    lake: Lake,
+    tables: Iterable[str] | None = None,
+    *,
+    aggregates: bool = True,
+    as_of: datetime | None = None,
+) -> duckdb.DuckDBPyConnection:
+    """See `cdc_pipeline.lake.connect`."""
+    settings = lake.settings
+    chosen = settings.tables if tables is None else [settings.table(name) for name in tables]
+    connection = connect_duckdb(lake)
+    try:
+        for table in chosen:
+            if as_of is None:
+                _create_schema(connection, lake, table)
+            else:
+                _create_past_schema(connection, lake, table, as_of)
+        if aggregates and as_of is None:
+            _create_aggregates(connection, lake)
+    except duckdb.Error as error:
+        connection.close()
+        raise LakeError(
+            f"lake {settings.lake}: {explain(error)}",
+            fix="if a file is missing or damaged, `cdc-pipeline reconcile TABLE` says what to do",
+        ) from error
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _create_schema(connection: duckdb.DuckDBPyConnection, lake: Lake, table: Table) -> None:
+    schema = identifier(table.safe_name)
+    connection.execute(f"CREATE SCHEMA {schema}")
+    # The base before the log: whatever is published in between, the log covers the base.
+    base = published_base(lake, table)
+    state = lake.log(table).load()
+    if state.n == 0:
+        return
+    landed = landed_relation(connection, lake, list(state.objects.values()))
+    raw_stream = named(connection, "raw_stream", landed)
+    connection.execute(f"CREATE VIEW {schema}.raw_stream AS {raw_stream}")
+    _create_cdc(connection, lake, table, schema)
+    _create_ttl_archive(connection, lake, table, schema)
+    # The live baseline; before the first publication the staged one.
+    baseline = state.baselines.get(base.generation) if base else state.staged
+    if baseline is not None:
+        _create_pitr_export(connection, lake, table, schema, baseline)
+    if base is None:
+        refuse_entity_views(connection, table, not_published(table))
+    else:
+        delta = state.delta(generation=base.generation, after=base.after)
+        view = f"{schema}.current_state"
+        try:
+            merged = merged_relation(connection, lake, table, base, delta)
+        except (OtherRulesError, SettingsError) as error:
+            files = files_relation(connection, data_files(base.table), typed_schema([]))
+            shown = named(connection, "current_state", files)
+            refusing_view(connection, view, f"({shown})", error)
+            refuse_entity_views(connection, table, error)
+        else:
+            shown = named(connection, "current_state", f"({merged})")
+            connection.execute(f"CREATE VIEW {view} AS {shown}")
+            create_entity_views(connection, lake, table, base.table)
+
+
+def _create_past_schema(
+    connection: duckdb.DuckDBPyConnection, lake: Lake, table: Table, as_of: datetime
+) -> None:
+    schema = identifier(table.safe_name)
+    connection.execute(f"CREATE SCHEMA {schema}")
+    state = lake.log(table).load()
+    found = find_state(lake, table, state, as_of)
+    for warning in found.warnings:
+        warnings.warn(warning, stacklevel=4)
+    landed = landed_relation(connection, lake, list(state.objects.values()))
+    until = f"WHERE write_time_us <= {found.until_us}"
+    raw_stream = named(connection, "raw_stream", landed)
+    connection.execute(f"CREATE VIEW {schema}.raw_stream AS {raw_stream} {until}")
+    _create_cdc(connection, lake, table, schema, until)
+    _create_pitr_export(connection, lake, table, schema, found.baseline)
+    folder = Path(tempfile.mkdtemp(prefix="cdc_pipeline-"))
+    weakref.finalize(connection, shutil.rmtree, folder, ignore_errors=True)
+    items = folder / f"{table.safe_name}.parquet"
+    with open_duckdb(lake, folder) as scratch:
+        write_state(scratch, lake, table, state, found, items)
+    shown = named(connection, "current_state", f"read_parquet({literal(str(items))})")
+    connection.execute(f"CREATE VIEW {schema}.current_state AS {shown}")
+    create_entity_views(connection, lake, table)
+
+
+def _create_cdc(
+    connection: duckdb.DuckDBPyConnection, lake: Lake, table: Table, schema: str, where: str = ""
+) -> None:
+    built = lake.tables.load(f"{table.safe_name}_cdc")
+    if built is None:
+        return
+    files = table_relation(connection, built)
+    shown = named(connection, "cdc", files)
+    try:
+        require_rules_of_days(lake, table, built)
+    except (OtherRulesError, SettingsError) as error:
+        refusing_view(connection, f"{schema}.cdc", f"({shown})", error)
+    else:
+        connection.execute(f"CREATE VIEW {schema}.cdc AS {shown} {where}")
+    # The portable statement names its input `cdc`; here that is this schema's view.
+    history = load_sql("history").replace("FROM cdc", f"FROM {schema}.cdc")
+    connection.execute(f"CREATE VIEW {schema}.history AS {history}")
+
+
+def _create_ttl_archive(
+    connection: duckdb.DuckDBPyConnection, lake: Lake, table: Table, schema: str
+) -> None:
+    built = lake.tables.load(f"{table.safe_name}_ttl_archive") if table.ttl_archive else None
+    if built is None:
+        return
+    files, view = table_relation(connection, built), "ttl_archive"
+    shown = named(connection, view, files)
+    try:
+        require_rules_of_days(lake, table, built, view)
+    except (OtherRulesError, SettingsError) as error:
+        refusing_view(connection, f"{schema}.{view}", f"({shown})", error)
+    else:
+        connection.execute(f"CREATE VIEW {schema}.{view} AS {shown}")
+
+
+def _create_pitr_export(
+    connection: duckdb.DuckDBPyConnection,
+    lake: Lake,
+    table: Table,
+    schema: str,
+    baseline: Baseline,
+) -> None:
+    exported = lake.tables.load(f"{table.safe_name}_snapshot")
+    if exported is None:
+        return
+    view, columns = f"{schema}.pitr_export", prior_columns(exported)
+    try:
+        files = data_files(exported, baseline.snapshot_id)
+    except LakeError as error:  # current_state can be read without it
+        nothing = named(
+            connection, "pitr_export", empty_relation(connection, typed_schema(columns))
+        )
+        refusing_view(connection, view, f"({nothing})", error)
+        return
+    relation = files_relation(connection, files, typed_schema(columns))
+    names = column_names(lake.tables, table.safe_name)
+    columns_sql = _renamed(connection, relation, {c.name: names[c.attribute] for c in columns})
+    shown = named(connection, "pitr_export", f"(SELECT {columns_sql} FROM {relation})")
+    connection.execute(f"CREATE VIEW {view} AS {shown}")
+
+
+def _renamed(connection: duckdb.DuckDBPyConnection, relation: str, names: dict[str, str]) -> str:
+    """The columns of a relation, called as in the table's other views.
+
+    An older version named those of exports and of the published state each by themselves.
+    """
+    have: list[str] = [
+        row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()
+    ]
+    others = {names[name] for name in have if name in names}
+    kept = [name for name in have if name in names or name not in others]
+    return ", ".join(f"{identifier(n)} AS {identifier(names.get(n) or n)}" for n in kept)
+
+
+def _create_aggregates(connection: duckdb.DuckDBPyConnection, lake: Lake) -> None:
+    connection.execute(f"CREATE SCHEMA {AGGREGATES}")
+    every = load_aggregates(lake.settings.aggregates_folder)
+    for aggregate in every:
+        built = lake.tables.load(aggregate.table)
+        if built is None:
+            continue
+        view, rows = f"{AGGREGATES}.{identifier(aggregate.name)}", table_relation(connection, built)
+        try:
+            require_rules_of_aggregate(lake, aggregate, every, built)
+        except (OtherRulesError, SettingsError) as error:
+            refusing_view(connection, view, rows, error)
+        else:
+            connection.execute(f"CREATE VIEW {view} AS SELECT * FROM {rows}")
+    for broken in broken_aggregates(lake.settings.aggregates_folder):
+        built = lake.tables.load(broken.table)
+        if built is not None:
+            # Its inputs are unknown, and with them the masking rules that it has to follow.
+            view, rows = (
+                f"{AGGREGATES}.{identifier(broken.name)}",
+                table_relation(connection, built),
+            )
+            refusing_view(connection, view, rows, SettingsError(broken.error))

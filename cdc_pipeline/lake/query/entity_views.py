@@ -1,0 +1,183 @@
+"""Views of entities: the items of each kind in `current_state`, typed by themselves.
+
+A view sees what `current_state` sees: the published base with what has landed since, or a past
+state. Splitting and typing is done by functions of the connection, row by row as a query reads.
+"""
+
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+from pyiceberg.table import Table as IcebergTable
+
+from cdc_pipeline.core.errors import NotReadyError, SettingsError
+from cdc_pipeline.core.items.columns import Column, Stats
+from cdc_pipeline.core.items.entities import Entity
+from cdc_pipeline.lake.engine.duckdb_session import (
+    arrow_batches,
+    empty_relation,
+    identifier,
+    table_relation,
+)
+from cdc_pipeline.lake.engine.masking import (
+    OtherRulesError,
+    masking_of,
+    published_rules,
+    refusing_view,
+    require_rules,
+)
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.publish.entity_notes import (
+    are_current,
+    entities_of,
+    entity_columns,
+    kept_whole,
+    read_notes,
+)
+from cdc_pipeline.lake.query.merged_view import delta_tables
+from cdc_pipeline.lake.query.named_views import named
+from cdc_pipeline.settings.model import Table
+from cdc_pipeline.transform.entities import cell_fields, count_entities, is_of, shred_cells
+from cdc_pipeline.transform.shred import merge_stats, typed_schema
+
+_BATCH_ROWS = 4_000  # items are up to 400 kB
+_ARROW: Any = "arrow"
+_SYSTEM = "_key, _order_key, _write_time_us, _item"
+
+
+def create_entity_views(
+    connection: duckdb.DuckDBPyConnection,
+    lake: Lake,
+    table: Table,
+    published: IcebergTable | None = None,
+) -> None:
+    """Create `<schema>.<entity>` for every entity, over the view `current_state` that is there.
+
+    `published`: the base that `current_state` merges with what has landed; its notes spare a pass
+    over all items. None: `current_state` is of another time, and every item of it is read now.
+    """
+    if not table.entities:
+        return
+    entities, keep = entities_of(table), kept_whole(table)
+    notes, base = read_notes(lake, table), published
+    if base is None:
+        base = lake.tables.load(f"{table.safe_name}_current_state")
+    known: dict[str, Stats] = {}
+    if notes is not None and published is not None and are_current(notes, table, published):
+        known = {name: note.stats for name, note in notes.entities.items()}
+        relation = _fresh_items(connection, table)
+    else:
+        relation = f"{identifier(table.safe_name)}.current_state"
+    found: dict[str, Stats] = {}
+    if relation:
+        batches = arrow_batches(connection, f"SELECT _item FROM {relation}", _BATCH_ROWS)
+        counts, _ = count_entities((batch.column(0) for batch in batches), entities, keep)
+        found = {name: count.stats for name, count in counts.items()}
+    for entity in entities:
+        stats, more = known.get(entity.name), found.get(entity.name)
+        if stats is None:
+            stats, more = more or {}, None
+        columns = entity_columns(lake, table, entity, stats, base, notes, more=more)
+        _create_view(connection, table, entity, columns, merge_stats(stats, more or {}))
+    weakref.finalize(connection, _close, weakref.ref(connection))
+
+
+def refuse_entity_views(
+    connection: duckdb.DuckDBPyConnection, table: Table, why: Exception
+) -> None:
+    """Create the views of entities so that they say why they cannot be read."""
+    for entity in entities_of(table):
+        nothing = empty_relation(connection, typed_schema([]))
+        refusing_view(connection, _view(table, entity), nothing, why)
+
+
+def entities_in_script(
+    connection: duckdb.DuckDBPyConnection, lake: Lake, table: Table
+) -> Iterator[str]:
+    """Put views that a plain DuckDB shell can read in place of those of entities; say what is so.
+
+    Splitting and typing take functions of ours, so that only tables as they were built are left.
+    """
+    for rule in table.entities:
+        view = _view(table, rule.entity())
+        connection.execute(f"DROP VIEW IF EXISTS {view}")
+        built = lake.tables.load(f"{table.safe_name}_{rule.name}") if rule.table else None
+        name = f"{table.safe_name}.{rule.name}"
+        if built is None:
+            yield f"-- {name} is left out: splitting takes cdc-pipeline. The settings can keep it\n"
+            yield "-- as a table of its own (entities: table: true), which is in here.\n"
+            continue
+        relation = table_relation(connection, built)
+        try:
+            masking = masking_of(lake.settings, table, writing=False)
+            require_rules(masking, [published_rules(built)], name, f"{table.safe_name}/{rule.name}")
+        except (OtherRulesError, SettingsError) as error:
+            refusing_view(connection, view, relation, error)
+        else:
+            connection.execute(f"CREATE VIEW {view} AS SELECT * FROM {relation}")
+        yield f"-- {name} is the table as it was built last, without what landed since.\n"
+
+
+def not_published(table: Table) -> NotReadyError:
+    """Why there are no entities yet."""
+    asset = f"{table.safe_name}/current_state"
+    return NotReadyError(f"{asset} does not exist yet", fix=f"materialise {asset}")
+
+
+def _fresh_items(connection: duckdb.DuckDBPyConnection, table: Table) -> str | None:
+    """The temporary table of items that landed behind the base, None where nothing did."""
+    _, items = delta_tables(table)
+    there = connection.execute(
+        "SELECT count(*) FROM duckdb_tables() WHERE temporary AND table_name = ?", [items]
+    ).fetchall()
+    return f"temp.main.{identifier(items)}" if there[0][0] else None
+
+
+def _view(table: Table, entity: Entity) -> str:
+    return f"{identifier(table.safe_name)}.{identifier(entity.name)}"
+
+
+def _create_view(
+    connection: duckdb.DuckDBPyConnection,
+    table: Table,
+    entity: Entity,
+    columns: list[Column],
+    stats: Stats,
+) -> None:
+    entities, keep = entities_of(table), kept_whole(table)
+    name = f"{table.safe_name}.{entity.name}"
+    fields = cell_fields(columns)
+    nothing = pa.schema([pa.field("cells", pa.struct(fields))]).empty_table()
+    (kind,) = connection.from_arrow(nothing).types
+
+    def belongs(items: pa.ChunkedArray) -> pa.Array:
+        return is_of(items, entities, entity)
+
+    def typed(items: pa.ChunkedArray) -> pa.Array:
+        return shred_cells(items, entity, columns, stats, keep)
+
+    text: Any = ["VARCHAR"]
+    # DuckDB counts bound parameters of a `partial`, too.
+    connection.create_function(f"{name}.is", belongs, text, "BOOLEAN", type=_ARROW)  # type: ignore[arg-type]
+    connection.create_function(f"{name}.cells", typed, text, kind, type=_ARROW)
+    cells = ", ".join(f"cells.{identifier(f.name)} AS {identifier(f.name)}" for f in fields)
+    rows = (
+        f"(SELECT {_SYSTEM}, {cells} FROM ("
+        f"SELECT {_SYSTEM}, {identifier(f'{name}.cells')}(_item) AS cells "
+        f"FROM {identifier(table.safe_name)}.current_state "
+        f"WHERE {identifier(f'{name}.is')}(_item)))"
+    )
+    shown = named(connection, "current_state", rows)
+    connection.execute(f"CREATE VIEW {_view(table, entity)} AS {shown}")
+
+
+def _close(connection: "weakref.ref[duckdb.DuckDBPyConnection]") -> None:
+    """Close a connection that is still open when Python ends.
+
+    DuckDB 2.0 may report functions of an open one as leaks then, line after line.
+    """
+    opened = connection()
+    if opened is not None:
+        opened.close()

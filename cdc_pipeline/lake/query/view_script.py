@@ -1,0 +1,214 @@
+"""The lake's views as SQL for a DuckDB shell that knows nothing of us: a picture of this moment.
+
+The views are those of `connect_lake`, in DuckDB's own words. What has landed since the last fold
+is typed here and goes along as rows: plain SQL cannot type DynamoDB JSON without floats.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import duckdb
+
+from cdc_pipeline.core.errors import SettingsError
+from cdc_pipeline.core.names import split_s3
+from cdc_pipeline.lake.engine.duckdb_session import arrow_table, files_relation, identifier, literal
+from cdc_pipeline.lake.engine.item_table import prior_columns
+from cdc_pipeline.lake.engine.masking import (
+    OtherRulesError,
+    masking_of,
+    published_rules,
+    require_rules,
+)
+from cdc_pipeline.lake.iceberg.tables import data_files
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.publish.current_state import published_base
+from cdc_pipeline.lake.query.connection import connect_lake
+from cdc_pipeline.lake.query.entity_views import entities_in_script
+from cdc_pipeline.lake.query.merged_view import delta_tables
+from cdc_pipeline.lake.query.named_views import named
+from cdc_pipeline.settings.model import Table
+from cdc_pipeline.transform.aggregates import AGGREGATES
+from cdc_pipeline.transform.shred import typed_schema
+
+_DELTA_BYTES = 16 << 20
+"""Of rows that go into the script; a fold is cheaper than a longer one."""
+_INSERT_ROWS = 500
+
+
+def view_script(lake: Lake, names: Sequence[str] = ()) -> Iterator[str]:
+    """Parts of a script that creates the views of the named tables, of all tables for no name.
+
+    `names` may hold `aggregates`; they go with all tables. Raises what `connect_lake` raises.
+    """
+    with _connect(lake, names) as connection:
+        yield from _heading(lake)
+        for table in _tables(lake, names):
+            yield f"\n-- {table.safe_name}: the DynamoDB table {table.name}\n"
+            yield f"CREATE SCHEMA IF NOT EXISTS {identifier(table.safe_name)};\n"
+            left_out = _leaves_delta_out(connection, lake, table)
+            if left_out is not None:
+                _show_published(connection, lake, table)
+                yield "-- current_state is as it was published, without what landed since\n"
+                yield f"-- ({left_out}).\n"
+            elif _has_delta(connection, table):
+                for part in delta_tables(table):
+                    yield from _rows_as_table(connection, table, part)
+            yield from entities_in_script(connection, lake, table)
+            yield from _views(connection, table.safe_name)
+        if _with_aggregates(names):
+            yield f"\nCREATE SCHEMA IF NOT EXISTS {AGGREGATES};\n"
+            yield from _views(connection, AGGREGATES)
+
+
+def list_views(lake: Lake, names: Sequence[str] = ()) -> list[str]:
+    """The views that exist, as `schema.view`; `names` as for `view_script`."""
+    with _connect(lake, names) as connection:
+        found = connection.execute(
+            "SELECT schema_name || '.' || view_name FROM duckdb_views() "
+            "WHERE NOT internal AND NOT temporary ORDER BY schema_name, view_oid"
+        ).fetchall()
+    return [name for (name,) in found]
+
+
+def _connect(lake: Lake, names: Sequence[str]) -> duckdb.DuckDBPyConnection:
+    chosen = [table.safe_name for table in _tables(lake, names)]
+    return connect_lake(lake, chosen, aggregates=_with_aggregates(names))
+
+
+def _tables(lake: Lake, names: Iterable[str]) -> list[Table]:
+    named = [name for name in names if name != AGGREGATES]
+    everything = [] if AGGREGATES in names else lake.settings.tables
+    return [lake.settings.table(name) for name in named] or list(everything)
+
+
+def _with_aggregates(names: Sequence[str]) -> bool:
+    return not names or AGGREGATES in names
+
+
+def _has_delta(connection: duckdb.DuckDBPyConnection, table: Table) -> bool:
+    """Whether `connect_lake` has merged something and the view still says so."""
+    (view,) = connection.execute(
+        "SELECT max(sql) FROM duckdb_views() WHERE schema_name = ? AND view_name = 'current_state'",
+        [table.safe_name],
+    ).fetchall()
+    return any(part in (view[0] or "") for part in delta_tables(table))
+
+
+def _leaves_delta_out(
+    connection: duckdb.DuckDBPyConnection, lake: Lake, table: Table
+) -> str | None:
+    """Why the script shows `current_state` as it was published, None where it is merged."""
+    if masking_of(lake.settings, table, writing=False).hashed:
+        return "hashed columns: making hashes of newer changes takes the masking key"
+    if not _has_delta(connection, table):
+        return None
+    size = sum(arrow_table(connection, f"FROM {_name(p)}").nbytes for p in delta_tables(table))
+    if size <= _DELTA_BYTES:
+        return None
+    return (
+        f"{size >> 20} MB have landed since; materialise {table.safe_name}/current_state and "
+        "print this again"
+    )
+
+
+def _show_published(connection: duckdb.DuckDBPyConnection, lake: Lake, table: Table) -> None:
+    base = published_base(lake, table)
+    if base is None:
+        return
+    masking, name = masking_of(lake.settings, table, writing=False), table.safe_name
+    try:
+        published = [published_rules(base.table)]
+        require_rules(masking, published, f"{name}.current_state", f"{name}/current_state")
+    except (OtherRulesError, SettingsError):
+        return  # the view that is there says so
+    schema = typed_schema(prior_columns(base.table))
+    files = files_relation(connection, data_files(base.table), schema)
+    view = f"{identifier(name)}.current_state"
+    shown = named(connection, "current_state", files)
+    connection.execute(f"CREATE OR REPLACE VIEW {view} AS {shown}")
+
+
+def _heading(lake: Lake) -> Iterator[str]:
+    yield (
+        f"-- Views of the lake {_one_line(lake.settings.lake)} as it was at "
+        f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC, for a DuckDB shell:\n"
+        "--   cdc-pipeline views --sql > views.sql && duckdb -init views.sql\n"
+        "-- What lands or is published later is not in them; when a file is gone, maintenance has\n"
+        "-- merged it since: print them again. They hold rows of what landed last: keep this file\n"
+        "-- as you keep the tables.\n"
+    )
+    if lake.settings.is_s3:
+        yield "--\n-- The files are in S3. Say this first:\n" + _secret(lake)
+    yield "SET TimeZone = 'UTC';\n"
+
+
+def _secret(lake: Lake) -> str:
+    access = lake.aws.s3_access(split_s3(lake.settings.lake)[0])
+    region = literal(access.region or "us-east-1")
+    scheme, _, host = (access.endpoint_url or "").partition("://")
+    if access.endpoint_url is None or access.has_bucket_in_host:
+        endpoint = f", ENDPOINT {literal(host)}" if host else ""
+        return (
+            "-- INSTALL httpfs; LOAD httpfs; INSTALL aws; LOAD aws;\n"
+            f"-- CREATE SECRET (TYPE s3, PROVIDER credential_chain, REGION {region}{endpoint});\n"
+        )
+    return (
+        "-- INSTALL httpfs; LOAD httpfs;\n"
+        "-- CREATE SECRET (TYPE s3, KEY_ID 'your key id', SECRET 'your secret', "
+        f"REGION {region},\n"
+        f"--   ENDPOINT {literal(host.rstrip('/'))}, URL_STYLE 'path', "
+        f"USE_SSL {'true' if scheme == 'https' else 'false'});\n"
+    )
+
+
+def _views(connection: duckdb.DuckDBPyConnection, schema: str) -> Iterator[str]:
+    """In the order in which they were made: some read others."""
+    found = connection.execute(
+        "SELECT sql FROM duckdb_views() WHERE schema_name = ? AND NOT internal ORDER BY view_oid",
+        [schema],
+    ).fetchall()
+    for (sql,) in found:
+        yield sql.replace("CREATE VIEW", "CREATE OR REPLACE VIEW", 1) + "\n"
+
+
+def _rows_as_table(connection: duckdb.DuckDBPyConnection, table: Table, name: str) -> Iterator[str]:
+    """In the schema of the view that reads it, which DuckDB looks through first."""
+    rows = arrow_table(connection, f"FROM {_name(name)}")
+    kinds = connection.execute(f"DESCRIBE {_name(name)}").fetchall()
+    columns = ", ".join(f"{identifier(kind[0])} {kind[1]}" for kind in kinds)
+    full = f"{identifier(table.safe_name)}.{identifier(name)}"
+    yield f"CREATE OR REPLACE TABLE {full} ({columns});\n"
+    for batch in rows.to_batches(_INSERT_ROWS):
+        values = ",\n".join(_row(row.values(), kinds) for row in batch.to_pylist())
+        yield f"INSERT INTO {full} VALUES\n{values};\n"
+
+
+def _name(table: str) -> str:
+    return f"temp.main.{identifier(table)}"
+
+
+def _row(values: Iterable[Any], kinds: Sequence[Sequence[Any]]) -> str:
+    return "(" + ", ".join(_cell(v, k[1]) for v, k in zip(values, kinds, strict=True)) + ")"
+
+
+def _cell(value: Any, kind: str) -> str:
+    """A value as SQL that DuckDB reads back as the very same in a column of that type."""
+    if value is None:
+        return "NULL"
+    if isinstance(value, list):
+        return f"CAST([{', '.join(_cell(v, '') for v in value)}] AS {kind})"
+    if isinstance(value, bytes):
+        return f"from_hex('{value.hex()}')"
+    if isinstance(value, Decimal):
+        return f"'{value:f}'"
+    if not isinstance(value, str):
+        return str(value)
+    if any(sign < " " for sign in value):  # a shell might take them for its own
+        return f"decode(from_hex('{value.encode().hex()}'))"
+    return literal(value)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,1 @@
+"""Storage: object stores, the capture log, and landing objects."""

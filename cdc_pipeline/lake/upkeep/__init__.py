@@ -1,0 +1,1 @@
+"""Upkeep of a lake: maintenance, verification, restoration, status."""

@@ -1,0 +1,98 @@
+"""What the lake holds of each table, from its log and catalogue alone."""
+
+from dataclasses import dataclass
+
+from cdc_pipeline.core.log.coverage import Stretch, coverage
+from cdc_pipeline.core.log.entries import Cut, Gap
+from cdc_pipeline.core.log.state import LogState
+from cdc_pipeline.core.plans.heal import RECREATED
+from cdc_pipeline.core.transports import IN_FILES
+from cdc_pipeline.lake.iceberg.tables import table_property
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.publish.current_state import published_base
+from cdc_pipeline.settings.model import Table
+
+
+@dataclass(frozen=True)
+class TableStatus:
+    """One table's state. Times in µs since the epoch; None or 0: not yet.
+
+    `captured_to_us`: every change written before has been read. `state_to_us`: the same for the
+    published current state (queries add what landed since). `gaps`: ranges that the stream lost,
+    `fixes`: the step that helps, by the entry of the gap.
+    `coverage`: the ledger, see `core.log.coverage`. `transport`: the one that is followed now, None
+    before the first capture; `cut`: the switch to another one that is on its way.
+    `retention_hours`: how long the stream keeps a change. `expires`: what is unread may be lost
+    (a stream forgets). `legacy_us`: the newest row of an older Lambda, which leaves deletes out, 0:
+    none. `clock_offset_us`: how far the clock of who captured last was ahead of AWS's, None while
+    nobody measured it. `late_changes`: changes that came behind a watermark given, the latest of
+    them at `late_at_us`.
+    """
+
+    table: str
+    items: int | None
+    changes: int
+    last_change_us: int | None
+    captured_to_us: int
+    state_to_us: int
+    log_entry: int
+    state_entry: int | None
+    open_shards: int
+    last_export_us: int | None
+    quarantined: int
+    gaps: list[Gap]
+    fixes: dict[int, str]
+    coverage: list[Stretch]
+    transport: str | None = None
+    cut: Cut | None = None
+    retention_hours: int = 24
+    expires: bool = True
+    legacy_us: int = 0
+    clock_offset_us: int | None = None
+    late_changes: int = 0
+    late_at_us: int = 0
+
+
+def table_status(lake: Lake, table: Table) -> TableStatus:
+    """Read the status of one table; raises `LakeError`."""
+    log = lake.log(table)
+    state = log.load()
+    base = published_base(lake, table)
+    gaps = state.open_gaps(base.generation if base else 0)
+    exports = [b.export_time_us for b in state.baselines.values() if b.is_staged]
+    return TableStatus(
+        table=table.safe_name,
+        items=base.items if base else None,
+        changes=sum(landed.rows for landed in state.objects.values()),
+        last_change_us=state.last_change_us,
+        captured_to_us=state.watermark_us,
+        state_to_us=int(table_property(base.table, "watermark_us") or 0) if base else 0,
+        log_entry=state.n,
+        state_entry=base.after if base else None,
+        open_shards=sum(1 for shard in state.shards.values() if shard.status == "reading"),
+        last_export_us=max(exports, default=None),
+        quarantined=sum(state.quarantined_reasons.values()),
+        gaps=gaps,
+        fixes={gap.entry: _fix(state, table, gap) for gap in gaps},
+        coverage=coverage(state, log.now_us()),
+        transport=state.stream.transport if state.stream else None,
+        cut=state.cut,
+        retention_hours=state.stream.retention_hours if state.stream else 24,
+        expires=table.transport not in IN_FILES,
+        legacy_us=state.legacy_us,
+        clock_offset_us=state.clock_offset_us,
+        late_changes=state.late.rows,
+        late_at_us=state.late_at_us,
+    )
+
+
+def _fix(state: LogState, table: Table, gap: Gap) -> str:
+    """What the person who reads of an open gap has to do next."""
+    name, staged, heal = table.safe_name, state.staged, state.heal_of(gap.entry)
+    if staged is not None and staged.generation > gap.heal_generation:
+        return f"run the job `capture`, then materialise {name}/current_state: a new baseline waits"
+    if gap.cause == RECREATED:
+        return f"cdc-pipeline heal {name} (by a full export as the new baseline)"
+    if heal is not None and all(window.done for window in heal.windows):
+        return f"run the job `capture`, then cdc-pipeline heal {name}"
+    return f"cdc-pipeline heal {name}"

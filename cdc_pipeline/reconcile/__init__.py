@@ -1,0 +1,1 @@
+"""Reconciliation: the lake against its source."""

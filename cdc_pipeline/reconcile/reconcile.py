@@ -1,0 +1,246 @@
+"""Reconciliation: is the lake what the source is? Samples, full differences, and repair."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date
+
+from cdc_pipeline.aws.table import describe_table
+from cdc_pipeline.capture.catch_up import capture_to
+from cdc_pipeline.core.errors import LakeError, NotReadyError
+from cdc_pipeline.core.log.entries import Baseline
+from cdc_pipeline.core.plans.prices import EXPORT_USD_PER_GB
+from cdc_pipeline.core.run_context import SILENT, RunContext
+from cdc_pipeline.lake.iceberg.tables import over_conflicts
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.publish.baselines import forget_baselines
+from cdc_pipeline.lake.publish.cdc import build_cdc_day
+from cdc_pipeline.lake.publish.current_state import (
+    Base,
+    forget_tombstones,
+    handover_us,
+    publish_current_state,
+    published_base,
+)
+from cdc_pipeline.lake.upkeep.restore import Restored, restore_landing
+from cdc_pipeline.lake.upkeep.verify import LANDING, TOMBSTONES, Damage, Verified, verify_files
+from cdc_pipeline.reconcile.full_difference import FullDifference, compare_with_export
+from cdc_pipeline.reconcile.sample import (
+    Difference,
+    Sample,
+    SampleCost,
+    compare_sample,
+    require_comparable,
+    sample_cost,
+    settle,
+)
+from cdc_pipeline.settings.model import Table
+from cdc_pipeline.snapshot.shadow import discard_shadow, held_shadow, release_shadow
+from cdc_pipeline.snapshot.snapshot import take_snapshot
+from cdc_pipeline.snapshot.verify_export import VerifiedExport, verify_export
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a reconciliation takes, about. `gigabytes` and `usd`: of a full export."""
+
+    sample: SampleCost
+    gigabytes: float
+    usd: float
+
+
+@dataclass
+class Report:
+    """What a reconciliation found.
+
+    `counts`: differences by kind; `differences`: some of them, all of a sample. `unreadable`: why
+    items could not be compared; None: they were. `compared`: items. `unsettled`: items that
+    changed whenever they were read.
+    """
+
+    table: str
+    export: VerifiedExport | None = None
+    files: Verified = field(default_factory=Verified)
+    compared: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    differences: list[Difference] = field(default_factory=list)
+    unsettled: int = 0
+    unreadable: str | None = None
+    export_arn: str | None = None
+    ranges: int = 0
+    ranges_joined: int = 0
+    repaired: bool = False
+    restored: Restored = field(default_factory=Restored)
+    seconds: float = 0
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing is wrong, as far as was looked."""
+        problems = self.export.problems if self.export else []
+        return not (problems or self.files.damages or self.counts or self.unreadable)
+
+
+def estimate(lake: Lake, table: Table, items: int) -> Cost:
+    """What a sample of so many items, and a full export, cost about."""
+    described = describe_table(lake.source(table), table.name)
+    gigabytes = described.bytes / 1e9
+    return Cost(sample_cost(described, items), gigabytes, gigabytes * EXPORT_USD_PER_GB)
+
+
+def reconcile_sample(
+    lake: Lake,
+    table: Table,
+    items: int,
+    *,
+    export: bool = True,
+    context: RunContext = SILENT,
+) -> Report:
+    """Verify the baseline's `export` and all file sizes, and compare a sample with the source.
+
+    Raises `NotReadyError`, `SourceError`, `LakeError`.
+    """
+    started = time.monotonic()
+    report = _verified(lake, table, context, content=False, export=export)
+    try:
+        sample = compare_sample(lake, table, items, context=context)
+        _add(report, sample)
+    except LakeError as error:
+        report.unreadable = str(error)
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def reconcile_full(
+    lake: Lake,
+    table: Table,
+    *,
+    repair: bool = False,
+    context: RunContext = SILENT,
+) -> Report:
+    """Compare all items with a fresh export, and every file with what was written.
+
+    The export is staged as a shadow baseline. With `repair` it takes the place of the live one if
+    anything was wrong, in one commit, damaged landing objects and days of cdc are made good as far
+    as possible, and damaged baselines are forgotten. Without, it is held while something is wrong,
+    so that a repair may use it; otherwise discarded. Safe to kill at any moment and run again.
+    Raises `NotReadyError`, `SourceError`, `ExportError`, `LakeError`.
+    """
+    started = time.monotonic()
+    # Before the export, so that the base shows nothing written later than it.
+    base = published_base(lake, table)
+    if base is None:
+        raise NotReadyError(
+            f"{table.safe_name}/current_state was not published yet",
+            fix=f"materialise {table.safe_name}/current_state first",
+        )
+    report = _verified(lake, table, context, content=True)
+    shadow = _shadow(lake, table, report, repair, context)
+    report.export_arn = shadow.export_arn
+    _compare(lake, table, base, shadow, report, context)
+    if report.is_sound:
+        discard_shadow(lake, table, shadow)
+    elif repair:
+        _repair(lake, table, shadow, report, context)
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def _verified(
+    lake: Lake, table: Table, context: RunContext, *, content: bool, export: bool = True
+) -> Report:
+    report = Report(table.safe_name)
+    context.progress("verifying files of the lake")
+    report.files = verify_files(lake, table, content=content)
+    try:
+        if export:
+            report.export = verify_export(lake, table, context=context)
+    except LakeError as error:
+        report.unreadable = str(error)
+    return report
+
+
+def _add(report: Report, sample: Sample) -> None:
+    report.compared += sample.compared
+    _add_settled(report, sample)
+
+
+def _add_settled(report: Report, sample: Sample) -> None:
+    report.differences += sample.differences
+    _count(report, Counter(difference.kind for difference in sample.differences))
+    report.unsettled += sample.unsettled
+
+
+def _count(report: Report, kinds: Mapping[str, int]) -> None:
+    for kind, count in kinds.items():
+        report.counts[kind] = report.counts.get(kind, 0) + count
+
+
+def _shadow(
+    lake: Lake, table: Table, report: Report, repair: bool, context: RunContext
+) -> Baseline:
+    """A staged shadow: a fresh one, or the one that was held for this repair."""
+    held = held_shadow(lake, table)
+    if held and repair and not _touches(lake, table, held, report.files.damages):
+        context.progress("using the export of the last comparison")
+        return held
+    if held:
+        discard_shadow(lake, table, held)
+    taken = take_snapshot(lake, table, shadow=True, context=context)
+    return lake.log(table).load().baselines[taken.generation]
+
+
+def _touches(lake: Lake, table: Table, held: Baseline, damages: list[Damage]) -> bool:
+    """Whether a damaged landing object holds changes over the held baseline."""
+    objects = lake.log(table).load().objects
+    names = (damage.name for damage in damages if damage.kind == LANDING)
+    return any(objects[name].generation >= held.generation for name in names if name in objects)
+
+
+def _compare(
+    lake: Lake,
+    table: Table,
+    base: Base,
+    shadow: Baseline,
+    report: Report,
+    context: RunContext,
+) -> None:
+    state = capture_to(lake, table, handover_us(lake, shadow), context=context)
+    try:
+        require_comparable(lake, table, state)
+        context.progress("comparing all items with the export")
+        found = compare_with_export(lake, table, base, shadow, state)
+    except (LakeError, NotReadyError) as error:
+        report.unreadable = str(error)
+        return
+    _add_difference(report, found)
+    if found.moving:
+        sample, described = Sample(), describe_table(lake.source(table), table.name)
+        settle(lake, table, described, found.moving, sample, context)
+        _add_settled(report, sample)
+
+
+def _add_difference(report: Report, found: FullDifference) -> None:
+    report.compared = found.items
+    report.differences += found.differences
+    _count(report, found.counts)
+    report.ranges, report.ranges_joined = found.ranges, found.ranges_joined
+
+
+def _repair(
+    lake: Lake, table: Table, shadow: Baseline, report: Report, context: RunContext
+) -> None:
+    landed = [damage.name for damage in report.files.damages if damage.kind == LANDING]
+    report.restored = restore_landing(lake, table, landed)
+    context.progress("publishing the export as the new baseline")
+    release_shadow(lake, table, shadow)
+    if any(damage.kind == TOMBSTONES for damage in report.files.damages):
+        # Behind the release: from here on no state is made of the old baseline any more.
+        forget_tombstones(lake, table)
+    over_conflicts(lambda: publish_current_state(lake, table))
+    for day in sorted({damage.day for damage in report.files.damages if damage.day}):
+        context.progress(f"building cdc of {day} again")
+        build_cdc_day(lake, table, date.fromisoformat(day))
+    damaged = {damage.generation for damage in report.files.damages}
+    forget_baselines(lake, table, {g for g in damaged if g is not None})
+    report.repaired = True

@@ -1,0 +1,445 @@
+"""Backfills: past days of the landing zone, from the best source that still has them.
+
+What the log covers and the lake holds is left alone. What is missing is added, once:
+
+- Objects that are gone from the lake, and that the stream still holds (24 h), are landed again from
+  it: the same rows with their identity, generation and position, in place of the lost ones.
+- Lost objects that are older than that are a gap, "objects lost", healed from an incremental export
+  of their time. Its lines are the last change of each item in it; what came before is not known
+  any more, and history is thinner there.
+- The time before capture began is a gap, too, "before capture", healed in the same way as far back
+  as recovery reaches. Its lines land in `PAST_GENERATION`, which is before every baseline, so `cdc`
+  and `history` show them and no state does.
+- Where AWS writes the changes to S3, the folders of the day are listed first, and what the log
+  lacks is landed from there (`capture.firehose.drain`).
+
+Each is one log entry: objects, gap, heal, and the objects replaced. So nothing is ever half done; a
+run that was killed leaves objects that no entry names, which maintenance removes, and the next one
+asks for the same export by the same token.
+
+**Where a line stands that takes the place of lost rows.** It must come behind everything that was
+written of its item before, and before everything that was written later, whatever landed when; a
+later generation would make it beat newer changes. So it stands right behind the item's last
+surviving change that was written up to then: in that one's generation, at its position with the
+line's time appended. An item without one in the lost rows' generation stands where that begins: the
+positions of a time are smaller than those of any sequence number, and larger than the snapshot's.
+A line that a surviving change in its window says already, or overtakes, is not landed. Items that
+changed in the window, are in no line and did not change later may have been deleted unseen (an
+insert and a delete within a window leave no line): they are read by key, as in a heal.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date
+from functools import cached_property, partial
+from pathlib import Path
+
+from cdc_pipeline.aws.export import (
+    INCREMENTAL,
+    request_incremental,
+)
+from cdc_pipeline.aws.table import TableDescription, describe_backups, describe_table
+from cdc_pipeline.capture.firehose.drain import capture_files
+from cdc_pipeline.capture.run import capture_options
+from cdc_pipeline.capture.sources.item_reader import ItemReader
+from cdc_pipeline.capture.sources.source_choice import followed_source
+from cdc_pipeline.core.changes.change import Change, from_read_item
+from cdc_pipeline.core.clock import day_of, time_text, utc
+from cdc_pipeline.core.errors import (
+    CaptureConflictError,
+    CdcPipelineError,
+    ExportError,
+    NotCoveredError,
+    NotReadyError,
+)
+from cdc_pipeline.core.items.attributes import to_json
+from cdc_pipeline.core.log.entries import PAST_GENERATION, Gap, Heal, HealWindow, LandedObject
+from cdc_pipeline.core.log.state import LogState
+from cdc_pipeline.core.names import day_folder
+from cdc_pipeline.core.plans.backfill import DayPlan, Fill, plan_day, span_of
+from cdc_pipeline.core.plans.erasure import Suppressions
+from cdc_pipeline.core.plans.heal import Backups
+from cdc_pipeline.core.run_context import SILENT, RunContext
+from cdc_pipeline.core.transports import IN_FILES, READ
+from cdc_pipeline.lake.engine.duckdb_session import open_duckdb
+from cdc_pipeline.lake.glue_partitions import register_days
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.storage.landing import write_days
+from cdc_pipeline.lake.storage.log import CaptureLog, Parts, new_nonce
+from cdc_pipeline.repair.heal import heal_gap
+from cdc_pipeline.repair.incremental_export import export_changes, wait_until_restorable
+from cdc_pipeline.repair.placing import Placing, right_behind, survivors_of
+from cdc_pipeline.repair.relanding import reland
+from cdc_pipeline.settings.model import Table
+from cdc_pipeline.snapshot.export import (
+    export_manifest,
+    export_target,
+    export_token,
+    exported,
+    is_whole,
+    wait_for_export,
+)
+
+_ATTEMPTS = 5
+_ASK_ANEW = "remove the cause and materialise the day again; it asks for a new export"
+
+
+@dataclass
+class BackfilledDay:
+    """A day as it is after its backfill. `added`: rows that it landed, from `sources`.
+
+    `error`: why it could not be done; `notes`: what is not whole although it was.
+    """
+
+    day: date
+    rows: int = 0
+    bytes: int = 0
+    objects: int = 0
+    added: int = 0
+    sources: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    error: CdcPipelineError | None = None
+
+
+def backfill_days(
+    lake: Lake,
+    table: Table,
+    days: Iterable[date],
+    *,
+    context: RunContext = SILENT,
+) -> Iterator[BackfilledDay]:
+    """Land again what past days lack; yields each day, oldest first, also those that failed.
+
+    One look at the log and one listing serve them all, and their exports run side by side. Safe to
+    kill at any moment and to run twice at once. Raises `SourceError` and `LakeError` for what
+    concerns all days.
+    """
+    yield from _Backfill(lake, table, sorted(set(days)), context).run()
+
+
+class _Backfill:
+    """One run. `state` is the log as far as it was read; `lost`: objects gone from the lake."""
+
+    def __init__(
+        self,
+        lake: Lake,
+        table: Table,
+        days: list[date],
+        context: RunContext,
+    ) -> None:
+        self.lake, self.table = lake, table
+        self.context = context
+        self.log: CaptureLog = lake.log(table)
+        self.state: LogState = self.log.load()
+        self.found = {day: BackfilledDay(day) for day in days}
+        if table.transport in IN_FILES:
+            self._take_files()
+        self.lost = self._find_lost()
+        self.plans: dict[date, DayPlan] = {}
+        self.exports: dict[Fill, str] = {}
+
+    def run(self) -> Iterator[BackfilledDay]:
+        if not self.found:
+            return
+        if any(self.lost.values()):
+            self._reland()
+        for day in self.found:
+            self._attempt(day, self._prepare)
+        for day, found in self.found.items():
+            if found.error is None:
+                self._attempt(day, self._carry_out)
+            objects = self.state.objects_of_day(day.isoformat())
+            found.rows = sum(landed.rows for landed in objects)
+            found.bytes = sum(landed.bytes for landed in objects)
+            found.objects = len(objects)
+            yield found
+
+    def _attempt(self, day: date, step: Callable[[date], None]) -> None:
+        """One day that fails does not stop the others."""
+        try:
+            step(day)
+        except CdcPipelineError as error:
+            self.found[day].error = error
+
+    def _take_files(self) -> None:
+        """What the folders of the days hold and the log lacks, however late it came."""
+        for day, found in self.found.items():
+            before = self._rows(day)
+            capture_files(self.lake, self.table, capture_options(self.lake), day=day)
+            self.log.catch_up(self.state)
+            found.added = self._rows(day) - before
+            found.sources += ["files"] if found.added else []
+
+    # What is lost
+
+    def _find_lost(self) -> dict[date, list[LandedObject]]:
+        """Objects of the days that the log names and the lake lacks."""
+        by_day: dict[str, list[LandedObject]] = {}
+        for landed in self.state.objects.values():
+            by_day.setdefault(landed.day, []).append(landed)
+        wanted = [day for day in self.found if day.isoformat() in by_day]
+        present = self._listed(wanted)
+        return {
+            day: [o for o in by_day.get(day.isoformat(), ()) if o.key not in present]
+            for day in self.found
+        }
+
+    def _listed(self, days: list[date]) -> set[str]:
+        """Objects in the folders of some days, which are most often neighbours."""
+        if not days:
+            return set()
+        zone = self.log.paths.landing
+        last, present = zone + day_folder(days[-1]), set()
+        for key in self.lake.store.list(zone, after=zone + day_folder(days[0])):
+            if key > last and not key.startswith(last):
+                break
+            present.add(key)
+        return present
+
+    def _reland(self) -> None:
+        """What the stream still holds, from there; the rest is for exports."""
+        lost = [landed for objects in self.lost.values() for landed in objects]
+        settings = self.lake.settings.capture
+        if self.state.stream is None:
+            return
+        source = followed_source(self.lake, self.table, self.state.stream)
+        for done in reland(self.log, self.state, lost, source, settings, self.context.sleep):
+            day = date.fromisoformat(done.lost[0].day)
+            if self._append(done.objects, done.lost):
+                self.found[day].added += done.rows
+                self.found[day].sources.append("stream")
+            gone = {landed.key for landed in done.lost}
+            self.lost[day] = [o for o in self.lost[day] if o.key not in gone]
+
+    # One day
+
+    def _prepare(self, day: date) -> None:
+        """Plan the day and ask for its exports: all days' run at once (AWS allows 300)."""
+        if self._is_left_to_files(day):
+            self.found[day].notes.append(
+                "before capture began there is what the delivered files hold, which nothing proves "
+                "to be whole"
+            )
+            begin_us, end_us = span_of(day)
+            gaps = self.state.open_gaps()
+            gaps = [g for g in gaps if g.from_us < end_us and g.to_us > begin_us]
+            self.plans[day] = DayPlan(gaps=gaps)
+            return
+        now_us, margin_us = self.log.now_us(), self.log.margin_us
+        plan = plan_day(self.state, day, self.lost[day], self._backups, now_us, margin_us)
+        self.found[day].notes += plan.notes
+        live = self.state.staged
+        before = any(not fill.lost for fill in plan.fills)
+        if before and live is not None and live.generation == PAST_GENERATION:
+            raise NotCoveredError(
+                f"the lake of {self.table.name} was made by an earlier version: its baseline is in "
+                f"generation {PAST_GENERATION}, which is that of days before capture",
+                fix=f"materialise {self.table.safe_name}/pitr_export and publish it first",
+            )
+        for fill in plan.fills:
+            wait_until_restorable(self.lake, self.table, fill.window.to_us, self.context)
+            self.exports[fill] = self._request(fill)
+        self.plans[day] = plan
+
+    def _is_left_to_files(self, day: date) -> bool:
+        """A day from before capture that delivered files tell of is not bought as an export."""
+        return (
+            self.table.transport in IN_FILES
+            and not self.lost[day]
+            and self._rows(day) > 0
+            and day <= day_of(self.state.began_us)
+        )
+
+    def _carry_out(self, day: date) -> None:
+        plan, found = self.plans[day], self.found[day]
+        for fill in plan.fills:
+            self.context.progress(
+                f"{day}: filling in what was written {_range(fill)} from an export"
+            )
+            added = self._fill(fill)
+            found.added += added
+            found.sources += ["export"] if added else []
+        for gap in plan.gaps:
+            self._heal(gap, found)
+
+    def _heal(self, gap: Gap, found: BackfilledDay) -> None:
+        if self.table.heal == "ask":
+            found.notes.append(
+                f"the gap of entry {gap.entry} is open and the settings say `heal: ask`: "
+                f"cdc-pipeline heal {self.table.safe_name}"
+            )
+            return
+        before = self._rows(found.day)
+        try:
+            heal_gap(self.lake, self.table, gap, context=self.context)
+        except NotReadyError as error:
+            found.notes.append(error.message)
+        self.log.catch_up(self.state)
+        added = self._rows(found.day) - before
+        found.added += added
+        found.sources += ["heal"] if added else []
+
+    def _rows(self, day: date) -> int:
+        return sum(landed.rows for landed in self.state.objects_of_day(day.isoformat()))
+
+    # Exports
+
+    @cached_property
+    def _described(self) -> TableDescription:
+        return describe_table(self.lake.source(self.table), self.table.name)
+
+    @cached_property
+    def _backups(self) -> Backups | None:
+        found = describe_backups(self.lake.source(self.table), self.table.name)
+        if found.earliest is None:
+            return None
+        least_us = int(self.lake.settings.export.least_window_minutes * 60_000_000)
+        return Backups(int(found.earliest.timestamp() * 1_000_000), least_us)
+
+    def _request(self, fill: Fill) -> str:
+        """Ask for a fill's export, or find the one that an earlier run asked for.
+
+        One that had failed or was damaged by then is passed over: the next attempt has another
+        token, and AWS gives the same export for a token for eight hours.
+        """
+        for attempt in range(_ATTEMPTS):
+            arn = request_incremental(
+                self.lake.source(self.table),
+                self._described.arn,
+                (utc(fill.window.from_us), utc(fill.window.to_us)),
+                export_target(self.lake, self.table),
+                export_token(
+                    self._described.table_id,
+                    "backfill",
+                    fill.window.from_us,
+                    fill.window.to_us,
+                    attempt,
+                ),
+            )
+            status = exported(self.lake, self.table, arn, self._described.table_id)
+            complete = status.status == "COMPLETED"
+            if status.status != "FAILED" and not (complete and not is_whole(self.lake, status)):
+                return arn
+        raise ExportError(
+            f"{_ATTEMPTS} exports of {_range(fill)} of table {self.table.name} failed, or their "
+            "files are damaged or gone",
+            fix="see their reasons: aws dynamodb list-exports; after eight hours it asks anew",
+        )
+
+    def _fill(self, fill: Fill) -> int:
+        """Land what an export has and the lake lacks; returns how many rows."""
+        try:
+            return self._fill_from(self.exports[fill], fill)
+        except ExportError as error:
+            raise ExportError(error.message, fix=error.fix or _ASK_ANEW) from error
+
+    def _fill_from(self, arn: str, fill: Fill) -> int:
+        table_id = self._described.table_id
+        status = wait_for_export(self.lake, self.table, arn, table_id, self.context)
+        manifest = export_manifest(self.lake, status, table_id, INCREMENTAL)
+        self.log.catch_up(self.state)
+        present = set(self.lake.store.list(self.log.paths.landing))
+        objects: list[LandedObject] = []
+        with tempfile.TemporaryDirectory() as folder, open_duckdb(self.lake, Path(folder)) as duck:
+            placing = Placing(duck, self.lake, fill, survivors_of(self.state, fill, present))
+            lines = (
+                change
+                for file in manifest.files
+                for change in export_changes(self.lake, status, file, self._described.table_id)
+            )
+            placing.load(lines, Path(folder))
+            for generation, changes in placing.changes():
+                objects += self._land(generation, changes)
+            reread = self._reread(placing, fill) if fill.lost else []
+        for generation in sorted({generation for generation, _ in reread}):
+            of_it = [change for of, change in reread if of == generation]
+            objects += self._land(generation, of_it)
+        window = HealWindow(
+            fill.window.from_us,
+            fill.window.to_us,
+            export_arn=status.arn,
+            files=tuple(file.key for file in manifest.files),
+            done=True,
+        )
+        if not self._append(objects, fill.lost, fill, Heal(0, (window,), len(reread), True)):
+            return 0
+        return sum(landed.rows for landed in objects)
+
+    def _reread(self, placing: Placing, fill: Fill) -> list[tuple[int, Change]]:
+        """Items that may have been deleted unseen, as they are, where they are not as we know."""
+        suspects = {suspect.keys: suspect for suspect in placing.suspects()}
+        pace = self.lake.settings.capture.reads_per_second
+        reader = ItemReader(
+            self.lake.source(self.table), self.table.name, self._described.key_names, pace
+        )
+        time_us = fill.span[1] - 1
+        rows = []
+        for keys, item in reader.read(suspects).items():
+            if item is None or to_json(item) != suspects[keys].image:
+                place = right_behind(suspects[keys].place, time_us)
+                at = f"{place.position}.{READ}"
+                row = from_read_item(self._described.table_id, keys, item, time_us, at)
+                rows.append((place.generation, row))
+        return rows
+
+    def _land(self, generation: int, changes: Sequence[Change]) -> list[LandedObject]:
+        erased = Suppressions(self.state.erasures.values())
+        kept = [c for c in changes if not erased.drops(c.keys, c.write_time_us)]
+        keys = partial(self.log.paths.backfilled, nonce=new_nonce())
+        return write_days(self.log.store, kept, keys, generation, self.log.now_us())
+
+    def _append(
+        self,
+        objects: Sequence[LandedObject],
+        lost: Sequence[LandedObject],
+        fill: Fill | None = None,
+        heal: Heal | None = None,
+    ) -> bool:
+        """Log what was landed in place of what was lost; False if another run was faster."""
+        erasures = dict(self.state.erasures)
+
+        def require_no_erasure(_: object) -> None:
+            if self.state.erasures != erasures:
+                self.log.store.delete(landed.key for landed in objects)
+                raise CaptureConflictError(
+                    f"table {self.table.name}: an item was erased while this backfill landed",
+                    fix="materialise the day again: it lands without the item",
+                )
+
+        def fill_in(state: LogState) -> Parts | None:
+            if not self._is_needed(lost, fill):
+                return None
+            return {
+                "objects": tuple(objects),
+                "replaced": tuple(landed.key for landed in lost),
+                "gap": _gap(fill) if fill else None,
+                "heal": replace(heal, gap=state.n + 1) if heal else None,
+            }
+
+        if self.log.commit(self.state, fill_in, overtaken=require_no_erasure):
+            register_days(self.lake, self.table, {date.fromisoformat(o.day) for o in objects})
+            return True
+        self.log.store.delete(landed.key for landed in objects)
+        return False
+
+    def _is_needed(self, lost: Sequence[LandedObject], fill: Fill | None) -> bool:
+        if lost:
+            return all(landed.key in self.state.objects for landed in lost)
+        return fill is not None and not any(
+            gap.cause == "before capture"
+            and gap.from_us < fill.span[1]
+            and gap.to_us > fill.span[0]
+            for gap in self.state.gaps.values()
+        )
+
+
+def _gap(fill: Fill) -> Gap:
+    if not fill.lost:
+        return Gap("before capture", (), *fill.span, PAST_GENERATION)
+    return Gap("objects lost", (), *fill.span, min(o.generation for o in fill.lost))
+
+
+def _range(fill: Fill) -> str:
+    begin, end = map(time_text, fill.span)
+    return f"from {begin} to {end} UTC"

@@ -1,0 +1,398 @@
+"""Gap healing: what a stream lost, from incremental exports, landed in the gap's own generation.
+
+The generation is later than everything that landed before the gap and earlier than everything
+behind it, so a heal may take its time: it never beats newer changes (DYNAMODB_CDC section 8).
+"""
+
+import random
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from cdc_pipeline.aws.export import (
+    INCREMENTAL,
+    ExportStatus,
+    request_incremental,
+)
+from cdc_pipeline.aws.table import TableDescription
+from cdc_pipeline.capture.sources.item_reader import ItemReader
+from cdc_pipeline.capture.sources.source_choice import described_table
+from cdc_pipeline.core.changes.change import Change, from_read_item
+from cdc_pipeline.core.changes.order import position
+from cdc_pipeline.core.clock import time_text, utc
+from cdc_pipeline.core.errors import (
+    CannotHealError,
+    CaptureConflictError,
+    ExportError,
+    NotReadyError,
+    RunningExportError,
+    UnusableExportError,
+)
+from cdc_pipeline.core.log.entries import Gap, Heal, HealWindow, LandedObject
+from cdc_pipeline.core.log.state import LogState
+from cdc_pipeline.core.plans.erasure import Suppressions
+from cdc_pipeline.core.plans.heal import RECREATED
+from cdc_pipeline.core.run_context import SILENT, RunContext
+from cdc_pipeline.core.transports import READ
+from cdc_pipeline.lake.engine.duckdb_session import landed_relation, open_duckdb
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.storage.landing import write_days
+from cdc_pipeline.lake.storage.log import CaptureLog, new_nonce
+from cdc_pipeline.repair.heal_plans import (
+    cannot_heal,
+    earliest_us,
+    open_gaps,
+    plan_heal,
+    planned_heals,
+    windows_of,
+)
+from cdc_pipeline.repair.incremental_export import batches, export_changes, wait_until_restorable
+from cdc_pipeline.settings.model import Table
+from cdc_pipeline.snapshot.export import (
+    export_manifest,
+    export_target,
+    export_token,
+    wait_for_export,
+)
+from cdc_pipeline.snapshot.snapshot import SnapshotResult, take_snapshot
+
+_BASELINES = 3
+_PAUSE_SECONDS = (0.2, 2.0)
+"""Before going on behind another heal: some time between these."""
+
+
+@dataclass
+class HealResult:
+    """Healed gaps, by the entries that opened them.
+
+    `lines`: items that changed in them; `reread`: items read again by key.
+    """
+
+    gaps: tuple[int, ...]
+    windows: int
+    lines: int
+    reread: int
+    seconds: float
+
+
+def close_gaps(
+    lake: Lake, table: Table, *, context: RunContext = SILENT
+) -> Iterator[HealResult | SnapshotResult]:
+    """Heal every open gap; where incremental exports cannot, take a new baseline behind them.
+
+    Says first what it will do and what that costs. Raises what `heal_gap` and `take_snapshot` do.
+    """
+    for _ in range(_BASELINES):
+        try:
+            for planned in planned_heals(lake, table):
+                context.progress(str(planned))
+            yield from heal_all(lake, table, context=context)
+            return
+        except CannotHealError as error:
+            context.progress(error.message)
+            # One that was begun before the gap is finished first, and does not close it.
+            yield take_snapshot(lake, table, context=context)
+
+
+def heal_all(lake: Lake, table: Table, *, context: RunContext = SILENT) -> Iterator[HealResult]:
+    """Heal every open gap, the oldest first; raises what `heal_gap` does."""
+    while gaps := open_gaps(lake, table):
+        yield heal_gap(lake, table, gaps[0], context=context)
+
+
+def heal_gap(
+    lake: Lake,
+    table: Table,
+    gap: Gap,
+    *,
+    context: RunContext = SILENT,
+) -> HealResult:
+    """Heal a gap and those that overlap it, or go on healing them; safe to kill at any moment.
+
+    What a killed run had begun is taken up if it is still of use: exports that are not are asked
+    for again, windows that recovery has left behind are planned again. Of two heals at once each
+    goes on from what the other one logged. Raises `CannotHealError` when only a new baseline helps,
+    `NotReadyError` when capture has not come past the gap's end yet, `ExportError`, `SourceError`,
+    `LakeError`.
+    """
+    started, lines = time.monotonic(), 0
+    described = described_table(lake, table)
+    while True:
+        healing = _Healing(lake, table, gap, described, context)
+        try:
+            healing.run()
+            break
+        except CaptureConflictError as lost:
+            context.progress(lost.message)
+            context.sleep(random.uniform(*_PAUSE_SECONDS))
+        finally:
+            lines += healing.lines
+    heal = healing.heal
+    return HealResult(
+        gaps=(*heal.also, heal.gap),
+        windows=len(heal.windows),
+        lines=lines,
+        reread=heal.reread or 0,
+        seconds=time.monotonic() - started,
+    )
+
+
+class _Healing:
+    """One run of one heal; `heal` is how far it is, as the log says."""
+
+    def __init__(
+        self,
+        lake: Lake,
+        table: Table,
+        gap: Gap,
+        described: TableDescription,
+        context: RunContext,
+    ) -> None:
+        self.lake, self.table = lake, table
+        self.described = described
+        self.context = context
+        self.log: CaptureLog = lake.log(table)
+        self.state: LogState = self.log.load()
+        self.lines = 0
+        self._require_same_table(gap)
+        begun = self.state.heal_of(gap.entry)
+        self.heal = begun or plan_heal(lake, table, self.state, gap)
+        self.gap = self.state.gaps[self.heal.gap]
+        if begun is None:
+            self._record(self.heal)
+
+    def run(self) -> None:
+        while (number := self._unfinished()) is not None:
+            self._export(number)
+        if not self.heal.healed:
+            self._require_captured()
+            if self.heal.reread is None:
+                self._reread()
+            self._record(replace(self.heal, healed=True))
+
+    def _require_same_table(self, gap: Gap) -> None:
+        """What a table of the same name has now tells nothing of a gap of the former one."""
+        stream = self.state.stream
+        if stream is not None and stream.table_id != self.described.table_id:
+            raise NotReadyError(
+                f"table {self.table.name} was deleted and made again, and capture follows the "
+                "former one",
+                fix="run the job `capture`, then heal again",
+            )
+        if any(g.cause == RECREATED for n, g in self.state.gaps.items() if n > gap.entry):
+            raise cannot_heal(self.table, gap, "the table was deleted and made again since")
+
+    def _unfinished(self) -> int | None:
+        windows = enumerate(self.heal.windows)
+        return next((number for number, window in windows if not window.done), None)
+
+    def _export(self, number: int) -> None:
+        """One window: export it if that was not asked for yet, then land file after file."""
+        window = self.heal.windows[number]
+        where = f"window {number + 1} of {len(self.heal.windows)}"
+        if window.export_arn is None:
+            if window.from_us < earliest_us(self.lake, self.table):
+                self._plan_anew()
+                return
+            wait_until_restorable(self.lake, self.table, window.to_us, self.context)
+            arn = request_incremental(
+                self.lake.source(self.table),
+                self.described.arn,
+                (utc(window.from_us), utc(window.to_us)),
+                export_target(self.lake, self.table),
+                # The same attempt at the same window asks for the same export, whoever asks.
+                export_token(
+                    self.described.table_id, self.gap.entry, window.from_us, window.attempt
+                ),
+            )
+            window = self._move(number, replace(window, export_arn=arn))
+        try:
+            assert window.export_arn is not None  # it was asked for
+            status = wait_for_export(
+                self.lake,
+                self.table,
+                window.export_arn,
+                self.described.table_id,
+                self.context.within(where),
+            )
+            self._land_export(number, status, where)
+        except RunningExportError:
+            raise
+        except UnusableExportError as error:
+            self.context.progress(f"{where}: {error.message}; it is exported again")
+            self._give_up(number)
+        except ExportError as error:
+            if error.__cause__ is not None:
+                raise  # AWS could not be asked
+            self._give_up(number)
+            raise ExportError(
+                error.message,
+                fix=f"cdc-pipeline heal {self.table.safe_name}: it asks for a new export of the "
+                "same window",
+            ) from error
+
+    def _land_export(self, number: int, status: ExportStatus, where: str) -> None:
+        """Land the files of a window's export that have not landed yet."""
+        window = self.heal.windows[number]
+        manifest = export_manifest(self.lake, status, self.described.table_id, INCREMENTAL)
+        of_another = set(window.files) - {file.key for file in manifest.files}
+        known = self._landed(window) if of_another else set()
+        for file in manifest.files:
+            if file.key not in window.files:
+                changes = export_changes(self.lake, status, file, self.described.table_id)
+                objects = self._land(c for c in changes if c.uuid not in known)
+                self.lines += file.items
+                landed = replace(window, files=(*window.files, file.key))
+                window = self._move(number, landed, objects)
+            self.context.progress(
+                f"{where}: {len(window.files)} of {len(manifest.files)} files landed"
+            )
+        self._move(number, replace(window, done=True))
+
+    def _plan_anew(self) -> None:
+        """Recovery does not reach back to a window that was not exported yet.
+
+        One that began earlier than its gap, for length, may begin later. Raises `CannotHealError`
+        where that does not help, or a part has landed.
+        """
+        windows = self.heal.windows
+        gaps = [self.state.gaps[n] for n in (*self.heal.also, self.heal.gap)]
+        if any(window.files or window.done or window.export_arn for window in windows):
+            why = "point-in-time recovery does not reach back to the rest of it any more"
+            raise cannot_heal(self.table, self.gap, why)
+        attempt = max(window.attempt for window in windows)
+        planned = windows_of(self.lake, self.table, gaps)
+        again = tuple(replace(window, attempt=attempt) for window in planned)
+        self._record(replace(self.heal, windows=again))
+
+    def _give_up(self, number: int) -> None:
+        """Forget an export that is of no use; what has landed of it stays, and is noted so."""
+        window = self.heal.windows[number]
+        self._move(number, replace(window, export_arn=None, attempt=window.attempt + 1))
+
+    def _landed(self, window: HealWindow) -> set[str]:
+        """Identities of a window's lines that have landed from an export that was given up.
+
+        Another export of the same window has the same lines, in other files. Memory: some 130
+        bytes for each.
+        """
+        generation = self.gap.heal_generation
+        objects = [
+            landed
+            for landed in self.state.objects.values()
+            if landed.generation == generation
+            and landed.min_write_us < window.to_us
+            and landed.max_write_us >= window.from_us
+        ]
+        with tempfile.TemporaryDirectory() as folder, open_duckdb(self.lake, Path(folder)) as duck:
+            rows = duck.execute(f"SELECT uuid FROM {landed_relation(duck, self.lake, objects)}")
+            return {uuid for (uuid,) in rows.fetchall()}
+
+    def _land(self, changes: Iterable[Change]) -> list[LandedObject]:
+        """Write objects, some thousand changes at a time; they count when they are logged."""
+        objects: list[LandedObject] = []
+        erased = Suppressions(self.state.erasures.values())
+        for read in batches(changes):
+            batch = [c for c in read if not erased.drops(c.keys, c.write_time_us)]
+            keys = partial(self.log.paths.healed, gap=self.gap.entry, nonce=new_nonce())
+            generation, now_us = self.gap.heal_generation, self.log.now_us()
+            objects += write_days(self.log.store, batch, keys, generation, now_us)
+        return objects
+
+    def _reread(self) -> None:
+        """The ghost rule: items that exports do not speak of although our log touched them.
+
+        An insert and a delete within a window leave no line. If we landed the insert and the
+        delete was lost, the item would stay for ever.
+        """
+        settings = self.lake.settings.capture
+        reader = ItemReader(
+            self.lake.source(self.table),
+            self.table.name,
+            self.described.key_names,
+            settings.reads_per_second,
+        )
+        until_us = self.heal.windows[-1].to_us - 1
+        suspects = self._suspects()
+        self.context.progress(f"reading {len(suspects)} items that the exports do not speak of")
+        place = f"{position(0, until_us)}.{READ}"
+        rows = (
+            from_read_item(self.described.table_id, keys, item, until_us, place)
+            for batch in batches(suspects)
+            for keys, item in reader.read(batch).items()
+        )
+        objects = self._land(rows)
+        self._record(replace(self.heal, reread=len(suspects)), objects)
+
+    def _suspects(self) -> list[str]:
+        """Keys touched in the windows before the gap, not deleted, and not seen since."""
+        start, end = self.heal.windows[0].from_us, self.heal.windows[-1].to_us
+        self.log.catch_up(self.state)
+        objects = list(self.state.objects.values())
+        later = [o for o in objects if o.generation >= self.gap.heal_generation]
+        before = [
+            o
+            for o in objects
+            if o.generation < self.gap.heal_generation
+            and o.max_write_us >= start
+            and o.min_write_us < end
+        ]
+        with tempfile.TemporaryDirectory() as folder, open_duckdb(self.lake, Path(folder)) as duck:
+            touched = landed_relation(duck, self.lake, before)
+            seen = landed_relation(duck, self.lake, later)
+            rows = duck.execute(
+                f"SELECT keys FROM {touched} AS touched "
+                f"WHERE write_time_us >= {start} AND write_time_us < {end} "
+                f"AND NOT EXISTS (SELECT 1 FROM {seen} AS seen WHERE seen.keys = touched.keys) "
+                "GROUP BY keys HAVING arg_max(op, order_key) <> 'D' ORDER BY keys"
+            ).fetchall()
+        return [keys for (keys,) in rows]
+
+    def _require_captured(self) -> None:
+        """A healed state shows everything up to the end of the windows, so capture must, too.
+
+        Items are read again only then: the stream says itself what became of those that changed
+        behind the gap.
+        """
+        end_us = self.heal.windows[-1].to_us
+        self.log.catch_up(self.state)
+        if self.state.watermark_us - self.log.margin_us < end_us:
+            raise NotReadyError(
+                f"table {self.table.name}: what exports know of the gap has landed; capture is at "
+                f"{time_text(self.state.watermark_us)} and must come past {time_text(end_us)}",
+                fix="run the job `capture`, then heal again",
+            )
+
+    def _move(
+        self, number: int, window: HealWindow, objects: list[LandedObject] | None = None
+    ) -> HealWindow:
+        windows = list(self.heal.windows)
+        windows[number] = window
+        self._record(replace(self.heal, windows=tuple(windows)), objects)
+        return window
+
+    def _record(self, heal: Heal, objects: list[LandedObject] | None = None) -> None:
+        """Log a step; raises `CaptureConflictError` for the second one of two heals at once."""
+        before, erasures = self._heals(heal), dict(self.state.erasures)
+        landed = tuple(objects or ())
+
+        def require_ours(_: object) -> None:
+            if self._heals(heal) != before:
+                why = f"another run heals the gap of entry {self.gap.entry}, too"
+            elif landed and self.state.erasures != erasures:
+                why = "an item was erased while this heal landed"
+            else:
+                return
+            self.log.store.delete(o.key for o in landed)
+            raise CaptureConflictError(f"table {self.table.name}: {why}")
+
+        parts = {"heal": heal, "objects": landed}
+        self.log.commit(self.state, lambda _: parts, overtaken=require_ours)
+        self.heal = heal
+
+    def _heals(self, heal: Heal) -> list[Heal | None]:
+        """What the log says of the gaps of a heal."""
+        return [self.state.heal_of(gap) for gap in (*heal.also, heal.gap)]

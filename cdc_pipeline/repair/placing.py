@@ -1,0 +1,153 @@
+"""Where the lines of an export stand among the changes of their items that the lake still holds."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import pyarrow.parquet as pq
+
+from cdc_pipeline.core.changes.change import Change
+from cdc_pipeline.core.changes.order import position
+from cdc_pipeline.core.log.entries import PAST_GENERATION, LandedObject
+from cdc_pipeline.core.log.state import LogState
+from cdc_pipeline.core.plans.backfill import Fill, Span
+from cdc_pipeline.core.plans.heal import SECOND_US
+from cdc_pipeline.lake.engine.duckdb_session import files_relation, landed_relation
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.storage.landing import LANDING_SCHEMA, landing_table
+from cdc_pipeline.repair.incremental_export import BATCH_ROWS, batches
+
+# Events without images say nothing of the item; the reads that complete them do.
+_SAYS = "(op = 'D' OR new_image IS NOT NULL)"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A generation and a position in it."""
+
+    generation: int
+    position: str
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """An item that may have been deleted unseen: its last surviving change, with its image."""
+
+    keys: str
+    place: Place
+    image: str
+
+
+class Placing:
+    """The lines of one fill in a DuckDB connection, beside the surviving changes of their items."""
+
+    def __init__(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        lake: Lake,
+        fill: Fill,
+        surviving: Sequence[LandedObject],
+    ) -> None:
+        self._connection = connection
+        self._fill = fill
+        survivors = landed_relation(connection, lake, surviving)
+        connection.execute(f"CREATE TEMP VIEW survivors AS SELECT * FROM {survivors} WHERE {_SAYS}")
+
+    def load(self, changes: Iterable[Change], folder: Path) -> int:
+        """Take the export's lines, through files in `folder`; returns how many there are."""
+        files, rows = [], 0
+        for number, batch in enumerate(batches(changes)):
+            path = folder / f"lines-{number}.parquet"
+            pq.write_table(landing_table(batch, 0), path)
+            files.append(str(path))
+            rows += len(batch)
+        lines = files_relation(self._connection, files, LANDING_SCHEMA)
+        self._connection.execute(f"CREATE TEMP VIEW lines AS SELECT * FROM {lines}")
+        return rows
+
+    def changes(self) -> Iterator[tuple[int, list[Change]]]:
+        """Generations with changes to land: those of the span that no surviving change tells.
+
+        A surviving change tells a line if it is in the window and later than it, or of the same
+        second (streams know no finer times) with the same image. What lands after a fill is
+        compared when a day of `cdc` is built (`transform/sql/told.sql`).
+        """
+        start, end = self._fill.window.from_us, self._fill.window.to_us
+        self._connection.execute(
+            "CREATE TEMP TABLE places AS SELECT lines.uuid, "
+            "max(s.order_key) FILTER (WHERE s.write_time_us <= lines.write_time_us) AS behind, "
+            f"coalesce(bool_or(s.write_time_us >= {start} AND s.write_time_us < {end} AND ("
+            "s.write_time_us > lines.write_time_us OR ("
+            f"s.write_time_us // {SECOND_US} = lines.write_time_us // {SECOND_US} "
+            "AND s.new_image IS NOT DISTINCT FROM lines.new_image))), false) AS is_told "
+            "FROM lines LEFT JOIN survivors AS s ON s.keys = lines.keys GROUP BY lines.uuid"
+        )
+        found = self._connection.execute(
+            f"SELECT behind, {', '.join(f'lines.{name}' for name in Change._fields)} "
+            "FROM lines JOIN places ON places.uuid = lines.uuid WHERE NOT is_told "
+            f"AND write_time_us >= {self._fill.span[0]} AND write_time_us < {self._fill.span[1]}"
+        )
+        while rows := found.fetchmany(BATCH_ROWS):
+            placed: dict[int, list[Change]] = {}
+            for behind, *values in rows:
+                change = Change(*values)
+                place = self._place(change, behind)
+                moved = change._replace(position=place.position)
+                placed.setdefault(place.generation, []).append(moved)
+            yield from placed.items()
+
+    def _place(self, change: Change, behind: str | None) -> Place:
+        if not self._fill.lost:
+            return Place(PAST_GENERATION, change.position)
+        own = _generation_at(self._fill.lost, change.write_time_us)
+        if behind is None or _split(behind).generation < own:
+            return Place(own, position(0, change.write_time_us))
+        return right_behind(_split(behind), change.write_time_us)
+
+    def suspects(self) -> list[Suspect]:
+        """Items whose last change of all survived, is in the span, and is in no line."""
+        rows = self._connection.execute(
+            "SELECT keys, max(order_key), arg_max(new_image, order_key) FROM survivors AS s "
+            "WHERE NOT EXISTS (SELECT 1 FROM lines WHERE lines.keys = s.keys) GROUP BY keys "
+            f"HAVING max(write_time_us) >= {self._fill.span[0]} "
+            f"AND max(write_time_us) < {self._fill.span[1]} AND arg_max(op, order_key) <> 'D'"
+        ).fetchall()
+        return [Suspect(keys, _split(order_key), image) for keys, order_key, image in rows]
+
+
+def right_behind(place: Place, time_us: int) -> Place:
+    """Behind a place and before whatever was next; several there are in the order of their time."""
+    return Place(place.generation, f"{place.position}.{time_us:017d}")
+
+
+def survivors_of(state: LogState, fill: Fill, present: set[str]) -> list[LandedObject]:
+    """Objects to compare a fill's lines with: what is there of the items' changes."""
+    start, end = fill.window.from_us, fill.window.to_us
+    kept = [o for o in state.objects.values() if o.key in present and o not in fill.lost]
+    if not fill.lost:
+        return [o for o in kept if _overlaps(o, (start, end))]
+    first = min(landed.generation for landed in fill.lost)
+    return [o for o in kept if o.generation >= first or _overlaps(o, (start, end))]
+
+
+def _overlaps(landed: LandedObject, span: Span) -> bool:
+    return landed.min_write_us < span[1] and landed.max_write_us >= span[0] // SECOND_US * SECOND_US
+
+
+def _generation_at(lost: Sequence[LandedObject], time_us: int) -> int:
+    """The lowest generation in which a change of that time may have been lost.
+
+    Too low is harmless: the line then stands behind the item's earlier changes all the same, and
+    before a later generation's.
+    """
+    second = time_us // SECOND_US * SECOND_US
+    return min(
+        (o.generation for o in lost if o.min_write_us <= time_us and second <= o.max_write_us),
+        default=min(o.generation for o in lost),
+    )
+
+
+def _split(order_key: str) -> Place:
+    generation, _, place = order_key.partition(".")
+    return Place(int(generation), place)

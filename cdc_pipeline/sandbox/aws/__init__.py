@@ -1,0 +1,1 @@
+"""The local AWS: the server around an emulator, and its corrections."""

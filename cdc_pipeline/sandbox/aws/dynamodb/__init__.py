@@ -1,0 +1,1 @@
+"""The local DynamoDB: streams, Kinesis destinations, the journal of changes, recovery."""

@@ -1,0 +1,1 @@
+"""Exports to S3 of the local DynamoDB."""

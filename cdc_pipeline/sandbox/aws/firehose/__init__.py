@@ -1,0 +1,1 @@
+"""Deliveries of the local Firehose and of Kinesis channels."""

@@ -1,0 +1,1 @@
+"""Commands on a local AWS: demo, dev, sandbox; their tables, traffic and settings."""

@@ -1,0 +1,82 @@
+"""Settings files for the sandbox's own tables."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cdc_pipeline.core.transports import DYNAMODB_STREAMS, FIREHOSE, KINESIS, KINESIS_CHANNEL
+
+BUCKET = "cdc-lake"
+LAKE_PREFIX = "lake"
+DATABASE = "cdc"
+
+
+def write_settings(
+    folder: Path, *, kind: str, running: bool, transport: str = DYNAMODB_STREAMS
+) -> Path:
+    """A settings file for `orders` and `customers` with the pauses of a local AWS.
+
+    `kind`: `s3` or `local` lake. `running`: sensors and schedules start by themselves.
+    `transport`: how changes of both tables come to the lake.
+    """
+    settings = {
+        "lake": f"s3://{BUCKET}/{LAKE_PREFIX}" if kind == "s3" else str(folder / "lake"),
+        "database": DATABASE,
+        "region": "us-east-1",
+        # DynamoDB's export times are fuzzy by a minute and its listings late, so both have a
+        # default of 300; the sandbox's are exact.
+        "handover_margin_seconds": 2,
+        "start_date": (datetime.now(UTC) - timedelta(days=7)).date().isoformat(),
+        "capture": {
+            "interval_seconds": 5,
+            "poll_seconds": 0.2,
+            "listing_lag_seconds": 0,
+            "linger_seconds": 600 if running else 0,
+        },
+        "export": {"bucket": BUCKET, "poll_seconds": 0.5},
+        "current_state": {"fold_minutes": 1},
+        "schedules": {"running": running, "downstream_seconds": 10, "glue_seconds": 30},
+        "aggregates": str(_aggregates()),
+        "tables": [
+            {**_table("orders", transport), "ttl_archive": True},
+            _table("customers", transport),
+        ],
+    }
+    path = folder / "cdc_pipeline.yaml"
+    path.write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")
+    return path
+
+
+def _table(name: str, transport: str) -> dict[str, Any]:
+    table = {
+        "name": name,
+        "owner": "team:sales",
+        "transport": transport,
+        "snapshot": {"first": "auto"},
+    }
+    if transport in (KINESIS, KINESIS_CHANNEL):
+        # The sandbox replicates at once, AWS may take a while.
+        table["kinesis"] = {"late_seconds": 0, "metric_minutes": 0}
+    if transport == KINESIS_CHANNEL:
+        # CloudWatch counts by minutes; the sandbox's channels take a second.
+        table["kinesis_channel"] = {"interval_seconds": 5, "lag_minutes": 0.1, "measured": False}
+    if transport == FIREHOSE:
+        # Where infra/cdc_pipeline.yaml lets Firehose write, and how soon with its BufferSeconds.
+        parquet, error = (
+            f"s3://{BUCKET}/{LAKE_PREFIX}/{zone}/{DATABASE}/{name}/"
+            for zone in ("dynamo-firehose", "dynamo-firehose-error")
+        )
+        table["firehose"] = {
+            "prefixes": [parquet],
+            "error_prefixes": [error],
+            "interval_seconds": 5,
+            "lag_minutes": 0.1,
+        }
+    return table
+
+
+def _aggregates() -> Path:
+    """The checkout's examples; an installed package has none and gets an empty folder."""
+    return Path(__file__).resolve().parents[3] / "aggregates"

@@ -1,0 +1,1 @@
+"""Settings: their model, and edits of the file that keep its comments."""

@@ -1,0 +1,1 @@
+"""Setup: preflight, permissions, and tables taken into the settings."""

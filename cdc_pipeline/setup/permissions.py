@@ -1,0 +1,190 @@
+"""IAM policies for the settings: which roles there are, and what each must be allowed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from cdc_pipeline.aws.kinesis import active_destination
+from cdc_pipeline.capture.sources.channel import ChannelFiles, folders, open_channel
+from cdc_pipeline.core.errors import CdcPipelineError
+from cdc_pipeline.core.names import split_s3
+from cdc_pipeline.core.plans.iam import (
+    Place,
+    Policy,
+    SourceTable,
+    Statement,
+    bucket_policy,
+    erase_statements,
+    export_statements,
+    glue_statements,
+    key_statements,
+    lake_statements,
+    policy,
+    role_statements,
+    s3tables_statements,
+    source_statements,
+    statement,
+    trust_policy,
+)
+from cdc_pipeline.core.transports import FIREHOSE, KINESIS, KINESIS_CHANNEL
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.settings.model import Table
+from cdc_pipeline.setup.catalog_trial import TRIAL_TABLE
+from cdc_pipeline.setup.preflight_lake import export_place, glue_root, lake_place
+from cdc_pipeline.transform.aggregates import broken_aggregates, load_aggregates
+
+
+@dataclass(frozen=True)
+class Policies:
+    """Policy documents, by what they are for.
+
+    `pipeline`: the role that runs it. `roles`: in other accounts, by their ARN, what each is
+    allowed and whom it trusts. `export_bucket`: the bucket policy that lets those roles export,
+    None where there are none. `erase`: what people who erase items need beyond `pipeline`.
+    """
+
+    pipeline: Policy
+    erase: Policy
+    roles: Mapping[str, tuple[Policy, Policy]] = field(default_factory=dict)
+    export_bucket: Policy | None = None
+
+
+def policies(
+    lake: Lake,
+    tables: Sequence[Table],
+    *,
+    account: str | None = None,
+    keys: Sequence[str] = (),
+) -> Policies:
+    """Policies for some tables of the settings.
+
+    `account`: that of the lake, asked from AWS if not given. `keys`: ARNs of KMS keys in use. The
+    streams of tables on Kinesis are asked from DynamoDB; a table that cannot be asked is allowed
+    every stream of its account. Raises `SourceError`, `SettingsError`.
+    """
+    account = account or lake.aws.account()
+    keys = sorted({*keys, *_named_keys(lake)})
+    sources = {table.label: _source_table(lake, table, account) for table in tables}
+    exports = {table.label: export_place(lake, table) for table in tables}
+    own = [table for table in tables if table.role_arn is None]
+    away: dict[str, list[Table]] = {}
+    for table in tables:
+        if table.role_arn:
+            away.setdefault(table.role_arn, []).append(table)
+    allowed: list[Statement] = []
+    if own:
+        allowed += source_statements([sources[table.label] for table in own])
+        allowed += export_statements([exports[table.label] for table in own])
+    allowed += role_statements(list(away))
+    allowed += _lake_statements(lake, tables, exports)
+    allowed += _glue_statements(lake, tables, account)
+    if lake.settings.alarms.sns_topic:
+        allowed.append(statement("Alarms", ["sns:Publish"], [lake.settings.alarms.sns_topic]))
+    places = {*exports.values(), *([lake_place(lake)] if lake.settings.is_s3 else [])}
+    erased = sorted(places, key=lambda place: (place.bucket, place.prefix))
+    roles = {
+        arn: _role(lake, of_it, sources, exports, keys, account) for arn, of_it in away.items()
+    }
+    (bucket,) = {place.bucket for place in exports.values()}
+    shared = _common_prefix([place.prefix for place in exports.values()])
+    root = Place(bucket, shared, lake.aws.partition)
+    return Policies(
+        pipeline=policy([*allowed, *key_statements(keys)]),
+        erase=policy(erase_statements([sources[table.label] for table in own], erased)),
+        roles=roles,
+        export_bucket=bucket_policy(root, sorted(roles)) if roles else None,
+    )
+
+
+def _source_table(lake: Lake, table: Table, account: str) -> SourceTable:
+    region = lake.source(table).client("dynamodb").meta.region_name
+    stream = channel = None
+    if table.transport in (KINESIS, KINESIS_CHANNEL):
+        try:
+            stream = active_destination(lake.source(table), table.name)
+            if table.transport == KINESIS_CHANNEL:
+                channel = open_channel(lake, table).arn
+        except CdcPipelineError:
+            pass
+    return SourceTable(
+        table.name,
+        region,
+        table.account or account,
+        table.transport,
+        stream,
+        partition=lake.source(table).partition,
+        channel_arn=channel,
+        is_measured=bool(table.firehose and table.firehose.delivery_stream),
+    )
+
+
+def _named_keys(lake: Lake) -> list[str]:
+    """ARNs of KMS keys that the settings name."""
+    named = (lake.settings.kms_key, lake.settings.export.kms_key)
+    return [key for key in named if key and key.startswith("arn:")]
+
+
+def _role(
+    lake: Lake,
+    tables: Sequence[Table],
+    sources: Mapping[str, SourceTable],
+    exports: Mapping[str, Place],
+    keys: Sequence[str],
+    account: str,
+) -> tuple[Policy, Policy]:
+    allowed = source_statements([sources[table.label] for table in tables])
+    allowed += export_statements([exports[table.label] for table in tables])
+    external_id = next((table.external_id for table in tables if table.external_id), None)
+    return policy([*allowed, *key_statements(keys)]), trust_policy(
+        account, external_id, lake.aws.partition
+    )
+
+
+def _lake_statements(
+    lake: Lake, tables: Sequence[Table], exports: Mapping[str, Place]
+) -> list[Statement]:
+    own = lake_place(lake) if lake.settings.is_s3 else None
+    read = list(exports.values())
+    for table in tables:
+        for uri in _folders(lake, table):
+            bucket, prefix = split_s3(uri)
+            read.append(Place(bucket, prefix, lake.aws.partition))
+    return lake_statements(own, read)
+
+
+def _folders(lake: Lake, table: Table) -> Sequence[str]:
+    """Where a table's changes are delivered to; a channel's are asked from AWS, `SourceError`."""
+    if table.transport == FIREHOSE and table.firehose is not None:
+        return (*table.firehose.prefixes, *table.firehose.error_prefixes)
+    if table.transport == KINESIS_CHANNEL:
+        files = open_channel(lake, table).files
+        assert isinstance(files, ChannelFiles)
+        return folders(files.channel, files.stream_arn)
+    return ()
+
+
+def _glue_statements(lake: Lake, tables: Sequence[Table], account: str) -> list[Statement]:
+    if not lake.settings.has_glue:
+        return []
+    folder = lake.settings.aggregates_folder
+    aggregates = [a.table for a in (*load_aggregates(folder), *broken_aggregates(folder))]
+    if lake.settings.catalog_type == "glue-rest":
+        aggregates.append(TRIAL_TABLE)  # of preflight
+    names = [table.safe_name for table in tables]
+    entities = [f"{t.safe_name}_{r.name}" for t in tables for r in t.entities if r.table]
+    more = [*entities, *aggregates]
+    found = glue_statements(glue_root(lake, account), lake.database, names, more)
+    if lake.settings.catalog_type == "s3tables" and lake.settings.catalog:
+        found += s3tables_statements(lake.settings.catalog.properties["warehouse"])
+    return found
+
+
+def _common_prefix(prefixes: Sequence[str]) -> str:
+    """The folder that all are in, '' or ending in '/'."""
+    parts = [prefix.split("/") for prefix in prefixes]
+    shared = []
+    for level in zip(*parts, strict=False):
+        if len(set(level)) > 1:
+            break
+        shared.append(level[0])
+    found = "/".join(shared)
+    return found if not found or found.endswith("/") else f"{found}/"

@@ -1,0 +1,1 @@
+"""Snapshots: a full export becomes the baseline of a generation."""

@@ -1,0 +1,111 @@
+"""One export of a table: where it goes, its token, the wait for it, what its manifest must say."""
+
+import hashlib
+
+from cdc_pipeline.aws.export import (
+    FULL,
+    INCREMENTAL,
+    ExportStatus,
+    ExportTarget,
+    Manifest,
+    check_data_file,
+    describe_export,
+    read_manifest,
+)
+from cdc_pipeline.core.errors import (
+    ExportError,
+    FailedExportError,
+    RunningExportError,
+    SettingsError,
+    UnusableExportError,
+)
+from cdc_pipeline.core.names import split_s3
+from cdc_pipeline.core.run_context import RunContext
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.settings.model import Settings, Table
+
+
+def export_target(lake: Lake, table: Table) -> ExportTarget:
+    """Where exports of a table go: the lake's own bucket unless the settings say otherwise."""
+    settings, folder = lake.settings, lake.paths(table).exports
+    owner = lake.export_owner(table)
+    if settings.export.bucket:
+        prefix = settings.export.prefix.strip("/")
+        key = f"{prefix}/{folder}" if prefix else folder
+        return ExportTarget(settings.export.bucket, key, owner, _export_key(settings))
+    if not settings.is_s3:
+        raise SettingsError(
+            "the lake is a local folder, and DynamoDB exports only to S3",
+            fix="name a bucket in the settings: export: {bucket: my-bucket}",
+        )
+    bucket, prefix = split_s3(settings.lake)
+    key = f"{prefix.strip('/')}/{folder}" if prefix.strip("/") else folder
+    return ExportTarget(bucket, key, owner, _export_key(settings))
+
+
+def _export_key(settings: Settings) -> str | None:
+    """The KMS key of exports: the lake's own in the lake's own bucket."""
+    lakes_bucket = settings.is_s3 and split_s3(settings.lake)[0]
+    is_lakes = settings.export.bucket in (None, lakes_bucket)
+    return settings.export.kms_key or (settings.kms_key if is_lakes else None)
+
+
+def export_token(table_id: str, *what: object) -> str:
+    """A client token: AWS gives the same export for the same token for eight hours."""
+    return hashlib.sha256("/".join(map(str, (table_id, *what))).encode()).hexdigest()[:32]
+
+
+def exported(lake: Lake, table: Table, arn: str, table_id: str) -> ExportStatus:
+    """What has become of an export; raises `UnusableExportError` unless it is of this table."""
+    status = describe_export(lake.source(table), arn)
+    if status.table_id and status.table_id != table_id:
+        raise UnusableExportError(f"export {arn} is of another table ({status.table_id})")
+    return status
+
+
+def wait_for_export(
+    lake: Lake,
+    table: Table,
+    arn: str,
+    table_id: str,
+    context: RunContext,
+) -> ExportStatus:
+    """Poll until AWS has written an export, for `export.timeout_minutes` at most.
+
+    Raises `FailedExportError`; `RunningExportError` when the time is over, which leaves the export
+    as it is; `UnusableExportError`.
+    """
+    options, clock = lake.settings.export, lake.log(table).clock
+    started = clock()
+    while True:
+        status = exported(lake, table, arn, table_id)
+        if status.status == "COMPLETED":
+            return status
+        waited = clock() - started
+        if status.status == "FAILED":
+            raise FailedExportError(f"export {arn} failed: {status.failure}")
+        if waited > options.timeout_minutes * 60:
+            raise RunningExportError(
+                f"export {arn} is still {status.status} after {waited / 60:.0f} minutes",
+                fix="run this again: it goes on waiting for the same export",
+            )
+        context.progress(f"export {arn.rpartition('/')[2]} is {status.status} ({waited:.0f} s)")
+        context.sleep(options.poll_seconds)
+
+
+def export_manifest(lake: Lake, status: ExportStatus, table_id: str, kind: str = FULL) -> Manifest:
+    """An export's manifest; raises `ExportError`, or `UnusableExportError` for another table's."""
+    manifest = read_manifest(lake.aws, status, kind)
+    if manifest.table_id and manifest.table_id != table_id:
+        raise UnusableExportError(f"export {status.arn} is of another table ({manifest.table_id})")
+    return manifest
+
+
+def is_whole(lake: Lake, status: ExportStatus) -> bool:
+    """Whether a complete incremental export's manifests and files are there and undamaged."""
+    try:
+        for file in read_manifest(lake.aws, status, INCREMENTAL).files:
+            check_data_file(lake.aws, status, file)
+    except ExportError:
+        return False
+    return True

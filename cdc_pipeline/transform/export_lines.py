@@ -1,0 +1,76 @@
+"""Lines of full exports into canonical keys and items, with the statistics of their attributes."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import msgspec
+import pyarrow as pa
+
+from cdc_pipeline.core.changes.change import export_item
+from cdc_pipeline.core.errors import ExportError, UnreadableError
+from cdc_pipeline.core.items.attributes import TOO_DEEP
+from cdc_pipeline.core.items.columns import Stats, observe
+from cdc_pipeline.transform.fast import line_reader
+from cdc_pipeline.transform.shred import merge_stats
+
+_decode = msgspec.json.decode
+
+
+class Rows(NamedTuple):
+    """Canonical keys and items, row by row."""
+
+    keys: pa.Array
+    items: pa.Array
+
+
+class LineConverter:
+    """Converts one data file; compiled with the extra `fast`, and equal without it.
+
+    `where` names the file in errors. Not for two threads at once.
+    """
+
+    def __init__(self, key_names: Sequence[str], where: str, *, fast: bool = True) -> None:
+        self._key_names = tuple(key_names)
+        self._where = where
+        self._reader = line_reader(self._key_names) if fast else None
+        self._stats: Stats = {}
+        self.lines = 0
+
+    def convert(self, lines: bytes) -> Rows:
+        """Convert whole lines, each with its newline; raises `ExportError` naming the line."""
+        read = self._reader.read(lines) if self._reader else None
+        if read is None:
+            rows = self._exactly(enumerate(lines.split(b"\n")[:-1], 1))
+        else:
+            rows = Rows(read.keys, read.items)
+            if read.others:
+                others = ((n, lines[start:end]) for n, start, end in read.others)
+                exact = self._exactly(others)
+                rows = Rows(*(read.weave(*pair) for pair in zip(rows, exact, strict=True)))
+        self.lines += len(rows.items)
+        return rows
+
+    def stats(self) -> Stats:
+        """What was seen in all lines so far."""
+        return merge_stats(self._stats, self._reader.stats() if self._reader else {})
+
+    def _exactly(self, lines: Iterable[tuple[int, bytes]]) -> Rows:
+        """Convert lines one by one; they come with their numbers in what is converted now."""
+        keys, items = [], []
+        for number, line in lines:
+            key, item = self._convert_line(self.lines + number, line)
+            keys.append(key)
+            items.append(item)
+            observe(self._stats, _decode(item))
+        return Rows(pa.array(keys, pa.string()), pa.array(items, pa.string()))
+
+    def _convert_line(self, number: int, line: bytes) -> tuple[str, str]:
+        try:
+            return export_item(_decode(line), self._key_names)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            reason = "not JSON"
+        except UnreadableError as error:
+            reason = error.reason
+        except RecursionError:
+            reason = TOO_DEEP
+        raise ExportError(f"{self._where}, line {number}: {reason}")
