@@ -71,8 +71,8 @@ class Stream:
             folder / "settings.yaml",
         )
         self.lake = Lake(settings, session(sim), LocalStore(settings.lake_folder))
-        self.table = settings.tables[0]
-        self.log = CaptureLog(self.lake.store, self.lake.log(self.table).paths, self.clock)
+        self.table = self.lake.table(settings.tables[0])
+        self.log = CaptureLog(self.lake.store, self.table.paths, self.clock)
         self.streams = QuietStreams(self.lake.aws)
         now_us = int(self.clock() * _SECOND)
         lag_us = int(_OPTIONS.listing_lag_seconds * _SECOND)
@@ -109,7 +109,7 @@ class Stream:
 
     def tick(self) -> None:
         """A tick of the sensor for this table, between two captures."""
-        _look(self.lake, self.table, self.log, self.log.load())
+        _look(self.table, self.log, self.log.load())
 
 
 def _with_ancestors(sim: StreamsSimulator, now: float) -> list[streams_model.Shard]:

@@ -86,7 +86,7 @@ def sorted_in_iceberg(folder: Path, files: list[DataFile], out: Path) -> int:
         connection.execute("SET threads = 1")
         narrow = f"SELECT * FROM {files_relation(connection, paths, NARROW_SCHEMA)}"
         staged = replace_typed(
-            lake.tables, "orders", connection, narrow, {}, over=None, scratch=out, seen=seen
+            lake.iceberg, "orders", connection, narrow, {}, over=None, scratch=out, seen=seen
         )
     return staged.rows
 

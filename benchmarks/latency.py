@@ -135,7 +135,7 @@ def _ask(lake: Lake, value: str) -> Seen:
 
 
 def _report(probes: Sequence[Probe], lake: Lake, table: Table) -> None:
-    entries = lake.log(table).catch_up(LogState())
+    entries = lake.table(table).log.catch_up(LogState())
     entries = [e for e in entries if e.at_us / 1e6 >= probes[0].sent]
     landed = _landed(lake, entries)
     parts = {

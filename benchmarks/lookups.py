@@ -109,7 +109,7 @@ def check_equal() -> None:
         before = _read(lake, "all", _VIEW)[1]
         lake.land(500)
         merged = _read(lake, "all", _VIEW)[1]
-        publish_current_state(lake.lake, lake.lake.settings.tables[0])
+        publish_current_state(lake.lake.table(lake.lake.settings.tables[0]))
         assert before != merged == _read(lake, "all", _VIEW)[1]
 
 

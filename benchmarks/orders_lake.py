@@ -89,7 +89,7 @@ class OrdersLake:
 
     def files(self, name: str) -> str:
         """SQL for the files of a table, without the product's views."""
-        table = self.lake.tables.load(f"orders_{name}")
+        table = self.lake.iceberg.load(f"orders_{name}")
         assert table is not None
         return files_relation(duckdb.connect(), data_files(table), pa.schema([]))
 
@@ -121,7 +121,7 @@ class OrdersLake:
         shuffled = f"SELECT * FROM ({sql}) ORDER BY hash(version)"
         for name, statement in (("current_state", sql), ("shuffled", shuffled)):
             rows = _reader(connection, statement, schema)
-            built.lake.tables.replace(f"orders_{name}", rows, described, over=None)
+            built.lake.iceberg.replace(f"orders_{name}", rows, described, over=None)
             (found,) = connection.sql(f"SELECT sum(version) FROM {self.files(name)}").fetchall()
             assert found == (self.items * (self.items - 1) // 2,)
 
@@ -131,13 +131,13 @@ class OrdersLake:
             sql = f"{self._cdc(number, number + 1)} ORDER BY keys, order_key"
             chunks = [_table(connection, sql).cast(CDC_SCHEMA)]
             day = self.day(number)
-            table = lake.tables.replace_days(
+            table = lake.iceberg.replace_days(
                 "orders_cdc", [day], CDC_SCHEMA, chunks, {}, over=table
             )
         rows = _reader(
             connection, f"{self._cdc(0, self.days)} ORDER BY hash(write_time_us)", CDC_SCHEMA
         )
-        lake.tables.replace("orders_cdc_shuffled", rows, {}, over=None)
+        lake.iceberg.replace("orders_cdc_shuffled", rows, {}, over=None)
 
     def _cdc(self, first_day: int, end_day: int) -> str:
         return _CDC.format(
@@ -152,7 +152,7 @@ class OrdersLake:
     def land(self, changes: int) -> None:
         """One log entry with changes of that many items, a tenth of them deleted."""
         built = LakeBuilder.at(self.folder)
-        built.lake.log(built.table).catch_up(built.state)
+        built.table_lake.log.catch_up(built.state)
         with generator(self.folder) as connection:
             rows = connection.execute(
                 "SELECT key_of(k), item_of(k, k + 1000000000), i "

@@ -118,7 +118,7 @@ def status(tables: tuple[str, ...], as_json: bool) -> None:
 
     lake = _lake()
     chosen = [lake.settings.table(name) for name in tables] or lake.settings.tables
-    rows = [table_status(lake, table) for table in chosen]
+    rows = [table_status(lake.table(table)) for table in chosen]
     if as_json:
         click.echo(json.dumps([asdict(row) for row in rows], indent=1))
         return
@@ -202,18 +202,18 @@ def heal(table: str, plan: bool) -> None:
     from cdc_pipeline.repair.heal import HealResult, close_gaps, open_gaps, planned_heals
 
     lake = _lake()
-    chosen = lake.settings.table(table)
-    if not open_gaps(lake, chosen):
+    chosen = lake.table(lake.settings.table(table))
+    if not open_gaps(chosen):
         click.echo(f"{table}: no open gap")
     elif plan:
         try:
-            for heal in planned_heals(lake, chosen):
+            for heal in planned_heals(chosen):
                 click.echo(f"{table}: {heal}")
         except CannotHealError as error:
             click.echo(f"{error.message}. A full export becomes a new baseline instead")
     else:
         for done in close_gaps(
-            lake, chosen, context=RunContext(lambda said: click.echo(f"{table}: {said}"))
+            chosen, context=RunContext(lambda said: click.echo(f"{table}: {said}"))
         ):
             if isinstance(done, HealResult):
                 click.echo(
@@ -249,9 +249,9 @@ def reconcile(
     if repair and not full:
         raise click.UsageError("--repair needs --full: it publishes the export it compared with")
     lake = _lake()
-    chosen = lake.settings.table(table)
+    chosen = lake.table(lake.settings.table(table))
     items = sample or lake.settings.reconcile.sample
-    cost = estimate(lake, chosen, items)
+    cost = estimate(chosen, items)
     if full:
         told = f"full export of about {cost.gigabytes:.3f} GB, about USD {cost.usd:.2f}"
     else:
@@ -261,9 +261,9 @@ def reconcile(
         click.confirm("Take the export?", abort=True, err=True)
     with Console(stderr=True, markup=False).status("starting") as line:
         if full:
-            report = reconcile_full(lake, chosen, repair=repair, context=RunContext(line.update))
+            report = reconcile_full(chosen, repair=repair, context=RunContext(line.update))
         else:
-            report = reconcile_sample(lake, chosen, items, context=RunContext(line.update))
+            report = reconcile_sample(chosen, items, context=RunContext(line.update))
     _show_report(report, as_json)
     if not (report.is_sound or report.repaired):
         sys.exit(1)
@@ -326,16 +326,16 @@ def erase(table: str, key: str, dry_run: bool, yes: bool) -> None:
     from cdc_pipeline.erase.erase import erase_item, erase_target, find_traces
 
     lake = _lake()
-    chosen = lake.settings.table(table)
+    chosen = lake.table(lake.settings.table(table))
     if dry_run:
-        found, versions = find_traces(erase_target(lake, chosen, key))
+        found, versions = find_traces(erase_target(chosen, key))
         for holding in found:
             click.echo(f"{holding.place}: {holding.key}, {holding.rows} rows")
         click.echo(f"{len(found)} files hold the item; {versions} earlier versions would go")
         return
     if not yes:
         click.confirm(f"Erase this item of {table} and all its past for good?", abort=True)
-    done = erase_item(lake, chosen, key, context=RunContext(click.echo))
+    done = erase_item(chosen, key, context=RunContext(click.echo))
     click.echo(
         f"{table}: erased; {done.files_read} files read, none holds the item "
         f"({done.seconds:.0f} s). Key hash {done.erasure.key_hash[:16]}"

@@ -8,8 +8,7 @@ from cdc_pipeline.core.errors import NotReadyError
 from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.run_context import SILENT, RunContext
 from cdc_pipeline.core.transports import FIREHOSE, KINESIS, KINESIS_CHANNEL
-from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.settings.model import Table
+from cdc_pipeline.lake.lake import TableLake
 
 _LOOK_SECONDS = 5.0
 """Between two looks at the log, while something else is waited for."""
@@ -18,8 +17,7 @@ _PATIENCE_SECONDS = 1800
 
 
 def capture_to(
-    lake: Lake,
-    table: Table,
+    table: TableLake,
     until_us: int,
     *,
     context: RunContext = SILENT,
@@ -31,9 +29,9 @@ def capture_to(
     prove that nothing is missing (`_proof_seconds`), and with pauses that grow. Raises
     `NotReadyError` when half an hour after that it is not there, and what a capture raises.
     """
-    log = lake.log(table)
+    log = table.log
     state = log.load()
-    due_us = until_us + int(_proof_seconds(lake, table) * 1_000_000)
+    due_us = until_us + int(_proof_seconds(table) * 1_000_000)
     patient_us = max(log.now_us(), due_us) + _PATIENCE_SECONDS * 1_000_000
     pause, not_before_us = _LOOK_SECONDS, due_us
     while state.watermark_us < until_us or state.incomplete:
@@ -47,7 +45,7 @@ def capture_to(
         captured = f"captured to {time_text(reached_us)} UTC, {time_text(until_us)} UTC is needed"
         if now_us >= not_before_us:
             context.progress(f"{captured}: capturing")
-            _capture(lake, table)
+            _capture(table)
             not_before_us = log.now_us() + int(pause * 1_000_000)
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
             log.catch_up(state)
@@ -62,24 +60,24 @@ def capture_to(
     return state
 
 
-def _proof_seconds(lake: Lake, table: Table) -> float:
+def _proof_seconds(table: TableLake) -> float:
     """How long after a time a capture can say at the earliest that all written before has landed.
 
     By then a listing of shards, or of Firehose's objects, vouches for that time.
     """
-    lag = lake.settings.capture.listing_lag_seconds
-    if table.transport == FIREHOSE:
-        assert table.firehose is not None  # the settings say so
-        return table.firehose.lag_minutes * 60
-    if table.transport == KINESIS_CHANNEL:
-        return table.kinesis_channel.lag_minutes * 60
-    if table.transport == KINESIS:
-        late_seconds, nobody = table.kinesis.late_seconds, Target(table.name, "", {})
+    lag = table.lake.settings.capture.listing_lag_seconds
+    if table.settings.transport == FIREHOSE:
+        assert table.settings.firehose is not None  # the settings say so
+        return table.settings.firehose.lag_minutes * 60
+    if table.settings.transport == KINESIS_CHANNEL:
+        return table.settings.kinesis_channel.lag_minutes * 60
+    if table.settings.transport == KINESIS:
+        late_seconds, nobody = table.settings.kinesis.late_seconds, Target(table.name, "", {})
         return KinesisReading(nobody, late_seconds=late_seconds).listing_lag_seconds(lag)
     return StreamsReading().listing_lag_seconds(lag)
 
 
-def _capture(lake: Lake, table: Table) -> None:
-    for event in capture_tables(lake, [table], linger_seconds=0):
+def _capture(table: TableLake) -> None:
+    for event in capture_tables(table.lake, [table.settings], linger_seconds=0):
         if isinstance(event, Failed):
             raise event.error

@@ -24,7 +24,7 @@ from cdc_pipeline.core.errors import CdcPipelineError, LakeError, ShardGoneError
 from cdc_pipeline.core.log.entries import LandedObject
 from cdc_pipeline.core.transports import DYNAMODB_STREAMS, IN_FILES, KINESIS_CHANNEL
 from cdc_pipeline.lake.glue_partitions import register_days
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.settings.model import Table
 
 
@@ -93,7 +93,7 @@ def capture_tables(
 
     def capture(table: Table) -> None:
         try:
-            events.put(Captured(table, _capture(lake, table, options, events)))
+            events.put(Captured(table, _capture(lake.table(table), options, events)))
         except CdcPipelineError as error:
             events.put(Failed(table, error))
         except BaseException as error:  # noqa: BLE001 - raised again by the reader of the queue
@@ -112,7 +112,7 @@ def capture_tables(
 
 
 def _capture(
-    lake: Lake, table: Table, options: CaptureOptions, events: "SimpleQueue[Event | BaseException]"
+    table: TableLake, options: CaptureOptions, events: "SimpleQueue[Event | BaseException]"
 ) -> CaptureResult:
     registered: set[date] = set()
 
@@ -121,31 +121,31 @@ def _capture(
             return
         days = {date.fromisoformat(o.day) for o in objects} - registered
         try:
-            register_days(lake, table, days)
+            register_days(table, days)
             registered.update(days)
         except LakeError as error:
             # The stream loses what is not read in time; the catalogue can wait.
-            events.put(Unregistered(table, error))
-        events.put(Landed(table, objects))
+            events.put(Unregistered(table.settings, error))
+        events.put(Landed(table.settings, objects))
 
-    log = lake.log(table)
+    log = table.log
     drain = partial(drain_table, log, options=options, report=landed)
     warnings: list[str] = []
 
     def measured(source: Source) -> Source:
-        found, told = with_measured_lateness(lake, table, source)
+        found, told = with_measured_lateness(table, source)
         warnings[:] = [*warnings, *(w for w in told if w not in warnings)]
         return found
 
     def opening() -> Source:
-        return measured(_source(lake, table, drain))
+        return measured(_source(table, drain))
 
     result = capture_table(
         log,
         opening(),
         options,
-        former=lambda stream: measured(followed_source(lake, table, stream)),
-        files=partial(FilesRun, lake, table, report=landed),
+        former=lambda stream: measured(followed_source(table, stream)),
+        files=partial(FilesRun, table, report=landed),
         reopen=opening,
         report=landed,
     )
@@ -153,27 +153,27 @@ def _capture(
     return result
 
 
-def _source(lake: Lake, table: Table, drain: Callable[[Source], object]) -> Source:
+def _source(table: TableLake, drain: Callable[[Source], object]) -> Source:
     """The stream to follow: where a switch is on its way, the one that it leads to.
 
     What the log follows is read although the other one cannot be had; only then is that an error.
     """
-    log = lake.log(table)
+    log = table.log
     state = log.load()
-    wanted = state.cut.transport if state.cut else table.transport
+    wanted = state.cut.transport if state.cut else table.settings.transport
     try:
-        return open_source(lake, table, wanted)
+        return open_source(table, wanted)
     except SourceError:
         stream = state.stream
-        if state.cut and stream is not None and stream.transport == table.transport:
-            source = open_source(lake, table)
+        if state.cut and stream is not None and stream.transport == table.settings.transport:
+            source = open_source(table)
             give_up_cut(log, state)
             return source
         if stream is not None and stream.transport == wanted == KINESIS_CHANNEL:
-            note_off(lake, table, log, state)
+            note_off(table, log, state)
         # Objects stay, so nothing is in a hurry there.
         forgets = stream is not None and stream.transport not in IN_FILES
         if stream and forgets and {stream.transport, wanted} != {DYNAMODB_STREAMS}:
             with suppress(ShardGoneError):
-                drain(followed_source(lake, table, stream))
+                drain(followed_source(table, stream))
         raise

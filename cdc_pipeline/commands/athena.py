@@ -21,5 +21,5 @@ def athena_sql(table: str, names: tuple[str, ...], key: str | None) -> None:
     from cdc_pipeline.settings.model import load_settings
 
     lake = Lake.open(load_settings())
-    for part in athena_script(lake, lake.settings.table(table), names, key):
+    for part in athena_script(lake.table(lake.settings.table(table)), names, key):
         sys.stdout.write(part)

@@ -112,7 +112,7 @@ def remove(name: str, yes: bool) -> None:
         )
     remove_table(path, name)
     click.echo(f"{table.label} removed from {path}. Its data stays:")
-    for place in places_of(Lake.open(settings), table):
+    for place in places_of(Lake.open(settings).table(table)):
         click.echo(f"  {place}")
     if settings.catalog_type == "s3tables" and settings.catalog:
         click.echo(f"  {settings.catalog.properties['warehouse']}: tables {table.safe_name}_*")

@@ -51,7 +51,7 @@ from cdc_pipeline.lake.engine.masking import (
     require_rules,
 )
 from cdc_pipeline.lake.iceberg.foreign_files import NamedFiles
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.storage.log import CaptureLog, Parts
 from cdc_pipeline.settings.model import Table
 from cdc_pipeline.snapshot.export import export_target, exported
@@ -89,37 +89,37 @@ class EraseTarget:
     exports: Place | None
 
 
-def erase_target(lake: Lake, table: Table, key: str) -> EraseTarget:
+def erase_target(table: TableLake, key: str) -> EraseTarget:
     """What `key` (JSON of the key attributes, plain or typed) means, and that it can be erased.
 
     Raises `EraseRefusedError` for another key than the table's, `OtherRulesError` where something
     was published under other masking rules, `SourceError`, `SettingsError`, `LakeError`.
     """
-    described = describe_table(lake.source(table), table.name)
+    described = describe_table(table.source, table.name)
     keys = typed_key(key, described.key_types)
-    masking = masking_of(lake.settings, table, writing=True)
-    for kind in key_columns(lake, table).keys() - {"snapshot"}:
-        found = lake.tables.load(f"{table.safe_name}_{kind}")
+    masking = masking_of(table.lake.settings, table.settings, writing=True)
+    for kind in key_columns(table).keys() - {"snapshot"}:
+        found = table.lake.iceberg.load(f"{table.safe_name}_{kind}")
         if found is None:
             continue
         daily = kind in ("cdc", "ttl_archive")
         rules = days_under_rules(found).values() if daily else [published_rules(found)]
         asset = "current_state" if kind == "tombstones" else kind
         require_rules(masking, rules, f"{table.safe_name}_{kind}", f"{table.safe_name}/{asset}")
-    exports = _exports(lake, table)
-    places = [*lake_places(lake, table), *([exports] if exports else [])]
+    exports = _exports(table)
+    places = [*lake_places(table), *([exports] if exports else [])]
     trace = ItemTrace(keys, masking.item(keys))
     return EraseTarget(described.table_id, keys, trace, places, exports)
 
 
-def _exports(lake: Lake, table: Table) -> Place | None:
+def _exports(table: TableLake) -> Place | None:
     try:
-        target = export_target(lake, table)
+        target = export_target(table)
     except SettingsError:
         return None  # a local lake without a bucket: there were no exports
     return Place(
         "exports",
-        S3Store(lake.aws, target.bucket, target.prefix, sse_parameters(target.kms_key)),
+        S3Store(table.lake.aws, target.bucket, target.prefix, sse_parameters(target.kms_key)),
         "",
     )
 
@@ -130,8 +130,7 @@ def find_traces(target: EraseTarget) -> tuple[list[Holding], int]:
 
 
 def erase_item(
-    lake: Lake,
-    table: Table,
+    table: TableLake,
     key: str,
     *,
     context: RunContext = SILENT,
@@ -143,16 +142,16 @@ def erase_item(
     `LakeError` when something of it is still there at the end, and what `erase_target` raises.
     """
     started = time.monotonic()
-    target = erase_target(lake, table, key)
-    until_us = _absent_until_us(lake, table, target.keys, context)
-    erasing = _Erasing(lake, table, target, context)
+    target = erase_target(table, key)
+    until_us = _absent_until_us(table, target.keys, context)
+    erasing = _Erasing(table, target, context)
     erasing.suppress(until_us)
     erasing.remove()
     for _ in range(_ROUNDS - 1):
         if not any(find_traces(target)):
             break
         erasing.remove()  # what was under way while the first round removed it
-    _require_gone(table, *find_traces(target), erasing.stale)
+    _require_gone(table.settings, *find_traces(target), erasing.stale)
     erasing.finish()
     read = sum(1 for place in target.places for _ in place.store.files(place.prefix))
     elsewhere = tuple(p.name for p in target.places if isinstance(p.store, NamedFiles))
@@ -178,7 +177,7 @@ def _require_gone(table: Table, left: list[Holding], versions: int, stale: list[
     )
 
 
-def _absent_until_us(lake: Lake, table: Table, keys: str, context: RunContext) -> int:
+def _absent_until_us(table: TableLake, keys: str, context: RunContext) -> int:
     """The end of a second, in µs, in which the source did not have the item, nor behind it.
 
     Stream times are rounded down to seconds, so only whole seconds can be told from what follows.
@@ -186,7 +185,7 @@ def _absent_until_us(lake: Lake, table: Table, keys: str, context: RunContext) -
     native = native_key(keys)
     first_s: int | None = None
     while True:
-        there, now_s = has_item(lake.source(table), table.name, native)
+        there, now_s = has_item(table.source, table.name, native)
         if there:
             raise EraseRefusedError(
                 f"table {table.name} still has the item, and it would come again",
@@ -202,10 +201,10 @@ def _absent_until_us(lake: Lake, table: Table, keys: str, context: RunContext) -
 class _Erasing:
     """One run of one erasure; `erasure` is how far it is, as the log says."""
 
-    def __init__(self, lake: Lake, table: Table, target: EraseTarget, context: RunContext) -> None:
-        self.lake, self.table, self.target = lake, table, target
+    def __init__(self, table: TableLake, target: EraseTarget, context: RunContext) -> None:
+        self.table, self.target = table, target
         self.context = context
-        self.log: CaptureLog = lake.log(table)
+        self.log: CaptureLog = table.log
         self.state: LogState = self.log.load()
         self.stale: list[str] = []
         self.erasure: Erasure
@@ -240,9 +239,7 @@ class _Erasing:
         """
         name = self.table.safe_name
         for baseline in unfinished(self.state):
-            useless = why_useless(
-                self.lake, self.table, self.target.table_id, self.log, self.state, baseline
-            )
+            useless = why_useless(self.table, self.target.table_id, self.log, self.state, baseline)
             written = self._is_written(baseline) if useless is None else False
             if useless is not None or (baseline.shadow and not written):
                 why = useless or "an item that it may hold is erased"
@@ -267,24 +264,24 @@ class _Erasing:
         """Whether AWS is still writing its export."""
         if baseline.export_arn is None:
             return False
-        status = exported(self.lake, self.table, baseline.export_arn, self.target.table_id)
+        status = exported(self.table, baseline.export_arn, self.target.table_id)
         return status.status == "IN_PROGRESS"
 
     def remove(self) -> None:
         """Remove the item from every place, readers' first."""
-        lake, table, trace = self.lake, self.table, self.target.trace
-        erase_state_rows(lake, table, trace)
+        lake, table, trace = self.table.lake, self.table.settings, self.target.trace
+        erase_state_rows(lake.table(table), trace)
         self._note(erase_landed(self.log, trace))
         self._note(erase_quarantined(self.log, trace))
-        for kind in key_columns(lake, table):
-            self._note(erase_iceberg(lake, table, kind, trace))
-        rebuilt, self.stale = rebuild_aggregates(lake, table)
+        for kind in key_columns(lake.table(table)):
+            self._note(erase_iceberg(lake.table(table), kind, trace))
+        rebuilt, self.stale = rebuild_aggregates(lake.table(table))
         self._note(*rebuilt)
         if self.target.exports:
             self._note(erase_exported(self.target.exports, trace))
         backups = next(place for place in self.target.places if place.name == "backups")
         self._note(erase_files(backups, trace))
-        self._note(erase_scratch(lake, table))
+        self._note(erase_scratch(lake.table(table)))
         self._note(erase_versions(self.target.places))
 
     def _note(self, *removed: Removed) -> None:

@@ -36,7 +36,7 @@ from cdc_pipeline.lake.iceberg.tables import (
     over_conflicts,
     referenced_files,
 )
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.baselines import TAG, record_baseline, tag_baselines
 from cdc_pipeline.lake.publish.cdc import ROWS
 from cdc_pipeline.lake.publish.entity_tables import entity_tables
@@ -45,7 +45,6 @@ from cdc_pipeline.lake.storage.compaction import remove_replaced
 from cdc_pipeline.lake.storage.landing import LANDING_SCHEMA, count_reasons, write_object
 from cdc_pipeline.lake.storage.log import CaptureLog, new_nonce
 from cdc_pipeline.lake.storage.store import TEMPORARY, Store
-from cdc_pipeline.settings.model import Table
 from cdc_pipeline.transform.aggregates import Aggregate, broken_aggregates, load_aggregates
 
 KEY_COLUMNS = {
@@ -68,9 +67,9 @@ _TEMPORARY_SECONDS = 60
 _T = TypeVar("_T")
 
 
-def key_columns(lake: Lake, table: Table) -> dict[str, str]:
+def key_columns(table: TableLake) -> dict[str, str]:
     """`KEY_COLUMNS` with the tables of the table's entities."""
-    return KEY_COLUMNS | dict.fromkeys(entity_tables(lake, table), "_key")
+    return KEY_COLUMNS | dict.fromkeys(entity_tables(table), "_key")
 
 
 @dataclass(frozen=True)
@@ -91,12 +90,14 @@ class Holding:
     rows: int
 
 
-def lake_places(lake: Lake, table: Table) -> list[Place]:
+def lake_places(table: TableLake) -> list[Place]:
     """Every prefix of the lake under which something of the table's items can lie."""
-    paths, store = lake.paths(table), lake.store
-    names = {kind: f"{table.safe_name}_{kind}" for kind in key_columns(lake, table)}
-    names |= {f"aggregates.{a.name}": a.table for a in _aggregates(lake, table)}
-    iceberg = [place for kind, name in names.items() for place in _table_places(lake, kind, name)]
+    paths, store = table.paths, table.lake.store
+    names = {kind: f"{table.safe_name}_{kind}" for kind in key_columns(table)}
+    names |= {f"aggregates.{a.name}": a.table for a in _aggregates(table)}
+    iceberg = [
+        place for kind, name in names.items() for place in _table_places(table.lake, kind, name)
+    ]
     return [
         Place("landing", store, paths.landing),
         Place("quarantine", store, paths.quarantine),
@@ -110,9 +111,9 @@ def lake_places(lake: Lake, table: Table) -> list[Place]:
 def _table_places(lake: Lake, place: str, name: str) -> Iterator[Place]:
     """The table's folder in the lake, and its files if the catalogue has put it elsewhere."""
     yield Place(place, lake.store, _iceberg(lake, name))
-    table = lake.tables.load(name)
-    if table is not None and not lake.tables.is_placed(table):
-        yield Place(place, NamedFiles(lake.tables, name), "")
+    table = lake.iceberg.load(name)
+    if table is not None and not lake.iceberg.is_placed(table):
+        yield Place(place, NamedFiles(lake.iceberg, name), "")
 
 
 def find_item(places: Iterable[Place], trace: ItemTrace) -> list[Holding]:
@@ -228,24 +229,26 @@ def rewrite_file(store: Store, key: str, trace: ItemTrace) -> None:
         store.delete([key])
 
 
-def erase_scratch(lake: Lake, table: Table) -> Removed:
+def erase_scratch(table: TableLake) -> Removed:
     """Delete what is kept to be quick after a kill: converted exports, files without a name."""
-    keys = list(lake.store.list(lake.paths(table).staging))
+    keys = list(table.lake.store.list(table.paths.staging))
     before = time.time() - _TEMPORARY_SECONDS
-    keys += [file.key for file in lake.store.files(TEMPORARY) if file.modified < before]
-    lake.store.delete(keys)
+    keys += [file.key for file in table.lake.store.files(TEMPORARY) if file.modified < before]
+    table.lake.store.delete(keys)
     return Removed("scratch", len(keys), 0)
 
 
-def erase_state_rows(lake: Lake, table: Table, trace: ItemTrace) -> None:
+def erase_state_rows(table: TableLake, trace: ItemTrace) -> None:
     """Take the item out of `current_state` alone.
 
     Before its changes leave the landing zone: readers would see it again once its delete is gone.
     """
-    over_conflicts(partial(_remove_rows, lake, f"{table.safe_name}_current_state", "_key", trace))
+    over_conflicts(
+        partial(_remove_rows, table.lake, f"{table.safe_name}_current_state", "_key", trace)
+    )
 
 
-def erase_iceberg(lake: Lake, table: Table, kind: str, trace: ItemTrace) -> Removed:
+def erase_iceberg(table: TableLake, kind: str, trace: ItemTrace) -> Removed:
     """Take the item out of one of the table's Iceberg tables, all its versions included.
 
     Of `snapshot` every baseline stays, in a snapshot of its own without the item, and the log
@@ -253,59 +256,59 @@ def erase_iceberg(lake: Lake, table: Table, kind: str, trace: ItemTrace) -> Remo
     `_item`, which states are made from, is as it was. Raises `CommitConflictError`, `LakeError`.
     """
     name = f"{table.safe_name}_{kind}"
-    files = _files(lake, name)
+    files = _files(table.lake, name)
     rows, kept = 0, set()
     if kind == "snapshot":
-        rows, kept = _erase_baselines(lake, table, trace)
-    rows += over_conflicts(partial(_remove_rows, lake, name, key_columns(lake, table)[kind], trace))
-    return Removed(kind, _forget_versions(lake, name, files, kept), rows)
+        rows, kept = _erase_baselines(table, trace)
+    rows += over_conflicts(partial(_remove_rows, table.lake, name, key_columns(table)[kind], trace))
+    return Removed(kind, _forget_versions(table.lake, name, files, kept), rows)
 
 
 def _remove_rows(lake: Lake, name: str, column: str, trace: ItemTrace) -> int:
-    found = lake.tables.load(name)
+    found = lake.iceberg.load(name)
     if found is None:
         return 0
-    committed, removed = lake.tables.remove_rows(found, column, trace.keys)
+    committed, removed = lake.iceberg.remove_rows(found, column, trace.keys)
     # Verification compares the days of cdc with how many rows they were built with.
     start = f"{PROPERTY}{ROWS}."
     days = [n.removeprefix(start) for n in committed.properties if n.startswith(start)]
     if removed and days:
-        left = {str(day): rows for day, rows in lake.tables.rows_by_day(committed).items()}
+        left = {str(day): rows for day, rows in lake.iceberg.rows_by_day(committed).items()}
         counts = {f"{ROWS}.{day}": str(left.get(day, 0)) for day in days}
-        lake.tables.set_properties(committed, counts)
+        lake.iceberg.set_properties(committed, counts)
     return removed
 
 
-def _erase_baselines(lake: Lake, table: Table, trace: ItemTrace) -> tuple[int, set[int | None]]:
-    log = lake.log(table)
+def _erase_baselines(table: TableLake, trace: ItemTrace) -> tuple[int, set[int | None]]:
+    log = table.log
     state = log.load()
-    staged = lake.tables.load(f"{table.safe_name}_snapshot")
+    staged = table.iceberg("snapshot")
     # Those of discarded shadows expire.
     there = {snapshot.snapshot_id for snapshot in staged.metadata.snapshots} if staged else set()
     rows = 0
     for generation, baseline in sorted(state.baselines.items()):
         if baseline.snapshot_id is None or baseline.snapshot_id not in there:
             continue
-        erase = partial(_erase_baseline, lake, table, baseline.snapshot_id, generation, trace)
+        erase = partial(_erase_baseline, table, baseline.snapshot_id, generation, trace)
         snapshot_id, removed = over_conflicts(erase)
         rows += removed
         items = (baseline.items or 0) - removed
         record_baseline(log, state, baseline, snapshot_id=snapshot_id, items=items)
-    tag_baselines(lake, table)  # else the tags keep the versions that have the item
+    tag_baselines(table)  # else the tags keep the versions that have the item
     return rows, {baseline.snapshot_id for baseline in log.load().baselines.values()}
 
 
 def _erase_baseline(
-    lake: Lake, table: Table, snapshot_id: int, generation: int, trace: ItemTrace
+    table: TableLake, snapshot_id: int, generation: int, trace: ItemTrace
 ) -> tuple[int, int]:
     """A snapshot like this one without the item, on a branch of its own: its id, rows removed."""
-    found = lake.tables.load(f"{table.safe_name}_snapshot")
+    found = table.iceberg("snapshot")
     assert found is not None  # the log says that it was committed
     name = f"erase_{generation}"
-    lake.tables.branch(found, name, snapshot_id)
-    found, removed = lake.tables.remove_rows(found, "_key", trace.keys, name)
+    table.lake.iceberg.branch(found, name, snapshot_id)
+    found, removed = table.lake.iceberg.remove_rows(found, "_key", trace.keys, name)
     snapshot_id = found.metadata.refs[name].snapshot_id
-    lake.tables.drop_branch(found, name)
+    table.lake.iceberg.drop_branch(found, name)
     return snapshot_id, removed
 
 
@@ -317,7 +320,7 @@ def _forget_versions(
     `files`: what lay there before the item was removed; younger ones may be on their way into a
     commit, but none that was computed from an earlier version can still come to one.
     """
-    table = lake.tables.load(name)
+    table = lake.iceberg.load(name)
     if table is None:
         return 0
     others = [n for n in table.metadata.refs if n != MAIN_BRANCH and not n.startswith(TAG)]
@@ -334,8 +337,8 @@ def _forget_versions(
         old |= {
             uri.removeprefix(prefix) for uri in referenced_files(table) if uri.startswith(prefix)
         }
-        lake.tables.expire(table, datetime.now(UTC) + timedelta(days=1), keep)
-        table = lake.tables.load(name)
+        lake.iceberg.expire(table, datetime.now(UTC) + timedelta(days=1), keep)
+        table = lake.iceberg.load(name)
         assert table is not None  # it was there
         kept = {table.metadata.current_snapshot_id, *keep}
         if all(snapshot.snapshot_id in kept for snapshot in table.metadata.snapshots):
@@ -351,52 +354,54 @@ def _forget_versions(
     return len(gone)
 
 
-def rebuild_aggregates(lake: Lake, table: Table) -> tuple[list[Removed], list[str]]:
+def rebuild_aggregates(table: TableLake) -> tuple[list[Removed], list[str]]:
     """Build every aggregate that the table is in anew, each of its days; forget its past.
 
     Also returns those that could not be built: what they hold is still made from the item, too.
     """
     done, stale = [], []
-    for aggregate in _aggregates(lake, table):
-        files = _files(lake, aggregate.table)
-        built = lake.tables.load(aggregate.table)
+    for aggregate in _aggregates(table):
+        files = _files(table.lake, aggregate.table)
+        built = table.lake.iceberg.load(aggregate.table)
         if built is None:
             continue
-        days = sorted(lake.tables.days(built)) if aggregate.daily else [None]
+        days = sorted(table.lake.iceberg.days(built)) if aggregate.daily else [None]
         try:
             for day in days:
-                build_aggregate(lake, aggregate, day)
+                build_aggregate(table.lake, aggregate, day)
         except (NotReadyError, QueryError):
             stale.append(aggregate.name)
             continue
-        over_conflicts(partial(_remove_nothing, lake, aggregate.table))
-        gone = _forget_versions(lake, aggregate.table, files, ())
+        over_conflicts(partial(_remove_nothing, table.lake, aggregate.table))
+        gone = _forget_versions(table.lake, aggregate.table, files, ())
         done.append(Removed(f"aggregates.{aggregate.name}", gone, 0))
     return done, stale
 
 
 def _remove_nothing(lake: Lake, name: str) -> None:
     """A new snapshot whose manifests name only files that are there."""
-    found = lake.tables.load(name)
+    found = lake.iceberg.load(name)
     if found is not None:
-        lake.tables.remove_rows(found, "", ())
+        lake.iceberg.remove_rows(found, "", ())
 
 
-def _aggregates(lake: Lake, table: Table) -> list[Aggregate]:
+def _aggregates(table: TableLake) -> list[Aggregate]:
     """Aggregates with rows from this table, each behind those that it reads.
 
     Raises `SettingsError` for one that was built and is broken now: whose rows it has is not known.
     """
-    for broken in broken_aggregates(lake.settings.aggregates_folder):
-        if lake.tables.load(broken.table) is not None:
+    for broken in broken_aggregates(table.lake.settings.aggregates_folder):
+        if table.lake.iceberg.load(broken.table) is not None:
             fix = "mend the file, so that its rows can be made anew"
             raise SettingsError(broken.error, fix=fix)
-    every = load_aggregates(lake.settings.aggregates_folder)
+    every = load_aggregates(table.lake.settings.aggregates_folder)
     by_name = {aggregate.name: aggregate for aggregate in every}
     order = TopologicalSorter({a.name: [name for _, name in a.inputs] for a in every})
     sorted_names = [name for name in order.static_order() if name in by_name]
     return [
-        by_name[name] for name in sorted_names if table in sources_of(lake, by_name[name], every)
+        by_name[name]
+        for name in sorted_names
+        if table.settings in sources_of(table.lake, by_name[name], every)
     ]
 
 

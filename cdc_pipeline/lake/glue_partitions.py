@@ -13,7 +13,7 @@ from cdc_pipeline.aws.glue import Columns, Glue, HiveTable, Partition, Values, s
 from cdc_pipeline.core.changes.landing_columns import LANDING_COLUMNS
 from cdc_pipeline.core.errors import LakeError
 from cdc_pipeline.core.names import day_folder
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.settings.model import Table
 
 _KEYS = (("year", "string"), ("month", "string"), ("day", "string"))
@@ -57,81 +57,83 @@ def landing_columns() -> Columns:
     return tuple((column.name, column.type) for column in LANDING_COLUMNS)
 
 
-def register_days(lake: Lake, table: Table, days: Iterable[date]) -> list[date]:
+def register_days(table: TableLake, days: Iterable[date]) -> list[date]:
     """Register write days as partitions; returns the new ones. Nothing for a lake without Glue.
 
     The table is made or brought up to date first. Raises `LakeError`, for partitions that Glue
     does not take after all others were added.
     """
     wanted = {_values(day): day for day in days}
-    if not lake.settings.has_glue or not wanted:
+    if not table.lake.settings.has_glue or not wanted:
         return []
-    glue, name = Glue(lake.aws, lake.database), landing_table(table)
-    glue.ensure_table(_wanted_table(lake, table, glue, wanted.values()))
-    if lake.settings.glue.projection:
+    glue, name = Glue(table.lake.aws, table.lake.database), landing_table(table.settings)
+    glue.ensure_table(_wanted_table(table, glue, wanted.values()))
+    if table.lake.settings.glue.projection:
         return []
-    locations = {values: _location(lake, table, day) for values, day in wanted.items()}
+    locations = {values: _location(table, day) for values, day in wanted.items()}
     written = glue.add_partitions(name, landing_columns(), locations)
-    _require_all(lake, name, written.failed)
+    _require_all(table.lake, name, written.failed)
     return [wanted[values] for values in written.done]
 
 
-def find_repairs(lake: Lake, table: Table) -> Findings:
+def find_repairs(table: TableLake) -> Findings:
     """Compare the capture log with the catalogue. Nothing is amiss without Glue."""
-    landed = _landed_days(lake, table) if lake.settings.has_glue else set()
+    landed = _landed_days(table) if table.lake.settings.has_glue else set()
     if not landed:
         return Findings(False, [], [], [])
-    glue, name = Glue(lake.aws, lake.database), landing_table(table)
-    is_outdated = not glue.is_as_wanted(_wanted_table(lake, table, glue, landed))
-    if lake.settings.glue.projection:
+    glue, name = Glue(table.lake.aws, table.lake.database), landing_table(table.settings)
+    is_outdated = not glue.is_as_wanted(_wanted_table(table, glue, landed))
+    if table.lake.settings.glue.projection:
         return Findings(is_outdated, [], [], [])
     registered = glue.partitions(name, landing_columns())
     return Findings(
         is_outdated,
         missing=sorted(day for day in landed if _values(day) not in registered),
-        outdated=sorted(day for day in landed if _is_outdated(lake, table, day, registered)),
-        empty=_empty_days(lake, table, registered, landed),
+        outdated=sorted(day for day in landed if _is_outdated(table, day, registered)),
+        empty=_empty_days(table, registered, landed),
     )
 
 
-def repair(lake: Lake, table: Table) -> Findings:
+def repair(table: TableLake) -> Findings:
     """Make the catalogue as it should be; returns what was amiss.
 
     Raises `LakeError` for partitions that Glue does not take, after all others were written.
     """
-    found = find_repairs(lake, table)
+    found = find_repairs(table)
     if not found:
         return found
-    glue, name = Glue(lake.aws, lake.database), landing_table(table)
-    glue.ensure_table(_wanted_table(lake, table, glue, _landed_days(lake, table)))
-    missing = {_values(day): _location(lake, table, day) for day in found.missing}
-    outdated = {_values(day): _location(lake, table, day) for day in found.outdated}
+    glue, name = Glue(table.lake.aws, table.lake.database), landing_table(table.settings)
+    glue.ensure_table(_wanted_table(table, glue, _landed_days(table)))
+    missing = {_values(day): _location(table, day) for day in found.missing}
+    outdated = {_values(day): _location(table, day) for day in found.outdated}
     added = glue.add_partitions(name, landing_columns(), missing)
     updated = glue.update_partitions(name, landing_columns(), outdated)
     for day in found.empty:
         glue.remove_partition(name, _values(day))
-    _require_all(lake, name, {**added.failed, **updated.failed})
+    _require_all(table.lake, name, {**added.failed, **updated.failed})
     return found
 
 
-def registered_days(lake: Lake, table: Table) -> list[str]:
+def registered_days(table: TableLake) -> list[str]:
     """Registered partitions as `year=…/month=…/day=…`, in order."""
-    if not lake.settings.has_glue:
+    if not table.lake.settings.has_glue:
         return []
-    found = Glue(lake.aws, lake.database).partitions(landing_table(table), landing_columns())
+    found = Glue(table.lake.aws, table.lake.database).partitions(
+        landing_table(table.settings), landing_columns()
+    )
     return [f"year={y}/month={m}/day={d}" for y, m, d in sorted(found)]
 
 
-def _landed_days(lake: Lake, table: Table) -> set[date]:
-    return {date.fromisoformat(o.day) for o in lake.log(table).load().objects.values()}
+def _landed_days(table: TableLake) -> set[date]:
+    return {date.fromisoformat(o.day) for o in table.log.load().objects.values()}
 
 
-def _wanted_table(lake: Lake, table: Table, glue: Glue, days: Iterable[date]) -> HiveTable:
-    name, zone = landing_table(table), lake.store.uri(lake.paths(table).landing)
+def _wanted_table(table: TableLake, glue: Glue, days: Iterable[date]) -> HiveTable:
+    name, zone = landing_table(table.settings), table.lake.store.uri(table.paths.landing)
     projection = {}
-    if lake.settings.glue.projection:
+    if table.lake.settings.glue.projection:
         before = (glue.table_parameters(name) or {}).get("projection.year.range")
-        projection = _projection(zone, _years(lake.settings.start_date, days, before))
+        projection = _projection(zone, _years(table.lake.settings.start_date, days, before))
     return HiveTable(name, zone, landing_columns(), _KEYS, projection)
 
 
@@ -159,17 +161,15 @@ def _projection(zone: str, years: tuple[int, int]) -> dict[str, str]:
     return parameters
 
 
-def _is_outdated(
-    lake: Lake, table: Table, day: date, registered: Mapping[Values, Partition]
-) -> bool:
+def _is_outdated(table: TableLake, day: date, registered: Mapping[Values, Partition]) -> bool:
     found = registered.get(_values(day))
     return found is not None and not (
-        found.is_current and same_place(found.location, _location(lake, table, day))
+        found.is_current and same_place(found.location, _location(table, day))
     )
 
 
 def _empty_days(
-    lake: Lake, table: Table, registered: Mapping[Values, Partition], landed: set[date]
+    table: TableLake, registered: Mapping[Values, Partition], landed: set[date]
 ) -> list[date]:
     """Days that are partitions of our zone although nothing at all is in their folder any more.
 
@@ -181,11 +181,11 @@ def _empty_days(
         for values, found in registered.items()
         if (day := _day(values)) is not None
         and day not in landed
-        and same_place(found.location, _location(lake, table, day))
+        and same_place(found.location, _location(table, day))
     ]
     looked_at = random.sample(doubtful, min(len(doubtful), _FOLDERS_LOOKED_AT))
-    zone = lake.paths(table).landing
-    return sorted(d for d in looked_at if not any(lake.store.list(zone + day_folder(d))))
+    zone = table.paths.landing
+    return sorted(d for d in looked_at if not any(table.lake.store.list(zone + day_folder(d))))
 
 
 def _require_all(lake: Lake, name: str, failed: Mapping[Values, str]) -> None:
@@ -203,8 +203,8 @@ def _told(failed: Sequence[tuple[Values, str]]) -> str:
     return ", ".join(told) + (f" and {more} more" if more else "")
 
 
-def _location(lake: Lake, table: Table, day: date) -> str:
-    return lake.store.uri(lake.paths(table).landing + day_folder(day))
+def _location(table: TableLake, day: date) -> str:
+    return table.lake.store.uri(table.paths.landing + day_folder(day))
 
 
 def _values(day: date) -> Values:

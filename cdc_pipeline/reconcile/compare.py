@@ -8,9 +8,8 @@ from cdc_pipeline.aws.table import describe_table, scan_items, wire_form
 from cdc_pipeline.core.items.attributes import canonical_item, to_json
 from cdc_pipeline.lake.engine.duckdb_session import arrow_batches, identifier
 from cdc_pipeline.lake.engine.masking import masking_of
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.query.connection import connect_lake
-from cdc_pipeline.settings.model import Table
 
 _BATCH_ROWS = 20_000
 
@@ -31,22 +30,22 @@ class Comparison:
         return self.missing + self.unexpected + self.different
 
 
-def compare_with_source(lake: Lake, table: Table) -> Comparison:
+def compare_with_source(table: TableLake) -> Comparison:
     """Compare every item of `current_state` with a consistent Scan of a source at rest.
 
     Both sides are compared as canonical typed JSON, so numbers count by value and sets by
     content. Where the settings mask, the source is masked alike. Holds the source's items in
     memory: for the demo and tests, not for big tables.
     """
-    key_names = describe_table(lake.source(table), table.name).key_names
-    masking = masking_of(lake.settings, table, writing=True)
+    key_names = describe_table(table.source, table.name).key_names
+    masking = masking_of(table.lake.settings, table.settings, writing=True)
     source = {
         masking.item(_key(item, key_names)): masking.item(to_json(item))
-        for item in _canonical_scan(lake, table)
+        for item in _canonical_scan(table)
     }
     compared, unexpected, different = len(source), 0, 0
     examples: list[str] = []
-    with connect_lake(lake, [table.label], aggregates=False) as connection:
+    with connect_lake(table.lake, [table.settings.label], aggregates=False) as connection:
         sql = f"SELECT _key, _item FROM {identifier(table.safe_name)}.current_state"
         for batch in arrow_batches(connection, sql, _BATCH_ROWS):
             for key, item in zip(*(column.to_pylist() for column in batch.columns), strict=True):
@@ -64,6 +63,6 @@ def _key(item: dict[str, Any], key_names: tuple[str, ...]) -> str:
     return to_json({name: item[name] for name in sorted(key_names)})
 
 
-def _canonical_scan(lake: Lake, table: Table) -> Iterator[dict[str, Any]]:
-    for item in scan_items(lake.source(table), table.name):
+def _canonical_scan(table: TableLake) -> Iterator[dict[str, Any]]:
+    for item in scan_items(table.source, table.name):
         yield canonical_item(wire_form(item))

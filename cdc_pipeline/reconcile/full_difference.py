@@ -19,11 +19,10 @@ from cdc_pipeline.lake.engine.duckdb_session import files_relation, landed_relat
 from cdc_pipeline.lake.engine.folding import create_base, create_effective, create_winners
 from cdc_pipeline.lake.engine.masking import masked, masking_functions, masking_of
 from cdc_pipeline.lake.iceberg.tables import data_files
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.publish.current_state import Base
 from cdc_pipeline.lake.upkeep.verify import readable_files
 from cdc_pipeline.reconcile.sample import Difference
-from cdc_pipeline.settings.model import Table
 from cdc_pipeline.transform.shred import typed_schema
 from cdc_pipeline.transform.sql import load_sql
 
@@ -50,30 +49,30 @@ class FullDifference:
 
 
 def compare_with_export(
-    lake: Lake, table: Table, base: Base, exported: Baseline, state: LogState
+    table: TableLake, base: Base, exported: Baseline, state: LogState
 ) -> FullDifference:
     """Compare a staged export with `base` and what landed over it up to the export's time.
 
     `state`: the log when capture has passed the handover of the export. Raises `LakeError` for
     files that cannot be read.
     """
-    masking = masking_of(lake.settings, table, writing=True)
-    snapshot = lake.tables.load(f"{table.safe_name}_snapshot")
+    masking = masking_of(table.lake.settings, table.settings, writing=True)
+    snapshot = table.iceberg("snapshot")
     assert snapshot is not None  # the log says that it was committed
     with (
-        readable_files(table),
+        readable_files(table.settings),
         tempfile.TemporaryDirectory() as folder,
-        open_duckdb(lake, Path(folder)) as connection,
+        open_duckdb(table.lake, Path(folder)) as connection,
         masking_functions(connection, masking),
     ):
-        _create_ours(connection, lake, table, base, exported, state)
+        _create_ours(connection, table, base, exported, state)
         _create_theirs(connection, snapshot, exported, masking)
         ranges = min(max(1, (exported.items or 0) // _ITEMS_PER_RANGE), _MOST_RANGES)
         items, differing = _compare_ranges(connection, ranges)
         if not differing:
             return FullDifference(items, ranges, 0, {}, [], [])
         _join(connection, ranges, differing)
-        moving = _moving(connection, lake, table, exported, state)
+        moving = _moving(connection, table, exported, state)
         settled = "FROM differences WHERE item_key NOT IN (SELECT item_key FROM moving)"
         counts = connection.execute(f"SELECT kind, count(*) {settled} GROUP BY kind").fetchall()
         rows = connection.execute(
@@ -85,8 +84,7 @@ def compare_with_export(
 
 def _create_ours(
     connection: duckdb.DuckDBPyConnection,
-    lake: Lake,
-    table: Table,
+    table: TableLake,
     base: Base,
     exported: Baseline,
     state: LogState,
@@ -95,8 +93,8 @@ def _create_ours(
     at_us = exported.export_time_us
     delta = state.delta(generation=base.generation, after=base.after)
     past = [landed for landed in delta if landed.min_write_us <= at_us]
-    create_base(connection, table, data_files(base.table), Masking())  # it is masked
-    create_winners(connection, lake, table, past, at_us)
+    create_base(connection, table.settings, data_files(base.table), Masking())  # it is masked
+    create_winners(connection, table, past, at_us)
     create_effective(connection)
     connection.execute(
         f"CREATE TEMP VIEW ours AS SELECT item_key, order_key, item FROM ({load_sql('fold')})"
@@ -151,8 +149,7 @@ def _join(connection: duckdb.DuckDBPyConnection, ranges: int, differing: list[in
 
 def _moving(
     connection: duckdb.DuckDBPyConnection,
-    lake: Lake,
-    table: Table,
+    table: TableLake,
     exported: Baseline,
     state: LogState,
 ) -> list[str]:
@@ -161,13 +158,13 @@ def _moving(
     An export is exact to about a minute (DYNAMODB_CDC section 1), which the margin is more than;
     times of streams are whole seconds.
     """
-    masking = masking_of(lake.settings, table, writing=True)
-    margin_us = int((lake.settings.handover_margin_seconds + 1) * 1_000_000)
+    masking = masking_of(table.lake.settings, table.settings, writing=True)
+    margin_us = int((table.lake.settings.handover_margin_seconds + 1) * 1_000_000)
     since_us = exported.export_time_us - margin_us
     later = [landed for landed in state.objects.values() if landed.max_write_us >= since_us]
     connection.execute(
         f"CREATE TEMP TABLE moving AS SELECT keys, {masked(masking, 'keys')} AS item_key FROM "
-        f"(SELECT DISTINCT keys FROM {landed_relation(connection, lake, later, fold=True)} "
+        f"(SELECT DISTINCT keys FROM {landed_relation(connection, table.lake, later, fold=True)} "
         f"WHERE write_time_us >= {since_us})"
     )
     rows = connection.execute(

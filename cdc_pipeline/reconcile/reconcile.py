@@ -13,7 +13,7 @@ from cdc_pipeline.core.log.entries import Baseline
 from cdc_pipeline.core.plans.prices import EXPORT_USD_PER_GB
 from cdc_pipeline.core.run_context import SILENT, RunContext
 from cdc_pipeline.lake.iceberg.tables import over_conflicts
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.publish.baselines import forget_baselines
 from cdc_pipeline.lake.publish.cdc import build_cdc_day
 from cdc_pipeline.lake.publish.current_state import (
@@ -35,7 +35,6 @@ from cdc_pipeline.reconcile.sample import (
     sample_cost,
     settle,
 )
-from cdc_pipeline.settings.model import Table
 from cdc_pipeline.snapshot.shadow import discard_shadow, held_shadow, release_shadow
 from cdc_pipeline.snapshot.snapshot import take_snapshot
 from cdc_pipeline.snapshot.verify_export import VerifiedExport, verify_export
@@ -81,16 +80,15 @@ class Report:
         return not (problems or self.files.damages or self.counts or self.unreadable)
 
 
-def estimate(lake: Lake, table: Table, items: int) -> Cost:
+def estimate(table: TableLake, items: int) -> Cost:
     """What a sample of so many items, and a full export, cost about."""
-    described = describe_table(lake.source(table), table.name)
+    described = describe_table(table.source, table.name)
     gigabytes = described.bytes / 1e9
     return Cost(sample_cost(described, items), gigabytes, gigabytes * EXPORT_USD_PER_GB)
 
 
 def reconcile_sample(
-    lake: Lake,
-    table: Table,
+    table: TableLake,
     items: int,
     *,
     export: bool = True,
@@ -101,9 +99,9 @@ def reconcile_sample(
     Raises `NotReadyError`, `SourceError`, `LakeError`.
     """
     started = time.monotonic()
-    report = _verified(lake, table, context, content=False, export=export)
+    report = _verified(table, context, content=False, export=export)
     try:
-        sample = compare_sample(lake, table, items, context=context)
+        sample = compare_sample(table, items, context=context)
         _add(report, sample)
     except LakeError as error:
         report.unreadable = str(error)
@@ -112,8 +110,7 @@ def reconcile_sample(
 
 
 def reconcile_full(
-    lake: Lake,
-    table: Table,
+    table: TableLake,
     *,
     repair: bool = False,
     context: RunContext = SILENT,
@@ -128,33 +125,33 @@ def reconcile_full(
     """
     started = time.monotonic()
     # Before the export, so that the base shows nothing written later than it.
-    base = published_base(lake, table)
+    base = published_base(table)
     if base is None:
         raise NotReadyError(
             f"{table.safe_name}/current_state was not published yet",
             fix=f"materialise {table.safe_name}/current_state first",
         )
-    report = _verified(lake, table, context, content=True)
-    shadow = _shadow(lake, table, report, repair, context)
+    report = _verified(table, context, content=True)
+    shadow = _shadow(table, report, repair, context)
     report.export_arn = shadow.export_arn
-    _compare(lake, table, base, shadow, report, context)
+    _compare(table, base, shadow, report, context)
     if report.is_sound:
-        discard_shadow(lake, table, shadow)
+        discard_shadow(table, shadow)
     elif repair:
-        _repair(lake, table, shadow, report, context)
+        _repair(table, shadow, report, context)
     report.seconds = time.monotonic() - started
     return report
 
 
 def _verified(
-    lake: Lake, table: Table, context: RunContext, *, content: bool, export: bool = True
+    table: TableLake, context: RunContext, *, content: bool, export: bool = True
 ) -> Report:
     report = Report(table.safe_name)
     context.progress("verifying files of the lake")
-    report.files = verify_files(lake, table, content=content)
+    report.files = verify_files(table, content=content)
     try:
         if export:
-            report.export = verify_export(lake, table, context=context)
+            report.export = verify_export(table, context=context)
     except LakeError as error:
         report.unreadable = str(error)
     return report
@@ -176,47 +173,44 @@ def _count(report: Report, kinds: Mapping[str, int]) -> None:
         report.counts[kind] = report.counts.get(kind, 0) + count
 
 
-def _shadow(
-    lake: Lake, table: Table, report: Report, repair: bool, context: RunContext
-) -> Baseline:
+def _shadow(table: TableLake, report: Report, repair: bool, context: RunContext) -> Baseline:
     """A staged shadow: a fresh one, or the one that was held for this repair."""
-    held = held_shadow(lake, table)
-    if held and repair and not _touches(lake, table, held, report.files.damages):
+    held = held_shadow(table)
+    if held and repair and not _touches(table, held, report.files.damages):
         context.progress("using the export of the last comparison")
         return held
     if held:
-        discard_shadow(lake, table, held)
-    taken = take_snapshot(lake, table, shadow=True, context=context)
-    return lake.log(table).load().baselines[taken.generation]
+        discard_shadow(table, held)
+    taken = take_snapshot(table, shadow=True, context=context)
+    return table.log.load().baselines[taken.generation]
 
 
-def _touches(lake: Lake, table: Table, held: Baseline, damages: list[Damage]) -> bool:
+def _touches(table: TableLake, held: Baseline, damages: list[Damage]) -> bool:
     """Whether a damaged landing object holds changes over the held baseline."""
-    objects = lake.log(table).load().objects
+    objects = table.log.load().objects
     names = (damage.name for damage in damages if damage.kind == LANDING)
     return any(objects[name].generation >= held.generation for name in names if name in objects)
 
 
 def _compare(
-    lake: Lake,
-    table: Table,
+    table: TableLake,
     base: Base,
     shadow: Baseline,
     report: Report,
     context: RunContext,
 ) -> None:
-    state = capture_to(lake, table, handover_us(lake, shadow), context=context)
+    state = capture_to(table, handover_us(table.lake, shadow), context=context)
     try:
-        require_comparable(lake, table, state)
+        require_comparable(table, state)
         context.progress("comparing all items with the export")
-        found = compare_with_export(lake, table, base, shadow, state)
+        found = compare_with_export(table, base, shadow, state)
     except (LakeError, NotReadyError) as error:
         report.unreadable = str(error)
         return
     _add_difference(report, found)
     if found.moving:
-        sample, described = Sample(), describe_table(lake.source(table), table.name)
-        settle(lake, table, described, found.moving, sample, context)
+        sample, described = Sample(), describe_table(table.source, table.name)
+        settle(table, described, found.moving, sample, context)
         _add_settled(report, sample)
 
 
@@ -227,20 +221,18 @@ def _add_difference(report: Report, found: FullDifference) -> None:
     report.ranges, report.ranges_joined = found.ranges, found.ranges_joined
 
 
-def _repair(
-    lake: Lake, table: Table, shadow: Baseline, report: Report, context: RunContext
-) -> None:
+def _repair(table: TableLake, shadow: Baseline, report: Report, context: RunContext) -> None:
     landed = [damage.name for damage in report.files.damages if damage.kind == LANDING]
-    report.restored = restore_landing(lake, table, landed)
+    report.restored = restore_landing(table, landed)
     context.progress("publishing the export as the new baseline")
-    release_shadow(lake, table, shadow)
+    release_shadow(table, shadow)
     if any(damage.kind == TOMBSTONES for damage in report.files.damages):
         # Behind the release: from here on no state is made of the old baseline any more.
-        forget_tombstones(lake, table)
-    over_conflicts(lambda: publish_current_state(lake, table))
+        forget_tombstones(table)
+    over_conflicts(lambda: publish_current_state(table))
     for day in sorted({damage.day for damage in report.files.damages if damage.day}):
         context.progress(f"building cdc of {day} again")
-        build_cdc_day(lake, table, date.fromisoformat(day))
+        build_cdc_day(table, date.fromisoformat(day))
     damaged = {damage.generation for damage in report.files.damages}
-    forget_baselines(lake, table, {g for g in damaged if g is not None})
+    forget_baselines(table, {g for g in damaged if g is not None})
     report.repaired = True

@@ -28,11 +28,10 @@ from cdc_pipeline.lake.engine.duckdb_session import (
 )
 from cdc_pipeline.lake.engine.masking import masking_of
 from cdc_pipeline.lake.iceberg.tables import data_files
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.current_state import Base, published_base
 from cdc_pipeline.lake.query.connection import connect_lake
 from cdc_pipeline.lake.upkeep.verify import readable_files
-from cdc_pipeline.settings.model import Table
 from cdc_pipeline.transform.shred import typed_schema
 
 _ROUNDS = 3
@@ -89,8 +88,7 @@ def sample_cost(described: TableDescription, items: int) -> SampleCost:
 
 
 def compare_sample(
-    lake: Lake,
-    table: Table,
+    table: TableLake,
     items: int,
     *,
     context: RunContext = SILENT,
@@ -102,27 +100,26 @@ def compare_sample(
     and while a gap is open, `LakeError`, `SourceError`.
     """
     started = time.monotonic()
-    base = require_comparable(lake, table, lake.log(table).load())
-    described = describe_table(lake.source(table), table.name)
+    base = require_comparable(table, table.log.load())
+    described = describe_table(table.source, table.name)
     origins = {
-        "any of the lake": _any_of_lake(lake, table, base, _share(items)),
-        "changed last": _changed_last(lake, table, _share(items)),
+        "any of the lake": _any_of_lake(table, base, _share(items)),
+        "changed last": _changed_last(table, _share(items)),
         "any of the source": [
-            _key(item, described)
-            for item in scan_some(lake.source(table), described, _share(items))
+            _key(item, described) for item in scan_some(table.source, described, _share(items))
         ],
     }
     found = Sample(origins={origin: len(keys) for origin, keys in origins.items()})
     keys = list(dict.fromkeys(key for some in origins.values() for key in some))
     context.progress(f"comparing {len(keys)} items")
-    settle(lake, table, described, keys, found, context)
+    settle(table, described, keys, found, context)
     found.seconds = time.monotonic() - started
     return found
 
 
-def require_comparable(lake: Lake, table: Table, state: LogState) -> Base:
+def require_comparable(table: TableLake, state: LogState) -> Base:
     """The published base; raises `NotReadyError` when it cannot equal the source."""
-    base = published_base(lake, table)
+    base = published_base(table)
     if base is None:
         raise NotReadyError(
             f"{table.safe_name}/current_state was not published yet",
@@ -138,39 +135,38 @@ def require_comparable(lake: Lake, table: Table, state: LogState) -> Base:
 
 
 def settle(
-    lake: Lake,
-    table: Table,
+    table: TableLake,
     described: TableDescription,
     keys: Sequence[str],
     found: Sample,
     context: RunContext,
 ) -> None:
     """Compare items by their exact keys; what is found is added to `found`."""
-    log = lake.log(table)
+    log = table.log
     reader = ItemReader(
-        lake.source(table),
+        table.source,
         table.name,
         described.key_names,
-        lake.settings.reconcile.reads_per_second,
+        table.lake.settings.reconcile.reads_per_second,
         context.sleep,
     )
     found.compared += len(keys)
-    clock_us = lake.settings.clock_margin_us
-    margin_us = int(lake.settings.handover_margin_seconds * 1_000_000) + clock_us
+    clock_us = table.lake.settings.clock_margin_us
+    margin_us = int(table.lake.settings.handover_margin_seconds * 1_000_000) + clock_us
     todo = list(keys)
     for _ in range(_ROUNDS):
         begun_us = log.now_us()
         source = reader.read(todo)
         ended_us = log.now_us()
-        suspects = _differing(lake, table, source)
+        suspects = _differing(table, source)
         if not suspects:
             return
         context.progress(
             f"{len(suspects)} items differ for now; capture must pass the time of reading"
         )
-        state = capture_to(lake, table, ended_us + margin_us, context=context)
-        suspects = _differing(lake, table, {key: source[key] for key in suspects})
-        todo = _changed_since(lake, state, suspects, begun_us - clock_us - _ROUNDED_US)
+        state = capture_to(table, ended_us + margin_us, context=context)
+        suspects = _differing(table, {key: source[key] for key in suspects})
+        todo = _changed_since(table.lake, state, suspects, begun_us - clock_us - _ROUNDED_US)
         found.differences += [suspects[key] for key in suspects if key not in todo]
         if not todo:
             return
@@ -188,15 +184,15 @@ def _key(item: dict[str, Any], described: TableDescription) -> str:
     return to_json({name: canonical[name] for name in sorted(described.key_names)})
 
 
-def _any_of_lake(lake: Lake, table: Table, base: Base, count: int) -> list[str]:
+def _any_of_lake(table: TableLake, base: Base, count: int) -> list[str]:
     """Exact keys; of the live baseline where those of current_state are hashed."""
     found, snapshot_id = base.table, None
-    state = lake.log(table).load()
-    if masking_of(lake.settings, table, writing=True):
-        snapshot = lake.tables.load(f"{table.safe_name}_snapshot")
+    state = table.log.load()
+    if masking_of(table.lake.settings, table.settings, writing=True):
+        snapshot = table.iceberg("snapshot")
         assert snapshot is not None  # current_state was made of it
         found, snapshot_id = snapshot, state.baselines[base.generation].snapshot_id
-    with readable_files(table), connect_duckdb(lake) as connection:
+    with readable_files(table.settings), connect_duckdb(table.lake) as connection:
         files = files_relation(connection, data_files(found, snapshot_id), typed_schema([]))
         rows = connection.execute(
             f"SELECT _key FROM (SELECT _key FROM {files}) USING SAMPLE reservoir({count} ROWS)"
@@ -204,28 +200,26 @@ def _any_of_lake(lake: Lake, table: Table, base: Base, count: int) -> list[str]:
     return [key for (key,) in rows]
 
 
-def _changed_last(lake: Lake, table: Table, count: int) -> list[str]:
+def _changed_last(table: TableLake, count: int) -> list[str]:
     newest: list[LandedObject] = []
-    objects = lake.log(table).load().objects.values()
+    objects = table.log.load().objects.values()
     for landed in sorted(objects, key=lambda landed: landed.entry, reverse=True):
         newest.append(landed)
         if sum(o.rows for o in newest) >= count:
             break
-    with readable_files(table), connect_duckdb(lake) as connection:
+    with readable_files(table.settings), connect_duckdb(table.lake) as connection:
         rows = connection.execute(
-            f"SELECT keys FROM {landed_relation(connection, lake, newest, fold=True)} "
+            f"SELECT keys FROM {landed_relation(connection, table.lake, newest, fold=True)} "
             f"GROUP BY keys ORDER BY max(order_key) DESC LIMIT {count}"
         ).fetchall()
     return [key for (key,) in rows]
 
 
-def _differing(
-    lake: Lake, table: Table, source: dict[str, dict[str, Any] | None]
-) -> dict[str, Difference]:
+def _differing(table: TableLake, source: dict[str, dict[str, Any] | None]) -> dict[str, Difference]:
     """What differs of items read from the source, by exact key."""
-    masking = masking_of(lake.settings, table, writing=True)
+    masking = masking_of(table.lake.settings, table.settings, writing=True)
     published = {key: masking.item(key) for key in source}
-    lake_rows = _published(lake, table, published.values())
+    lake_rows = _published(table, published.values())
     differing: dict[str, Difference] = {}
     for key, item in source.items():
         expected = None if item is None else masking.item(to_json(item))
@@ -237,13 +231,14 @@ def _differing(
     return differing
 
 
-def _published(
-    lake: Lake, table: Table, keys: Iterable[str]
-) -> dict[str, tuple[str | None, str | None]]:
+def _published(table: TableLake, keys: Iterable[str]) -> dict[str, tuple[str | None, str | None]]:
     """Order keys and items of `current_state`, as a query shows them now, by key."""
     wanted, rows = list(keys), {}
     view = f"{identifier(table.safe_name)}.current_state"
-    with readable_files(table), connect_lake(lake, [table.label], aggregates=False) as connection:
+    with (
+        readable_files(table.settings),
+        connect_lake(table.lake, [table.settings.label], aggregates=False) as connection,
+    ):
         for start in range(0, len(wanted), _KEYS_AT_ONCE):
             # Literals: with them DuckDB leaves out row groups that cannot have the keys.
             listed = ", ".join(map(literal, wanted[start : start + _KEYS_AT_ONCE]))

@@ -64,14 +64,13 @@ from cdc_pipeline.core.run_context import SILENT, RunContext
 from cdc_pipeline.core.transports import IN_FILES, READ
 from cdc_pipeline.lake.engine.duckdb_session import open_duckdb
 from cdc_pipeline.lake.glue_partitions import register_days
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.storage.landing import write_days
 from cdc_pipeline.lake.storage.log import CaptureLog, Parts, new_nonce
 from cdc_pipeline.repair.heal import heal_gap
 from cdc_pipeline.repair.incremental_export import export_changes, wait_until_restorable
 from cdc_pipeline.repair.placing import Placing, right_behind, survivors_of
 from cdc_pipeline.repair.relanding import reland
-from cdc_pipeline.settings.model import Table
 from cdc_pipeline.snapshot.export import (
     export_manifest,
     export_target,
@@ -103,8 +102,7 @@ class BackfilledDay:
 
 
 def backfill_days(
-    lake: Lake,
-    table: Table,
+    table: TableLake,
     days: Iterable[date],
     *,
     context: RunContext = SILENT,
@@ -115,7 +113,7 @@ def backfill_days(
     kill at any moment and to run twice at once. Raises `SourceError` and `LakeError` for what
     concerns all days.
     """
-    yield from _Backfill(lake, table, sorted(set(days)), context).run()
+    yield from _Backfill(table, sorted(set(days)), context).run()
 
 
 class _Backfill:
@@ -123,17 +121,16 @@ class _Backfill:
 
     def __init__(
         self,
-        lake: Lake,
-        table: Table,
+        table: TableLake,
         days: list[date],
         context: RunContext,
     ) -> None:
-        self.lake, self.table = lake, table
+        self.table = table
         self.context = context
-        self.log: CaptureLog = lake.log(table)
+        self.log: CaptureLog = table.log
         self.state: LogState = self.log.load()
         self.found = {day: BackfilledDay(day) for day in days}
-        if table.transport in IN_FILES:
+        if table.settings.transport in IN_FILES:
             self._take_files()
         self.lost = self._find_lost()
         self.plans: dict[date, DayPlan] = {}
@@ -166,7 +163,7 @@ class _Backfill:
         """What the folders of the days hold and the log lacks, however late it came."""
         for day, found in self.found.items():
             before = self._rows(day)
-            capture_files(self.lake, self.table, capture_options(self.lake), day=day)
+            capture_files(self.table, capture_options(self.table.lake), day=day)
             self.log.catch_up(self.state)
             found.added = self._rows(day) - before
             found.sources += ["files"] if found.added else []
@@ -191,7 +188,7 @@ class _Backfill:
             return set()
         zone = self.log.paths.landing
         last, present = zone + day_folder(days[-1]), set()
-        for key in self.lake.store.list(zone, after=zone + day_folder(days[0])):
+        for key in self.table.lake.store.list(zone, after=zone + day_folder(days[0])):
             if key > last and not key.startswith(last):
                 break
             present.add(key)
@@ -200,10 +197,10 @@ class _Backfill:
     def _reland(self) -> None:
         """What the stream still holds, from there; the rest is for exports."""
         lost = [landed for objects in self.lost.values() for landed in objects]
-        settings = self.lake.settings.capture
+        settings = self.table.lake.settings.capture
         if self.state.stream is None:
             return
-        source = followed_source(self.lake, self.table, self.state.stream)
+        source = followed_source(self.table, self.state.stream)
         for done in reland(self.log, self.state, lost, source, settings, self.context.sleep):
             day = date.fromisoformat(done.lost[0].day)
             if self._append(done.objects, done.lost):
@@ -238,14 +235,14 @@ class _Backfill:
                 fix=f"materialise {self.table.safe_name}/pitr_export and publish it first",
             )
         for fill in plan.fills:
-            wait_until_restorable(self.lake, self.table, fill.window.to_us, self.context)
+            wait_until_restorable(self.table, fill.window.to_us, self.context)
             self.exports[fill] = self._request(fill)
         self.plans[day] = plan
 
     def _is_left_to_files(self, day: date) -> bool:
         """A day from before capture that delivered files tell of is not bought as an export."""
         return (
-            self.table.transport in IN_FILES
+            self.table.settings.transport in IN_FILES
             and not self.lost[day]
             and self._rows(day) > 0
             and day <= day_of(self.state.began_us)
@@ -264,7 +261,7 @@ class _Backfill:
             self._heal(gap, found)
 
     def _heal(self, gap: Gap, found: BackfilledDay) -> None:
-        if self.table.heal == "ask":
+        if self.table.settings.heal == "ask":
             found.notes.append(
                 f"the gap of entry {gap.entry} is open and the settings say `heal: ask`: "
                 f"cdc-pipeline heal {self.table.safe_name}"
@@ -272,7 +269,7 @@ class _Backfill:
             return
         before = self._rows(found.day)
         try:
-            heal_gap(self.lake, self.table, gap, context=self.context)
+            heal_gap(self.table, gap, context=self.context)
         except NotReadyError as error:
             found.notes.append(error.message)
         self.log.catch_up(self.state)
@@ -287,14 +284,14 @@ class _Backfill:
 
     @cached_property
     def _described(self) -> TableDescription:
-        return describe_table(self.lake.source(self.table), self.table.name)
+        return describe_table(self.table.source, self.table.name)
 
     @cached_property
     def _backups(self) -> Backups | None:
-        found = describe_backups(self.lake.source(self.table), self.table.name)
+        found = describe_backups(self.table.source, self.table.name)
         if found.earliest is None:
             return None
-        least_us = int(self.lake.settings.export.least_window_minutes * 60_000_000)
+        least_us = int(self.table.lake.settings.export.least_window_minutes * 60_000_000)
         return Backups(int(found.earliest.timestamp() * 1_000_000), least_us)
 
     def _request(self, fill: Fill) -> str:
@@ -305,10 +302,10 @@ class _Backfill:
         """
         for attempt in range(_ATTEMPTS):
             arn = request_incremental(
-                self.lake.source(self.table),
+                self.table.source,
                 self._described.arn,
                 (utc(fill.window.from_us), utc(fill.window.to_us)),
-                export_target(self.lake, self.table),
+                export_target(self.table),
                 export_token(
                     self._described.table_id,
                     "backfill",
@@ -317,9 +314,11 @@ class _Backfill:
                     attempt,
                 ),
             )
-            status = exported(self.lake, self.table, arn, self._described.table_id)
+            status = exported(self.table, arn, self._described.table_id)
             complete = status.status == "COMPLETED"
-            if status.status != "FAILED" and not (complete and not is_whole(self.lake, status)):
+            if status.status != "FAILED" and not (
+                complete and not is_whole(self.table.lake, status)
+            ):
                 return arn
         raise ExportError(
             f"{_ATTEMPTS} exports of {_range(fill)} of table {self.table.name} failed, or their "
@@ -336,17 +335,22 @@ class _Backfill:
 
     def _fill_from(self, arn: str, fill: Fill) -> int:
         table_id = self._described.table_id
-        status = wait_for_export(self.lake, self.table, arn, table_id, self.context)
-        manifest = export_manifest(self.lake, status, table_id, INCREMENTAL)
+        status = wait_for_export(self.table, arn, table_id, self.context)
+        manifest = export_manifest(self.table.lake, status, table_id, INCREMENTAL)
         self.log.catch_up(self.state)
-        present = set(self.lake.store.list(self.log.paths.landing))
+        present = set(self.table.lake.store.list(self.log.paths.landing))
         objects: list[LandedObject] = []
-        with tempfile.TemporaryDirectory() as folder, open_duckdb(self.lake, Path(folder)) as duck:
-            placing = Placing(duck, self.lake, fill, survivors_of(self.state, fill, present))
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            open_duckdb(self.table.lake, Path(folder)) as duck,
+        ):
+            placing = Placing(duck, self.table.lake, fill, survivors_of(self.state, fill, present))
             lines = (
                 change
                 for file in manifest.files
-                for change in export_changes(self.lake, status, file, self._described.table_id)
+                for change in export_changes(
+                    self.table.lake, status, file, self._described.table_id
+                )
             )
             placing.load(lines, Path(folder))
             for generation, changes in placing.changes():
@@ -369,10 +373,8 @@ class _Backfill:
     def _reread(self, placing: Placing, fill: Fill) -> list[tuple[int, Change]]:
         """Items that may have been deleted unseen, as they are, where they are not as we know."""
         suspects = {suspect.keys: suspect for suspect in placing.suspects()}
-        pace = self.lake.settings.capture.reads_per_second
-        reader = ItemReader(
-            self.lake.source(self.table), self.table.name, self._described.key_names, pace
-        )
+        pace = self.table.lake.settings.capture.reads_per_second
+        reader = ItemReader(self.table.source, self.table.name, self._described.key_names, pace)
         time_us = fill.span[1] - 1
         rows = []
         for keys, item in reader.read(suspects).items():
@@ -418,7 +420,7 @@ class _Backfill:
             }
 
         if self.log.commit(self.state, fill_in, overtaken=require_no_erasure):
-            register_days(self.lake, self.table, {date.fromisoformat(o.day) for o in objects})
+            register_days(self.table, {date.fromisoformat(o.day) for o in objects})
             return True
         self.log.store.delete(landed.key for landed in objects)
         return False

@@ -38,7 +38,7 @@ from cdc_pipeline.core.plans.heal import RECREATED
 from cdc_pipeline.core.run_context import SILENT, RunContext
 from cdc_pipeline.core.transports import READ
 from cdc_pipeline.lake.engine.duckdb_session import landed_relation, open_duckdb
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.storage.landing import write_days
 from cdc_pipeline.lake.storage.log import CaptureLog, new_nonce
 from cdc_pipeline.repair.heal_plans import (
@@ -50,7 +50,6 @@ from cdc_pipeline.repair.heal_plans import (
     windows_of,
 )
 from cdc_pipeline.repair.incremental_export import batches, export_changes, wait_until_restorable
-from cdc_pipeline.settings.model import Table
 from cdc_pipeline.snapshot.export import (
     export_manifest,
     export_target,
@@ -79,7 +78,7 @@ class HealResult:
 
 
 def close_gaps(
-    lake: Lake, table: Table, *, context: RunContext = SILENT
+    table: TableLake, *, context: RunContext = SILENT
 ) -> Iterator[HealResult | SnapshotResult]:
     """Heal every open gap; where incremental exports cannot, take a new baseline behind them.
 
@@ -87,25 +86,24 @@ def close_gaps(
     """
     for _ in range(_BASELINES):
         try:
-            for planned in planned_heals(lake, table):
+            for planned in planned_heals(table):
                 context.progress(str(planned))
-            yield from heal_all(lake, table, context=context)
+            yield from heal_all(table, context=context)
             return
         except CannotHealError as error:
             context.progress(error.message)
             # One that was begun before the gap is finished first, and does not close it.
-            yield take_snapshot(lake, table, context=context)
+            yield take_snapshot(table, context=context)
 
 
-def heal_all(lake: Lake, table: Table, *, context: RunContext = SILENT) -> Iterator[HealResult]:
+def heal_all(table: TableLake, *, context: RunContext = SILENT) -> Iterator[HealResult]:
     """Heal every open gap, the oldest first; raises what `heal_gap` does."""
-    while gaps := open_gaps(lake, table):
-        yield heal_gap(lake, table, gaps[0], context=context)
+    while gaps := open_gaps(table):
+        yield heal_gap(table, gaps[0], context=context)
 
 
 def heal_gap(
-    lake: Lake,
-    table: Table,
+    table: TableLake,
     gap: Gap,
     *,
     context: RunContext = SILENT,
@@ -119,9 +117,9 @@ def heal_gap(
     `LakeError`.
     """
     started, lines = time.monotonic(), 0
-    described = described_table(lake, table)
+    described = described_table(table)
     while True:
-        healing = _Healing(lake, table, gap, described, context)
+        healing = _Healing(table, gap, described, context)
         try:
             healing.run()
             break
@@ -145,21 +143,20 @@ class _Healing:
 
     def __init__(
         self,
-        lake: Lake,
-        table: Table,
+        table: TableLake,
         gap: Gap,
         described: TableDescription,
         context: RunContext,
     ) -> None:
-        self.lake, self.table = lake, table
+        self.table = table
         self.described = described
         self.context = context
-        self.log: CaptureLog = lake.log(table)
+        self.log: CaptureLog = table.log
         self.state: LogState = self.log.load()
         self.lines = 0
         self._require_same_table(gap)
         begun = self.state.heal_of(gap.entry)
-        self.heal = begun or plan_heal(lake, table, self.state, gap)
+        self.heal = begun or plan_heal(table, self.state, gap)
         self.gap = self.state.gaps[self.heal.gap]
         if begun is None:
             self._record(self.heal)
@@ -183,7 +180,9 @@ class _Healing:
                 fix="run the job `capture`, then heal again",
             )
         if any(g.cause == RECREATED for n, g in self.state.gaps.items() if n > gap.entry):
-            raise cannot_heal(self.table, gap, "the table was deleted and made again since")
+            raise cannot_heal(
+                self.table.settings, gap, "the table was deleted and made again since"
+            )
 
     def _unfinished(self) -> int | None:
         windows = enumerate(self.heal.windows)
@@ -194,15 +193,15 @@ class _Healing:
         window = self.heal.windows[number]
         where = f"window {number + 1} of {len(self.heal.windows)}"
         if window.export_arn is None:
-            if window.from_us < earliest_us(self.lake, self.table):
+            if window.from_us < earliest_us(self.table):
                 self._plan_anew()
                 return
-            wait_until_restorable(self.lake, self.table, window.to_us, self.context)
+            wait_until_restorable(self.table, window.to_us, self.context)
             arn = request_incremental(
-                self.lake.source(self.table),
+                self.table.source,
                 self.described.arn,
                 (utc(window.from_us), utc(window.to_us)),
-                export_target(self.lake, self.table),
+                export_target(self.table),
                 # The same attempt at the same window asks for the same export, whoever asks.
                 export_token(
                     self.described.table_id, self.gap.entry, window.from_us, window.attempt
@@ -212,7 +211,6 @@ class _Healing:
         try:
             assert window.export_arn is not None  # it was asked for
             status = wait_for_export(
-                self.lake,
                 self.table,
                 window.export_arn,
                 self.described.table_id,
@@ -237,12 +235,12 @@ class _Healing:
     def _land_export(self, number: int, status: ExportStatus, where: str) -> None:
         """Land the files of a window's export that have not landed yet."""
         window = self.heal.windows[number]
-        manifest = export_manifest(self.lake, status, self.described.table_id, INCREMENTAL)
+        manifest = export_manifest(self.table.lake, status, self.described.table_id, INCREMENTAL)
         of_another = set(window.files) - {file.key for file in manifest.files}
         known = self._landed(window) if of_another else set()
         for file in manifest.files:
             if file.key not in window.files:
-                changes = export_changes(self.lake, status, file, self.described.table_id)
+                changes = export_changes(self.table.lake, status, file, self.described.table_id)
                 objects = self._land(c for c in changes if c.uuid not in known)
                 self.lines += file.items
                 landed = replace(window, files=(*window.files, file.key))
@@ -262,9 +260,9 @@ class _Healing:
         gaps = [self.state.gaps[n] for n in (*self.heal.also, self.heal.gap)]
         if any(window.files or window.done or window.export_arn for window in windows):
             why = "point-in-time recovery does not reach back to the rest of it any more"
-            raise cannot_heal(self.table, self.gap, why)
+            raise cannot_heal(self.table.settings, self.gap, why)
         attempt = max(window.attempt for window in windows)
-        planned = windows_of(self.lake, self.table, gaps)
+        planned = windows_of(self.table, gaps)
         again = tuple(replace(window, attempt=attempt) for window in planned)
         self._record(replace(self.heal, windows=again))
 
@@ -287,8 +285,13 @@ class _Healing:
             and landed.min_write_us < window.to_us
             and landed.max_write_us >= window.from_us
         ]
-        with tempfile.TemporaryDirectory() as folder, open_duckdb(self.lake, Path(folder)) as duck:
-            rows = duck.execute(f"SELECT uuid FROM {landed_relation(duck, self.lake, objects)}")
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            open_duckdb(self.table.lake, Path(folder)) as duck,
+        ):
+            rows = duck.execute(
+                f"SELECT uuid FROM {landed_relation(duck, self.table.lake, objects)}"
+            )
             return {uuid for (uuid,) in rows.fetchall()}
 
     def _land(self, changes: Iterable[Change]) -> list[LandedObject]:
@@ -308,9 +311,9 @@ class _Healing:
         An insert and a delete within a window leave no line. If we landed the insert and the
         delete was lost, the item would stay for ever.
         """
-        settings = self.lake.settings.capture
+        settings = self.table.lake.settings.capture
         reader = ItemReader(
-            self.lake.source(self.table),
+            self.table.source,
             self.table.name,
             self.described.key_names,
             settings.reads_per_second,
@@ -340,9 +343,12 @@ class _Healing:
             and o.max_write_us >= start
             and o.min_write_us < end
         ]
-        with tempfile.TemporaryDirectory() as folder, open_duckdb(self.lake, Path(folder)) as duck:
-            touched = landed_relation(duck, self.lake, before)
-            seen = landed_relation(duck, self.lake, later)
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            open_duckdb(self.table.lake, Path(folder)) as duck,
+        ):
+            touched = landed_relation(duck, self.table.lake, before)
+            seen = landed_relation(duck, self.table.lake, later)
             rows = duck.execute(
                 f"SELECT keys FROM {touched} AS touched "
                 f"WHERE write_time_us >= {start} AND write_time_us < {end} "

@@ -10,7 +10,7 @@ from cdc_pipeline.core.log.entries import Gap, Heal, HealWindow
 from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.plans.heal import Backups, overlapping, plan_windows
 from cdc_pipeline.core.plans.prices import EXPORT_USD_PER_GB, LEAST_EXPORT_BYTES
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.settings.model import Table
 
 
@@ -37,15 +37,15 @@ class PlannedHeal:
         )
 
 
-def planned_heals(lake: Lake, table: Table) -> list[PlannedHeal]:
+def planned_heals(table: TableLake) -> list[PlannedHeal]:
     """The heals of all open gaps, the oldest first, without beginning any.
 
     Raises what `heal_gap` does for gaps that exports cannot heal.
     """
-    state = lake.log(table).load()
+    state = table.log.load()
     found: dict[int, PlannedHeal] = {}
     for gap in _open(state):
-        heal = state.heal_of(gap.entry) or plan_heal(lake, table, state, gap)
+        heal = state.heal_of(gap.entry) or plan_heal(table, state, gap)
         start, end = heal.windows[0].from_us, heal.windows[-1].to_us
         changed = _bytes_per_us(state) * (end - start)
         count = len(heal.windows)
@@ -64,29 +64,29 @@ def _bytes_per_us(state: LogState) -> float:
     return sum(o.rows for o in objects) * staged.bytes / staged.items / captured_us
 
 
-def plan_heal(lake: Lake, table: Table, state: LogState, gap: Gap) -> Heal:
+def plan_heal(table: TableLake, state: LogState, gap: Gap) -> Heal:
     """The heal of a gap and of those that overlap it; raises what `windows_of` does."""
     waiting = [g for g in _open(state) if state.heal_of(g.entry) is None]
     group = overlapping(gap, waiting)
-    windows = windows_of(lake, table, group)
+    windows = windows_of(table, group)
     return Heal(group[-1].entry, windows, also=tuple(g.entry for g in group[:-1]))
 
 
-def windows_of(lake: Lake, table: Table, group: list[Gap]) -> tuple[HealWindow, ...]:
+def windows_of(table: TableLake, group: list[Gap]) -> tuple[HealWindow, ...]:
     """Windows over a group of gaps; raises `CannotHealError`, `SourceError`."""
-    least_us = int(lake.settings.export.least_window_minutes * 60_000_000)
-    margin_us = int(lake.settings.handover_margin_seconds * 1_000_000)
-    backups = Backups(earliest_us(lake, table), least_us)
+    least_us = int(table.lake.settings.export.least_window_minutes * 60_000_000)
+    margin_us = int(table.lake.settings.handover_margin_seconds * 1_000_000)
+    backups = Backups(earliest_us(table), least_us)
     try:
-        return plan_windows(group, margin_us, backups, lake.settings.clock_margin_us)
+        return plan_windows(group, margin_us, backups, table.lake.settings.clock_margin_us)
     except CannotHealError as error:
-        raise cannot_heal(table, group[-1], error.message) from None
+        raise cannot_heal(table.settings, group[-1], error.message) from None
 
 
-def earliest_us(lake: Lake, table: Table) -> int:
+def earliest_us(table: TableLake) -> int:
     """The earliest time that recovery reaches; raises `SourceError` when it is off."""
-    require_backups(lake.source(table), table.name)
-    earliest = describe_backups(lake.source(table), table.name).earliest
+    require_backups(table.source, table.name)
+    earliest = describe_backups(table.source, table.name).earliest
     assert earliest is not None  # recovery is on
     return int(earliest.timestamp() * 1_000_000)
 
@@ -101,9 +101,9 @@ def cannot_heal(table: Table, gap: Gap, why: str) -> CannotHealError:
     )
 
 
-def open_gaps(lake: Lake, table: Table) -> list[Gap]:
+def open_gaps(table: TableLake) -> list[Gap]:
     """Gaps that the newest baseline suffers from, oldest first."""
-    return _open(lake.log(table).load())
+    return _open(table.log.load())
 
 
 def _open(state: LogState) -> list[Gap]:

@@ -18,8 +18,7 @@ from cdc_pipeline.core.clock import utc
 from cdc_pipeline.core.errors import ExportError, UnreadableError
 from cdc_pipeline.core.items.attributes import TOO_DEEP
 from cdc_pipeline.core.run_context import RunContext
-from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.settings.model import Table
+from cdc_pipeline.lake.lake import Lake, TableLake
 
 BATCH_ROWS = 10_000
 WAIT_SECONDS = 5
@@ -49,14 +48,13 @@ def _change(line: bytes, table_id: str, where: str) -> Change:
 
 
 def wait_until_restorable(
-    lake: Lake,
-    table: Table,
+    table: TableLake,
     until_us: int,
     context: RunContext,
 ) -> None:
     """Wait until recovery, typically five minutes behind the present, has come to a time."""
     while True:
-        latest = describe_backups(lake.source(table), table.name).latest
+        latest = describe_backups(table.source, table.name).latest
         if latest is not None and latest.timestamp() * 1_000_000 >= until_us:
             return
         context.progress(f"waiting until recovery reaches {utc(until_us):%H:%M:%S}")

@@ -55,7 +55,7 @@ class Trial:
 
 def try_catalog(lake: Lake) -> Trial:
     """Create a table, commit, tag, expire and drop; raises `LakeError` where it cannot begin."""
-    tables, trial = lake.tables, Trial()
+    tables, trial = lake.iceberg, Trial()
     name = (lake.database, TRIAL_TABLE)
     _drop(lake)
     there = _exists(lake)
@@ -116,7 +116,7 @@ def _refuses_stale(stale: Table, table: Table) -> bool:
 
 def _exists(lake: Lake) -> bool:
     try:
-        lake.tables.catalog.load_table((lake.database, TRIAL_TABLE))
+        lake.iceberg.catalog.load_table((lake.database, TRIAL_TABLE))
     except NoSuchTableError:
         return False
     return True
@@ -127,9 +127,9 @@ def _drop(lake: Lake) -> None:
     name = (lake.database, TRIAL_TABLE)
     refusals = (CdcPipelineError, NoSuchTableError, NotImplementedError, OSError)
     with suppress(*refusals):
-        lake.tables.catalog.purge_table(name)
+        lake.iceberg.catalog.purge_table(name)
     if _exists(lake):
         with suppress(*refusals):
-            lake.tables.catalog.drop_table(name)
+            lake.iceberg.catalog.drop_table(name)
     if not _exists(lake):
         lake.store.delete([*lake.store.list(f"iceberg/{lake.database}/{TRIAL_TABLE}/")])

@@ -7,7 +7,7 @@ from pathlib import Path
 from cdc_pipeline.aws.table import describe_table
 from cdc_pipeline.core.errors import CdcPipelineError, SettingsError
 from cdc_pipeline.core.plans.table_list import RowProblem, TableRow, read_rows
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.settings.edit import (
     edited_settings,
     new_text,
@@ -88,12 +88,12 @@ def remove_table(path: Path, name: str) -> Table:
     return table
 
 
-def places_of(lake: Lake, table: Table) -> list[str]:
+def places_of(table: TableLake) -> list[str]:
     """Where the lake has data of a table; touches no network."""
-    paths = lake.paths(table)
+    paths = table.paths
     prefixes = (paths.landing, paths.quarantine, paths.backups, f"{paths.exports}/", paths.state)
-    iceberg = f"iceberg/{lake.database}/{table.safe_name}_*/"
-    return [lake.store.uri(prefix) for prefix in (*prefixes, iceberg)]
+    iceberg = f"iceberg/{table.lake.database}/{table.safe_name}_*/"
+    return [table.lake.store.uri(prefix) for prefix in (*prefixes, iceberg)]
 
 
 def _present(text: str | None, path: Path) -> Settings | None:
@@ -136,7 +136,7 @@ def _unknown(
 
     def look(table: Table) -> str | None:
         try:
-            describe_table(lake.source(table), table.name)
+            describe_table(lake.table(table).source, table.name)
         except CdcPipelineError as error:
             return error.message
         return None

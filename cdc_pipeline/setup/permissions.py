@@ -26,7 +26,7 @@ from cdc_pipeline.core.plans.iam import (
     trust_policy,
 )
 from cdc_pipeline.core.transports import FIREHOSE, KINESIS, KINESIS_CHANNEL
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.settings.model import Table
 from cdc_pipeline.setup.catalog_trial import TRIAL_TABLE
 from cdc_pipeline.setup.preflight_lake import export_place, glue_root, lake_place
@@ -63,8 +63,8 @@ def policies(
     """
     account = account or lake.aws.account()
     keys = sorted({*keys, *_named_keys(lake)})
-    sources = {table.label: _source_table(lake, table, account) for table in tables}
-    exports = {table.label: export_place(lake, table) for table in tables}
+    sources = {table.label: _source_table(lake.table(table), account) for table in tables}
+    exports = {table.label: export_place(lake.table(table)) for table in tables}
     own = [table for table in tables if table.role_arn is None]
     away: dict[str, list[Table]] = {}
     for table in tables:
@@ -95,25 +95,25 @@ def policies(
     )
 
 
-def _source_table(lake: Lake, table: Table, account: str) -> SourceTable:
-    region = lake.source(table).client("dynamodb").meta.region_name
+def _source_table(table: TableLake, account: str) -> SourceTable:
+    region = table.source.client("dynamodb").meta.region_name
     stream = channel = None
-    if table.transport in (KINESIS, KINESIS_CHANNEL):
+    if table.settings.transport in (KINESIS, KINESIS_CHANNEL):
         try:
-            stream = active_destination(lake.source(table), table.name)
-            if table.transport == KINESIS_CHANNEL:
-                channel = open_channel(lake, table).arn
+            stream = active_destination(table.source, table.name)
+            if table.settings.transport == KINESIS_CHANNEL:
+                channel = open_channel(table).arn
         except CdcPipelineError:
             pass
     return SourceTable(
         table.name,
         region,
-        table.account or account,
-        table.transport,
+        table.settings.account or account,
+        table.settings.transport,
         stream,
-        partition=lake.source(table).partition,
+        partition=table.source.partition,
         channel_arn=channel,
-        is_measured=bool(table.firehose and table.firehose.delivery_stream),
+        is_measured=bool(table.settings.firehose and table.settings.firehose.delivery_stream),
     )
 
 
@@ -145,18 +145,18 @@ def _lake_statements(
     own = lake_place(lake) if lake.settings.is_s3 else None
     read = list(exports.values())
     for table in tables:
-        for uri in _folders(lake, table):
+        for uri in _folders(lake.table(table)):
             bucket, prefix = split_s3(uri)
             read.append(Place(bucket, prefix, lake.aws.partition))
     return lake_statements(own, read)
 
 
-def _folders(lake: Lake, table: Table) -> Sequence[str]:
+def _folders(table: TableLake) -> Sequence[str]:
     """Where a table's changes are delivered to; a channel's are asked from AWS, `SourceError`."""
-    if table.transport == FIREHOSE and table.firehose is not None:
-        return (*table.firehose.prefixes, *table.firehose.error_prefixes)
-    if table.transport == KINESIS_CHANNEL:
-        files = open_channel(lake, table).files
+    if table.settings.transport == FIREHOSE and table.settings.firehose is not None:
+        return (*table.settings.firehose.prefixes, *table.settings.firehose.error_prefixes)
+    if table.settings.transport == KINESIS_CHANNEL:
+        files = open_channel(table).files
         assert isinstance(files, ChannelFiles)
         return folders(files.channel, files.stream_arn)
     return ()

@@ -54,7 +54,7 @@ from cdc_pipeline.core.transports import (
     MIRROR_VIEWS,
     NEW_AND_OLD_IMAGES,
 )
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.settings.model import Table
 from cdc_pipeline.setup.bulk_puts import look_at_bulk_puts
 from cdc_pipeline.setup.findings import PIPELINE, Asker, Finding, RedError, Remedy, allow
@@ -115,8 +115,8 @@ class Report:
 def preflight(lake: Lake, tables: Sequence[Table]) -> Report:
     """Look at the lake once and at the tables side by side."""
     with ThreadPoolExecutor(_PARALLEL) as pool:
-        of_lake = pool.submit(look_at_lake, lake, tables[0])
-        reports = list(pool.map(lambda table: _look_at_table(lake, table), tables))
+        of_lake = pool.submit(look_at_lake, lake.table(tables[0]))
+        reports = list(pool.map(lambda table: _look_at_table(lake.table(table)), tables))
     return Report(of_lake.result(), reports)
 
 
@@ -138,8 +138,8 @@ def turn_on(lake: Lake, wanted: Sequence[tuple[TableReport, Remedy]]) -> list[st
 
 def _turn_on(lake: Lake, report: TableReport, remedy: Remedy) -> str | None:
     table = lake.settings.table(report.table)
-    client, name = lake.source(table).client("dynamodb"), table.name
-    asker = Asker(_who(table), turn_on_statements([_source_table(lake, table, report)]))
+    client, name = lake.table(table).source.client("dynamodb"), table.name
+    asker = Asker(_who(table), turn_on_statements([_source_table(lake.table(table), report)]))
     try:
         if remedy == "stream":
             with asker.asking("stream", "dynamodb:UpdateTable", f"stream of table {name}"):
@@ -161,16 +161,18 @@ def _turn_on(lake: Lake, report: TableReport, remedy: Remedy) -> str | None:
     return None
 
 
-def _look_at_table(lake: Lake, table: Table) -> TableReport:
-    report = TableReport(table.safe_name, table.name, table.transport, table.role_arn)
+def _look_at_table(table: TableLake) -> TableReport:
+    report = TableReport(
+        table.safe_name, table.name, table.settings.transport, table.settings.role_arn
+    )
     try:
-        look = _begin(lake, table, report)
+        look = _begin(table, report)
     except RedError as red:
         report.findings.append(red.finding)
         return report
     for check in (
         look.recovery,
-        _TRANSPORTS[table.transport](look),
+        _TRANSPORTS[table.settings.transport](look),
         look.bulk_puts,
         look.export_access,
     ):
@@ -181,17 +183,17 @@ def _look_at_table(lake: Lake, table: Table) -> TableReport:
     return report
 
 
-def _begin(lake: Lake, table: Table, report: TableReport) -> "_Look":
+def _begin(table: TableLake, report: TableReport) -> "_Look":
     """Reach the account and the table, without which nothing else can be looked at."""
-    source = lake.source(table)
+    source = table.source
     try:
-        with _assumer(table).asking("access", "sts:AssumeRole", f"table {table.name}"):
+        with _assumer(table.settings).asking("access", "sts:AssumeRole", f"table {table.name}"):
             report.account = source.account()
             report.region = source.client("dynamodb").meta.region_name
     except RedError as red:
-        raise RedError(_with_trust(lake, table, red.finding)) from None
+        raise RedError(_with_trust(table, red.finding)) from None
     report.findings.append(Finding("access", True, f"{report.account} {report.region}"))
-    asker = Asker(_who(table), source_statements([_source_table(lake, table, report)]))
+    asker = Asker(_who(table.settings), source_statements([_source_table(table, report)]))
     with asker.asking("table", "dynamodb:DescribeTable", f"table {table.name}"):
         described = describe_table(source, table.name)
     report.key = ", ".join(f"{name} {kind}" for name, kind in described.key_types.items())
@@ -200,20 +202,24 @@ def _begin(lake: Lake, table: Table, report: TableReport) -> "_Look":
     report.recovery_usd = described.bytes / 1e9 * RECOVERY_USD_PER_GB_MONTH
     told = [report.key, described.global_note] if described.global_note else [report.key]
     report.findings.append(Finding("table", True, "; ".join(told)))
-    return _Look(lake, table, report, source, asker, described)
+    return _Look(table, report, source, asker, described)
 
 
 def _assumer(table: Table) -> Asker:
     return Asker(PIPELINE, role_statements([table.role_arn] if table.role_arn else []))
 
 
-def _with_trust(lake: Lake, table: Table, red: Finding) -> Finding:
+def _with_trust(table: TableLake, red: Finding) -> Finding:
     """A role that was not assumed may be closed by its own trust policy as well."""
-    if not (table.role_arn and red.fix and red.fix.startswith(allow(PIPELINE))):
+    if not (table.settings.role_arn and red.fix and red.fix.startswith(allow(PIPELINE))):
         return red
-    trust = trust_policy(lake.aws.account(), table.external_id, lake.aws.partition)
+    trust = trust_policy(
+        table.lake.aws.account(), table.settings.external_id, table.lake.aws.partition
+    )
     statement = trust["Statement"][0]
-    fix = f"{red.fix}; and to the trust policy of {table.role_arn}: {json.dumps(statement)}"
+    fix = (
+        f"{red.fix}; and to the trust policy of {table.settings.role_arn}: {json.dumps(statement)}"
+    )
     return replace(red, fix=fix)
 
 
@@ -221,8 +227,7 @@ def _with_trust(lake: Lake, table: Table, red: Finding) -> Finding:
 class _Look:
     """A look at a table that is there; each method is a check and yields what it finds."""
 
-    lake: Lake
-    table: Table
+    table: TableLake
     report: TableReport
     source: AwsSession
     asker: Asker
@@ -250,7 +255,7 @@ class _Look:
             yield Finding("stream", False, "off", turn_on, "stream")
             return
         view = str(described.view_type)
-        if view not in MIRROR_VIEWS and not self.table.complete_by_read:
+        if view not in MIRROR_VIEWS and not self.table.settings.complete_by_read:
             off = f"{update} --stream-specification StreamEnabled=false"
             wait = self._command("wait table-exists")
             fix = f"`complete_by_read: true` in the settings, or {off} && {wait} && {turn_on}"
@@ -258,7 +263,7 @@ class _Look:
             return
         streams = DynamoDBStreams(self.source)
         shards = self._read(streams, described.stream_arn, "dynamodb:DescribeStream")
-        options = self.lake.settings.capture
+        options = self.table.lake.settings.capture
         # Each capture reads every open shard until it is empty often enough in a row.
         reads = polls_needed(options.empty_polls, options.interval_seconds * 1_000_000)
         self.report.stream_usd = stream_reads_usd(shards, options.interval_seconds, reads)
@@ -288,7 +293,7 @@ class _Look:
         active = [arn for arn, status in found.items() if status in WRITTEN_TO]
         if not active:
             told = ", ".join(f"{arn} is {status}" for arn, status in found.items())
-            source = _source_table(self.lake, self.table, self.report)
+            source = _source_table(self.table, self.report)
             arn = next(iter(found), source.kinesis_streams.replace("*", "STREAM"))
             fix = (
                 f"{self._command('enable-kinesis-streaming-destination')} --stream-arn {arn} "
@@ -316,7 +321,7 @@ class _Look:
 
     def kinesis_channel(self) -> Iterator[Finding]:
         """Whether a channel delivers the table's stream to where it can be read."""
-        name, chosen = self.table.name, self.table.kinesis_channel
+        name, chosen = self.table.name, self.table.settings.kinesis_channel
         asked = "dynamodb:DescribeKinesisStreamingDestination"
         with self.asker.asking("stream", asked, f"Kinesis destination of table {name}"):
             stream_arn = active_destination(self.source, name)
@@ -373,20 +378,20 @@ class _Look:
 
     def firehose(self) -> Iterator[Finding]:
         """Whether the folders that Firehose writes to can be listed, and what is in them read."""
-        chosen = self.table.firehose
+        chosen = self.table.settings.firehose
         prefixes = [*chosen.prefixes, *chosen.error_prefixes] if chosen else []
         empty = [prefix for prefix in prefixes if not self._read_folder(prefix)]
         yield Finding("stream", True, f"{len(prefixes)} folders, {len(empty)} of them empty")
         if chosen is not None:
-            yield from look_at_files(self.lake.aws, chosen, target_of(self.described))
+            yield from look_at_files(self.table.lake.aws, chosen, target_of(self.described))
 
     def _read_folder(self, prefix: str) -> bool:
         """Whether there is an object, of which a byte is read."""
         bucket, key = split_s3(prefix)
         asker = Asker(
-            PIPELINE, lake_statements(None, [Place(bucket, key, self.lake.aws.partition)])
+            PIPELINE, lake_statements(None, [Place(bucket, key, self.table.lake.aws.partition)])
         )
-        s3 = self.lake.aws.client("s3")
+        s3 = self.table.lake.aws.client("s3")
         with asker.asking("stream", "s3:ListBucket", prefix):
             found = s3.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1).get("Contents", ())
         for entry in found:
@@ -397,17 +402,17 @@ class _Look:
 
     def bulk_puts(self) -> Iterator[Finding]:
         """Which ran since the newest baseline, where botocore can ask."""
-        log = self.lake.log(self.table)
-        found = look_at_bulk_puts(self.source, self.table, self.described, log.load)
+        log = self.table.log
+        found = look_at_bulk_puts(self.source, self.table.settings, self.described, log.load)
         if found is not None:
             yield found
 
     def export_access(self) -> Iterator[Finding]:
         """Whether a role of another account may write where its exports go, and we read that."""
-        role = self.table.role_arn
+        role = self.table.settings.role_arn
         if role is None:
             return
-        place = export_place(self.lake, self.table)
+        place = export_place(self.table)
         named = {"Bucket": place.bucket, "Key": probe_key(place)}
         what = f"s3://{place.bucket}/{named['Key']}"
         writer = Asker(role, export_statements([place]))
@@ -419,8 +424,8 @@ class _Look:
                     Body=b"preflight",
                     # Needs s3:PutObjectAcl, as exports do.
                     ACL="bucket-owner-full-control",
-                    ExpectedBucketOwner=self.lake.export_owner(self.table),
-                    **sse_parameters(export_target(self.lake, self.table).kms_key),
+                    ExpectedBucketOwner=self.table.export_owner(),
+                    **sse_parameters(export_target(self.table).kms_key),
                 )
         except RedError as red:
             policy = json.dumps(bucket_policy(place, [role])["Statement"][0])
@@ -428,7 +433,7 @@ class _Look:
             denied = (red.finding.fix or "").startswith(allow(role))
             yield Finding("exports", False, red.finding.found, fix if denied else red.finding.fix)
             return
-        s3 = self.lake.aws.client("s3")
+        s3 = self.table.lake.aws.client("s3")
         try:
             with ours.asking("exports", "s3:GetObject", f"reading {what}"):
                 s3.get_object(**named)["Body"].read()
@@ -473,7 +478,7 @@ def _who(table: Table) -> str:
     return table.role_arn or PIPELINE
 
 
-def _source_table(lake: Lake, table: Table, report: TableReport) -> SourceTable:
+def _source_table(table: TableLake, report: TableReport) -> SourceTable:
     region, account = report.region or "REGION", report.account or "ACCOUNT"
-    partition = lake.source(table).partition
-    return SourceTable(table.name, region, account, table.transport, partition=partition)
+    partition = table.source.partition
+    return SourceTable(table.name, region, account, table.settings.transport, partition=partition)

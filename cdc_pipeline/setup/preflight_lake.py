@@ -21,8 +21,7 @@ from cdc_pipeline.core.plans.iam import (
     s3tables_statements,
 )
 from cdc_pipeline.lake.glue_partitions import landing_table
-from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.settings.model import Table
+from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.setup.catalog_trial import NEEDED, USEFUL, try_catalog
 from cdc_pipeline.setup.findings import PIPELINE, Asker, Finding, RedError
 from cdc_pipeline.setup.optimizers import look_at_optimizers
@@ -36,29 +35,31 @@ _FILES_FIX = (
 _CATALOG_FIX = "see what its log says, or choose another catalogue (docs/catalogues.md)"
 
 
-def look_at_lake(lake: Lake, example: Table) -> list[Finding]:
+def look_at_lake(example: TableLake) -> list[Finding]:
     """The lake's findings; `example` is a table whose names stand for those of all."""
-    account = _account(lake)
-    storage = _collected(lambda: [_storage(lake)])
+    account = _account(example.lake)
+    storage = _collected(lambda: [_storage(example.lake)])
     findings = [account, *storage]
-    tried = lake.settings.catalog is not None and lake.settings.catalog_type != "glue"
-    if tried and not lake.settings.is_s3:
-        findings.append(_catalog(lake))  # AWS has no part in it
+    tried = (
+        example.lake.settings.catalog is not None and example.lake.settings.catalog_type != "glue"
+    )
+    if tried and not example.lake.settings.is_s3:
+        findings.append(_catalog(example.lake))  # AWS has no part in it
     if not account.green:
         return findings
     if all(finding.green for finding in storage):
-        findings.append(_files(lake))
-    if lake.settings.has_glue:
-        catalogue = _collected(lambda: [_glue(lake, example)])
+        findings.append(_files(example.lake))
+    if example.lake.settings.has_glue:
+        catalogue = _collected(lambda: [_glue(example)])
         findings += catalogue
         if all(finding.green for finding in catalogue):
-            findings.append(look_at_optimizers(lake, lake.aws.account()))
-    if tried and lake.settings.is_s3:
-        findings.append(_catalog(lake))
-    if lake.settings.catalog_type == "s3tables":
-        findings += _collected(lambda: [_table_bucket(lake)])
-    if lake.settings.export.bucket:
-        findings += _collected(lambda: [_export_bucket(lake, example)])
+            findings.append(look_at_optimizers(example.lake, example.lake.aws.account()))
+    if tried and example.lake.settings.is_s3:
+        findings.append(_catalog(example.lake))
+    if example.lake.settings.catalog_type == "s3tables":
+        findings += _collected(lambda: [_table_bucket(example.lake)])
+    if example.lake.settings.export.bucket:
+        findings += _collected(lambda: [_export_bucket(example)])
     return findings
 
 
@@ -90,10 +91,15 @@ def glue_root(lake: Lake, account: str) -> str:
     return f"arn:{lake.aws.partition}:glue:{region}:{account}:"
 
 
-def export_place(lake: Lake, table: Table) -> Place:
+def export_place(table: TableLake) -> Place:
     """Bucket and folder of a table's exports."""
-    target = export_target(lake, table.model_copy(update={"role_arn": None}))
-    return Place(target.bucket, f"{target.prefix}/", lake.aws.partition)
+    target = export_target(_in_own_account(table))
+    return Place(target.bucket, f"{target.prefix}/", table.lake.aws.partition)
+
+
+def _in_own_account(table: TableLake) -> TableLake:
+    """The table as if it were in the lake's account: its exports lie in the same bucket."""
+    return table.lake.table(table.settings.model_copy(update={"role_arn": None}))
 
 
 def probe_key(place: Place, folder: str = "") -> str:
@@ -123,12 +129,12 @@ def _files(lake: Lake) -> Finding:
     return Finding("files", True, f"Parquet and Iceberg: {bytes_written} bytes written and read")
 
 
-def _export_bucket(lake: Lake, example: Table) -> Finding:
-    place = export_place(lake, example)
+def _export_bucket(example: TableLake) -> Finding:
+    place = export_place(example)
     allowed = [*export_statements([place]), *lake_statements(place, [])]
-    kms_key = export_target(lake, example.model_copy(update={"role_arn": None})).kms_key
+    kms_key = export_target(_in_own_account(example)).kms_key
     probe = _Probe(probe_key(place), kms_key, "export.kms_key")
-    return _probe(lake, "export bucket", place, probe, allowed)
+    return _probe(example.lake, "export bucket", place, probe, allowed)
 
 
 @dataclass(frozen=True)
@@ -236,14 +242,16 @@ def _table_bucket(lake: Lake) -> Finding:
     return Finding(check, False, f"S3 Tables may expire snapshots of {', '.join(active)}", fix)
 
 
-def _glue(lake: Lake, example: Table) -> Finding:
+def _glue(example: TableLake) -> Finding:
     """Ask for what may be missing, and add no partition: these calls change nothing."""
-    glue, database = lake.aws.client("glue"), lake.database
+    glue, database = example.lake.aws.client("glue"), example.lake.database
     asker = Asker(
         PIPELINE,
-        glue_statements(glue_root(lake, lake.aws.account()), database, [example.safe_name], []),
+        glue_statements(
+            glue_root(example.lake, example.lake.aws.account()), database, [example.safe_name], []
+        ),
     )
-    name = landing_table(example)
+    name = landing_table(example.settings)
     table = {"DatabaseName": database, "TableName": name}
     calls: dict[str, Callable[[], Any]] = {
         "glue:GetDatabase": lambda: glue.get_database(Name=database),

@@ -21,14 +21,14 @@ from cdc_pipeline.core.errors import (
 )
 from cdc_pipeline.core.names import split_s3
 from cdc_pipeline.core.run_context import RunContext
-from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.settings.model import Settings, Table
+from cdc_pipeline.lake.lake import Lake, TableLake
+from cdc_pipeline.settings.model import Settings
 
 
-def export_target(lake: Lake, table: Table) -> ExportTarget:
+def export_target(table: TableLake) -> ExportTarget:
     """Where exports of a table go: the lake's own bucket unless the settings say otherwise."""
-    settings, folder = lake.settings, lake.paths(table).exports
-    owner = lake.export_owner(table)
+    settings, folder = table.lake.settings, table.paths.exports
+    owner = table.export_owner()
     if settings.export.bucket:
         prefix = settings.export.prefix.strip("/")
         key = f"{prefix}/{folder}" if prefix else folder
@@ -55,17 +55,16 @@ def export_token(table_id: str, *what: object) -> str:
     return hashlib.sha256("/".join(map(str, (table_id, *what))).encode()).hexdigest()[:32]
 
 
-def exported(lake: Lake, table: Table, arn: str, table_id: str) -> ExportStatus:
+def exported(table: TableLake, arn: str, table_id: str) -> ExportStatus:
     """What has become of an export; raises `UnusableExportError` unless it is of this table."""
-    status = describe_export(lake.source(table), arn)
+    status = describe_export(table.source, arn)
     if status.table_id and status.table_id != table_id:
         raise UnusableExportError(f"export {arn} is of another table ({status.table_id})")
     return status
 
 
 def wait_for_export(
-    lake: Lake,
-    table: Table,
+    table: TableLake,
     arn: str,
     table_id: str,
     context: RunContext,
@@ -75,10 +74,10 @@ def wait_for_export(
     Raises `FailedExportError`; `RunningExportError` when the time is over, which leaves the export
     as it is; `UnusableExportError`.
     """
-    options, clock = lake.settings.export, lake.log(table).clock
+    options, clock = table.lake.settings.export, table.log.clock
     started = clock()
     while True:
-        status = exported(lake, table, arn, table_id)
+        status = exported(table, arn, table_id)
         if status.status == "COMPLETED":
             return status
         waited = clock() - started

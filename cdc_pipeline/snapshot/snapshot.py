@@ -36,7 +36,7 @@ from cdc_pipeline.core.plans.erasure import Suppressions
 from cdc_pipeline.core.run_context import SILENT, RunContext
 from cdc_pipeline.lake.engine.duckdb_session import files_relation, open_duckdb
 from cdc_pipeline.lake.engine.item_table import Seen, TypedResult, column_names, replace_typed
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.baselines import record_baseline, tag_baselines
 from cdc_pipeline.lake.storage.log import CaptureLog
 from cdc_pipeline.settings.model import Table
@@ -82,8 +82,7 @@ class SnapshotResult:
 
 
 def take_snapshot(
-    lake: Lake,
-    table: Table,
+    table: TableLake,
     *,
     shadow: bool = False,
     context: RunContext = SILENT,
@@ -99,19 +98,19 @@ def take_snapshot(
     `ExportError`, `LakeError`, `NotReadyError`.
     """
     started = time.monotonic()
-    described = described_table(lake, table)
-    require_backups(lake.source(table), table.name)
-    target = export_target(lake, table)
-    log = lake.log(table)
+    described = described_table(table)
+    require_backups(table.source, table.name)
+    target = export_target(table)
+    log = table.log
     state = log.load()
     if state.stream is None:
-        open_capture(log, state, open_source(lake, table))
-    _require_known(table, state, described.table_id)
+        open_capture(log, state, open_source(table))
+    _require_known(table.settings, state, described.table_id)
     baseline = None
     while baseline is None:
         baseline = take_up(
-            lake, table, described.table_id, log, state, shadow=shadow, context=context
-        ) or _begin(lake, log, state, shadow)
+            table, described.table_id, log, state, shadow=shadow, context=context
+        ) or _begin(table.lake, log, state, shadow)
     if baseline.export_arn is None:
         _wait_until(log, baseline.export_time_us, context)
         # The same attempt at the same baseline asks for the same export, whoever asks.
@@ -119,27 +118,28 @@ def take_snapshot(
         token = export_token(described.table_id, *what)
 
         def request(at: datetime) -> str:
-            return request_export(lake.source(table), described.arn, at, target, token)
+            return request_export(table.source, described.arn, at, target, token)
 
-        arn = _request(lake, table, request, baseline, context)
-        baseline = require_wanted(table, record_baseline(log, state, baseline, export_arn=arn))
+        arn = _request(table, request, baseline, context)
+        baseline = require_wanted(
+            table.settings, record_baseline(log, state, baseline, export_arn=arn)
+        )
     export = (baseline.export_arn or "", described.table_id)
     try:
-        status = wait_for_export(lake, table, *export, context)
+        status = wait_for_export(table, *export, context)
     except FailedExportError as error:
         _give_up(log, state, baseline)
         raise ExportError(error.message, fix=_ASK_ANEW) from error
     try:
-        manifest = export_manifest(lake, status, described.table_id)
+        manifest = export_manifest(table.lake, status, described.table_id)
         staged, size = _stage(
-            lake,
             table,
             status,
             manifest,
             baseline,
             described.key_names,
             context,
-            lambda: _erased(table, log, state, baseline),
+            lambda: _erased(table.settings, log, state, baseline),
         )
     except ExportError as error:
         _give_up(log, state, baseline)
@@ -155,9 +155,9 @@ def take_snapshot(
         bytes=size,
         staged_us=log.now_us(),
     )
-    require_wanted(table, done)
-    tag_baselines(lake, table)
-    lake.store.delete(list(lake.store.list(lake.paths(table).staging)))
+    require_wanted(table.settings, done)
+    tag_baselines(table)
+    table.lake.store.delete(list(table.lake.store.list(table.paths.staging)))
     return SnapshotResult(
         generation=baseline.generation,
         export_arn=status.arn,
@@ -223,8 +223,7 @@ def _wait_until(log: CaptureLog, time_us: int, context: RunContext) -> None:
 
 
 def _request(
-    lake: Lake,
-    table: Table,
+    table: TableLake,
     request: Callable[[datetime], str],
     baseline: Baseline,
     context: RunContext,
@@ -242,7 +241,7 @@ def _request(
         except ExportError as error:
             if code_behind(error) != _INVALID_TIME:
                 raise
-            window = describe_backups(lake.source(table), table.name)
+            window = describe_backups(table.source, table.name)
             if window.earliest is None or window.latest is None or window.earliest > at:
                 raise ExportError(error.message, fix=error.fix or _ASK_ANEW) from error
             refused += window.latest >= at
@@ -250,12 +249,11 @@ def _request(
                 raise ExportError(error.message, fix=error.fix or _ASK_ANEW) from error
             latest = window.latest
         context.progress(f"waiting until recovery, now at {latest:%H:%M:%S}, reaches {at:%H:%M:%S}")
-        context.sleep(lake.settings.export.poll_seconds)
+        context.sleep(table.lake.settings.export.poll_seconds)
 
 
 def _stage(
-    lake: Lake,
-    table: Table,
+    table: TableLake,
     status: ExportStatus,
     manifest: Manifest,
     baseline: Baseline,
@@ -268,14 +266,17 @@ def _stage(
     Items that are `erased` are left out behind the verification.
     """
     name = f"{table.safe_name}_snapshot"
-    with tempfile.TemporaryDirectory() as folder, open_duckdb(lake, Path(folder)) as connection:
-        memory_mb = lake.settings.memory_mb
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open_duckdb(table.lake, Path(folder)) as connection,
+    ):
+        memory_mb = table.lake.settings.memory_mb
         sort_mb = max(memory_mb * _SORT_PERCENT // 100, _SORT_LEAST_MB)
         connection.execute(f"SET memory_limit = '{sort_mb}MB'")
         connection.execute("SET threads = 1")  # each takes its share of that
-        root = lake.paths(table).staging
+        root = table.paths.staging
         staging = Staging(
-            lake.store,
+            table.lake.store,
             f"{root}{status.arn.rpartition('/')[2]}/",
             Path(folder),
             key_names,
@@ -283,7 +284,7 @@ def _stage(
             baseline.export_time_us,
         )
         staging.open(root)
-        files = _convert_all(lake, status, manifest, staging, context)
+        files = _convert_all(table.lake, status, manifest, staging, context)
         at_once = _SORT_BYTES * memory_mb // 1000
         narrow = _narrow_ranges(connection, files, Path(folder), at_once)
         # Arrow keeps what was freed so far, up to 170 MB, and sorting and typing come on top.
@@ -292,7 +293,7 @@ def _stage(
         if count != manifest.items:
             raise ExportError(f"export {status.arn} holds {manifest.items} items but {count} keys")
         # The table first: what is erased behind this look at the log makes the commit fail.
-        over = lake.tables.load(name)
+        over = table.lake.iceberg.load(name)
         narrow, items = _without_erased(connection, narrow, manifest.items, erased())
         context.progress(f"sorting and typing {items} items")
         properties = {
@@ -301,7 +302,7 @@ def _stage(
             "export_time_us": str(baseline.export_time_us),
         }
         staged = replace_typed(
-            lake.tables,
+            table.lake.iceberg,
             name,
             connection,
             narrow,
@@ -309,8 +310,8 @@ def _stage(
             over=over,
             scratch=Path(folder),
             seen=Seen(items, merge_stats(*(file.stats for file in files))),
-            limit=table.max_columns,
-            names=column_names(lake.tables, table.safe_name),
+            limit=table.settings.max_columns,
+            names=column_names(table.lake.iceberg, table.safe_name),
         )
         return staged, sum(file.bytes for file in files)
 

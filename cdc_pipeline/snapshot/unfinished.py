@@ -16,7 +16,7 @@ from cdc_pipeline.core.errors import (
 from cdc_pipeline.core.log.entries import Baseline
 from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.run_context import RunContext
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.publish.baselines import record_baseline
 from cdc_pipeline.lake.storage.log import CaptureLog
 from cdc_pipeline.settings.model import Table
@@ -44,8 +44,7 @@ def unfinished(state: LogState) -> list[Baseline]:
 
 
 def take_up(
-    lake: Lake,
-    table: Table,
+    table: TableLake,
     table_id: str,
     log: CaptureLog,
     state: LogState,
@@ -59,7 +58,7 @@ def take_up(
     it cannot be asked.
     """
     for baseline in unfinished(state):
-        useless = why_useless(lake, table, table_id, log, state, baseline)
+        useless = why_useless(table, table_id, log, state, baseline)
         if useless is not None:
             context.progress(discarded(log, state, baseline, useless))
         elif shadow and not baseline.shadow:
@@ -80,8 +79,7 @@ def discarded(log: CaptureLog, state: LogState, baseline: Baseline, why: str) ->
 
 
 def why_useless(
-    lake: Lake,
-    table: Table,
+    table: TableLake,
     table_id: str,
     log: CaptureLog,
     state: LogState,
@@ -101,9 +99,9 @@ def why_useless(
         return "the table was deleted and made again since"
     if baseline.export_arn is not None:
         try:
-            status = exported(lake, table, baseline.export_arn, table_id)
+            status = exported(table, baseline.export_arn, table_id)
             if status.status == "COMPLETED":
-                read_manifest(lake.aws, status)
+                read_manifest(table.lake.aws, status)
         except UnusableExportError as error:
             return error.message
         except ExportError as error:
@@ -112,14 +110,14 @@ def why_useless(
             return error.message
         if status.status != "FAILED":
             return None
-    return _why_not_askable(lake, table, log, baseline)
+    return _why_not_askable(table, log, baseline)
 
 
-def _why_not_askable(lake: Lake, table: Table, log: CaptureLog, baseline: Baseline) -> str | None:
+def _why_not_askable(table: TableLake, log: CaptureLog, baseline: Baseline) -> str | None:
     """Why AWS would never export the table as of the baseline's time."""
     if baseline.export_time_us > log.now_us() + _FARTHEST_US:
         return "its export time lies far ahead"
-    backups = describe_backups(lake.source(table), table.name)
+    backups = describe_backups(table.source, table.name)
     if backups.earliest is None:
         return "point-in-time recovery is off"
     if backups.earliest.timestamp() * 1_000_000 > baseline.export_time_us:

@@ -10,10 +10,9 @@ from cdc_pipeline.core.log.entries import Baseline
 from cdc_pipeline.core.run_context import SILENT, RunContext
 from cdc_pipeline.lake.engine.duckdb_session import connect_duckdb, files_relation
 from cdc_pipeline.lake.iceberg.tables import data_files
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.current_state import published_base
 from cdc_pipeline.lake.upkeep.verify import readable_files
-from cdc_pipeline.settings.model import Table
 from cdc_pipeline.transform.shred import typed_schema
 
 _AT_ONCE = 4
@@ -36,9 +35,9 @@ class VerifiedExport:
     problems: list[str] = field(default_factory=list)
 
 
-def live_baseline(lake: Lake, table: Table) -> Baseline:
+def live_baseline(table: TableLake) -> Baseline:
     """The baseline behind current_state, before the first publication the staged one."""
-    base, state = published_base(lake, table), lake.log(table).load()
+    base, state = published_base(table), table.log.load()
     live = state.baselines.get(base.generation) if base else state.staged
     if live is None:
         raise NotReadyError(
@@ -48,23 +47,23 @@ def live_baseline(lake: Lake, table: Table) -> Baseline:
     return live
 
 
-def verify_export(lake: Lake, table: Table, *, context: RunContext = SILENT) -> VerifiedExport:
+def verify_export(table: TableLake, *, context: RunContext = SILENT) -> VerifiedExport:
     """Compare the live baseline's export with its manifests, and the staged rows with their count.
 
     The files were counted when they were staged, and their MD5 vouches for that count. Raises
     `NotReadyError` when there is no baseline.
     """
-    baseline = live_baseline(lake, table)
+    baseline = live_baseline(table)
     found = VerifiedExport(baseline.export_arn or "")
     fix = f"materialise {table.safe_name}/pitr_export: a fresh baseline"
     try:
-        status = describe_export(lake.source(table), found.export_arn)
+        status = describe_export(table.source, found.export_arn)
     except ExportError as error:
         found.gone = error.message
     else:
-        _check_files(lake, status, found, fix, context)
+        _check_files(table.lake, status, found, fix, context)
     expected = baseline.items if found.gone else found.items
-    found.staged_rows = _staged_rows(lake, table, baseline)
+    found.staged_rows = _staged_rows(table, baseline)
     if found.staged_rows != expected:
         found.problems.append(
             f"{table.safe_name}_snapshot holds {found.staged_rows} items, the export {expected}. "
@@ -97,10 +96,10 @@ def _check_files(
                 found.problems.append(problem)
 
 
-def _staged_rows(lake: Lake, table: Table, baseline: Baseline) -> int:
-    staged = lake.tables.load(f"{table.safe_name}_snapshot")
+def _staged_rows(table: TableLake, baseline: Baseline) -> int:
+    staged = table.iceberg("snapshot")
     assert staged is not None  # the log says that it was committed
-    with readable_files(table), connect_duckdb(lake) as connection:
+    with readable_files(table.settings), connect_duckdb(table.lake) as connection:
         files = data_files(staged, baseline.snapshot_id)
         rows = files_relation(connection, files, typed_schema([]))
         return connection.execute(f"SELECT count(*) FROM {rows}").fetchall()[0][0]

@@ -58,13 +58,13 @@ class Delivery:
         return self.world.dynamodb.describe_table(TableName=NAME)["Table"]["TableId"]
 
     def capture(self, options: CaptureOptions = _OPTIONS, **how: Any) -> CaptureResult:
-        return capture_files(self.world.lake(), self.world.table(NAME), options, **how)
+        return capture_files(self.world.table_lake(NAME), options, **how)
 
     def state(self) -> LogState:
-        return self.world.lake().log(self.world.table(NAME)).load()
+        return self.world.table_lake(NAME).log.load()
 
     def entries(self) -> list[Entry]:
-        log = self.world.lake().log(self.world.table(NAME))
+        log = self.world.table_lake(NAME).log
         return list(log.entries_since(log.load(), date(2020, 1, 1)))
 
     def logged(self) -> list[SourceFile]:

@@ -95,7 +95,7 @@ class Road:
         control(self.world.endpoint_url, **orders)
 
     def state(self) -> LogState:
-        return self.world.lake().log(self.world.table(NAME)).load()
+        return self.world.table_lake(NAME).log.load()
 
     def causes(self) -> list[str]:
         return [gap.cause for gap in self.state().gaps.values()]
@@ -107,12 +107,12 @@ class Road:
             while self.state().watermark_us <= gap.to_us + 1_500_000:
                 time.sleep(0.1)
                 self.world.capture(NAME)
-            heal_gap(lake, table, gap)
+            heal_gap(lake.table(table), gap)
 
     def counts(self) -> tuple[int, int, int]:
         """What the channel counted, what was read, and what is missing, as of half an hour on."""
         now_us = time.time_ns() // 1000 + 1800_000_000
-        counts = compare_counts(self.world.lake(), self.world.table(NAME), self.state(), now_us)
+        counts = compare_counts(self.world.table_lake(NAME), self.state(), now_us)
         assert counts is not None
         return counts.delivered, counts.found, counts.missing
 
@@ -386,6 +386,6 @@ def test_the_watermark_is_what_the_metric_proves(road: Road) -> None:
     # The same counts where Kinesis itself is read.
     road.configure("kinesis")
     lake, table = road.world.lake(), road.world.table(NAME)
-    source, told = with_measured_lateness(lake, table, open_source(lake, table))
+    source, told = with_measured_lateness(lake.table(table), open_source(lake.table(table)))
     assert isinstance(source.reading, KinesisReading)
     assert (source.reading.late_seconds, len(told)) == (120, 1)

@@ -313,7 +313,7 @@ def test_the_sensor_lists_no_large_stream_that_was_listed_lately(
 
     def look() -> str:
         state = bench.state()
-        verdict = _look(lake, settings.tables[0], bench.log(), state)
+        verdict = _look(lake.table(settings.tables[0]), bench.log(), state)
         return f"{verdict.due}, {'new' if 'new' in verdict.why else 'none new'}"
 
     bench.sim.rotate("orders")
@@ -326,6 +326,6 @@ def test_the_sensor_lists_no_large_stream_that_was_listed_lately(
     state = log.load()
     bench.clock.advance(700)
     state.at_us = log.now_us()
-    verdict = _look(lake, settings.tables[0], log, state)
+    verdict = _look(lake.table(settings.tables[0]), log, state)
     assert (verdict.due, "4 new" in verdict.why) == (True, True)
     assert listings(bench) == {None: 1}

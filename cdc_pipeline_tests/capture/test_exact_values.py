@@ -193,8 +193,7 @@ def _exported(built: LakeBuilder, lines: Sequence[str], key_names: tuple[str, ..
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "open_object", lambda _aws, _bucket, key: io.BytesIO(objects[key]))
         staged, _ = snapshot._stage(
-            built.lake,
-            built.table,
+            built.table_lake,
             ExportStatus("arn/export/1", "COMPLETED", "bucket", "", None, ""),
             Manifest("bucket", len(lines), "", files),
             baseline,
@@ -218,7 +217,7 @@ def check_export(found: list[Item], key_names: tuple[str, ...], escaped: bool, w
 
 
 def _columns(built: LakeBuilder, name: str) -> list[Column]:
-    table = built.lake.tables.load(f"orders_{name}")
+    table = built.lake.iceberg.load(f"orders_{name}")
     assert table is not None
     return prior_columns(table)
 
@@ -314,7 +313,7 @@ def _current(built: LakeBuilder) -> list[dict[str, Any]]:
 
 
 def _publish(built: LakeBuilder) -> list[Column]:
-    return publish_current_state(built.lake, built.table).columns
+    return publish_current_state(built.table_lake).columns
 
 
 def check_stream(found: list[Item], key_names: tuple[str, ...], escaped: bool, way: str) -> None:
@@ -334,7 +333,7 @@ def check_stream(found: list[Item], key_names: tuple[str, ...], escaped: bool, w
         kept = [{n: c for n, c in row.items() if c is not None} for row in merged]
         blank = dict.fromkeys([*_SYSTEM, *(column.name for column in columns)])
         assert_typed([blank | row for row in kept], columns, _latest(puts + others))
-        build_cdc_day(built.lake, built.table, day_of(START_US))
+        build_cdc_day(built.table_lake, day_of(START_US))
         check_changes(built, puts + others)
 
 

@@ -34,7 +34,9 @@ def wait(
     settings = parse_settings(raw, tmp_path / "settings.yaml")
     lake, now = Lake(settings, AwsSession(region="us-east-1"), LocalStore(tmp_path)), [0.0]
     monkeypatch.setattr(
-        Lake, "log", lambda lake, table: CaptureLog(lake.store, lake.paths(table), lambda: now[0])
+        Lake,
+        "log",
+        lambda lake, table: CaptureLog(lake.store, lake.table(table).paths, lambda: now[0]),
     )
 
     def run(described: list[ExportStatus]) -> tuple[ExportStatus, list[str]]:
@@ -48,7 +50,7 @@ def wait(
 
         table = settings.tables[0]
         context = RunContext(told.append, sleep)
-        return wait_for_export(lake, table, "arn:e/1", "id", context), told
+        return wait_for_export(lake.table(table), "arn:e/1", "id", context), told
 
     return run
 

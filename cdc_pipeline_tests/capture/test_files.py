@@ -103,9 +103,9 @@ def test_a_mirror_from_files_alone(delivery: Delivery) -> None:
     state = delivery.state()
     assert state.stream is not None
     assert (state.stream.transport, state.shards) == (FIREHOSE, {})
-    found = retention(world.lake(), world.table(NAME), state)
+    found = retention(world.table_lake(NAME), state)
     assert "hours_left" not in found.metadata
-    assert not table_status(world.lake(), world.table(NAME)).expires
+    assert not table_status(world.table_lake(NAME)).expires
 
 
 def test_late_changes_of_before_a_baseline_do_not_beat_it(delivery: Delivery) -> None:
@@ -206,9 +206,9 @@ def test_each_object_is_logged_once_whenever_it_comes(
     uris.append(files.records(records[3], at=today))
     assert delivery.capture().rows == 0
     lake, table = delivery.world.lake(), delivery.world.table(NAME)
-    (found,) = backfill_days(lake, table, [today.date()])
+    (found,) = backfill_days(lake.table(table), [today.date()])
     assert (found.added, found.sources, found.error) == (1, ["files"], None)
-    (found,) = backfill_days(lake, table, [today.date()])
+    (found,) = backfill_days(lake.table(table), [today.date()])
     assert (found.added, found.error) == (0, None)
     assert sorted(file.uri for file in delivery.logged()) == sorted(uris)
     assert delivery.landed() == delivery.as_landed(*records)
@@ -219,7 +219,7 @@ def test_a_past_day_from_before_capture_is_not_bought_as_an_export(delivery: Del
     delivery.files.records(record("a", to_us(old)), at=old)
     delivery.capture()
     days = [old.date(), old.date() + timedelta(1)]
-    first, second = backfill_days(delivery.world.lake(), delivery.world.table(NAME), days)
+    first, second = backfill_days(delivery.world.lake().table(delivery.world.table(NAME)), days)
     assert (first.rows, first.error) == (1, None)
     assert "nothing proves" in first.notes[0]
     assert second.error is not None, "of it nothing is known at all"
@@ -402,15 +402,15 @@ def test_an_older_lambdas_parquet_is_read_and_its_lack_of_deletes_is_said(
     ]
     assert delivery.quarantined() == {"a delete without its keys": 1}
     lake, table = world.lake(), world.table(NAME)
-    assert table_status(lake, table).legacy_us == to_us(arrived)
-    assert deletes(lake, table, delivery.state()).passed, "they are in no state yet"
+    assert table_status(lake.table(table)).legacy_us == to_us(arrived)
+    assert deletes(lake.table(table), delivery.state()).passed, "they are in no state yet"
     delivery.files.put(parquet([{**rows[0], "time_stamp": now()}]))
     delivery.capture()
-    assert not deletes(lake, table, delivery.state()).passed
+    assert not deletes(lake.table(table), delivery.state()).passed
     world.snapshot(NAME)
-    assert not deletes(lake, table, delivery.state()).passed, "they came behind its positions"
+    assert not deletes(lake.table(table), delivery.state()).passed, "they came behind its positions"
     world.snapshot(NAME)
-    assert deletes(lake, table, delivery.state()).passed, "a new baseline has no such rows"
+    assert deletes(lake.table(table), delivery.state()).passed, "a new baseline has no such rows"
 
 
 def test_error_objects_are_replayed(delivery: Delivery) -> None:
@@ -492,7 +492,7 @@ def test_two_captures_at_once_lose_nothing_and_double_nothing(delivery: Delivery
         while not over.is_set():
             try:
                 options = CaptureOptions(flush_rows=3)
-                conflicts.append(capture_files(lake, world.table(NAME), options).conflicts)
+                conflicts.append(capture_files(lake.table(world.table(NAME)), options).conflicts)
             except BaseException as error:  # noqa: BLE001 - shown by the test
                 crashed.append(error)
                 return

@@ -132,11 +132,11 @@ class Story:
 
     def capture(self) -> None:
         options = CaptureOptions(flush_rows=self.rng.choice((1, 3, 100)))
-        capture_files(self.lake.lake, self.lake.table, options)
+        capture_files(self.lake.lake.table(self.lake.table), options)
 
     def baseline(self) -> None:
         """What an export at this very time would be."""
-        self.lake.state = self.lake.lake.log(self.lake.table).load()
+        self.lake.state = self.lake.lake.table(self.lake.table).log.load()
         stream = self.lake.state.stream
         assert stream is not None
         if self.lake.state.baselines:
@@ -149,7 +149,7 @@ class Story:
 
     def publish(self) -> None:
         with suppress(NotReadyError):
-            publish_current_state(self.lake.lake, self.lake.table)
+            publish_current_state(self.lake.lake.table(self.lake.table))
 
     def pass_time(self, hours: float) -> None:
         self.now_us += int(hours * _HOUR_US)
@@ -160,9 +160,9 @@ class Story:
             to_json(key_of(name)): to_json(canonical_item(item))
             for name, item in self.truth.items()
         }
-        state = self.lake.lake.log(self.lake.table).load()
+        state = self.lake.lake.table(self.lake.table).log.load()
         for day in sorted({landed.day for landed in state.objects.values()}):
-            build_cdc_day(self.lake.lake, self.lake.table, datetime.fromisoformat(day).date())
+            build_cdc_day(self.lake.lake.table(self.lake.table), datetime.fromisoformat(day).date())
         rows = plain_view(
             self.lake.lake, "SELECT uuid, op, new_image, old_image FROM orders.cdc ORDER BY uuid"
         )
@@ -171,7 +171,7 @@ class Story:
         assert [tuple(row.values()) for row in rows] == sorted(
             (c.uuid, c.op, c.new_image, c.old_image) for c in changes
         )
-        log = self.lake.lake.log(self.lake.table)
+        log = self.lake.lake.table(self.lake.table).log
         entries = log.entries_since(state, datetime(2020, 1, 1, tzinfo=UTC).date())
         taken = [file.uri for entry in entries for file in entry.files if file.whole]
         assert Counter(taken) == Counter(self.uris)

@@ -18,15 +18,15 @@ from cdc_pipeline.capture.sources.source_choice import followed_source, open_sou
 from cdc_pipeline.core.items.attributes import canonical_item, to_json
 from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.run_context import RunContext
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.cdc import build_cdc_day
 from cdc_pipeline.lake.publish.current_state import publish_current_state
-from cdc_pipeline.lake.storage.log import CaptureLog
 from cdc_pipeline.lake.storage.store import LocalStore
 from cdc_pipeline.settings.model import Table, parse_settings
 from cdc_pipeline.setup.preflight import _unusual
 from cdc_pipeline.snapshot.snapshot import take_snapshot
 from cdc_pipeline_tests.lake.builder import START_US, LakeBuilder, plain_view
+from cdc_pipeline_tests.log_clock import set_log_clock
 from cdc_pipeline_tests.simulators import faults
 from cdc_pipeline_tests.simulators.clients import session, use
 from cdc_pipeline_tests.simulators.clock import SimulatedClock, WrongClock
@@ -58,6 +58,10 @@ class Bench:
     transport: str = "kinesis"
     lakes: dict[tuple[str, ...], tuple[Lake, Table]] = field(default_factory=dict)
 
+    def table_lake(self) -> TableLake:
+        lake, table = self.lake()
+        return lake.table(table)
+
     def lake(self, table: str = "orders") -> tuple[Lake, Table]:
         """The lake of a table as the settings of now tell of it."""
         place = (table, self.transport)
@@ -84,10 +88,10 @@ class Bench:
         self.clock.advance(2)
         lake, found = self.lake(table)
         return capture_table(
-            lake.log(found),
-            open_source(lake, found),
+            lake.table(found).log,
+            open_source(lake.table(found)),
             options,
-            former=lambda stream: followed_source(lake, found, stream),
+            former=lambda stream: followed_source(lake.table(found), stream),
             sleep=sleep,
         )
 
@@ -112,7 +116,7 @@ class Bench:
 
     def state(self, table: str = "orders") -> LogState:
         lake, found = self.lake(table)
-        return lake.log(found).load()
+        return lake.table(found).log.load()
 
     def landed(self, table: str = "orders") -> list[dict[str, Any]]:
         lake, _ = self.lake(table)
@@ -133,7 +137,7 @@ class Bench:
     def check(self, changes: int | None = None) -> None:
         """The lake equals the table, item by item, and cdc has each change once and in order."""
         lake, table = self.lake()
-        publish_current_state(lake, table)
+        publish_current_state(lake.table(table))
         found = plain_view(lake, "SELECT _key, _item FROM orders.current_state")
         there = {row["_key"]: row["_item"] for row in found}
         assert len(there) == len(found)
@@ -141,7 +145,7 @@ class Bench:
         assert there == {to_json({"pk": item["pk"]}): to_json(item) for item in items}
         days = {o.day for o in self.state().objects.values()}
         for day in sorted(days):
-            build_cdc_day(lake, table, date.fromisoformat(day))
+            build_cdc_day(lake.table(table), date.fromisoformat(day))
         sql = "SELECT * FROM orders.cdc ORDER BY order_key"
         cdc = [row for row in plain_view(lake, sql) if row["transport"] != "read"]
         by_key: dict[str, list[tuple[Any, ...]]] = {}
@@ -162,10 +166,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     clock = SimulatedClock(START_US / 1_000_000 + 0.5)
     with KinesisSimulator(clock=clock) as sim:
         use(sim, monkeypatch)
-        monkeypatch.setattr(
-            "cdc_pipeline.lake.lake.Lake.log",
-            lambda lake, table: CaptureLog(lake.store, lake.paths(table), clock),
-        )
+        set_log_clock(monkeypatch, clock)
         monkeypatch.setattr("cdc_pipeline.core.changes.write_times.clock", clock)
         sim.create_kinesis(STREAM, shards=2)
         sim.create_table("orders")
@@ -420,10 +421,7 @@ def test_reading_keeps_to_the_limits(tmp_path: Path, monkeypatch: pytest.MonkeyP
     clock = SimulatedClock(START_US / 1_000_000 + 0.5)
     with KinesisSimulator(clock=clock, limits=True) as sim:
         use(sim, monkeypatch)
-        monkeypatch.setattr(
-            "cdc_pipeline.lake.lake.Lake.log",
-            lambda lake, table: CaptureLog(lake.store, lake.paths(table), clock),
-        )
+        set_log_clock(monkeypatch, clock)
         monkeypatch.setattr("cdc_pipeline.core.changes.write_times.clock", clock)
         sim.create_kinesis(STREAM)
         sim.create_table("orders")
@@ -515,10 +513,7 @@ def test_a_repeat_does_not_beat_a_baseline_that_a_wrong_clock_recorded(
 ) -> None:
     """The export shows the newer one of two changes; the older one comes again behind it."""
     local = WrongClock(bench.clock, error)
-    monkeypatch.setattr(
-        "cdc_pipeline.lake.lake.Lake.log",
-        lambda lake, table: CaptureLog(lake.store, lake.paths(table), local, margin_us=300_000_000),
-    )
+    set_log_clock(monkeypatch, local, margin_us=300_000_000)
     bench.begin_empty()
     bench.clock.advance(HOUR)
     for value in (1, 2):
@@ -533,7 +528,7 @@ def test_a_repeat_does_not_beat_a_baseline_that_a_wrong_clock_recorded(
         raise Stopped
 
     with pytest.raises(Stopped):
-        take_snapshot(*bench.lake(), context=RunContext(sleep=stop))
+        take_snapshot(bench.table_lake(), context=RunContext(sleep=stop))
     begun = max(bench.state().baselines)
     assert begun == bench.state().generation > 1
     bench.sim.again(bench.sim.changes("orders")[0])
@@ -636,7 +631,7 @@ def test_a_former_tables_records_are_its_own_and_have_its_keys(bench: Bench) -> 
     stream = bench.state().stream
     assert stream is not None
     for table_id, keys in ((stream.table_id, {"pk": "S"}), ("of the former one", {})):
-        source = followed_source(*bench.lake(), replace(stream, table_id=table_id))
+        source = followed_source(bench.table_lake(), replace(stream, table_id=table_id))
         assert isinstance(source.reading, KinesisReading)
         target = source.reading.target
         assert (target.table_id, target.key_types) == (table_id, keys)

@@ -361,7 +361,7 @@ class KinesisWorld(World):
 
         lake = WorldsLake(self)
         with suppress(Killed, ExportError, SourceError):
-            take_snapshot(lake, lake.settings.tables[0], context=RunContext(sleep=stop))
+            take_snapshot(lake.table(lake.settings.tables[0]), context=RunContext(sleep=stop))
         log = self.log()
         state = log.load()
         newest = state.baselines.get(max(state.baselines, default=0))

@@ -184,7 +184,7 @@ def test_a_file_that_fails_half_way_costs_no_new_export_and_no_change__data_prep
         lake = Lake(settings, session(sim), LocalStore(settings.lake_folder))
         table = lake.settings.tables[0]
         with pytest.raises(LakeError, match="read timeout"):
-            snapshot.take_snapshot(lake, table)
+            snapshot.take_snapshot(lake.table(table))
         sim.put("orders", {"pk": {"S": "later"}})
         source = Source(
             "orders",
@@ -194,8 +194,8 @@ def test_a_file_that_fails_half_way_costs_no_new_export_and_no_change__data_prep
             DynamoDBStreams(lake.aws),
         )
         options = CaptureOptions(poll_seconds=0.01, empty_polls=2)
-        assert capture_table(lake.log(table), source, options).rows == 1
-        assert snapshot.take_snapshot(lake, table).items == 2
+        assert capture_table(lake.table(table).log, source, options).rows == 1
+        assert snapshot.take_snapshot(lake.table(table)).items == 2
         assert begun == ["arn:export"]
         assert read == ["one", "two", "one", "two"]
 
@@ -376,7 +376,7 @@ def test_freshness_follows_the_watermark_not_the_last_run__spice_10754(
     table = settings.tables[0]
     bench.write(40)
     bench.capture()
-    assert retention(lake, table, bench.state()).passed
+    assert retention(lake.table(table), bench.state()).passed
     dead = bench.sim.open_shards("orders")[0]
     bench.sim.faults.always("GetRecords", internal_error(), shard=dead)
     for hours in range(1, 6):
@@ -387,10 +387,10 @@ def test_freshness_follows_the_watermark_not_the_last_run__spice_10754(
         state = bench.state()
         # A run has just ended and has landed something; the table is as old as its dead shard.
         assert state.at_us == int(clock() * 1_000_000)
-        assert retention(lake, table, state).passed == (hours < 4)
+        assert retention(lake.table(table), state).passed == (hours < 4)
     bench.sim.faults.clear()
     bench.capture()
-    assert retention(lake, table, bench.state()).passed
+    assert retention(lake.table(table), bench.state()).passed
 
 
 def test_capture_goes_on_behind_the_end_of_shards__kcl_adapter_20_40(bench: Bench) -> None:

@@ -83,12 +83,12 @@ def test_the_sensor_looks_at_ten_thousand_shards(sim: StreamsSimulator, tmp_path
     settings = settings_in(tmp_path)
     lake = Lake(settings, session(sim), LocalStore(settings.lake_folder))
     table = settings.tables[0]
-    log = lake.log(table)
+    log = lake.table(table).log
     open_capture(log, log.load(), source_of(sim, lake.aws))
     sim.rotate("orders")
     sim.requests.clear()
     begun = time.monotonic()
-    verdict = _look(lake, table, log, log.load())
+    verdict = _look(lake.table(table), log, log.load())
     seconds = time.monotonic() - begun
     pages = sum(request.operation == "DescribeStream" for request in sim.requests)
     print(f"\na look at 10,000 shards, {pages} pages: {seconds:.1f} of {SENSOR_BUDGET_SECONDS} s")
@@ -121,7 +121,7 @@ def test_a_large_backlog_takes_little_memory(sim: StreamsSimulator, tmp_path: Pa
     assert peak_mb <= PEAK_MB
     settings = settings_in(tmp_path)
     lake = Lake(settings, session(sim), LocalStore(settings.lake_folder))
-    state = lake.log(settings.tables[0]).load()
+    state = lake.table(settings.tables[0]).log.load()
     assert sum(landed.rows for landed in state.objects.values()) == BACKLOG
 
 

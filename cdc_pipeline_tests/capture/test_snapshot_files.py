@@ -129,10 +129,10 @@ class Setting:
 
     def take(self) -> snapshot.SnapshotResult:
         table = self.lake.settings.tables[0]
-        return snapshot.take_snapshot(self.lake, table, context=RunContext(self.said.append))
+        return snapshot.take_snapshot(self.lake.table(table), context=RunContext(self.said.append))
 
     def items(self) -> list[str]:
-        table = self.lake.tables.load("orders_snapshot")
+        table = self.lake.iceberg.load("orders_snapshot")
         assert table is not None
         paths = data_files(table)
         return [text for p in paths for text in pq.read_table(p)["_item"].to_pylist()]
@@ -269,8 +269,8 @@ def test_damage_leaves_nothing_visible(
         setting.take()
     assert said in refused.value.message
     assert refused.value.fix
-    assert setting.lake.tables.load("orders_snapshot") is None
-    assert setting.lake.log(setting.lake.settings.tables[0]).load().staged is None
+    assert setting.lake.iceberg.load("orders_snapshot") is None
+    assert setting.lake.table(setting.lake.settings.tables[0]).log.load().staged is None
 
 
 @pytest.mark.parametrize("at_once", [1, 100, 600])

@@ -20,6 +20,7 @@ from cdc_pipeline.lake.storage.landing import read_landing
 from cdc_pipeline.lake.storage.log import CaptureLog
 from cdc_pipeline.lake.storage.store import LocalStore
 from cdc_pipeline.settings.model import Table, parse_settings
+from cdc_pipeline_tests.log_clock import set_log_clock
 from cdc_pipeline_tests.simulators.clients import session, use
 from cdc_pipeline_tests.simulators.clock import SimulatedClock
 from cdc_pipeline_tests.simulators.faults import error
@@ -70,7 +71,7 @@ class Bench:
 
     def state(self) -> LogState:
         lake, table = self.open()
-        return lake.log(table).load()
+        return lake.table(table).log.load()
 
     def write(self, count: int = 20) -> None:
         for _ in range(count):
@@ -132,10 +133,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
                 made.before_append(entry)
                 return super().append(state, entry)
 
-        def log(lake: Lake, table: Table) -> CaptureLog:
-            return Log(lake.store, lake.paths(table), clock)
-
-        monkeypatch.setattr(Lake, "log", log)
+        set_log_clock(monkeypatch, clock, Log)
         monkeypatch.setattr("cdc_pipeline.capture.sources.reading._READS_PER_SECOND", 1000)
         sim.create_kinesis("changes", shards=2)
         sim.create_table("orders")
@@ -204,7 +202,7 @@ def _kill(bench: Bench, steps: set[str], nth: int, stands: bool) -> Callable[[En
         steps.update(name for name in ("cut", "stream", "objects") if getattr(entry, name))
         if stands:
             lake, table = bench.open()
-            log = CaptureLog(lake.store, lake.paths(table), bench.clock)
+            log = CaptureLog(lake.store, lake.table(table).paths, bench.clock)
             assert append(log, log.load(), entry)
         raise Killed
 

@@ -168,7 +168,7 @@ class Bench:
 
     def capture(self) -> Lander:
         """A new run."""
-        log = RacedLog(self.store, self.built.lake.paths(self.built.table))
+        log = RacedLog(self.store, self.built.lake.table(self.built.table).paths)
         log.chance, log.races = self.chance, self.races
         self.state = log.load()
         source = Source(
@@ -188,13 +188,13 @@ class Bench:
 
     def rows(self) -> list[Change]:
         """Landed rows; all are of one generation."""
-        log = self.built.lake.log(self.built.table)
+        log = self.built.lake.table(self.built.table).log
         objects = log.load().objects
         return [change for key in objects for change in read_landing(log.store, key)]
 
     def cdc(self) -> list[Change]:
         """The changes of the day, as the SQL finds them."""
-        build_cdc_day(self.built.lake, self.built.table, _DAY)
+        build_cdc_day(self.built.lake.table(self.built.table), _DAY)
         names = ", ".join(Change._fields)
         rows = plain_view(self.built.lake, f"SELECT {names} FROM orders.cdc")
         return [Change(**row) for row in rows]
@@ -344,10 +344,10 @@ def test_so_do_the_tables_that_are_made_of_it(
     history = write_history(chance, count, precision)
     with bench(history, chance, races) as test:
         test.built.stage({})
-        publish_current_state(test.built.lake, test.built.table)
+        publish_current_state(test.built.lake.table(test.built.table))
         for _ in deliver(test, chance):
             if chance.random() < 0.3:
-                publish_current_state(test.built.lake, test.built.table)
+                publish_current_state(test.built.lake.table(test.built.table))
         check_state(test)
         check_changes(test, test.cdc())
         found = plain_view(test.built.lake, "SELECT _key, _item FROM orders.current_state")
@@ -393,7 +393,7 @@ def test_a_cycle_is_read_once_and_stands_behind() -> None:
         assert test.table.reads == [_key("a")]
         check_state(test)
         test.cdc()
-        chain = check_chain(test.built.lake, test.built.table, _DAY)
+        chain = check_chain(test.built.lake.table(test.built.table), _DAY)
         assert (chain.links > 0, chain.breaks, chain.in_gaps) == (True, 0, 0)
         versions = plain_view(test.built.lake, "SELECT is_collapsed FROM orders.history")
         assert versions == [{"is_collapsed": False}] * 6
@@ -413,7 +413,7 @@ def test_other_generations_other_transports_and_other_items_are_no_ties() -> Non
         test.land(test.capture(), history[1:])
         stream = test.state.stream
         assert stream is not None
-        log = test.built.lake.log(test.built.table)
+        log = test.built.lake.table(test.built.table).log
         log.append(
             log.load(), Entry(0, new_nonce(), "test", 0, stream=replace(stream, generation=2))
         )

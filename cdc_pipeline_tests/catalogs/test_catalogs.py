@@ -111,10 +111,10 @@ def built(
                 "cdc_pipeline.lake.iceberg.catalog.chooses_location", lambda _: True
             )
             place = {"location": str(tmp_path / "elsewhere")}
-            made.lake.tables.catalog.create_namespace(made.lake.database, place)
+            made.lake.iceberg.catalog.create_namespace(made.lake.database, place)
         yield made
         if case is POSTGRES:
-            made.lake.tables.catalog.close()
+            made.lake.iceberg.catalog.close()
 
 
 def _settings(
@@ -159,31 +159,31 @@ def test_the_same_story_in_every_catalogue(built: LakeBuilder, case: Case) -> No
     built.stage({f"k{n}": {"n": {"N": str(n)}} for n in range(4)})
     built.land([change("k0", 5, {"n": {"N": "50"}}), change("k1", 6, None)])
     built.read_to(START_US + MARGIN_US + 10_000_000)
-    publish_current_state(lake, table)
+    publish_current_state(lake.table(table))
     _require_state(built)
     first = dict(built.items())
     at = datetime.fromtimestamp(START_US / 1e6 + 8, UTC)
 
     # Properties that the tables were created with are there, though the catalogue dropped them.
-    state = lake.tables.load("orders_current_state")
+    state = lake.iceberg.load("orders_current_state")
     assert state is not None
     assert state.properties["commit.retry.num-retries"] == "0"
-    assert lake.tables.is_placed(state) is case.places_tables
+    assert lake.iceberg.is_placed(state) is case.places_tables
 
     # A commit on a version that is not the last one any more is refused, and nothing is changed.
     built.land([change("k2", 15, {"n": {"N": "1.50"}}), change("k9", 16, {"new": {"S": "x"}})])
     built.read_to(START_US + MARGIN_US + 20_000_000)
-    publish_current_state(lake, table)
+    publish_current_state(lake.table(table))
     _require_state(built)
     rows = pa.table({"_key": ["stolen"]}).to_reader()
     with pytest.raises(CommitConflictError):
-        lake.tables.replace("orders_current_state", rows, {}, over=state)
+        lake.iceberg.replace("orders_current_state", rows, {}, over=state)
     _require_state(built)
 
     day = day_of(START_US)
-    assert build_cdc_day(lake, table, day).rows == 4
+    assert build_cdc_day(lake.table(table), day).rows == 4
     built.land([change("k9", 17, {"new": {"S": "y"}})])
-    assert build_cdc_day(lake, table, day).rows == 5
+    assert build_cdc_day(lake.table(table), day).rows == 5
     assert len(plain_view(lake, "SELECT uuid FROM orders.cdc")) == 5
 
     # Two baselines, each with its tag, and the past told from the first.
@@ -192,17 +192,17 @@ def test_the_same_story_in_every_catalogue(built: LakeBuilder, case: Case) -> No
     second = built.stage({"k7": {"n": {"N": "7"}}, "k8": {}}, generation=2)
     built.append(baseline=replace(second, export_time_us=START_US + 30_000_000))
     built.read_to(START_US + 60_000_000)
-    tag_baselines(lake, table)
-    snapshots = lake.tables.load("orders_snapshot")
+    tag_baselines(lake.table(table))
+    snapshots = lake.iceberg.load("orders_snapshot")
     assert snapshots is not None
     assert {n for n in snapshots.metadata.refs if n != "main"} == {f"{TAG}1", f"{TAG}2"}
-    publish_current_state(lake, table)
+    publish_current_state(lake.table(table))
     _require_state(built)
     with connect_lake(lake, as_of=at) as connection:
         assert dict(connection.execute(_STATE).fetchall()) == first
 
-    assert verify_files(lake, table, content=True).damages == []
-    maintain_table(lake, table)
+    assert verify_files(lake.table(table), content=True).damages == []
+    maintain_table(lake.table(table))
     _require_state(built)
     if case.forgets:
         _expire_all(built)
@@ -219,13 +219,13 @@ def test_the_same_story_in_every_catalogue(built: LakeBuilder, case: Case) -> No
 def _require_state(built: LakeBuilder) -> None:
     found = plain_view(built.lake, _STATE)
     assert {row["_key"]: row["_item"] for row in found} == built.items()
-    state = built.lake.tables.load("orders_current_state")
+    state = built.lake.iceberg.load("orders_current_state")
     assert state is not None
     assert state.scan().to_arrow().num_rows == len(built.items())
 
 
 def _expire_all(built: LakeBuilder) -> None:
-    tables = built.lake.tables
+    tables = built.lake.iceberg
     for kind in ("current_state", "snapshot", "cdc"):
         found = tables.load(f"orders_{kind}")
         assert found is not None
@@ -240,16 +240,16 @@ def _erase(built: LakeBuilder, name: str, places_tables: bool) -> None:
     keys = plain_view(lake, f"SELECT _key FROM {table.safe_name}.current_state")
     (key,) = [row["_key"] for row in keys if f'"{name}"' in row["_key"]]
     trace = ItemTrace(key, key)
-    holding = {found.place for found in find_item(lake_places(lake, table), trace)}
+    holding = {found.place for found in find_item(lake_places(lake.table(table)), trace)}
     assert {"current_state", "snapshot"} <= holding
     others = [*(lake.settings.lake_folder.parent / "elsewhere").rglob("*.parquet")]
     assert lake.settings.is_s3 or bool(others) is not places_tables
-    erase_state_rows(lake, table, trace)
-    erase_landed(lake.log(table), trace)
+    erase_state_rows(lake.table(table), trace)
+    erase_landed(lake.table(table).log, trace)
     for kind in KEY_COLUMNS:
-        erase_iceberg(lake, table, kind, trace)
+        erase_iceberg(lake.table(table), kind, trace)
     assert all(path.exists() for path in others)  # they are not ours to remove
-    assert find_item(lake_places(lake, table), trace) == []
+    assert find_item(lake_places(lake.table(table)), trace) == []
     left = {row["_key"] for row in plain_view(lake, _STATE)}
     assert left == built.items().keys() - {key}
 
@@ -272,7 +272,7 @@ def test_preflight_has_a_word_on_the_catalogue_and_on_who_expires_baselines(
 ) -> None:
     if case in (SQLITE, ELSEWHERE, GLUE):
         pytest.skip("nothing but Glue itself, or a file, is to be looked at")
-    findings = {f.check: f for f in look_at_lake(built.lake, built.table)}
+    findings = {f.check: f for f in look_at_lake(built.table_lake)}
     assert findings["catalogue"].green, findings["catalogue"].found
     assert ("does not expire snapshots" in findings["catalogue"].found) is not case.forgets
     assert ("glue" in findings) is case.in_s3
@@ -285,7 +285,7 @@ def test_preflight_has_a_word_on_the_catalogue_and_on_who_expires_baselines(
     assert findings["baselines"].green
     built.start()
     built.stage({"k1": {}})
-    red = {f.check: f for f in look_at_lake(built.lake, built.table)}["baselines"]
+    red = {f.check: f for f in look_at_lake(built.table_lake)}["baselines"]
     assert "orders_snapshot" in red.found
     assert red.fix is not None
     arguments = shlex.split(red.fix.partition("; do ")[2].partition("; done")[0])
@@ -297,4 +297,4 @@ def test_preflight_has_a_word_on_the_catalogue_and_on_who_expires_baselines(
         type=said["--type"],
         value=json.loads(said["--value"]),
     )
-    assert {f.check: f for f in look_at_lake(built.lake, built.table)}["baselines"].green
+    assert {f.check: f for f in look_at_lake(built.table_lake)}["baselines"].green

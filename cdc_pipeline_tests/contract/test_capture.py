@@ -59,14 +59,14 @@ class Copy:
     @property
     def log(self) -> CaptureLog:
         lake = self.lake
-        paths = lake.paths(lake.settings.table(self.name))
+        paths = lake.table(lake.settings.table(self.name)).paths
         return CaptureLog(lake.store, paths, self.backend.clock)
 
     def capture(self) -> CaptureResult:
         """One run, begun after everything that was written before it."""
         self.backend.sleep(0.01)
         lake = self.lake
-        source = open_source(lake, lake.settings.table(self.name))
+        source = open_source(lake.table(lake.settings.table(self.name)))
         return capture_table(self.log, source, _OPTIONS, sleep=lambda _: time.sleep(0.01))
 
     def landed(self) -> list[tuple[str, Change]]:

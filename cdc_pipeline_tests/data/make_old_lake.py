@@ -199,13 +199,13 @@ def _break_and_heal(world: World) -> None:
     world.dynamodb.update_table(TableName=table, StreamSpecification=on)
     _put(world, VICTIM, status={"S": "back"}, n={"N": "1.75"})
     world.capture(table)
-    (gap,) = open_gaps(world.lake(), world.table(table))
+    (gap,) = open_gaps(world.table_lake(table))
 
     def is_healed() -> bool:
         world.capture(table)
         with suppress(NotReadyError):
-            heal_gap(world.lake(), world.table(table), gap)
-        return not open_gaps(world.lake(), world.table(table))
+            heal_gap(world.table_lake(table), gap)
+        return not open_gaps(world.table_lake(table))
 
     _wait_for(is_healed)
     _process(world)
@@ -218,10 +218,10 @@ def _change_after(world: World) -> None:
     _put_person(world, 4, "free")
     _process(world)
     for name in TABLES:
-        maintain_table(world.lake(), world.table(name))
+        maintain_table(world.table_lake(name))
     world.delete("orders", "erased")
     world.capture("orders")
-    erase_item(world.lake(), world.table("orders"), json.dumps({"pk": "erased", "sk": 1}))
+    erase_item(world.table_lake("orders"), json.dumps({"pk": "erased", "sk": 1}))
     assert_mirrors(world, "orders")
     _put(world, "behind", status={"S": "behind the fold"}, bytes={"B": b"\x02"})
     _put(world, "o2", status={"S": "behind the fold"})
@@ -249,7 +249,7 @@ def _process(world: World) -> None:
         world.publish(name)
         world.build_cdc(name)
     for day in world.days("orders"):
-        build_archive_day(lake, world.table("orders"), day)
+        build_archive_day(lake.table(world.table("orders")), day)
     for aggregate in load_aggregates(lake.settings.aggregates_folder):
         for day in world.days("orders") if aggregate.daily else [None]:
             build_aggregate(lake, aggregate, day)

@@ -28,7 +28,7 @@ from cdc_pipeline.core.transports import DYNAMODB_STREAMS, EXPORT
 from cdc_pipeline.lake.engine.duckdb_session import connect_duckdb, files_relation
 from cdc_pipeline.lake.iceberg.catalog import open_catalog
 from cdc_pipeline.lake.iceberg.tables import Tables, data_files
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.cdc import build_cdc_days
 from cdc_pipeline.lake.publish.current_state import PublishResult, publish_current_state
 from cdc_pipeline.lake.query.connection import connect_lake
@@ -113,6 +113,17 @@ class HookedTables(Tables):
         return self.hooks.change(lambda: super(HookedTables, self)._commit(table, change))
 
 
+class StoryTable(TableLake):
+    """A table whose log reads the clock of that machine."""
+
+    lake: "StoryLake"
+
+    @property
+    def log(self) -> CaptureLog:
+        margin_us = self.lake.settings.clock_margin_us
+        return CaptureLog(self.lake.store, self.paths, self.lake.local, margin_us=margin_us)
+
+
 class StoryLake(Lake):
     """The lake as one process opens it, on a machine with a clock of its own."""
 
@@ -120,14 +131,13 @@ class StoryLake(Lake):
         settings = parse_settings(world.settings, world.folder / "settings.yaml")
         store = HookedStore(settings.lake_folder, hooks)
         super().__init__(settings, world.aws, store)
-        self._clock, self._hooks = world.local, hooks
+        self.local, self._hooks = world.local, hooks
 
-    def log(self, table: Table) -> CaptureLog:
-        margin_us = self.settings.clock_margin_us
-        return CaptureLog(self.store, self.paths(table), self._clock, margin_us=margin_us)
+    def table(self, settings: Table) -> TableLake:
+        return StoryTable(self, settings)
 
     @cached_property
-    def tables(self) -> Tables:
+    def iceberg(self) -> Tables:
         catalog = open_catalog(self.settings, self.aws, self.store)
         tables = HookedTables(catalog, self.database, self.store)
         tables.hooks = self._hooks
@@ -180,7 +190,7 @@ class ExportsWorld:
         return int(self.clock() * SECOND_US)
 
     def state(self) -> LogState:
-        return self.lake.log(self.table).load()
+        return self.lake.table(self.table).log.load()
 
     # ---------------------------------------------------------------------------- steps
 
@@ -266,11 +276,11 @@ class ExportsWorld:
                 raise event.error
 
     def _snapshot(self, lake: Lake) -> None:
-        take_snapshot(lake, self.table, context=RunContext(sleep=self.sleep))
+        take_snapshot(lake.table(self.table), context=RunContext(sleep=self.sleep))
 
     def _heal(self, lake: Lake) -> None:
-        while gaps := open_gaps(lake, self.table):
-            heal_gap(lake, self.table, gaps[0], context=RunContext(sleep=self.sleep))
+        while gaps := open_gaps(lake.table(self.table)):
+            heal_gap(lake.table(self.table), gaps[0], context=RunContext(sleep=self.sleep))
 
     def _heal_or_baseline(self, lake: Lake) -> None:
         """As a person does what the error says."""
@@ -280,13 +290,13 @@ class ExportsWorld:
             self._snapshot(lake)
 
     def _publish(self, lake: Lake) -> PublishResult:
-        published = publish_current_state(lake, self.table)
+        published = publish_current_state(lake.table(self.table))
         self.check_published(published)
         return published
 
     def _cdc(self, lake: Lake) -> None:
         days = {date.fromisoformat(o.day) for o in self.state().objects.values()}
-        for _ in build_cdc_days(lake, self.table, days, only_changed=True):
+        for _ in build_cdc_days(lake.table(self.table), days, only_changed=True):
             pass
 
     # ---------------------------------------------------------------------------- the end
@@ -418,7 +428,7 @@ class ExportsWorld:
         """What is there as the first baseline had it: history begins with the first change."""
         staged = [b for b in state.baselines.values() if b.is_staged]
         first = min(staged, key=lambda b: b.generation)
-        snapshot = self.lake.tables.load("orders_snapshot")
+        snapshot = self.lake.iceberg.load("orders_snapshot")
         assert snapshot is not None  # the log says so
         touched = {row["keys"] for row in self.landed(state)}
         with connect_duckdb(self.lake) as connection:

@@ -171,21 +171,21 @@ def _run_step(step: str, lake: Any, name: str) -> None:
 
     table = lake.settings.table(name)
     if step == "snapshot":
-        take_snapshot(lake, table)
+        take_snapshot(lake.table(table))
     elif step == "capture":
         for event in capture_tables(lake, [table]):
             if isinstance(event, Failed):
                 raise event.error
     elif step == "publish":
-        publish_current_state(lake, table)
+        publish_current_state(lake.table(table))
     elif step == "repair":
         from cdc_pipeline.reconcile.reconcile import reconcile_full
 
-        reconcile_full(lake, table, repair=True)
+        reconcile_full(lake.table(table), repair=True)
     elif step == "cdc":
-        objects = lake.log(table).load().objects.values()
+        objects = lake.table(table).log.load().objects.values()
         for day in sorted({day_of(landed.min_write_us) for landed in objects}):
-            build_cdc_day(lake, table, day)
+            build_cdc_day(lake.table(table), day)
     else:
         raise ValueError(step)
 
@@ -196,7 +196,7 @@ def _child(lake: Any, job: dict[str, Any], tell: Callable[[str], None]) -> None:
     points = _Points(job["kill_at"], job["when"], tell)
     points.wrap(snapshot, "request_export", "request export")
     _count_writes(lake.aws.client("glue"), points)
-    catalog = lake.tables._catalog
+    catalog = lake.iceberg._catalog
     points.wrap(catalog, "create_namespace_if_not_exists", "create namespace")
     points.wrap(catalog, "create_table_if_not_exists", "create Iceberg table")
     points.wrap(catalog, "commit_table", "Iceberg commit")
@@ -258,7 +258,7 @@ def serve(settings_path: Path, margin_seconds: float) -> None:
         lake.aws.client(service)
     if lake.settings.is_s3:
         # A local lake's catalogue holds a connection to a file, which no two processes may share.
-        _ = lake.tables
+        _ = lake.iceberg
     for job in _jobs():
         print(json.dumps(vars(_fork(lake, job))), flush=True)
 

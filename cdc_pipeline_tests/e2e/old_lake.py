@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from cdc_pipeline.lake.storage.log import CaptureLog
 from cdc_pipeline.sandbox.aws.control import control
 from cdc_pipeline_tests.data.make_old_lake import MASKING_KEY, TABLES
 from cdc_pipeline_tests.e2e.checkpoint import Checkpoint
 from cdc_pipeline_tests.e2e.world import World
+from cdc_pipeline_tests.log_clock import set_log_clock
 
 _ARCHIVE = Path(__file__).resolve().parents[1] / "data" / "old_lake.tar.xz"
 _OF_THE_TABLE = (
@@ -84,12 +84,7 @@ class OldLake:
         def clock() -> float:
             return time.time() - behind_us / 1_000_000
 
-        patch.setattr(
-            "cdc_pipeline.lake.lake.Lake.log",
-            lambda lake, table: CaptureLog(
-                lake.store, lake.paths(table), clock, margin_us=lake.settings.clock_margin_us
-            ),
-        )
+        set_log_clock(patch, clock, margin_us=None)
         patch.setattr("cdc_pipeline.core.changes.write_times.clock", clock)
         for name in TABLES:
             self.make_table(world, name, same=True)

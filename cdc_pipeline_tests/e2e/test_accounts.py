@@ -105,17 +105,17 @@ def test_the_sensor_and_runs_tell_them_apart(world: World) -> None:
 
 def test_the_source_is_the_account_of_the_role(world: World) -> None:
     lake = world.lake()
-    sources = [lake.source(table) for table in lake.settings.tables]
+    sources = [lake.table(table).source for table in lake.settings.tables]
     assert [source.account() for source in sources] == [world.account, OTHER, OTHER]
     assert sources[2].client("dynamodb").meta.region_name == WEST
     assert sources[0] is lake.aws
-    assert sources[1] is lake.source(lake.settings.table("other_orders")), "cached"
-    owners = [lake.export_owner(table) for table in lake.settings.tables]
+    assert sources[1] is lake.table(lake.settings.table("other_orders")).source, "cached"
+    owners = [lake.table(table).export_owner() for table in lake.settings.tables]
     assert owners == [None, world.account, world.account]
 
 
 def test_expired_credentials_are_renewed(world: World) -> None:
-    source = world.lake().source(world.table("other_orders"))
+    source = world.table_lake("other_orders").source
     credentials: Any = source.session.get_credentials()
     before = credentials.get_frozen_credentials()
     assert credentials.get_frozen_credentials() == before
@@ -149,6 +149,6 @@ def test_a_role_that_cannot_be_assumed(world: World) -> None:
     with Stubber(lake.aws.client("sts")) as sts:
         sts.add_client_error("assume_role", "AccessDenied", "not authorized")
         with pytest.raises(SourceError) as caught:
-            describe_table(lake.source(world.table("other_orders")), "orders")
+            describe_table(lake.table(world.table("other_orders")).source, "orders")
     assert ROLE in caught.value.message
     assert "trust policy" in str(caught.value.fix)

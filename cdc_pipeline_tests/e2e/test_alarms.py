@@ -13,10 +13,10 @@ import pytest
 from cdc_pipeline.core.errors import NotReadyError
 from cdc_pipeline.defs.operations.notify import NotifyError
 from cdc_pipeline.defs.tables.downstream import AUTOMATIC
-from cdc_pipeline.lake.storage.log import CaptureLog
 from cdc_pipeline.repair.heal import open_gaps
 from cdc_pipeline_tests.e2e.deployment import Deployment, deploy, materializations
 from cdc_pipeline_tests.e2e.world import World
+from cdc_pipeline_tests.log_clock import set_log_clock
 
 pytestmark = [
     pytest.mark.slow,
@@ -81,12 +81,7 @@ def deployment(world: World, webhook: Webhook) -> Iterator[Deployment]:
 
 
 def _advance(monkeypatch: pytest.MonkeyPatch, minutes: float) -> None:
-    monkeypatch.setattr(
-        "cdc_pipeline.lake.lake.Lake.log",
-        lambda lake, table: CaptureLog(
-            lake.store, lake.paths(table), lambda: time.time() + minutes * 60
-        ),
-    )
+    set_log_clock(monkeypatch, lambda: time.time() + minutes * 60)
 
 
 def test_a_table_that_falls_behind(
@@ -124,7 +119,7 @@ def test_a_gap_and_its_end_while_the_webhook_is_down(
             specification["StreamViewType"] = "NEW_AND_OLD_IMAGES"  # type: ignore[assignment]
         world.dynamodb.update_table(TableName="orders", StreamSpecification=specification)
     deployment.run_job("capture")
-    assert open_gaps(world.lake(), world.table("orders"))
+    assert open_gaps(world.table_lake("orders"))
     webhook.status = 500
     with pytest.raises(NotifyError, match="the webhook in ALARM_WEBHOOK answered 500") as caught:
         deployment.tick("alarm_sensor", cursor)

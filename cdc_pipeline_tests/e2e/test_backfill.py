@@ -11,13 +11,13 @@ import pytest
 
 from cdc_pipeline.core.changes import fold
 from cdc_pipeline.core.errors import NotCoveredError
-from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.storage.log import CaptureLog
 from cdc_pipeline.repair.backfill import BackfilledDay, backfill_days
 from cdc_pipeline.sandbox.aws.control import control
 from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline_tests.e2e.told_by_aws import filter_exports
 from cdc_pipeline_tests.e2e.world import World, assert_mirrors, make_world, quick_sandbox
+from cdc_pipeline_tests.log_clock import set_log_clock
 
 pytestmark = pytest.mark.slow
 HOUR_US = 3_600_000_000
@@ -67,7 +67,7 @@ class Story:
 
     def backfill(self, *days: date) -> list[BackfilledDay]:
         world = self.world
-        return list(backfill_days(world.lake(), world.table("orders"), days))
+        return list(backfill_days(world.table_lake("orders"), days))
 
     def last_of(self, day: date) -> dict[str, str | None]:
         """What each item was left as by the last write of a day, the ones that came and went."""
@@ -109,7 +109,7 @@ class Story:
         return {pk: value for pk, value in items.items() if value is not None}
 
     def objects(self, day: date) -> list[str]:
-        state = self.world.lake().log(self.world.table("orders")).load()
+        state = self.world.table_lake("orders").log.load()
         return [landed.key for landed in state.objects_of_day(day.isoformat())]
 
     def lose(self, day: date, which: slice = slice(None)) -> list[str]:
@@ -120,13 +120,13 @@ class Story:
         return keys
 
     def entries(self) -> int:
-        return self.world.lake().log(self.world.table("orders")).load().n
+        return self.world.table_lake("orders").log.load().n
 
     def rebuilt(self) -> dict[str, str]:
         """The reference fold of the live baseline and everything that has landed since."""
         rows = self.world.rows("SELECT _key, _order_key, _item FROM orders.pitr_export", "orders")
         base = {key: fold.Row(order_key, item) for key, order_key, item in rows}
-        staged = self.world.lake().log(self.world.table("orders")).load().staged
+        staged = self.world.table_lake("orders").log.load().staged
         assert staged is not None
         changes = self.world.rows(
             "SELECT keys, order_key, new_image FROM orders.raw_stream "
@@ -148,7 +148,7 @@ def story(
     def now() -> float:
         return control(quick.endpoint_url)["now_micros"] / 1_000_000
 
-    monkeypatch.setattr(Lake, "log", lambda lake, t: CaptureLog(lake.store, lake.paths(t), now))
+    set_log_clock(monkeypatch, now)
     world.make_table("orders")
     world.configure("orders", export={**EXPORT, "bucket": world.bucket})
     told = Story(world, quick)
@@ -413,7 +413,7 @@ def test_two_at_once_add_everything_once(story: Story) -> None:
     assert story.state() == story.true_state()
     assert {_v(item) for item in story.rebuilt().items()} == {*story.true_state().items()}
     files = {key for key in story.world.landing_files("orders") if "backfill-" in key}
-    assert files <= {*story.world.lake().log(story.world.table("orders")).load().objects}
+    assert files <= {*story.world.lake().table(story.world.table("orders")).log.load().objects}
 
 
 @pytest.mark.parametrize("heal", ["auto", "ask"])

@@ -63,7 +63,7 @@ def world(sandbox: SandboxProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def _land_days(world: World, days: list[date]) -> None:
     """A log as capture would have left it: it began that long ago and is at the stream's tip."""
     lake, table = world.lake(), world.table("orders")
-    source, log, state = open_source(lake, table), lake.log(table), LogState()
+    source, log, state = open_source(lake.table(table)), lake.table(table).log, LogState()
     shards = source.shards.describe(source.arn).shards
     now_us = log.now_us()
     stream = StreamRef(

@@ -64,9 +64,9 @@ def refused(
 
 def _assert_nothing_published(world: World, name: str) -> None:
     lake, table = world.lake(), world.table(name)
-    assert lake.log(table).load().staged is None
+    assert lake.table(table).log.load().staged is None
     for suffix in ("snapshot", "current_state"):
-        assert lake.tables.load(f"{table.safe_name}_{suffix}") is None
+        assert lake.iceberg.load(f"{table.safe_name}_{suffix}") is None
     with pytest.raises(NotReadyError, match="pitr_export"):
         world.publish(name)
 
@@ -244,9 +244,7 @@ def test_a_damaged_export_is_refused(
     harmed = _damage_once(world, monkeypatch, harm)
     heard: list[str] = []
     with pytest.raises(ExportError) as caught:
-        snapshot.take_snapshot(
-            world.lake(), world.table(exportable), context=RunContext(heard.append)
-        )
+        snapshot.take_snapshot(world.table_lake(exportable), context=RunContext(heard.append))
     text = str(caught.value)
     assert said in text
     assert _named_in(harm, harmed[0]) in text
@@ -320,7 +318,7 @@ def test_unreadable_records_are_quarantined_and_counted(
     result = world.capture(name)
     assert (result.rows, result.quarantined) == (2, len(BAD_RECORDS))
     assert world.capture(name).quarantined == 0, "they are read once"
-    state = world.lake().log(world.table(name)).load()
+    state = world.table_lake(name).log.load()
     (quarantined,) = state.quarantined.values()
     assert quarantined.reasons == {reason: 1 for reason, _ in BAD_RECORDS}
     folder = r"/error/spoilt/unreadable-record/year=\d{4}/month=\d\d/day=\d\d/"

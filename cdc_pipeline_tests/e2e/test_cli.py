@@ -298,7 +298,7 @@ def test_item_contents_appear_in_no_output(
         assert made.instance.get_latest_materialization_event(asset) is not None
         tick = made.tick("glue_partition_sensor")
         said.append(str(tick))
-    quarantined = world.lake().log(world.table(name)).load().quarantined
+    quarantined = world.table_lake(name).log.load().quarantined
     assert sum(part.rows for part in quarantined.values()) == len(damages)
     for command in (("status",), ("status", "--json")):
         said.append(CliRunner().invoke(main, command).output)
@@ -317,7 +317,7 @@ def test_a_failed_comparison_names_keys_only(filled: World) -> None:
 
     filled.put("things", "d", v={"S": SECRET})
     try:
-        found = compare_with_source(filled.lake(), filled.table("things"))
+        found = compare_with_source(filled.table_lake("things"))
     finally:
         filled.delete("things", "d")
     assert found.missing == 1

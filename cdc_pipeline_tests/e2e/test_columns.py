@@ -35,10 +35,10 @@ def test_a_masked_copy_mirrors_the_masked_source(
     world.delete(name, "clear-a")
     world.capture(name)
     world.build_cdc(name)
-    compared = compare_with_source(world.lake(), world.table(name))
+    compared = compare_with_source(world.table_lake(name))
     assert (compared.items, compared.differences) == (2, 0)
     world.publish(name)
-    compared = compare_with_source(world.lake(), world.table(name))
+    compared = compare_with_source(world.table_lake(name))
     assert (compared.items, compared.differences) == (2, 0)
     for view in ("current_state", "cdc", "history"):
         assert "clear-" not in str(world.rows(f"SELECT * FROM {name}.{view}", name))

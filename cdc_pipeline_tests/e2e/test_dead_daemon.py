@@ -51,7 +51,7 @@ def dagster(world: World) -> Iterator[dg.DagsterInstance]:
 
 
 def landed(world: World) -> int:
-    objects = world.lake().log(world.table("things")).load().objects.values()
+    objects = world.table_lake("things").log.load().objects.values()
     return sum(o.rows for o in objects)
 
 

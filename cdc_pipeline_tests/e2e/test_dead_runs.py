@@ -9,9 +9,9 @@ import dagster as dg
 import pytest
 
 from cdc_pipeline.core.plans.backoff import KILLS_FORGIVEN
-from cdc_pipeline.lake.storage.log import CaptureLog
 from cdc_pipeline_tests.e2e.deployment import Deployment, deploy, requested_tables
 from cdc_pipeline_tests.e2e.world import World
+from cdc_pipeline_tests.log_clock import set_log_clock
 
 pytestmark = [
     pytest.mark.slow,
@@ -59,10 +59,7 @@ class Clock:
         began = time.time() - time.monotonic()
         self.now = lambda: began + time.monotonic() + self.ahead
         monkeypatch.setattr("time.time", self.now)
-        monkeypatch.setattr(
-            "cdc_pipeline.lake.lake.Lake.log",
-            lambda lake, table: CaptureLog(lake.store, lake.paths(table), self.now),
-        )
+        set_log_clock(monkeypatch, self.now)
 
 
 @pytest.fixture
@@ -96,7 +93,7 @@ def test_a_capture_that_writes_is_left_alone_however_long_it_takes(
 def test_what_a_run_lands_says_which_run_it_is_of(deployment: Deployment, table: str) -> None:
     """Dagster does not set the variable that the log's owners are made of."""
     result = deployment.run_job("capture", capture_config(table))
-    state = deployment.world.lake().log(deployment.world.table(table)).load()
+    state = deployment.world.lake().table(deployment.world.table(table)).log.load()
     assert state.last_owner.endswith(f":{result.run_id[:8]}")
 
 

@@ -62,14 +62,14 @@ def test_entities_follow_and_an_erasure_leaves_none(deployment: Deployment) -> N
     assert world.rows("SELECT count(*) FROM shop.customer", "shop") == [(0,)]
     assert {"shop/customer", "shop/order"} <= {*deployment.follow()}
     assert_mirrors(world, "shop")
-    order = world.lake().tables.load("shop_order")
+    order = world.lake().iceberg.load("shop_order")
     assert order is not None
     assert order.scan().to_arrow().num_rows == 2
     assert order.schema().find_field("to_city")
     assert _check(deployment)["items_of_none"] == 1
     world.delete("shop", "o#1")
     world.capture("shop")
-    erased = erase_item(world.lake(), world.table("shop"), json.dumps({"pk": "o#1", "sk": 1}))
+    erased = erase_item(world.table_lake("shop"), json.dumps({"pk": "o#1", "sk": 1}))
     assert "order" in {part.place for part in erased.erasure.removed}
     assert world.rows("SELECT ref, to_zip FROM shop.order", "shop") == [(1, 9)]
     assert {*deployment.follow()} >= {"shop/order"}

@@ -112,7 +112,7 @@ def _fill(world: World) -> None:
     world.put("orders", VICTIM, note=_note("second secret"))
     world.capture("orders")
     _build(world)
-    maintain_table(world.lake(), world.table("orders"))
+    maintain_table(world.table_lake("orders"))
     world.delete("orders", VICTIM)
     world.delete("orders", "k9")
 
@@ -128,7 +128,7 @@ def _build(world: World) -> None:
 def _leave_copies(world: World) -> None:
     """Quarantined records and backups, of the item and of others."""
     lake, table = world.lake(), world.table("orders")
-    paths, log = lake.paths(table), lake.log(table)
+    paths, log = lake.table(table).paths, lake.table(table).log
     ours = {"dynamodb": {"Keys": key(VICTIM), "NewImage": {"note": {"BAD": "first secret"}}}}
     other = {"dynamodb": {"Keys": key("k1"), "NewImage": {"friend": {"S": VICTIM[:5]}}}}
     broken = f'{{"dynamodb": {{"Keys": {{"pk": {{"S": "{VICTIM}"}}, "sk": {{"N": "1"}}'
@@ -205,7 +205,7 @@ def _where(world: World, *texts: str) -> set[str]:
 
 
 def _state(world: World) -> LogState:
-    return world.lake().log(world.table("orders")).load()
+    return world.table_lake("orders").log.load()
 
 
 def _views(world: World) -> dict[str, list[str]]:
@@ -226,14 +226,14 @@ def test_nothing_of_the_item_is_left(world: World) -> None:
     lake, table = world.lake(), world.table("orders")
     before, views = _where(world, *SECRETS), _views(world)
     assert len(before) > 20
-    held, _ = find_traces(erase_target(lake, table, KEY))
+    held, _ = find_traces(erase_target(lake.table(table), KEY))
     assert {h.place for h in held} >= {
         *("landing", "quarantine", "backups", "state", "current_state", "cdc", "snapshot"),
         "exports",
     }
     assert _where(world, *SECRETS) == before  # looking changes nothing
 
-    done = erase_item(lake, table, KEY)
+    done = erase_item(lake.table(table), KEY)
 
     assert _where(world, *SECRETS) == set()
     state = _state(world)
@@ -256,7 +256,7 @@ def test_nothing_of_the_item_is_left(world: World) -> None:
     assert [b.items for b in state.baselines.values()] == [10, 10]
     rows = world.rows("SELECT note, n FROM aggregates.per_note", "orders", aggregates=True)
     assert sorted(rows) == sorted([("changed", 1), *((f"plain {n}", 1) for n in (0, *range(2, 9)))])
-    backup = lake.store.read(f"{lake.paths(table).backups}year=2026/one")
+    backup = lake.store.read(f"{lake.table(table).paths.backups}year=2026/one")
     assert gzip.decompress(backup or b"").count(b'"k1"') == 2
     for baseline in state.baselines.values():
         assert baseline.export_arn
@@ -269,7 +269,7 @@ def test_nothing_of_the_item_is_left(world: World) -> None:
 
     # Once more: no row to remove, nothing to break.
     views = _views(world)
-    again = erase_item(lake, table, KEY).erasure
+    again = erase_item(lake.table(table), KEY).erasure
     assert _rows(again) == _rows(erasure)
     assert _views(world) == views
 
@@ -283,7 +283,7 @@ def test_the_source_still_has_it(world: World) -> None:
     world.bootstrap("orders")
     n = _state(world).n
     with pytest.raises(EraseRefusedError, match=r"still has the item(.|\n)*delete it there first"):
-        erase_item(world.lake(), world.table("orders"), KEY)
+        erase_item(world.table_lake("orders"), KEY)
     assert _state(world).n == n
     assert VICTIM in world.items("orders")
 
@@ -291,19 +291,19 @@ def test_the_source_still_has_it(world: World) -> None:
 def test_an_export_is_under_way(world: World) -> None:
     world.bootstrap("orders")
     lake, table = world.lake(), world.table("orders")
-    log = lake.log(table)
+    log = lake.table(table).log
     state = log.load()
     begun = Baseline(2, log.now_us(), log.now_us())
     assert log.append(state, Entry(0, new_nonce(), "test", 0, baseline=begun))
     with pytest.raises(EraseRefusedError, match=r"export is under way(.|\n)*orders/pitr_export"):
-        erase_item(lake, table, KEY)
+        erase_item(lake.table(table), KEY)
 
 
 def test_a_new_item_under_the_old_key(world: World) -> None:
     world.put("orders", VICTIM, note=_note("first secret"))
     world.bootstrap("orders")
     world.delete("orders", VICTIM)
-    erase_item(world.lake(), world.table("orders"), KEY)
+    erase_item(world.table_lake("orders"), KEY)
     world.put("orders", VICTIM, note=_note("a new life"))
     world.capture("orders")
     world.publish("orders")
@@ -328,13 +328,13 @@ def test_nothing_brings_it_back(world: World) -> None:
     _turn_stream(world, on=True)
     world.capture("orders")
     lake, table = world.lake(), world.table("orders")
-    (gap,) = open_gaps(lake, table)
-    erase_item(lake, table, KEY)
+    (gap,) = open_gaps(lake.table(table))
+    erase_item(lake.table(table), KEY)
     lines = 0
     while not _state(world).is_healed(gap.entry):
         world.capture("orders")
         with suppress(NotReadyError):
-            lines += heal_gap(lake, table, gap).lines
+            lines += heal_gap(lake.table(table), gap).lines
     world.publish("orders")
     world.build_cdc("orders")
     assert assert_mirrors(world, "orders") == 2
@@ -342,7 +342,7 @@ def test_nothing_brings_it_back(world: World) -> None:
     written = _where(world, *SECRETS)
     assert written
     assert all("/AWSDynamoDB/data/" in name for name in written)
-    erase_item(lake, table, KEY)
+    erase_item(lake.table(table), KEY)
     assert _where(world, *SECRETS) == set()
 
 
@@ -352,7 +352,7 @@ def test_an_export_of_a_time_when_it_was_there(world: World) -> None:
     world.capture("orders")  # positions are recorded here, and the export will be of that time
     time.sleep(1.1)
     world.delete("orders", VICTIM)
-    erase_item(world.lake(), world.table("orders"), KEY)
+    erase_item(world.table_lake("orders"), KEY)
     taken = world.snapshot("orders")
     assert taken.items == 1
     world.capture_past_handover("orders")
@@ -378,10 +378,10 @@ def test_an_aggregate_that_cannot_be_built(world: World) -> None:
     sql = lake.settings.aggregates_folder / "per_note.sql"
     sql.write_text("SELECT nowhere FROM orders.current_state")
     with pytest.raises(LakeError, match=r"cannot be built anew: per_note(.|\n)*erase again"):
-        erase_item(lake, table, KEY)
+        erase_item(lake.table(table), KEY)
     assert not any(erasure.done_us for erasure in _state(world).erasures.values())
     sql.write_text("SELECT pk AS note, count(*) AS n FROM orders.current_state GROUP BY 1")
-    erase_item(lake, table, KEY)
+    erase_item(lake.table(table), KEY)
     assert _where(world, *SECRETS) == set()
 
 
@@ -406,7 +406,7 @@ def test_captures_at_the_same_time(world: World, monkeypatch: pytest.MonkeyPatch
         captures = [pool.submit(world.capture, "orders") for _ in range(2)]
         both.wait(20)
         assert any("dynamo-cdc/" in name for name in _where(world, "first secret"))
-        erase_item(world.lake(), world.table("orders"), KEY)
+        erase_item(world.table_lake("orders"), KEY)
         erased.set()
         failed = [type(c.exception()) for c in captures if c.exception()]
     assert failed == [], "who lost the race goes on"
@@ -431,7 +431,7 @@ def test_a_publication_at_the_same_time(world: World, monkeypatch: pytest.Monkey
 
     def erase_first(*args: Any) -> None:
         monkeypatch.setattr(current_state, "_replace_tombstones", real)
-        erase_item(lake, table, KEY)
+        erase_item(lake.table(table), KEY)
         real(*args)
 
     monkeypatch.setattr(current_state, "_replace_tombstones", erase_first)
@@ -471,7 +471,7 @@ def test_killed_between_any_two_steps(world: World, monkeypatch: pytest.MonkeyPa
     for survived in (*range(0, 60, apart), 10_000):
         left = survived
         try:
-            erase_item(lake, table, KEY)
+            erase_item(lake.table(table), KEY)
             break
         except Killed:
             kills += 1
@@ -504,7 +504,7 @@ def test_a_masked_key(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     masked = masking_of(world.lake().settings, world.table("orders"), writing=True)
     hashed = json.loads(masked.item(json.dumps(key(VICTIM))))["pk"]["S"]
     assert _where(world, hashed)
-    erase_item(world.lake(), world.table("orders"), KEY)
+    erase_item(world.table_lake("orders"), KEY)
     assert _where(world, hashed, *SECRETS) == set()
     assert world.rows("SELECT count(*) FROM orders.current_state", "orders") == [(1,)]
 

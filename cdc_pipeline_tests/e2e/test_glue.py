@@ -31,7 +31,7 @@ def _in_glue(world: World, name: str) -> dict[str, Any]:
 
 def _assert_newest(world: World, name: str, versions: set[str]) -> None:
     """Glue names the metadata of the newest snapshot, and another one than before."""
-    table, told = world.lake().tables.load(name), _in_glue(world, name)
+    table, told = world.lake().iceberg.load(name), _in_glue(world, name)
     assert table is not None
     assert told["TableType"] == "EXTERNAL_TABLE"
     assert told["Parameters"]["table_type"] == "ICEBERG"
@@ -98,8 +98,8 @@ def test_new_columns_and_projection_on_the_local_glue(
     ]
     grown = (*LANDING_COLUMNS, LandingColumn("colour", "string", "new"))
     monkeypatch.setattr(lake_glue, "LANDING_COLUMNS", grown)
-    assert str(repair(lake, table)) == "table outdated, 1 outdated"
-    assert not find_repairs(lake, table)
+    assert str(repair(lake.table(table))) == "table outdated, 1 outdated"
+    assert not find_repairs(lake.table(table))
     (after,) = world.client("glue").get_partitions(DatabaseName="cdc", TableName=where)[
         "Partitions"
     ]
@@ -110,6 +110,6 @@ def test_new_columns_and_projection_on_the_local_glue(
 
     world.configure(name, glue={"projection": True})
     lake = world.lake()
-    assert str(repair(lake, table)) == "table outdated"
+    assert str(repair(lake.table(table))) == "table outdated"
     assert _in_glue(world, where)["Parameters"]["projection.enabled"] == "true"
-    assert not find_repairs(lake, table)
+    assert not find_repairs(lake.table(table))

@@ -14,7 +14,6 @@ from click.testing import CliRunner, Result
 from cdc_pipeline.cli import main
 from cdc_pipeline.core.errors import CannotHealError, ExportError, NotReadyError
 from cdc_pipeline.core.log.coverage import holes
-from cdc_pipeline.lake.storage.log import CaptureLog
 from cdc_pipeline.lake.upkeep.status import table_status
 from cdc_pipeline.repair import heal
 from cdc_pipeline.repair.heal import heal_gap, open_gaps
@@ -28,6 +27,7 @@ from cdc_pipeline_tests.e2e.world import (
     make_world,
     quick_sandbox,
 )
+from cdc_pipeline_tests.log_clock import set_log_clock
 
 pytestmark = [
     pytest.mark.slow,
@@ -100,12 +100,12 @@ def _begin_backups_anew(world: World) -> None:
 def _heal(world: World) -> int:
     """Heal what is open, capturing in between as the sensor would; how many gaps there were."""
     lake, table = world.lake(), world.table("orders")
-    gaps = open_gaps(lake, table)
+    gaps = open_gaps(lake.table(table))
     for gap in gaps:
         for _ in range(100):
             world.capture("orders")
             try:
-                heal_gap(lake, table, gap)
+                heal_gap(lake.table(table), gap)
                 break
             except NotReadyError:
                 time.sleep(0.1)
@@ -128,11 +128,11 @@ def test_a_stream_turned_off_and_on(world: World) -> None:
     _break_continuity(world)
     world.capture("orders")
     lake, table = world.lake(), world.table("orders")
-    (gap,) = open_gaps(lake, table)
+    (gap,) = open_gaps(lake.table(table))
     # Everything has landed, but capture is not past the end of the window: still frozen.
     with pytest.raises(NotReadyError, match="must come past"):
-        heal_gap(lake, table, gap)
-    assert open_gaps(lake, table) == [gap]
+        heal_gap(lake.table(table), gap)
+    assert open_gaps(lake.table(table)) == [gap]
     time.sleep(1.2)  # behind the window, so that only its generation tells that it is newer
     world.put("orders", "k3", n={"N": "99"})
     before = world.publish("orders")
@@ -140,7 +140,7 @@ def test_a_stream_turned_off_and_on(world: World) -> None:
     assert before.items == 20  # the state before the gap, whole
     assert world.rows("SELECT n FROM orders.current_state WHERE pk = 'k1'", "orders") == [(1,)]
     assert _heal(world) == 1
-    assert open_gaps(lake, table) == []
+    assert open_gaps(lake.table(table)) == []
     _check(world)
     assert _heal(world) == 0
 
@@ -151,19 +151,16 @@ def test_an_outage_of_thirty_hours(
     def now() -> float:
         return control(quick.endpoint_url)["now_micros"] / 1_000_000
 
-    monkeypatch.setattr(
-        "cdc_pipeline.lake.lake.Lake.log",
-        lambda lake, table: CaptureLog(lake.store, lake.paths(table), now),
-    )
+    set_log_clock(monkeypatch, now)
     monkeypatch.setattr("cdc_pipeline.core.changes.write_times.clock", lambda: 4e9)
     _change_everything(world)
     control(quick.endpoint_url, stand_at=int((now() + 30 * HOUR) * 1_000_000))
     world.put("orders", "k19", s={"S": "back"})
     world.capture("orders")
-    assert [gap.cause for gap in open_gaps(world.lake(), world.table("orders"))]
+    assert [gap.cause for gap in open_gaps(world.table_lake("orders"))]
     control(quick.endpoint_url, stand_at=int((now() + 10) * 1_000_000))
     assert _heal(world) == 1
-    heals = world.lake().log(world.table("orders")).load().heals.values()
+    heals = world.table_lake("orders").log.load().heals.values()
     assert [len(heal.windows) for heal in heals] == [2]  # 30 hours are more than one may cover
     _check(world, ahead=True)
 
@@ -186,11 +183,11 @@ def test_exports_that_fail_are_asked_for_anew(quick: SandboxProcess, world: Worl
     _break_continuity(world)
     world.capture("orders")
     lake, table = world.lake(), world.table("orders")
-    (gap,) = open_gaps(lake, table)
+    (gap,) = open_gaps(lake.table(table))
     control(quick.endpoint_url, fail_exports=2)
     for _ in range(2):
         with pytest.raises(ExportError, match="failed"):
-            heal_gap(lake, table, gap)
+            heal_gap(lake.table(table), gap)
     assert _heal(world) == 1
     _check(world)
 
@@ -204,7 +201,7 @@ def test_killed_at_every_durable_write(world: World, monkeypatch: pytest.MonkeyP
     _break_continuity(world)
     world.capture("orders")
     lake, table = world.lake(), world.table("orders")
-    (gap,) = open_gaps(lake, table)
+    (gap,) = open_gaps(lake.table(table))
     left, last = 0, set()
 
     def dying(method: str) -> None:
@@ -227,7 +224,7 @@ def test_killed_at_every_durable_write(world: World, monkeypatch: pytest.MonkeyP
     for limit in itertools.cycle((0, 1, 2, 3)):
         left = limit
         try:
-            heal_gap(lake, table, gap)
+            heal_gap(lake.table(table), gap)
             break
         except Killed:
             kills += 1
@@ -237,7 +234,7 @@ def test_killed_at_every_durable_write(world: World, monkeypatch: pytest.MonkeyP
     assert kills > 8
     assert last == {"heal", "log"}
     left = 1000
-    assert open_gaps(lake, table) == []
+    assert open_gaps(lake.table(table)) == []
     _check(world)
 
 
@@ -250,21 +247,21 @@ def test_of_two_heals_at_once_the_slower_one_goes_on(
     time.sleep(1.2)
     world.capture("orders")
     lake, table = world.lake(), world.table("orders")
-    (gap,) = open_gaps(lake, table)
+    (gap,) = open_gaps(lake.table(table))
     real, faster = heal._Healing._land, []
 
     def land(self: Any, changes: Any) -> Any:
         objects = real(self, changes)
         if not faster:
             faster.append(None)
-            faster[0] = heal_gap(lake, table, gap)
+            faster[0] = heal_gap(lake.table(table), gap)
         return objects
 
     monkeypatch.setattr(heal._Healing, "_land", land)
-    slower = heal_gap(lake, table, gap)
+    slower = heal_gap(lake.table(table), gap)
     assert faster[0].gaps == slower.gaps == (gap.entry,)
-    assert open_gaps(lake, table) == []
-    assert world.landing_files("orders") == set(lake.log(table).load().objects)
+    assert open_gaps(lake.table(table)) == []
+    assert world.landing_files("orders") == set(lake.table(table).log.load().objects)
     _check(world)
 
 
@@ -276,13 +273,13 @@ def test_the_command_takes_a_new_baseline_where_backups_do_not_reach(world: Worl
     plan = CliRunner().invoke(main, ["heal", "orders", "--plan"])
     assert plan.exit_code == 0, plan.output
     assert "A full export becomes a new baseline" in plan.output
-    assert len(world.lake().log(world.table("orders")).load().baselines) == 1
+    assert len(world.table_lake("orders").log.load().baselines) == 1
     done = CliRunner().invoke(main, ["heal", "orders"])
     assert done.exit_code == 0, done.output
     assert "a new baseline of 20 items" in done.output
     world.capture_past_handover("orders")
     world.publish("orders")
-    assert open_gaps(world.lake(), world.table("orders")) == []
+    assert open_gaps(world.table_lake("orders")) == []
     assert assert_mirrors(world, "orders") == 20
 
 
@@ -291,11 +288,11 @@ def test_what_backups_do_not_reach_needs_a_new_baseline(world: World) -> None:
     _begin_backups_anew(world)
     world.capture("orders")
     lake, table = world.lake(), world.table("orders")
-    (gap,) = open_gaps(lake, table)
+    (gap,) = open_gaps(lake.table(table))
     with pytest.raises(CannotHealError, match=r"does not reach back(.|\n)*orders/pitr_export"):
-        heal_gap(lake, table, gap)
+        heal_gap(lake.table(table), gap)
     world.bootstrap("orders")
-    assert open_gaps(lake, table) == []
+    assert open_gaps(lake.table(table)) == []
     assert assert_mirrors(world, "orders") == 20
 
 
@@ -308,7 +305,7 @@ def test_time_travel_says_where_a_heal_knows_only_the_end(world: World) -> None:
     assert _heal(world) == 1
     time.sleep(1.1)
     world.capture("orders")
-    gap = next(iter(world.lake().log(world.table("orders")).load().gaps.values()))
+    gap = next(iter(world.table_lake("orders").log.load().gaps.values()))
     inside = parse_moment(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(gap.to_us // 10**6)))
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
@@ -321,12 +318,12 @@ def test_history_and_ledger_say_where_only_the_end_is_known(world: World) -> Non
     _break_continuity(world)
     world.put("orders", "k0", n={"N": "1"})
     world.capture("orders")
-    before = table_status(world.lake(), world.table("orders"))
+    before = table_status(world.table_lake("orders"))
     assert [s.means for s in holes(before.coverage)] == ["lost"]
     assert _heal(world) == 1
     world.capture("orders")
     follow(world)
-    healed = table_status(world.lake(), world.table("orders")).coverage
+    healed = table_status(world.table_lake("orders")).coverage
     assert [s.means for s in healed] == ["export", "stream", "heal", "stream", "unread"]
     assert [(s.from_us, s.to_us) for s in healed if s.means == "heal"] == [
         (s.from_us, s.to_us) for s in holes(before.coverage)
@@ -350,7 +347,7 @@ def _heal_in_dagster(world: World) -> None:
             (request,) = deployment.tick("gap_sensor").run_requests
             assert deployment.run_job("heal", request.run_config).success
             world.capture("orders")
-            if not open_gaps(world.lake(), world.table("orders")):
+            if not open_gaps(world.table_lake("orders")):
                 break
         assert deployment.tick("gap_sensor").run_requests in (None, [])
     world.capture_past_handover("orders")
@@ -367,14 +364,14 @@ def test_a_table_that_says_ask_is_told_command_and_price_and_left_alone(world: W
     assert not tick.run_requests
     assert "cdc-pipeline heal orders (gaps of entries" in tick.skip_message
     assert "1 incremental exports, about USD 0.001" in tick.skip_message
-    assert len(open_gaps(world.lake(), world.table("orders"))) == 1
+    assert len(open_gaps(world.table_lake("orders"))) == 1
 
 
 def test_the_job_heals_from_incremental_exports(world: World) -> None:
     _break_continuity(world)
     world.capture("orders")
     _heal_in_dagster(world)
-    state = world.lake().log(world.table("orders")).load()
+    state = world.table_lake("orders").log.load()
     assert [heal.healed for heal in state.heals.values()] == [True]
     assert len(state.baselines) == 1
     _check(world)
@@ -386,7 +383,7 @@ def test_the_job_takes_a_new_baseline_of_a_table_that_was_made_again(world: Worl
     for number in range(15, 35):
         world.put("orders", f"k{number}", again={"BOOL": True})
     world.capture("orders")
-    (gap,) = open_gaps(world.lake(), world.table("orders"))
+    (gap,) = open_gaps(world.table_lake("orders"))
     assert gap.cause == "table recreated"
     _heal_in_dagster(world)
     # Also those are gone that no export and no stream tells the deletion of.
@@ -400,7 +397,7 @@ def test_the_job_takes_a_new_baseline_where_backups_do_not_reach(world: World) -
     world.capture("orders")
     _heal_in_dagster(world)
     assert assert_mirrors(world, "orders") == 20
-    assert len(world.lake().log(world.table("orders")).load().baselines) == 2
+    assert len(world.table_lake("orders").log.load().baselines) == 2
 
 
 def test_the_command_tells_its_plan_and_its_price_first(world: World) -> None:
@@ -410,11 +407,11 @@ def test_the_command_tells_its_plan_and_its_price_first(world: World) -> None:
     assert command("--plan").output == "orders: no open gap\n"
     _break_continuity(world)
     world.capture("orders")
-    before = world.lake().log(world.table("orders")).load()
+    before = world.table_lake("orders").log.load()
     plan = command("--plan")
     assert plan.exit_code == 0, plan.output
     assert "1 incremental exports, about USD 0.001" in plan.output  # the least that AWS bills
-    assert world.lake().log(world.table("orders")).load() == before
+    assert world.table_lake("orders").log.load() == before
     output = ""
     while "healed with" not in output:  # it asks for a capture until that is past the gap
         world.capture("orders")
@@ -426,7 +423,7 @@ def test_the_command_takes_a_new_baseline_of_a_restored_table(world: World) -> N
     """Restored under another name; `status` names each step, and `history` ends in its items."""
 
     def fix() -> str:
-        (said,) = table_status(world.lake(), world.table("orders-restored")).fixes.values()
+        (said,) = table_status(world.table_lake("orders-restored")).fixes.values()
         return said
 
     world.build_cdc("orders")
@@ -446,7 +443,7 @@ def test_the_command_takes_a_new_baseline_of_a_restored_table(world: World) -> N
     assert "job `capture`, then materialise orders/current_state" in fix()
     world.capture_past_handover("orders-restored")
     world.publish("orders-restored")
-    assert table_status(world.lake(), world.table("orders-restored")).fixes == {}
+    assert table_status(world.table_lake("orders-restored")).fixes == {}
     world.refresh_cdc("orders-restored")
     ended = "SELECT item_key, item FROM orders.history WHERE is_current ORDER BY 1"
     items = "SELECT _key, _item FROM orders.current_state ORDER BY 1"

@@ -109,10 +109,10 @@ def test_streams_records_win_over_lines_of_the_same_changes(world: World) -> Non
     world.put(TABLE, "k6", n={"N": "4"})
     _expire(world, "ttl-tail")
     world.capture(TABLE)
-    (gap,) = open_gaps(world.lake(), world.table(TABLE))
+    (gap,) = open_gaps(world.table_lake(TABLE))
     for _ in range(200):
         try:
-            heal_gap(world.lake(), world.table(TABLE), gap)
+            heal_gap(world.table_lake(TABLE), gap)
             break
         except NotReadyError:
             world.capture(TABLE)
@@ -122,9 +122,9 @@ def test_streams_records_win_over_lines_of_the_same_changes(world: World) -> Non
     _check_cdc(world, "dynamodb_streams", lines)
     assert _ttl_deletes(world) == {"ttl-head": True, "ttl-gap": None, "ttl-tail": True}
     lake, table = world.lake(), world.table(TABLE)
-    assert check_chain(lake, table, min(world.days(TABLE))).breaks == 0
+    assert check_chain(lake.table(table), min(world.days(TABLE))).breaks == 0
     for day in world.days(TABLE):
-        build_archive_day(lake, table, day)
+        build_archive_day(lake.table(table), day)
     archived = world.rows("SELECT keys FROM orders.ttl_archive", TABLE)
     assert {_name(keys) for (keys,) in archived} == {"ttl-head", "ttl-tail"}
     world.publish(TABLE)
@@ -143,16 +143,16 @@ def test_lines_stand_until_the_records_that_land_after_them(world: World) -> Non
     world.put(TABLE, "k1", n={"N": "2"})
     world.delete(TABLE, "k2")
     lake, table = world.lake(), world.table(TABLE)
-    (gap,) = open_gaps(lake, table)
+    (gap,) = open_gaps(lake.table(table))
     with pytest.raises(NotReadyError, match="must come past"):
-        heal_gap(lake, table, gap)
+        heal_gap(lake.table(table), gap)
     world.build_cdc(TABLE)
     ops = world.rows("SELECT keys, op FROM orders.cdc WHERE transport = 'export'", TABLE)
     assert {_name(keys): op for keys, op in ops} == {"k0": "U", "k1": "U", "k2": "D"}
     world.capture_past_handover(TABLE)
     for _ in range(200):
         try:
-            heal_gap(lake, table, gap)
+            heal_gap(lake.table(table), gap)
             break
         except NotReadyError:
             world.capture(TABLE)

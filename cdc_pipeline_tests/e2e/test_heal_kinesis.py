@@ -30,7 +30,7 @@ def twin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KinesisTwi
 
 
 def causes(twin: KinesisTwin) -> list[str]:
-    gaps = twin.world.lake().log(twin.world.table(TABLE)).load().gaps
+    gaps = twin.world.lake().table(twin.world.table(TABLE)).log.load().gaps
     return [gap.cause for gap in gaps.values()]
 
 

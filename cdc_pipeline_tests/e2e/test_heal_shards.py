@@ -58,8 +58,8 @@ def check_twin(twin: Twin) -> None:
         twin.sleep(2)
         twin.capture()
         twin.heal()
-    assert open_gaps(world.lake(), world.table(TABLE)) == []
-    assert holes(table_status(world.lake(), world.table(TABLE)).coverage) == []
+    assert open_gaps(world.table_lake(TABLE)) == []
+    assert holes(table_status(world.table_lake(TABLE)).coverage) == []
     world.publish(TABLE)
     assert_mirrors(world, TABLE)
     world.refresh_cdc(TABLE)  # by the log: nothing tells it which days a heal has changed
@@ -79,7 +79,7 @@ def test_one_shard_of_many_is_trimmed_while_the_others_go_on(twin: Twin) -> None
         twin.capture()
     twin.simulator.faults.clear()
     twin.capture()
-    state = twin.world.lake().log(twin.world.table(TABLE)).load()
+    state = twin.world.lake().table(twin.world.table(TABLE)).log.load()
     assert {shard for gap in state.gaps.values() for shard in gap.shards} == {unlucky}
     before = twin.world.items(TABLE)
     twin.put("k1", n={"N": "1000"})  # behind the gap, and never to be undone by its heal
@@ -136,14 +136,18 @@ def test_a_lost_object_of_many_shards_is_landed_again_from_the_stream(twin: Twin
     lake, table = world.lake(), world.table(TABLE)
     landed = "SELECT uuid, order_key, keys, new_image FROM orders.raw_stream ORDER BY ALL"
     before = world.rows(landed, TABLE)
-    objects = sorted(lake.log(table).load().objects.values(), key=lambda o: o.entry)
+    objects = sorted(lake.table(table).log.load().objects.values(), key=lambda o: o.entry)
     lost = objects[len(objects) // 2]
     assert len(lost.shards) > 1
     lake.store.delete([lost.key])
     day = date.fromisoformat(lost.day)
-    (done,) = backfill_days(lake, table, [day], context=RunContext(sleep=lambda _: twin.sleep(1)))
+    (done,) = backfill_days(
+        lake.table(table), [day], context=RunContext(sleep=lambda _: twin.sleep(1))
+    )
     assert (done.error, done.sources, done.added) == (None, ["stream"], lost.rows)
     assert world.rows(landed, TABLE) == before
-    (again,) = backfill_days(lake, table, [day], context=RunContext(sleep=lambda _: twin.sleep(1)))
+    (again,) = backfill_days(
+        lake.table(table), [day], context=RunContext(sleep=lambda _: twin.sleep(1))
+    )
     assert (again.sources, again.added) == ([], 0)
     check_twin(twin)

@@ -65,7 +65,7 @@ def test_a_hundred_tables(world: World) -> None:
     _print_load_seconds(world)
     _capture_all(world)
     for table in world.lake().settings.tables:
-        (landed,) = world.lake().log(table).load().objects.values()
+        (landed,) = world.lake().table(table).log.load().objects.values()
         assert landed.rows == 1
     keys = world.rows("SELECT keys FROM table_042.raw_stream", NAMES[42])
     assert keys == [('{"pk":{"S":"only Table.042"},"sk":{"N":"1"}}',)]

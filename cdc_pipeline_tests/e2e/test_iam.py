@@ -165,24 +165,24 @@ def _drive(world: World, direct: World) -> None:
             continue
         world.bootstrap(table.label)
         world.build_cdc(table.label)
-        table_status(lake, table)
-        find_repairs(lake, table)
-        registered_days(lake, table)
+        table_status(lake.table(table))
+        find_repairs(lake.table(table))
+        registered_days(lake.table(table))
     for aggregate in load_aggregates(lake.settings.aggregates_folder):
         with suppress(Exception):  # they are about other columns; what they read is the point
             build_aggregate(lake, aggregate)
-    losses = open_source(lake, world.table("people")).losses
+    losses = open_source(lake.table(world.table("people"))).losses
     assert losses is not None  # it is on Kinesis; capture asks first after five minutes
     losses.count(time.time_ns() // 1000 - 600_000_000, time.time_ns() // 1000)
-    files = open_source(lake, world.table("delivered")).files
+    files = open_source(lake.table(world.table("delivered"))).files
     assert isinstance(files, ChannelFiles)
     now_us = time.time_ns() // 1000
     channel_ages(lake.aws, files.dimensions(), now_us - 600_000_000, now_us)
     orders = world.table("orders")
-    reconcile_sample(lake, orders, 10)
-    reconcile_full(lake, orders)
+    reconcile_sample(lake.table(orders), 10)
+    reconcile_full(lake.table(orders))
     _heal(world, direct)
-    maintain_table(lake, orders)
+    maintain_table(lake.table(orders))
     _erase(world, direct)
     notify(lake, "a subject", ["a line"], lambda _: None)
     world.rows("SELECT * FROM orders.history", "orders")
@@ -201,7 +201,7 @@ def _heal(world: World, direct: World) -> None:
     while time.monotonic() < deadline:
         world.capture("orders")
         with suppress(NotReadyError):
-            list(heal_all(lake, orders))
+            list(heal_all(lake.table(orders)))
             break
         time.sleep(0.2)
     world.publish("orders")
@@ -213,7 +213,7 @@ def _erase(world: World, direct: World) -> None:
     direct.delete("orders", VICTIM)
     time.sleep(1.1)
     world.capture("orders")
-    erase_item(world.lake(), world.table("orders"), json.dumps({"pk": VICTIM, "sk": 1}))
+    erase_item(world.table_lake("orders"), json.dumps({"pk": VICTIM, "sk": 1}))
 
 
 def _arns(observed: Observed, account: str, roles: set[str]) -> list[str]:

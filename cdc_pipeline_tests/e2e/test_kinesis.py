@@ -76,7 +76,7 @@ def _capture_until(world: World, done: Callable[[], bool]) -> None:
 
 def _check(world: World) -> int:
     now_us = time.time_ns() // 1000
-    log = world.lake().log(world.table("orders"))
+    log = world.table_lake("orders").log
     _capture_until(world, lambda: log.load().watermark_us >= now_us)
     world.publish("orders")
     world.build_cdc("orders")
@@ -103,8 +103,8 @@ def test_a_record_that_was_not_replicated_is_healed_from_an_export(world: World)
     world.put("orders", "k1", large=large)
     world.put("orders", "k1", large=large, n={"N": "7"})  # both images are more than Kinesis takes
     lake, table = world.lake(), world.table("orders")
-    _capture_until(world, lambda: bool(lake.log(table).load().gaps))
-    status = table_status(lake, table)
+    _capture_until(world, lambda: bool(lake.table(table).log.load().gaps))
+    status = table_status(lake.table(table))
     assert [str(gap) for gap in status.gaps] == ["not replicated"]
     assert [s.note for s in status.coverage if s.means == "lost"] == ["not replicated"]
     shown = CliRunner().invoke(main, ["status", "orders"])
@@ -113,22 +113,22 @@ def test_a_record_that_was_not_replicated_is_healed_from_an_export(world: World)
     world.capture("orders")
     time.sleep(1)  # the heal's windows end in whole seconds
     world.capture("orders")
-    (healed,) = heal_all(lake, table)
+    (healed,) = heal_all(lake.table(table))
     assert healed.lines >= 1
     assert _check(world) == 19
     assert world.items("orders")["k1"]["n"] == {"N": "7"}
-    assert not table_status(lake, table).gaps
+    assert not table_status(lake.table(table)).gaps
 
 
 def test_a_lost_object_is_landed_again_from_kinesis(world: World) -> None:
     lake, table = world.lake(), world.table("orders")
     sql = "SELECT * EXCLUDE (landed_at) FROM orders.raw_stream ORDER BY ALL"
     before = world.rows(sql, "orders")
-    state = lake.log(table).load()
+    state = lake.table(table).log.load()
     streamed = [o for o in state.objects.values() if state.shards.keys() >= {*o.shards}]
     newest = max(streamed, key=lambda landed: landed.entry)
     lake.store.delete([newest.key])
-    (found,) = backfill_days(lake, table, [date.fromisoformat(newest.day)])
+    (found,) = backfill_days(lake.table(table), [date.fromisoformat(newest.day)])
     assert (found.error, found.sources, found.added) == (None, ["stream"], newest.rows)
     assert world.rows(sql, "orders") == before
 
@@ -145,18 +145,18 @@ def test_a_destination_that_was_off_for_a_while_is_a_gap(world: World) -> None:
     world.put("orders", "k4", n={"N": "10"})
     on_us = time.time_ns() // 1000
     world.capture("orders")
-    (gap,) = lake.log(table).load().open_gaps(1)
+    (gap,) = lake.table(table).log.load().open_gaps(1)
     assert gap.cause == "new stream"
     assert gap.from_us < off_us < on_us < gap.to_us
     time.sleep(1)
     world.capture("orders")
-    assert len(list(heal_all(lake, table))) == 1
+    assert len(list(heal_all(lake.table(table)))) == 1
     assert _check(world) == 19
 
 
 def test_switching_to_streams_and_back(world: World) -> None:
     lake, table = world.lake(), world.table("orders")
-    log = lake.log(table)
+    log = lake.table(table).log
     gaps = set(log.load().gaps)
     for transport in ("dynamodb_streams", "kinesis"):
         _configure(world, transport)

@@ -24,10 +24,10 @@ def test_a_lake_after_maintenance(world: World, monkeypatch: pytest.MonkeyPatch)
     world.publish("orders")
     world.build_cdc("orders")
     lake, table = world.lake(), world.table("orders")
-    folder = next(iter(lake.log(table).load().objects)).rpartition("/")[0]
+    folder = next(iter(lake.table(table).log.load().objects)).rpartition("/")[0]
     orphan = f"{folder}/{1:012d}-{'f' * 16}.parquet"
     lake.store.write(orphan, b"?")
-    done = maintain_table(lake, table)
+    done = maintain_table(lake.table(table))
     assert done.compaction.before >= 12
     assert done.compaction.after == 1
     assert done.files == 0  # nothing is old enough
@@ -46,13 +46,13 @@ def test_a_lake_after_maintenance(world: World, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(
         "cdc_pipeline.lake.storage.log.CaptureLog.now_us", lambda _: int(later * 1e6)
     )
-    done = maintain_table(lake, table)
+    done = maintain_table(lake.table(table))
     assert done.replaced_removed >= 12
     assert done.files >= 1
     monkeypatch.undo()
     world.activate(monkeypatch)
     assert orphan not in world.landing_files("orders")
-    assert world.landing_files("orders") == set(lake.log(table).load().objects)
+    assert world.landing_files("orders") == set(lake.table(table).log.load().objects)
     world.put("orders", "k3", n={"N": "99"})
     world.capture("orders")
     world.publish("orders")

@@ -121,7 +121,7 @@ def _process(world: World) -> None:
         world.refresh_cdc(name)
         assert_nothing_twice(world, name)
     for day in world.days("orders"):
-        build_archive_day(lake, world.table("orders"), day)
+        build_archive_day(lake.table(world.table("orders")), day)
     for aggregate in load_aggregates(lake.settings.aggregates_folder):
         for day in world.days("orders") if aggregate.daily else [None]:
             build_aggregate(lake, aggregate, day)
@@ -130,10 +130,10 @@ def _process(world: World) -> None:
 def _reconcile(world: World) -> None:
     lake = world.lake()
     for name in TABLES:
-        sample = reconcile_sample(lake, world.table(name), 60)
+        sample = reconcile_sample(lake.table(world.table(name)), 60)
         assert sample.is_sound, sample
         assert sample.compared >= len(_source(world, name))
-    full = reconcile_full(lake, world.table("orders"))
+    full = reconcile_full(lake.table(world.table("orders")))
     assert full.is_sound, full
     assert full.compared == len(_source(world, "orders"))
 
@@ -145,7 +145,7 @@ def _erase(world: World) -> None:
     assert places >= {"dynamo-cdc", "iceberg", "exports"}
     world.delete("orders", VICTIM)
     world.capture("orders")
-    erase_item(world.lake(), world.table("orders"), json.dumps({"pk": VICTIM, "sk": 1}))
+    erase_item(world.table_lake("orders"), json.dumps({"pk": VICTIM, "sk": 1}))
     assert _files_with(world, VICTIM) == set()
 
 
@@ -166,7 +166,7 @@ def _maintain(world: World) -> None:
             patch.setattr("cdc_pipeline.lake.upkeep.maintenance.datetime", Later)
             patch.setattr(CaptureLog, "now_us", lambda log, us=later_us: now_us(log) + us)
             for name in TABLES:
-                done = maintain_table(lake, world.table(name))
+                done = maintain_table(lake.table(world.table(name)))
                 removed = (done.snapshots_expired and done.files, done.replaced_removed)
                 assert removed[days - 1]
     for name in TABLES:
@@ -217,7 +217,7 @@ def _assert_past(old: OldLake, world: World, without: str | None = None) -> None
 def _assert_exact(world: World) -> None:
     """The lake equals its source, with every change once; masked columns are masked."""
     assert assert_mirrors(world, "orders") == len(_source(world, "orders"))
-    people = compare_with_source(world.lake(), world.table("people"))
+    people = compare_with_source(world.table_lake("people"))
     assert (people.differences, people.items) == (0, len(_source(world, "people")))
     shown = world.rows("SELECT email, _item FROM people.current_state", "people")
     assert all("@" not in f"{email} {item}" and "ssn" not in item for email, item in shown)

@@ -160,15 +160,15 @@ def _assert_aggregates(world: World) -> None:
 def _assert_partitions(world: World, name: str) -> None:
     lake, table = world.lake(), world.table(name)
     if world.kind == "local":
-        assert registered_days(lake, table) == []
+        assert registered_days(lake.table(table)) == []
         return
     landed = {
-        k.removeprefix(lake.paths(table).landing).rpartition("/")[0]
+        k.removeprefix(lake.table(table).paths.landing).rpartition("/")[0]
         for k in world.landing_files(name)
     }
     assert landed
-    assert set(registered_days(lake, table)) == landed
-    assert not find_repairs(lake, table)
+    assert set(registered_days(lake.table(table))) == landed
+    assert not find_repairs(lake.table(table))
     glue = world.client("glue")
     found = glue.get_table(DatabaseName="cdc", Name=f"{name}_raw_stream")["Table"]
     columns = [column["Name"] for column in found["StorageDescriptor"]["Columns"]]
@@ -176,7 +176,7 @@ def _assert_partitions(world: World, name: str) -> None:
     assert columns == [row[0] for row in described][: len(columns)]
     partition = glue.get_partitions(DatabaseName="cdc", TableName=f"{name}_raw_stream")
     locations = {p["StorageDescriptor"]["Location"] for p in partition["Partitions"]}
-    root = lake.store.uri(lake.paths(table).landing)
+    root = lake.store.uri(lake.table(table).paths.landing)
     assert {place.rstrip("/") for place in locations} == {root + day for day in landed}
 
 

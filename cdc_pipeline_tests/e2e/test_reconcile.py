@@ -70,11 +70,11 @@ def filled(world: World) -> World:
 
 
 def _sample(world: World, items: int = 60) -> Any:
-    return reconcile_sample(world.lake(), world.table(NAME), items)
+    return reconcile_sample(world.table_lake(NAME), items)
 
 
 def _full(world: World, *, repair: bool = False) -> Any:
-    return reconcile_full(world.lake(), world.table(NAME), repair=repair)
+    return reconcile_full(world.table_lake(NAME), repair=repair)
 
 
 def _kinds(report: Any) -> dict[str, str]:
@@ -93,7 +93,7 @@ def test_a_sound_lake(filled: World) -> None:
     assert full.compared == 9
     assert full.files.bytes > 0
     assert filled.items(NAME) == before
-    assert held_shadow(filled.lake(), filled.table(NAME)) is None
+    assert held_shadow(filled.table_lake(NAME)) is None
     assert assert_mirrors(filled, NAME) == 9
 
 
@@ -111,13 +111,13 @@ def _alter_item(row: dict[str, Any]) -> None:
 
 
 def _iceberg_file(world: World, kind: str) -> Path:
-    found = world.lake().tables.load(f"{NAME}_{kind}")
+    found = world.lake().iceberg.load(f"{NAME}_{kind}")
     assert found is not None
     return Path(data_files(found)[0])
 
 
 def _landing_file(world: World, *, newest: bool) -> Path:
-    objects = world.lake().log(world.table(NAME)).load().objects.values()
+    objects = world.table_lake(NAME).log.load().objects.values()
     chosen = sorted(objects, key=lambda landed: landed.entry)[-1 if newest else 0]
     return world.folder / "lake" / chosen.key
 
@@ -218,7 +218,7 @@ def test_an_altered_row_is_a_difference_with_key_and_order_key(filled: World) ->
 
 
 def test_a_dropped_day_of_cdc_is_found_and_built_again(filled: World) -> None:
-    cdc = filled.lake().tables.load(f"{NAME}_cdc")
+    cdc = filled.lake().iceberg.load(f"{NAME}_cdc")
     assert cdc is not None
     before = filled.rows("SELECT * FROM orders.cdc ORDER BY uuid", NAME)
     (day,) = filled.days(NAME)
@@ -244,7 +244,7 @@ def test_a_landing_object_that_nothing_can_restore_is_written_off(filled: World)
     assert report.repaired
     assert [Path(key).name for key in report.restored.lost] == [lost.name]
     assert filled.items(NAME)["k2"]["v"] == {"S": "not in cdc"}
-    state = filled.lake().log(filled.table(NAME)).load()
+    state = filled.table_lake(NAME).log.load()
     assert [Path(k).name for k in state.lost] == [lost.name]
     assert _full(filled).is_sound
 
@@ -256,7 +256,7 @@ def _lose_in_the_lake(world: World, pk: str) -> None:
     rows = [row for row in table.to_pylist() if f'"{pk}"' not in row["_key"]]
     pq.write_table(pa.Table.from_pylist(rows, table.schema), path)
     # Else the next fold counts its base, and refuses it.
-    tables = world.lake().tables
+    tables = world.lake().iceberg
     published = tables.load(f"{NAME}_current_state")
     assert published is not None
     tables.set_properties(published, {"items": str(len(rows))})
@@ -321,7 +321,7 @@ def test_an_open_gap_is_no_difference_but_a_reason(filled: World) -> None:
     from cdc_pipeline.core.log.entries import Gap
     from cdc_pipeline.core.log.state import Entry
 
-    log = filled.lake().log(filled.table(NAME))
+    log = filled.table_lake(NAME).log
     state = log.load()
     gap = Gap("trimmed", ("shard",), state.watermark_us, state.watermark_us + 1, 7)
     assert log.append(state, Entry(0, "nonce", "test", 0, gap=gap))
@@ -383,10 +383,10 @@ def test_catching_up_captures_when_that_can_prove_something(filled: World) -> No
     """Listings vouch for what is three seconds old; captures before that would be for nothing."""
     filled.configure(NAME, capture=_SLOW_LISTINGS)
     lake, table = filled.lake(), filled.table(NAME)
-    before = lake.log(table).load()
+    before = lake.table(table).log.load()
     told: list[str] = []
-    until_us = lake.log(table).now_us()
-    state = capture_to(lake, table, until_us, context=RunContext(told.append))
+    until_us = lake.table(table).log.now_us()
+    state = capture_to(lake.table(table), until_us, context=RunContext(told.append))
     assert state.watermark_us >= until_us
     assert state.n == before.n + 1
     assert any("is needed: waiting, capturing in" in said for said in told), told
@@ -409,8 +409,8 @@ def test_catching_up_waits_for_what_another_capture_lands(
     other = threading.Thread(target=capture)
     other.start()
     try:
-        until_us = lake.log(table).now_us()
-        assert capture_to(lake, table, until_us).watermark_us >= until_us
+        until_us = lake.table(table).log.now_us()
+        assert capture_to(lake.table(table), until_us).watermark_us >= until_us
     finally:
         over.set()
         other.join()
@@ -426,21 +426,21 @@ def _killed(*_: object, **__: object) -> None:
 def test_a_discarded_shadow_leaves_the_live_baseline_untouched(filled: World) -> None:
     lake, table = filled.lake(), filled.table(NAME)
     exported = filled.rows("SELECT * FROM orders.pitr_export ORDER BY _key", NAME)
-    staged = lake.tables.load(f"{NAME}_snapshot")
+    staged = lake.iceberg.load(f"{NAME}_snapshot")
     assert staged is not None
     live = staged.current_snapshot()
     filled.put(NAME, "behind", v={"S": "x"})
-    take_snapshot(lake, table, shadow=True)
-    shadow = held_shadow(lake, table)
+    take_snapshot(lake.table(table), shadow=True)
+    shadow = held_shadow(lake.table(table))
     assert shadow is not None
     filled.capture_past_handover(NAME)
     published = filled.publish(NAME)
     assert not published.new_baseline
     assert filled.rows("SELECT * FROM orders.pitr_export ORDER BY _key", NAME) == exported
     assert assert_mirrors(filled, NAME) == 10
-    discard_shadow(lake, table, shadow)
-    assert held_shadow(lake, table) is None
-    now = lake.tables.load(f"{NAME}_snapshot")
+    discard_shadow(lake.table(table), shadow)
+    assert held_shadow(lake.table(table)) is None
+    now = lake.iceberg.load(f"{NAME}_snapshot")
     assert now is not None
     assert now.current_snapshot() == live, "engines that read the catalogue see the live one"
     filled.put(NAME, "later", v={"S": "x"})
@@ -453,8 +453,8 @@ def test_readers_see_whole_states_while_a_shadow_takes_over(filled: World) -> No
     """Damage makes the two states differ; each query sees all of one, an open connection one."""
     lake, table = filled.lake(), filled.table(NAME)
     _lose_in_the_lake(filled, "k6")
-    take_snapshot(lake, table, shadow=True)
-    shadow = held_shadow(lake, table)
+    take_snapshot(lake.table(table), shadow=True)
+    shadow = held_shadow(lake.table(table))
     assert shadow is not None
     filled.capture_past_handover(NAME)
     sql = "SELECT list(_item ORDER BY _key) FROM orders.current_state"
@@ -470,7 +470,7 @@ def test_readers_see_whole_states_while_a_shadow_takes_over(filled: World) -> No
     reader = threading.Thread(target=read)
     reader.start()
     try:
-        release_shadow(lake, table, shadow)
+        release_shadow(lake.table(table), shadow)
         time.sleep(0.3)
         assert filled.publish(NAME).new_baseline
         time.sleep(0.3)
@@ -493,8 +493,8 @@ def test_a_baseline_that_is_asked_for_takes_over_an_unfinished_shadow(
     with monkeypatch.context() as context:
         context.setattr("cdc_pipeline.snapshot.snapshot._stage", _killed)
         with pytest.raises(KeyboardInterrupt):
-            take_snapshot(filled.lake(), filled.table(NAME), shadow=True)
-    shadow = filled.lake().log(filled.table(NAME)).load().shadow
+            take_snapshot(filled.table_lake(NAME), shadow=True)
+    shadow = filled.table_lake(NAME).log.load().shadow
     assert shadow is not None
     taken = filled.snapshot(NAME)
     assert (taken.generation, taken.export_arn) == (shadow.generation, shadow.export_arn)
@@ -518,8 +518,8 @@ def test_maintenance_removes_a_discarded_shadow_and_nothing_else(
 ) -> None:
     lake, table = filled.lake(), filled.table(NAME)
     live = set(filled.stored("iceberg/cdc/orders_snapshot/data/"))
-    take_snapshot(lake, table, shadow=True)
-    shadow = held_shadow(lake, table)
+    take_snapshot(lake.table(table), shadow=True)
+    shadow = held_shadow(lake.table(table))
     assert shadow is not None
     both = set(filled.stored("iceberg/cdc/orders_snapshot/data/"))
     assert live < both
@@ -534,15 +534,15 @@ def test_maintenance_removes_a_discarded_shadow_and_nothing_else(
 
         with monkeypatch.context() as context:
             context.setattr("cdc_pipeline.lake.upkeep.maintenance.datetime", Later)
-            maintain_table(lake, table)
+            maintain_table(lake.table(table))
         return set(filled.stored("iceberg/cdc/orders_snapshot/data/"))
 
     with monkeypatch.context() as context:
         context.setattr("cdc_pipeline.snapshot.shadow.record_baseline", _killed)
         with pytest.raises(KeyboardInterrupt):
-            discard_shadow(lake, table, shadow)
+            discard_shadow(lake.table(table), shadow)
     assert maintain(10) == both, "it is held still: somebody may publish it"
-    discard_shadow(lake, table, shadow)
+    discard_shadow(lake.table(table), shadow)
     assert maintain(6) == both
     assert maintain(10) == live
     exported = filled.rows("SELECT count(*) FROM orders.pitr_export", NAME)
@@ -557,7 +557,7 @@ def test_a_filtered_export_proves_nothing(filled: World, monkeypatch: pytest.Mon
         with pytest.raises(ExportError, match="is filtered, so what it lacks proves nothing"):
             _full(filled, repair=True)
     assert filled.items(NAME) == before
-    assert held_shadow(filled.lake(), filled.table(NAME)) is None
+    assert held_shadow(filled.table_lake(NAME)) is None
     assert _full(filled).is_sound
 
 
@@ -580,7 +580,7 @@ def test_a_repair_that_is_killed_anywhere(filled: World) -> None:
             assert again.code == 0, f"killed before {killed.operations[-1]}: {again.error}"
             filled.capture(NAME)
             assert assert_mirrors(filled, NAME) == 9
-            assert not verify_files(filled.lake(), filled.table(NAME), content=True).damages
+            assert not verify_files(filled.table_lake(NAME), content=True).damages
     finally:
         killer.close()
 
@@ -659,7 +659,7 @@ def test_masked_tables_are_compared_as_published(
 def assert_mirrors_masked(world: World) -> int:
     from cdc_pipeline.reconcile.compare import compare_with_source
 
-    compared = compare_with_source(world.lake(), world.table(NAME))
+    compared = compare_with_source(world.table_lake(NAME))
     assert compared.differences == 0, compared
     return compared.items
 
@@ -669,11 +669,11 @@ def test_a_lake_in_s3(filled: World) -> None:
     """The same in S3: objects gone and replaced by others of the same name."""
     assert _sample(filled).is_sound
     s3, lake = filled.client("s3"), filled.lake()
-    found = lake.tables.load(f"{NAME}_current_state")
+    found = lake.iceberg.load(f"{NAME}_current_state")
     assert found is not None
     base = data_files(found)[0].removeprefix(f"s3://{filled.bucket}/")
     s3.delete_object(Bucket=filled.bucket, Key=base)
-    newest = max(lake.log(filled.table(NAME)).load().objects)
+    newest = max(lake.table(filled.table(NAME)).log.load().objects)
     data = bytearray(lake.store.read(newest) or b"")
     data[len(data) // 2] ^= 1
     lake.store.write(newest, bytes(data))
@@ -760,7 +760,7 @@ def _answer(deployment: Deployment, asset: dg.AssetKey, name: str) -> str:
 def test_checks_name_what_is_wrong(filled: World, deployment: Deployment) -> None:
     _lose_in_the_lake(filled, "k6")
     s3 = filled.client("s3")
-    staged = filled.lake().log(filled.table(NAME)).load().staged
+    staged = filled.table_lake(NAME).log.load().staged
     assert staged is not None
     arn = staged.export_arn or ""
     listed = s3.list_objects_v2(Bucket=filled.bucket)["Contents"]

@@ -44,7 +44,7 @@ def test_a_stack_carries_every_change_to_duckdb(
         assert assert_mirrors(world, name) > 20
         assert_nothing_twice(world, name)
         assert _landed(world, name) == _streamed(world, name)
-    (quarantined,) = world.lake().log(world.table("orders")).load().quarantined.values()
+    (quarantined,) = world.table_lake("orders").log.load().quarantined.values()
     assert quarantined.rows == 1
 
 
@@ -69,7 +69,7 @@ def _wait_for_ttl(world: World) -> None:
 
 
 def _capture_past(world: World, name: str, time_us: int) -> None:
-    log = world.lake().log(world.table(name))
+    log = world.table_lake(name).log
 
     def passed() -> bool:
         world.capture(name)

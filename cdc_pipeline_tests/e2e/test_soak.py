@@ -102,15 +102,15 @@ def _processes(instance: dg.DagsterInstance) -> Iterator[tuple[str, int]]:
 
 def _lag(lake: Lake) -> float:
     """Seconds behind the source of the table that is furthest behind."""
-    complete = min(lake.log(t).load().watermark_us for t in lake.settings.tables)
+    complete = min(lake.table(t).log.load().watermark_us for t in lake.settings.tables)
     return time.time() - complete / 1_000_000
 
 
 def _is_settled(lake: Lake, until_us: int) -> bool:
     """Whether everything has landed and cdc has all that has."""
     for table in lake.settings.tables:
-        state = lake.log(table).load()
-        built = lake.tables.load(f"{table.safe_name}_cdc")
+        state = lake.table(table).log.load()
+        built = lake.iceberg.load(f"{table.safe_name}_cdc")
         if state.watermark_us < until_us or state.incomplete or built is None:
             return False
         landed = sum(o.rows for o in state.objects.values())
@@ -125,9 +125,9 @@ def _compare(lake: Lake) -> None:
     """Whole tables: items with a scan, changes with the stream's own records."""
     streams: Any = local_client("dynamodbstreams")
     for table in lake.settings.tables:
-        compared = compare_with_source(lake, table)
+        compared = compare_with_source(lake.table(table))
         assert compared.differences == 0, (table.name, compared.examples)
-        log = lake.log(table)
+        log = lake.table(table).log
         state = log.load()
         assert not state.gaps
         assert not state.quarantined

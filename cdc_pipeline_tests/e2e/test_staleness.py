@@ -81,9 +81,9 @@ def check(deployment: Deployment, table: str) -> None:
     assert world.rows(archived, table) == world.rows(expired, table)
     history = f"SELECT count(*) FROM {table}.history"
     assert world.rows(history, table) == world.rows(f"SELECT count(*) FROM {table}.cdc", table)
-    published = world.lake().tables.load(f"{table}_current_state")
+    published = world.lake().iceberg.load(f"{table}_current_state")
     assert published is not None
-    state = world.lake().log(world.table(table)).load()
+    state = world.table_lake(table).log.load()
     assert table_property(published, "watermark") == str(state.horizon(1))
 
 
@@ -173,16 +173,16 @@ def test_a_quiet_table_says_up_to_when_it_is_complete(
     world = deployment.world
     deployment.follow()
     tick = deployment.tick("downstream")
-    before = world.lake().tables.load(f"{table}_current_state")
+    before = world.lake().iceberg.load(f"{table}_current_state")
     assert before is not None
     monkeypatch.setattr("cdc_pipeline.defs.tables.downstream._LEAST_QUIET_SECONDS", 1)
     time.sleep(1.1)
     world.capture(table)
     tick = deployment.tick("downstream", tick.cursor)
     assert not tick.run_requests
-    after = world.lake().tables.load(f"{table}_current_state")
+    after = world.lake().iceberg.load(f"{table}_current_state")
     assert after is not None
-    state = world.lake().log(world.table(table)).load()
+    state = world.table_lake(table).log.load()
     assert table_property(after, "watermark_us") == str(state.complete_to_us(1))
     assert after.current_snapshot() == before.current_snapshot()
     check(deployment, table)

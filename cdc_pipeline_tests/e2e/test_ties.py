@@ -36,11 +36,11 @@ def test_what_has_landed_is_found_and_a_cycle_is_read(world: World) -> None:
     world.configure("orders")
     world.put("orders", "cycle", n={"S": "B"}, padding={"S": f"{_PADDING}cycle"})
     lake, table = world.lake(), world.table("orders")
-    log = lake.log(table)
+    log = lake.table(table).log
     state = log.load()
     stream = StreamRef("T", "arn", "NEW_AND_OLD_IMAGES", 1, _MS * 1000, transport="kinesis")
     assert log.append(state, Entry(0, new_nonce(), "test", 0, stream=stream))
-    reader = ItemReader(lake.source(table), "orders", ("pk", "sk"), 1000)
+    reader = ItemReader(lake.table(table).source, "orders", ("pk", "sk"), 1000)
     source = Source("orders", "T", "arn", "NEW_AND_OLD_IMAGES", None, reader)  # type: ignore[arg-type]
     lander = Lander(log, state, source, CaptureResult("orders"), lambda objects: None)
     # An object that is read in parts, and one that is read whole.

@@ -48,7 +48,7 @@ def test_expired_items(world: World, view: str) -> None:
     world.build_cdc("orders")
     lake, table = world.lake(), world.table("orders")
     for day in world.days("orders"):
-        build_archive_day(lake, table, day)
+        build_archive_day(lake.table(table), day)
     rows = world.rows("SELECT keys, _item, data, is_ttl_delete FROM orders.ttl_archive", "orders")
     assert len(rows) == 4
     assert all(by_ttl for *_, by_ttl in rows)

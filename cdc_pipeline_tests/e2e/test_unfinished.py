@@ -22,7 +22,6 @@ from cdc_pipeline.cli import main
 from cdc_pipeline.core.errors import CdcPipelineError
 from cdc_pipeline.erase import erase
 from cdc_pipeline.erase.erase import erase_item
-from cdc_pipeline.lake.storage.log import CaptureLog
 from cdc_pipeline.reconcile import reconcile
 from cdc_pipeline.reconcile.reconcile import reconcile_full
 from cdc_pipeline.repair import heal
@@ -34,6 +33,7 @@ from cdc_pipeline.snapshot import export as exports
 from cdc_pipeline.snapshot import snapshot
 from cdc_pipeline_tests.e2e.damage import Export
 from cdc_pipeline_tests.e2e.world import World, assert_mirrors, make_world, quick_sandbox
+from cdc_pipeline_tests.log_clock import set_log_clock
 
 pytestmark = pytest.mark.slow
 NAME = "orders"
@@ -97,10 +97,7 @@ def world(
     """Ten items and one that has gone since, published; another clock for our runs."""
     made = make_world(quick, tmp_path, "local")
     made.activate(monkeypatch)
-    monkeypatch.setattr(
-        "cdc_pipeline.lake.lake.Lake.log",
-        lambda lake, table: CaptureLog(lake.store, lake.paths(table), clock.now),
-    )
+    set_log_clock(monkeypatch, clock.now)
     monkeypatch.setattr("cdc_pipeline.core.changes.write_times.clock", clock.now)
     monkeypatch.setattr("cdc_pipeline.repair.incremental_export.WAIT_SECONDS", 0.2)
     monkeypatch.setattr("cdc_pipeline.capture.catch_up._LOOK_SECONDS", 0.1)
@@ -126,11 +123,11 @@ def _export(world: World) -> object:
 
 
 def _compare(world: World) -> object:
-    return reconcile_full(world.lake(), world.table(NAME))
+    return reconcile_full(world.table_lake(NAME))
 
 
 def _repair(world: World) -> object:
-    return reconcile_full(world.lake(), world.table(NAME), repair=True)
+    return reconcile_full(world.table_lake(NAME), repair=True)
 
 
 def _heal(world: World) -> object:
@@ -143,7 +140,7 @@ def _heal(world: World) -> object:
 
 
 def _erase(world: World) -> object:
-    return erase_item(world.lake(), world.table(NAME), VICTIM)
+    return erase_item(world.table_lake(NAME), VICTIM)
 
 
 def _kill(world: World, step: Step, owner: Any, name: str, when: Callable[..., bool]) -> None:
@@ -260,7 +257,7 @@ def heal_half_landed(world: World) -> Step:
         return len(seen) > 1
 
     _kill(world, _heal, heal._Healing, "_move", second_object)
-    (begun,) = world.lake().log(world.table(NAME)).load().heals.values()
+    (begun,) = world.table_lake(NAME).log.load().heals.values()
     assert sum(len(window.files) for window in begun.windows) > 0
     return _heal
 
@@ -460,11 +457,11 @@ def _settle(world: World) -> None:
     lake, table = world.lake(), world.table(NAME)
     for _ in range(ROUNDS):
         get_out(world, _capture)
-        if not open_gaps(lake, table):
+        if not open_gaps(lake.table(table)):
             break
         get_out(world, _heal)
     else:
-        pytest.fail(f"gaps stay open: {open_gaps(lake, table)}")
+        pytest.fail(f"gaps stay open: {open_gaps(lake.table(table))}")
     world.capture_past_handover(NAME)
     world.publish(NAME)
 
@@ -501,5 +498,5 @@ def test_a_way_out(
     assert assert_mirrors(world, NAME) > 0
     get_out(world, _export)
     _settle(world)
-    state = world.lake().log(world.table(NAME)).load()
+    state = world.table_lake(NAME).log.load()
     assert not [b for b in state.baselines.values() if b.snapshot_id is None and not b.discarded]

@@ -10,11 +10,11 @@ from cdc_pipeline.capture.landing.result import CaptureFailedError, CaptureResul
 from cdc_pipeline.core.errors import ExportError, NotReadyError
 from cdc_pipeline.core.run_context import RunContext
 from cdc_pipeline.lake.publish.current_state import handover_us
-from cdc_pipeline.lake.storage.log import CaptureLog
 from cdc_pipeline.repair.heal import heal_gap, open_gaps
 from cdc_pipeline.sandbox.aws.control import control
 from cdc_pipeline.snapshot.snapshot import take_snapshot
 from cdc_pipeline_tests.e2e.world import World, key
+from cdc_pipeline_tests.log_clock import set_log_clock
 from cdc_pipeline_tests.simulators.clock import SimulatedClock
 from cdc_pipeline_tests.simulators.kinesis_server import KinesisSimulator
 from cdc_pipeline_tests.simulators.streams_server import StreamsSimulator
@@ -47,10 +47,7 @@ class Twin:
     def activate(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.world.activate(monkeypatch)
         monkeypatch.setenv("AWS_ENDPOINT_URL_DYNAMODB_STREAMS", self.simulator.endpoint_url)
-        monkeypatch.setattr(
-            "cdc_pipeline.lake.lake.Lake.log",
-            lambda lake, table: CaptureLog(lake.store, lake.paths(table), self.clock),
-        )
+        set_log_clock(monkeypatch, self.clock)
         monkeypatch.setattr("cdc_pipeline.core.changes.write_times.clock", self.clock)
 
     def sleep(self, seconds: float) -> None:
@@ -77,10 +74,10 @@ class Twin:
 
     def bootstrap(self) -> None:
         lake, table = self.world.lake(), self.world.table(TABLE)
-        take_snapshot(lake, table, context=RunContext(sleep=lambda _: self.sleep(1)))
+        take_snapshot(lake.table(table), context=RunContext(sleep=lambda _: self.sleep(1)))
         for _ in range(20):
             self.capture()
-            state = lake.log(table).load()
+            state = lake.table(table).log.load()
             if state.staged and state.watermark_us >= handover_us(lake, state.staged):
                 self.world.publish(TABLE)
                 return
@@ -95,11 +92,13 @@ class Twin:
         lake, table = self.world.lake(), self.world.table(TABLE)
         heals = 0
         for _ in range(tries):
-            gaps = open_gaps(lake, table)
+            gaps = open_gaps(lake.table(table))
             if not gaps:
                 break
             try:
-                heal_gap(lake, table, gaps[0], context=RunContext(sleep=lambda _: self.sleep(1)))
+                heal_gap(
+                    lake.table(table), gaps[0], context=RunContext(sleep=lambda _: self.sleep(1))
+                )
                 heals += 1
             except (NotReadyError, ExportError):
                 self.sleep(1)

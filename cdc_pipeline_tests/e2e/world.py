@@ -19,7 +19,7 @@ import cdc_pipeline
 from cdc_pipeline.capture.landing.result import CaptureResult
 from cdc_pipeline.capture.run import Captured, Failed, capture_tables
 from cdc_pipeline.core.changes import fold
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.cdc import CdcDay, build_cdc_day, build_cdc_days
 from cdc_pipeline.lake.publish.current_state import (
     PublishResult,
@@ -127,6 +127,9 @@ class World:
     def table(self, name: str) -> Table:
         return load_settings(self.settings_path).table(name)
 
+    def table_lake(self, name: str) -> TableLake:
+        return self.table_lake(name)
+
     def make_table(
         self, name: str, *, view: str | None = "NEW_AND_OLD_IMAGES", recovery: bool = True
     ) -> str:
@@ -161,7 +164,7 @@ class World:
         self.dynamodb.delete_item(TableName=name, Key=key(pk, sk))
 
     def snapshot(self, name: str) -> SnapshotResult:
-        return take_snapshot(self.lake(), self.table(name))
+        return take_snapshot(self.table_lake(name))
 
     def capture(self, name: str) -> CaptureResult:
         """One capture run of one table; its failure is raised."""
@@ -178,13 +181,13 @@ class World:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             self.capture(name)
-            state = lake.log(table).load()
+            state = lake.table(table).log.load()
             if state.staged and state.watermark_us >= handover_us(lake, state.staged):
                 return
         pytest.fail("the stream never passed the export time")
 
     def publish(self, name: str) -> PublishResult:
-        return publish_current_state(self.lake(), self.table(name))
+        return publish_current_state(self.table_lake(name))
 
     def bootstrap(self, name: str) -> PublishResult:
         """Export, capture and publish for the first time, or a new baseline."""
@@ -193,12 +196,12 @@ class World:
         return self.publish(name)
 
     def days(self, name: str) -> list[date]:
-        objects = self.lake().log(self.table(name)).load().objects.values()
+        objects = self.table_lake(name).log.load().objects.values()
         return sorted({date.fromisoformat(landed.day) for landed in objects})
 
     def build_cdc(self, name: str) -> list[CdcDay]:
         lake, table = self.lake(), self.table(name)
-        return [build_cdc_day(lake, table, day) for day in self.days(name)]
+        return [build_cdc_day(lake.table(table), day) for day in self.days(name)]
 
     def refresh_cdc(self, name: str) -> list[CdcDay]:
         """Build the days of cdc that are stale by the log, and no others."""
@@ -208,7 +211,7 @@ class World:
         days = [
             d for stale in staleness.of_table(table) if stale.asset == "cdc" for d in stale.days
         ]
-        return list(build_cdc_days(lake, table, days))
+        return list(build_cdc_days(lake.table(table), days))
 
     def rows(self, sql: str, *tables: str, aggregates: bool = False) -> list[tuple[Any, ...]]:
         """The result of a query over the views of `tables`."""
@@ -224,7 +227,7 @@ class World:
 
     def landing_files(self, name: str) -> set[str]:
         """Every file in the landing zone and quarantine, listed by something that is not ours."""
-        paths = self.lake().paths(self.table(name))
+        paths = self.table_lake(name).paths
         found = self.stored("dynamo-cdc/")
         return {k for k in found if k.startswith((paths.landing, paths.quarantine))}
 
@@ -275,7 +278,7 @@ def assert_mirrors(world: World, name: str) -> int:
     Returns how many items there are.
     """
     table = world.table(name)
-    compared = compare_with_source(world.lake(), table)
+    compared = compare_with_source(world.lake().table(table))
     assert compared.differences == 0, compared
     safe = table.safe_name
     with connect_lake(world.lake(), [name], aggregates=False) as connection:
@@ -289,7 +292,7 @@ def assert_mirrors(world: World, name: str) -> int:
                 f"SELECT _key, _order_key, _item FROM {safe}.pitr_export"
             )
         }
-        generation = world.lake().log(table).load().staged
+        generation = world.lake().table(table).log.load().staged
         assert generation is not None
         changes = [
             fold.KeyedChange(*row)
@@ -328,5 +331,5 @@ def assert_each_change_once(world: World, name: str) -> None:
 
 def assert_no_orphans(world: World, name: str) -> None:
     """Every file in the landing folders is one that the log names, and the other way round."""
-    state = world.lake().log(world.table(name)).load()
+    state = world.table_lake(name).log.load()
     assert world.landing_files(name) == {*state.objects, *state.quarantined}

@@ -20,7 +20,7 @@ from cdc_pipeline.core.log.state import Entry, LogState
 from cdc_pipeline.core.transports import DYNAMODB_STREAMS
 from cdc_pipeline.lake.engine.duckdb_session import arrow_table, open_duckdb
 from cdc_pipeline.lake.engine.item_table import column_names, replace_typed
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.query.query import connect_for
 from cdc_pipeline.lake.storage.landing import write_landing
 from cdc_pipeline.lake.storage.log import new_nonce
@@ -67,10 +67,15 @@ class LakeBuilder:
         """The first table in the settings."""
         return self.lake.settings.tables[0]
 
+    @property
+    def table_lake(self) -> TableLake:
+        """Its handle."""
+        return self.lake.table(self.table)
+
     def append(self, **parts: Any) -> None:
         """The next log entry."""
         entry = Entry(0, parts.pop("nonce", new_nonce()), "test", 0, **parts)
-        assert self.lake.log(self.table).append(self.state, entry)
+        assert self.table_lake.log.append(self.state, entry)
 
     def start(self, generation: int = 1) -> None:
         """The stream of a generation, with one shard."""
@@ -106,14 +111,14 @@ class LakeBuilder:
             connection.register("narrow", narrow)
             name = f"{self.table.safe_name}_snapshot"
             staged = replace_typed(
-                self.lake.tables,
+                self.lake.iceberg,
                 name,
                 connection,
                 "SELECT * FROM narrow",
                 {"generation": str(generation)},
-                over=self.lake.tables.load(name),
+                over=self.lake.iceberg.load(name),
                 scratch=Path(folder),
-                names=column_names(self.lake.tables, self.table.safe_name),
+                names=column_names(self.lake.iceberg, self.table.safe_name),
             )
         snapshot = staged.table.current_snapshot()
         assert snapshot is not None
@@ -136,7 +141,7 @@ class LakeBuilder:
         nonce = new_nonce()
         objects = write_landing(
             self.lake.store,
-            self.lake.paths(self.table),
+            self.table_lake.paths,
             landed,
             n=self.state.n + 1,
             nonce=nonce,

@@ -75,18 +75,18 @@ def _build_everything(built: LakeBuilder, key: str, attributes: dict[str, Any]) 
     built.start()
     built.stage({name: attributes for name in [key, *others]})
     built.read_to(START_US + MARGIN_US)
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     expired = change(others[0], 4, None)._replace(
         is_ttl_delete=True, old_image=to_json(canonical_item(attributes | key_of(others[0])))
     )
     built.land([change(key, 3, attributes), expired])
     built.read_to(START_US + 60_000_000)
-    current = publish_current_state(built.lake, built.table).table
-    built.lake.tables.remove_rows(current, "_key", [to_json(key_of(others[1]))])
+    current = publish_current_state(built.table_lake).table
+    built.lake.iceberg.remove_rows(current, "_key", [to_json(key_of(others[1]))])
     days = sorted({day_of(START_US + n * 1_000_000) for n in (3, 4)})
     for day in days:
-        build_cdc_day(built.lake, built.table, day)
-        build_archive_day(built.lake, built.table, day)
+        build_cdc_day(built.table_lake, day)
+        build_archive_day(built.table_lake, day)
     for aggregate in load_aggregates(built.lake.settings.aggregates_folder):
         build_aggregate(built.lake, aggregate, days[0] if aggregate.daily else None)
 

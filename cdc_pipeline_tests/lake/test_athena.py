@@ -144,10 +144,10 @@ def test_only_tables_that_exist_are_queried() -> None:
 
 
 def test_the_script_is_comments_and_statements(built: LakeBuilder) -> None:
-    script = "".join(athena_script(built.lake, built.table))
+    script = "".join(athena_script(built.table_lake))
     assert "Nothing is in the catalogue yet" in script
     _fill(built)
-    script = "".join(athena_script(built.lake, built.table))
+    script = "".join(athena_script(built.table_lake))
     wanted = [name for name in _NAMES if name != "ttl_archive"]
     headings = [line for line in script.splitlines() if line.removeprefix("-- ") in wanted]
     assert headings == [f"-- {name}" for name in wanted]
@@ -156,19 +156,19 @@ def test_the_script_is_comments_and_statements(built: LakeBuilder) -> None:
     assert max(map(len, script.splitlines())) <= 110
     assert "put the value here" in script
 
-    one = "".join(athena_script(built.lake, built.table, ["item"], '{"pk": "a"}'))
+    one = "".join(athena_script(built.table_lake, ["item"], '{"pk": "a"}'))
     (found,) = [s for s in sqlglot.parse(one, read="trino") if s is not None]
     assert '\'{"pk":{"S":"a"}}\'' in found.sql("trino")
     with pytest.raises(QueryError, match="there is no query 'nothing'"):
-        "".join(athena_script(built.lake, built.table, ["nothing"]))
+        "".join(athena_script(built.table_lake, ["nothing"]))
     with pytest.raises(EraseRefusedError, match="the key has the attributes sk"):
-        "".join(athena_script(built.lake, built.table, ["item"], '{"sk": "a"}'))
+        "".join(athena_script(built.table_lake, ["item"], '{"sk": "a"}'))
 
 
 def test_facts_are_those_of_the_lake(built: LakeBuilder) -> None:
     baseline = _fill(built)
-    has = catalogued(built.lake, built.table)
-    state = built.lake.tables.load("orders_current_state")
+    has = catalogued(built.table_lake)
+    state = built.lake.iceberg.load("orders_current_state")
     assert state is not None
     snapshot = state.current_snapshot()
     assert snapshot is not None
@@ -187,9 +187,9 @@ def test_the_key_of_an_item_is_hashed_where_rules_hash_it(
     monkeypatch.setenv("CDC_MASKING_KEY", "k" * 40)
     built = LakeBuilder.at(tmp_path, tables=[{"name": "orders", "columns": {"pk": {"hash": True}}}])
     _fill(built)
-    with_key = catalogued(built.lake, built.table, '{"pk": "a"}').key
+    with_key = catalogued(built.table_lake, '{"pk": "a"}').key
     assert '"a"' not in with_key
-    state = built.lake.tables.load("orders_current_state")
+    state = built.lake.iceberg.load("orders_current_state")
     assert state is not None
     assert with_key in state.scan().to_arrow()["_key"].to_pylist()
 
@@ -208,9 +208,7 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert done.exit_code == 0, done.output
         return done.output.splitlines()
 
-    assert (
-        run("athena-sql", "orders") == "".join(athena_script(built.lake, built.table)).splitlines()
-    )
+    assert run("athena-sql", "orders") == "".join(athena_script(built.table_lake)).splitlines()
     assert run("athena-sql", "orders", "item", "--key", '{"pk": "a"}')[-1].endswith('"a"}}\';')
     assert run("views", "orders") == list_views(built.lake, ["orders"])
     script = "".join(view_script(built.lake)).splitlines()
@@ -225,6 +223,6 @@ def _fill(built: LakeBuilder) -> Any:
     baseline = built.stage({"a": {"v": {"N": "1"}}, "b": {"v": {"N": "2"}}})
     built.read_to(START_US + MARGIN_US)
     built.land([change("a", 1, {"v": {"N": "2"}})])
-    publish_current_state(built.lake, built.table)
-    build_cdc_day(built.lake, built.table, day_of(START_US))
+    publish_current_state(built.table_lake)
+    build_cdc_day(built.table_lake, day_of(START_US))
     return baseline

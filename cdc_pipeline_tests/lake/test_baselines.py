@@ -35,7 +35,7 @@ def built() -> Iterator[LakeBuilder]:
         lake.stage({f"k{n}": {"n": {"N": str(n)}} for n in range(3)})
         lake.land([change("k0", 5, {"n": {"N": "50"}})])
         lake.read_to(START_US + MARGIN_US + 10_000_000)
-        publish_current_state(lake.lake, lake.table)
+        publish_current_state(lake.table_lake)
         assert lake.state.stream
         lake.append(stream=replace(lake.state.stream, generation=2))
         second = lake.stage({f"k{n}": {"n": {"N": str(n)}} for n in range(1, 4)}, generation=2)
@@ -45,7 +45,7 @@ def built() -> Iterator[LakeBuilder]:
 
 
 def _snapshots(built: LakeBuilder) -> Any:
-    found = built.lake.tables.load("orders_snapshot")
+    found = built.lake.iceberg.load("orders_snapshot")
     assert found is not None
     return found
 
@@ -63,7 +63,7 @@ def _as_of(built: LakeBuilder, seconds: int) -> list[tuple[Any, ...]]:
 
 
 def test_tagged_baselines_outlive_the_expiry_of_others(built: LakeBuilder) -> None:
-    tag_baselines(built.lake, built.table)
+    tag_baselines(built.table_lake)
     before = _as_of(built, 6)
     _expire_all(built)
     assert _as_of(built, 6) == before
@@ -71,18 +71,18 @@ def test_tagged_baselines_outlive_the_expiry_of_others(built: LakeBuilder) -> No
 
 
 def test_maintenance_tags_the_baselines_of_older_lakes(built: LakeBuilder) -> None:
-    maintain_table(built.lake, built.table)
+    maintain_table(built.table_lake)
     _expire_all(built)
     assert len(_as_of(built, 6)) == 3
 
 
 def test_tags_of_what_is_no_baseline_any_more_go(built: LakeBuilder) -> None:
-    tag_baselines(built.lake, built.table)
+    tag_baselines(built.table_lake)
     _snapshots(built).manage_snapshots().create_tag(
         built.state.baselines[1].snapshot_id, "of somebody else"
     ).commit()
     built.append(baseline=replace(built.state.baselines[1], discarded=True))
-    maintain_table(built.lake, built.table)
+    maintain_table(built.table_lake)
     refs = _snapshots(built).metadata.refs
     assert {name for name in refs if name != "main"} == {f"{TAG}2", "of somebody else"}
 
@@ -100,42 +100,42 @@ def test_a_publication_over_a_lost_baseline_is_refused(built: LakeBuilder) -> No
     before = plain_view(built.lake, _STATE)
     assert len(before) == 3
     with pytest.raises(LakeError, match="another engine has expired it"):
-        publish_current_state(built.lake, built.table)
+        publish_current_state(built.table_lake)
     assert plain_view(built.lake, _STATE) == before
     with pytest.raises(duckdb.Error, match=r"expired it(.|\\n|\n)*orders/pitr_export"):
         plain_view(built.lake, "SELECT count(*) FROM orders.pitr_export")
 
 
 def test_verification_finds_lost_baselines_and_a_repair_forgets_them(built: LakeBuilder) -> None:
-    publish_current_state(built.lake, built.table)
-    assert not verify_files(built.lake, built.table, content=True).damages
+    publish_current_state(built.table_lake)
+    assert not verify_files(built.table_lake, content=True).damages
     _expire_all(built)
-    (damage,) = verify_files(built.lake, built.table, content=False).damages
+    (damage,) = verify_files(built.table_lake, content=False).damages
     assert (damage.kind, damage.generation) == (BASELINE, 1)
     assert "cdc-pipeline reconcile orders --full --repair" in str(damage)
-    forget_baselines(built.lake, built.table, {1})
-    forget_baselines(built.lake, built.table, {1})
-    assert not verify_files(built.lake, built.table, content=False).damages
-    assert built.lake.log(built.table).load().baselines[1].discarded
+    forget_baselines(built.table_lake, {1})
+    forget_baselines(built.table_lake, {1})
+    assert not verify_files(built.table_lake, content=False).damages
+    assert built.table_lake.log.load().baselines[1].discarded
 
 
 def test_verification_reads_the_files_of_earlier_baselines(built: LakeBuilder) -> None:
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     (first,) = _snapshots(built).scan(snapshot_id=built.state.baselines[1].snapshot_id).plan_files()
     with Path(first.file.file_path.removeprefix("file://")).open("r+b") as file:
         file.seek(100)
         file.write(b"?")
-    (damage,) = verify_files(built.lake, built.table, content=True).damages
+    (damage,) = verify_files(built.table_lake, content=True).damages
     assert (damage.kind, damage.generation) == (BASELINE, 1)
     assert "altered" in damage.found
 
 
 def test_a_state_that_lost_rows_to_another_engine_is_not_built_upon(built: LakeBuilder) -> None:
-    publish_current_state(built.lake, built.table)
-    published = built.lake.tables.load("orders_current_state")
+    publish_current_state(built.table_lake)
+    published = built.lake.iceberg.load("orders_current_state")
     assert published is not None
     published.delete('_key = \'{"pk":{"S":"k3"}}\'')
     built.land([change("k1", 70, {"n": {"N": "20"}})], generation=2)
     built.read_to(START_US + 80_000_000)
     with pytest.raises(LakeError, match=r"2 rows .* 3: another engine(.|\n)*--full --repair"):
-        publish_current_state(built.lake, built.table)
+        publish_current_state(built.table_lake)

@@ -20,7 +20,7 @@ _ROWS = pa.table({"_key": ["a"]})
 
 def _open(folder: Path, properties: dict[str, str], **more: Any) -> Any:
     catalog = {"properties": properties, **more}
-    return LakeBuilder.at(folder, catalog=catalog).lake.tables
+    return LakeBuilder.at(folder, catalog=catalog).lake.iceberg
 
 
 class _Refusing(BaseHTTPRequestHandler):

@@ -38,7 +38,7 @@ def test_a_day_has_every_change_once(built: LakeBuilder) -> None:
     one, two, three = (change(name, n, {"n": {"N": "1"}}) for n, name in enumerate("aba", start=1))
     built.land([one, two])
     built.land([two, three, one])
-    result = build_cdc_day(built.lake, built.table, _TODAY)
+    result = build_cdc_day(built.table_lake, _TODAY)
     assert (result.rows, result.duplicates, result.objects) == (3, 2, 2)
     assert result.watermark == built.state.n
     rows = _rows(built)
@@ -57,12 +57,12 @@ def test_days_are_write_days_and_late_data_rewrites_its_own(built: LakeBuilder) 
     built.start()
     built.land([change("a", 1, {}), change("a", _FIRST_TOMORROW, None)])
     for day in (_TODAY, _TOMORROW):
-        assert build_cdc_day(built.lake, built.table, day).rows == 1
+        assert build_cdc_day(built.table_lake, day).rows == 1
     first = built.state.n
     built.land([change("b", 2, {})])
-    assert build_cdc_day(built.lake, built.table, _TODAY).rows == 2
+    assert build_cdc_day(built.table_lake, _TODAY).rows == 2
     assert [row["day"] for row in _rows(built)] == [_TODAY, _TODAY, _TOMORROW]
-    table = built.lake.tables.load("orders_cdc")
+    table = built.lake.iceberg.load("orders_cdc")
     assert table is not None
     assert table_property(table, f"watermark.{_TODAY}") == str(first + 1)
     assert table_property(table, f"watermark.{_TOMORROW}") == str(first)
@@ -71,19 +71,19 @@ def test_days_are_write_days_and_late_data_rewrites_its_own(built: LakeBuilder) 
 def test_building_again_is_the_same(built: LakeBuilder) -> None:
     built.start()
     built.land([change("a", 1, {}), change("b", 2, None)])
-    build_cdc_day(built.lake, built.table, _TODAY)
+    build_cdc_day(built.table_lake, _TODAY)
     before = _rows(built)
-    build_cdc_day(built.lake, built.table, _TODAY)
+    build_cdc_day(built.table_lake, _TODAY)
     assert _rows(built) == before
 
 
 def test_a_day_without_changes_has_no_rows(built: LakeBuilder) -> None:
     built.start()
-    assert build_cdc_day(built.lake, built.table, _TODAY).rows == 0
+    assert build_cdc_day(built.table_lake, _TODAY).rows == 0
     built.land([change("a", 1, {})])
-    assert build_cdc_day(built.lake, built.table, _TOMORROW).rows == 0
-    assert build_cdc_day(built.lake, built.table, _TODAY).rows == 1
-    assert build_cdc_day(built.lake, built.table, _TOMORROW).rows == 0
+    assert build_cdc_day(built.table_lake, _TOMORROW).rows == 0
+    assert build_cdc_day(built.table_lake, _TODAY).rows == 1
+    assert build_cdc_day(built.table_lake, _TOMORROW).rows == 0
     assert len(_rows(built)) == 1
 
 
@@ -93,7 +93,7 @@ def test_history_spans_days_and_generations(built: LakeBuilder) -> None:
     # A later generation counts as later, whatever its position says.
     built.land([change("a", 1, {"n": {"N": "3"}})], generation=2)
     for day in (_TODAY, _TOMORROW):
-        build_cdc_day(built.lake, built.table, day)
+        build_cdc_day(built.table_lake, day)
     rows = plain_view(built.lake, "SELECT * FROM orders.history ORDER BY order_key")
     assert [row["op"] for row in rows] == ["U", "D", "U"]
     assert [row["is_current"] for row in rows] == [False, False, True]
@@ -115,14 +115,14 @@ def _days_of(built: LakeBuilder, days: int) -> list[date]:
 def test_many_days_are_one_commit_and_the_same_rows(built: LakeBuilder) -> None:
     days = _days_of(built, 6)
     for day in days:
-        build_cdc_day(built.lake, built.table, day)
+        build_cdc_day(built.table_lake, day)
     one_by_one = _rows(built)
-    table = built.lake.tables.load("orders_cdc")
+    table = built.lake.iceberg.load("orders_cdc")
     assert table is not None
-    done = list(build_cdc_days(built.lake, built.table, days))
+    done = list(build_cdc_days(built.table_lake, days))
     assert [(d.day, d.rows) for d in done] == list(zip(days, [1, 2, 0, 2, 1, 2], strict=True))
     assert _rows(built) == one_by_one
-    again = built.lake.tables.load("orders_cdc")
+    again = built.lake.iceberg.load("orders_cdc")
     assert again is not None
     for day in days:
         assert table_property(again, f"watermark.{day}") == str(built.state.n)
@@ -134,17 +134,17 @@ def test_many_days_are_one_commit_and_the_same_rows(built: LakeBuilder) -> None:
 
 def test_days_that_nothing_has_landed_for_stay_as_they_are(built: LakeBuilder) -> None:
     days = _days_of(built, 4)
-    before = list(build_cdc_days(built.lake, built.table, days))
-    stood = built.lake.tables.load("orders_cdc")
+    before = list(build_cdc_days(built.table_lake, days))
+    stood = built.lake.iceberg.load("orders_cdc")
     assert stood is not None
-    kept = list(build_cdc_days(built.lake, built.table, days, only_changed=True))
+    kept = list(build_cdc_days(built.table_lake, days, only_changed=True))
     numbers = [(d.day, d.rows, d.duplicates, d.objects, d.watermark) for d in before]
     assert [(d.day, d.rows, d.duplicates, d.objects, d.watermark) for d in kept] == numbers
-    now = built.lake.tables.load("orders_cdc")
+    now = built.lake.iceberg.load("orders_cdc")
     assert now is not None
     assert now.metadata == stood.metadata
     built.land([change("late", _FIRST_TOMORROW + 5, {})])
-    changed = list(build_cdc_days(built.lake, built.table, days, only_changed=True))
+    changed = list(build_cdc_days(built.table_lake, days, only_changed=True))
     assert {d.day: d.rows for d in changed}[days[0]] == 2
     assert len(_rows(built)) == sum(d.rows for d in before) + 1
 
@@ -172,10 +172,10 @@ def test_a_captured_record_wins_over_a_line_whichever_lands_first(built: LakeBui
     built.land([before])
     only_line = _line(lost, write_time_us=lost.write_time_us + 123)
     _heal(built, [_line(before), only_line, _line(after), _line(gone)])
-    result = build_cdc_day(built.lake, built.table, _TODAY)
+    result = build_cdc_day(built.table_lake, _TODAY)
     assert (result.rows, result.duplicates) == (4, 1)
     built.land([after, gone], generation=3)
-    result = build_cdc_day(built.lake, built.table, _TODAY)
+    result = build_cdc_day(built.table_lake, _TODAY)
     assert (result.rows, result.duplicates) == (4, 3)
     rows = _rows(built)
     assert [row["uuid"] for row in rows] == [c.uuid for c in (before, only_line, after, gone)]
@@ -190,7 +190,7 @@ def test_images_that_only_a_masked_attribute_tells_apart_are_of_two_changes(tmp_
     record, lost = (change("a", 1, {"secret": {"S": text}}) for text in ("x", "y"))
     built.land([record])
     _heal(built, [_line(lost)])
-    build_cdc_day(built.lake, built.table, _TODAY)
+    build_cdc_day(built.table_lake, _TODAY)
     rows = _rows(built)
     assert [row["transport"] for row in rows] == [DYNAMODB_STREAMS, EXPORT]
     assert "secret" not in str(rows)
@@ -206,18 +206,18 @@ def test_days_with_healed_rows_that_an_older_version_built_are_built_again(
     with monkeypatch.context() as older:
         older.setattr("cdc_pipeline.lake.publish.cdc._PRESENT_RULES", "1")
         for day in (_TODAY, _TOMORROW):
-            build_cdc_day(built.lake, built.table, day)
+            build_cdc_day(built.table_lake, day)
     before = built.state.n
     built.land([change("c", _FIRST_TOMORROW + 86_400, {})])
     third = _TOMORROW + timedelta(days=1)
-    kept = list(build_cdc_days(built.lake, built.table, [third, _TOMORROW], only_changed=True))
+    kept = list(build_cdc_days(built.table_lake, [third, _TOMORROW], only_changed=True))
     assert [(d.day, d.seconds > 0) for d in kept] == [(_TOMORROW, False), (third, True)]
-    table = built.lake.tables.load("orders_cdc")
+    table = built.lake.iceberg.load("orders_cdc")
     assert table is not None
     # The day with a heal is as of now, though nobody asked for it; the other one is as it was.
     assert table_property(table, f"watermark.{_TODAY}") == str(built.state.n)
     assert table_property(table, f"watermark.{_TOMORROW}") == str(before)
-    again = build_cdc_days(built.lake, built.table, [_TODAY, _TOMORROW], only_changed=True)
+    again = build_cdc_days(built.table_lake, [_TODAY, _TOMORROW], only_changed=True)
     assert [d.seconds for d in again] == [0.0, 0.0]
 
 
@@ -228,20 +228,20 @@ def test_a_damaged_object_of_a_heal_is_restored_without_what_records_tell(
     record, lost = change("a", 1, {}), change("a", 3, {"n": {"N": "3"}})
     built.land([record])
     _heal(built, [_line(record), _line(lost)])
-    build_cdc_day(built.lake, built.table, _TODAY)
+    build_cdc_day(built.table_lake, _TODAY)
     before = _rows(built)
     (damaged,) = (o.key for o in built.state.objects.values() if o.generation == 2)
     built.lake.store.delete([damaged])
-    assert restore_landing(built.lake, built.table, [damaged]).restored == [damaged]
-    build_cdc_day(built.lake, built.table, _TODAY)
+    assert restore_landing(built.table_lake, [damaged]).restored == [damaged]
+    build_cdc_day(built.table_lake, _TODAY)
     assert _rows(built) == before
     # The fold of what has landed ends in the last line again.
-    (line,) = (o for o in built.lake.log(built.table).load().objects.values() if o.generation == 2)
+    (line,) = (o for o in built.table_lake.log.load().objects.values() if o.generation == 2)
     assert line.rows == 2
     # What cdc lacks itself cannot be told from what it leaves out.
-    cdc = built.lake.tables.load("orders_cdc")
+    cdc = built.lake.iceberg.load("orders_cdc")
     assert cdc is not None
     cdc.delete(f"day = '{_TODAY}'")
-    state = built.lake.log(built.table).load()
+    state = built.table_lake.log.load()
     (damaged,) = (o.key for o in state.objects.values() if o.generation == 2)
-    assert restore_landing(built.lake, built.table, [damaged]).lost == [damaged]
+    assert restore_landing(built.table_lake, [damaged]).lost == [damaged]

@@ -36,8 +36,8 @@ def _history(name: str, first: int, values: list[int | None]) -> list[Change]:
 
 def _check(built: LakeBuilder, since: date | None = None) -> Chain:
     for day in {landed.day for landed in built.state.objects.values()}:
-        build_cdc_day(built.lake, built.table, date.fromisoformat(day))
-    return check_chain(built.lake, built.table, since or day_of(START_US))
+        build_cdc_day(built.table_lake, date.fromisoformat(day))
+    return check_chain(built.table_lake, since or day_of(START_US))
 
 
 VALUES = [1, 2, 3, None, 4, 5, None, 6]
@@ -49,7 +49,7 @@ def test_nothing_is_missing(built: LakeBuilder) -> None:
 
 
 def test_without_a_table_there_is_nothing_to_compare(built: LakeBuilder) -> None:
-    assert check_chain(built.lake, built.table, date(2026, 1, 1)) == Chain(0, 0, 0, [])
+    assert check_chain(built.table_lake, date(2026, 1, 1)) == Chain(0, 0, 0, [])
 
 
 @pytest.mark.parametrize("missing", range(len(VALUES)))

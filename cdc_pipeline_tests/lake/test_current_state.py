@@ -84,7 +84,7 @@ def _ready(built: LakeBuilder, items: dict[str, dict[str, Any]]) -> None:
 
 
 def _publish(built: LakeBuilder) -> PublishResult:
-    return publish_current_state(built.lake, built.table)
+    return publish_current_state(built.table_lake)
 
 
 _N, _S = {"N": "1"}, {"S": "x"}
@@ -291,7 +291,7 @@ def test_an_event_without_its_image_says_nothing_of_the_item(built: LakeBuilder)
 
 
 def _greatest(built: LakeBuilder) -> str | None:
-    table = built.lake.tables.load("orders_current_state")
+    table = built.lake.iceberg.load("orders_current_state")
     assert table is not None
     return max_order_key(table)
 
@@ -312,7 +312,7 @@ def test_a_base_says_how_late_its_rows_are(is_known: bool, built: LakeBuilder) -
         _publish(built)
         assert _greatest(built) == max(row.order_key for row in built.expected.values())
         if not is_known:
-            table = built.lake.tables.load("orders_current_state")
+            table = built.lake.iceberg.load("orders_current_state")
             assert table is not None
             with table.transaction() as transaction:
                 transaction.remove_properties("cdc_pipeline.max_order_key")
@@ -330,7 +330,7 @@ def test_rows_of_many_files_are_told_apart(
     monkeypatch.setattr(writer, "_FILE_BYTES", 1)
     _ready(built, {name: {"n": _N} for name in "abcdef"})
     assert _publish(built).items == 6
-    table = built.lake.tables.load("orders_current_state")
+    table = built.lake.iceberg.load("orders_current_state")
     assert table is not None
     assert len(data_files(table)) == 6
     for generation in (1, 2):
@@ -461,7 +461,7 @@ def test_the_loser_of_a_race_leaves_the_winners_state(
     monkeypatch.setattr(current_state, before, overtaken)
     with pytest.raises(CommitConflictError):
         _publish(built)
-    winner = built.lake.tables.load("orders_current_state")
+    winner = built.lake.iceberg.load("orders_current_state")
     assert winner is not None
     assert table_property(winner, "watermark") == str(built.state.n)
     built.land([change("a", 4, {"n": {"N": "4"}})])
@@ -478,21 +478,21 @@ def test_an_unwritable_lake_is_a_lake_error(built: LakeBuilder) -> None:
 
 def test_a_fold_nobody_asked_for_waits_until_it_pays() -> None:
     with temporary_lake(current_state={"fold_percent": 10, "fold_minutes": 15}) as built:
-        assert is_worth_folding(built.lake, built.table)  # nothing is published yet
+        assert is_worth_folding(built.table_lake)  # nothing is published yet
         _ready(built, {f"k{n}": {} for n in range(20)})
         _publish(built)
-        assert not is_worth_folding(built.lake, built.table)
+        assert not is_worth_folding(built.table_lake)
         built.land([change("k1", 1, {"n": {"N": "1"}})])
-        assert not is_worth_folding(built.lake, built.table)
+        assert not is_worth_folding(built.table_lake)
         built.land([change("k2", 2, {"n": {"N": "1"}})])
-        assert is_worth_folding(built.lake, built.table)  # 2 of 20
+        assert is_worth_folding(built.table_lake)  # 2 of 20
         _publish(built)
-        assert not is_worth_folding(built.lake, built.table)
+        assert not is_worth_folding(built.table_lake)
         patient = built.lake.settings.current_state
         old = patient.model_copy(update={"fold_minutes": 0})
         built.lake.settings = built.lake.settings.model_copy(update={"current_state": old})
-        assert is_worth_folding(built.lake, built.table)
+        assert is_worth_folding(built.table_lake)
         built.lake.settings = built.lake.settings.model_copy(update={"current_state": patient})
         built.start(generation=2)
         built.stage({"k1": {}}, generation=2)
-        assert is_worth_folding(built.lake, built.table)  # a new baseline waits
+        assert is_worth_folding(built.table_lake)  # a new baseline waits

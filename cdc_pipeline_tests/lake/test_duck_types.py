@@ -227,7 +227,7 @@ def test_iceberg_has_every_other_type_exactly(
         f"MAP {{'k': {_38}::UHUGEINT}} AS pairs",
     ]
     _aggregate(built, f"SELECT {', '.join(columns + nested + more)}; -- é;")
-    table = built.lake.tables.load("aggregates_typed")
+    table = built.lake.iceberg.load("aggregates_typed")
     assert table is not None
     for n, (name, sql) in enumerate(kept):
         iceberg, spark, trino, *_ = _documented()[name]

@@ -168,7 +168,7 @@ def _assert_is_the_reference(built: LakeBuilder, *, exact_types: bool) -> None:
             key: text for key, text in built.items().items() if key in items
         }
         if exact_types:
-            notes = read_notes(built.lake, built.table)
+            notes = read_notes(built.table_lake)
             assert notes is not None
             names = {c.attribute: c.name for c in notes.entities[name].columns}
             columns = [Column(names[c.attribute], c.attribute, c.tag, c.type) for c in columns]
@@ -207,7 +207,7 @@ def test_views_are_the_reference(
         built.start()
         built.stage(base)
         built.read_to(START_US + MARGIN_US)
-        publish_current_state(built.lake, built.table)
+        publish_current_state(built.table_lake)
         _assert_is_the_reference(built, exact_types=True)
         built.land(change(name, n, item) for n, (name, item) in enumerate(told, 1))
         _assert_is_the_reference(built, exact_types=False)
@@ -216,7 +216,7 @@ def test_views_are_the_reference(
 
 def _assert_no_value_is_lost(built: LakeBuilder) -> None:
     """With changes behind the base: of each attribute, what is in its column or rescued."""
-    expected, notes = _split(built), read_notes(built.lake, built.table)
+    expected, notes = _split(built), read_notes(built.table_lake)
     assert notes is not None
     for name, table in _views(built).items():
         for row in table.to_pylist():
@@ -252,7 +252,7 @@ def _ready(built: LakeBuilder) -> None:
 def test_an_attribute_is_exact_in_each_entity(built: LakeBuilder) -> None:
     """A text in one and a number in the other: one of them is rescued in current_state."""
     _ready(built)
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     found = plain_view(built.lake, "SELECT ref, to_city, to_at_lat FROM orders.order")
     assert found == [
         {
@@ -270,7 +270,7 @@ def test_an_attribute_is_exact_in_each_entity(built: LakeBuilder) -> None:
 def test_changes_are_seen_at_once(built: LakeBuilder) -> None:
     """New items and attributes, and an item that moves from one entity to another."""
     _ready(built)
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     built.land(
         [
             change("c1", 1, {"type": {"S": "order"}, "to": {"M": {"zip": {"N": "7"}}}}),
@@ -287,23 +287,23 @@ def test_changes_are_seen_at_once(built: LakeBuilder) -> None:
 def test_the_kind_of_a_column_waits_for_a_publication(built: LakeBuilder) -> None:
     """As in current_state: what lands in between does not turn a column over."""
     _ready(built)
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     numbers = {"type": {"S": "customer"}, "ref": {"N": "7"}, "new": {"N": "1"}}
     built.land(change(f"n{number}", number, numbers) for number in range(1, 6))
     sql = "SELECT ref, _rescued, new FROM orders.customer ORDER BY _key DESC LIMIT 1"
     rescued = '{"ref":{"N":"7"}}'
     assert plain_view(built.lake, sql) == [{"ref": None, "_rescued": rescued, "new": 1}]
     # Nor does a publication, as long as one item has the kind that the column is of.
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     assert plain_view(built.lake, sql) == [{"ref": None, "_rescued": rescued, "new": 1}]
     built.land(change(name, number, numbers) for number, name in enumerate(("c1", "c2"), 6))
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     assert plain_view(built.lake, sql) == [{"ref": 7, "_rescued": None, "new": 1}]
 
 
 def test_other_rules_are_seen_at_once(built: LakeBuilder) -> None:
     _ready(built)
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     _use(built, _tables([{"name": "customer", "when": {"type": {"prefix": "un"}}}]))
     built.land([change("x2", 1, {"type": {"S": "unknown"}, "n": {"N": "5"}})])
     sql = "SELECT type, n, odd FROM orders.customer ORDER BY n NULLS LAST"
@@ -325,7 +325,7 @@ def test_before_a_publication_they_say_what_to_do(built: LakeBuilder) -> None:
 
 def test_as_of_a_time(built: LakeBuilder) -> None:
     _ready(built)
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     built.land([change("c1", 10, None), change("o1", 20, {"type": {"S": "customer"}})])
     built.read_to(START_US + 40_000_000)
 
@@ -350,7 +350,7 @@ def test_masked_as_current_state_is(tmp_path: Any, monkeypatch: pytest.MonkeyPat
     rules = {"pk": {"hash": True}, "ref": {"mask": "***"}, "to": {"drop": True}}
     built = LakeBuilder.at(tmp_path, tables=_tables(columns=rules))
     _ready(built)
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     built.land([change("c9", 1, {"type": {"S": "customer"}, "ref": {"S": "clear"}})])
     for _ in range(2):
         found = _views(built)
@@ -359,7 +359,7 @@ def test_masked_as_current_state_is(tmp_path: Any, monkeypatch: pytest.MonkeyPat
         assert "to_city" not in found["order"].schema.names
         shown = str([table.to_pylist() for table in found.values()])
         assert not {"clear", "Oslo", "c9", "abc"} & {*shown.replace('"', " ").split()}
-        publish_current_state(built.lake, built.table)
+        publish_current_state(built.table_lake)
     monkeypatch.setenv("CDC_MASKING_KEY", "o" * 32)
     with pytest.raises(Exception, match="other masking rules"):
         plain_view(built.lake, "SELECT count(*) FROM orders.customer")
@@ -369,7 +369,7 @@ def test_masked_as_current_state_is(tmp_path: Any, monkeypatch: pytest.MonkeyPat
 def test_a_connection_that_is_left_open_ends_quietly(built: LakeBuilder, tmp_path: Any) -> None:
     """DuckDB 2.0 lists functions of open connections as leaks when Python ends."""
     _ready(built)
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     settings = tmp_path / "settings.yaml"
     tables = json.dumps(_tables())
     settings.write_text(f"{{lake: lake, tables: {tables}}}", "utf-8")
@@ -392,7 +392,7 @@ _KEPT: list[dict[str, Any]] = [{**entity, "table": True} for entity in _ENTITIES
 
 
 def _table(built: LakeBuilder, name: str) -> pa.Table:
-    found = built.lake.tables.load(f"orders_{name}")
+    found = built.lake.iceberg.load(f"orders_{name}")
     assert found is not None
     return found.scan().to_arrow()
 
@@ -404,22 +404,22 @@ def _rows(table: pa.Table) -> list[str]:
 
 def _build_all(built: LakeBuilder) -> list[bool]:
     names = [entity["name"] for entity in _ENTITIES]
-    return [build_entity(built.lake, built.table, name).unchanged for name in names]
+    return [build_entity(built.table_lake, name).unchanged for name in names]
 
 
 def test_tables_are_what_views_show(tmp_path: Any) -> None:
     built = LakeBuilder.at(tmp_path, tables=_tables(_KEPT))
     _ready(built)
     with pytest.raises(NotReadyError, match="materialise orders/current_state first"):
-        build_entity(built.lake, built.table, "order")
-    publish_current_state(built.lake, built.table)
+        build_entity(built.table_lake, "order")
+    publish_current_state(built.table_lake)
     assert _build_all(built) == [False] * 4
     for name, view in _views(built).items():
         assert _rows(_table(built, name)) == _rows(view)
     assert _build_all(built) == [True] * 4  # nothing changed, nothing is written
     told = {"type": {"S": "order"}, "ref": {"S": "text now"}, "to": {"S": "no map"}}
     built.land([change("o1", 1, told), change("o2", 2, told), change("c1", 3, None)])
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     assert _build_all(built) == [False] * 4
     for name, view in _views(built).items():
         assert _rows(_table(built, name)) == _rows(view)
@@ -439,21 +439,21 @@ def test_what_is_stale(tmp_path: Any) -> None:
     _ready(built)
     names = [entity["name"] for entity in _ENTITIES]
     assert _stale(built) == ["current_state"]
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     assert _stale(built) == names
     _build_all(built)
     assert _stale(built) == []
     built.land([change("c1", 1, None)])
     assert _stale(built) == ["current_state"]  # first, then what is made of it
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     assert _stale(built) == names
     _build_all(built)
     odd = {"name": "customer", "when": {"type": {"prefix": "un"}}, "table": True}
     _use(built, _tables([odd]))
     assert _stale(built) == ["current_state"]  # which notes what is of which entity
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     assert _stale(built) == ["customer"]
-    build_entity(built.lake, built.table, "customer")
+    build_entity(built.table_lake, "customer")
     assert _table(built, "customer").column("type").to_pylist() == ["unheard of"]
     assert _stale(built) == []
 
@@ -461,15 +461,15 @@ def test_what_is_stale(tmp_path: Any) -> None:
 def test_masked_tables_forget_what_they_showed(tmp_path: Any) -> None:
     built = LakeBuilder.at(tmp_path, tables=_tables(_KEPT))
     _ready(built)
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     _build_all(built)
     _use(built, _tables(_KEPT, columns={"ref": {"mask": "***"}}))
     with pytest.raises(LakeError, match="other masking rules"):
-        build_entity(built.lake, built.table, "customer")
-    publish_current_state(built.lake, built.table)
+        build_entity(built.table_lake, "customer")
+    publish_current_state(built.table_lake)
     _build_all(built)
     assert _table(built, "customer").column("ref").to_pylist() == ["***"] * 2
-    table = built.lake.tables.load("orders_customer")
+    table = built.lake.iceberg.load("orders_customer")
     assert table is not None
     assert len(table.metadata.snapshots) == 1
 
@@ -478,26 +478,26 @@ def test_an_erasure_takes_the_item_out(tmp_path: Any) -> None:
     """Out of tables whose entity the settings no longer name, too."""
     built = LakeBuilder.at(tmp_path, tables=_tables(_KEPT))
     _ready(built)
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     _build_all(built)
     _use(built, _tables([]))
     trace = ItemTrace(_k("c1"), _k("c1"))
-    found = {holding.place for holding in find_item(lake_places(built.lake, built.table), trace)}
+    found = {holding.place for holding in find_item(lake_places(built.table_lake), trace)}
     assert "customer" in found
-    assert {"customer", "line", "order", "event"} <= key_columns(built.lake, built.table).keys()
-    erase_iceberg(built.lake, built.table, "customer", trace)
+    assert {"customer", "line", "order", "event"} <= key_columns(built.table_lake).keys()
+    erase_iceberg(built.table_lake, "customer", trace)
     assert _table(built, "customer").column("_key").to_pylist() == [_k("c2")]
-    found = {holding.place for holding in find_item(lake_places(built.lake, built.table), trace)}
+    found = {holding.place for holding in find_item(lake_places(built.table_lake), trace)}
     assert "customer" not in found
 
 
 def test_tables_are_maintained(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     built = LakeBuilder.at(tmp_path, tables=_tables(_KEPT))
     _ready(built)
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     _build_all(built)
     built.land([change("c1", 1, None)])
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     _build_all(built)
     folder = f"iceberg/{built.lake.database}/orders_customer/data/"
     assert len([*built.lake.store.files(folder)]) == 2
@@ -507,7 +507,7 @@ def test_tables_are_maintained(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -
     for file in built.lake.store.files(""):
         path = built.lake.settings.lake_folder / file.key
         os.utime(path, (0, 0))
-    maintain_table(built.lake, built.table)
+    maintain_table(built.table_lake)
     assert len([*built.lake.store.files(folder)]) == 1
     assert _table(built, "customer").num_rows == 1
 
@@ -516,8 +516,8 @@ def test_scripts_show_tables_as_they_were_built(tmp_path: Any) -> None:
     mixed = [*_KEPT[:1], *_ENTITIES[1:]]
     built = LakeBuilder.at(tmp_path, tables=_tables(mixed))
     _ready(built)
-    publish_current_state(built.lake, built.table)
-    build_entity(built.lake, built.table, "customer")
+    publish_current_state(built.table_lake)
+    build_entity(built.table_lake, "customer")
     built.land([change("c1", 1, None)])
     script = "".join(view_script(built.lake))
     with duckdb.connect() as plain:
@@ -530,17 +530,17 @@ def test_scripts_show_tables_as_they_were_built(tmp_path: Any) -> None:
 
 
 def test_items_of_no_entity_are_counted(built: LakeBuilder) -> None:
-    assert entities_match(built.lake, built.table, built.state).passed
+    assert entities_match(built.table_lake, built.state).passed
     _ready(built)
-    publish_current_state(built.lake, built.table)
-    found = entities_match(built.lake, built.table, built.state)
+    publish_current_state(built.table_lake)
+    found = entities_match(built.table_lake, built.state)
     assert (found.passed, found.severity.name) == (False, "WARN")
     assert found.metadata["items_of_none"] == 1
     assert "| customer | 2 |" in found.metadata["entities"].value
     assert "unheard" not in str(found.metadata)
     built.land([change("x", 1, {"type": {"S": "order"}})])
-    publish_current_state(built.lake, built.table)
-    assert entities_match(built.lake, built.table, built.state).passed
+    publish_current_state(built.table_lake)
+    assert entities_match(built.table_lake, built.state).passed
 
 
 def test_aggregates_read_entities(built: LakeBuilder) -> None:
@@ -550,11 +550,11 @@ def test_aggregates_read_entities(built: LakeBuilder) -> None:
     (folder / "refs.sql").write_text("SELECT ref FROM orders.customer")
     (aggregate,) = load_aggregates(folder)
     assert [a.name for a in usable_aggregates(built.lake.settings)] == ["refs"]
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     build_aggregate(built.lake, aggregate)
     today = datetime.now(UTC).date()
     assert Staleness(built.lake).of_aggregate(aggregate, today) is None
     assert plain_view(built.lake, "SELECT count(*) AS n FROM aggregates.refs") == [{"n": 2}]
     built.land([change("c1", 1, None)])
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     assert Staleness(built.lake).of_aggregate(aggregate, today) is not None

@@ -58,7 +58,7 @@ def _values(day: date) -> tuple[str, str, str]:
 
 
 def _folder(built: LakeBuilder, day: date) -> str:
-    zone = built.lake.paths(built.table).landing
+    zone = built.table_lake.paths.landing
     return built.lake.store.uri(f"{zone}year={day:%Y}/month={day:%m}/day={day:%d}/")
 
 
@@ -88,12 +88,12 @@ def _grow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_days_are_added_in_batches_and_only_once(tmp_path: Path, glue: GlueSimulator) -> None:
     built, days = _built(tmp_path), _days(250)
-    assert register_days(built.lake, built.table, days[:120]) == days[:120]
-    assert register_days(built.lake, built.table, days) == days[120:]
+    assert register_days(built.table_lake, days[:120]) == days[:120]
+    assert register_days(built.table_lake, days) == days[120:]
     assert _registered(glue) == _expected(built, days)
     sizes = [len(s["PartitionInputList"]) for c, s in glue.calls if c == "BatchCreatePartition"]
     assert sizes == [100, 20, 100, 100, 50]
-    assert len(registered_days(built.lake, built.table)) == 250
+    assert len(registered_days(built.table_lake)) == 250
     listings = [said for called, said in glue.calls if called == "GetPartitions"]
     assert len(listings) == 9
     assert all(said["ExcludeColumnSchema"] for said in listings)
@@ -105,7 +105,7 @@ def test_a_refused_partition_stops_no_other(tmp_path: Path, glue: GlueSimulator)
     glue.fail(_values(days[3]), "InvalidInputException")
     glue.fail(_values(days[110]), "ResourceNumberLimitExceededException")
     with pytest.raises(LakeError) as raised:
-        register_days(built.lake, built.table, days)
+        register_days(built.table_lake, days)
     said = str(raised.value)
     assert "2 partitions were not taken" in said
     assert f"{days[3]} (InvalidInputException" in said
@@ -118,14 +118,14 @@ def test_a_refused_partition_stops_no_other(tmp_path: Path, glue: GlueSimulator)
 def test_what_passes_is_tried_again(tmp_path: Path, glue: GlueSimulator, code: str) -> None:
     built, days = _built(tmp_path), _days(5)
     glue.fail(_values(days[1]), code, times=2)
-    assert sorted(register_days(built.lake, built.table, days)) == days
+    assert sorted(register_days(built.table_lake, days)) == days
     assert _registered(glue) == _expected(built, days)
     sizes = [len(s["PartitionInputList"]) for c, s in glue.calls if c == "BatchCreatePartition"]
     assert sizes == [5, 1, 1]
 
     glue.fail(_values(FIRST - timedelta(days=1)), code)
     with pytest.raises(LakeError, match=f"2025-12-19 \\({code}"):
-        register_days(built.lake, built.table, [FIRST - timedelta(days=1)])
+        register_days(built.table_lake, [FIRST - timedelta(days=1)])
 
 
 def test_new_columns_reach_the_table_and_every_partition(
@@ -133,14 +133,14 @@ def test_new_columns_reach_the_table_and_every_partition(
 ) -> None:
     built = _built(tmp_path)
     day = _land_today(built)
-    register_days(built.lake, built.table, [day])
+    register_days(built.table_lake, [day])
     glue.tables[NAME]["Parameters"]["owner"] = "somebody"
     glue.tables[NAME]["Description"] = "theirs"
-    assert not find_repairs(built.lake, built.table)
+    assert not find_repairs(built.table_lake)
     _grow(monkeypatch)
-    assert str(find_repairs(built.lake, built.table)) == "table outdated, 1 outdated"
-    assert repair(built.lake, built.table).outdated == [day]
-    assert not find_repairs(built.lake, built.table)
+    assert str(find_repairs(built.table_lake)) == "table outdated, 1 outdated"
+    assert repair(built.table_lake).outdated == [day]
+    assert not find_repairs(built.table_lake)
     assert _registered(glue) == _expected(built, [day])
     table = glue.tables[NAME]
     assert table["StorageDescriptor"]["Columns"][-1] == {"Name": "colour", "Type": "string"}
@@ -155,16 +155,16 @@ def test_many_outdated_partitions_are_updated_in_batches(
 ) -> None:
     built, days = _built(tmp_path), _days(210)
     monkeypatch.setattr(lake_glue, "_landed_days", lambda *_: set(days))
-    register_days(built.lake, built.table, days)
+    register_days(built.table_lake, days)
     _grow(monkeypatch)
     glue.fail(_values(days[7]), "InvalidInputException")
     with pytest.raises(LakeError, match="1 partitions were not taken: 2025-12-27"):
-        repair(built.lake, built.table)
+        repair(built.table_lake)
     sizes = [len(s["Entries"]) for c, s in glue.calls if c == "BatchUpdatePartition"]
     assert sizes == [100, 100, 10]
-    assert find_repairs(built.lake, built.table).outdated == [days[7]]
+    assert find_repairs(built.table_lake).outdated == [days[7]]
     glue.item_errors.clear()
-    repair(built.lake, built.table)
+    repair(built.table_lake)
     assert _registered(glue) == _expected(built, days)
 
 
@@ -173,10 +173,10 @@ def test_a_partition_that_points_elsewhere_is_put_right(
 ) -> None:
     built = _built(tmp_path)
     day = _land_today(built)
-    register_days(built.lake, built.table, [day])
+    register_days(built.table_lake, [day])
     glue.partitions[NAME][_values(day)]["StorageDescriptor"]["Location"] = "s3://old/place/"
-    assert find_repairs(built.lake, built.table).outdated == [day]
-    repair(built.lake, built.table)
+    assert find_repairs(built.table_lake).outdated == [day]
+    repair(built.table_lake)
     assert _registered(glue) == _expected(built, [day])
 
 
@@ -184,7 +184,7 @@ def test_another_writer_of_the_table_is_not_overwritten(
     tmp_path: Path, glue: GlueSimulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built = _built(tmp_path)
-    register_days(built.lake, built.table, _days(1))
+    register_days(built.table_lake, _days(1))
 
     def meanwhile() -> None:
         glue.tables[NAME]["Parameters"]["crawled"] = "yes"
@@ -192,7 +192,7 @@ def test_another_writer_of_the_table_is_not_overwritten(
 
     glue.before_update.append(meanwhile)
     _grow(monkeypatch)
-    register_days(built.lake, built.table, _days(1))
+    register_days(built.table_lake, _days(1))
     table = glue.tables[NAME]
     assert table["Parameters"]["crawled"] == "yes"
     assert table["StorageDescriptor"]["Columns"][-1]["Name"] == "colour"
@@ -205,21 +205,21 @@ def test_the_partition_of_a_day_goes_when_its_folder_is_empty(
     built = _built(tmp_path)
     day = _land_today(built)
     gone, foreign, elsewhere = _days(3)
-    register_days(built.lake, built.table, [day, gone, foreign, elsewhere])
+    register_days(built.table_lake, [day, gone, foreign, elsewhere])
     theirs = Path(_folder(built, foreign)) / "made-by-an-older-lambda.parquet"
     theirs.parent.mkdir(parents=True)
     theirs.write_bytes(b"theirs")
     storage = glue.partitions[NAME][_values(elsewhere)]["StorageDescriptor"]
     storage["Location"] = "s3://another/lake/"
     glue.partitions[NAME]["total", "x", "y"] = {"Values": ["total", "x", "y"], **_storage("s3://t")}
-    assert find_repairs(built.lake, built.table).empty == [gone]
-    repair(built.lake, built.table)
+    assert find_repairs(built.table_lake).empty == [gone]
+    repair(built.table_lake)
     kept = {_values(day), _values(foreign), _values(elsewhere), ("total", "x", "y")}
     assert glue.partitions[NAME].keys() == kept
-    assert not find_repairs(built.lake, built.table)
+    assert not find_repairs(built.table_lake)
     (landed,) = built.state.objects
     built.lake.store.delete([landed])  # damage, which `reconcile` is for
-    assert not find_repairs(built.lake, built.table)
+    assert not find_repairs(built.table_lake)
 
 
 def _storage(location: str) -> dict[str, Any]:
@@ -229,13 +229,13 @@ def _storage(location: str) -> dict[str, Any]:
 def test_projection_goes_on_and_off(tmp_path: Path, glue: GlueSimulator) -> None:
     plain, projected = _built(tmp_path), _built(tmp_path, **_PROJECTED)
     day = _land_today(plain)
-    register_days(plain.lake, plain.table, [day])
+    register_days(plain.table_lake, [day])
     before = glue.tables[NAME]
 
-    assert str(find_repairs(projected.lake, projected.table)) == "table outdated"
-    repair(projected.lake, projected.table)
-    assert not find_repairs(projected.lake, projected.table)
-    zone = plain.lake.store.uri(plain.lake.paths(plain.table).landing)
+    assert str(find_repairs(projected.table_lake)) == "table outdated"
+    repair(projected.table_lake)
+    assert not find_repairs(projected.table_lake)
+    zone = plain.lake.store.uri(plain.table_lake.paths.landing)
     assert glue.tables[NAME]["Parameters"] == {
         **before["Parameters"],
         "projection.enabled": "true",
@@ -251,12 +251,12 @@ def test_projection_goes_on_and_off(tmp_path: Path, glue: GlueSimulator) -> None
         "storage.location.template": zone + "year=${year}/month=${month}/day=${day}/",
     }
     glue.partitions[NAME].clear()
-    assert register_days(projected.lake, projected.table, [day]) == []
+    assert register_days(projected.table_lake, [day]) == []
     assert glue.partitions[NAME] == {}
-    assert not find_repairs(projected.lake, projected.table)
+    assert not find_repairs(projected.table_lake)
 
-    assert str(find_repairs(plain.lake, plain.table)) == "table outdated, 1 missing"
-    repair(plain.lake, plain.table)
+    assert str(find_repairs(plain.table_lake)) == "table outdated, 1 missing"
+    repair(plain.table_lake)
     assert glue.tables[NAME]["Parameters"] == before["Parameters"]
     assert _registered(glue) == _expected(plain, [day])
 
@@ -271,5 +271,5 @@ def test_projected_years_only_ever_move_apart(tmp_path: Path, glue: GlueSimulato
         (date(here + 5, 1, 1), f"2019,{here + 5}"),
         (FIRST, f"2019,{here + 5}"),
     ):
-        register_days(built.lake, built.table, [day])
+        register_days(built.table_lake, [day])
         assert glue.tables[NAME]["Parameters"]["projection.year.range"] == expected

@@ -19,7 +19,7 @@ _NONCE = "0123456789abcdef"
 
 @pytest.fixture
 def paths(built: LakeBuilder) -> TablePaths:
-    return built.lake.paths(built.table)
+    return built.table_lake.paths
 
 
 def test_changes_land_by_write_day(built: LakeBuilder, paths: TablePaths) -> None:

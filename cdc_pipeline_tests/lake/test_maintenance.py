@@ -55,7 +55,7 @@ def _land(built: LakeBuilder, first: int, count: int) -> None:
 
 
 def _log(built: LakeBuilder) -> CaptureLog:
-    return built.lake.log(built.table)
+    return built.table_lake.log
 
 
 def _files(built: LakeBuilder, prefix: str) -> set[str]:
@@ -85,7 +85,7 @@ def test_merged_objects_hold_the_same_rows(built: LakeBuilder) -> None:
 
 def test_the_published_state_and_the_delta_stay_the_same(built: LakeBuilder) -> None:
     _land(built, 1, 10)
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     _land(built, 11, 10)
     before = plain_view(built.lake, _STATE)
     base = _published(built)
@@ -94,13 +94,13 @@ def test_the_published_state_and_the_delta_stay_the_same(built: LakeBuilder) -> 
     # What is in the base already is not folded again because it was merged with what is not.
     assert sum(o.rows for o in state.delta(generation=1, after=base)) == 10
     assert plain_view(built.lake, _STATE) == before
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     assert plain_view(built.lake, _STATE) == before
     assert {r["_key"]: r["_item"] for r in before} == built.items()
 
 
 def _published(built: LakeBuilder) -> int:
-    base = published_base(built.lake, built.table)
+    base = published_base(built.table_lake)
     assert base is not None
     return base.after
 
@@ -109,9 +109,9 @@ def test_cdc_of_a_merged_day_is_the_same(built: LakeBuilder) -> None:
     _land(built, 1, 12)
     built.land([change("k1", 1, {"n": {"N": "1"}})])  # delivered twice
     day = day_of(START_US)
-    first = build_cdc_day(built.lake, built.table, day)
+    first = build_cdc_day(built.table_lake, day)
     compact_landing(_log(built), 0)
-    again = build_cdc_day(built.lake, built.table, day)
+    again = build_cdc_day(built.table_lake, day)
     assert (again.rows, again.duplicates) == (first.rows, first.duplicates) == (12, 1)
     assert again.objects == 1
 
@@ -159,7 +159,7 @@ def test_a_frozen_state_does_not_see_what_landed_behind_its_gap(built: LakeBuild
 
 def test_replaced_objects_go_later_and_only_they(built: LakeBuilder) -> None:
     _land(built, 1, 10)
-    landing = built.lake.paths(built.table).landing
+    landing = built.table_lake.paths.landing
     small = _files(built, landing)
     opened = connect_lake(built.lake)
     before = arrow_table(opened, _RAW).to_pylist()
@@ -210,7 +210,7 @@ def test_of_two_compactions_one_wins(built: LakeBuilder, monkeypatch: pytest.Mon
     monkeypatch.setattr(compaction, "merge_landing", meanwhile)
     assert compact_landing(_log(built), 0).after == 0
     assert plain_view(built.lake, _RAW) == before
-    merged = [k for k in _files(built, built.lake.paths(built.table).landing) if "compacted" in k]
+    merged = [k for k in _files(built, built.table_lake.paths.landing) if "compacted" in k]
     assert merged == list(_log(built).load().objects)  # the loser's is gone
 
 
@@ -229,8 +229,8 @@ def test_an_object_that_lost_rows_is_not_merged(built: LakeBuilder) -> None:
 def test_maintenance_removes_what_nothing_names_and_is_old_enough(built: LakeBuilder) -> None:
     for first in range(1, 40, 10):
         _land(built, first, 10)
-        publish_current_state(built.lake, built.table)
-        build_cdc_day(built.lake, built.table, day_of(START_US))
+        publish_current_state(built.table_lake)
+        build_cdc_day(built.table_lake, day_of(START_US))
     store = built.lake.store
     folder = next(iter(built.state.objects)).rpartition("/")[0]
     orphans = [f"{folder}/{1:012d}-{'f' * 16}.parquet", f"{folder}/compacted-1-2-ff.parquet"]
@@ -240,11 +240,11 @@ def test_maintenance_removes_what_nothing_names_and_is_old_enough(built: LakeBui
     for key in (*orphans, *strangers):
         store.write(key, b"?")
     before = (plain_view(built.lake, _STATE), plain_view(built.lake, _RAW))
-    young = maintain_table(built.lake, built.table)
+    young = maintain_table(built.table_lake)
     assert young.files == young.snapshots_expired == 0
     assert set(orphans) | set(strangers) <= _files(built, "")
     _age(built, 49)
-    old = maintain_table(built.lake, built.table)
+    old = maintain_table(built.table_lake)
     there = _files(built, "")
     assert not {*orphans, strangers[1]} & there
     assert strangers[0] in there  # not ours, not named like ours
@@ -256,10 +256,10 @@ def test_maintenance_removes_what_nothing_names_and_is_old_enough(built: LakeBui
 def test_old_snapshots_go_but_never_a_baseline(
     built: LakeBuilder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tables = built.lake.tables
+    tables = built.lake.iceberg
     for first in range(1, 40, 10):
         _land(built, first, 10)
-        publish_current_state(built.lake, built.table)
+        publish_current_state(built.table_lake)
     first_baseline = next(iter(built.state.baselines.values())).snapshot_id
     built.append(stream=replace(built.state.stream, generation=2))  # type: ignore[type-var]
     built.stage({"k1": {"n": {"N": "100"}}}, generation=2)
@@ -274,7 +274,7 @@ def test_old_snapshots_go_but_never_a_baseline(
 
     monkeypatch.setattr("cdc_pipeline.lake.upkeep.maintenance.datetime", Later)
     _age(built, 49)
-    done = maintain_table(built.lake, built.table)
+    done = maintain_table(built.table_lake)
     assert done.snapshots_expired >= 3
     assert done.files > 0
     state, snapshot = tables.load("orders_current_state"), tables.load("orders_snapshot")
@@ -290,5 +290,5 @@ def test_a_table_that_was_never_committed_to_is_left_alone(tmp_path: Path) -> No
     built = LakeBuilder.at(tmp_path)
     built.lake.store.write("iceberg/cdc/orders_cdc/data/first.parquet", b"?")
     _age(built, 100)
-    maintain_table(built.lake, built.table)
+    maintain_table(built.table_lake)
     assert _files(built, "iceberg/") == {"iceberg/cdc/orders_cdc/data/first.parquet"}

@@ -35,7 +35,7 @@ def _ready(built: LakeBuilder, items: dict[str, dict[str, Any]]) -> None:
     built.start()
     built.stage(items)
     built.read_to(START_US + MARGIN_US)
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
 
 
 def _rows(built: LakeBuilder, view: str = "current_state") -> dict[str, dict[str, Any]]:
@@ -53,7 +53,7 @@ def test_long_names_are_columns_that_stay_in_every_view(built: LakeBuilder) -> N
     built.land([change("b", 1, {_LONG + "y": {"S": "2"}})])
     for publish in (False, True, True):
         if publish:
-            publish_current_state(built.lake, built.table)
+            publish_current_state(built.table_lake)
         rows = _rows(built)
         shown = [n for n in rows["a"] if n.startswith("https")]
         assert [len(name) for name in shown] == [255, 255]
@@ -62,13 +62,13 @@ def test_long_names_are_columns_that_stay_in_every_view(built: LakeBuilder) -> N
         assert rows["b"]["_item"] == _item("b", **{_LONG + "y": {"S": "2"}})
     assert first in _rows(built, "pitr_export")["a"]
     day = datetime.fromtimestamp(START_US / 1_000_000, UTC).date()
-    build_cdc_day(built.lake, built.table, day)
+    build_cdc_day(built.table_lake, day)
     (past,) = plain_view(built.lake, "SELECT item FROM orders.history")
     assert past["item"] == rows["b"]["_item"]
 
 
 def _table_columns(built: LakeBuilder) -> Any:
-    table = built.lake.tables.load("orders_current_state")
+    table = built.lake.iceberg.load("orders_current_state")
     assert table is not None
     return prior_columns(table)
 
@@ -84,7 +84,7 @@ def test_a_long_name_is_masked_by_its_whole_attribute(
     built.land([change("b", 1, secret)])
     for publish in (False, True):
         if publish:
-            publish_current_state(built.lake, built.table)
+            publish_current_state(built.table_lake)
         for row in _rows(built).values():
             shown = [row[name] for name in row if name.startswith("https")]
             assert len(shown) == 2
@@ -102,7 +102,7 @@ def test_columns_are_bounded_and_the_rest_is_counted_and_exact(tmp_path: Any) ->
     built.land([change("c", 1, {"v": {"S": "z"}, "id-77": {"N": "7"}})])
     for publish in (False, True):
         if publish:
-            publish_current_state(built.lake, built.table)
+            publish_current_state(built.table_lake)
         rows = _rows(built)
         assert {n for n in rows["a"] if not n.startswith("_")} - {*VIEW_COLUMNS} == {
             "pk",
@@ -112,14 +112,14 @@ def test_columns_are_bounded_and_the_rest_is_counted_and_exact(tmp_path: Any) ->
         assert rows["a"]["_item"] == _item("a", v={"S": "x"}, **wide)
         assert rows["a"]["_rescued"] is None
         assert rows["c"]["_item"] == _item("c", v={"S": "z"}, **{"id-77": {"N": "7"}})
-    found = columns_for_all(built.lake, built.table, built.state)
+    found = columns_for_all(built.table_lake, built.state)
     assert found.passed, "the settings say how many"
     assert found.metadata["attributes_without_column"] == 10
     assert found.metadata["values_without_column"] == 10
     built = LakeBuilder.at(tmp_path, tables=[{"name": "orders", "max_columns": 20}])
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     assert len(_table_columns(built)) == 13
-    assert columns_for_all(built.lake, built.table, built.state).metadata == {
+    assert columns_for_all(built.table_lake, built.state).metadata == {
         "columns": 13,
         "attributes_without_column": 0,
         "values_without_column": 0,
@@ -131,13 +131,13 @@ def test_thousands_of_attributes_fit_a_catalogues_properties(built: LakeBuilder)
     wide = {f"2026-01-{n:06}#visits": {"N": "1"} for n in range(3400)}
     _ready(built, {"a": wide})
     built.land([change("b", 1, {"one-more": {"S": "x"}})])
-    publish_current_state(built.lake, built.table)
-    table = built.lake.tables.load("orders_current_state")
+    publish_current_state(built.table_lake)
+    table = built.lake.iceberg.load("orders_current_state")
     assert table is not None
     assert sum(len(k) + len(v) for k, v in table.properties.items()) < 5000
     assert len(prior_stats(table)) == 3402
     assert len(prior_columns(table)) == 500
-    found = columns_for_all(built.lake, built.table, built.state)
+    found = columns_for_all(built.table_lake, built.state)
     assert not found.passed
     assert found.metadata["attributes_without_column"] == 2902
     assert "max_columns" in found.metadata["fix"]
@@ -149,7 +149,7 @@ def test_thousands_of_attributes_fit_a_catalogues_properties(built: LakeBuilder)
 
 def _as_an_older_version_left_it(built: LakeBuilder, name: str) -> None:
     """What was a property of its own then."""
-    table = built.lake.tables.load(name)
+    table = built.lake.iceberg.load(name)
     assert table is not None
     raw = json.loads(description(table) or "")
     with table.transaction() as transaction:
@@ -165,8 +165,8 @@ def test_a_lake_with_properties_opens_and_goes_on(built: LakeBuilder) -> None:
     assert before == {"pk": "string", "n": "decimal(18,1)", "t": "string"}
     built.land([change("b", 1, {"n": {"N": "2"}})])
     assert {name: str(row["n"]) for name, row in _rows(built).items()} == {"a": "1.5", "b": "2.0"}
-    publish_current_state(built.lake, built.table)
-    table = built.lake.tables.load("orders_current_state")
+    publish_current_state(built.table_lake)
+    table = built.lake.iceberg.load("orders_current_state")
     assert table is not None
     assert not {f"{PROPERTY}columns", f"{PROPERTY}statistics"} & table.properties.keys()
     assert {c.name: c.type for c in _table_columns(built)} == before
@@ -176,19 +176,19 @@ def test_schemas_and_descriptions_go_with_the_snapshots_that_had_them(built: Lak
     _ready(built, {"a": {}})
     for n in range(5):
         built.land([change("b", n + 1, {f"a{n}": {"S": "x"}})])
-        publish_current_state(built.lake, built.table)
-    table = built.lake.tables.load("orders_current_state")
+        publish_current_state(built.table_lake)
+    table = built.lake.iceberg.load("orders_current_state")
     assert table is not None
     assert len(table.metadata.schemas) == 6
     assert len(_descriptions(built)) == 6
     assert _descriptions(built) <= referenced_files(table)
-    built.lake.tables.expire(table, datetime(2999, 1, 1, tzinfo=UTC), ())
-    table = built.lake.tables.load("orders_current_state")
+    built.lake.iceberg.expire(table, datetime(2999, 1, 1, tzinfo=UTC), ())
+    table = built.lake.iceberg.load("orders_current_state")
     assert table is not None
     assert len(table.metadata.schemas) == 1
     assert len(_descriptions(built) & referenced_files(table)) == 1
     built.land([change("b", 9, {"a9": {"S": "x"}})])
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     assert _rows(built)["b"]["a9"] == "x"
 
 

@@ -104,9 +104,9 @@ def _everything(built: LakeBuilder) -> None:
     """All that can be published: a fold, a delta behind it, cdc, aggregates of both kinds."""
     _ready(built)
     built.land(_CHANGES)
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     built.land([change("clear-key-e", 4, _item("e")), change("clear-key-c", 5, None)])
-    build_cdc_day(built.lake, built.table, _TODAY)
+    build_cdc_day(built.table_lake, _TODAY)
     _aggregates(built, _YESTERDAY, _TODAY)
 
 
@@ -130,7 +130,7 @@ def _aggregates(built: LakeBuilder, *days: date) -> None:
 def _tables(built: LakeBuilder) -> list[IcebergTable]:
     names = ["orders_current_state", "orders_tombstones", "orders_cdc"]
     names += ["aggregates_people", "aggregates_daily", "aggregates_second"]
-    found = (built.lake.tables.load(name) for name in names)
+    found = (built.lake.iceberg.load(name) for name in names)
     return [table for table in found if table is not None]
 
 
@@ -210,7 +210,7 @@ def test_equal_values_join_across_tables_and_attributes(tmp_path: Path) -> None:
         built.start()
         built.stage({"a": {attribute: {"S": "same"}}, "b": {attribute: {"N": "1.0"}}})
         built.read_to(START_US + MARGIN_US)
-        publish_current_state(built.lake, built.table)
+        publish_current_state(built.table_lake)
         rows = plain_view(built.lake, f"SELECT {attribute} AS v FROM orders.current_state")
         shown.append({row["v"] for row in rows})
     assert shown[0] == shown[1]
@@ -244,13 +244,13 @@ def test_the_merged_view_is_the_next_base_whatever_the_rules(
         built.start()
         built.stage(base)
         built.read_to(START_US + MARGIN_US)
-        publish_current_state(built.lake, built.table)
+        publish_current_state(built.table_lake)
         _check(built)
         numbered = [change(name, n, item) for n, (name, item) in enumerate(writes, start=1)]
         for part in (numbered[cut:], numbered[:cut]):  # the later ones first
             built.land(part)
             _check(built)
-            publish_current_state(built.lake, built.table)
+            publish_current_state(built.table_lake)
             _check(built)
 
 
@@ -274,10 +274,10 @@ def test_other_rules_or_another_key_rebuild_all_that_was_published(
             assert "other masking rules, or another masking key" in said
             assert "clear-" not in said
     assert plain_view(built.lake, "SELECT * FROM orders.pitr_export")
-    result = publish_current_state(built.lake, built.table)
+    result = publish_current_state(built.table_lake)
     assert (result.rebuilt, result.new_baseline) == (True, False)
     _check(built)
-    build_cdc_day(built.lake, built.table, _YESTERDAY)
+    build_cdc_day(built.table_lake, _YESTERDAY)
     _aggregates(built, _YESTERDAY)
     for table in _tables(built):
         assert len(table.metadata.snapshots) <= 3, "older versions are forgotten"
@@ -285,10 +285,10 @@ def test_other_rules_or_another_key_rebuild_all_that_was_published(
     _no_clear_value(built)
     built.land([change("clear-key-b", 1, _item("late")), change("clear-key-a", 9, None)])
     _check(built)
-    assert publish_current_state(built.lake, built.table).rebuilt is False
+    assert publish_current_state(built.table_lake).rebuilt is False
     _check(built)
     _use(built, {})
-    assert publish_current_state(built.lake, built.table).rebuilt
+    assert publish_current_state(built.table_lake).rebuilt
     assert {row["_item"] for row in _check(built)} == set(built.items().values())
 
 
@@ -315,7 +315,7 @@ def test_a_late_row_never_resurrects_an_item_when_the_key_was_rotated_midway(
     _use(built, _RULES)
     _ready(built)
     built.land([change("clear-key-a", 5, None)])
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     monkeypatch.setenv(_VARIABLE, _OTHER_KEY)
 
     def crash(*_: Any, **__: Any) -> None:
@@ -324,15 +324,15 @@ def test_a_late_row_never_resurrects_an_item_when_the_key_was_rotated_midway(
     with monkeypatch.context() as patch:
         patch.setattr(current_state, "replace_typed", crash)
         with pytest.raises(KeyboardInterrupt):
-            publish_current_state(built.lake, built.table)
+            publish_current_state(built.table_lake)
     monkeypatch.setenv(_VARIABLE, _KEY)
     built.land([change("clear-key-a", 4, _item("late"))])
     assert "other masking rules" in _refused(built, "orders.current_state")
-    assert publish_current_state(built.lake, built.table).rebuilt
+    assert publish_current_state(built.table_lake).rebuilt
     _check(built)
     built.land([change("clear-key-a", 3, _item("later"))])
     _check(built)
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     _check(built)
 
 
@@ -347,8 +347,8 @@ def test_without_a_key_nothing_is_published(
     if key:
         monkeypatch.setenv(_VARIABLE, key)
     for publish in (
-        lambda: publish_current_state(built.lake, built.table),
-        lambda: build_cdc_day(built.lake, built.table, _TODAY),
+        lambda: publish_current_state(built.table_lake),
+        lambda: build_cdc_day(built.table_lake, _TODAY),
     ):
         with pytest.raises(SettingsError) as refused:
             publish()
@@ -376,8 +376,8 @@ def test_key_attributes_can_be_hashed_only(rule: dict[str, Any], built: LakeBuil
     _ready(built)
     built.land(_CHANGES)
     for publish in (
-        lambda: publish_current_state(built.lake, built.table),
-        lambda: build_cdc_day(built.lake, built.table, _TODAY),
+        lambda: publish_current_state(built.table_lake),
+        lambda: build_cdc_day(built.table_lake, _TODAY),
     ):
         with pytest.raises(SettingsError, match=r"table orders: attribute 'pk' is part of the key"):
             publish()
@@ -402,10 +402,10 @@ def test_rules_that_no_item_needed_yet_are_told(built: LakeBuilder) -> None:
     rules = {**_RULES, "total": {"type": "int64"}, "x": {"type": "string"}}
     _use(built, rules)
     _ready(built)
-    assert publish_current_state(built.lake, built.table).unseen_rules == ["never", "x"]
-    assert publish_current_state(built.lake, built.table).unseen_rules == ["never", "x"]
+    assert publish_current_state(built.table_lake).unseen_rules == ["never", "x"]
+    assert publish_current_state(built.table_lake).unseen_rules == ["never", "x"]
     built.land([change("a", 1, {"never": {"S": "now"}})])
-    assert publish_current_state(built.lake, built.table).unseen_rules == ["x"]
+    assert publish_current_state(built.table_lake).unseen_rules == ["x"]
 
 
 def test_days_of_cdc_that_are_stale_are_rebuilt_with_the_first_one_asked_for(
@@ -416,9 +416,9 @@ def test_days_of_cdc_that_are_stale_are_rebuilt_with_the_first_one_asked_for(
     _ready(built)
     built.land([change("clear-key-a", 1, _item("1")), change("clear-key-a", far + 1, _item("2"))])
     for day in (_TODAY, tomorrow):
-        build_cdc_day(built.lake, built.table, day)
+        build_cdc_day(built.table_lake, day)
     _use(built, _RULES)
-    build_cdc_day(built.lake, built.table, date(2020, 1, 1))
+    build_cdc_day(built.table_lake, date(2020, 1, 1))
     rows = plain_view(built.lake, "SELECT * FROM orders.cdc")
     assert {row["day"] for row in rows} == {_TODAY, tomorrow}
     assert "clear-" not in str(rows)
@@ -431,10 +431,10 @@ def test_masking_is_off_without_rules(built: LakeBuilder) -> None:
 
 def test_other_rules_are_worth_a_fold(built: LakeBuilder) -> None:
     _ready(built)
-    publish_current_state(built.lake, built.table)
-    assert not current_state.is_worth_folding(built.lake, built.table)
+    publish_current_state(built.table_lake)
+    assert not current_state.is_worth_folding(built.table_lake)
     for rules in ({"total": {"type": "string"}}, _RULES):
         _use(built, rules)
-        assert current_state.is_worth_folding(built.lake, built.table)
-        publish_current_state(built.lake, built.table)
-        assert not current_state.is_worth_folding(built.lake, built.table)
+        assert current_state.is_worth_folding(built.table_lake)
+        publish_current_state(built.table_lake)
+        assert not current_state.is_worth_folding(built.table_lake)

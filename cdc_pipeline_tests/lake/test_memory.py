@@ -50,8 +50,8 @@ def test_in_the_middle_of_a_commit(small: LakeBuilder, tmp_path: Path) -> None:
     def commit(connection: DuckDB) -> None:
         batches = arrow_batches(connection, f"SELECT {item} FROM range(40001) AS t(i)", 4_000)
         rows = pa.RecordBatchReader.from_batches(pa.schema([("item", pa.string())]), batches)
-        small.lake.tables.replace("items", rows, {}, over=None)
+        small.lake.iceberg.replace("items", rows, {}, over=None)
 
     error = _failure(small, tmp_path, commit)
     assert error.fix == "raise `memory_mb` in the settings, now 100"
-    assert small.lake.tables.load("items") is None
+    assert small.lake.iceberg.load("items") is None

@@ -70,8 +70,7 @@ def child() -> None:
     built.start()
     items = sum(file.items for file in files)
     staged, _ = snapshot._stage(
-        built.lake,
-        built.table,
+        built.table_lake,
         ExportStatus("export/1", "COMPLETED", "bucket", "", None, ""),
         Manifest("bucket", items, "", files),
         Baseline(1, START_US, START_US),
@@ -85,10 +84,10 @@ def child() -> None:
     baseline = Baseline(1, START_US, START_US, snapshot_id=committed.snapshot_id, items=items)
     built.append(baseline=baseline)
     built.read_to(START_US + MARGIN_US)
-    assert publish_current_state(built.lake, built.table).items == items
+    assert publish_current_state(built.table_lake).items == items
     print(round(peak()))
     step = items // _CHANGES
     built.land(change(f"k{n * step}", n + 1, {"n": {"N": "1"}}) for n in range(_CHANGES))
-    folded = publish_current_state(built.lake, built.table)
+    folded = publish_current_state(built.table_lake)
     assert (folded.items, folded.changes_folded) == (items, _CHANGES)
     print(round(peak()))

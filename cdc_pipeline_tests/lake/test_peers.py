@@ -50,20 +50,20 @@ def _ready(built: LakeBuilder, items: dict[str, Any]) -> None:
 
 def _states(built: LakeBuilder) -> Iterator[list[dict[str, Any]]]:
     """The view before and after publication: both must show the same."""
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     yield plain_view(built.lake, _VIEW)
 
 
 def test_a_field_that_comes_later_is_a_column__airbyte_54730(built: LakeBuilder) -> None:
     """15, airbyte #54730: new fields are never detected."""
     _ready(built, {f"k{n}": {} for n in range(200)})
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     assert "late" not in plain_view(built.lake, _VIEW)[0]
     built.land([change("k7", 1, {"late": {"S": "here"}})])
     for _ in range(2):  # merged at read, then published
         rows = {row["_key"]: row["late"] for row in plain_view(built.lake, _VIEW)}
         assert [late for late in rows.values() if late] == ["here"]
-        publish_current_state(built.lake, built.table)
+        publish_current_state(built.table_lake)
 
 
 def test_no_attribute_is_dropped_silently__scylla_migrator_103(built: LakeBuilder) -> None:
@@ -160,7 +160,7 @@ def test_a_run_describes_its_table_once__aws_sdk_pandas_3202(
         lake = Lake(settings, session(sim), LocalStore(settings.lake_folder))
         table = settings.tables[0]
         options = CaptureOptions(poll_seconds=0.01, empty_polls=2, flush_rows=200)
-        result = capture_table(lake.log(table), open_source(lake, table), options)
+        result = capture_table(lake.table(table).log, open_source(lake.table(table)), options)
         assert result.rows == 3000
         calls = [request.operation for request in sim.requests]
         assert calls.count("DescribeTable") == 1
@@ -179,7 +179,7 @@ def test_deletes_come_first__hudi_6590_8278(built: LakeBuilder) -> None:
     built.land([change("there", 5, None)])
     for rows in _states(built):
         assert rows == []
-    day = build_cdc_day(built.lake, built.table, day_of(START_US))
+    day = build_cdc_day(built.table_lake, day_of(START_US))
     assert day.rows == 5
     history = (
         "SELECT op, is_current FROM orders.history WHERE item_key LIKE '%there%' ORDER BY order_key"

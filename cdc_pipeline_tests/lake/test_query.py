@@ -33,7 +33,7 @@ def ready(tmp_path: Path) -> LakeBuilder:
     built.start()
     built.stage({"a": {"n": {"N": _38}, "b": {"B": "qg=="}, "ns": {"NS": ["1.5", "2"]}}})
     built.read_to(START_US + MARGIN_US)
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     built.land([change("b", 1, {"n": {"N": "-" + _38}, "t": {"S": 'a,"b"\n'}})])
     return built
 
@@ -105,13 +105,13 @@ def test_an_error_in_a_row_is_a_query_error(ready: LakeBuilder) -> None:
 
 def test_only_what_is_named_is_loaded(ready: LakeBuilder, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[str] = []
-    load = ready.lake.tables.load
+    load = ready.lake.iceberg.load
 
     def spy(name: str) -> Any:
         loaded.append(name)
         return load(name)
 
-    monkeypatch.setattr(ready.lake.tables, "load", spy)
+    monkeypatch.setattr(ready.lake.iceberg, "load", spy)
     with connect_for(ready.lake, "SELECT 1"):
         assert loaded == []
     with connect_for(ready.lake, "SELECT * FROM My_Customers.cdc"):
@@ -171,7 +171,7 @@ def test_the_export_view_is_of_the_live_baseline(ready: LakeBuilder) -> None:
     assert plain_view(ready.lake, sql) == [{"_key": '{"pk":{"S":"a"}}'}]
     ready.stage({"later": {}, "even later": {}}, generation=2)
     assert plain_view(ready.lake, sql) == [{"_key": '{"pk":{"S":"a"}}'}]
-    publish_current_state(ready.lake, ready.table)
+    publish_current_state(ready.table_lake)
     assert len(plain_view(ready.lake, sql)) == 2
 
 
@@ -205,7 +205,7 @@ def test_a_bad_file_hides_no_other_aggregate(ready: LakeBuilder, tmp_path: Path)
     assert "other.sql: not valid SQL" in _error(ready, "SELECT * FROM aggregates.other")
     assert "whose own file is broken" in _error(ready, "SELECT * FROM aggregates.reader")
     with pytest.raises(SettingsError, match=r"other\.sql: not valid SQL"):
-        lake_places(ready.lake, ready.table)  # erasing would leave its rows
+        lake_places(ready.table_lake)  # erasing would leave its rows
 
 
 def test_a_damaged_lake_does_not_leave_a_connection_open(
@@ -219,7 +219,7 @@ def test_a_damaged_lake_does_not_leave_a_connection_open(
         return opened[-1]
 
     monkeypatch.setattr("cdc_pipeline.lake.engine.duckdb_session.duckdb.connect", spy)
-    entry = ready.lake.paths(ready.table).entry(1)
+    entry = ready.table_lake.paths.entry(1)
     ready.lake.store.write(entry, b"{")
     with pytest.raises(Exception, match="not a readable part of the capture log"):
         connect_lake(ready.lake)

@@ -50,7 +50,7 @@ def _rebase(built: LakeBuilder, items: dict[str, Any], generation: int, second: 
 
 def _settle(built: LakeBuilder, second: int) -> None:
     built.read_to(START_US + second * 1_000_000 + MARGIN_US)
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
 
 
 def _stale_days(built: LakeBuilder) -> list[date]:
@@ -60,7 +60,7 @@ def _stale_days(built: LakeBuilder) -> list[date]:
 
 
 def _refresh(built: LakeBuilder) -> list[CdcDay]:
-    return list(build_cdc_days(built.lake, built.table, _stale_days(built)))
+    return list(build_cdc_days(built.table_lake, _stale_days(built)))
 
 
 def _history(built: LakeBuilder) -> dict[str, str]:
@@ -113,7 +113,7 @@ def test_the_items_of_a_table_that_is_gone_end_with_it(built: LakeBuilder) -> No
         "WHERE item_key LIKE '%\"c\"%' AND op = 'D'",
     )
     assert gone == {"is_current": False, "is_collapsed": True, "valid_to": None}
-    assert check_chain(built.lake, built.table, day_of(START_US)).breaks == 0
+    assert check_chain(built.table_lake, day_of(START_US)).breaks == 0
     assert _stale_days(built) == []
 
 
@@ -196,7 +196,7 @@ def test_rows_that_are_right_are_not_compared_again(
     (day,) = _refresh(built)
     assert (day.rows, day.duplicates) == (3 + 4 + 1, 0)
     assert _compared(built) == before
-    (day,) = build_cdc_days(built.lake, built.table, [day.day], only_changed=True)
+    (day,) = build_cdc_days(built.table_lake, [day.day], only_changed=True)
     assert (day.rows, day.duplicates, day.seconds) == (8, 0, 0)
 
 
@@ -238,7 +238,7 @@ def test_a_lake_of_an_older_version(built: LakeBuilder) -> None:
     _rebase(built, {"a": _item(9)}, 4, 20)
     _settle(built, 30)
     _refresh(built)
-    cdc = built.lake.tables.load("orders_cdc")
+    cdc = built.lake.iceberg.load("orders_cdc")
     assert cdc is not None
     with cdc.transaction() as transaction:
         transaction.delete("transport == 'baseline'")

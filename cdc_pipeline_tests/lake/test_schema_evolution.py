@@ -33,7 +33,7 @@ def _ready(built: LakeBuilder, items: dict[str, dict[str, Any]]) -> None:
 
 
 def _publish(built: LakeBuilder) -> PublishResult:
-    return publish_current_state(built.lake, built.table)
+    return publish_current_state(built.table_lake)
 
 
 def _view(built: LakeBuilder, columns: str = "*") -> list[dict[str, Any]]:
@@ -91,7 +91,7 @@ def test_types_widen_and_stay_wide_and_old_values_stay_exact(built: LakeBuilder)
 
 
 def _fields(built: LakeBuilder) -> dict[str, tuple[int, str]]:
-    table = built.lake.tables.load("orders_current_state")
+    table = built.lake.iceberg.load("orders_current_state")
     assert table is not None
     return {f.name: (f.field_id, str(f.field_type)) for f in table.schema().fields}
 
@@ -117,7 +117,7 @@ def test_the_iceberg_schema_evolves_in_place_and_the_past_stays_readable(
     assert {n: f for n, f in last.items() if n != "n"} == {
         n: f for n, f in after.items() if n != "n"
     }
-    table = built.lake.tables.load("orders_current_state")
+    table = built.lake.iceberg.load("orders_current_state")
     assert table is not None
     assert first is not None
     assert second is not None
@@ -158,7 +158,7 @@ def test_a_contract_refuses_and_readers_keep_the_last_version(
     assert "secret" not in str(refused.value)
     assert "schema_contract: evolve" in (refused.value.fix or "")
     assert _view(built) == shown
-    table = built.lake.tables.load("orders_current_state")
+    table = built.lake.iceberg.load("orders_current_state")
     assert table is not None
     assert data_files(table) == files
     _use(built)

@@ -86,19 +86,19 @@ def stale(built: LakeBuilder) -> list[str]:
 
 def test_a_table_from_its_first_export_on(built: LakeBuilder) -> None:
     assert stale(built) == ["current_state"]
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     assert stale(built) == []
     built.land([change("a", 1, {"n": {"N": "2"}})])
     assert stale(built) == ["cdc", "current_state"]
-    list(build_cdc_days(built.lake, built.table, [day_of(START_US)]))
-    publish_current_state(built.lake, built.table)
+    list(build_cdc_days(built.table_lake, [day_of(START_US)]))
+    publish_current_state(built.table_lake)
     assert stale(built) == []
 
 
 def test_a_quiet_table_is_complete_up_to_a_later_time_without_a_new_version(
     built: LakeBuilder,
 ) -> None:
-    first = publish_current_state(built.lake, built.table)
+    first = publish_current_state(built.table_lake)
     snapshot = first.table.current_snapshot()
     assert snapshot is not None
     built.read_to(START_US + 99 * MARGIN_US)
@@ -106,24 +106,24 @@ def test_a_quiet_table_is_complete_up_to_a_later_time_without_a_new_version(
     found = Staleness(built.lake)
     found.load(built.table)
     found.advance(built.table)
-    base = published_base(built.lake, built.table)
+    base = published_base(built.table_lake)
     assert base is not None
     assert table_property(base.table, "watermark_us") == str(START_US + 99 * MARGIN_US)
     assert base.after == built.state.n
     assert base.table.metadata.current_snapshot_id == snapshot.snapshot_id
     # A publication by hand does the same.
     built.read_to(START_US + 100 * MARGIN_US)
-    again = publish_current_state(built.lake, built.table)
+    again = publish_current_state(built.table_lake)
     assert table_property(again.table, "watermark_us") == str(START_US + 100 * MARGIN_US)
     assert again.changes_folded == 0
 
 
 def test_a_watermark_is_never_put_on_rows_that_others_published(built: LakeBuilder) -> None:
-    publish_current_state(built.lake, built.table)
-    base = published_base(built.lake, built.table)
+    publish_current_state(built.table_lake)
+    base = published_base(built.table_lake)
     assert base is not None
     built.land([change("a", 1, {"n": {"N": "2"}})])
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     with pytest.raises(CommitConflictError):
-        built.lake.tables.set_properties(base.table, {"watermark": "0"})
+        built.lake.iceberg.set_properties(base.table, {"watermark": "0"})
     assert base.after < built.state.n

@@ -24,7 +24,7 @@ _ONE, _TWO = date(2026, 1, 1), date(2026, 1, 2)
 
 @pytest.fixture
 def tables(tmp_path: Path) -> Tables:
-    return LakeBuilder.at(tmp_path).lake.tables
+    return LakeBuilder.at(tmp_path).lake.iceberg
 
 
 def _rows(values: list[Any], kind: pa.DataType | None = None, name: str = "v") -> pa.Table:

@@ -88,9 +88,9 @@ def test_any_second_of_any_history(
             built.land([change(name, second, value)])
         built.read_to(START_US + (second + 10) * 1_000_000)
         if published:
-            publish_current_state(built.lake, built.table)
+            publish_current_state(built.table_lake)
         if compacted:
-            compact_landing(built.lake.log(built.table), 0)
+            compact_landing(built.table_lake.log, 0)
         for asked in {MARGIN, second + 5, *chance.sample(range(MARGIN, second + 6), 2)}:
             assert _past(built, asked) == _expected(built, base, asked)
 
@@ -99,7 +99,7 @@ def test_a_state_is_that_of_the_nearest_baseline(built: LakeBuilder) -> None:
     for second in (5, 15, 25):
         built.land([change("a", second, {"n": {"N": str(second)}})])
     built.read_to(START_US + 40_000_000)
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     old = dict(built.expected)
     stream = built.state.stream
     assert stream is not None
@@ -109,7 +109,7 @@ def test_a_state_is_that_of_the_nearest_baseline(built: LakeBuilder) -> None:
     built.append(baseline=replace(second_baseline, export_time_us=START_US + 50_000_000))
     built.land([change("z", 60, {"n": {"N": "2"}})], generation=2)
     built.read_to(START_US + 90_000_000)
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     assert _past(built, 30) == items(old)
     assert set(_past(built, 50 + MARGIN - 1)) == {*items(old)}
     assert _past(built, 50 + MARGIN).keys() == built.items().keys()
@@ -119,7 +119,7 @@ def test_a_state_is_that_of_the_nearest_baseline(built: LakeBuilder) -> None:
 def test_the_other_views_are_of_then_too(built: LakeBuilder) -> None:
     for second in (5, 15, 25):
         built.land([change("a", second, {"n": {"N": str(second)}})])
-    build_cdc_day(built.lake, built.table, day_of(START_US))
+    build_cdc_day(built.table_lake, day_of(START_US))
     built.read_to(START_US + 40_000_000)
     with connect_lake(built.lake, as_of=_at(15)) as connection:
         for view in ("raw_stream", "cdc"):
@@ -204,7 +204,7 @@ def test_the_end_of_a_second_has_what_was_written_within_it(
         place = position(0, time_us)
         built.land([made._replace(write_time_us=time_us, position=place, transport=transport)])
     built.read_to(START_US + 40_000_000)
-    build_cdc_day(built.lake, built.table, day_of(START_US))
+    build_cdc_day(built.table_lake, day_of(START_US))
     assert '"N":"5"' in _past(built, 5)['{"pk":{"S":"a"}}']
     assert '"N":"6"' in _past(built, 6)['{"pk":{"S":"a"}}']
     with connect_lake(built.lake, as_of=_at(5)) as connection:
@@ -229,11 +229,11 @@ def test_attributes_are_in_the_same_columns_now_and_then(published: bool) -> Non
         built.stage({"a": {"ID": {"S": "upper"}}})
         built.read_to(START_US + 4_000_000)
         if published:
-            publish_current_state(built.lake, built.table)
+            publish_current_state(built.table_lake)
         built.land([change("b", 5, {"id": {"S": "lower"}})])
         built.read_to(START_US + 40_000_000)
         merged = _cells(built, "current_state") if published else None
-        publish_current_state(built.lake, built.table)
+        publish_current_state(built.table_lake)
         now = _cells(built, "current_state")
         assert sorted(now.values()) == ["lower", "upper"]
         assert merged in (None, now)
@@ -243,7 +243,7 @@ def test_attributes_are_in_the_same_columns_now_and_then(published: bool) -> Non
             assert exported == {n: v for n, v in now.items() if v == "upper"}
         built.append(stream=_generation(built, 2))
         built.stage({"c": {"id": {"S": "lower"}}}, generation=2)
-        publish_current_state(built.lake, built.table)
+        publish_current_state(built.table_lake)
         lower = {n: v for n, v in now.items() if v == "lower"}
         for view in ("current_state", "pitr_export"):
             assert _cells(built, view) == lower
@@ -257,7 +257,7 @@ def test_names_that_an_older_version_swapped_are_those_of_the_published_state() 
         built.read_to(START_US + 40_000_000)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("cdc_pipeline.lake.publish.current_state.column_names", lambda *_: {})
-            publish_current_state(built.lake, built.table)
+            publish_current_state(built.table_lake)
         now = _cells(built, "current_state")
         assert now["id"] == "lower"
         upper = {n: v for n, v in now.items() if v == "upper"}
@@ -265,7 +265,7 @@ def test_names_that_an_older_version_swapped_are_those_of_the_published_state() 
         assert _cells(built, "current_state", 10) == now
         built.land([change("a", 41, None)])
         built.read_to(START_US + 60_000_000)
-        publish_current_state(built.lake, built.table)
+        publish_current_state(built.table_lake)
         assert _cells(built, "current_state") == {"id": "lower"}
         assert _cells(built, "pitr_export") == upper
 

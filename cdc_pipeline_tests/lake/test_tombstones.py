@@ -46,12 +46,12 @@ def _ready(built: LakeBuilder, items: dict[str, dict[str, Any]]) -> None:
     built.start()
     built.stage(items)
     built.read_to(START_US + MARGIN_US)
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
 
 
 def _stones(built: LakeBuilder) -> set[str]:
     """Order keys of the tombstones that are kept."""
-    table = built.lake.tables.load("orders_tombstones")
+    table = built.lake.iceberg.load("orders_tombstones")
     files = data_files(table) if table else []
     with connect_duckdb(built.lake) as connection:
         relation = files_relation(connection, files, TOMBSTONE_SCHEMA)
@@ -69,11 +69,11 @@ def _check(built: LakeBuilder) -> None:
 def _check_published(built: LakeBuilder) -> None:
     """So are the published table and `history`."""
     _check(built)
-    published = publish_current_state(built.lake, built.table)
+    published = publish_current_state(built.table_lake)
     assert published.items == len(built.items())
     _check(built)
     days = {day_of(c.write_time_us) for _, c in built.changes}
-    assert list(build_cdc_days(built.lake, built.table, days))
+    assert list(build_cdc_days(built.table_lake, days))
     history = plain_view(
         built.lake, "SELECT item_key, item FROM orders.history WHERE is_current ORDER BY ALL"
     )
@@ -89,7 +89,7 @@ def test_a_delete_that_lands_late_rules_out_an_older_change_that_lands_later(
     """A backlog: what was deleted weeks ago is learnt now, and the put before it after that."""
     _ready(built, {"b": {}})
     built.land([_at(days, "a", None, 9)])
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     built.land([_at(days, "a", {"n": {"N": "1"}}, 5)])
     _check_published(built)
     assert "a" not in str(built.items())
@@ -100,7 +100,7 @@ def test_a_tombstone_outlives_every_fold_of_its_generation(built: LakeBuilder) -
     built.land([_at(400, "a", None, 9)])
     for number in range(1, 5):
         built.land([_at(400 - 100 * number, "b", {"n": {"N": str(number)}})])
-        publish_current_state(built.lake, built.table)
+        publish_current_state(built.table_lake)
     # Delivered again a year later, as Kinesis may deliver within its retention.
     built.land([_at(400, "a", {"n": {"N": "1"}}, 5)])
     _check_published(built)
@@ -109,15 +109,15 @@ def test_a_tombstone_outlives_every_fold_of_its_generation(built: LakeBuilder) -
 def test_a_new_baseline_ends_the_tombstones_of_earlier_generations(built: LakeBuilder) -> None:
     _ready(built, {})
     built.land([_at(40, "a", None, 9), change("b", 1, None)])
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     assert len(_stones(built)) == 2
     built.stage({"c": {}}, generation=3)
     built.read_to(START_US + 2 * MARGIN_US)
     built.land([change("c", 5, None)], generation=3)
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     # While a reader may still have the old base, they are needed; from the next fold on they go.
     built.land([change("d", 6, None)], generation=4)
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     assert {key[:7] for key in _stones(built)} == {generation_prefix(3), generation_prefix(4)}
     # Older changes are ignored from now on, tombstone or not.
     built.land([_at(40, "a", {}, 5)], generation=1)
@@ -131,7 +131,7 @@ def test_the_old_base_keeps_its_tombstones_until_the_new_one_is_published(
     """A crash between the commit of the tombstones and that of the base."""
     _ready(built, {})
     built.land([_at(40, "a", None, 9)])
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     before = dict(built.expected)
     built.stage({}, generation=3)
     built.expected = before  # readers have the old base still
@@ -139,7 +139,7 @@ def test_the_old_base_keeps_its_tombstones_until_the_new_one_is_published(
     with monkeypatch.context() as patched:
         patched.setattr("cdc_pipeline.lake.publish.current_state.replace_typed", _dying)
         with pytest.raises(_KilledError):
-            publish_current_state(built.lake, built.table)
+            publish_current_state(built.table_lake)
     built.land([_at(40, "a", {"n": {"N": "1"}}, 5)])
     _check(built)
 
@@ -174,6 +174,6 @@ def test_any_order_of_landing_ends_where_the_reference_fold_says(seed: int) -> N
             built.land(batch)
             _check(built)
             if chance.random() < 0.7:
-                publish_current_state(built.lake, built.table)
+                publish_current_state(built.table_lake)
                 _check(built)
         _check_published(built)

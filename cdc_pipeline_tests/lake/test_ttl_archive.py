@@ -95,8 +95,8 @@ def _expected(base: dict[str, dict[str, Any]], told: list[Change]) -> list[dict[
 
 def _archive(built: LakeBuilder) -> list[dict[str, Any]]:
     for day in sorted({day_of(one.write_time_us) for _, one in built.changes}):
-        build_cdc_day(built.lake, built.table, day)
-        build_archive_day(built.lake, built.table, day)
+        build_cdc_day(built.table_lake, day)
+        build_archive_day(built.table_lake, day)
     return _rows(built)
 
 
@@ -134,7 +134,7 @@ def test_late_rows_come_with_the_next_build(built: LakeBuilder) -> None:
     built.land([told[1], told[3]])
     assert _archive(built) == _expected({}, told)
     day = day_of(START_US + 4_000_000)
-    again = build_archive_day(built.lake, built.table, day)
+    again = build_archive_day(built.table_lake, day)
     assert (again.rows, again.unknown, again.watermark) == (2, 1, built.state.n)
     assert _rows(built) == _expected({}, told)
 
@@ -178,4 +178,4 @@ def test_masked_as_the_rules_say(tmp_path: Any, monkeypatch: pytest.MonkeyPatch)
 def test_without_cdc_it_says_what_to_do(built: LakeBuilder) -> None:
     built.start()
     with pytest.raises(NotReadyError, match=r"no cdc(.|\n)*materialise orders/cdc first"):
-        build_archive_day(built.lake, built.table, day_of(START_US))
+        build_archive_day(built.table_lake, day_of(START_US))

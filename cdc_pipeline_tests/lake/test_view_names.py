@@ -28,11 +28,11 @@ def _fill(built: LakeBuilder) -> None:
     gone = change("b", 3, None)._replace(is_ttl_delete=True, old_image='{"pk":{"S":"b"}}')
     built.land([change("a", 2, {"n": {"N": "2"}}), gone])
     built.read_to(START_US + MARGIN_US * 3)
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     built.land([change("a", 4, {"n": {"N": "3"}})])
     built.read_to(START_US + MARGIN_US * 5)
-    build_cdc_day(built.lake, built.table, _DAY)
-    build_archive_day(built.lake, built.table, _DAY)
+    build_cdc_day(built.table_lake, _DAY)
+    build_archive_day(built.table_lake, _DAY)
 
 
 def _types(connection: duckdb.DuckDBPyConnection, view: str) -> list[str]:
@@ -93,7 +93,7 @@ def test_an_attribute_of_that_name_has_another_column(tmp_path: Path) -> None:
     built.start()
     built.stage({"a": {"item": {"S": "mine"}, "write_time": {"N": "7"}}})
     built.read_to(START_US + MARGIN_US)
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     with connect_lake(built.lake) as connection:
         for view in ("current_state", "pitr_export"):
             (row,) = arrow_table(connection, f"SELECT * FROM orders.{view}").to_pylist()
@@ -111,7 +111,7 @@ def test_one_that_had_the_column_before_keeps_it(
         older.setattr("cdc_pipeline.core.items.columns.VIEW_COLUMNS", ())
         built.stage({"a": {"item": {"S": "mine"}}})
     built.read_to(START_US + MARGIN_US)
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     with connect_lake(built.lake) as connection:
         for view in ("current_state", "pitr_export"):
             sql = f"SELECT item, item_key = _key, count(*) OVER () FROM orders.{view}"

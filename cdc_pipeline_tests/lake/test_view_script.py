@@ -85,7 +85,7 @@ def _fill(built: LakeBuilder) -> None:
     built.stage({f"i{n}": _ODD if n % 2 else {"mixed": {"N": str(n)}} for n in range(6)})
     built.read_to(START_US + MARGIN_US)
     built.land([change("i0", 1, {"price": {"N": "1.5"}})])
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     built.land(
         [
             change("i1", 2, None),
@@ -94,7 +94,7 @@ def _fill(built: LakeBuilder) -> None:
             change("i0", 5, {}),
         ]
     )
-    build_cdc_day(built.lake, built.table, _DAY)
+    build_cdc_day(built.table_lake, _DAY)
 
 
 def test_a_plain_shell_shows_what_connect_shows(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_plain_shell_shows_what_connect_shows(tmp_path: Path) -> None:
     tables = [{"name": "orders", "ttl_archive": True}]
     built = LakeBuilder.at(tmp_path, tables=tables, aggregates=str(folder))
     _fill(built)
-    build_archive_day(built.lake, built.table, _DAY)
+    build_archive_day(built.table_lake, _DAY)
     (aggregate,) = load_aggregates(folder)
     build_aggregate(built.lake, aggregate)
     script, expected = "".join(view_script(built.lake)), built.items()
@@ -122,7 +122,7 @@ def test_a_plain_shell_shows_what_connect_shows(tmp_path: Path) -> None:
     _assert_shows_the_same(built, found)
 
     built.land([change("later", 9, {"price": {"N": "9"}})])
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     assert _items(_in_a_shell(script, tmp_path / "later")) == expected
     assert built.items() != expected
 
@@ -156,7 +156,7 @@ def test_too_much_to_print_is_left_out_and_said(
     assert "INSERT" not in script
     found = _in_a_shell(script, tmp_path / "out")
     _assert_shows_the_same(built, found, without="orders.current_state")
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     assert "as it was published" not in "".join(view_script(built.lake))
 
 
@@ -170,11 +170,11 @@ def test_hashed_columns_are_shown_as_published(
     built.start()
     built.stage({"a": {"text": {"S": secret}}})
     built.read_to(START_US + MARGIN_US)
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     with connect_lake(built.lake) as connection:
         published = arrow_table(connection, "FROM orders.current_state")
     built.land([change("a", 1, {"text": {"S": secret}, "mixed": {"N": "1"}}), change("b", 2, {})])
-    build_cdc_day(built.lake, built.table, _DAY)
+    build_cdc_day(built.table_lake, _DAY)
     with_key = "".join(view_script(built.lake))
     monkeypatch.delenv("CDC_MASKING_KEY")
     script = "".join(view_script(built.lake))
@@ -195,7 +195,7 @@ def test_dropped_and_masked_columns_are_so_in_the_rows_of_the_script(tmp_path: P
     built.start()
     built.stage({"a": {"text": {"S": "unseen-1"}}})
     built.read_to(START_US + MARGIN_US)
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     built.land([change("b", 1, {"text": {"S": "unseen-2"}, "mixed": {"S": "unseen-3"}})])
     script = "".join(view_script(built.lake, ["orders"]))
     assert "unseen" not in script

@@ -85,7 +85,7 @@ class Neighbour:
         baseline = built.stage(items, generation=self.generation)
         built.append(baseline=replace(baseline, export_time_us=self._us()))
         if chance.random() < 0.5:
-            tag_baselines(built.lake, built.table)
+            tag_baselines(built.table_lake)
         else:
             self.untagged = True  # as by a version that knew no tags
         self._complete()
@@ -100,17 +100,17 @@ class Neighbour:
         self._complete()
 
     def publish(self, _: random.Random) -> None:
-        publish_current_state(self.built.lake, self.built.table)
+        publish_current_state(self.built.lake.table(self.built.table))
 
     def build(self, _: random.Random) -> None:
         built, staleness = self.built, Staleness(self.built.lake)
         staleness.load(built.table)
         for stale in staleness.of_table(built.table):
             for day in stale.days if stale.asset == "cdc" else ():
-                build_cdc_day(built.lake, built.table, day)
+                build_cdc_day(built.table_lake, day)
 
     def maintain(self, _: random.Random) -> None:
-        maintain_table(self.built.lake, self.built.table)
+        maintain_table(self.built.lake.table(self.built.table))
 
     # ----------------------------------------------------------------------------- Spark's steps
 
@@ -131,7 +131,7 @@ class Neighbour:
 
     def call(self, kind: str, procedure: str, more: str = "") -> None:
         table = f"orders_{kind}"
-        if self.built.lake.tables.load(table) is None:
+        if self.built.lake.iceberg.load(table) is None:
             return
         arguments = ", ".join(filter(None, [f"table => 'cdc.{table}'", more]))
         self.sql(f"CALL local.system.{procedure}({arguments})")
@@ -206,11 +206,11 @@ def test_spark_expires_all_but_tagged_baselines(neighbour: Neighbour, tagged: bo
         neighbour.land(chance)
     neighbour.untagged = not tagged
     if tagged:
-        tag_baselines(neighbour.built.lake, neighbour.built.table)
+        tag_baselines(neighbour.built.lake.table(neighbour.built.table))
     else:
-        snapshots = neighbour.built.lake.tables.load("orders_snapshot")
+        snapshots = neighbour.built.lake.iceberg.load("orders_snapshot")
         assert snapshots is not None
-        neighbour.built.lake.tables.tag(snapshots, TAG, {})
+        neighbour.built.lake.iceberg.tag(snapshots, TAG, {})
     neighbour.call("snapshot", "expire_snapshots", f"older_than => TIMESTAMP '{_LATER}'")
     for seconds in neighbour.truth:
         neighbour.compare_past(seconds)
@@ -235,7 +235,7 @@ def test_spark_opens_one_file_for_one_key(neighbour: Neighbour, monkeypatch: Any
     built = neighbour.built
     built.stage({f"order-{n:04d}": {} for n in range(200)})
     built.read_to(START_US + 60_000_000)
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     table = "local.cdc.orders_current_state"
     assert len(neighbour.sql(f"SELECT * FROM {table}.files")) == 20
     key = sorted(built.items())[77]

@@ -78,9 +78,9 @@ def orders(tmp_path_factory: pytest.TempPathFactory) -> LakeBuilder:
     ]
     built.land(landed)
     built.land(landed[20:40])
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     for day in sorted({day_of(one.write_time_us) for one in landed}):
-        build_cdc_day(built.lake, built.table, day)
+        build_cdc_day(built.table_lake, day)
     return built
 
 
@@ -89,12 +89,12 @@ def customers(tmp_path_factory: pytest.TempPathFactory) -> LakeBuilder:
     chance = random.Random(2)
     items = {f"c{n}": _customer(chance) | {"customer_id": {"S": f"c{n}"}} for n in range(12)}
     built = _build(tmp_path_factory.mktemp("lake") / "customers", "customers", items)
-    publish_current_state(built.lake, built.table)
+    publish_current_state(built.table_lake)
     return built
 
 
 def _files(built: LakeBuilder, view: str) -> list[str]:
-    table = built.lake.tables.load(f"{built.table.safe_name}_{view}")
+    table = built.lake.iceberg.load(f"{built.table.safe_name}_{view}")
     assert table is not None
     return data_files(table)
 
@@ -113,7 +113,7 @@ def test_spark_reads_the_data_files(view: str, orders: LakeBuilder, spark: Spark
 
 @pytest.mark.parametrize("view", ["current_state", "cdc"])
 def test_spark_reads_the_iceberg_table(view: str, orders: LakeBuilder, iceberg: Spark) -> None:
-    table = orders.lake.tables.load(f"orders_{view}")
+    table = orders.lake.iceberg.load(f"orders_{view}")
     assert table is not None
     loaded = iceberg.session.read.format("iceberg").load(table.metadata_location)
     found = iceberg.result(loaded)

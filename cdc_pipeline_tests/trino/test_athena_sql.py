@@ -97,7 +97,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Filled]:
         world = make_world(sandbox, folder, "s3")
         world.activate(patch)
         _fill(world)
-        has = catalogued(world.lake(), world.table("orders"), json.dumps(_KEY))
+        has = catalogued(world.table_lake("orders"), json.dumps(_KEY))
         statements = {s.name: s for s in athena_statements(has)}
         with server.running(sandbox.endpoint_url, world.account) as trino:
             yield Filled(world, trino, statements, list(has.columns))
@@ -125,7 +125,7 @@ def _fill(world: World) -> None:
     assert data is not None
     # As a run leaves one that was killed before its log entry: readers of ours do not see it.
     lake.store.write(f"{landed.rpartition('/')[0]}/left-behind.parquet", data)
-    assert registered_days(lake, table)
+    assert registered_days(lake.table(table))
 
 
 def _expire(world: World, key: dict[str, Any]) -> None:
@@ -245,7 +245,7 @@ def test_every_column_of_every_table(filled: Filled) -> None:
 
 
 def test_snapshots_are_those_of_the_table(filled: Filled) -> None:
-    table = filled.world.lake().tables.load("orders_current_state")
+    table = filled.world.lake().iceberg.load("orders_current_state")
     assert table is not None
     found = filled.in_trino(filled.statements["snapshots"].sql)
     assert {row[1] for row in found} == {s.snapshot_id for s in table.metadata.snapshots}
@@ -265,8 +265,8 @@ def test_projected_partitions_need_no_registering(filled: Filled) -> None:
         glue.delete_partition(**where, PartitionValues=partition["Values"])
     world.configure("orders", "customers", glue={"projection": True})
     lake = world.lake()
-    assert str(repair(lake, table)) == "table outdated"
-    assert registered_days(lake, table) == []
+    assert str(repair(lake.table(table))) == "table outdated"
+    assert registered_days(lake.table(table)) == []
     assert filled.trino.rows(counts.format("projected")) == before
 
 
@@ -278,7 +278,7 @@ def test_trino_opens_one_file_for_one_key(filled: Filled, monkeypatch: pytest.Mo
     world.dynamodb.put_item(TableName="orders", Item={**_KEY, "new": {"S": "x"}})
     world.capture("orders")
     world.publish("orders")
-    table = world.lake().tables.load("orders_current_state")
+    table = world.lake().iceberg.load("orders_current_state")
     assert table is not None
     files = len(data_files(table))
     assert files > 3

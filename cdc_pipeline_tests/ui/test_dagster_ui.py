@@ -200,7 +200,7 @@ def _row_count(stack: Stack, asset: str) -> int:
 
 def _check_lake(items: int) -> None:
     settings = load_settings()
-    compared = compare_with_source(Lake.open(settings), settings.table("orders"))
+    compared = compare_with_source(Lake.open(settings).table(settings.table("orders")))
     assert compared.differences == 0, compared
     assert compared.items == items
     with lake.connect(["orders"]) as connection:

@@ -11,8 +11,7 @@ from cdc_pipeline.core.changes.channel import least_missing
 from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.transports import KINESIS_CHANNEL
-from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.settings.model import Table
+from cdc_pipeline.lake.lake import TableLake
 
 _MINUTE_US = 60_000_000
 _SLACK_MINUTES = 10
@@ -40,7 +39,7 @@ class Counts:
     unread: int
 
 
-def compare_counts(lake: Lake, table: Table, state: LogState, now_us: int) -> Counts | None:
+def compare_counts(table: TableLake, state: LogState, now_us: int) -> Counts | None:
     """The last day's counts against objects, None where the log follows no channel (any more).
 
     Requests: two metrics for each of the channel's streams that share the folder, and a listing of
@@ -48,14 +47,16 @@ def compare_counts(lake: Lake, table: Table, state: LogState, now_us: int) -> Co
     """
     if state.stream is None or state.stream.transport != KINESIS_CHANNEL:
         return None
-    files = followed_channel(lake, table, state.stream).files
+    files = followed_channel(table, state.stream).files
     if not isinstance(files, ChannelFiles):
         return None
-    late_us = max(int(table.kinesis.metric_minutes * _MINUTE_US), _SLACK_MINUTES * _MINUTE_US)
+    late_us = max(
+        int(table.settings.kinesis.metric_minutes * _MINUTE_US), _SLACK_MINUTES * _MINUTE_US
+    )
     to_us = (now_us - late_us) // _MINUTE_US * _MINUTE_US
     from_us = to_us - _DAY_US
     since = day_of(from_us) - timedelta(1)
-    objects = arrived_since(lake.aws, files.folders, since, now_us)
+    objects = arrived_since(table.lake.aws, files.folders, since, now_us)
     letters = [found for found in files.letters() if found.day >= since]
     unread = [a for a in (*objects, *letters) if not _is_read(a, state)]
     # What a count is of may be in an object that has not been read: look at the time before it.
@@ -81,7 +82,7 @@ def compare_counts(lake: Lake, table: Table, state: LogState, now_us: int) -> Co
 
 def _counted(files: ChannelFiles, metric: str, from_us: int, to_us: int) -> dict[int, int]:
     """By minutes since the epoch, of all streams whose records lie in the same folder."""
-    aws = files.lake.source(files.table)
+    aws = files.table.source
     folder = folders(files.channel, files.stream_arn)
     counts: Counter[int] = Counter()
     for stream_arn, _ in files.channel.streams:

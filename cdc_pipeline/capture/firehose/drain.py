@@ -37,9 +37,8 @@ from cdc_pipeline.core.changes.change import Change
 from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.errors import ShardGoneError, SourceError
 from cdc_pipeline.core.log.entries import LandedObject, SourceFile
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.storage.landing import DAY_US
-from cdc_pipeline.settings.model import Table
 
 _PARALLEL = 8
 _GONE = "an object that was gone before it was read"
@@ -95,8 +94,7 @@ class _Batch:
 
 
 def capture_files(
-    lake: Lake,
-    table: Table,
+    table: TableLake,
     options: CaptureOptions,
     *,
     report: Callable[[list[LandedObject]], None] = lambda _: None,
@@ -112,12 +110,12 @@ def capture_files(
     """
 
     def attempt(attempt: Attempt) -> CaptureResult:
-        source = open_source(lake, table)
-        run = FilesRun(lake, table, source, attempt.options, report, written)
+        source = open_source(table)
+        run = FilesRun(table, source, attempt.options, report, written)
         attempt.results.append(run.result)
         return run.run(day=day)
 
-    return until_not_overtaken(table.name, lake.log(table), options, time.sleep, attempt)
+    return until_not_overtaken(table.name, table.log, options, time.sleep, attempt)
 
 
 class FilesRun:
@@ -128,20 +126,19 @@ class FilesRun:
 
     def __init__(
         self,
-        lake: Lake,
-        table: Table,
+        table: TableLake,
         source: Source,
         options: CaptureOptions,
         report: Callable[[list[LandedObject]], None],
         written: Written = ANY_TIME,
     ) -> None:
-        self.lake = lake
+        self.table = table
         self._files = source.files
         self.options = options
         self.written = written
         self.source = source
-        self.target = target_of(describe_table(lake.source(table), table.name))
-        self.log = lake.log(table)
+        self.target = target_of(describe_table(table.source, table.name))
+        self.log = table.log
         self.started = self.log.clock()
         self.result = CaptureResult(table.name)
         self.state = self.log.load()
@@ -205,10 +202,10 @@ class FilesRun:
         wanted = [f for f in found if f.day <= until and not self._is_done(f)]
         self.listed = {f.uri for f in found}
         left = [f for f in self.state.files.values() if f.unread and f.uri not in self.listed]
-        return wanted if day is not None else [*find_again(self.lake.aws, left), *wanted]
+        return wanted if day is not None else [*find_again(self.table.lake.aws, left), *wanted]
 
     def _first_day(self) -> date:
-        found, first = self.state.files_from, self.lake.settings.start_date
+        found, first = self.state.files_from, self.table.lake.settings.start_date
         if found:
             return date.fromisoformat(found)
         # Behind a switch nothing older counts; a folder may be a day off in its time zone.
@@ -352,7 +349,7 @@ class FilesRun:
         for prefix in self.files.named_prefixes:
             here = [file for file in files if file.uri.startswith(prefix)]
             if not here and not any(uri.startswith(prefix) for uri in self.listed):
-                empty += [prefix] if is_empty(self.lake.aws, prefix) else []
+                empty += [prefix] if is_empty(self.table.lake.aws, prefix) else []
             elif not self.state.discovered_us and here and not any(map(_says_something, here)):
                 found.append(f"nothing of {here[0].uri} could be read, nor of others beside it")
         if empty:

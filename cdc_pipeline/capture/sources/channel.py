@@ -42,24 +42,23 @@ from cdc_pipeline.core.log.lineage import Shard
 from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.plans.delivery_lag import Ages
 from cdc_pipeline.core.transports import KINESIS_CHANNEL, NEW_AND_OLD_IMAGES
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.storage.log import CaptureLog, Parts
-from cdc_pipeline.settings.model import Firehose, Table
+from cdc_pipeline.settings.model import Firehose
 
 
 @dataclass(frozen=True)
 class ChannelShards:
     """What stands in a source for the shards of a stream: there are none to read here."""
 
-    lake: Lake
-    table: Table
+    table: TableLake
 
     def describe(self, arn: str) -> StreamDescription:
         """The channel: ENABLED while it delivers and the table writes to its stream.
 
         Raises `ShardGoneError` when there is no such channel.
         """
-        aws = self.lake.source(self.table)
+        aws = self.table.source
         channel = describe_channel(aws, arn)
         if channel is None:
             raise ShardGoneError(f"channel {arn} is gone")
@@ -81,48 +80,48 @@ class ChannelShards:
         raise ShardGoneError(f"{iterator} is of no shard")
 
 
-def open_channel(lake: Lake, table: Table) -> Source:
+def open_channel(table: TableLake) -> Source:
     """A table whose changes a channel delivers now; raises `SourceError`."""
-    aws = lake.source(table)
+    aws = table.source
     stream = active_destination(aws, table.name)
-    channel = find_channel(aws, stream, table.kinesis_channel.channel)
+    channel = find_channel(aws, stream, table.settings.kinesis_channel.channel)
     if channel.status not in DELIVERING:
         raise SourceError(
             f"table {table.name}: channel {channel.name} is {channel.status}"
             + (f": {channel.reason}" if channel.reason else ""),
             fix="wait until it is ACTIVE; one that FAILED is deleted and created again",
         )
-    return _source(lake, table, channel, stream)
+    return _source(table, channel, stream)
 
 
-def followed_channel(lake: Lake, table: Table, stream: StreamRef) -> Source:
+def followed_channel(table: TableLake, stream: StreamRef) -> Source:
     """The channel that a log follows; one that is gone has no objects that could be found."""
-    aws = lake.source(table)
+    aws = table.source
     channel = describe_channel(aws, stream.arn)
     if channel is not None and channel.created_us == stream.created_us:
         written = destinations(aws, table.name)
         known = [arn for arn, _ in channel.streams]
-        source = _source(lake, table, channel, next((a for a in known if a in written), known[0]))
+        source = _source(table, channel, next((a for a in known if a in written), known[0]))
         return replace(source, table_id=stream.table_id)
     return Source(
         table.name,
         stream.table_id,
         stream.arn,
         NEW_AND_OLD_IMAGES,
-        ChannelShards(lake, table),
+        ChannelShards(table),
         transport=KINESIS_CHANNEL,
         created_us=stream.created_us,
     )
 
 
-def note_off(lake: Lake, table: Table, log: CaptureLog, state: LogState) -> None:
+def note_off(table: TableLake, log: CaptureLog, state: LogState) -> None:
     """Log that the channel that is followed gets no changes any more: they are missing by now."""
 
     def off(now: LogState) -> Parts | None:
         if now.stream is None or now.stream.off:
             return None
         try:
-            listed = ChannelShards(lake, table).describe(now.stream.arn)
+            listed = ChannelShards(table).describe(now.stream.arn)
         except ShardGoneError:
             return None  # another one has another name, or another time of creation
         return None if listed.status == "ENABLED" else {"stream": replace(now.stream, off=True)}
@@ -130,23 +129,23 @@ def note_off(lake: Lake, table: Table, log: CaptureLog, state: LogState) -> None
     log.commit(state, off)
 
 
-def _source(lake: Lake, table: Table, channel: Channel, stream_arn: str) -> Source:
-    aws = lake.source(table)
+def _source(table: TableLake, channel: Channel, stream_arn: str) -> Source:
+    aws = table.source
     found = describe_table(aws, table.name)
-    pace = lake.settings.capture.reads_per_second
-    metric_us = int(table.kinesis.metric_minutes * 60_000_000)
+    pace = table.lake.settings.capture.reads_per_second
+    metric_us = int(table.settings.kinesis.metric_minutes * 60_000_000)
     return Source(
         table=table.name,
         table_id=found.table_id,
         arn=channel.arn,
         view_type=NEW_AND_OLD_IMAGES,
-        shards=ChannelShards(lake, table),
+        shards=ChannelShards(table),
         reader=ItemReader(aws, table.name, found.key_names, pace),
         transport=KINESIS_CHANNEL,
         created_us=channel.created_us,
         losses=ReplicationMetric(aws, table.name, metric_us),
         clock_offset_us=aws.clock_offset.offset_us,
-        files=ChannelFiles(lake, table, channel, stream_arn),
+        files=ChannelFiles(table, channel, stream_arn),
     )
 
 
@@ -172,15 +171,14 @@ def folders(channel: Channel, stream_arn: str) -> tuple[str, str]:
 class ChannelFiles:
     """What a channel wrote of one stream (`capture.sources.firehose_files.FileSource`)."""
 
-    lake: Lake
-    table: Table
+    table: TableLake
     channel: Channel
     stream_arn: str
 
     @property
     def window_days(self) -> int:
         """See `FileSource`."""
-        return self.table.kinesis_channel.window_days
+        return self.table.settings.kinesis_channel.window_days
 
     @property
     def folders(self) -> Firehose:
@@ -207,7 +205,7 @@ class ChannelFiles:
 
     def arrived(self, since: date, now_us: int) -> list[Arrived]:
         """See `FileSource`: objects, and dead letters behind them."""
-        found = arrived_since(self.lake.aws, self.folders, since, now_us)
+        found = arrived_since(self.table.lake.aws, self.folders, since, now_us)
         letters = [letter for letter in self.letters() if letter.day >= since]
         return [*found, *sorted(letters, key=lambda a: (a.day, a.object.modified, a.uri))]
 
@@ -216,7 +214,7 @@ class ChannelFiles:
 
         Their day is that of their writing, by which they are remembered.
         """
-        bucket = SourceBucket(self.lake.aws, self.channel.error_bucket)
+        bucket = SourceBucket(self.table.lake.aws, self.channel.error_bucket)
         for found in bucket.objects(self.channel.error_prefix):
             if not found.key.endswith("/"):
                 yield Arrived(bucket, found, found.modified.date())
@@ -234,15 +232,15 @@ class ChannelFiles:
 
     def reached(self, listed_us: int) -> Reached:
         """By the channel's metric, else `lag_minutes` ago."""
-        chosen = self.table.kinesis_channel
+        chosen = self.table.settings.kinesis_channel
         if not chosen.measured:
             return promised(chosen.lag_minutes, listed_us)
-        aws = self.lake.source(self.table)
+        aws = self.table.source
 
         def ages(from_us: int) -> list[Ages]:
             return [channel_ages(aws, self.dimensions(), from_us, listed_us)]
 
-        return measured(aws, self.table, ages, chosen.lag_minutes, listed_us)
+        return measured(aws, self.table.settings, ages, chosen.lag_minutes, listed_us)
 
     # Dead letters
 
@@ -266,7 +264,7 @@ class ChannelFiles:
 
     def _read_again(self, found: Arrived, letter: DeadLetter, target: Target) -> Record | Lost:
         """The record of a dead letter, from the stream; raises `SourceError`."""
-        streams = KinesisStreams(self.lake.source(self.table), self.table.name)
+        streams = KinesisStreams(self.table.source, self.table.name)
         try:
             raw, retention_us = streams.record_at(
                 self.stream_arn, letter.shard_id, letter.sequence_number
@@ -282,7 +280,7 @@ class ChannelFiles:
             [raw],
             target=target,
             shard_id=letter.shard_id,
-            encodings=self.table.kinesis.binary_encodings,
+            encodings=self.table.settings.kinesis.binary_encodings,
         )
         change = changes[0]._replace(transport=KINESIS_CHANNEL) if changes else None
         return Record(change, unreadable[0] if unreadable else None, False, len(raw))

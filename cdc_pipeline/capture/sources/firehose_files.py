@@ -13,7 +13,7 @@ from cdc_pipeline.capture.sources.replication import replication_late_us
 from cdc_pipeline.core.changes.ownership import Target
 from cdc_pipeline.core.errors import SourceError
 from cdc_pipeline.core.plans.delivery_lag import Ages, delivered_before
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.settings.model import Firehose, Table
 
 LOOK_BACK_US = 3600 * 1_000_000
@@ -62,8 +62,7 @@ class FileSource(Protocol):
 class FirehoseFiles:
     """Objects under the prefixes that the settings name."""
 
-    lake: Lake
-    table: Table
+    table: TableLake
     settings: Firehose
 
     @property
@@ -78,7 +77,7 @@ class FirehoseFiles:
 
     def arrived(self, since: date, now_us: int) -> list[Arrived]:
         """See `FileSource`."""
-        return arrived_since(self.lake.aws, self.settings, since, now_us)
+        return arrived_since(self.table.lake.aws, self.settings, since, now_us)
 
     def records(self, found: Arrived, file: BinaryIO, target: Target) -> Iterator[Record]:
         """See `FileSource`."""
@@ -89,12 +88,12 @@ class FirehoseFiles:
         name = self.settings.delivery_stream
         if name is None:
             return promised(self.settings.lag_minutes, listed_us)
-        aws = self.lake.source(self.table)
+        aws = self.table.source
 
         def ages(from_us: int) -> list[Ages]:
             return list(firehose_ages(aws, name, from_us, listed_us))
 
-        return measured(aws, self.table, ages, self.settings.lag_minutes, listed_us)
+        return measured(aws, self.table.settings, ages, self.settings.lag_minutes, listed_us)
 
 
 class _AsksAges(Protocol):

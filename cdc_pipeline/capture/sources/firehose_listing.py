@@ -26,8 +26,8 @@ from cdc_pipeline.core.plans.firehose_folders import (
     newest_of,
 )
 from cdc_pipeline.core.transports import FIREHOSE, NEW_AND_OLD_IMAGES
-from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.settings.model import Firehose, Table
+from cdc_pipeline.lake.lake import TableLake
+from cdc_pipeline.settings.model import Firehose
 
 _DEEPEST = 2
 
@@ -66,15 +66,15 @@ class WithoutShards:
         raise ShardGoneError(f"{iterator} is of no shard")
 
 
-def open_files(lake: Lake, table: Table) -> Source:
+def open_files(table: TableLake) -> Source:
     """A table whose changes Firehose writes; raises `SourceError`.
 
     It counts as one stream while the table is the same, whatever prefixes the settings name: what
     is in them is known by what it says.
     """
-    aws = lake.source(table)
+    aws = table.source
     found = describe_table(aws, table.name)
-    pace = lake.settings.capture.reads_per_second
+    pace = table.lake.settings.capture.reads_per_second
     return Source(
         table=table.name,
         table_id=found.table_id,

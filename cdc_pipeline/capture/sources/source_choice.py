@@ -23,27 +23,27 @@ from cdc_pipeline.core.transports import (
     KINESIS_CHANNEL,
     NEW_AND_OLD_IMAGES,
 )
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.settings.model import Table
 
 
-def open_source(lake: Lake, table: Table, transport: str | None = None) -> Source:
+def open_source(table: TableLake, transport: str | None = None) -> Source:
     """The stream of a table, checked to be one that can be mirrored; raises `SourceError`.
 
     `transport`: another one than the settings say.
     """
-    aws = lake.source(table)
-    if (transport or table.transport) == FIREHOSE:
-        return _firehose(lake, table)
-    if (transport or table.transport) == KINESIS_CHANNEL:
-        return open_channel(lake, table)
-    if (transport or table.transport) == KINESIS:
+    aws = table.source
+    if (transport or table.settings.transport) == FIREHOSE:
+        return _firehose(table)
+    if (transport or table.settings.transport) == KINESIS_CHANNEL:
+        return open_channel(table)
+    if (transport or table.settings.transport) == KINESIS:
         arn = active_destination(aws, table.name)
         found = describe_table(aws, table.name)
         shards = KinesisStreams(aws, table.name)
-        created_us = _created_us(shards, table, arn)
-        return _kinesis(lake, table, shards, found.table_id, arn, created_us, found)
-    found = described_table(lake, table, DYNAMODB_STREAMS)
+        created_us = _created_us(shards, table.settings, arn)
+        return _kinesis(table, shards, found.table_id, arn, created_us, found)
+    found = described_table(table, DYNAMODB_STREAMS)
     assert found.stream_arn  # table_with_stream saw to it
     return Source(
         table=table.name,
@@ -51,36 +51,36 @@ def open_source(lake: Lake, table: Table, transport: str | None = None) -> Sourc
         arn=found.stream_arn,
         view_type=found.view_type or "",
         shards=DynamoDBStreams(aws),
-        reader=_reader(lake, table, found),
+        reader=_reader(table, found),
         reading=StreamsReading(target_of(found)),
         clock_offset_us=aws.clock_offset.offset_us,
     )
 
 
-def described_table(lake: Lake, table: Table, transport: str | None = None) -> TableDescription:
+def described_table(table: TableLake, transport: str | None = None) -> TableDescription:
     """The table, known to have what its transport needs of it; raises `SourceError`."""
-    aws = lake.source(table)
-    if (transport or table.transport) != DYNAMODB_STREAMS:
+    aws = table.source
+    if (transport or table.settings.transport) != DYNAMODB_STREAMS:
         return describe_table(aws, table.name)
-    return table_with_stream(aws, table.name, complete_by_read=table.complete_by_read)
+    return table_with_stream(aws, table.name, complete_by_read=table.settings.complete_by_read)
 
 
-def followed_source(lake: Lake, table: Table, stream: StreamRef) -> Source:
+def followed_source(table: TableLake, stream: StreamRef) -> Source:
     """The stream that a log follows, whatever has become of it since; raises `SourceError`."""
     if stream.transport == KINESIS:
-        shards = KinesisStreams(lake.source(table), table.name)
+        shards = KinesisStreams(table.source, table.name)
         try:
-            found = describe_table(lake.source(table), table.name)
+            found = describe_table(table.source, table.name)
         except SourceError as error:
             if code_behind(error) != "ResourceNotFoundException":
                 raise
             found = None
-        return _kinesis(lake, table, shards, stream.table_id, stream.arn, stream.created_us, found)
+        return _kinesis(table, shards, stream.table_id, stream.arn, stream.created_us, found)
     if stream.transport == FIREHOSE:
-        return _firehose(lake, table)
+        return _firehose(table)
     if stream.transport == KINESIS_CHANNEL:
-        return followed_channel(lake, table, stream)
-    aws = lake.source(table)
+        return followed_channel(table, stream)
+    aws = table.source
     return Source(
         table.name,
         stream.table_id,
@@ -91,9 +91,7 @@ def followed_source(lake: Lake, table: Table, stream: StreamRef) -> Source:
     )
 
 
-def with_measured_lateness(
-    lake: Lake, table: Table, source: Source
-) -> tuple[Source, tuple[str, ...]]:
+def with_measured_lateness(table: TableLake, source: Source) -> tuple[Source, tuple[str, ...]]:
     """A source that is about to be read, as late as DynamoDB is; and what to tell about that.
 
     Of Kinesis, one request of CloudWatch; others as they are.
@@ -101,27 +99,26 @@ def with_measured_lateness(
     reading = source.reading
     if not isinstance(reading, KinesisReading):
         return source, ()
-    late = replication_late_us(lake.source(table), table, lake.log(table).now_us())
+    late = replication_late_us(table.source, table.settings, table.log.now_us())
     measured = replace(reading, late_seconds=late.us / 1_000_000)
     return replace(source, reading=measured), late.warnings
 
 
-def _firehose(lake: Lake, table: Table) -> Source:
-    source = open_files(lake, table)
-    assert table.firehose is not None  # the settings say so
-    return replace(source, files=FirehoseFiles(lake, table, table.firehose))
+def _firehose(table: TableLake) -> Source:
+    source = open_files(table)
+    assert table.settings.firehose is not None  # the settings say so
+    return replace(source, files=FirehoseFiles(table, table.settings.firehose))
 
 
 def _kinesis(
-    lake: Lake,
-    table: Table,
+    table: TableLake,
     shards: KinesisStreams,
     table_id: str,
     arn: str,
     created_us: int,
     found: TableDescription | None,
 ) -> Source:
-    settings = table.kinesis
+    settings = table.settings.kinesis
     target = Target(table.name, table_id, {})
     if found is not None:
         # Of a table that was made again, the keys may be others than they were.
@@ -135,18 +132,18 @@ def _kinesis(
         view_type=NEW_AND_OLD_IMAGES,
         shards=shards,
         # Where the order of changes cannot be told, their item is read.
-        reader=_reader(lake, table, found) if found else None,
+        reader=_reader(table, found) if found else None,
         transport=KINESIS,
         reading=KinesisReading(target, settings.binary_encodings, settings.late_seconds),
         created_us=created_us,
-        losses=ReplicationMetric(lake.source(table), table.name, metric_us),
-        clock_offset_us=lake.source(table).clock_offset.offset_us,
+        losses=ReplicationMetric(table.source, table.name, metric_us),
+        clock_offset_us=table.source.clock_offset.offset_us,
     )
 
 
-def _reader(lake: Lake, table: Table, found: TableDescription) -> ItemReader:
-    pace = lake.settings.capture.reads_per_second
-    return ItemReader(lake.source(table), table.name, found.key_names, pace)
+def _reader(table: TableLake, found: TableDescription) -> ItemReader:
+    pace = table.lake.settings.capture.reads_per_second
+    return ItemReader(table.source, table.name, found.key_names, pace)
 
 
 def _created_us(shards: KinesisStreams, table: Table, arn: str) -> int:

@@ -98,7 +98,7 @@ def _report_freshness(instance: dg.DagsterInstance, lake: Lake, memory: _Memory)
     _, unanswered = _latest(instance, [_fresh_key(table) for table in tables])
     for table in tables[start:] + tables[:start]:
         try:
-            found = fresh(lake, table, lake.log(table).load())
+            found = fresh(lake.table(table), lake.table(table).log.load())
         except CdcPipelineError as error:
             found = Finding(False, {"error": error.message})
         answer = "passed" if found.passed else found.severity.value

@@ -30,7 +30,7 @@ def register_partitions(
         troubles: list[str] = []
         for name in config.tables:
             try:
-                found = repair(opened, opened.settings.table(name))
+                found = repair(opened.table(opened.settings.table(name)))
             except CdcPipelineError as error:
                 troubles.append(f"{name}: {error.message}")
             else:
@@ -75,7 +75,7 @@ def build_glue_sensor(settings: Settings) -> dg.SensorDefinition:
         troubles: list[str] = []
         for table in opened.settings.tables:
             try:
-                found = find_repairs(opened, table)
+                found = find_repairs(opened.table(table))
             except CdcPipelineError as error:
                 troubles.append(f"{table.safe_name}: {error.message}")
                 continue

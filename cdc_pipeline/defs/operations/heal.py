@@ -23,7 +23,7 @@ from cdc_pipeline.defs.tables.shard_sensor import sensor_status
 from cdc_pipeline.settings.model import Settings, Table
 
 if TYPE_CHECKING:
-    from cdc_pipeline.lake.lake import Lake
+    from cdc_pipeline.lake.lake import TableLake
     from cdc_pipeline.snapshot.snapshot import SnapshotResult
 
 _TAG = "cdc_pipeline/heal"
@@ -46,7 +46,7 @@ def heal_gaps(context: dg.OpExecutionContext, config: HealConfig, lake: LakeReso
         opened = lake.open()
         table = opened.settings.table(config.table)
         try:
-            for done in close_gaps(opened, table, context=RunContext(context.log.info)):
+            for done in close_gaps(opened.table(table), context=RunContext(context.log.info)):
                 if not isinstance(done, HealResult):
                     _tell_baseline(context, table, done)
                     continue
@@ -57,7 +57,7 @@ def heal_gaps(context: dg.OpExecutionContext, config: HealConfig, lake: LakeReso
                 )
         except NotReadyError as error:
             context.log.info(f"not yet: {error}")
-        report_checks(context.instance, opened, table)
+        report_checks(context.instance, opened.table(table))
 
 
 def _tell_baseline(context: dg.OpExecutionContext, table: Table, taken: "SnapshotResult") -> None:
@@ -102,7 +102,7 @@ def build_gap_sensor(settings: Settings) -> dg.SensorDefinition:
         running = flights(context.instance, labels, heal.name)
         requests, told = [], []
         for table in opened.settings.tables:
-            why = _why_not(opened, table, running, memory, at_us)
+            why = _why_not(opened.table(table), running, memory, at_us)
             if why is None:
                 config = {"ops": {"heal_gaps": {"config": {"table": table.label}}}}
                 tags = {_TAG: table.safe_name}
@@ -117,25 +117,23 @@ def build_gap_sensor(settings: Settings) -> dg.SensorDefinition:
     return gap_sensor
 
 
-def _why_not(
-    lake: "Lake", table: Table, running: list[Flight], history: History, now_us: int
-) -> str | None:
+def _why_not(table: TableLake, running: list[Flight], history: History, now_us: int) -> str | None:
     """Why a table is not healed now ('': nothing is lost); None: it is due."""
     from cdc_pipeline.repair.heal import planned_heals
 
     try:
-        state = lake.log(table).load()
+        state = table.log.load()
         if not state.open_gaps(state.staged.generation if state.staged else 0):
-            history.forget(heal_of(table.label))
+            history.forget(heal_of(table.settings.label))
             return ""
-        if table.heal == "ask":
-            plans = "; ".join(map(str, planned_heals(lake, table)))
+        if table.settings.heal == "ask":
+            plans = "; ".join(map(str, planned_heals(table)))
             return f"cdc-pipeline heal {table.safe_name} ({plans})"
     except CdcPipelineError as error:
-        return f"{table.label}: {error.message}"
+        return f"{table.settings.label}: {error.message}"
     for flight in running:
-        at_work = heal_of(table.label) in flight.works
+        at_work = heal_of(table.settings.label) in flight.works
         if at_work and is_at_work(flight, state, now_us, _SILENCE_SECONDS):
-            return f"{table.label}: in flight (run {flight.run_id[:8]})"
-    pause = history.pause_of(heal_of(table.label), now_us)
-    return f"{table.label}: {pause}" if pause else None
+            return f"{table.settings.label}: in flight (run {flight.run_id[:8]})"
+    pause = history.pause_of(heal_of(table.settings.label), now_us)
+    return f"{table.settings.label}: {pause}" if pause else None

@@ -83,7 +83,7 @@ def _work(lake: Lake, settings: Settings) -> "Iterator[tuple[str, Callable[[], U
     from cdc_pipeline.transform.aggregates import broken_aggregates, load_aggregates
 
     for table in settings.tables:
-        yield table.safe_name, partial(maintain_table, lake, table)
+        yield table.safe_name, partial(maintain_table, lake.table(table))
     folder = settings.aggregates_folder
     for aggregate in (*load_aggregates(folder), *broken_aggregates(folder)):
         yield aggregate.table, partial(maintain_aggregate, lake, aggregate.table)

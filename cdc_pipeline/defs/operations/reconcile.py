@@ -20,19 +20,19 @@ from cdc_pipeline.defs.tables.table import schedule_status, source_key
 from cdc_pipeline.settings.model import Settings, Table
 
 if TYPE_CHECKING:
-    from cdc_pipeline.lake.lake import Lake
+    from cdc_pipeline.lake.lake import TableLake
     from cdc_pipeline.reconcile.reconcile import Report
 
-_Find = Callable[["Lake", Table, RunContext], Finding]
+_Find = Callable[["TableLake", RunContext], Finding]
 _MOST_KEYS = 20
 _MOST_PROBLEMS = 20
 
 
-def export_verified(lake: "Lake", table: Table, context: RunContext) -> Finding:
+def export_verified(table: TableLake, context: RunContext) -> Finding:
     """The baseline's export still fits its manifests (counts, MD5), and its staged rows fit it."""
     from cdc_pipeline.snapshot.verify_export import verify_export
 
-    found = verify_export(lake, table, context=context)
+    found = verify_export(table, context=context)
     metadata = {
         "export_arn": found.export_arn,
         "files": found.files,
@@ -46,19 +46,19 @@ def export_verified(lake: "Lake", table: Table, context: RunContext) -> Finding:
     return Finding(not found.problems and not found.gone, known(metadata), severity)
 
 
-def sample_matches_source(lake: "Lake", table: Table, context: RunContext) -> Finding:
+def sample_matches_source(table: TableLake, context: RunContext) -> Finding:
     """Sampled items equal the source by consistent reads, and no file is missing or cut."""
     from cdc_pipeline.reconcile.reconcile import reconcile_sample
 
-    items = lake.settings.reconcile.sample
-    return _finding(table, reconcile_sample(lake, table, items, export=False, context=context))
+    items = table.lake.settings.reconcile.sample
+    return _finding(table.settings, reconcile_sample(table, items, export=False, context=context))
 
 
-def all_items_match_source(lake: "Lake", table: Table, context: RunContext) -> Finding:
+def all_items_match_source(table: TableLake, context: RunContext) -> Finding:
     """Every item equals a fresh export (which costs), and every file holds what was written."""
     from cdc_pipeline.reconcile.reconcile import reconcile_full
 
-    return _finding(table, reconcile_full(lake, table, context=context))
+    return _finding(table.settings, reconcile_full(table, context=context))
 
 
 def _finding(table: Table, report: "Report") -> Finding:
@@ -133,7 +133,7 @@ def _check(table: Table, find: _Find) -> dg.AssetChecksDefinition:
     def check(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
         with readable_failures():
             try:
-                found = find(lake.open(), table, RunContext(context.log.info))
+                found = find(lake.open().table(table), RunContext(context.log.info))
             except NotReadyError as error:
                 found = Finding(False, {"not_compared": str(error)}, dg.AssetCheckSeverity.WARN)
         return dg.AssetCheckResult(

@@ -21,7 +21,7 @@ from cdc_pipeline.settings.model import Table
 
 if TYPE_CHECKING:
     from cdc_pipeline.capture.landing.result import CaptureResult
-    from cdc_pipeline.lake.lake import Lake
+    from cdc_pipeline.lake.lake import TableLake
     from cdc_pipeline.repair.backfill import BackfilledDay
 
 _REPORT_SECONDS = 30
@@ -63,13 +63,13 @@ def capture_streams(
                     yield from told
                     # A check counts while it is newer than what it checked.
                     for name in {materialization.asset_key.path[0] for materialization in told}:
-                        report_checks(context.instance, opened, opened.settings.table(name))
+                        report_checks(context.instance, opened.table(opened.settings.table(name)))
                 case Captured(table, result):
                     yield from landings.report(table)
                     context.log.info(describe_capture(result))
                     report_gaps(context.log.error, result)
                     report_warnings(context.log.warning, result)
-                    report_checks(context.instance, opened, table)
+                    report_checks(context.instance, opened.table(table))
                 case Unregistered(table, error):
                     context.log.warning(f"{table.label}: {error}")
                 case Failed(table, error):
@@ -148,22 +148,22 @@ def describe_capture(result: "CaptureResult") -> str:
 
 
 def capture_now(
-    context: dg.AssetExecutionContext, lake: "Lake", table: Table, asked: Sequence[date]
+    context: dg.AssetExecutionContext, table: TableLake, asked: Sequence[date]
 ) -> dict[str, Any]:
     """Capture one table; returns metadata. Days that were not asked for are reported at once."""
     from cdc_pipeline.capture.run import Captured, Failed, Landed, capture_tables
 
     landings, keys = Landings(), {day.isoformat() for day in asked}
     metadata: dict[str, Any] = {}
-    for event in capture_tables(lake, [table], linger_seconds=0):
+    for event in capture_tables(table.lake, [table.settings], linger_seconds=0):
         match event:
             case Landed(_, objects):
                 # The days asked for are materialised by the run itself.
                 others = [landed for landed in objects if landed.day not in keys]
-                for materialization in landings.add(table, others):
+                for materialization in landings.add(table.settings, others):
                     context.log_event(materialization)
             case Captured(_, result):
-                for materialization in landings.report(table):
+                for materialization in landings.report(table.settings):
                     context.log_event(materialization)
                 context.log.info(describe_capture(result))
                 report_gaps(context.log.error, result)
@@ -174,11 +174,11 @@ def capture_now(
     return metadata
 
 
-def must_capture(lake: "Lake", table: Table, days: Sequence[date]) -> bool:
+def must_capture(table: TableLake, days: Sequence[date]) -> bool:
     """Whether some of the days can still get changes, or capture has not passed them yet."""
     if max(days) >= today() - timedelta(days=_STREAM_DAYS):
         return True
-    log = lake.log(table)
+    log = table.log
     state = log.load()
     end = datetime.combine(max(days) + timedelta(days=1), datetime.min.time(), UTC)
     passed_us = state.watermark_us - log.margin_us
@@ -186,7 +186,7 @@ def must_capture(lake: "Lake", table: Table, days: Sequence[date]) -> bool:
 
 
 def land_days(
-    context: dg.AssetExecutionContext, lake: "Lake", table: Table, days: Sequence[date]
+    context: dg.AssetExecutionContext, table: TableLake, days: Sequence[date]
 ) -> Iterator[dg.AssetMaterialization | dg.MaterializeResult]:
     """Capture if that can add something, land again what past days lack, report each day.
 
@@ -197,10 +197,8 @@ def land_days(
 
     done: list[BackfilledDay] = []
     with readable_failures():
-        metadata = (
-            capture_now(context, lake, table, days) if must_capture(lake, table, days) else {}
-        )
-        for found in backfill_days(lake, table, days, context=RunContext(context.log.info)):
+        metadata = capture_now(context, table, days) if must_capture(table, days) else {}
+        for found in backfill_days(table, days, context=RunContext(context.log.info)):
             if found.added:
                 sources = ", ".join(found.sources)
                 context.log.info(f"{found.day}: {found.added} rows added ({sources})")

@@ -17,9 +17,10 @@ from cdc_pipeline.core.transports import FIREHOSE, IN_FILES, KINESIS_CHANNEL
 from cdc_pipeline.defs.failures import readable_failures
 from cdc_pipeline.defs.metadata import grid, moment, timeline
 from cdc_pipeline.defs.resources import LakeResource
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.settings.model import Table
 
+_Find = Callable[[TableLake, LogState], "Finding"]
 _LONGEST_NAME = 80
 _MOST_ROWS = 50
 _LATE_SHOWS_US = 24 * 3600 * 1_000_000
@@ -35,23 +36,25 @@ class Finding:
     severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR
 
 
-def quarantine(lake: Lake, table: Table, state: LogState) -> Finding:
+def quarantine(table: TableLake, state: LogState) -> Finding:
     """Every record that the stream returned could be understood and has landed."""
     reasons = state.quarantined_reasons
     metadata: dict[str, Any] = {"records": sum(reasons.values())}
     if reasons:
         rows = [(reason, str(count)) for reason, count in sorted(reasons.items())]
         metadata["reasons"] = grid(("reason", "records"), rows)
-        metadata["folder"] = lake.store.uri(TablePaths(lake.database, table.safe_name).quarantine)
+        metadata["folder"] = table.lake.store.uri(
+            TablePaths(table.lake.database, table.safe_name).quarantine
+        )
     return Finding(not reasons, metadata)
 
 
-def gaps(lake: Lake, table: Table, state: LogState) -> Finding:
+def gaps(table: TableLake, state: LogState) -> Finding:
     """No change was lost between what was read and what could still be read."""
     newest = state.staged.generation if state.staged else 0
     found = state.open_gaps(newest)
     metadata: dict[str, Any] = {"gaps": len(found)}
-    ledger = coverage(state, lake.log(table).now_us())
+    ledger = coverage(state, table.log.now_us())
     if ledger:
         metadata["timeline"] = timeline(ledger)
     if found:
@@ -64,13 +67,13 @@ def gaps(lake: Lake, table: Table, state: LogState) -> Finding:
     return Finding(not found, metadata)
 
 
-def retention(lake: Lake, table: Table, state: LogState) -> Finding:
+def retention(table: TableLake, state: LogState) -> Finding:
     """The oldest change that may be unread is far from the age at which AWS trims it."""
     if not state.watermark_us:
         return Finding(True, {"note": "nothing has been read yet"})
-    behind = max(0.0, (lake.log(table).now_us() - state.watermark_us) / 3_600_000_000)
-    options = lake.settings.capture
-    if table.transport in IN_FILES:
+    behind = max(0.0, (table.log.now_us() - state.watermark_us) / 3_600_000_000)
+    options = table.lake.settings.capture
+    if table.settings.transport in IN_FILES:
         note = "the objects in S3 stay, so nothing is about to be lost"
         told: dict[str, Any] = {"hours_behind": round(behind, 3), "note": note}
         return Finding(behind < options.warn_hours, told, dg.AssetCheckSeverity.WARN)
@@ -85,7 +88,7 @@ def retention(lake: Lake, table: Table, state: LogState) -> Finding:
     return Finding(behind < options.warn_hours, metadata, severity)
 
 
-def watermark(lake: Lake, table: Table, state: LogState) -> Finding:
+def watermark(table: TableLake, state: LogState) -> Finding:
     """Nothing came behind a time up to which all was said to have landed, and clocks agree."""
     warning = clock_warning(state.clock_offset_us)
     offset_us = state.clock_offset_us
@@ -107,17 +110,17 @@ def watermark(lake: Lake, table: Table, state: LogState) -> Finding:
             else "raise capture.empty_polls or capture.listing_lag_seconds (DynamoDB Streams), "
             "kinesis.late_seconds, firehose.lag_minutes"
         )
-    recent_us = lake.log(table).now_us() - _LATE_SHOWS_US
+    recent_us = table.log.now_us() - _LATE_SHOWS_US
     passed = warning is None and (not state.late.rows or state.late_at_us < recent_us)
     return Finding(passed, metadata, dg.AssetCheckSeverity.WARN)
 
 
-def delivered_all(lake: Lake, table: Table, state: LogState) -> Finding:
+def delivered_all(table: TableLake, state: LogState) -> Finding:
     """What the channel counted as delivered in the last day is in the objects that were read."""
     from cdc_pipeline.capture.firehose.channel_counts import compare_counts
 
     try:
-        counts = compare_counts(lake, table, state, lake.log(table).now_us())
+        counts = compare_counts(table, state, table.log.now_us())
     except SourceError as error:
         told = {"note": f"not compared: {error}"}
         return Finding(False, told, dg.AssetCheckSeverity.WARN)
@@ -143,7 +146,7 @@ def delivered_all(lake: Lake, table: Table, state: LogState) -> Finding:
     return Finding(not counts.missing and not counts.lost, metadata)
 
 
-def deletes(lake: Lake, table: Table, state: LogState) -> Finding:
+def deletes(table: TableLake, state: LogState) -> Finding:
     """No older Lambda's rows, which leave deletes out, are in what current_state is made of."""
     if not state.legacy_us:
         return Finding(True, {"note": "no rows of an older Lambda"})
@@ -157,12 +160,12 @@ def deletes(lake: Lake, table: Table, state: LogState) -> Finding:
     return Finding(state.legacy_us < since_us, metadata, dg.AssetCheckSeverity.WARN)
 
 
-def type_conflicts(lake: Lake, table: Table, state: LogState) -> Finding:
+def type_conflicts(table: TableLake, state: LogState) -> Finding:
     """Every published value is in its attribute's column; the others are exact in `_rescued`."""
     from cdc_pipeline.lake.engine.item_table import published_conflicts
     from cdc_pipeline.lake.publish.current_state import published_base
 
-    base = published_base(lake, table)
+    base = published_base(table)
     if base is None:
         return Finding(True, {"note": "nothing has been published yet"})
     found = published_conflicts(base.table)
@@ -184,12 +187,12 @@ def type_conflicts(lake: Lake, table: Table, state: LogState) -> Finding:
     return Finding(not found, metadata, dg.AssetCheckSeverity.WARN)
 
 
-def columns_for_all(lake: Lake, table: Table, state: LogState) -> Finding:
+def columns_for_all(table: TableLake, state: LogState) -> Finding:
     """Every attribute has a column, unless `max_columns` says how many; all are in `_item`."""
     from cdc_pipeline.lake.engine.item_table import prior_columns, prior_stats
     from cdc_pipeline.lake.publish.current_state import published_base
 
-    base = published_base(lake, table)
+    base = published_base(table)
     if base is None:
         return Finding(True, {"note": "nothing has been published yet"})
     columns = prior_columns(base.table)
@@ -208,16 +211,16 @@ def columns_for_all(lake: Lake, table: Table, state: LogState) -> Finding:
             "a map would be better; for more columns, or for this to pass, say `max_columns` in "
             "the table's settings, or a type under `columns` for those that must have one"
         )
-    passed = not left or table.max_columns is not None
+    passed = not left or table.settings.max_columns is not None
     return Finding(passed, metadata, dg.AssetCheckSeverity.WARN)
 
 
-def chain(lake: Lake, table: Table, state: LogState) -> Finding:
+def chain(table: TableLake, state: LogState) -> Finding:
     """Each change begins with the image that the item's change before it left behind."""
     from cdc_pipeline.lake.publish.image_chain import check_chain
 
     since = datetime.now(UTC).date() - timedelta(days=1)
-    found = check_chain(lake, table, since)
+    found = check_chain(table, since)
     metadata: dict[str, Any] = {
         "pairs_compared": found.links,
         "breaks": found.breaks,
@@ -234,15 +237,15 @@ def chain(lake: Lake, table: Table, state: LogState) -> Finding:
     return Finding(not found.breaks, metadata)
 
 
-def fresh(lake: Lake, table: Table, state: LogState) -> Finding:
+def fresh(table: TableLake, state: LogState) -> Finding:
     """What queries see of current_state is young enough; a quiet table is not late."""
     from cdc_pipeline.lake.iceberg.tables import table_property
     from cdc_pipeline.lake.publish.current_state import published_base
 
-    base = published_base(lake, table)
+    base = published_base(table)
     if base is None:
         return Finding(True, {"note": "nothing has been published yet"})
-    now_us, limits = lake.log(table).now_us(), lake.settings.alarms
+    now_us, limits = table.log.now_us(), table.lake.settings.alarms
     seen_us = state.complete_to_us(base.generation)
     minutes = max(0.0, (now_us - seen_us) / 60_000_000)
     published_us = int(table_property(base.table, "watermark_us") or 0)
@@ -262,11 +265,11 @@ def fresh(lake: Lake, table: Table, state: LogState) -> Finding:
     return Finding(minutes < limits.warn_minutes, metadata, severity)
 
 
-def entities_match(lake: Lake, table: Table, state: LogState) -> Finding:
+def entities_match(table: TableLake, state: LogState) -> Finding:
     """Every published item is of one of the entities that the settings list."""
     from cdc_pipeline.lake.publish.entity_tables import count_unmatched
 
-    found = count_unmatched(lake, table)
+    found = count_unmatched(table)
     if found is None:
         return Finding(True, {"note": "nothing has been published yet"})
     unmatched, counts = found
@@ -287,7 +290,7 @@ def _counts(values: dict[str, int]) -> str:
     return ", ".join(f"{tag} {count}" for tag, count in values.items())
 
 
-CHECKS: dict[str, Callable[[Lake, Table, LogState], Finding]] = {
+CHECKS: dict[str, _Find] = {
     "no_quarantined_records": quarantine,
     "no_open_gaps": gaps,
     "retention_budget": retention,
@@ -295,7 +298,7 @@ CHECKS: dict[str, Callable[[Lake, Table, LogState], Finding]] = {
 }
 """The checks of raw_stream."""
 
-STATE_CHECKS: dict[str, Callable[[Lake, Table, LogState], Finding]] = {
+STATE_CHECKS: dict[str, _Find] = {
     "type_conflicts": type_conflicts,
     "columns_for_all_attributes": columns_for_all,
     "fresh": fresh,
@@ -303,7 +306,7 @@ STATE_CHECKS: dict[str, Callable[[Lake, Table, LogState], Finding]] = {
 """The checks of every table's current_state."""
 
 
-def checks_of(table: Table) -> dict[str, Callable[[Lake, Table, LogState], Finding]]:
+def checks_of(table: Table) -> dict[str, _Find]:
     """The checks of a table's raw_stream, by name."""
     more = {
         FIREHOSE: {"deletes_landed": deletes},
@@ -312,7 +315,7 @@ def checks_of(table: Table) -> dict[str, Callable[[Lake, Table, LogState], Findi
     return {**CHECKS, **more.get(table.transport, {})}
 
 
-def state_checks_of(table: Table) -> dict[str, Callable[[Lake, Table, LogState], Finding]]:
+def state_checks_of(table: Table) -> dict[str, _Find]:
     """The checks of a table's current_state, by name."""
     return {**STATE_CHECKS, "entities_match": entities_match} if table.entities else STATE_CHECKS
 
@@ -327,9 +330,7 @@ def build_checks(table: Table) -> list[dg.AssetChecksDefinition]:
     ]
 
 
-def _check(
-    table: Table, asset: str, name: str, find: Callable[[Lake, Table, LogState], Finding]
-) -> dg.AssetChecksDefinition:
+def _check(table: Table, asset: str, name: str, find: _Find) -> dg.AssetChecksDefinition:
     @dg.asset_check(
         name=name,
         asset=dg.AssetKey([table.safe_name, asset]),
@@ -337,8 +338,8 @@ def _check(
     )
     def check(lake: LakeResource) -> dg.AssetCheckResult:
         with readable_failures():
-            opened = lake.open()
-            found = find(opened, table, opened.log(table).load())
+            handle = lake.open().table(table)
+            found = find(handle, handle.log.load())
         return dg.AssetCheckResult(
             passed=found.passed, severity=found.severity, metadata=found.metadata
         )
@@ -346,23 +347,23 @@ def _check(
     return check
 
 
-def report_checks(instance: dg.DagsterInstance, lake: Lake, table: Table) -> None:
+def report_checks(instance: dg.DagsterInstance, table: TableLake) -> None:
     """Record raw_stream's checks as they are now; for runs that are no asset runs, and sensors."""
-    state = lake.log(table).load()
-    for name, find in checks_of(table).items():
-        found = evaluation(table, "raw_stream", name, find(lake, table, state))
+    state = table.log.load()
+    for name, find in checks_of(table.settings).items():
+        found = evaluation(table.settings, "raw_stream", name, find(table, state))
         instance.report_runless_asset_event(found)
 
 
-def state_checks(lake: Lake, table: Table) -> Iterator[dg.AssetCheckEvaluation]:
+def state_checks(table: TableLake) -> Iterator[dg.AssetCheckEvaluation]:
     """current_state's checks as they are now, for a run that ends without a publication.
 
     Dagster skips the steps of its checks; it planned them all the same, and a plan without an
     answer hides the answer before it.
     """
-    state = lake.log(table).load()
-    for name, find in state_checks_of(table).items():
-        yield evaluation(table, CURRENT_STATE, name, find(lake, table, state))
+    state = table.log.load()
+    for name, find in state_checks_of(table.settings).items():
+        yield evaluation(table.settings, CURRENT_STATE, name, find(table, state))
 
 
 def evaluation(table: Table, asset: str, name: str, found: Finding) -> dg.AssetCheckEvaluation:

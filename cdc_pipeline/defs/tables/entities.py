@@ -40,7 +40,7 @@ def _entity(table: Table, rule: EntityRule, settings: Settings) -> dg.AssetsDefi
 
         with readable_failures():
             try:
-                result = build_entity(lake.open(), table, rule.name)
+                result = build_entity(lake.open().table(table), rule.name)
             except NotReadyError as error:
                 if not is_automatic(context.run):
                     raise

@@ -20,7 +20,7 @@ from cdc_pipeline.defs.resources import LakeResource
 from cdc_pipeline.defs.run_history import Flight, History, capture_of, flights, is_at_work
 from cdc_pipeline.defs.tables.capture import capture
 from cdc_pipeline.defs.tables.checks import report_checks
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.storage.log import CaptureLog
 from cdc_pipeline.settings.model import Capture, Settings, Table
 
@@ -203,17 +203,17 @@ class _Look:
     def _at(self, table: Table) -> Verdict:
         work = capture_of(table.label)
         try:
-            log = self.lake.log(table)
+            log = self.lake.table(table).log
             state = log.load()
         except CdcPipelineError as error:
             busy = self._in_flight(work, LogState())
             return self._paused(table, busy or _unseen(table, error))
         # Before anything else: whatever a run does or does not, people must hear of it.
-        _warn(self.instance, self.lake, table, state.watermark_us, self.memory)
+        _warn(self.instance, self.lake.table(table), state.watermark_us, self.memory)
         if busy := self._in_flight(work, state):
             return Verdict(table.label, False, busy)
         self._forget(work, state)
-        return self._paused(table, _look(self.lake, table, log, state))
+        return self._paused(table, _look(self.lake.table(table), log, state))
 
     def _in_flight(self, work: str, state: LogState) -> str | None:
         """Which run is at work on a table, None: none is, whatever Dagster counts as running."""
@@ -250,26 +250,26 @@ def _unseen(table: Table, error: Exception) -> Verdict:
     return Verdict(table.label, True, f"cannot be inspected: {error}")
 
 
-def _look(lake: Lake, table: Table, log: CaptureLog, state: LogState) -> Verdict:
+def _look(table: TableLake, log: CaptureLog, state: LogState) -> Verdict:
     from cdc_pipeline.capture.landing.gaps import is_listed_lately
     from cdc_pipeline.capture.sources.firehose_listing import has_news
     from cdc_pipeline.capture.sources.source_choice import open_source
 
     try:
         if state.stream is None:
-            return judge(table.label, state, set(), log.now_us(), 0)
-        if table.transport == FIREHOSE and table.firehose is not None:
-            look = partial(has_news, lake.aws, table.firehose, state)
-            seconds = lake.settings.capture.interval_seconds
-            return judge_files(table, state, log.now_us(), seconds, look)
-        if table.transport == KINESIS_CHANNEL:
+            return judge(table.settings.label, state, set(), log.now_us(), 0)
+        if table.settings.transport == FIREHOSE and table.settings.firehose is not None:
+            look = partial(has_news, table.lake.aws, table.settings.firehose, state)
+            seconds = table.lake.settings.capture.interval_seconds
+            return judge_files(table.settings, state, log.now_us(), seconds, look)
+        if table.settings.transport == KINESIS_CHANNEL:
             # Where a channel writes is asked from AWS, which takes few such questions.
-            return judge_files(table, state, log.now_us(), 0, lambda: False)
-        source = open_source(lake, table)
-        options = lake.settings.capture
+            return judge_files(table.settings, state, log.now_us(), 0, lambda: False)
+        source = open_source(table)
+        options = table.lake.settings.capture
         # A run that lingers is followed by the next one at once.
         interval = 0 if options.linger_seconds else options.interval_seconds
-        verdict = judge(table.label, state, set(), log.now_us(), interval)
+        verdict = judge(table.settings.label, state, set(), log.now_us(), interval)
         # While a table is switched to another stream, that one's shards are nobody's yet.
         if verdict.due or not source.is_followed(state.stream):
             return verdict
@@ -278,22 +278,20 @@ def _look(lake: Lake, table: Table, log: CaptureLog, state: LogState) -> Verdict
         if is_listed_lately(state, source.reading, lag_us, log.now_us()):
             return verdict
         listed = {shard.shard_id for shard in source.shards.describe(source.arn).shards}
-        return judge(table.label, state, listed, log.now_us(), interval)
+        return judge(table.settings.label, state, listed, log.now_us(), interval)
     except (CdcPipelineError, ShardGoneError) as error:
-        return _unseen(table, error)
+        return _unseen(table.settings, error)
 
 
-def _warn(
-    instance: dg.DagsterInstance, lake: Lake, table: Table, read_to_us: int, memory: _Memory
-) -> None:
+def _warn(instance: dg.DagsterInstance, table: TableLake, read_to_us: int, memory: _Memory) -> None:
     """Report the checks of a table that falls behind, each hour: capture itself may be down."""
     if not read_to_us:
         return
     hours = (now_us() - read_to_us) / 3_600_000_000
-    late = int(hours) if hours >= lake.settings.capture.warn_hours else 0
-    if late != memory.hours.get(table.label, 0):
-        memory.hours[table.label] = late
-        report_checks(instance, lake, table)
+    late = int(hours) if hours >= table.lake.settings.capture.warn_hours else 0
+    if late != memory.hours.get(table.settings.label, 0):
+        memory.hours[table.settings.label] = late
+        report_checks(instance, table)
 
 
 def _from(tables: list[Table], after: str) -> list[Table]:

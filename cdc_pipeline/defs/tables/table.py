@@ -109,7 +109,7 @@ def _pitr_export(table: Table) -> dg.AssetsDefinition:
         from cdc_pipeline.snapshot.snapshot import take_snapshot
 
         with readable_failures():
-            result = take_snapshot(lake.open(), table, context=RunContext(context.log.info))
+            result = take_snapshot(lake.open().table(table), context=RunContext(context.log.info))
         return dg.MaterializeResult(
             metadata={
                 "dagster/row_count": result.items,
@@ -155,7 +155,7 @@ def _raw_stream(table: Table, settings: Settings) -> dg.AssetsDefinition:
         with readable_failures():
             opened = lake.open()
         days = [date.fromisoformat(key) for key in context.partition_keys]
-        yield from land_days(context, opened, table, days)
+        yield from land_days(context, opened.table(table), days)
 
     return raw_stream
 
@@ -190,7 +190,7 @@ def _cdc(table: Table, settings: Settings) -> dg.AssetsDefinition:
         with readable_failures():
             # A backfill of raw_stream that adds nothing asks for all its days again.
             changed = is_automatic(context.run)
-            for built in build_cdc_days(lake.open(), table, days, only_changed=changed):
+            for built in build_cdc_days(lake.open().table(table), days, only_changed=changed):
                 rows, duplicates = rows + built.rows, duplicates + built.duplicates
                 context.add_asset_metadata(
                     {
@@ -238,7 +238,7 @@ def _ttl_archive(table: Table, settings: Settings) -> dg.AssetsDefinition:
         rows = unknown = 0
         for key in context.partition_keys:
             with readable_failures():
-                built = build_archive_day(opened, table, date.fromisoformat(key))
+                built = build_archive_day(opened.table(table), date.fromisoformat(key))
             rows, unknown = rows + built.rows, unknown + built.unknown
             context.add_asset_metadata(
                 {
@@ -280,12 +280,12 @@ def _current_state(table: Table) -> dg.AssetsDefinition:
         with readable_failures():
             opened = lake.open()
             try:
-                result = publish_current_state(opened, table)
+                result = publish_current_state(opened.table(table))
             except NotReadyError as error:
                 if not is_automatic(context.run):
                     raise
                 context.log.info(f"not yet: {error}")
-                yield from state_checks(opened, table)
+                yield from state_checks(opened.table(table))
                 return
         context.log.info(
             f"{result.items} items after {result.changes_folded} changes, "

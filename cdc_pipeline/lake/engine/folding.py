@@ -19,7 +19,7 @@ from cdc_pipeline.lake.engine.masking import (
     require_maskable_keys,
 )
 from cdc_pipeline.lake.iceberg.tables import data_files
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.settings.model import Table
 from cdc_pipeline.transform.shred import NARROW_SCHEMA, typed_schema
 from cdc_pipeline.transform.sql import load_sql
@@ -48,8 +48,7 @@ def create_base(
 
 def create_winners(
     connection: duckdb.DuckDBPyConnection,
-    lake: Lake,
-    table: Table,
+    table: TableLake,
     delta: Sequence[LandedObject],
     until_us: int | None = None,
 ) -> IcebergTable | None:
@@ -59,12 +58,12 @@ def create_winners(
     masked otherwise are left out: where they are younger than the base, their delta has them all.
     `until_us`: changes written later do not count. Returns the tombstones' table as it was read.
     """
-    masking = masking_of(lake.settings, table, writing=True)
-    stones = lake.tables.load(f"{table.safe_name}_tombstones")
+    masking = masking_of(table.lake.settings, table.settings, writing=True)
+    stones = table.iceberg("tombstones")
     files = data_files(stones) if stones and masking.made(published_rules(stones)) else []
     _create_tombstones(connection, files)
-    _create_changes(connection, lake, delta, until_us)
-    require_maskable_keys(connection, table, masking, "SELECT item_key FROM changes")
+    _create_changes(connection, table.lake, delta, until_us)
+    require_maskable_keys(connection, table.settings, masking, "SELECT item_key FROM changes")
     find_winners(connection, *_order_keys(delta))
     if masking:
         _mask_winners(connection, masking)

@@ -147,7 +147,7 @@ def require_rules_of_aggregate(
     """Raise `OtherRulesError` unless its sources were masked as the settings say."""
     tables = sources_of(lake, aggregate, every)
     rules = {t.safe_name: masking_of(lake.settings, t, writing=False) for t in tables}
-    days = sorted(lake.tables.days(built)) if aggregate.daily else [None]
+    days = sorted(lake.iceberg.days(built)) if aggregate.daily else [None]
     for published in {published_rules(built, day) for day in days}:
         found = json.loads(published or "{}")
         for name, masking in rules.items():
@@ -171,7 +171,7 @@ def forget_earlier(lake: Lake, table: IcebergTable) -> None:
 
     Maintenance removes their files.
     """
-    lake.tables.expire(table, datetime.now(UTC) + timedelta(days=1), ())
+    lake.iceberg.expire(table, datetime.now(UTC) + timedelta(days=1), ())
 
 
 def refusing_view(

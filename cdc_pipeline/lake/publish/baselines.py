@@ -12,9 +12,8 @@ from typing import Any
 from cdc_pipeline.core.log.entries import Baseline
 from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.lake.iceberg.tables import over_conflicts
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.storage.log import CaptureLog, Parts
-from cdc_pipeline.settings.model import Table
 
 TAG = "cdc_pipeline_baseline_"
 """What the tags begin with; the generation is behind it."""
@@ -28,7 +27,7 @@ def kept_baselines(state: LogState) -> list[Baseline]:
     )
 
 
-def tag_baselines(lake: Lake, table: Table) -> None:
+def tag_baselines(table: TableLake) -> None:
     """Give every kept baseline its tag, and take those of others away.
 
     The log is read behind the tags' table, so that a tag never names what an erasure replaced.
@@ -36,16 +35,16 @@ def tag_baselines(lake: Lake, table: Table) -> None:
     """
 
     def tag() -> None:
-        found = lake.tables.load(f"{table.safe_name}_snapshot")
+        found = table.iceberg("snapshot")
         if found is None:
             return
         there = {snapshot.snapshot_id for snapshot in found.metadata.snapshots}
         wanted = {
             f"{TAG}{baseline.generation}": baseline.snapshot_id
-            for baseline in kept_baselines(lake.log(table).load())
+            for baseline in kept_baselines(table.log.load())
             if baseline.snapshot_id in there
         }
-        lake.tables.tag(found, TAG, wanted)
+        table.lake.iceberg.tag(found, TAG, wanted)
 
     over_conflicts(tag)
 
@@ -64,12 +63,12 @@ def record_baseline(
     return state.baselines[baseline.generation]
 
 
-def forget_baselines(lake: Lake, table: Table, generations: Collection[int]) -> None:
+def forget_baselines(table: TableLake, generations: Collection[int]) -> None:
     """Log that lost or damaged baselines are none any more.
 
     States between their exports and the next ones are told from an earlier baseline then.
     """
-    log = lake.log(table)
+    log = table.log
     state = log.load()
     for generation in sorted(generations):
         record_baseline(log, state, state.baselines[generation], discarded=True)

@@ -32,11 +32,10 @@ from cdc_pipeline.lake.engine.masking import (
     require_rules,
 )
 from cdc_pipeline.lake.iceberg.tables import table_property
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.daily import build_groups, days_under_other_rules
 from cdc_pipeline.lake.publish.rebased import Rebased, compared_rows, days_to_compare
 from cdc_pipeline.lake.storage.landing import LANDING_SCHEMA
-from cdc_pipeline.settings.model import Table
 from cdc_pipeline.transform.sql import load_sql
 
 _MICROS = pa.timestamp("us", "UTC")
@@ -84,14 +83,14 @@ class CdcDay:
     seconds: float
 
 
-def build_cdc_day(lake: Lake, table: Table, day: date) -> CdcDay:
+def build_cdc_day(table: TableLake, day: date) -> CdcDay:
     """Rebuild one write day; see `build_cdc_days`."""
-    (built,) = build_cdc_days(lake, table, [day])
+    (built,) = build_cdc_days(table, [day])
     return built
 
 
 def build_cdc_days(
-    lake: Lake, table: Table, days: Iterable[date], *, only_changed: bool = False
+    table: TableLake, days: Iterable[date], *, only_changed: bool = False
 ) -> Iterator[CdcDay]:
     """Rebuild write days of `<table>_cdc` from every landing object logged for them.
 
@@ -104,24 +103,24 @@ def build_cdc_days(
     `CommitConflictError` when that happens again and again, `LakeError`, `SettingsError` for
     masking that cannot be.
     """
-    masking = masking_of(lake.settings, table, writing=True)
-    before = lake.tables.load(f"{table.safe_name}_cdc")
-    state = lake.log(table).load()
+    masking = masking_of(table.lake.settings, table.settings, writing=True)
+    before = table.iceberg("cdc")
+    state = table.log.load()
     asked = sorted({*days})
     stale = days_under_other_rules(before, masking)
-    outdated = days_to_compare(lake, before, state)
+    outdated = days_to_compare(table.lake, before, state)
     outdated |= outdated_days(before, state) if before else set()
     others = sorted((stale | outdated) - {*asked})
     if only_changed and before and not stale:
         unchanged = [day for day in asked if day not in outdated]
-        current = _current_days(lake, before, state, unchanged)
+        current = _current_days(table.lake, before, state, unchanged)
         yield from current
         asked = [day for day in asked if day not in {kept.day for kept in current}]
     built = build_groups(
-        lambda group: _build(lake, table, group, masking),
+        lambda group: _build(table, group, masking),
         _groups(state, others),
         _groups(state, asked),
-        lake=lake,
+        lake=table.lake,
         forget=bool(stale),
     )
     for group in built:
@@ -163,7 +162,7 @@ def _current_days(
     lake: Lake, built: IcebergTable, state: LogState, days: list[date]
 ) -> list[CdcDay]:
     """Days that were built after the last object of theirs was logged."""
-    counts, found = lake.tables.rows_by_day(built), []
+    counts, found = lake.iceberg.rows_by_day(built), []
     for day in days:
         watermark = table_property(built, f"watermark.{day}")
         objects = state.objects_of_day(day.isoformat())
@@ -174,22 +173,22 @@ def _current_days(
     return found
 
 
-def require_rules_of_days(lake: Lake, table: Table, built: IcebergTable, view: str = "cdc") -> None:
+def require_rules_of_days(table: TableLake, built: IcebergTable, view: str = "cdc") -> None:
     """Raise `OtherRulesError` unless every day is masked as the settings say."""
-    masking = masking_of(lake.settings, table, writing=False)
+    masking = masking_of(table.lake.settings, table.settings, writing=False)
     published = days_under_rules(built).values()
     name = table.safe_name
     require_rules(masking, published, f"{name}.{view}", f"any day of {name}/{view}")
 
 
 def _build(
-    lake: Lake, table: Table, days: list[date], masking: Masking
+    table: TableLake, days: list[date], masking: Masking
 ) -> tuple[list[CdcDay], IcebergTable]:
     name = f"{table.safe_name}_cdc"
     # The table before the log: what is committed over it is then never older than it.
-    before = lake.tables.load(name)
-    state = lake.log(table).load()
-    rebased, rules = Rebased(lake, table, before, state), days_under_rules(before) if before else {}
+    before = table.lake.iceberg.load(name)
+    state = table.log.load()
+    rebased, rules = Rebased(table, before, state), days_under_rules(before) if before else {}
     built: list[CdcDay] = []
     properties = {f"watermark.{day}": str(state.n) for day in days}
     properties |= {f"{PUBLISHED}.{day}": masking.fingerprint for day in days}
@@ -198,13 +197,13 @@ def _build(
     def batches() -> Iterator[pa.Table]:
         with (
             tempfile.TemporaryDirectory() as folder,
-            open_duckdb(lake, Path(folder)) as connection,
+            open_duckdb(table.lake, Path(folder)) as connection,
             masking_functions(connection, masking),
         ):
             for day in days:
                 started, rows = time.monotonic(), 0
                 objects = state.objects_of_day(day.isoformat())
-                for batch in _rows(connection, lake, table, objects, masking) if objects else ():
+                for batch in _rows(connection, table, objects, masking) if objects else ():
                     rows += batch.num_rows
                     column = pa.array([day] * batch.num_rows, pa.date32())
                     yield batch.append_column("day", column).cast(CDC_SCHEMA)
@@ -219,7 +218,7 @@ def _build(
                 built.append(CdcDay(day, rows, repeats, len(objects), state.n, seconds))
 
     chunks = _chunks(batches())
-    committed = lake.tables.replace_days(
+    committed = table.lake.iceberg.replace_days(
         name, days, CDC_SCHEMA, chunks, properties, over=before, key="keys"
     )
     return built, committed
@@ -227,14 +226,13 @@ def _build(
 
 def _rows(
     connection: duckdb.DuckDBPyConnection,
-    lake: Lake,
-    table: Table,
+    table: TableLake,
     objects: list[LandedObject],
     masking: Masking,
 ) -> Iterator[pa.Table]:
     """The changes in some objects, masked, each once, in batches."""
-    landed = landed_relation(connection, lake, objects)
-    require_maskable_keys(connection, table, masking, f"SELECT keys FROM {landed}")
+    landed = landed_relation(connection, table.lake, objects)
+    require_maskable_keys(connection, table.settings, masking, f"SELECT keys FROM {landed}")
     # Before masking: images that differ in a masked attribute alone are of two changes.
     connection.execute(f"CREATE OR REPLACE TEMP VIEW landed AS SELECT * FROM {landed}")
     connection.execute(f"CREATE OR REPLACE TEMP TABLE told AS {load_sql('told')}")

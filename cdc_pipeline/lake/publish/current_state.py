@@ -53,7 +53,7 @@ from cdc_pipeline.lake.engine.masking import (
     published_rules,
 )
 from cdc_pipeline.lake.iceberg.tables import CommitConflictError, data_files, table_property
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.entity_notes import note_entities
 from cdc_pipeline.lake.publish.schema_contract import pinned_types, require_contract
 from cdc_pipeline.settings.model import Table
@@ -106,9 +106,9 @@ class PublishResult:
     table: IcebergTable
 
 
-def published_base(lake: Lake, table: Table) -> Base | None:
+def published_base(table: TableLake) -> Base | None:
     """The base that readers see now, None before the first publication."""
-    found = lake.tables.load(f"{table.safe_name}_current_state")
+    found = table.iceberg("current_state")
     if found is None:
         return None
     return Base(
@@ -122,24 +122,24 @@ def published_base(lake: Lake, table: Table) -> Base | None:
     )
 
 
-def next_base(lake: Lake, table: Table, state: LogState) -> Base:
+def next_base(table: TableLake, state: LogState) -> Base:
     """What the next publication starts from; raises `NotReadyError` when nothing can be.
 
     A newer baseline takes over as soon as everything written before its export time plus the
     margin has landed: from then on the folded changes no longer show a mixture of times.
     """
-    current = published_base(lake, table)
+    current = published_base(table)
     staged = state.staged
     if staged is not None and (current is None or staged.generation > current.generation):
         landed_us = state.complete_to_us(staged.generation)
-        if landed_us >= handover_us(lake, staged) and not state.incomplete:
-            return _staged_base(lake, table, staged, current)
+        if landed_us >= handover_us(table.lake, staged) and not state.incomplete:
+            return _staged_base(table, staged, current)
         if current is None:
             raise NotReadyError(
                 f"{table.safe_name}/current_state: the export shows the table at "
                 f"{_time(staged.export_time_us)}, and changes have landed up to "
                 f"{_time(landed_us)}; both must meet at "
-                f"{_time(handover_us(lake, staged))} before a state can be published",
+                f"{_time(handover_us(table.lake, staged))} before a state can be published",
                 fix="run the job `capture` (or materialise raw_stream) once more, then this again",
             )
     if current is None:
@@ -147,15 +147,15 @@ def next_base(lake: Lake, table: Table, state: LogState) -> Base:
             f"{table.safe_name}/current_state: there is no export of table {table.name} yet",
             fix=f"materialise {table.safe_name}/pitr_export first",
         )
-    if not _is_masked_alike(lake, table, current):
+    if not _is_masked_alike(table, current):
         # What is published does not tell the exact values; the baseline and the landing zone do.
-        return _staged_base(lake, table, state.baselines[current.generation], current)
+        return _staged_base(table, state.baselines[current.generation], current)
     return current
 
 
-def _is_masked_alike(lake: Lake, table: Table, current: Base) -> bool:
-    masking = masking_of(lake.settings, table, writing=True)
-    stones = lake.tables.load(f"{table.safe_name}_tombstones")
+def _is_masked_alike(table: TableLake, current: Base) -> bool:
+    masking = masking_of(table.lake.settings, table.settings, writing=True)
+    stones = table.iceberg("tombstones")
     return all(masking.made(published_rules(t)) for t in (current.table, stones) if t)
 
 
@@ -172,8 +172,8 @@ def handover_us(lake: Lake, baseline: Baseline) -> int:
     return baseline.export_time_us + margin_us + lake.settings.clock_margin_us
 
 
-def _staged_base(lake: Lake, table: Table, staged: Baseline, current: Base | None) -> Base:
-    found = lake.tables.load(f"{table.safe_name}_snapshot")
+def _staged_base(table: TableLake, staged: Baseline, current: Base | None) -> Base:
+    found = table.iceberg("snapshot")
     assert found is not None  # the log says that it was committed
     over = current.table if current else None
     return Base(
@@ -193,23 +193,23 @@ def _time(time_us: int) -> str:
     return f"{time_text(time_us)} UTC"
 
 
-def is_worth_folding(lake: Lake, table: Table) -> bool:
+def is_worth_folding(table: TableLake) -> bool:
     """Whether the delta is large or the base old enough for a fold that nobody asked for.
 
     Readers merge the delta, so they do not wait for it; folding rewrites the whole base.
     """
-    base, state = published_base(lake, table), lake.log(table).load()
+    base, state = published_base(table), table.log.load()
     if base is None or (state.staged and state.staged.generation > base.generation):
         return True
-    if not (_is_typed_alike(table, base) and _is_masked_alike(lake, table, base)):
+    if not (_is_typed_alike(table.settings, base) and _is_masked_alike(table, base)):
         return True
-    options = lake.settings.current_state
+    options = table.lake.settings.current_state
     changes = sum(o.rows for o in state.delta(generation=base.generation, after=base.after))
     if changes * 100 >= base.items * options.fold_percent:
         return True
     committed = base.table.current_snapshot()
     assert committed is not None  # it is published
-    age_us = lake.log(table).now_us() - committed.timestamp_ms * 1000
+    age_us = table.log.now_us() - committed.timestamp_ms * 1000
     return age_us >= options.fold_minutes * 60_000_000
 
 
@@ -232,11 +232,11 @@ def advance_watermark(lake: Lake, base: Base, state: LogState) -> IcebergTable:
         return base.table
     properties = {"watermark": str(state.horizon(base.generation)), "watermark_us": str(until_us)}
     with suppress(CommitConflictError):
-        return lake.tables.set_properties(base.table, properties)
+        return lake.iceberg.set_properties(base.table, properties)
     return base.table
 
 
-def publish_current_state(lake: Lake, table: Table) -> PublishResult:
+def publish_current_state(table: TableLake) -> PublishResult:
     """Fold everything that landed into a new base and commit it with its watermark.
 
     Raises `NotReadyError`, `CommitConflictError`, `LakeError`, `SchemaContractError`, and
@@ -245,19 +245,19 @@ def publish_current_state(lake: Lake, table: Table) -> PublishResult:
     the next fold with tombstones that its own delta explains.
     """
     started = time.monotonic()
-    state = lake.log(table).load()
-    base = next_base(lake, table, state)
+    state = table.log.load()
+    base = next_base(table, state)
     # Now, because a commit over a table brings the object up to date, too.
     is_new, before = base.table is not base.over, prior_columns(base.over)
     is_first, new_baseline = base.over is None, _generation(base.over) != base.generation
     delta = state.delta(generation=base.generation, after=base.after)
-    if is_behind(base, table, state):
-        published = _publish(lake, table, state, base, delta)
+    if is_behind(base, table.settings, state):
+        published = _publish(table, state, base, delta)
         columns, items, committed = published.columns, published.rows, published.table
     else:
-        columns, items, committed = before, base.items, advance_watermark(lake, base, state)
+        columns, items, committed = before, base.items, advance_watermark(table.lake, base, state)
     seen = json.loads(table_property(committed, _SEEN) or "[]")
-    note_entities(lake, table, committed)
+    note_entities(table, committed)
     return PublishResult(
         items=items,
         columns=columns,
@@ -269,7 +269,7 @@ def publish_current_state(lake: Lake, table: Table) -> PublishResult:
         new_baseline=new_baseline,
         rebuilt=is_new and not new_baseline,
         changes=None if is_first else column_changes(before, columns),
-        unseen_rules=sorted(table.columns.keys() - seen),
+        unseen_rules=sorted(table.settings.columns.keys() - seen),
         seconds=time.monotonic() - started,
         table=committed,
     )
@@ -280,26 +280,26 @@ def _generation(table: IcebergTable | None) -> int:
 
 
 def _publish(
-    lake: Lake, table: Table, state: LogState, base: Base, delta: list[LandedObject]
+    table: TableLake, state: LogState, base: Base, delta: list[LandedObject]
 ) -> TypedResult:
-    masking = masking_of(lake.settings, table, writing=True)
+    masking = masking_of(table.lake.settings, table.settings, writing=True)
     shows_too_much = base.over is not None and not masking.made(published_rules(base.over))
     with (
         tempfile.TemporaryDirectory() as folder,
-        open_duckdb(lake, Path(folder)) as connection,
+        open_duckdb(table.lake, Path(folder)) as connection,
         masking_functions(connection, masking),
     ):
         files = data_files(base.table, base.snapshot_id)
-        _require_whole(connection, table, base, files)
+        _require_whole(connection, table.settings, base, files)
         is_exact = base.table is not base.over
-        create_base(connection, table, files, masking if is_exact else Masking())
-        stones = create_winners(connection, lake, table, delta)
+        create_base(connection, table.settings, files, masking if is_exact else Masking())
+        stones = create_winners(connection, table, delta)
         create_effective(connection)
         # Until this base stands, readers have the one before it, which needs its own tombstones.
         oldest = _generation(base.over) if base.over else base.generation
-        _replace_tombstones(connection, lake, table, stones, masking, oldest)
+        _replace_tombstones(connection, table, stones, masking, oldest)
         published = replace_typed(
-            lake.tables,
+            table.lake.iceberg,
             f"{table.safe_name}_current_state",
             connection,
             load_sql("fold"),
@@ -310,10 +310,15 @@ def _publish(
             },
             over=base.over,
             scratch=Path(folder),
-            plan=_plan(table, base.over, masking, column_names(lake.tables, table.safe_name)),
+            plan=_plan(
+                table.settings,
+                base.over,
+                masking,
+                column_names(table.lake.iceberg, table.safe_name),
+            ),
         )
     if shows_too_much:
-        forget_earlier(lake, published.table)
+        forget_earlier(table.lake, published.table)
     return published
 
 
@@ -356,20 +361,21 @@ def _plan(
     return plan
 
 
-def forget_tombstones(lake: Lake, table: Table) -> None:
+def forget_tombstones(table: TableLake) -> None:
     """Begin with no tombstones, where they cannot be read and a new baseline needs none.
 
     Those of older generations rule out only changes that are ignored over the new baseline.
     """
     name = f"{table.safe_name}_tombstones"
     nothing = TOMBSTONE_SCHEMA.empty_table().to_reader()
-    lake.tables.replace(name, nothing, {}, over=lake.tables.load(name), key="item_key")
+    table.lake.iceberg.replace(
+        name, nothing, {}, over=table.lake.iceberg.load(name), key="item_key"
+    )
 
 
 def _replace_tombstones(
     connection: duckdb.DuckDBPyConnection,
-    lake: Lake,
-    table: Table,
+    table: TableLake,
     stones: IcebergTable | None,
     masking: Masking,
     oldest: int,
@@ -390,6 +396,6 @@ def _replace_tombstones(
     name = f"{table.safe_name}_tombstones"
     shows_too_much = stones is not None and not masking.made(published_rules(stones))
     properties = {PUBLISHED: masking.fingerprint}
-    committed = lake.tables.replace(name, rows, properties, over=stones, key="item_key")
+    committed = table.lake.iceberg.replace(name, rows, properties, over=stones, key="item_key")
     if shows_too_much:
-        forget_earlier(lake, committed)
+        forget_earlier(table.lake, committed)

@@ -15,7 +15,7 @@ from cdc_pipeline.core.items.entities import Entity, escaped, rules_mark
 from cdc_pipeline.lake.engine.duckdb_session import arrow_batches, connect_duckdb, files_relation
 from cdc_pipeline.lake.engine.item_table import prior_columns
 from cdc_pipeline.lake.iceberg.tables import data_files
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.publish.schema_contract import pinned_types
 from cdc_pipeline.settings.model import Settings, Table
 from cdc_pipeline.transform.entities import count_entities
@@ -75,9 +75,9 @@ def pins_of(table: Table, entity: Entity) -> dict[str, str]:
     return {escaped(name): kind for name, kind in pins.items()} if entity.depth else pins
 
 
-def read_notes(lake: Lake, table: Table) -> Notes | None:
+def read_notes(table: TableLake) -> Notes | None:
     """The notes of whichever version was noted last."""
-    data = lake.store.read(_key(lake, table))
+    data = table.lake.store.read(_key(table))
     if data is None:
         return None
     said = json.loads(data)
@@ -105,12 +105,12 @@ def are_current(notes: Notes | None, table: Table, published: IcebergTable) -> b
     )
 
 
-def current_notes(lake: Lake, table: Table, published: IcebergTable) -> Notes:
+def current_notes(table: TableLake, published: IcebergTable) -> Notes:
     """Notes of this published version: those that are there, or made now and kept."""
-    notes = read_notes(lake, table)
-    if notes is not None and are_current(notes, table, published):
+    notes = read_notes(table)
+    if notes is not None and are_current(notes, table.settings, published):
         return notes
-    made = _make_notes(lake, table, published, notes)
+    made = _make_notes(table, published, notes)
     said = {
         "snapshot_id": made.snapshot_id,
         "rules": made.rules,
@@ -124,41 +124,42 @@ def current_notes(lake: Lake, table: Table, published: IcebergTable) -> Notes:
             for name, note in made.entities.items()
         },
     }
-    lake.store.write(_key(lake, table), json.dumps(said).encode())
+    table.lake.store.write(_key(table), json.dumps(said).encode())
     return made
 
 
-def note_entities(lake: Lake, table: Table, published: IcebergTable) -> None:
+def note_entities(table: TableLake, published: IcebergTable) -> None:
     """After a publication: note what it holds by entity. Nothing for a table without entities."""
-    if table.entities:
-        current_notes(lake, table, published)
+    if table.settings.entities:
+        current_notes(table, published)
 
 
-def _key(lake: Lake, table: Table) -> str:
-    return f"{lake.paths(table).state}entities/notes.json"
+def _key(table: TableLake) -> str:
+    return f"{table.paths.state}entities/notes.json"
 
 
-def _make_notes(lake: Lake, table: Table, published: IcebergTable, before: Notes | None) -> Notes:
-    with connect_duckdb(lake) as connection:
+def _make_notes(table: TableLake, published: IcebergTable, before: Notes | None) -> Notes:
+    with connect_duckdb(table.lake) as connection:
         files = files_relation(connection, data_files(published), typed_schema([]))
         batches = arrow_batches(connection, f"SELECT _item FROM {files}", _BATCH_ROWS)
         items = (batch.column(0) for batch in batches)
-        counts, unmatched = count_entities(items, entities_of(table), kept_whole(table))
+        counts, unmatched = count_entities(
+            items, entities_of(table.settings), kept_whole(table.settings)
+        )
     snapshot_id = published.metadata.current_snapshot_id
     assert snapshot_id is not None  # it is published
     noted = {}
-    for entity in entities_of(table):
+    for entity in entities_of(table.settings):
         stats = counts[entity.name].stats
-        if before is not None and before.rules == split_mark(table):
+        if before is not None and before.rules == split_mark(table.settings):
             carry_widths(stats, before.entities[entity.name].stats)
-        columns = entity_columns(lake, table, entity, stats, published, before)
+        columns = entity_columns(table, entity, stats, published, before)
         noted[entity.name] = EntityNote(counts[entity.name].items, stats, columns)
-    return Notes(snapshot_id, split_mark(table), unmatched, noted)
+    return Notes(snapshot_id, split_mark(table.settings), unmatched, noted)
 
 
 def entity_columns(
-    lake: Lake,
-    table: Table,
+    table: TableLake,
     entity: Entity,
     stats: Stats,
     published: IcebergTable | None,
@@ -172,8 +173,8 @@ def entity_columns(
     `more`: what newer items hold: the types are of all, of which kind a column is, stays.
     """
     before = notes.entities.get(entity.name) if notes else None
-    own = before.columns if before else _built_columns(lake, table, entity)
-    pins = pins_of(table, entity)
+    own = before.columns if before else _built_columns(table, entity)
+    pins = pins_of(table.settings, entity)
     names = [*own, *_named_alike(prior_columns(published), entity, own)]
     columns = columns_of(stats, names, pins=pins)
     if not more:
@@ -183,11 +184,11 @@ def entity_columns(
     return columns_of(stats, [*columns, *_new(fresh, columns)], keep_tags=True, pins=pins)
 
 
-def _built_columns(lake: Lake, table: Table, entity: Entity) -> list[Column]:
+def _built_columns(table: TableLake, entity: Entity) -> list[Column]:
     """Of the entity's own table, where notes are lost."""
-    if not any(rule.table for rule in table.entities if rule.name == entity.name):
+    if not any(rule.table for rule in table.settings.entities if rule.name == entity.name):
         return []
-    return prior_columns(lake.tables.load(f"{table.safe_name}_{entity.name}"))
+    return prior_columns(table.lake.iceberg.load(f"{table.safe_name}_{entity.name}"))
 
 
 def _named_alike(

@@ -21,7 +21,7 @@ from cdc_pipeline.lake.engine.masking import (
     require_rules,
 )
 from cdc_pipeline.lake.iceberg.tables import data_files, over_conflicts, table_property
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.publish.current_state import published_base
 from cdc_pipeline.lake.publish.entity_notes import (
     current_notes,
@@ -48,43 +48,49 @@ class EntityTable:
     seconds: float
 
 
-def build_entity(lake: Lake, table: Table, name: str) -> EntityTable:
+def build_entity(table: TableLake, name: str) -> EntityTable:
     """Make `<table>_<entity>` of the published `current_state`, whole, in one commit.
 
     Raises `NotReadyError` before the first publication, `OtherRulesError` where that was under
     other masking rules, `CommitConflictError` when it is overtaken again and again, `LakeError`.
     """
-    return over_conflicts(lambda: _build(lake, table, name))
+    return over_conflicts(lambda: _build(table, name))
 
 
-def _build(lake: Lake, table: Table, name: str) -> EntityTable:
+def _build(table: TableLake, name: str) -> EntityTable:
     started, safe = time.monotonic(), table.safe_name
     # The table before what it is made from: what is committed over it is never older than it.
-    over = lake.tables.load(f"{safe}_{name}")
-    base = published_base(lake, table)
+    over = table.lake.iceberg.load(f"{safe}_{name}")
+    base = published_base(table)
     if base is None:
         raise NotReadyError(
             f"{safe}/{name}: no state of table {table.name} is published yet",
             fix=f"materialise {safe}/current_state first",
         )
-    masking, rules = masking_of(lake.settings, table, writing=False), published_rules(base.table)
+    masking, rules = (
+        masking_of(table.lake.settings, table.settings, writing=False),
+        published_rules(base.table),
+    )
     require_rules(masking, [rules], f"{safe}.current_state", f"{safe}/current_state")
-    note = current_notes(lake, table, base.table).entities[name]
-    made_of = _made_of(table, base.table)
+    note = current_notes(table, base.table).entities[name]
+    made_of = _made_of(table.settings, base.table)
     if over is not None and table_property(over, _MADE_OF) == made_of:
         seconds = time.monotonic() - started
         return EntityTable(note.items, note.columns, over, True, seconds)
     # Now, because a commit over a table brings the object up to date, too.
     shows_too_much = over is not None and published_rules(over) != rules
-    lake.store.write(_mark(lake, table, name), b"{}")
+    table.lake.store.write(_mark(table, name), b"{}")
     properties = {
         _MADE_OF: made_of,
         PUBLISHED: rules,
         "items": str(note.items),
         "columns": json.dumps([asdict(column) for column in note.columns]),
     }
-    entity = next(entity for entity in entities_of(table) if entity.name == name)
-    with tempfile.TemporaryDirectory() as folder, open_duckdb(lake, Path(folder)) as connection:
+    entity = next(entity for entity in entities_of(table.settings) if entity.name == name)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open_duckdb(table.lake, Path(folder)) as connection,
+    ):
         files = files_relation(connection, data_files(base.table), typed_schema([]))
         batches = arrow_batches(
             connection,
@@ -95,14 +101,16 @@ def _build(lake: Lake, table: Table, name: str) -> EntityTable:
 
         def own() -> Iterator[pa.RecordBatch]:
             for batch in batches:
-                belongs = is_of(batch.column("item"), entities_of(table), entity)
+                belongs = is_of(batch.column("item"), entities_of(table.settings), entity)
                 yield batch.cast(NARROW_SCHEMA).filter(belongs)
 
-        typed = shred_entity(own(), entity, note.columns, note.stats, kept_whole(table))
+        typed = shred_entity(own(), entity, note.columns, note.stats, kept_whole(table.settings))
         rows = pa.RecordBatchReader.from_batches(typed_schema(note.columns), typed)
-        committed = lake.tables.replace(f"{safe}_{name}", rows, properties, over=over, key="_key")
+        committed = table.lake.iceberg.replace(
+            f"{safe}_{name}", rows, properties, over=over, key="_key"
+        )
     if shows_too_much:
-        forget_earlier(lake, committed)
+        forget_earlier(table.lake, committed)
     return EntityTable(note.items, note.columns, committed, False, time.monotonic() - started)
 
 
@@ -110,30 +118,30 @@ def _made_of(table: Table, published: IcebergTable) -> str:
     return f"{published.metadata.current_snapshot_id} {split_mark(table)}"
 
 
-def stale_entities(lake: Lake, table: Table, published: IcebergTable) -> Iterator[str]:
+def stale_entities(table: TableLake, published: IcebergTable) -> Iterator[str]:
     """Entities whose tables are made of another version of the state, or were never made."""
-    made_of = _made_of(table, published)
-    for rule in table.entities:
+    made_of = _made_of(table.settings, published)
+    for rule in table.settings.entities:
         if rule.table:
-            built = lake.tables.load(f"{table.safe_name}_{rule.name}")
+            built = table.lake.iceberg.load(f"{table.safe_name}_{rule.name}")
             if built is None or table_property(built, _MADE_OF) != made_of:
                 yield rule.name
 
 
-def entity_tables(lake: Lake, table: Table) -> list[str]:
+def entity_tables(table: TableLake) -> list[str]:
     """Every entity that was ever kept as a table, those that the settings no longer name, too."""
-    folder = _mark(lake, table, "")
-    return sorted(key.removeprefix(folder) for key in lake.store.list(folder))
+    folder = _mark(table, "")
+    return sorted(key.removeprefix(folder) for key in table.lake.store.list(folder))
 
 
-def _mark(lake: Lake, table: Table, name: str) -> str:
-    return f"{lake.paths(table).state}entities/tables/{name}"
+def _mark(table: TableLake, name: str) -> str:
+    return f"{table.paths.state}entities/tables/{name}"
 
 
-def count_unmatched(lake: Lake, table: Table) -> tuple[int, dict[str, int]] | None:
+def count_unmatched(table: TableLake) -> tuple[int, dict[str, int]] | None:
     """Published items that are of no entity, and of each; None: nothing is published yet."""
-    base = published_base(lake, table)
+    base = published_base(table)
     if base is None:
         return None
-    notes = current_notes(lake, table, base.table)
+    notes = current_notes(table, base.table)
     return notes.unmatched, {name: note.items for name, note in notes.entities.items()}

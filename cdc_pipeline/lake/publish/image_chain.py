@@ -14,9 +14,8 @@ from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.transports import BASELINE
 from cdc_pipeline.lake.engine.duckdb_session import files_relation, open_duckdb
 from cdc_pipeline.lake.iceberg.tables import data_files
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.publish.cdc import CDC_SCHEMA
-from cdc_pipeline.settings.model import Table
 from cdc_pipeline.transform.sql import load_sql
 
 _EXAMPLES = 20
@@ -52,13 +51,16 @@ class Chain:
     examples: list[Break]
 
 
-def check_chain(lake: Lake, table: Table, since: date) -> Chain:
+def check_chain(table: TableLake, since: date) -> Chain:
     """Compare neighbouring changes of each item in `<table>_cdc` from the day `since` on."""
-    cdc = lake.tables.load(f"{table.safe_name}_cdc")
+    cdc = table.iceberg("cdc")
     if cdc is None:
         return Chain(0, 0, 0, [])
-    state = lake.log(table).load()
-    with tempfile.TemporaryDirectory() as folder, open_duckdb(lake, Path(folder)) as connection:
+    state = table.log.load()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open_duckdb(table.lake, Path(folder)) as connection,
+    ):
         files = files_relation(connection, data_files(cdc), CDC_SCHEMA)
         connection.execute(
             f"CREATE TEMP VIEW cdc AS SELECT * FROM {files} WHERE day >= DATE '{since}' "

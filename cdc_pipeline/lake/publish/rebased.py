@@ -26,9 +26,8 @@ from cdc_pipeline.core.transports import BASELINE
 from cdc_pipeline.lake.engine.duckdb_session import arrow_batches, files_relation, landed_relation
 from cdc_pipeline.lake.engine.folding import create_base, create_effective, create_exact_winners
 from cdc_pipeline.lake.iceberg.tables import data_files, table_property
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.current_state import handover_us
-from cdc_pipeline.settings.model import Table
 from cdc_pipeline.transform.shred import typed_schema
 from cdc_pipeline.transform.sql import load_sql
 
@@ -134,11 +133,9 @@ def _is_compared(
 class Rebased:
     """The rows of some days, while these are built over `built` at the log's `state`."""
 
-    def __init__(
-        self, lake: Lake, table: Table, built: IcebergTable | None, state: LogState
-    ) -> None:
-        self._lake, self._table, self._built, self._state = lake, table, built, state
-        self._every = comparisons(lake, built, state)
+    def __init__(self, table: TableLake, built: IcebergTable | None, state: LogState) -> None:
+        self._table, self._built, self._state = table, built, state
+        self._every = comparisons(table.lake, built, state)
 
     def rows(
         self,
@@ -180,12 +177,12 @@ class Rebased:
 
     def _compare(self, connection: duckdb.DuckDBPyConnection, comparison: Comparison) -> None:
         """The relations that `rebased.sql` reads, exact: masked alike others might be equal."""
-        snapshot = self._lake.tables.load(f"{self._table.safe_name}_snapshot")
+        snapshot = self._table.iceberg("snapshot")
         assert snapshot is not None  # the log says that baselines were committed
         before = comparison.before
         files = data_files(snapshot, before.snapshot_id) if before else []
-        create_base(connection, self._table, files, Masking())
-        create_exact_winners(connection, self._lake, comparison.older(self._state))
+        create_base(connection, self._table.settings, files, Masking())
+        create_exact_winners(connection, self._table.lake, comparison.older(self._state))
         create_effective(connection)
         left = f"SELECT item_key, item FROM ({load_sql('fold')})"
         connection.execute(f"CREATE OR REPLACE TEMP VIEW earlier AS {left}")
@@ -197,7 +194,7 @@ class Rebased:
             "CREATE OR REPLACE TEMP VIEW baseline AS "
             f"SELECT _key AS item_key, _item AS item FROM {items} {touched}"
         )
-        landed = landed_relation(connection, self._lake, comparison.explaining(self._state))
+        landed = landed_relation(connection, self._table.lake, comparison.explaining(self._state))
         connection.execute(
             "CREATE OR REPLACE TEMP TABLE explained AS SELECT DISTINCT keys AS item_key "
             f"FROM {landed} WHERE write_time_us <= {comparison.until_us}"

@@ -97,7 +97,7 @@ class Staleness:
 
     def load(self, table: Table) -> LogState:
         """A table's capture log as it is now."""
-        self._states[table.safe_name] = self.lake.log(table).load()
+        self._states[table.safe_name] = self.lake.table(table).log.load()
         return self._states[table.safe_name]
 
     def of_table(self, table: Table) -> Iterator[Stale]:
@@ -116,7 +116,7 @@ class Staleness:
             if days := stale_archive_days(cdc, archive):
                 yield Stale("ttl_archive", _dates(days))
         try:
-            base = next_base(self.lake, table, state)
+            base = next_base(self.lake.table(table), state)
         except NotReadyError:
             # Before the first export there is nothing to wait for.
             behind, self._waiting[name] = False, state.staged is not None
@@ -127,13 +127,13 @@ class Staleness:
             self._waiting[name] = behind or newest > base.generation
             self._complete_us[name] = int(table_property(base.table, "watermark_us") or 0)
         published = self._iceberg(f"{name}_current_state") if table.entities else None
-        if (behind and is_worth_folding(self.lake, table)) or (
+        if (behind and is_worth_folding(self.lake.table(table))) or (
             published is not None
-            and not are_current(read_notes(self.lake, table), table, published)
+            and not are_current(read_notes(self.lake.table(table)), table, published)
         ):
             yield Stale("current_state")
         elif published is not None:
-            yield from map(Stale, stale_entities(self.lake, table, published))
+            yield from map(Stale, stale_entities(self.lake.table(table), published))
 
     def is_waiting(self, table: Table) -> bool:
         """Whether something landed that is not worth a fold yet, or cannot be published yet."""
@@ -146,7 +146,7 @@ class Staleness:
     def advance(self, table: Table) -> None:
         """Let a published state that lacks nothing say so, in a commit of properties alone."""
         state = self._states[table.safe_name]
-        base = published_base(self.lake, table)
+        base = published_base(self.lake.table(table))
         if base is not None and not is_behind(base, table, state):
             advance_watermark(self.lake, base, state)
 
@@ -219,7 +219,7 @@ class Staleness:
 
     def _iceberg(self, name: str) -> IcebergTable | None:
         if name not in self._tables:
-            self._tables[name] = self.lake.tables.load(name)
+            self._tables[name] = self.lake.iceberg.load(name)
         return self._tables[name]
 
 

@@ -22,11 +22,10 @@ from cdc_pipeline.core.items.attributes import plain_json
 from cdc_pipeline.lake.engine.duckdb_session import arrow_batches, files_relation, open_duckdb
 from cdc_pipeline.lake.engine.masking import PUBLISHED, masked, masking_functions, masking_of
 from cdc_pipeline.lake.iceberg.tables import data_files, table_property
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.publish.baselines import kept_baselines
 from cdc_pipeline.lake.publish.cdc import CDC_SCHEMA, require_rules_of_days
 from cdc_pipeline.lake.publish.daily import build_groups, days_under_other_rules
-from cdc_pipeline.settings.model import Table
 from cdc_pipeline.transform.shred import typed_schema
 from cdc_pipeline.transform.sql import load_sql
 
@@ -57,39 +56,39 @@ class ArchiveDay:
     seconds: float
 
 
-def build_archive_day(lake: Lake, table: Table, day: date) -> ArchiveDay:
+def build_archive_day(table: TableLake, day: date) -> ArchiveDay:
     """Rebuild one day of `<table>_ttl_archive` from `<table>_cdc` and the baselines.
 
     Days that were built under other masking rules are rebuilt first. Raises `NotReadyError` where
     `cdc` was never built, `OtherRulesError` where it was under other rules, `CommitConflictError`
     when it is overtaken again and again, `LakeError`, `SettingsError`.
     """
-    masking = masking_of(lake.settings, table, writing=True)
-    before = lake.tables.load(f"{table.safe_name}_ttl_archive")
+    masking = masking_of(table.lake.settings, table.settings, writing=True)
+    before = table.iceberg("ttl_archive")
     stale = days_under_other_rules(before, masking)
     (built,) = build_groups(
-        lambda day: _build(lake, table, day),
+        lambda day: _build(table, day),
         sorted(stale - {day}),
         [day],
-        lake=lake,
+        lake=table.lake,
         forget=bool(stale),
     )
     return built
 
 
-def _build(lake: Lake, table: Table, day: date) -> tuple[ArchiveDay, IcebergTable]:
+def _build(table: TableLake, day: date) -> tuple[ArchiveDay, IcebergTable]:
     started = time.monotonic()
-    masking = masking_of(lake.settings, table, writing=True)
+    masking = masking_of(table.lake.settings, table.settings, writing=True)
     name = f"{table.safe_name}_ttl_archive"
     # The table before what it is made from: what is committed over it is never older than it.
-    before = lake.tables.load(name)
-    cdc = lake.tables.load(f"{table.safe_name}_cdc")
+    before = table.lake.iceberg.load(name)
+    cdc = table.iceberg("cdc")
     if cdc is None:
         raise NotReadyError(
             f"{table.safe_name}/ttl_archive: there is no cdc of table {table.name} yet",
             fix=f"materialise {table.safe_name}/cdc first",
         )
-    require_rules_of_days(lake, table, cdc)
+    require_rules_of_days(table, cdc)
     watermark = table_property(cdc, f"watermark.{day}") or "0"
     rows = unknown = 0
 
@@ -97,12 +96,12 @@ def _build(lake: Lake, table: Table, day: date) -> tuple[ArchiveDay, IcebergTabl
         nonlocal rows, unknown
         with (
             tempfile.TemporaryDirectory() as folder,
-            open_duckdb(lake, Path(folder)) as connection,
+            open_duckdb(table.lake, Path(folder)) as connection,
             masking_functions(connection, masking),
         ):
             images = _create_expired(connection, cdc, day)
             if images:
-                baselines = _baselines(connection, lake, table, masked(masking, "_key"))
+                baselines = _baselines(connection, table, masked(masking, "_key"))
                 items = masked(masking, "_item")
                 _create_images(connection, cdc, baselines, items)
             else:
@@ -113,7 +112,7 @@ def _build(lake: Lake, table: Table, day: date) -> tuple[ArchiveDay, IcebergTabl
                 yield chunk
 
     properties = {f"watermark.{day}": watermark, f"{PUBLISHED}.{day}": masking.fingerprint}
-    committed = lake.tables.replace_days(
+    committed = table.lake.iceberg.replace_days(
         name, [day], ARCHIVE_SCHEMA, chunks(), properties, over=before, key="keys"
     )
     seconds = time.monotonic() - started
@@ -152,12 +151,12 @@ def _create_images(
     )
 
 
-def _baselines(connection: duckdb.DuckDBPyConnection, lake: Lake, table: Table, key: str) -> str:
+def _baselines(connection: duckdb.DuckDBPyConnection, table: TableLake, key: str) -> str:
     """SQL for the items of every baseline."""
-    snapshot = lake.tables.load(f"{table.safe_name}_snapshot")
+    snapshot = table.iceberg("snapshot")
     relations = [
         files_relation(connection, data_files(snapshot, baseline.snapshot_id), typed_schema([]))
-        for baseline in kept_baselines(lake.log(table).load())
+        for baseline in kept_baselines(table.log.load())
         if snapshot is not None
     ] or [files_relation(connection, [], typed_schema([]))]
     return " UNION ALL ".join(

@@ -63,8 +63,8 @@ def _build_parts(
     _refuse_exact_inputs(lake, aggregate)
     every = load_aggregates(lake.settings.aggregates_folder)
     rules = fingerprints(lake, sources_of(lake, aggregate, every))
-    before = lake.tables.load(aggregate.table)
-    there: list[date | None] = [*lake.tables.days(before)] if before and any(days) else [None]
+    before = lake.iceberg.load(aggregate.table)
+    there: list[date | None] = [*lake.iceberg.days(before)] if before and any(days) else [None]
     stale = [d for d in there if published_rules(before, d) != rules] if before else []
     others = [day for day in stale if day not in days]
     built = build_groups(
@@ -99,7 +99,7 @@ def _refuse_exact_inputs(lake: Lake, aggregate: Aggregate) -> None:
 def _build(
     lake: Lake, aggregate: Aggregate, days: Sequence[date | None], rules: str
 ) -> tuple[list[AggregateResult], IcebergTable]:
-    before = lake.tables.load(aggregate.table)
+    before = lake.iceberg.load(aggregate.table)
     # The inputs' versions before the inputs: what is built is then never older than it says.
     staleness = Staleness(lake)
     made_of = {
@@ -123,11 +123,11 @@ def _build(
     written = [day for day in days if day is not None]
     if not written:
         properties = {PUBLISHED: rules, **made_of}
-        committed = lake.tables.replace(name, rows.to_reader(), properties, over=before)
+        committed = lake.iceberg.replace(name, rows.to_reader(), properties, over=before)
     else:
         properties = {f"{PUBLISHED}.{day}": rules for day in written} | made_of
         chunks = [rows] if rows.num_rows else []
-        committed = lake.tables.replace_days(
+        committed = lake.iceberg.replace_days(
             name, written, rows.schema, chunks, properties, over=before
         )
     return results, committed

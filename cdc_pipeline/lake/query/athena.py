@@ -13,9 +13,8 @@ from cdc_pipeline.lake.engine.duckdb_session import connect_duckdb, files_relati
 from cdc_pipeline.lake.engine.item_table import prior_columns
 from cdc_pipeline.lake.engine.masking import masking_of
 from cdc_pipeline.lake.iceberg.tables import data_files, table_property
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.current_state import Base, published_base
-from cdc_pipeline.settings.model import Table
 from cdc_pipeline.transform.athena import Catalogued, athena_statements
 from cdc_pipeline.transform.shred import typed_schema
 
@@ -28,7 +27,7 @@ _VALUE = "put the value here"
 
 
 def athena_script(
-    lake: Lake, table: Table, names: Sequence[str] = (), key: str | None = None
+    table: TableLake, names: Sequence[str] = (), key: str | None = None
 ) -> Iterator[str]:
     """Parts of a script with all queries, or those of these names.
 
@@ -36,19 +35,19 @@ def athena_script(
     `QueryError` for names that there are not, `EraseRefusedError` for another key than the table's,
     `LakeError`, `SettingsError`.
     """
-    statements = {s.name: s for s in athena_statements(catalogued(lake, table, key))}
+    statements = {s.name: s for s in athena_statements(catalogued(table, key))}
     unknown = [name for name in names if name not in statements]
     if unknown:
         raise QueryError(
             f"there is no query {unknown[0]!r} for {table.safe_name}",
             fix=f"use one of: {', '.join(statements) or 'none yet: nothing has landed'}",
         )
-    yield _HEADING.format(database=lake.database, table=table.safe_name)
-    if not lake.settings.is_s3:
+    yield _HEADING.format(database=table.lake.database, table=table.safe_name)
+    if not table.lake.settings.is_s3:
         yield "-- This lake is a local folder: Athena reads S3 only.\n"
-    elif lake.settings.catalog_type == "s3tables":
+    elif table.lake.settings.catalog_type == "s3tables":
         yield "-- Iceberg tables: choose the catalogue s3tablescatalog/<table bucket>.\n"
-    elif not lake.settings.has_glue:
+    elif not table.lake.settings.has_glue:
         yield "-- This lake's catalogue is not in AWS: Athena does not see it.\n"
     if not statements:
         yield "-- Nothing is in the catalogue yet: run the job `capture`.\n"
@@ -58,25 +57,25 @@ def athena_script(
             yield f"\n-- {statement.name}\n-- {notes}\n{statement.sql};\n"
 
 
-def catalogued(lake: Lake, table: Table, key: str | None = None) -> Catalogued:
+def catalogued(table: TableLake, key: str | None = None) -> Catalogued:
     """What the catalogue has of a table now."""
-    state, base = lake.log(table).load(), published_base(lake, table)
-    cdc = lake.tables.load(f"{table.safe_name}_cdc")
-    archive = lake.tables.load(f"{table.safe_name}_ttl_archive") if table.ttl_archive else None
+    state, base = table.log.load(), published_base(table)
+    cdc = table.iceberg("cdc")
+    archive = table.iceberg("ttl_archive") if table.settings.ttl_archive else None
     baseline = state.baselines.get(base.generation) if base else state.staged
     landed = [date.fromisoformat(landed.day) for landed in state.objects.values()]
     return Catalogued(
-        database=lake.database,
+        database=table.lake.database,
         table=table.safe_name,
-        key=_key(lake, table, state, base, key),
+        key=_key(table, state, base, key),
         columns=prior_columns(base.table) if base else (),
         published_at=_published_at(base),
         complete_to=_complete_to(base),
-        cdc_day=max(lake.tables.days(cdc), default=None) if cdc else None,
+        cdc_day=max(table.lake.iceberg.days(cdc), default=None) if cdc else None,
         landed_day=max(landed, default=None),
         baseline=baseline.snapshot_id if baseline else None,
         has_ttl_archive=archive is not None,
-        keep_snapshot_days=lake.settings.maintenance.keep_snapshot_days,
+        keep_snapshot_days=table.lake.settings.maintenance.keep_snapshot_days,
     )
 
 
@@ -91,15 +90,15 @@ def _complete_to(base: Base | None) -> datetime | None:
     return utc(told) if told else None
 
 
-def _key(lake: Lake, table: Table, state: LogState, base: Base | None, said: str | None) -> str:
+def _key(table: TableLake, state: LogState, base: Base | None, said: str | None) -> str:
     """The key that was said as the tables have it, or what a key looks like."""
-    found = _some_key(lake, state, base)
+    found = _some_key(table.lake, state, base)
     if found is None:
         return to_json({_VALUE: {"S": ""}})
     types = {name: tag for name, value in json.loads(found).items() for tag in value}
     if said is None:
         return to_json({name: {tag: _VALUE} for name, tag in sorted(types.items())})
-    masking = masking_of(lake.settings, table, writing=True)
+    masking = masking_of(table.lake.settings, table.settings, writing=True)
     return masking.item(typed_key(said, types))
 
 

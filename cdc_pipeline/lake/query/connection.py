@@ -30,7 +30,7 @@ from cdc_pipeline.lake.engine.masking import (
     require_rules_of_aggregate,
 )
 from cdc_pipeline.lake.iceberg.tables import data_files
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.cdc import require_rules_of_days
 from cdc_pipeline.lake.publish.current_state import published_base
 from cdc_pipeline.lake.query.entity_views import (
@@ -41,7 +41,6 @@ from cdc_pipeline.lake.query.entity_views import (
 from cdc_pipeline.lake.query.merged_view import merged_relation
 from cdc_pipeline.lake.query.named_views import named
 from cdc_pipeline.lake.query.time_travel import find_state, write_state
-from cdc_pipeline.settings.model import Table
 from cdc_pipeline.transform.aggregates import AGGREGATES, broken_aggregates, load_aggregates
 from cdc_pipeline.transform.shred import typed_schema
 from cdc_pipeline.transform.sql import load_sql
@@ -61,9 +60,9 @@ def connect_lake(
     try:
         for table in chosen:
             if as_of is None:
-                _create_schema(connection, lake, table)
+                _create_schema(connection, lake.table(table))
             else:
-                _create_past_schema(connection, lake, table, as_of)
+                _create_past_schema(connection, lake.table(table), as_of)
         if aggregates and as_of is None:
             _create_aggregates(connection, lake)
     except duckdb.Error as error:
@@ -78,76 +77,76 @@ def connect_lake(
     return connection
 
 
-def _create_schema(connection: duckdb.DuckDBPyConnection, lake: Lake, table: Table) -> None:
+def _create_schema(connection: duckdb.DuckDBPyConnection, table: TableLake) -> None:
     schema = identifier(table.safe_name)
     connection.execute(f"CREATE SCHEMA {schema}")
     # The base before the log: whatever is published in between, the log covers the base.
-    base = published_base(lake, table)
-    state = lake.log(table).load()
+    base = published_base(table)
+    state = table.log.load()
     if state.n == 0:
         return
-    landed = landed_relation(connection, lake, list(state.objects.values()))
+    landed = landed_relation(connection, table.lake, list(state.objects.values()))
     raw_stream = named(connection, "raw_stream", landed)
     connection.execute(f"CREATE VIEW {schema}.raw_stream AS {raw_stream}")
-    _create_cdc(connection, lake, table, schema)
-    _create_ttl_archive(connection, lake, table, schema)
+    _create_cdc(connection, table, schema)
+    _create_ttl_archive(connection, table, schema)
     # The live baseline; before the first publication the staged one.
     baseline = state.baselines.get(base.generation) if base else state.staged
     if baseline is not None:
-        _create_pitr_export(connection, lake, table, schema, baseline)
+        _create_pitr_export(connection, table, schema, baseline)
     if base is None:
-        refuse_entity_views(connection, table, not_published(table))
+        refuse_entity_views(connection, table.settings, not_published(table.settings))
     else:
         delta = state.delta(generation=base.generation, after=base.after)
         view = f"{schema}.current_state"
         try:
-            merged = merged_relation(connection, lake, table, base, delta)
+            merged = merged_relation(connection, table, base, delta)
         except (OtherRulesError, SettingsError) as error:
             files = files_relation(connection, data_files(base.table), typed_schema([]))
             shown = named(connection, "current_state", files)
             refusing_view(connection, view, f"({shown})", error)
-            refuse_entity_views(connection, table, error)
+            refuse_entity_views(connection, table.settings, error)
         else:
             shown = named(connection, "current_state", f"({merged})")
             connection.execute(f"CREATE VIEW {view} AS {shown}")
-            create_entity_views(connection, lake, table, base.table)
+            create_entity_views(connection, table, base.table)
 
 
 def _create_past_schema(
-    connection: duckdb.DuckDBPyConnection, lake: Lake, table: Table, as_of: datetime
+    connection: duckdb.DuckDBPyConnection, table: TableLake, as_of: datetime
 ) -> None:
     schema = identifier(table.safe_name)
     connection.execute(f"CREATE SCHEMA {schema}")
-    state = lake.log(table).load()
-    found = find_state(lake, table, state, as_of)
+    state = table.log.load()
+    found = find_state(table, state, as_of)
     for warning in found.warnings:
         warnings.warn(warning, stacklevel=4)
-    landed = landed_relation(connection, lake, list(state.objects.values()))
+    landed = landed_relation(connection, table.lake, list(state.objects.values()))
     until = f"WHERE write_time_us <= {found.until_us}"
     raw_stream = named(connection, "raw_stream", landed)
     connection.execute(f"CREATE VIEW {schema}.raw_stream AS {raw_stream} {until}")
-    _create_cdc(connection, lake, table, schema, until)
-    _create_pitr_export(connection, lake, table, schema, found.baseline)
+    _create_cdc(connection, table, schema, until)
+    _create_pitr_export(connection, table, schema, found.baseline)
     folder = Path(tempfile.mkdtemp(prefix="cdc_pipeline-"))
     weakref.finalize(connection, shutil.rmtree, folder, ignore_errors=True)
     items = folder / f"{table.safe_name}.parquet"
-    with open_duckdb(lake, folder) as scratch:
-        write_state(scratch, lake, table, state, found, items)
+    with open_duckdb(table.lake, folder) as scratch:
+        write_state(scratch, table, state, found, items)
     shown = named(connection, "current_state", f"read_parquet({literal(str(items))})")
     connection.execute(f"CREATE VIEW {schema}.current_state AS {shown}")
-    create_entity_views(connection, lake, table)
+    create_entity_views(connection, table)
 
 
 def _create_cdc(
-    connection: duckdb.DuckDBPyConnection, lake: Lake, table: Table, schema: str, where: str = ""
+    connection: duckdb.DuckDBPyConnection, table: TableLake, schema: str, where: str = ""
 ) -> None:
-    built = lake.tables.load(f"{table.safe_name}_cdc")
+    built = table.iceberg("cdc")
     if built is None:
         return
     files = table_relation(connection, built)
     shown = named(connection, "cdc", files)
     try:
-        require_rules_of_days(lake, table, built)
+        require_rules_of_days(table, built)
     except (OtherRulesError, SettingsError) as error:
         refusing_view(connection, f"{schema}.cdc", f"({shown})", error)
     else:
@@ -158,15 +157,15 @@ def _create_cdc(
 
 
 def _create_ttl_archive(
-    connection: duckdb.DuckDBPyConnection, lake: Lake, table: Table, schema: str
+    connection: duckdb.DuckDBPyConnection, table: TableLake, schema: str
 ) -> None:
-    built = lake.tables.load(f"{table.safe_name}_ttl_archive") if table.ttl_archive else None
+    built = table.iceberg("ttl_archive") if table.settings.ttl_archive else None
     if built is None:
         return
     files, view = table_relation(connection, built), "ttl_archive"
     shown = named(connection, view, files)
     try:
-        require_rules_of_days(lake, table, built, view)
+        require_rules_of_days(table, built, view)
     except (OtherRulesError, SettingsError) as error:
         refusing_view(connection, f"{schema}.{view}", f"({shown})", error)
     else:
@@ -175,12 +174,11 @@ def _create_ttl_archive(
 
 def _create_pitr_export(
     connection: duckdb.DuckDBPyConnection,
-    lake: Lake,
-    table: Table,
+    table: TableLake,
     schema: str,
     baseline: Baseline,
 ) -> None:
-    exported = lake.tables.load(f"{table.safe_name}_snapshot")
+    exported = table.iceberg("snapshot")
     if exported is None:
         return
     view, columns = f"{schema}.pitr_export", prior_columns(exported)
@@ -193,7 +191,7 @@ def _create_pitr_export(
         refusing_view(connection, view, f"({nothing})", error)
         return
     relation = files_relation(connection, files, typed_schema(columns))
-    names = column_names(lake.tables, table.safe_name)
+    names = column_names(table.lake.iceberg, table.safe_name)
     columns_sql = _renamed(connection, relation, {c.name: names[c.attribute] for c in columns})
     shown = named(connection, "pitr_export", f"(SELECT {columns_sql} FROM {relation})")
     connection.execute(f"CREATE VIEW {view} AS {shown}")
@@ -216,7 +214,7 @@ def _create_aggregates(connection: duckdb.DuckDBPyConnection, lake: Lake) -> Non
     connection.execute(f"CREATE SCHEMA {AGGREGATES}")
     every = load_aggregates(lake.settings.aggregates_folder)
     for aggregate in every:
-        built = lake.tables.load(aggregate.table)
+        built = lake.iceberg.load(aggregate.table)
         if built is None:
             continue
         view, rows = f"{AGGREGATES}.{identifier(aggregate.name)}", table_relation(connection, built)
@@ -227,7 +225,7 @@ def _create_aggregates(connection: duckdb.DuckDBPyConnection, lake: Lake) -> Non
         else:
             connection.execute(f"CREATE VIEW {view} AS SELECT * FROM {rows}")
     for broken in broken_aggregates(lake.settings.aggregates_folder):
-        built = lake.tables.load(broken.table)
+        built = lake.iceberg.load(broken.table)
         if built is not None:
             # Its inputs are unknown, and with them the masking rules that it has to follow.
             view, rows = (

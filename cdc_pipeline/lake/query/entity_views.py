@@ -28,7 +28,7 @@ from cdc_pipeline.lake.engine.masking import (
     refusing_view,
     require_rules,
 )
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.publish.entity_notes import (
     are_current,
     entities_of,
@@ -49,8 +49,7 @@ _SYSTEM = "_key, _order_key, _write_time_us, _item"
 
 def create_entity_views(
     connection: duckdb.DuckDBPyConnection,
-    lake: Lake,
-    table: Table,
+    table: TableLake,
     published: IcebergTable | None = None,
 ) -> None:
     """Create `<schema>.<entity>` for every entity, over the view `current_state` that is there.
@@ -58,16 +57,20 @@ def create_entity_views(
     `published`: the base that `current_state` merges with what has landed; its notes spare a pass
     over all items. None: `current_state` is of another time, and every item of it is read now.
     """
-    if not table.entities:
+    if not table.settings.entities:
         return
-    entities, keep = entities_of(table), kept_whole(table)
-    notes, base = read_notes(lake, table), published
+    entities, keep = entities_of(table.settings), kept_whole(table.settings)
+    notes, base = read_notes(table), published
     if base is None:
-        base = lake.tables.load(f"{table.safe_name}_current_state")
+        base = table.iceberg("current_state")
     known: dict[str, Stats] = {}
-    if notes is not None and published is not None and are_current(notes, table, published):
+    if (
+        notes is not None
+        and published is not None
+        and are_current(notes, table.settings, published)
+    ):
         known = {name: note.stats for name, note in notes.entities.items()}
-        relation = _fresh_items(connection, table)
+        relation = _fresh_items(connection, table.settings)
     else:
         relation = f"{identifier(table.safe_name)}.current_state"
     found: dict[str, Stats] = {}
@@ -79,8 +82,8 @@ def create_entity_views(
         stats, more = known.get(entity.name), found.get(entity.name)
         if stats is None:
             stats, more = more or {}, None
-        columns = entity_columns(lake, table, entity, stats, base, notes, more=more)
-        _create_view(connection, table, entity, columns, merge_stats(stats, more or {}))
+        columns = entity_columns(table, entity, stats, base, notes, more=more)
+        _create_view(connection, table.settings, entity, columns, merge_stats(stats, more or {}))
     weakref.finalize(connection, _close, weakref.ref(connection))
 
 
@@ -93,17 +96,15 @@ def refuse_entity_views(
         refusing_view(connection, _view(table, entity), nothing, why)
 
 
-def entities_in_script(
-    connection: duckdb.DuckDBPyConnection, lake: Lake, table: Table
-) -> Iterator[str]:
+def entities_in_script(connection: duckdb.DuckDBPyConnection, table: TableLake) -> Iterator[str]:
     """Put views that a plain DuckDB shell can read in place of those of entities; say what is so.
 
     Splitting and typing take functions of ours, so that only tables as they were built are left.
     """
-    for rule in table.entities:
-        view = _view(table, rule.entity())
+    for rule in table.settings.entities:
+        view = _view(table.settings, rule.entity())
         connection.execute(f"DROP VIEW IF EXISTS {view}")
-        built = lake.tables.load(f"{table.safe_name}_{rule.name}") if rule.table else None
+        built = table.lake.iceberg.load(f"{table.safe_name}_{rule.name}") if rule.table else None
         name = f"{table.safe_name}.{rule.name}"
         if built is None:
             yield f"-- {name} is left out: splitting takes cdc-pipeline. The settings can keep it\n"
@@ -111,7 +112,7 @@ def entities_in_script(
             continue
         relation = table_relation(connection, built)
         try:
-            masking = masking_of(lake.settings, table, writing=False)
+            masking = masking_of(table.lake.settings, table.settings, writing=False)
             require_rules(masking, [published_rules(built)], name, f"{table.safe_name}/{rule.name}")
         except (OtherRulesError, SettingsError) as error:
             refusing_view(connection, view, relation, error)

@@ -17,7 +17,7 @@ from cdc_pipeline.lake.engine.item_table import (
 )
 from cdc_pipeline.lake.engine.masking import masking_of, published_rules, require_rules
 from cdc_pipeline.lake.iceberg.tables import data_files
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.publish.current_state import Base
 from cdc_pipeline.lake.publish.schema_contract import breaches, pinned_types
 from cdc_pipeline.settings.model import Table
@@ -30,8 +30,7 @@ _TOUCHED, _FRESH = "touched_keys", "fresh_items"
 
 def merged_relation(
     connection: duckdb.DuckDBPyConnection,
-    lake: Lake,
-    table: Table,
+    table: TableLake,
     base: Base,
     delta: list[LandedObject],
 ) -> str:
@@ -44,21 +43,21 @@ def merged_relation(
     """
     had = prior_columns(base.table)
     files = files_relation(connection, data_files(base.table), typed_schema(had))
-    masking = masking_of(lake.settings, table, writing=True)
-    stones = create_winners(connection, lake, table, delta) if delta else None
+    masking = masking_of(table.lake.settings, table.settings, writing=True)
+    stones = create_winners(connection, table, delta) if delta else None
     published = [published_rules(t) for t in (base.table, stones) if t]
     name = table.safe_name
     require_rules(masking, published, f"{name}.current_state", f"{name}/current_state")
     if not delta:
         return f"SELECT * FROM {files}"
-    names = column_names(lake.tables, name)
-    columns = _delta_tables(connection, table, base, had, names)
-    if breaches(table, had, columns):
+    names = column_names(table.lake.iceberg, name)
+    columns = _delta_tables(connection, table.settings, base, had, names)
+    if breaches(table.settings, had, columns):
         return f"SELECT * FROM {files}"  # as the last publication left it
     system = [field.name for field in typed_schema([])]
     old = ", ".join([*(f"b.{name}" for name in system), *(_widened(c, had) for c in columns)])
     new = ", ".join(f"d.{identifier(name)}" for name in [*system, *(c.name for c in columns)])
-    keys, items = _temporary(table, _TOUCHED), _temporary(table, _FRESH)
+    keys, items = _temporary(table.settings, _TOUCHED), _temporary(table.settings, _FRESH)
     kept, fresh = "k.item_key IS NULL", f"SELECT {new} FROM {items} AS d"
     ((least,),) = connection.execute(f"SELECT min(order_key) FROM {keys}").fetchall()
     if not _is_older(base, least):

@@ -18,7 +18,7 @@ from cdc_pipeline.lake.engine.folding import create_base, create_effective, crea
 from cdc_pipeline.lake.engine.item_table import column_names
 from cdc_pipeline.lake.engine.masking import masking_functions, masking_of
 from cdc_pipeline.lake.iceberg.tables import data_files
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.publish.current_state import handover_us
 from cdc_pipeline.lake.publish.schema_contract import pinned_types
 from cdc_pipeline.settings.model import Table
@@ -53,7 +53,7 @@ class AsOf:
     warnings: list[str]
 
 
-def find_state(lake: Lake, table: Table, state: LogState, at: datetime) -> AsOf:
+def find_state(table: TableLake, state: LogState, at: datetime) -> AsOf:
     """The newest baseline from which the state at `at` can be told; raises `QueryError`.
 
     Times of DynamoDB Streams are rounded down to seconds, so a state is the one at the end of a
@@ -77,10 +77,10 @@ def find_state(lake: Lake, table: Table, state: LogState, at: datetime) -> AsOf:
             if since
             else f"materialise {table.safe_name}/pitr_export first",
         )
-    settled = [b for b in staged if handover_us(lake, b) <= at_us]
+    settled = [b for b in staged if handover_us(table.lake, b) <= at_us]
     chosen = settled[-1] if settled else staged[0]
     # What a quiet shard was read to is a time of our clock.
-    complete_us = state.complete_to_us(chosen.generation) - lake.settings.clock_margin_us
+    complete_us = state.complete_to_us(chosen.generation) - table.lake.settings.clock_margin_us
     # What was written within the second that was asked for must have landed, too.
     if until_us >= complete_us:
         raise QueryError(
@@ -91,10 +91,11 @@ def find_state(lake: Lake, table: Table, state: LogState, at: datetime) -> AsOf:
     warnings = []
     if not settled:
         warnings.append(
-            f"{table.safe_name}: {_utc(at_us)} is within {lake.settings.handover_margin_seconds:g} "
-            f"seconds of the first export, which AWS promises to be exact to about a minute only"
+            f"{table.safe_name}: {_utc(at_us)} is within "
+            f"{table.lake.settings.handover_margin_seconds:g} seconds of the first export, "
+            "which AWS promises to be exact to about a minute only"
         )
-    warnings += _heal_warnings(table, state, chosen, at_us)
+    warnings += _heal_warnings(table.settings, state, chosen, at_us)
     lost = [
         landed.rows
         for landed in state.lost.values()
@@ -130,8 +131,7 @@ def _heal_warnings(table: Table, state: LogState, baseline: Baseline, at_us: int
 
 def write_state(
     connection: duckdb.DuckDBPyConnection,
-    lake: Lake,
-    table: Table,
+    table: TableLake,
     state: LogState,
     as_of: AsOf,
     path: Path,
@@ -140,15 +140,17 @@ def write_state(
 
     `connection` is a scratch one with bounded memory; so is the rest, whatever the table's size.
     """
-    snapshot = lake.tables.load(f"{table.safe_name}_snapshot")
+    snapshot = table.iceberg("snapshot")
     assert snapshot is not None  # the log says that it was committed
     delta = state.delta(generation=as_of.baseline.generation, after=0)
     past = [landed for landed in delta if landed.min_write_us <= as_of.until_us]
     spool = path.with_suffix(".narrow")
-    masking = masking_of(lake.settings, table, writing=True)
+    masking = masking_of(table.lake.settings, table.settings, writing=True)
     with masking_functions(connection, masking):
-        create_base(connection, table, data_files(snapshot, as_of.baseline.snapshot_id), masking)
-        create_winners(connection, lake, table, past, as_of.until_us)
+        create_base(
+            connection, table.settings, data_files(snapshot, as_of.baseline.snapshot_id), masking
+        )
+        create_winners(connection, table, past, as_of.until_us)
         connection.execute(
             "CREATE OR REPLACE TEMP VIEW tombstones AS SELECT * FROM base WHERE false"
         )
@@ -160,8 +162,10 @@ def write_state(
     with pq.ParquetFile(spool, pre_buffer=False) as narrow:  # else all of it is kept
         # Columns are named as they are now, and typed by the items of then.
         stats = collect_stats(narrow.iter_batches(_BATCH_ROWS, columns=["item"]))
-        names = column_names(lake.tables, table.safe_name)
-        columns = columns_of(stats, pins=pinned_types(table), limit=table.max_columns, names=names)
+        names = column_names(table.lake.iceberg, table.safe_name)
+        columns = columns_of(
+            stats, pins=pinned_types(table.settings), limit=table.settings.max_columns, names=names
+        )
         batches = (batch.cast(NARROW_SCHEMA) for batch in narrow.iter_batches(_BATCH_ROWS))
         with pq.ParquetWriter(path, typed_schema(columns), compression="zstd") as writer:
             for batch in shred_pinned(batches, columns, stats):

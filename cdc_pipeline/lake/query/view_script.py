@@ -22,7 +22,7 @@ from cdc_pipeline.lake.engine.masking import (
     require_rules,
 )
 from cdc_pipeline.lake.iceberg.tables import data_files
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.current_state import published_base
 from cdc_pipeline.lake.query.connection import connect_lake
 from cdc_pipeline.lake.query.entity_views import entities_in_script
@@ -47,15 +47,15 @@ def view_script(lake: Lake, names: Sequence[str] = ()) -> Iterator[str]:
         for table in _tables(lake, names):
             yield f"\n-- {table.safe_name}: the DynamoDB table {table.name}\n"
             yield f"CREATE SCHEMA IF NOT EXISTS {identifier(table.safe_name)};\n"
-            left_out = _leaves_delta_out(connection, lake, table)
+            left_out = _leaves_delta_out(connection, lake.table(table))
             if left_out is not None:
-                _show_published(connection, lake, table)
+                _show_published(connection, lake.table(table))
                 yield "-- current_state is as it was published, without what landed since\n"
                 yield f"-- ({left_out}).\n"
             elif _has_delta(connection, table):
                 for part in delta_tables(table):
                     yield from _rows_as_table(connection, table, part)
-            yield from entities_in_script(connection, lake, table)
+            yield from entities_in_script(connection, lake.table(table))
             yield from _views(connection, table.safe_name)
         if _with_aggregates(names):
             yield f"\nCREATE SCHEMA IF NOT EXISTS {AGGREGATES};\n"
@@ -96,15 +96,15 @@ def _has_delta(connection: duckdb.DuckDBPyConnection, table: Table) -> bool:
     return any(part in (view[0] or "") for part in delta_tables(table))
 
 
-def _leaves_delta_out(
-    connection: duckdb.DuckDBPyConnection, lake: Lake, table: Table
-) -> str | None:
+def _leaves_delta_out(connection: duckdb.DuckDBPyConnection, table: TableLake) -> str | None:
     """Why the script shows `current_state` as it was published, None where it is merged."""
-    if masking_of(lake.settings, table, writing=False).hashed:
+    if masking_of(table.lake.settings, table.settings, writing=False).hashed:
         return "hashed columns: making hashes of newer changes takes the masking key"
-    if not _has_delta(connection, table):
+    if not _has_delta(connection, table.settings):
         return None
-    size = sum(arrow_table(connection, f"FROM {_name(p)}").nbytes for p in delta_tables(table))
+    size = sum(
+        arrow_table(connection, f"FROM {_name(p)}").nbytes for p in delta_tables(table.settings)
+    )
     if size <= _DELTA_BYTES:
         return None
     return (
@@ -113,11 +113,11 @@ def _leaves_delta_out(
     )
 
 
-def _show_published(connection: duckdb.DuckDBPyConnection, lake: Lake, table: Table) -> None:
-    base = published_base(lake, table)
+def _show_published(connection: duckdb.DuckDBPyConnection, table: TableLake) -> None:
+    base = published_base(table)
     if base is None:
         return
-    masking, name = masking_of(lake.settings, table, writing=False), table.safe_name
+    masking, name = masking_of(table.lake.settings, table.settings, writing=False), table.safe_name
     try:
         published = [published_rules(base.table)]
         require_rules(masking, published, f"{name}.current_state", f"{name}/current_state")

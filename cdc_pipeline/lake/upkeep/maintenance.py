@@ -13,13 +13,12 @@ from cdc_pipeline.lake.iceberg.tables import (
     described_in,
     referenced_files,
 )
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.baselines import kept_baselines, tag_baselines
 from cdc_pipeline.lake.publish.current_state import published_base
 from cdc_pipeline.lake.publish.entity_tables import entity_tables
 from cdc_pipeline.lake.storage.compaction import Compaction, compact_landing, remove_replaced
 from cdc_pipeline.lake.storage.store import TEMPORARY
-from cdc_pipeline.settings.model import Table
 
 _OF_A_TABLE = ("snapshot", "current_state", "tombstones", "cdc", "ttl_archive")
 
@@ -45,23 +44,23 @@ class Upkeep:
             self.bytes += file.bytes
 
 
-def maintain_table(lake: Lake, table: Table) -> Upkeep:
+def maintain_table(table: TableLake) -> Upkeep:
     """Tidy up one table's landing zone and Iceberg tables; safe beside everything else.
 
     Never touches what a log entry or a kept snapshot names, nor the snapshots that are baselines
     of the log: time travel starts from them. Raises `LakeError`.
     """
-    options, log = lake.settings.maintenance, lake.log(table)
-    base = published_base(lake, table)
+    options, log = table.lake.settings.maintenance, table.log
+    base = published_base(table)
     done = Upkeep(compact_landing(log, base.after if base else 0))
     replaced_us = options.keep_replaced_minutes * 60_000_000
     done.replaced_removed = remove_replaced(log, log.now_us() - replaced_us)
-    _remove_unlogged(lake, table, done)
+    _remove_unlogged(table, done)
     with suppress(CommitConflictError):  # the next maintenance will do
-        tag_baselines(lake, table)
+        tag_baselines(table)
     baselines = {baseline.snapshot_id for baseline in kept_baselines(log.load())}
-    for kind in (*_OF_A_TABLE, *entity_tables(lake, table)):
-        _maintain_iceberg(lake, f"{table.safe_name}_{kind}", baselines, done)
+    for kind in (*_OF_A_TABLE, *entity_tables(table)):
+        _maintain_iceberg(table.lake, f"{table.safe_name}_{kind}", baselines, done)
     return done
 
 
@@ -72,13 +71,13 @@ def maintain_aggregate(lake: Lake, name: str) -> Upkeep:
     return done
 
 
-def _remove_unlogged(lake: Lake, table: Table, done: Upkeep) -> None:
+def _remove_unlogged(table: TableLake, done: Upkeep) -> None:
     """Remove what killed runs left in the landing zone, of any day."""
-    log, paths = lake.log(table), lake.paths(table)
+    log, paths = table.log, table.paths
     found = [
         file
         for zone in (paths.landing, paths.quarantine)
-        for file in _old_files(lake, zone)
+        for file in _old_files(table.lake, zone)
         if is_landing_name(file.key)
     ]
     # The log after the files: what was logged in between is in it.
@@ -87,23 +86,27 @@ def _remove_unlogged(lake: Lake, table: Table, done: Upkeep) -> None:
     unlogged = [
         file for file in found if file.key not in live and not state.may_be_quarantined(file.key)
     ]
-    _remove(lake, unlogged, done)
+    _remove(table.lake, unlogged, done)
     # Converted files of an export that a run left unfinished; who takes it up converts them again.
-    _remove(lake, [*_old_files(lake, TEMPORARY), *_old_files(lake, paths.staging)], done)
+    _remove(
+        table.lake,
+        [*_old_files(table.lake, TEMPORARY), *_old_files(table.lake, paths.staging)],
+        done,
+    )
 
 
 def _maintain_iceberg(lake: Lake, name: str, keep: set[int | None], done: Upkeep) -> None:
     folders = (f"iceberg/{lake.database}/{name}/", described_in(lake.database, name))
     found = [file for folder in folders for file in _old_files(lake, folder)]
-    table = lake.tables.load(name)
+    table = lake.iceberg.load(name)
     if table is None:
         return  # never committed to: what lies there may be a first commit under way
     until = datetime.now(UTC) - timedelta(days=lake.settings.maintenance.keep_snapshot_days)
     try:
-        done.snapshots_expired += lake.tables.expire(table, until, keep)
+        done.snapshots_expired += lake.iceberg.expire(table, until, keep)
     except ExpiryIgnoredError:
         done.not_expired.append(name)
-    table = lake.tables.load(name)
+    table = lake.iceberg.load(name)
     assert table is not None  # it was there
     referenced = referenced_files(table)
     _remove(lake, [f for f in found if lake.store.uri(f.key) not in referenced], done)

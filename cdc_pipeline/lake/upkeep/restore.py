@@ -24,11 +24,10 @@ from cdc_pipeline.lake.engine.duckdb_session import (
 )
 from cdc_pipeline.lake.engine.masking import masking_of
 from cdc_pipeline.lake.iceberg.tables import data_files, table_property
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.cdc import CDC_SCHEMA, ROWS
 from cdc_pipeline.lake.storage.landing import LANDING_SCHEMA, write_object
 from cdc_pipeline.lake.storage.log import new_nonce
-from cdc_pipeline.settings.model import Table
 
 
 @dataclass
@@ -39,20 +38,20 @@ class Restored:
     lost: list[str] = field(default_factory=list)
 
 
-def restore_landing(lake: Lake, table: Table, damaged: list[str]) -> Restored:
+def restore_landing(table: TableLake, damaged: list[str]) -> Restored:
     """Replace damaged landing objects through the capture log.
 
     `cdc` holds every change of a day that was built since it landed. Where it was not, or where it
     is masked, the object is written off: its changes are missing in `cdc` when that day is built
     again, and time travel to before the next baseline says so. Maintenance removes the files.
     """
-    done, log = Restored(), lake.log(table)
+    done, log = Restored(), table.log
     for key in damaged:
         state = log.load()
         if key not in state.objects:
             continue  # compaction or another repair was faster
         others = [o for o in state.objects_of_day(state.objects[key].day) if o.key not in damaged]
-        made = _from_cdc(lake, table, state, state.objects[key], others)
+        made = _from_cdc(table, state, state.objects[key], others)
         found = made is not None
         parts = {"objects": made, "replaced": (key,)} if found else {"lost": (key,)}
         log.commit(state, lambda now, k=key, parts=parts: parts if k in now.objects else None)
@@ -61,24 +60,24 @@ def restore_landing(lake: Lake, table: Table, damaged: list[str]) -> Restored:
 
 
 def _from_cdc(
-    lake: Lake, table: Table, state: LogState, landed: LandedObject, others: list[LandedObject]
+    table: TableLake, state: LogState, landed: LandedObject, others: list[LandedObject]
 ) -> tuple[LandedObject, ...] | None:
     """New objects with the rows of `landed` that no other object has; None if cdc lacks some.
 
     Of what a heal landed cdc leaves out what captured records tell: nobody needs it.
     """
-    cdc = lake.tables.load(f"{table.safe_name}_cdc")
-    if cdc is None or masking_of(lake.settings, table, writing=True):
+    cdc = table.iceberg("cdc")
+    if cdc is None or masking_of(table.lake.settings, table.settings, writing=True):
         return None
     if int(table_property(cdc, f"watermark.{landed.day}") or 0) < landed.entry:
         return None
     with (
         suppress(duckdb.Error),  # cdc is damaged as well
         tempfile.TemporaryDirectory() as folder,
-        open_duckdb(lake, Path(folder)) as connection,
+        open_duckdb(table.lake, Path(folder)) as connection,
     ):
         built = files_relation(connection, data_files(cdc), CDC_SCHEMA)
-        held = landed_relation(connection, lake, others)
+        held = landed_relation(connection, table.lake, others)
         least, greatest = literal(landed.min_position), literal(landed.max_position)
         rows = arrow_table(
             connection,
@@ -86,12 +85,14 @@ def _from_cdc(
             f"AND generation = {landed.generation} AND position BETWEEN {least} AND {greatest} "
             f"AND uuid NOT IN (SELECT uuid FROM {held}) ORDER BY shard_id, position",
         )
-        told = landed.generation in heal_generations(state) and _is_whole(lake, cdc, landed.day)
+        told = landed.generation in heal_generations(state) and _is_whole(
+            table.lake, cdc, landed.day
+        )
         if rows.num_rows == landed.rows or told:
             exact = rows.select(LANDING_SCHEMA.names).cast(LANDING_SCHEMA)
             if rows.num_rows != landed.rows:
                 exact = pa.concat_tables([exact, _told_lines(connection, built, landed)])
-            return (_write(lake, table, landed, exact),) if exact.num_rows else ()
+            return (_write(table, landed, exact),) if exact.num_rows else ()
     return None
 
 
@@ -117,11 +118,11 @@ def _told_lines(
 
 def _is_whole(lake: Lake, cdc: IcebergTable, day: str) -> bool:
     """Whether a day of cdc has all the rows that it was built with."""
-    rows = lake.tables.rows_by_day(cdc).get(date.fromisoformat(day), 0)
+    rows = lake.iceberg.rows_by_day(cdc).get(date.fromisoformat(day), 0)
     return table_property(cdc, f"{ROWS}.{day}") == str(rows)
 
 
-def _write(lake: Lake, table: Table, landed: LandedObject, rows: pa.Table) -> LandedObject:
+def _write(table: TableLake, landed: LandedObject, rows: pa.Table) -> LandedObject:
     day, entry = date.fromisoformat(landed.day), landed.entry
-    key = lake.paths(table).compacted(day, entry, entry, new_nonce())
-    return write_object(lake.store, key, [rows], landed.generation, through=entry)
+    key = table.paths.compacted(day, entry, entry, new_nonce())
+    return write_object(table.lake.store, key, [rows], landed.generation, through=entry)

@@ -8,7 +8,7 @@ from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.plans.heal import RECREATED
 from cdc_pipeline.core.transports import IN_FILES
 from cdc_pipeline.lake.iceberg.tables import table_property
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.publish.current_state import published_base
 from cdc_pipeline.settings.model import Table
 
@@ -53,11 +53,11 @@ class TableStatus:
     late_at_us: int = 0
 
 
-def table_status(lake: Lake, table: Table) -> TableStatus:
+def table_status(table: TableLake) -> TableStatus:
     """Read the status of one table; raises `LakeError`."""
-    log = lake.log(table)
+    log = table.log
     state = log.load()
-    base = published_base(lake, table)
+    base = published_base(table)
     gaps = state.open_gaps(base.generation if base else 0)
     exports = [b.export_time_us for b in state.baselines.values() if b.is_staged]
     return TableStatus(
@@ -73,12 +73,12 @@ def table_status(lake: Lake, table: Table) -> TableStatus:
         last_export_us=max(exports, default=None),
         quarantined=sum(state.quarantined_reasons.values()),
         gaps=gaps,
-        fixes={gap.entry: _fix(state, table, gap) for gap in gaps},
+        fixes={gap.entry: _fix(state, table.settings, gap) for gap in gaps},
         coverage=coverage(state, log.now_us()),
         transport=state.stream.transport if state.stream else None,
         cut=state.cut,
         retention_hours=state.stream.retention_hours if state.stream else 24,
-        expires=table.transport not in IN_FILES,
+        expires=table.settings.transport not in IN_FILES,
         legacy_us=state.legacy_us,
         clock_offset_us=state.clock_offset_us,
         late_changes=state.late.rows,

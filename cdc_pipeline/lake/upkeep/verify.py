@@ -21,7 +21,7 @@ from cdc_pipeline.lake.engine.duckdb_session import explain
 from cdc_pipeline.lake.iceberg.foreign_files import NamedFiles
 from cdc_pipeline.lake.iceberg.tables import PROPERTY
 from cdc_pipeline.lake.iceberg.writer import CHECKSUMS
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.baselines import kept_baselines
 from cdc_pipeline.lake.publish.cdc import ROWS
 from cdc_pipeline.lake.publish.current_state import published_base
@@ -75,7 +75,7 @@ class _File:
     generation: int | None = None
 
 
-def verify_files(lake: Lake, table: Table, *, content: bool) -> Verified:
+def verify_files(table: TableLake, *, content: bool) -> Verified:
     """Check every file that the present state of a table is made of, and the days of cdc.
 
     Looked at are the baselines, earlier ones too, landing objects, current_state with its
@@ -83,12 +83,12 @@ def verify_files(lake: Lake, table: Table, *, content: bool) -> Verified:
     Sizes are compared with what the log and the Iceberg manifests say; with `content` every file
     is read, and its checksum compared, or its rows where it was written without one.
     """
-    state = lake.log(table).load()
+    state = table.log.load()
     done = Verified()
-    expected = [*_landed(table, state), *_iceberg_files(lake, table, state, done)]
+    expected = [*_landed(table.settings, state), *_iceberg_files(table, state, done)]
     sizes: dict[str, int] = {}
     stores: dict[str, Store] = {}
-    for store, folder in _stores(lake, table):
+    for store, folder in _stores(table):
         for there in store.files(folder):
             sizes[there.key], stores[there.key] = there.bytes, store
     sound = []
@@ -127,43 +127,48 @@ def _landed(table: Table, state: LogState) -> Iterator[_File]:
         yield _File(LANDING, landed.key, landed.bytes, landed.crc32, landed.rows, fix)
 
 
-def _iceberg_files(lake: Lake, table: Table, state: LogState, done: Verified) -> Iterator[_File]:
-    base = published_base(lake, table)
+def _iceberg_files(table: TableLake, state: LogState, done: Verified) -> Iterator[_File]:
+    base = published_base(table)
     live = state.baselines.get(base.generation) if base else state.staged
     baselines = {b.generation: b for b in (*kept_baselines(state), live) if b}
     for kind in _ICEBERG:
         name = f"{table.safe_name}_{kind}"
-        found = lake.tables.load(name)
+        found = table.lake.iceberg.load(name)
         if found is None:
             continue
         try:
             if kind == CDC:
-                yield from _cdc_files(lake, table, found, done)
+                yield from _cdc_files(table, found, done)
             elif kind == BASELINE:
                 for baseline in baselines.values():
-                    yield from _baseline_files(lake, table, found, baseline, done)
+                    yield from _baseline_files(table, found, baseline, done)
             else:
-                yield from _typed_files(lake, table, kind, found, found.current_snapshot())
+                yield from _typed_files(table, kind, found, found.current_snapshot())
         except OSError as error:
-            damage = Damage(kind, name, f"has unreadable metadata ({error})", repair_command(table))
+            damage = Damage(
+                kind, name, f"has unreadable metadata ({error})", repair_command(table.settings)
+            )
             done.damages.append(damage)
 
 
 def _baseline_files(
-    lake: Lake, table: Table, found: IcebergTable, baseline: Baseline, done: Verified
+    table: TableLake, found: IcebergTable, baseline: Baseline, done: Verified
 ) -> Iterator[_File]:
     snapshot = found.snapshot_by_id(baseline.snapshot_id or 0)
     if snapshot is not None:
-        for file in _typed_files(lake, table, BASELINE, found, snapshot):
+        for file in _typed_files(table, BASELINE, found, snapshot):
             yield replace(file, generation=baseline.generation)
         return
-    lost, fix = f"of {time_text(baseline.export_time_us)} UTC has expired", repair_command(table)
+    lost, fix = (
+        f"of {time_text(baseline.export_time_us)} UTC has expired",
+        repair_command(table.settings),
+    )
     name, generation = f"{table.safe_name}_{BASELINE}", baseline.generation
     done.damages.append(Damage(BASELINE, name, lost, fix, generation=generation))
 
 
 def _typed_files(
-    lake: Lake, table: Table, kind: str, found: IcebergTable, chosen: Snapshot | None
+    table: TableLake, kind: str, found: IcebergTable, chosen: Snapshot | None
 ) -> Iterator[_File]:
     assert chosen is not None  # `Tables.load` gives no table without a snapshot
     said = chosen.summary.additional_properties.get(CHECKSUMS) if chosen.summary else None
@@ -171,24 +176,28 @@ def _typed_files(
     files = sorted((task.file for task in tasks), key=lambda file: file.file_path)
     sums = [int(text, 16) for text in said.split(",")] if said else [None] * len(files)
     for file, crc32 in zip(files, sums, strict=True):
-        key, fix = _key(lake, file.file_path), repair_command(table)
+        key, fix = _key(table.lake, file.file_path), repair_command(table.settings)
         yield _File(kind, key, file.file_size_in_bytes, crc32, file.record_count, fix)
 
 
-def _cdc_files(lake: Lake, table: Table, found: IcebergTable, done: Verified) -> Iterator[_File]:
+def _cdc_files(table: TableLake, found: IcebergTable, done: Verified) -> Iterator[_File]:
     """The files of cdc; days that lack rows are noted at once."""
     rows: dict[str, int] = {}
     for task in found.scan().plan_files():
-        day = str(lake.tables.day_of_file(task.file))
+        day = str(table.lake.iceberg.day_of_file(task.file))
         rows[day] = rows.get(day, 0) + task.file.record_count
-        key, fix, file = _key(lake, task.file.file_path), _cdc_fix(table, day), task.file
+        key, fix, file = (
+            _key(table.lake, task.file.file_path),
+            _cdc_fix(table.settings, day),
+            task.file,
+        )
         yield _File(CDC, key, file.file_size_in_bytes, None, file.record_count, fix, day)
     start = f"{PROPERTY}{ROWS}."
     for name, built in sorted(found.properties.items()):
         day = name.removeprefix(start)
         if name.startswith(start) and rows.get(day, 0) != int(built):
             held = f"holds {rows.get(day, 0)} rows and was built with {built}"
-            done.damages.append(Damage(CDC, day, held, _cdc_fix(table, day), day))
+            done.damages.append(Damage(CDC, day, held, _cdc_fix(table.settings, day), day))
 
 
 def _cdc_fix(table: Table, day: str) -> str:
@@ -200,15 +209,15 @@ def _key(lake: Lake, path: str) -> str:
     return path.removeprefix("file://").removeprefix(f"{lake.store.uri('').rstrip('/')}/")
 
 
-def _stores(lake: Lake, table: Table) -> list[tuple[Store, str]]:
+def _stores(table: TableLake) -> list[tuple[Store, str]]:
     """Where the files are, and in which folder."""
-    found: list[tuple[Store, str]] = [(lake.store, lake.paths(table).landing)]
+    found: list[tuple[Store, str]] = [(table.lake.store, table.paths.landing)]
     for kind in _ICEBERG:
         name = f"{table.safe_name}_{kind}"
-        found.append((lake.store, f"iceberg/{lake.database}/{name}/data/"))
-        built = lake.tables.load(name)
-        if built is not None and not lake.tables.is_placed(built):
-            found.append((NamedFiles(lake.tables, name), ""))
+        found.append((table.lake.store, f"iceberg/{table.lake.database}/{name}/data/"))
+        built = table.lake.iceberg.load(name)
+        if built is not None and not table.lake.iceberg.is_placed(built):
+            found.append((NamedFiles(table.lake.iceberg, name), ""))
     return found
 
 

@@ -128,11 +128,11 @@ class _Demo:
     def _can_publish(self) -> bool:
         from cdc_pipeline.lake.publish.current_state import handover_us
 
-        states = [self.lake.log(table).load() for table in self.settings.tables]
+        states = [self.lake.table(table).log.load() for table in self.settings.tables]
         return all(s.staged and s.watermark_us >= handover_us(self.lake, s.staged) for s in states)
 
     def _watermark_us(self) -> int:
-        return min(self.lake.log(table).load().watermark_us for table in self.settings.tables)
+        return min(self.lake.table(table).log.load().watermark_us for table in self.settings.tables)
 
     def _capture_until(self, passed: Callable[[], bool], what: str) -> None:
         """Until all tables are complete up to some time: Firehose's files come a little later."""
@@ -217,14 +217,14 @@ class _Demo:
 
     def _days(self) -> list[date]:
         """Write days of this run: one, or two around midnight."""
-        logs = [self.lake.log(table).load() for table in self.settings.tables]
+        logs = [self.lake.table(table).log.load() for table in self.settings.tables]
         return sorted({date.fromisoformat(o.day) for log in logs for o in log.objects.values()})
 
     def _show_results(self) -> None:
         from cdc_pipeline.lake.glue_partitions import registered_days
 
         for table in self.settings.tables:
-            for partition in registered_days(self.lake, table):
+            for partition in registered_days(self.lake.table(table)):
                 self.console.print(f"  Glue partition {table.safe_name}_raw_stream {partition}")
         self._show_counts()
         self._query(
@@ -260,7 +260,7 @@ class _Demo:
         items = differences = 0
         for table in self.settings.tables:
             with self.console.status(f"comparing {table.name} with a consistent scan"):
-                found = compare_with_source(self.lake, table)
+                found = compare_with_source(self.lake.table(table))
             items, differences = items + found.items, differences + found.differences
             for key in found.examples:
                 self.console.print(f"  differs: {table.name} {key}")
