@@ -243,7 +243,7 @@ def _build_aggregates(world: World) -> None:
 
 def _moment(world: World) -> str:
     """A time that the lake has: the second after the baseline of orders."""
-    staged = world.lake().log(world.table("orders")).load().staged
+    staged = world.table_lake("orders").log.load().staged
     assert staged is not None
     return datetime.fromtimestamp(staged.export_time_us // 1_000_000 + 1, UTC).isoformat()
 

@@ -1,7 +1,6 @@
 """Lists in docs/ are whole: settings, commands, options, jobs, sensors, checks, columns, causes."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import click
@@ -142,17 +141,3 @@ def test_columns_and_causes_are_listed() -> None:
     assert {f"`{name}`" for name in SYSTEM_COLUMNS} <= {row[0] for row in _rows(tables)}
     causes = _first_cells(_page("coverage.md"), "When a gap opens")
     assert causes == set(Cause.__args__)
-
-
-def test_files_that_code_names_exist() -> None:
-    """Paths of pages in errors, comments and help texts."""
-    folders = ("cdc_pipeline", "cdc_pipeline_tests", "infra", "benchmarks")
-    files = [p for f in folders for p in (ROOT / f).rglob("*") if p.suffix in (".py", ".yaml")]
-    files += [ROOT / "Makefile", ROOT / "pyproject.toml", ROOT / "cdc_pipeline.example.yaml"]
-    named = {(p, name) for p in files for name in _named(p)}
-    assert len(named) > 20
-    assert sorted(f"{p.name}: {n}" for p, n in named if not (ROOT / n).is_file()) == []
-
-
-def _named(path: Path) -> list[str]:
-    return re.findall(r"\bdocs/[\w./-]+\.(?:md|json|svg|png)\b", path.read_text("utf-8"))

@@ -35,9 +35,9 @@ def test_relative_links_and_anchors_resolve(page: Path) -> None:
 
 def test_broken_links_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cdc_pipeline_tests.docs.test_pages.ROOT", tmp_path)
-    page = tmp_path / "page.md"
-    page.write_text("# A page\n[a](none.md) [b](#a-page) [c](#none) [d](https://x.example/none)\n")
-    assert _broken(page) == ["none.md", "#none"]
+    page = tmp_path / "page"
+    page.write_text("# A page\n[a](none) [b](#a-page) [c](#none) [d](https://x.example/none)\n")
+    assert _broken(page) == ["none", "#none"]
 
 
 def test_every_page_is_in_the_index_once() -> None:

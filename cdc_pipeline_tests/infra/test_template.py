@@ -324,7 +324,7 @@ def _shorthand(value: str) -> Any:
 
 
 def test_the_page_deploys_this_template() -> None:
-    text = (_ROOT / "docs" / "transports" / "firehose.md").read_text("utf-8").replace("\\\n", " ")
+    text = (_ROOT / "docs/transports/firehose.md").read_text("utf-8").replace("\\\n", " ")
     commands = [
         shlex.split(c) for c in re.findall(r"^ *(aws cloudformation deploy .*)$", text, re.M)
     ]
