@@ -61,7 +61,7 @@ def test_it_ends_when_the_export_is_complete(wait: Callable) -> None:
 def test_it_has_a_limit_and_leaves_the_export_as_it_is(wait: Callable) -> None:
     with pytest.raises(RunningExportError, match="still IN_PROGRESS after 2 minutes") as ended:
         wait([_RUNNING])
-    assert "goes on waiting for the same export" in str(ended.value.fix)
+    assert "continues to wait for the same export" in str(ended.value.fix)
 
 
 def test_one_that_failed_or_is_of_another_table_is_no_use(wait: Callable) -> None:
