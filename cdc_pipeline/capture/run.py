@@ -156,7 +156,8 @@ def _capture(
 def _current_source(table: TableLake, drain: Callable[[Source], object]) -> Source:
     """Open the stream to follow; during a switch of transports, the new one.
 
-    If it cannot be opened, the stream that the log follows is drained before the error is raised.
+    If it cannot be opened, but the settings name the transport that the log follows, the switch is
+    abandoned. Otherwise the stream that the log follows is drained before the error is raised.
     """
     log = table.log
     state = log.load()

@@ -121,8 +121,8 @@ def capture_files(
 class FilesRun:
     """One capture run of one table; see `capture_files` and `capture.shards.drain.Run`."""
 
-    looked_us: int | None = None
-    ended = False
+    losses_until_us: int | None = None
+    has_ended = False
 
     def __init__(
         self,
@@ -147,14 +147,14 @@ class FilesRun:
         self.listed: set[str] = set()
         self.batch = _Batch()
 
-    def run(self, *, opened: bool = False, day: date | None = None) -> CaptureResult:
-        """See `capture_files`; `opened`: the log follows these objects already.
+    def run(self, *, is_followed: bool = False, day: date | None = None) -> CaptureResult:
+        """See `capture_files`; `is_followed`: the log follows these objects already.
 
         Raises `ShardGoneError` for a channel that is gone: its folders are unknown then.
         """
         if self._files is None:
             raise ShardGoneError(f"{self.source.arn} is gone")
-        if not opened:
+        if not is_followed:
             gap = open_capture(self.log, self.state, self.source)
             self.result.gaps += [gap] if gap else []
         self.lander.remove_orphans()
@@ -169,7 +169,7 @@ class FilesRun:
         proof = self._proof(wanted, listed_us) if is_complete and not warnings else {}
         self._land(lambda: proof)
         if day is None:
-            self.looked_us = look_for_losses(
+            self.losses_until_us = look_for_losses(
                 self.log, self.lander, self.state, self.source, self.result
             )
         self.result.close(self.state, self.log.clock() - self.started)

@@ -57,11 +57,13 @@ def cut_us(state: LogState, now_us: int) -> int:
     return max(-(-now_us // _SECOND_US), landed_us // _SECOND_US + 1) * _SECOND_US
 
 
-def switch(log: CaptureLog, source: Source, *, looked_us: int | None, ended: bool) -> bool:
+def switch(
+    log: CaptureLog, source: Source, *, losses_until_us: int | None, has_ended: bool
+) -> bool:
     """Make the log follow `source` once its cutover time is reached; return whether it does now.
 
-    `looked_us`: end of the time whose losses on the old transport are known, None if it loses
-    nothing. `ended`: the old transport gives no more records. If it ended before the cutover
+    `losses_until_us`: end of the time whose losses on the old transport are known, None if it loses
+    nothing. `has_ended`: the old transport gives no more records. If it ended before the cutover
     time, the rest is a gap.
     """
 
@@ -69,22 +71,24 @@ def switch(log: CaptureLog, source: Source, *, looked_us: int | None, ended: boo
         if now.cut is None:
             return None
         at_us = now.cut.at_us
-        known = looked_us is None or looked_us >= end_of_minute(at_us)
-        reached = now.watermark_us - log.margin_us >= at_us and known
-        return _switched(log, now, source, now.cut, reached) if reached or ended else None
+        has_loss_counts = losses_until_us is None or losses_until_us >= end_of_minute(at_us)
+        is_reached = now.watermark_us - log.margin_us >= at_us and has_loss_counts
+        return _switched(log, now, source, now.cut, is_reached) if is_reached or has_ended else None
 
     state = log.load()
     return log.commit(state, follow) or state.cut is None
 
 
-def _switched(log: CaptureLog, state: LogState, source: Source, cut: Cut, reached: bool) -> Parts:
+def _switched(
+    log: CaptureLog, state: LogState, source: Source, cut: Cut, is_reached: bool
+) -> Parts:
     assert state.stream is not None  # it is followed
     # Deleting a table writes no changes: the old transport is incomplete even at its end.
-    recreated = state.stream.table_id != source.table_id
-    reached = reached and not recreated
-    generation = state.generation + (1 if reached else 2)
+    is_recreated = state.stream.table_id != source.table_id
+    is_reached = is_reached and not is_recreated
+    generation = state.generation + (1 if is_reached else 2)
     gap = Gap(
-        cause="table recreated" if recreated else "new stream",
+        cause="table recreated" if is_recreated else "new stream",
         shards=tuple(sorted(state.shards)),
         from_us=min(unread_from_us(log, state) - log.margin_us, cut.at_us),
         to_us=cut.at_us,
@@ -100,7 +104,7 @@ def _switched(log: CaptureLog, state: LogState, source: Source, cut: Cut, reache
         "shards": beginnings(listed, cut.at_us),
         "discovered_us": cut.at_us,
         "replicated_us": cut.at_us,
-        "gap": None if reached else gap,
+        "gap": None if is_reached else gap,
     }
 
 

@@ -73,7 +73,9 @@ def new_gap(
     )
 
 
-def losses_gap(log: CaptureLog, state: LogState, from_us: int, looked_us: int, lost: int) -> Parts:
+def losses_gap(
+    log: CaptureLog, state: LogState, from_us: int, counted_until_us: int, lost: int
+) -> Parts:
     """Parts of the entry that records the end of counted losses, with a gap if `lost` is not 0.
 
     The gap lasts until now because its heal beats everything landed. Lost records were written at
@@ -81,11 +83,11 @@ def losses_gap(log: CaptureLog, state: LogState, from_us: int, looked_us: int, l
     """
     assert state.stream is not None  # it was captured
     if not lost:
-        return {"replicated_us": looked_us}
+        return {"replicated_us": counted_until_us}
     began_us = max(from_us - 60_000_000, state.began_us)
     gap = new_gap(log, state, "not replicated", (), began_us)
     stream = replace(state.stream, generation=state.generation + 2)
-    return {"replicated_us": looked_us, "stream": stream, "gap": gap}
+    return {"replicated_us": counted_until_us, "stream": stream, "gap": gap}
 
 
 def undelivered_gap(log: CaptureLog, state: LogState, from_us: int) -> Parts:

@@ -99,14 +99,14 @@ def moved(
     last: str | None,
     read_to_us: int,
     rows: int,
-    finished: bool,
-    back: bool = False,
+    is_finished: bool,
+    may_go_back: bool = False,
 ) -> ShardState:
-    """Shard state after a page; with `back`, the time it was read to may move back."""
+    """Shard state after a page; the time it was read to goes back only with `may_go_back`."""
     return replace(
         shard,
         sequence_number=last or shard.sequence_number,
-        read_to_us=read_to_us if back and read_to_us else max(shard.read_to_us, read_to_us),
+        read_to_us=read_to_us if may_go_back and read_to_us else max(shard.read_to_us, read_to_us),
         rows=shard.rows + rows,
-        status="finished" if finished else "reading",
+        status="finished" if is_finished else "reading",
     )

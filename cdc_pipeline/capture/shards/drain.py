@@ -39,14 +39,14 @@ _QUIET_SECONDS = 30
 
 
 class Run(Protocol):
-    """One capture run of one source. `looked_us`, `ended`: see `capture.landing.cutover.switch`."""
+    """One run of one source. `losses_until_us`, `has_ended`: see `landing.cutover.switch`."""
 
     result: CaptureResult
-    looked_us: int | None
-    ended: bool
+    losses_until_us: int | None
+    has_ended: bool
 
-    def run(self, *, opened: bool = False) -> CaptureResult:
-        """Land all available records; `opened`: the log follows the source already."""
+    def run(self, *, is_followed: bool = False) -> CaptureResult:
+        """Land all available records; `is_followed`: the log follows the source already."""
         ...
 
 
@@ -108,10 +108,12 @@ def _capture(
         drain = new_run(old)
         try:
             # A disabled stream stays readable for a while: land the rest of it.
-            before = drain.run(opened=True)
+            before = drain.run(is_followed=True)
         except ShardGoneError:
-            drain.ended = True
-        if is_switching and not switch(log, source, looked_us=drain.looked_us, ended=drain.ended):
+            drain.has_ended = True
+        if is_switching and not switch(
+            log, source, losses_until_us=drain.losses_until_us, has_ended=drain.has_ended
+        ):
             before = before or CaptureResult(source.table)
             before.warnings.append(f"table {source.table}: {_switch_warning(log.load())}")
             return before
@@ -155,7 +157,7 @@ def drain_table(
         if attempt.is_again and not (followed and source.is_same_stream(followed)):
             return run.result  # not followed any more: the other capture has read it to its end
         attempt.results.append(run.result)
-        return run.run(opened=True)
+        return run.run(is_followed=True)
 
     return _require_no_failures(until_not_overtaken(source.table, log, options, sleep, attempt))
 
@@ -227,17 +229,17 @@ class _Run:
         self.shards: dict[str, ShardState] = {}
         self.lineage: Lineage
         # End of the time with known losses; whether the stream gives no more records.
-        self.looked_us: int | None = None
-        self.ended = False
+        self.losses_until_us: int | None = None
+        self.has_ended = False
         self.at_tip: set[str] = set()
         self.running: dict[Future[ShardState], str] = {}
         self.flushed = time.monotonic()
         self.flush_pause = options.flush_seconds
 
-    def run(self, *, opened: bool = False) -> CaptureResult:
-        """Run once; `opened`: read the stream that the log follows, even if it is disabled."""
+    def run(self, *, is_followed: bool = False) -> CaptureResult:
+        """Run once; `is_followed`: read the stream that the log follows, even if it is disabled."""
         self.state = self.log.load()
-        gap = None if opened else open_capture(self.log, self.state, self.source)
+        gap = None if is_followed else open_capture(self.log, self.state, self.source)
         self.result.gaps += [gap] if gap else []
         assert self.state.stream is not None  # set by open_capture
         if not self.source.is_same_stream(self.state.stream):
@@ -254,20 +256,20 @@ class _Run:
         self.lander.complete()
         with ThreadPoolExecutor(self.options.parallel_shards) as pool:
             try:
-                self.lineage.begin(is_on=not opened)
+                self.lineage.begin(is_on=not is_followed)
                 self._read_all(pool)
             finally:
                 self.stop.set()
                 self.pending.close()
         self._land()
-        self.looked_us = look_for_losses(
+        self.losses_until_us = look_for_losses(
             self.log, self.lander, self.state, self.source, self.result
         )
-        self.ended = self._has_ended()
+        self.has_ended = self._is_read_to_end()
         self.result.close(self.state, self.log.clock() - self.started)
         return self.result
 
-    def _has_ended(self) -> bool:
+    def _is_read_to_end(self) -> bool:
         """Whether no more records can come: the stream is disabled, and read to its end."""
         cut = self.state.cut
         reached_us = cut.at_us + self.log.margin_us if cut else self.reading.until_us

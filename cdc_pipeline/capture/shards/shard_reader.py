@@ -122,7 +122,7 @@ def read_shard(
                 ) from error
             iterator = source.iterator(stream.arn, shard.shard_id, shard.sequence_number)
             continue
-        finished = page.next_iterator is None
+        is_finished = page.next_iterator is None
         parsed = reading.parse(page, stream, shard)
         if page.records:
             empty.clear()
@@ -131,10 +131,10 @@ def read_shard(
         age_us = started_us - (shard.read_to_us or oldest_us)
         needed = polls_needed(options.empty_polls, age_us)
         # Empty reads of an ended shard do not give its end time, at which its children begin.
-        is_tip = len(empty) >= needed and start.is_open and not finished
+        is_tip = len(empty) >= needed and start.is_open and not is_finished
         quiet_us = empty[-needed] if is_tip else 0
         read_to = reading.read_to(page, parsed.changes, started_us, quiet_us)
-        has_progress = page.records or finished or read_to.written_us
+        has_progress = page.records or is_finished or read_to.written_us
         if has_progress and (shard.sequence_number is None or reading.trims_silently):
             now_us = int(options.clock() * 1_000_000)
             _require_untrimmed(reading, stream, start, shard, page, now_us, options.margin_us)
@@ -144,8 +144,8 @@ def read_shard(
             last=reading.last(page),
             read_to_us=max(read_to.written_us, stream.since_us) if read_to.written_us else 0,
             rows=len(changes),
-            finished=finished,
-            back=bool(page.records) and reading.in_order,
+            is_finished=is_finished,
+            may_go_back=bool(page.records) and reading.in_order,
         )
         if has_progress:
             skipped = parsed.skipped + len(parsed.changes) - len(changes)

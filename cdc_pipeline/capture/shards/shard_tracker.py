@@ -168,18 +168,18 @@ class Lineage:
         watermark. Raises `SourceError`, and `ShardGoneError` if the stream no longer exists.
         """
         started_us = self._log.now_us()
-        found = self._source.shards.describe(self._source.arn)
-        if found.created_us != self._stream.created_us:
-            raise ShardGoneError(f"stream {found.arn} was deleted and created again")
-        self._add(found.shards + self._unseen_parents(found.shards))
-        listed = {shard.shard_id for shard in found.shards}
+        listing = self._source.shards.describe(self._source.arn)
+        if listing.created_us != self._stream.created_us:
+            raise ShardGoneError(f"stream {listing.arn} was deleted and created again")
+        self._add(listing.shards + self._unseen_parents(listing.shards))
+        listed = {shard.shard_id for shard in listing.shards}
         # A listing may lack a shard for a while; only reading it shows whether it is gone.
         unread = [s for s in self._shards.values() if s.status == "reading"]
-        self._listed = found.shards + [_unlisted(s) for s in unread if s.shard_id not in listed]
-        self._listing_us, self.enabled = started_us, found.status == "ENABLED"
+        self._listed = listing.shards + [_unlisted(s) for s in unread if s.shard_id not in listed]
+        self._listing_us, self.enabled = started_us, listing.status == "ENABLED"
         self.next_listing_us = started_us + self._listing_valid_us()
-        self.stream_began_us = found.began_us
-        self.retention_hours = found.retention_hours
+        self.stream_began_us = listing.began_us
+        self.retention_hours = listing.retention_hours
         # Missing children are requested one by one, and repeatedly if the shard ended just now.
         waiting, self._childless = self._childless, {}
         for shard_id in self._ended() - self._parents if self._requests_children() else ():

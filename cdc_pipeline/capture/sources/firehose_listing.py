@@ -223,32 +223,32 @@ def _of_days(
     """Objects in folders of days under `path`: one listing for all folders with the same label."""
     for label in dict.fromkeys(map(label_of, days)):
         first = min(folder for folder in days if label_of(folder) == label)
-        for found in bucket.objects(path + label, path + first):
-            folder, _, name = found.key.removeprefix(path).partition("/")
+        for item in bucket.objects(path + label, path + first):
+            folder, _, name = item.key.removeprefix(path).partition("/")
             parts = dated(folder, known) or dated(folder)
-            if parts is None or len(parts) < 3 or not name or _is_hidden(found.key):
+            if parts is None or len(parts) < 3 or not name or _is_hidden(item.key):
                 continue
-            if found.key.endswith("/"):
+            if item.key.endswith("/"):
                 continue
-            day = arrival_day(parts, found.key.rpartition("/")[2], found.modified.date())
+            day = arrival_day(parts, item.key.rpartition("/")[2], item.modified.date())
             if day >= since and label_of(folder) == label:
-                yield Arrived(bucket, found, day)
+                yield Arrived(bucket, item, day)
 
 
 def _by_layout(bucket: SourceBucket, root: str, layout: str, since: date) -> Iterator[Arrived]:
     day_of_key = by_layout(layout)
-    for found in bucket.objects(root):
-        if _is_hidden(found.key) or found.key.endswith("/"):
+    for item in bucket.objects(root):
+        if _is_hidden(item.key) or item.key.endswith("/"):
             continue
-        day = day_of_key(found.key.removeprefix(root), found.modified.date())
+        day = day_of_key(item.key.removeprefix(root), item.modified.date())
         if day is None:
             raise SourceError(
-                f"s3://{bucket.bucket}/{found.key} does not match `layout: {layout}`",
+                f"s3://{bucket.bucket}/{item.key} does not match `layout: {layout}`",
                 fix="correct the layout, or set `layout: last_modified`: then an object's day is "
                 "the day of its last write",
             )
         if day >= since:
-            yield Arrived(bucket, found, day)
+            yield Arrived(bucket, item, day)
 
 
 def _is_hidden(key: str) -> bool:

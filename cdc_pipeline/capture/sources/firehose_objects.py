@@ -62,11 +62,11 @@ class Record(NamedTuple):
     other: str = ""
 
 
-def download(bucket: SourceBucket, found: FoundObject) -> BinaryIO | None:
+def download(bucket: SourceBucket, item: FoundObject) -> BinaryIO | None:
     """Download an object to a temporary file, None if it is gone; raises `SourceError`."""
     file = cast(BinaryIO, tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY))  # noqa: SIM115
     try:
-        if bucket.download(found, file):
+        if bucket.download(item, file):
             file.seek(0)
             return file
     except BaseException:
