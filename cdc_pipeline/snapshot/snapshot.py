@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 
 import duckdb
@@ -18,11 +17,12 @@ from cdc_pipeline.aws.client.session import code_behind
 from cdc_pipeline.aws.export import (
     DataFile,
     ExportStatus,
+    ExportTarget,
     Manifest,
     read_data_file,
     request_export,
 )
-from cdc_pipeline.aws.table import describe_backups
+from cdc_pipeline.aws.table import TableDescription, describe_backups
 from cdc_pipeline.capture.landing.gaps import open_capture
 from cdc_pipeline.capture.sources.source import require_backups
 from cdc_pipeline.capture.sources.source_choice import described_table, open_source
@@ -113,14 +113,7 @@ def take_snapshot(
         ) or _begin(table.lake, log, state, shadow)
     if baseline.export_arn is None:
         _wait_until(log, baseline.export_time_us, context)
-        # All runs request the same export for the same attempt at the same baseline.
-        attempt = (baseline.generation, baseline.export_time_us, baseline.attempt)
-        token = export_token(described.table_id, *attempt)
-
-        def request(at: datetime) -> str:
-            return request_export(table.source, described.arn, at, target, token)
-
-        arn = _request(table, request, baseline, context)
+        arn = _request(table, described, target, baseline, context)
         baseline = require_wanted(
             table.settings, record_baseline(log, state, baseline, export_arn=arn)
         )
@@ -225,7 +218,8 @@ def _wait_until(log: CaptureLog, time_us: int, context: RunContext) -> None:
 
 def _request(
     table: TableLake,
-    request: Callable[[datetime], str],
+    described: TableDescription,
+    target: ExportTarget,
     baseline: Baseline,
     context: RunContext,
 ) -> str:
@@ -236,10 +230,13 @@ def _request(
     with a reached time are an error.
     """
     at = utc(baseline.export_time_us)
+    # All runs request the same export for the same attempt at the same baseline.
+    attempt = (baseline.generation, baseline.export_time_us, baseline.attempt)
+    token = export_token(described.table_id, *attempt)
     refusals = 0
     while True:
         try:
-            return request(at)
+            return request_export(table.source, described.arn, at, target, token)
         except ExportError as error:
             if code_behind(error) != _INVALID_TIME:
                 raise
