@@ -191,7 +191,7 @@ class FilesRun:
         assert self._files is not None
         return self._files
 
-    # Which objects
+    # Selection of objects
 
     def _wanted(self, day: date | None, now_us: int) -> list[Arrived]:
         since, until = self._first_day(), date.max
