@@ -59,7 +59,7 @@ def find_state(table: TableLake, state: LogState, at: datetime) -> AsOf:
     Times of DynamoDB Streams are rounded down to seconds, so a state is as of the end of a second,
     although other transports and exports have finer times. In a gap that was healed it is exact
     only from the end of the heal on: an export has an item's last change in its window. An
-    export is exact to about a minute (DYNAMODB_CDC section 1): one that is younger than the
+    export is exact to about a minute (docs/aws_facts.md, exports): one that is younger than the
     handover margin is used only if there is no older one, and with a warning.
     """
     at_us = int(at.timestamp()) * _SECOND_US
