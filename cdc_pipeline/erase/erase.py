@@ -178,7 +178,7 @@ def _require_gone(table: Table, holdings: list[Holding], versions: int, stale: l
 
 
 def _absent_until_us(table: TableLake, keys: str, context: RunContext) -> int:
-    """Return the end, in µs, of a second at whose end and after which the source has no item.
+    """Return the end of a second, in µs, in which and after which the source lacks the item.
 
     Stream times are rounded down to seconds, so only whole seconds can be separated from later
     changes. Waits for the next second.

@@ -105,7 +105,7 @@ class TableLake:
         return CaptureLog(self.lake.store, self.paths, margin_us=self.lake.settings.clock_margin_us)
 
     def iceberg(self, kind: str) -> IcebergTable | None:
-        """Load an Iceberg table of this table, such as `current_state`; None: not in the catalogue.
+        """Load an Iceberg table of this table, such as `current_state`; None: it has no commit.
 
         Each call reads the newest metadata.
         """

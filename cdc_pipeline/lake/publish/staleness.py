@@ -123,15 +123,15 @@ class Staleness:
             base = next_base(self.lake.table(table), state)
         except NotReadyError:
             # Without an export nothing waits.
-            behind, self._waiting[name] = False, state.staged is not None
+            is_stale, self._waiting[name] = False, state.staged is not None
         else:
-            behind = is_behind(base, table, state)
+            is_stale = is_behind(base, table, state)
             # A newer baseline waits for the changes that must land before it is published.
             newest = state.staged.generation if state.staged else 0
-            self._waiting[name] = behind or newest > base.generation
+            self._waiting[name] = is_stale or newest > base.generation
             self._complete_us[name] = int(table_property(base.table, "watermark_us") or 0)
         published = self._iceberg(f"{name}_current_state") if table.entities else None
-        if (behind and is_worth_folding(self.lake.table(table))) or (
+        if (is_stale and is_worth_folding(self.lake.table(table))) or (
             published is not None
             and not are_current(read_notes(self.lake.table(table)), table, published)
         ):
