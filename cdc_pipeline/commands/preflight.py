@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
+from cdc_pipeline.commands.lake import open_lake
 from cdc_pipeline.commands.output import console
 
 if TYPE_CHECKING:
@@ -31,11 +32,9 @@ def preflight(tables: tuple[str, ...], fix: bool, yes: bool, form: str) -> None:
     Reads, puts and deletes small objects where the lake and exports are, and changes nothing else.
     The exit code is 1 while anything is red; each red comes with what to do.
     """
-    from cdc_pipeline.lake.lake import Lake
-    from cdc_pipeline.settings.model import load_settings
     from cdc_pipeline.setup.preflight import preflight as look
 
-    lake = Lake.open(load_settings())
+    lake = open_lake()
     chosen = [lake.settings.table(name) for name in tables] or lake.settings.tables
     with Console(stderr=True).status(f"looking at the lake and {len(chosen)} tables"):
         report = look(lake, chosen)

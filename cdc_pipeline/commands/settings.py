@@ -1,4 +1,4 @@
-"""`cdc-pipeline tables`: which DynamoDB tables the settings name."""
+"""`cdc-pipeline tables` and `settings-schema`: the settings file."""
 
 import json
 from pathlib import Path
@@ -121,6 +121,14 @@ def remove(name: str, yes: bool) -> None:
     click.echo(
         "Streams keep changes for 24 hours: if the table is added again later, capture opens a gap"
     )
+
+
+@click.command("settings-schema")
+def settings_schema() -> None:
+    """Print the JSON schema of the settings file, for editors."""
+    from cdc_pipeline.settings.model import settings_schema as schema
+
+    click.echo(json.dumps(schema(), indent=2))
 
 
 def _named(names: tuple[str, ...]) -> list[TableRow]:
