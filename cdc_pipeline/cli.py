@@ -1,4 +1,4 @@
-"""The entry point of the command line: registers the commands, prints errors as messages."""
+"""Entry point of the command line: registers the commands, prints errors as messages."""
 
 import os
 import sys
@@ -20,7 +20,7 @@ from cdc_pipeline.core.errors import CdcPipelineError
 
 
 class _Commands(click.Group):
-    """Prints our errors as one readable message instead of a traceback."""
+    """A group that prints `CdcPipelineError` as one message instead of a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -28,7 +28,7 @@ class _Commands(click.Group):
         except CdcPipelineError as error:
             raise click.ClickException(str(error)) from None
         except BrokenPipeError:
-            # The reader of our output, such as `head`, has had enough.
+            # The reader of the output, such as `head`, has closed it.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
 
@@ -38,7 +38,7 @@ class _Commands(click.Group):
 def main() -> None:
     """Keep a provably complete analytical copy of DynamoDB tables in a data lake.
 
-    Tables and the lake are named in cdc_pipeline.yaml (or the file in CDC_PIPELINE_CONFIG).
+    The settings file cdc_pipeline.yaml (or the path in CDC_PIPELINE_CONFIG) names tables and lake.
     """
 
 

@@ -12,27 +12,26 @@ from cdc_pipeline.core.run_context import RunContext
 @click.option("--dry-run", is_flag=True, help="Only show which files hold the item.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def erase(table: str, key: str, dry_run: bool, yes: bool) -> None:
-    """Erase the item with KEY of TABLE from the lake, with all its past.
+    """Erase the item with KEY of TABLE from the lake, with its whole history.
 
-    KEY is JSON of the key attributes, plain or typed: '{"order_id": "o-1"}'. The source must not
-    have the item any more. It leaves landing zone, cdc, current_state, baselines, aggregates (built
-    anew), quarantine, backups and exports, with all earlier versions of the tables and, in a
-    versioned bucket, of their files. A salted hash of the key stays, so that nothing brings it
-    back. Reads every file of the table, twice. Beyond reach: DynamoDB's own backups and copies that
-    others made.
+    KEY is JSON of the key attributes, plain or typed: '{"order_id": "o-1"}'. Delete the item in
+    the source first. Erased are: landing zone, cdc, current_state, baselines, aggregates (rebuilt),
+    quarantine, backups, exports, all earlier versions of the tables and, in a versioned bucket, of
+    their files. A salted hash of the key remains, so that no late change restores the item. Reads
+    every file of the table twice. Not erased: DynamoDB's own backups and copies made by others.
     """
     from cdc_pipeline.erase.erase import erase_item, erase_target, find_traces
 
     lake = open_lake()
     chosen = lake.table(lake.settings.table(table))
     if dry_run:
-        found, versions = find_traces(erase_target(chosen, key))
-        for holding in found:
+        holdings, versions = find_traces(erase_target(chosen, key))
+        for holding in holdings:
             click.echo(f"{holding.place}: {holding.key}, {holding.rows} rows")
-        click.echo(f"{len(found)} files hold the item; {versions} earlier versions would go")
+        click.echo(f"{len(holdings)} files hold the item; {versions} earlier versions would go")
         return
     if not yes:
-        click.confirm(f"Erase this item of {table} and all its past for good?", abort=True)
+        click.confirm(f"Erase this item of {table} and its whole history for good?", abort=True)
     done = erase_item(chosen, key, context=RunContext(click.echo))
     click.echo(
         f"{table}: erased; {done.files_read} files read, none holds the item "
@@ -40,7 +39,7 @@ def erase(table: str, key: str, dry_run: bool, yes: bool) -> None:
     )
     if done.elsewhere:
         click.echo(
-            f"The catalogue keeps {', '.join(done.elsewhere)} outside of the lake: no version of "
-            "them has the item any more, and its service removes the files of earlier ones (S3 "
-            "Tables: by default 13 days after, docs/catalogues.md)"
+            f"The catalogue keeps {', '.join(done.elsewhere)} outside the lake: no version of "
+            "these tables has the item any more; the catalogue's service removes the files of "
+            "earlier versions (S3 Tables: by default 13 days after, docs/catalogues.md)"
         )

@@ -11,10 +11,10 @@ from cdc_pipeline.core.run_context import RunContext
 @click.argument("table")
 @click.option("--plan", is_flag=True, help="Only show what would be exported.")
 def heal(table: str, plan: bool) -> None:
-    """Heal the open gaps of TABLE from incremental exports; where they cannot, by a full export.
+    """Heal the open gaps of TABLE from incremental exports, or else by a full export.
 
-    AWS charges for an export by the change data that it processes, 10 MB at least; no read
-    capacity of the table is used, but for items that the exports do not speak of.
+    AWS charges an export by the change data it processes, 10 MB at least. Exports use no read
+    capacity of the table; only items missing in the exports are read from it.
     """
     from cdc_pipeline.repair.heal import HealResult, close_gaps, open_gaps, planned_heals
 
@@ -24,21 +24,20 @@ def heal(table: str, plan: bool) -> None:
         click.echo(f"{table}: no open gap")
     elif plan:
         try:
-            for heal in planned_heals(chosen):
-                click.echo(f"{table}: {heal}")
+            for planned in planned_heals(chosen):
+                click.echo(f"{table}: {planned}")
         except CannotHealError as error:
-            click.echo(f"{error.message}. A full export becomes a new baseline instead")
+            click.echo(f"{error.message}. A full export will become a new baseline instead")
     else:
-        for done in close_gaps(
-            chosen, context=RunContext(lambda said: click.echo(f"{table}: {said}"))
-        ):
-            if isinstance(done, HealResult):
+        context = RunContext(lambda message: click.echo(f"{table}: {message}"))
+        for result in close_gaps(chosen, context=context):
+            if isinstance(result, HealResult):
                 click.echo(
-                    f"{table}: healed with {done.lines} changed items from {done.windows} "
-                    f"exports, {done.reread} items read again, in {done.seconds:.0f} s"
+                    f"{table}: healed with {result.lines} changed items from {result.windows} "
+                    f"exports, {result.reread} items read again, in {result.seconds:.0f} s"
                 )
             else:
                 click.echo(
-                    f"{table}: a new baseline of {done.items} items in {done.seconds:.0f} s; it "
-                    "is published when capture has passed its time"
+                    f"{table}: a new baseline of {result.items} items in {result.seconds:.0f} s; "
+                    "it is published when capture has passed the export time"
                 )

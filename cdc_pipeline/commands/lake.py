@@ -1,4 +1,4 @@
-"""The lake of the settings file, as commands open it."""
+"""The lake of the settings file."""
 
 from typing import TYPE_CHECKING
 

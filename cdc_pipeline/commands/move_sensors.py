@@ -1,4 +1,4 @@
-"""`cdc-pipeline move-sensors`: keep the state of sensors under another code location's name."""
+"""`cdc-pipeline move-sensors`: move the state of sensors from a former code location name."""
 
 import click
 
@@ -6,19 +6,19 @@ import click
 @click.command("move-sensors")
 @click.option("--from", "former", required=True, metavar="NAME", help="The former name.")
 def move_sensors(former: str) -> None:
-    """Keep sensors and schedules as they are when the code location gets its present name.
+    """Keep the state of sensors and schedules when the code location is renamed.
 
-    Run it once in the environment of Dagster (DAGSTER_HOME), while Dagster is stopped. Whether they
-    are on, and how far they have come, is moved from the code location NAME.
+    Moves whether each is on, and its cursor, from the code location NAME to the present one. Run
+    it once in Dagster's environment (DAGSTER_HOME), while Dagster is stopped.
     """
     import dagster as dg
 
     from cdc_pipeline.defs.location import LOCATION, move_sensors
 
     with dg.DagsterInstance.get() as instance:
-        found = list(move_sensors(instance, former))
-    for name, moved in found:
-        kept = f"left alone, because {LOCATION} has one in use"
-        click.echo(f"{name}: {f'moved to {LOCATION}' if moved else kept}")
-    if not found:
-        click.echo(f"Dagster knows no sensor or schedule of a code location {former!r}.")
+        results = list(move_sensors(instance, former))
+    for name, is_moved in results:
+        kept = f"not moved, because {LOCATION} already has one in use"
+        click.echo(f"{name}: {f'moved to {LOCATION}' if is_moved else kept}")
+    if not results:
+        click.echo(f"Dagster has no sensor or schedule of a code location {former!r}.")

@@ -1,4 +1,4 @@
-"""`cdc-pipeline query`, `views` and `athena-sql`: SQL on the lake, here and elsewhere."""
+"""`cdc-pipeline query`, `views` and `athena-sql`: SQL on the lake, run here or printed."""
 
 import sys
 import warnings
@@ -22,13 +22,13 @@ from cdc_pipeline.commands.output import console
 @click.option(
     "--as-of",
     metavar="TIME",
-    help="Show the tables as they were at the end of that second, such as 2026-11-20T12:00Z.",
+    help="Query the tables as of the end of this second, such as 2026-11-20T12:00Z.",
 )
 def query(sql: str | None, form: str, as_of: str | None) -> None:
-    """Run SQL on the lake: an argument, or standard input.
+    """Run SQL on the lake, from the argument or standard input.
 
     Each table is a schema with the views current_state, cdc, history, raw_stream and pitr_export;
-    aggregates are in the schema aggregates.
+    the aggregates are in the schema aggregates.
 
     Example: cdc-pipeline query "SELECT status, count(*) FROM orders.current_state GROUP BY 1"
     """
@@ -37,12 +37,12 @@ def query(sql: str | None, form: str, as_of: str | None) -> None:
 
     text = sys.stdin.read() if sql in (None, "-") else str(sql)
     if not text.strip():
-        raise click.UsageError("no SQL: give it as an argument or on standard input")
+        raise click.UsageError("no SQL: pass it as an argument or on standard input")
     moment = parse_moment(as_of) if as_of else None
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         connection = connect_for(open_lake(), text, moment)
-    for warning in told:
+    for warning in caught:
         click.echo(f"Warning: {warning.message}", err=True)
     with connection:
         result = run_query(connection, text)
@@ -58,11 +58,11 @@ def query(sql: str | None, form: str, as_of: str | None) -> None:
 @click.argument("tables", nargs=-1)
 @click.option("--sql", is_flag=True, help="Print CREATE VIEW statements for a plain DuckDB shell.")
 def views(tables: tuple[str, ...], sql: bool) -> None:
-    r"""List the views that exist, of the TABLES named or of all (`aggregates` is one of them).
+    r"""List the existing views of the TABLES, by default of all (`aggregates` counts as a table).
 
-    With --sql, print statements that create them in any DuckDB shell, without this package. They
-    show the lake as it is now: print them again to see what lands later. Rows that landed since the
-    last fold are part of what is printed.
+    With --sql, print CREATE VIEW statements for any DuckDB shell, without this package. The views
+    show the lake as of now, rows landed since the last fold included: print them again for later
+    changes.
 
     \b
     Example: cdc-pipeline views --sql orders > views.sql && duckdb -init views.sql
@@ -78,11 +78,12 @@ def views(tables: tuple[str, ...], sql: bool) -> None:
 @click.command("athena-sql")
 @click.argument("table")
 @click.argument("names", nargs=-1)
-@click.option("--key", metavar="JSON", help="Key of the item that queries about one item are for.")
+@click.option("--key", metavar="JSON", help="Key of the item, for queries about one item.")
 def athena_sql(table: str, names: tuple[str, ...], key: str | None) -> None:
-    """Print ready queries on TABLE for Athena or Trino: all of them, or those of the NAMES.
+    """Print ready queries on TABLE for Athena or Trino: all, or the NAMES given.
 
-    Each says what it means and what it reads. KEY is plain or typed: '{"order_id": "o-1"}'.
+    A comment above each query states its result and the data it reads. KEY is plain or typed:
+    '{"order_id": "o-1"}'.
 
     Example: cdc-pipeline athena-sql orders item_history --key '{"order_id": "o-1"}'
     """

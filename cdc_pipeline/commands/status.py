@@ -1,6 +1,7 @@
-"""`cdc-pipeline status`: what the lake holds of each table, and how far behind it is."""
+"""`cdc-pipeline status`: contents of the lake by table, and its lag behind the source."""
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -15,18 +16,31 @@ if TYPE_CHECKING:
     from cdc_pipeline.lake.upkeep.status import TableStatus
 
 _TIMELINE_DAYS = 14
+_HEADINGS = (
+    "table",
+    "items",
+    "changes",
+    "last change",
+    "complete to",
+    "lag",
+    "state to",
+    "entries log/state",
+    "open shards",
+    "last export",
+    "unreadable",
+    "hours left",
+    "gaps",
+)
 
 
 @click.command()
 @click.argument("tables", nargs=-1)
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(tables: tuple[str, ...], as_json: bool) -> None:
-    """Show what the lake holds of each table and how far behind it is.
+    """Show the contents of the lake by table, and its lag behind the source.
 
-    For the TABLES named, and for those with a hole, also what is covered, since when, from what.
+    For the TABLES named, and for tables with a gap, also the coverage: intervals and their origin.
     """
-    from dataclasses import asdict
-
     from cdc_pipeline.core.log.coverage import clock_note
     from cdc_pipeline.lake.upkeep.status import table_status
 
@@ -36,23 +50,21 @@ def status(tables: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([asdict(row) for row in rows], indent=1))
         return
-    headings = (
-        "table",
-        "items",
-        "changes",
-        "last change",
-        "complete to",
-        "lag",
-        "state to",
-        "entries log/state",
-        "open shards",
-        "last export",
-        "unreadable",
-        "hours left",
-        "gaps",
-    )
-    grid = Grid(title=f"lake {lake.settings.lake}, database {lake.database} (times in UTC)")
-    for heading in headings:
+    out = console()
+    title = f"lake {lake.settings.lake}, database {lake.database} (times in UTC)"
+    out.print(_table_grid(rows, title))
+    measured = [row.clock_offset_us for row in rows if row.clock_offset_us is not None]
+    if measured:
+        out.print(clock_note(max(measured, key=abs)), highlight=False)
+    for row in rows:
+        _print_notes(out, row)
+        if tables or row.gaps:
+            _print_coverage(out, row)
+
+
+def _table_grid(rows: "list[TableStatus]", title: str) -> Grid:
+    grid = Grid(title=title)
+    for heading in _HEADINGS:
         justify = "left" if heading == "table" else "right"
         grid.add_column(heading, justify=justify, no_wrap=heading == "table")
     for row in rows:
@@ -71,37 +83,33 @@ def status(tables: tuple[str, ...], as_json: bool) -> None:
             _hours_left(row.captured_to_us, row.retention_hours) if row.expires else "-",
             str(len(row.gaps)),
         )
-    out = console()
-    out.print(grid)
-    measured = [row.clock_offset_us for row in rows if row.clock_offset_us is not None]
-    if measured:
-        out.print(clock_note(max(measured, key=abs)), highlight=False)
-    for row in rows:
-        if row.cut is not None:
-            out.print(
-                f"{row.table}: switching from {row.transport} to {row.cut.transport} at "
-                f"{_moment(row.cut.at_us)} UTC; leave both on until this line is gone"
-            )
-        for gap in row.gaps:
-            out.print(
-                f"[red]gap[/] {row.table} (entry {gap.entry}): {gap}, "
-                f"changes from {_moment(gap.from_us)} to "
-                f"{_moment(gap.to_us)} UTC are missing. Fix: {row.fixes[gap.entry]}"
-            )
-        if row.late_changes:
-            out.print(
-                f"[yellow]late[/] {row.table}: {row.late_changes:,} changes came behind a time up "
-                f"to which everything was said to have landed, the latest at "
-                f"{_moment(row.late_at_us)} UTC; see the check watermark_holds"
-            )
-        if row.legacy_us:
-            out.print(
-                f"[yellow]deletes[/] {row.table}: rows that an older Lambda made up to "
-                f"{_moment(row.legacy_us)} UTC have landed; deletes may be missing among them, "
-                "see docs/roads/firehose.md"
-            )
-        if tables or row.gaps:
-            _print_coverage(out, row)
+    return grid
+
+
+def _print_notes(out: Console, row: "TableStatus") -> None:
+    if row.cut is not None:
+        out.print(
+            f"{row.table}: switching from {row.transport} to {row.cut.transport} at "
+            f"{_moment(row.cut.at_us)} UTC; keep both enabled until status no longer shows this"
+        )
+    for gap in row.gaps:
+        out.print(
+            f"[red]gap[/] {row.table} (entry {gap.entry}): {gap}, "
+            f"changes from {_moment(gap.from_us)} to "
+            f"{_moment(gap.to_us)} UTC are missing. Fix: {row.fixes[gap.entry]}"
+        )
+    if row.late_changes:
+        out.print(
+            f"[yellow]late[/] {row.table}: {row.late_changes:,} changes arrived after their time "
+            f"had been reported as complete, the latest at {_moment(row.late_at_us)} UTC; see the "
+            "check watermark_holds"
+        )
+    if row.legacy_us:
+        out.print(
+            f"[yellow]deletes[/] {row.table}: rows of an older Lambda, written up to "
+            f"{_moment(row.legacy_us)} UTC, have landed; deletes may be missing among them, see "
+            "docs/roads/firehose.md"
+        )
 
 
 def _print_coverage(console: Console, row: "TableStatus") -> None:
@@ -109,7 +117,7 @@ def _print_coverage(console: Console, row: "TableStatus") -> None:
 
     legend = "  ".join(f"{sign} {means}" for means, sign in HOUR_SIGNS.items())
     grid = Grid(title=f"coverage of {row.table} (times in UTC)")
-    for heading in ("from", "to", "from what", ""):
+    for heading in ("from", "to", "origin", ""):
         grid.add_column(heading)
     for stretch in row.coverage:
         since = time_text(stretch.from_us) if stretch.from_us else "the beginning"
@@ -117,7 +125,7 @@ def _print_coverage(console: Console, row: "TableStatus") -> None:
     console.print(grid)
     for bar in hour_bars(row.coverage, _TIMELINE_DAYS):
         console.print(bar, highlight=False)
-    console.print(f"an hour a sign: {legend}\n", highlight=False)
+    console.print(f"one sign per hour: {legend}\n", highlight=False)
 
 
 def _count(number: int | None) -> str:
@@ -131,7 +139,7 @@ def _moment(time_us: int | None) -> str:
 
 
 def _hours_left(time_us: int, kept_hours: int) -> str:
-    """Until AWS trims the oldest change that may be unread."""
+    """Hours until AWS trims the oldest change not yet read."""
     if not time_us:
         return "-"
     return f"{kept_hours - (now_us() - time_us) / 3_600_000_000:.1f}"
