@@ -120,7 +120,7 @@ def build_gap_sensor(settings: Settings) -> dg.SensorDefinition:
 
 
 def _skip_reason(
-    table: TableLake, running: list[ActiveRun], history: History, now_us: int
+    table: "TableLake", running: list[ActiveRun], history: History, now_us: int
 ) -> str | None:
     """Return why a table is not healed now ('': it has no open gap); None: it is due."""
     from cdc_pipeline.repair.heal import planned_heals

@@ -28,7 +28,7 @@ _MOST_KEYS = 20
 _MOST_PROBLEMS = 20
 
 
-def export_verified(table: TableLake, context: RunContext) -> CheckOutcome:
+def export_verified(table: "TableLake", context: RunContext) -> CheckOutcome:
     """The baseline's export matches its manifests (counts, MD5), and its staged rows match it."""
     from cdc_pipeline.snapshot.verify_export import verify_export
 
@@ -46,7 +46,7 @@ def export_verified(table: TableLake, context: RunContext) -> CheckOutcome:
     return CheckOutcome(not report.problems and not report.gone, known(metadata), severity)
 
 
-def sample_matches_source(table: TableLake, context: RunContext) -> CheckOutcome:
+def sample_matches_source(table: "TableLake", context: RunContext) -> CheckOutcome:
     """Sampled items equal the source by consistent reads; no file is missing or truncated."""
     from cdc_pipeline.reconcile.reconcile import reconcile_sample
 
@@ -54,7 +54,7 @@ def sample_matches_source(table: TableLake, context: RunContext) -> CheckOutcome
     return _outcome(table.settings, reconcile_sample(table, items, export=False, context=context))
 
 
-def all_items_match_source(table: TableLake, context: RunContext) -> CheckOutcome:
+def all_items_match_source(table: "TableLake", context: RunContext) -> CheckOutcome:
     """Every item equals a fresh export (AWS charges it); every file has its written content."""
     from cdc_pipeline.reconcile.reconcile import reconcile_full
 

@@ -148,7 +148,7 @@ def describe_capture(result: "CaptureResult") -> str:
 
 
 def capture_now(
-    context: dg.AssetExecutionContext, table: TableLake, days: Sequence[date]
+    context: dg.AssetExecutionContext, table: "TableLake", days: Sequence[date]
 ) -> dict[str, Any]:
     """Capture one table and return metadata. Days other than `days` are reported at once."""
     from cdc_pipeline.capture.run import Captured, Failed, Landed, capture_tables
@@ -174,7 +174,7 @@ def capture_now(
     return metadata
 
 
-def must_capture(table: TableLake, days: Sequence[date]) -> bool:
+def must_capture(table: "TableLake", days: Sequence[date]) -> bool:
     """Return whether some of the days can still get changes, or capture has not passed them."""
     if max(days) >= today() - timedelta(days=_STREAM_DAYS):
         return True
@@ -186,7 +186,7 @@ def must_capture(table: TableLake, days: Sequence[date]) -> bool:
 
 
 def land_days(
-    context: dg.AssetExecutionContext, table: TableLake, days: Sequence[date]
+    context: dg.AssetExecutionContext, table: "TableLake", days: Sequence[date]
 ) -> Iterator[dg.AssetMaterialization | dg.MaterializeResult]:
     """Capture if it can add changes, reland changes missing in past days, report each day.
 
