@@ -31,10 +31,10 @@ _FOLDER = Path(".dev")
 def run_dev(
     *, port: int, aws_port: int, orders: int, rate: float, transport: str = DYNAMODB_STREAMS
 ) -> None:
-    """Serve until Ctrl-C. Source, lake and Dagster's history begin empty, all together."""
+    """Serve until Ctrl-C. Source, lake and Dagster's history all begin empty."""
     ended = threading.Event()
-    for wanted in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(wanted, lambda *_: ended.set())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
     folder = _FOLDER.resolve()
     lock = _lock(folder.with_name(f"{folder.name}.lock"))
     shutil.rmtree(folder, ignore_errors=True)
@@ -81,7 +81,7 @@ def run_dev(
         log = folder / "dagster.log"
         click.echo(f"Dagster's output: {log}")
         with log.open("wb") as output:
-            # From a folder without a dagster.yaml, which Dagster would warn of.
+            # In a folder without a dagster.yaml: Dagster would print a warning about it.
             dagster = subprocess.Popen(
                 command,
                 env=environment,
@@ -105,7 +105,7 @@ def run_dev(
 
 
 def _lock(path: Path) -> IO[str]:
-    """Held while this process lives: a second one would pull the files from under the first."""
+    """Lock the folder while this process lives: a second one would delete its files."""
     file = path.open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -118,14 +118,14 @@ def _lock(path: Path) -> IO[str]:
 
 
 def _stop(guard: subprocess.Popen[bytes]) -> None:
-    """End Dagster: the UI, the daemon, its code servers and runs."""
+    """Stop Dagster: the UI, the daemon, its code servers and runs."""
     assert guard.stdin is not None  # it was started with a pipe
     guard.stdin.close()
     guard.wait()
 
 
 def _free(port: int) -> int:
-    """The port if nothing listens on it, else one that is free, and says so."""
+    """Return the port if nothing listens on it, else print and return a free one."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

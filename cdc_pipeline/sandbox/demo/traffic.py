@@ -19,10 +19,10 @@ CUSTOMERS = "customers"
 TTL_ATTRIBUTE = "expires_at"
 
 KEYS = {ORDERS: ("customer_id", "order_id"), CUSTOMERS: ("customer_id",)}
-_BATCH = 25  # the most that BatchWriteItem takes
+_BATCH = 25  # the maximum of BatchWriteItem
 _SEED_THREADS = 4
 _ATTEMPTS = 12
-# Orders made by traffic are numbered from here, clear of any seed.
+# Numbers of orders made by traffic start here, above any seed.
 _FIRST_LIVE_ORDER = 50_000_000
 _SKIP = 1_000
 _TTL_SECONDS = (2, 5)
@@ -30,12 +30,12 @@ _TTL_SECONDS = (2, 5)
 
 @dataclass(frozen=True)
 class TrafficCounts:
-    """What traffic did: items per kind of change, then calls and special cases.
+    """Changes made by traffic: items per kind of change, then calls and special cases.
 
-    `inserts`, `updates` and `deletes` count items that really changed, so their sum is the number
-    of stream records to expect, plus one REMOVE for each of `ttl_items` once expired.
-    `batch_writes` and `transactions` count calls, whose items are counted above; `reinserts` are
-    inserts of a key deleted a moment before; `no_ops` are writes that changed nothing.
+    `inserts`, `updates` and `deletes` count items that really changed: their sum is the expected
+    number of stream records, plus one REMOVE for each of `ttl_items` after its expiry.
+    `batch_writes` and `transactions` count calls, whose items are included above; `reinserts` are
+    inserts of a key deleted just before; `no_ops` are writes without a change.
     """
 
     inserts: int = 0
@@ -53,7 +53,7 @@ class TrafficCounts:
         return self.inserts + self.updates + self.deletes
 
     def __str__(self) -> str:
-        """One line for people."""
+        """Format the counts in one line."""
         pairs = (
             (field.name.replace("_", " "), getattr(self, field.name)) for field in fields(self)
         )
@@ -80,7 +80,7 @@ def create_tables(dynamodb: Any) -> None:
 
 
 def expire_orders(dynamodb: Any) -> None:
-    """Let DynamoDB delete orders at their time."""
+    """Enable TTL of orders."""
     dynamodb.update_time_to_live(
         TableName=ORDERS,
         TimeToLiveSpecification={"Enabled": True, "AttributeName": TTL_ATTRIBUTE},
@@ -96,11 +96,11 @@ def seed(
     progress: Callable[[int], None] | None = None,
     until: datetime | None = None,
 ) -> int:
-    """Write that many orders and customers; return how many items were written.
+    """Write `orders` orders and `customers` customers; return the number of items written.
 
     The same seed gives the same items. Orders are spread over the 30 days before `until`, by
-    default the start of today (UTC), so that repeating it on one day changes nothing. `progress`
-    gets the number of items written so far, from any thread, one call at a time.
+    default the start of today (UTC), so that a second call on the same day changes nothing.
+    `progress` gets the number of items written so far, from any thread, one call at a time.
 
     Raises SandboxError if writes stay unprocessed, and botocore's errors.
     """
@@ -139,13 +139,12 @@ def seed(
 
 
 class Traffic:
-    """A thread that changes the seeded tables the way applications do, until stopped.
+    """A thread that changes the seeded tables as applications do, until stopped.
 
-    Pass the `orders`, `customers` and `seed` that were given to `seed()`: traffic updates and
-    deletes those items too. `rate` is in changed items per second. The first operations take every
-    kind once, then they come at random; on freshly seeded tables the sequence is the same for the
-    same seed, only times differ. It may run again later on the same tables, but nothing else may
-    write to them meanwhile: the counts would be wrong.
+    Pass the `orders`, `customers` and `seed` of `seed()`: traffic updates and deletes those items
+    too. `rate`: changed items per second. The first operations are one of each kind, the others
+    random; on freshly seeded tables the same seed gives the same sequence, except for times. It may
+    run again on the same tables, but nothing else may write to them: the counts would be wrong.
     """
 
     def __init__(
@@ -161,7 +160,7 @@ class Traffic:
         self._revision = itertools.count(1)
         self._next_order = itertools.count(_FIRST_LIVE_ORDER)
         self._orders = list(range(orders))
-        # Of these we know that they exist: earlier traffic may have deleted seeded orders.
+        # Orders confirmed to exist: earlier traffic may have deleted seeded ones.
         self._present: set[int] = set()
         self._counts = TrafficCounts()
         self._stop = threading.Event()
