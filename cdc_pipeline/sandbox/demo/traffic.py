@@ -169,7 +169,7 @@ class Traffic:
 
     @property
     def counts(self) -> TrafficCounts:
-        """What was done so far."""
+        """Counts of operations so far."""
         return self._counts
 
     @property
@@ -178,14 +178,14 @@ class Traffic:
         return self._counts.changes
 
     def start(self) -> None:
-        """Begin, in a daemon thread."""
+        """Start in a daemon thread."""
         if self._thread is not None:
             raise SandboxError("traffic has been started before", fix="make a new Traffic")
         self._thread = threading.Thread(target=self._run, name="sandbox-traffic", daemon=True)
         self._thread.start()
 
     def stop(self) -> TrafficCounts:
-        """End after the operation under way; return the counts or raise what ended it before."""
+        """Stop after the current operation; return the counts, or raise the error that ended it."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
@@ -234,16 +234,16 @@ class Traffic:
 
     def _exists(self, number: int) -> bool:
         if number not in self._present:
-            found = self._dynamodb.get_item(
+            answer = self._dynamodb.get_item(
                 TableName=ORDERS, Key=self._key(number), ProjectionExpression="order_id"
             )
-            if "Item" not in found:
+            if "Item" not in answer:
                 return False
             self._present.add(number)
         return True
 
     def _take(self) -> int:
-        """Remove an order that exists from those that later operations choose from."""
+        """Remove an existing order from the choice of later operations and return it."""
         while self._orders:
             at = self._rng.randrange(len(self._orders))
             self._orders[at], self._orders[-1] = self._orders[-1], self._orders[at]
@@ -261,7 +261,7 @@ class Traffic:
     def _new(self) -> int:
         """Return the number of an order that does not exist."""
         while self._exists(number := next(self._next_order)):
-            # Left by earlier traffic: jump, so that a long run before costs few reads.
+            # Left by earlier traffic: jump, so that its orders cost few reads.
             self._next_order = itertools.count(number + _SKIP)
         return number
 
@@ -279,7 +279,7 @@ class Traffic:
         self._count(inserts=1)
 
     def _insert_expiring(self) -> None:
-        # Not added to the known orders: an update after its expiry would create it again.
+        # Not added to the known orders: an update after its expiry would recreate it.
         expiry = int(time.time()) + self._rng.randint(*_TTL_SECONDS)
         item = self._order(self._new())
         self._put({**item, TTL_ATTRIBUTE: {"N": str(expiry)}})
@@ -339,8 +339,8 @@ class Traffic:
 
     def _no_op(self) -> None:
         key = self._key(self._known())
-        found = self._dynamodb.get_item(TableName=ORDERS, Key=key, ConsistentRead=True)
-        self._put(found["Item"])
+        answer = self._dynamodb.get_item(TableName=ORDERS, Key=key, ConsistentRead=True)
+        self._put(answer["Item"])
         self._count(no_ops=1)
 
     def _batch(self) -> None:
