@@ -76,8 +76,8 @@ def _check_prefix(aws: AwsSession, settings: Firehose, prefix: str, target: Targ
     if not newest:
         return _empty(bucket, prefix, root)
     contents = _Contents()
-    for found in newest:
-        _read(bucket, found, target, contents)
+    for entry in newest:
+        _read(bucket, entry, target, contents)
     described = f"{prefix}: {contents.describe()}"
     if contents.refused:
         return Finding("files", False, described, "see above; capture stops at such an object")
@@ -98,20 +98,20 @@ def _newest(aws: AwsSession, settings: Firehose, prefix: str) -> list[FoundObjec
     since = (datetime.now(UTC) - timedelta(settings.window_days)).date()
     recent = [arrived.object for arrived in find_arrived(aws, prefix, settings.layout, since)]
     chosen: Iterable[FoundObject] = recent or newest_under(aws, prefix)
-    return sorted(chosen, key=lambda found: found.modified)[-_OBJECTS:]
+    return sorted(chosen, key=lambda entry: entry.modified)[-_OBJECTS:]
 
 
-def _read(bucket: SourceBucket, found: FoundObject, target: Target, contents: _Contents) -> None:
-    file = download(bucket, found)
+def _read(bucket: SourceBucket, entry: FoundObject, target: Target, contents: _Contents) -> None:
+    file = download(bucket, entry)
     if file is None:
         return  # deleted since the listing
     contents.objects += 1
     with file:
         try:
-            for record in islice(records(file, found.key, target), _RECORDS):
+            for record in islice(records(file, entry.key, target), _RECORDS):
                 contents.add(record)
         except SourceError as error:
-            message = f"{found.key} is {error.message}" + (f" ({error.fix})" if error.fix else "")
+            message = f"{entry.key} is {error.message}" + (f" ({error.fix})" if error.fix else "")
             contents.refused.append(message)
 
 
