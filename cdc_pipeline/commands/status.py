@@ -108,7 +108,7 @@ def _print_notes(out: Console, row: "TableStatus") -> None:
         out.print(
             f"[yellow]deletes[/] {row.table}: rows of an older Lambda, written up to "
             f"{_moment(row.legacy_us)} UTC, have landed; deletes may be missing among them, see "
-            "docs/roads/firehose.md"
+            "docs/transports/firehose.md"
         )
 
 

@@ -106,9 +106,7 @@ def _look(sim: StreamsSimulator, baseline_us: int | None) -> Finding | None:
     if baseline_us is not None:
         state.baselines[0] = Baseline(0, 0, baseline_us, snapshot_id=1, staged_us=baseline_us)
     described = describe_table(aws, "orders")
-    return check_bulk_puts(
-        aws, Table.model_validate({"name": "orders"}), described, lambda: state
-    )
+    return check_bulk_puts(aws, Table.model_validate({"name": "orders"}), described, lambda: state)
 
 
 def test_a_botocore_without_the_call_says_nothing(sim: StreamsSimulator) -> None:

@@ -90,7 +90,7 @@ def _open_channels() -> None:
 
 
 def _deploy_stacks() -> None:
-    """Deploy infra/cdc_pipeline.yaml per table, as in README: table, streams and Lambda.
+    """Deploy infra/cdc_pipeline.yaml per table (docs/transports/firehose.md).
 
     Raises SandboxError if the checkout's infra/ is missing or a stack fails.
     """
