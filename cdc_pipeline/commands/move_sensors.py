@@ -18,7 +18,7 @@ def move_sensors(former: str) -> None:
     with dg.DagsterInstance.get() as instance:
         results = list(move_sensors(instance, former))
     for name, is_moved in results:
-        kept = f"not moved, because {LOCATION} already has one in use"
+        kept = f"left unchanged, because {LOCATION} already has one in use"
         click.echo(f"{name}: {f'moved to {LOCATION}' if is_moved else kept}")
     if not results:
         click.echo(f"Dagster has no sensor or schedule of a code location {former!r}.")

@@ -622,7 +622,7 @@ def test_preflight_prints_what_is_unusual_about_a_stream(bench: Bench) -> None:
     bench.sim.set_largest_record(STREAM, 10_240)
     bench.sim.ignore_partition_keys(STREAM)
     assert told() == (
-        ", records up to 10 MiB, any record in any shard (order is by write time all the same)"
+        ", records up to 10 MiB, any record in any shard (order is by write time in any case)"
     )
 
 
