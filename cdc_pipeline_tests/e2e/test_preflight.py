@@ -243,8 +243,8 @@ def test_preflight_reads_what_firehose_wrote(world: World) -> None:
     seen = found("read/good/")
     assert seen.green
     assert seen.found == (
-        f"s3://{bucket}/read/good/: 1 newest object read; 2 changes in Kinesis format; 1 changes in "
-        "stream format, written 2026-11-21 07:00:00 to 2026-11-21 07:01:00 UTC; "
+        f"s3://{bucket}/read/good/: 1 newest object read; 2 changes in Kinesis format; 1 changes "
+        "in stream format, written 2026-11-21 07:00:00 to 2026-11-21 07:01:00 UTC; "
         "1 changes of table bad"
     )
     seen = found("read/goods/")
