@@ -62,28 +62,13 @@ def run_dev(
             "DAGSTER_HOME": str(home),
             PATH_VARIABLE: str(settings),
         }
-        command = [
-            *(sys.executable, "-m", "cdc_pipeline.sandbox.guard"),
-            str(Path(sys.executable).with_name("dagster")),
-            "dev",
-            *("-m", "cdc_pipeline.definitions"),
-            *("--host", "127.0.0.1", "--port", str(ui_port)),
-            *("--log-level", "warning"),
-        ]
-        click.echo(
-            f"Dagster UI: http://localhost:{ui_port}   Local AWS: {sandbox.endpoint_url}   "
-            "(Ctrl-C ends both)"
-        )
-        click.echo("In another shell, to query the lake while it grows:")
-        click.echo(f"  export {PATH_VARIABLE}={settings} AWS_ENDPOINT_URL={sandbox.endpoint_url}")
-        click.echo("  export AWS_ACCESS_KEY_ID=sandbox AWS_SECRET_ACCESS_KEY=sandbox")
-        click.echo('  .venv/bin/cdc-pipeline query "SELECT count(*) FROM orders.current_state"')
+        _print_addresses(ui_port, sandbox.endpoint_url, settings)
         log = folder / "dagster.log"
         click.echo(f"Dagster's output: {log}")
         with log.open("wb") as output:
             # In a folder without a dagster.yaml: Dagster would print a warning about it.
             dagster = subprocess.Popen(
-                command,
+                _dagster_command(ui_port),
                 env=environment,
                 cwd=folder,
                 stdin=subprocess.PIPE,
@@ -102,6 +87,27 @@ def run_dev(
             _stop(dagster)
             traffic.stop()
             lock.close()
+
+
+def _dagster_command(port: int) -> list[str]:
+    return [
+        *(sys.executable, "-m", "cdc_pipeline.sandbox.guard"),
+        str(Path(sys.executable).with_name("dagster")),
+        "dev",
+        *("-m", "cdc_pipeline.definitions"),
+        *("--host", "127.0.0.1", "--port", str(port)),
+        *("--log-level", "warning"),
+    ]
+
+
+def _print_addresses(ui_port: int, endpoint_url: str, settings: Path) -> None:
+    click.echo(
+        f"Dagster UI: http://localhost:{ui_port}   Local AWS: {endpoint_url}   (Ctrl-C ends both)"
+    )
+    click.echo("In another shell, to query the lake while it grows:")
+    click.echo(f"  export {PATH_VARIABLE}={settings} AWS_ENDPOINT_URL={endpoint_url}")
+    click.echo("  export AWS_ACCESS_KEY_ID=sandbox AWS_SECRET_ACCESS_KEY=sandbox")
+    click.echo('  .venv/bin/cdc-pipeline query "SELECT count(*) FROM orders.current_state"')
 
 
 def _lock(path: Path) -> IO[str]:
