@@ -1,1 +1,1 @@
-"""Commands of `cdc-pipeline`, one module for each subject; `cli` registers them."""
+"""Commands of `cdc-pipeline`, one module per subject; registered by `cli`."""

@@ -1,4 +1,4 @@
-"""`cdc-pipeline iam-policy`: the least that roles and buckets must be allowed."""
+"""`cdc-pipeline iam-policy`: least-privilege policies for roles and buckets."""
 
 import json
 from dataclasses import asdict
@@ -21,7 +21,7 @@ _DOCUMENTS = ("all", "pipeline", "roles", "export-bucket", "erase")
     show_default=True,
     help="Print one document, as `aws iam put-role-policy` and `aws s3api` take it.",
 )
-@click.option("--account", help="The lake's account; default: asked from AWS.")
+@click.option("--account", help="The lake's account; default: the account of the credentials.")
 @click.option("--kms-key", "keys", multiple=True, help="ARN of a KMS key in use; repeatable.")
 def iam_policy(
     tables: tuple[str, ...], document: str, account: str | None, keys: tuple[str, ...]
@@ -30,9 +30,9 @@ def iam_policy(
 
     \b
     pipeline       for the role that runs the pipeline
-    roles          for each role_arn of the settings: its policy, and whom it trusts
-    export-bucket  policy of the bucket that roles of other accounts export to
-    erase          for people who erase items, beyond `pipeline`
+    roles          for each role_arn of the settings: its policy and its trust policy
+    export-bucket  policy of the bucket to which roles of other accounts export
+    erase          for people who erase items, in addition to `pipeline`
 
     \b
     Example:
@@ -46,17 +46,16 @@ def iam_policy(
 
     settings = load_settings()
     chosen = [settings.table(name) for name in tables] or settings.tables
-    found = policies(Lake.open(settings), chosen, account=account, keys=keys)
-    said = _documents(found)
-    shown: Any = said if document == "all" else said[document.replace("-", "_")]
+    documents = _documents(policies(Lake.open(settings), chosen, account=account, keys=keys))
+    shown: Any = documents if document == "all" else documents[document.replace("-", "_")]
     if shown is None:
-        raise click.ClickException("no table of these is in another account: no policy is needed")
+        raise click.ClickException("none of these tables is in another account: no policy needed")
     click.echo(json.dumps(shown, indent=2))
 
 
-def _documents(found: "Policies") -> dict[str, Any]:
-    said = {name: value for name, value in asdict(found).items() if value is not None}
-    said["roles"] = {
-        arn: {"policy": policy, "trust": trust} for arn, (policy, trust) in found.roles.items()
+def _documents(made: "Policies") -> dict[str, Any]:
+    documents = {name: value for name, value in asdict(made).items() if value is not None}
+    documents["roles"] = {
+        arn: {"policy": policy, "trust": trust} for arn, (policy, trust) in made.roles.items()
     }
-    return {"export_bucket": None, **said}
+    return {"export_bucket": None, **documents}

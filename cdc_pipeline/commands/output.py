@@ -1,4 +1,4 @@
-"""How commands print for people."""
+"""Console output of commands."""
 
 import sys
 
@@ -6,5 +6,5 @@ from rich.console import Console
 
 
 def console() -> Console:
-    """As wide as the terminal; wide enough for a table where there is none."""
+    """Return a console as wide as the terminal, or 200 columns without a terminal."""
     return Console(width=None if sys.stdout.isatty() else 200)

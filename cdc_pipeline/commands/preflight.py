@@ -1,4 +1,4 @@
-"""`cdc-pipeline preflight`: is everything ready, what would it cost, and what is to be done."""
+"""`cdc-pipeline preflight`: readiness of the lake and the tables, costs, and fixes."""
 
 import json
 import sys
@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
+from cdc_pipeline.commands.lake import open_lake
 from cdc_pipeline.commands.output import console
 
 if TYPE_CHECKING:
@@ -20,32 +21,30 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("tables", nargs=-1)
-@click.option("--fix", is_flag=True, help="Turn streams and point-in-time recovery on; asks first.")
+@click.option("--fix", is_flag=True, help="Enable streams and point-in-time recovery; asks first.")
 @click.option("--yes", is_flag=True, help="With --fix: do not ask.")
 @click.option(
     "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True
 )
 def preflight(tables: tuple[str, ...], fix: bool, yes: bool, form: str) -> None:
-    """Check that the lake and the TABLES (all of them by default) are ready for capture.
+    """Check that the lake and the TABLES (default: all) are ready for capture.
 
-    Reads, puts and deletes small objects where the lake and exports are, and changes nothing else.
-    The exit code is 1 while anything is red; each red comes with what to do.
+    Reads, puts and deletes small objects in the lake and in the export bucket; changes nothing
+    else. The exit code is 1 while a check fails; each failed check comes with its fix.
     """
-    from cdc_pipeline.lake.lake import Lake
-    from cdc_pipeline.settings.model import load_settings
-    from cdc_pipeline.setup.preflight import preflight as look
+    from cdc_pipeline.setup.preflight import preflight as run_preflight
 
-    lake = Lake.open(load_settings())
+    lake = open_lake()
     chosen = [lake.settings.table(name) for name in tables] or lake.settings.tables
-    with Console(stderr=True).status(f"looking at the lake and {len(chosen)} tables"):
-        report = look(lake, chosen)
+    with Console(stderr=True).status(f"checking the lake and {len(chosen)} tables"):
+        report = run_preflight(lake, chosen)
     if fix and _turn_on(lake, report, yes):
-        report = look(lake, chosen)
+        report = run_preflight(lake, chosen)
     if form == "json":
-        told = {"green": report.is_green, **asdict(report)}
-        for table, found in zip(told["tables"], report.tables, strict=True):
-            table["green"] = found.is_green
-        click.echo(json.dumps(told, indent=1))
+        document = {"green": report.is_green, **asdict(report)}
+        for entry, table in zip(document["tables"], report.tables, strict=True):
+            entry["green"] = table.is_green
+        click.echo(json.dumps(document, indent=1))
     else:
         _show(lake, report)
     if not report.is_green:
@@ -53,20 +52,20 @@ def preflight(tables: tuple[str, ...], fix: bool, yes: bool, form: str) -> None:
 
 
 def _turn_on(lake: "Lake", report: "Report", yes: bool) -> bool:
-    """Turn on what can be; whether there was anything."""
+    """Enable streams and recovery where they are off; return whether any was."""
     from cdc_pipeline.setup.preflight import remedies, turn_on
 
-    wanted = remedies(report)
-    if not wanted:
-        click.echo("Nothing that can be turned on is off", err=True)
+    needed = remedies(report)
+    if not needed:
+        click.echo("All streams and point-in-time recovery are on already", err=True)
         return False
-    for table, remedy in wanted:
+    for table, remedy in needed:
         cost = f", about USD {table.recovery_usd:.2f} a month" if remedy == "recovery" else ""
         click.echo(f"{table.table}: {remedy} of {table.name} is off{cost}", err=True)
     if not yes:
-        click.confirm(f"Turn them on ({len(wanted)})?", abort=True, err=True)
-    for trouble in turn_on(lake, wanted):
-        click.echo(trouble, err=True)
+        click.confirm(f"Turn them on ({len(needed)})?", abort=True, err=True)
+    for message in turn_on(lake, needed):
+        click.echo(message, err=True)
     return True
 
 
@@ -79,25 +78,25 @@ def _show(lake: "Lake", report: "Report") -> None:
         for finding in table.findings:
             if finding.check == "files" and finding.green:
                 out.print(_sign(finding), f"{table.table}: {finding.found}", soft_wrap=True)
-    reds = [("lake", found) for found in report.lake if not found.green]
-    reds += [(t.table, found) for t in report.tables for found in t.findings if not found.green]
-    for number, (name, finding) in enumerate(reds, 1):
+    failed = [("lake", finding) for finding in report.lake if not finding.green]
+    failed += [(t.table, f) for t in report.tables for f in t.findings if not f.green]
+    for number, (name, finding) in enumerate(failed, 1):
         out.print(Text(f"{number}. {name}, {finding.check}: ", style="bold red"), end="")
         out.print(finding.found, markup=False, soft_wrap=True)
         if finding.fix:
             out.print(f"   Fix: {finding.fix}", markup=False, soft_wrap=True)
-    if any(finding.remedy for _, finding in reds):
-        out.print("Turn all streams and recovery on that are off: cdc-pipeline preflight --fix")
+    if any(finding.remedy for _, finding in failed):
+        out.print("To enable all streams and recovery that are off: cdc-pipeline preflight --fix")
     out.print(
-        "Costs are list prices of us-east-1 in USD: an export by table size; a month of reading "
-        f"changes every {lake.settings.capture.interval_seconds} s while there are few, without "
-        "AWS's free reads; data of Kinesis and Firehose not counted. Item counts are up to six "
+        "Costs are list prices of us-east-1 in USD. Export: by table size. Changes: a month of "
+        f"reads every {lake.settings.capture.interval_seconds} s while changes are few, without "
+        "AWS's free reads; data of Kinesis and Firehose not included. Item counts are up to six "
         "hours old.",
         style="dim",
     )
-    red = sum(not table.is_green for table in report.tables)
-    verdict = f"Tables: {len(report.tables) - red} green, {red} red"
-    out.print(verdict, style="green" if report.is_green else "red")
+    failures = sum(not table.is_green for table in report.tables)
+    summary = f"Tables: {len(report.tables) - failures} passed, {failures} failed"
+    out.print(summary, style="green" if report.is_green else "red")
 
 
 def _grid(report: "Report") -> Grid:
@@ -124,7 +123,7 @@ def _grid(report: "Report") -> Grid:
 def _cell(table: "TableReport", check: str) -> Text:
     finding = table.finding(check)
     if finding is None:
-        return Text("not looked at", style="dim")
+        return Text("not checked", style="dim")
     if finding.green:
         return Text(finding.found)
     short = finding.found if len(finding.found) < 30 else "see below"

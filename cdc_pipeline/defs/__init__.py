@@ -1,1 +1,1 @@
-"""The Dagster layer: thin bodies that call capture and lake, and numbers that plot."""
+"""The Dagster layer: thin bodies that call use cases, and metadata with numbers for plots."""

@@ -1,4 +1,4 @@
-"""build_definitions: the one function that production and tests build the code location with."""
+"""`build_definitions`: builds the code location, in production and in tests."""
 
 import sys
 import warnings
@@ -10,8 +10,8 @@ import dagster as dg
 
 from cdc_pipeline.settings.model import DEFAULT_PATH, Settings
 
-# Two Beta notices would greet every start: our backfill policies are what the one is for, and the
-# other is about a parameter that Dagster itself passes when it copies a sensor.
+# Two Beta notices would appear at every start: one for backfill policies, used on purpose here, and
+# one for a parameter that Dagster itself passes when it copies a sensor.
 for _parameter in ("backfill_policy", "owners"):
     warnings.filterwarnings(
         "ignore", message=f"Parameter `{_parameter}` of", category=dg.BetaWarning
@@ -39,16 +39,19 @@ from cdc_pipeline.transform.aggregates import AGGREGATES  # noqa: E402
 def build_definitions(
     settings: Settings, path: Path, resources: Mapping[str, Any] | None = None
 ) -> dg.Definitions:
-    """Everything the settings ask for; `resources` overrides the ones made from `path`.
+    """Build all definitions of the settings; `resources` replaces those made from `path`.
 
-    No network, no reading of the lake: what is in the lake is the runs' business.
+    Uses no network and does not read the lake: only runs do.
     """
     parts = [build_table_defs(table, settings) for table in settings.tables]
     derived = [key for part in parts for key in _asset_keys(part) if key.path[-1] != "raw_stream"]
     aggregates = usable_aggregates(settings)
-    built = build_aggregate_defs(settings, aggregates)
     derived += [dg.AssetKey([AGGREGATES, aggregate.name]) for aggregate in aggregates]
-    parts += [built, build_maintenance_defs(settings), build_reconcile_defs(settings)]
+    parts += [
+        build_aggregate_defs(settings, aggregates),
+        build_maintenance_defs(settings),
+        build_reconcile_defs(settings),
+    ]
     daily_assets = [
         key
         for part in parts
@@ -80,11 +83,11 @@ def _asset_keys(part: dg.Definitions) -> list[dg.AssetKey]:
 
 
 def explain_missing_settings(path: Path) -> dg.Definitions:
-    """What loads when there is no settings file: one asset that says what to do."""
+    """Build the definitions for a missing settings file: one asset with instructions."""
     text = (
         f"No settings file at `{path}`, so there are no tables yet.\n\n"
-        f"- to see it work first: `make demo`, then `make dev`\n"
-        f"- to begin with your tables: copy `cdc_pipeline.example.yaml` to `{DEFAULT_PATH}`, edit "
+        f"- to try it on sample data: `make demo`, then `make dev`\n"
+        f"- to use your own tables: copy `cdc_pipeline.example.yaml` to `{DEFAULT_PATH}`, edit "
         "it, reload this code location"
     )
     print(f"cdc_pipeline: no settings file at {path}. Try: make demo", file=sys.stderr)

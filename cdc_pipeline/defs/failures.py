@@ -1,4 +1,4 @@
-"""Errors that users can act on, as Dagster failures with the message up front."""
+"""Project errors as Dagster failures with a readable description."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from cdc_pipeline.core.errors import CdcPipelineError
 
 @contextmanager
 def readable_failures() -> Iterator[None]:
-    """Raise our errors as `dg.Failure`: what happened, to what, what to do."""
+    """Raise `CdcPipelineError` as `dg.Failure` with its message as description and its fix."""
     try:
         yield
     except CdcPipelineError as error:

@@ -1,19 +1,19 @@
-"""The code location's name, and what Dagster keeps under it of sensors and schedules."""
+"""The code location's name, and the state that Dagster stores under it."""
 
 from collections.abc import Iterator
 
 import dagster as dg
 
 LOCATION = "cdc_pipeline.definitions"
-"""The module's own name: Dagster gives it wherever nothing else is said."""
+"""The module's name: Dagster's default name of a code location."""
 
 
 def move_sensors(instance: dg.DagsterInstance, former: str) -> Iterator[tuple[str, bool]]:
     """Move the state of sensors and schedules of the code location `former` to `LOCATION`.
 
-    Dagster 1.13 keeps on or off and the cursor under (location, repository, name), so that under
-    another name all begins anew, and stopped unless the settings say otherwise. Yields each name
-    and whether it was moved; what has a state under the present name already is left alone.
+    Dagster 1.13 stores status and cursor under (location, repository, name). Under another name,
+    sensors would start without a cursor, and stopped unless the settings start them. Yields each
+    name and whether it was moved; a sensor with a state under the present name is not moved.
     """
     states = list(instance.all_instigator_state())
     taken = {state.selector_id for state in states}
@@ -21,12 +21,12 @@ def move_sensors(instance: dg.DagsterInstance, former: str) -> Iterator[tuple[st
         repository = state.origin.repository_origin
         if repository.code_location_origin.location_name != former:
             continue
-        place = repository.code_location_origin._replace(location_name=LOCATION)  # type: ignore[attr-defined]
+        location = repository.code_location_origin._replace(location_name=LOCATION)  # type: ignore[attr-defined]
         origin = state.origin._replace(
-            repository_origin=repository._replace(code_location_origin=place)
+            repository_origin=repository._replace(code_location_origin=location)
         )
         moved = state._replace(origin=origin)
-        if free := moved.selector_id not in taken:
+        if is_free := moved.selector_id not in taken:
             instance.add_instigator_state(moved)
             instance.delete_instigator_state(state.instigator_origin_id, state.selector_id)
-        yield state.name, free
+        yield state.name, is_free

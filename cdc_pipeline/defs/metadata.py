@@ -1,7 +1,7 @@
-"""What materialisations tell: numbers that plot, and column schemas."""
+"""Metadata of materialisations: numbers for plots, column schemas, tables in Markdown."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -11,19 +11,108 @@ from cdc_pipeline.core.items.columns import SYSTEM_COLUMNS, Column, ColumnChange
 from cdc_pipeline.core.log.coverage import HOUR_SIGNS, Stretch, hour_bars
 from cdc_pipeline.settings.model import ColumnRule, Table
 
+if TYPE_CHECKING:
+    from cdc_pipeline.lake.publish.cdc import CdcDay
+    from cdc_pipeline.lake.publish.current_state import PublishResult
+    from cdc_pipeline.lake.publish.entity_tables import EntityTable
+    from cdc_pipeline.lake.publish.ttl_archive import ArchiveDay
+    from cdc_pipeline.lake.query.aggregates import AggregateResult
+    from cdc_pipeline.snapshot.snapshot import SnapshotResult
+
 TIMELINE_DAYS = 14
 
 _SYSTEM_DESCRIPTIONS = {
     "_key": "the item's key, exact typed DynamoDB JSON",
-    "_order_key": "which change the item is from",
-    "_write_time_us": "when it was written, µs since the epoch",
+    "_order_key": "order key of the item's last change",
+    "_write_time_us": "time of the write, µs since the epoch",
     "_item": "the whole item, exact typed DynamoDB JSON",
-    "_rescued": "values whose type is not their column's, by attribute",
+    "_rescued": "values of another type than their column, by attribute",
 }
 
 
+def snapshot_metadata(result: "SnapshotResult") -> dict[str, Any]:
+    """Describe a full export in `pitr_export`."""
+    return {
+        "dagster/row_count": result.items,
+        "bytes": result.bytes,
+        "files": result.files,
+        "seconds": round(result.seconds, 2),
+        "generation": result.generation,
+        "export_time": moment(result.export_time_us),
+        "export_arn": result.export_arn,
+        "dagster/column_schema": typed_columns(result.columns),
+        **known({"global_table": result.global_note}),
+    }
+
+
+def cdc_day_metadata(built: "CdcDay") -> dict[str, Any]:
+    """Describe one day of `cdc`."""
+    return {
+        "dagster/partition_row_count": built.rows,
+        "duplicates_removed": built.duplicates,
+        "objects": built.objects,
+        "watermark": built.watermark,
+        "seconds": round(built.seconds, 2),
+    }
+
+
+def archive_day_metadata(built: "ArchiveDay") -> dict[str, Any]:
+    """Describe one day of `ttl_archive`."""
+    return {
+        "dagster/partition_row_count": built.rows,
+        "without_image": built.unknown,
+        "watermark": built.watermark,
+        "seconds": round(built.seconds, 2),
+    }
+
+
+def state_metadata(table: Table, result: "PublishResult") -> dict[str, Any]:
+    """Describe a publication of `current_state`."""
+    return known(
+        {
+            "dagster/row_count": result.items,
+            "changes_folded": result.changes_folded,
+            "new_baseline": result.new_baseline,
+            "rebuilt": result.rebuilt,
+            "generation": result.generation,
+            "watermark": result.watermark,
+            "open_gaps": result.open_gaps,
+            "complete_up_to": moment(result.watermark_us),
+            "lag_seconds": lag_seconds(result.watermark_us),
+            "seconds": round(result.seconds, 2),
+            "dagster/table_name": ".".join(result.table.name()),
+            "dagster/uri": result.table.location(),
+            "dagster/column_schema": typed_columns(result.columns),
+            **column_changes(result.changes, result.columns),
+            **column_rules(table, result.unseen_rules),
+        }
+    )
+
+
+def entity_metadata(result: "EntityTable") -> dict[str, Any]:
+    """Describe a publication of an entity's table."""
+    return known(
+        {
+            "dagster/row_count": result.items,
+            "unchanged": result.unchanged,
+            "seconds": round(result.seconds, 2),
+            "dagster/uri": result.table.location(),
+            "dagster/column_schema": typed_columns(result.columns),
+        }
+    )
+
+
+def aggregate_metadata(results: Sequence["AggregateResult"], seconds: float) -> dict[str, Any]:
+    """Describe an aggregate: the rows of all days built, or of the whole table."""
+    return {
+        "dagster/row_count": sum(result.rows for result in results),
+        "seconds": round(seconds, 2),
+        "dagster/column_schema": arrow_columns(results[-1].columns if results else ()),
+    }
+
+
 def typed_columns(columns: Iterable[Column]) -> dg.TableSchema:
-    """The column schema of a typed item table, as inferred from its data."""
+    """Return the column schema of a typed item table, as inferred from its data."""
     system = [
         dg.TableColumn(name, "int64" if name.endswith("_us") else "string", description)
         for name, description in ((n, _SYSTEM_DESCRIPTIONS[n]) for n in SYSTEM_COLUMNS)
@@ -36,26 +125,26 @@ def typed_columns(columns: Iterable[Column]) -> dg.TableSchema:
 
 
 def arrow_columns(fields: Iterable[tuple[str, str]]) -> dg.TableSchema:
-    """A column schema from names and Arrow types."""
+    """Return a column schema of (name, Arrow type) pairs."""
     return dg.TableSchema(columns=[dg.TableColumn(name, kind) for name, kind in fields])
 
 
 def landing_columns(more: Iterable[tuple[str, str, str]] = ()) -> dg.TableSchema:
-    """The landing columns, and columns that follow them."""
+    """Return the schema of the landing columns, followed by `more` (name, type, description)."""
     columns = [(c.name, c.type, c.description) for c in LANDING_COLUMNS]
     return dg.TableSchema(columns=[dg.TableColumn(*column) for column in (*columns, *more)])
 
 
 def column_changes(changes: list[ColumnChange] | None, columns: Iterable[Column]) -> dict[str, Any]:
-    """How many columns there are, and what became of those of the version before, if anything."""
-    told: dict[str, Any] = {"columns": len(list(columns))}
+    """Return the number of columns and, if any changed, the changes since the version before."""
+    metadata: dict[str, Any] = {"columns": len(list(columns))}
     if changes:
         rows = [
             (c.kind, repr(c.attribute), *(_type(side) for side in (c.before, c.after)))
             for c in changes
         ]
-        told["column_changes"] = grid(("change", "attribute", "before", "after"), rows)
-    return told
+        metadata["column_changes"] = grid(("change", "attribute", "before", "after"), rows)
+    return metadata
 
 
 def _type(column: Column | None) -> str:
@@ -63,7 +152,7 @@ def _type(column: Column | None) -> str:
 
 
 def column_rules(table: Table, unseen: Iterable[str]) -> dict[str, Any]:
-    """The table's column rules, and which of them name attributes that no item had so far."""
+    """Return the table's column rules, and whether any item has had their attribute so far."""
     missing = set(unseen)
     rows = [
         (repr(name), _rule(rule), "no" if name in missing else "yes")
@@ -79,14 +168,14 @@ def _rule(rule: ColumnRule) -> str:
 
 
 def grid(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> dg.MarkdownMetadataValue:
-    """A table in Markdown, whatever its cells hold."""
+    """Return a Markdown table; `|` in cells is escaped."""
     lines = [headings, tuple("---" for _ in headings), *rows]
     cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)
     return dg.MetadataValue.md("\n".join(f"| {' | '.join(line)} |" for line in cells))
 
 
 def timeline(stretches: Sequence[Stretch]) -> dg.MarkdownMetadataValue:
-    """The coverage ledger: the last days as bars, and every stretch in words."""
+    """Return the coverage ledger: the last 14 days as bars, and a table of all stretches."""
     legend = "  ".join(f"{sign} {means}" for means, sign in HOUR_SIGNS.items())
     bars = "\n".join(hour_bars(stretches, TIMELINE_DAYS))
     rows = [
@@ -98,22 +187,22 @@ def timeline(stretches: Sequence[Stretch]) -> dg.MarkdownMetadataValue:
         )
         for s in stretches
     ]
-    table = grid(("from (UTC)", "to", "from what", ""), rows).value
-    return dg.MetadataValue.md(f"```\n{bars}\n\nan hour a sign: {legend}\n```\n\n{table}")
+    table = grid(("from (UTC)", "to", "origin", ""), rows).value
+    return dg.MetadataValue.md(f"```\n{bars}\n\none sign per hour: {legend}\n```\n\n{table}")
 
 
 def lag_seconds(watermark_us: int) -> float | None:
-    """How far the lake is behind the source, None while that is unknown."""
+    """Return the lag of the lake behind the source in seconds, None while unknown."""
     if not watermark_us:
         return None
     return round(max(0.0, (now_us() - watermark_us) / 1_000_000), 1)
 
 
 def moment(time_us: int) -> dg.TimestampMetadataValue:
-    """A time in µs as metadata."""
+    """Return a time in µs since the epoch as metadata."""
     return dg.MetadataValue.timestamp(time_us / 1_000_000)
 
 
 def known(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Metadata without the entries that have no value."""
+    """Return the metadata without entries whose value is None."""
     return {name: value for name, value in metadata.items() if value is not None}

@@ -1,4 +1,4 @@
-"""Days as partitions; shards never are."""
+"""Daily partitions; shards are never partitions."""
 
 from datetime import UTC, date, datetime
 
@@ -8,10 +8,10 @@ from cdc_pipeline.settings.model import Settings
 
 
 def daily(settings: Settings) -> dg.DailyPartitionsDefinition:
-    """Write days (UTC) up to and including today."""
+    """Return the partitions by write day (UTC), from `start_date` to today inclusive."""
     return dg.DailyPartitionsDefinition(start_date=settings.start_date.isoformat(), end_offset=1)
 
 
 def today() -> date:
-    """The UTC day that it is."""
+    """Return the current UTC day."""
     return datetime.now(UTC).date()

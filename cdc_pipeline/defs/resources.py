@@ -1,4 +1,4 @@
-"""Resources: the lake, opened from the settings file in each run."""
+"""Dagster resources: the lake, opened from the settings file in each run."""
 
 import os
 from collections.abc import Iterator
@@ -11,19 +11,19 @@ from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings.model import load_settings
 
 RUN_ID_VARIABLE = "DAGSTER_RUN_ID"
-"""Where `lake.storage.log` looks for the run that it writes for."""
+"""Environment variable from which `lake.storage.log` takes the run id of an entry's owner."""
 
 
 class LakeResource(dg.ConfigurableResource):
-    """The lake that a settings file describes. Holds no secrets: those are AWS's chain's."""
+    """The lake of a settings file. Holds no secrets: they come from AWS's credential chain."""
 
     settings_path: str
 
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["LakeResource"]:
-        """The resource; meanwhile, what this process writes to capture logs says of which run.
+        """Yield the resource; meanwhile this process's log entries carry the run id.
 
-        Dagster tells a run's id to its code, but not to its process.
+        Dagster passes a run's id to its code, but not to its process's environment.
         """
         if context.run is None:
             yield self
@@ -38,5 +38,5 @@ class LakeResource(dg.ConfigurableResource):
                 os.environ[RUN_ID_VARIABLE] = before
 
     def open(self) -> Lake:
-        """A lake handle; opening it touches no network."""
+        """Open the lake; touches no network."""
         return Lake.open(load_settings(Path(self.settings_path)))

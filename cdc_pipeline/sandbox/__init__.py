@@ -1,1 +1,1 @@
-"""A local AWS for newcomers and end-to-end tests: server, its process, and live traffic."""
+"""A local AWS for newcomers and end-to-end tests: server, process, live traffic."""

@@ -1,4 +1,4 @@
-"""`python -m cdc_pipeline.sandbox`: serve the local AWS; what SandboxProcess starts."""
+"""`python -m cdc_pipeline.sandbox`: serve the local AWS; started by SandboxProcess."""
 
 import argparse
 import asyncio
@@ -11,7 +11,7 @@ from cdc_pipeline.sandbox.errors import SandboxError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve until a signal; return the exit code, 1 with one message on stderr if it cannot."""
+    """Serve until a signal; return the exit code, 1 with a message on stderr if start fails."""
     options = _parser().parse_args(arguments)
     try:
         serve(
@@ -40,13 +40,13 @@ def _parser() -> argparse.ArgumentParser:
         "--least-window",
         type=float,
         default=exports.least_window_seconds,
-        help="seconds that an incremental export spans at least; AWS's 900 by default",
+        help="shortest window of an incremental export in seconds; default as in AWS: 900",
     )
     parser.add_argument(
         "--restorable-lag",
         type=float,
         default=exports.restorable_lag_seconds,
-        help="seconds from LatestRestorableDateTime to now; AWS's 300 by default",
+        help="seconds from LatestRestorableDateTime to now; default as in AWS: 300",
     )
     parser.add_argument(
         "--until-eof", action="store_true", help="also stop when standard input is closed"
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 async def _end_of_input() -> None:
-    """Return when the other end of standard input is gone, however its owner died."""
+    """Return when standard input is closed, which any death of the parent process causes."""
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)

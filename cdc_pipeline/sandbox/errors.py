@@ -1,4 +1,4 @@
-"""What can go wrong with the local sandbox itself, as opposed to what it simulates."""
+"""Errors of the local sandbox itself, as opposed to errors it simulates."""
 
 from cdc_pipeline.core.errors import CdcPipelineError
 
@@ -8,12 +8,12 @@ class SandboxError(CdcPipelineError):
 
 
 class PortInUseError(SandboxError):
-    """Another process listens on the port that was asked for."""
+    """Another process listens on the requested port."""
 
     def __init__(self, port: int) -> None:
         super().__init__(
             f"port {port} on 127.0.0.1 is in use by another process",
-            fix="run it with --port 0 to take any free port, or stop the other process",
+            fix="run it with --port 0 for any free port, or stop the other process",
         )
         self.port = port
 

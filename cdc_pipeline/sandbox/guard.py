@@ -1,6 +1,7 @@
-"""A command that ends, with all it started, when whoever started it ends: `-m ... COMMAND`.
+"""Guard process: runs COMMAND and ends it with its children when the guard's parent ends.
 
-Our end of its standard input closes however we die, by `kill -9` too.
+The parent holds the guard's standard input, which closes at any death of the parent, `kill -9`
+included. Usage: `-m cdc_pipeline.sandbox.guard COMMAND`.
 """
 
 import os
@@ -13,10 +14,10 @@ _GRACE_SECONDS = 15
 
 
 def main() -> int:
-    """Run the command in a process group of its own until it ends or standard input does."""
+    """Run the command in a process group of its own until it ends or standard input closes."""
     child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)
-    for wanted in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(wanted, lambda *_: _end(child))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: _end(child))
     threading.Thread(target=_end_with_input, args=(child,), daemon=True).start()
     try:
         return child.wait()
@@ -36,9 +37,9 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     killer.start()
 
 
-def _signal_group(child: subprocess.Popen[bytes], wanted: signal.Signals) -> None:
+def _signal_group(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
     try:
-        os.killpg(child.pid, wanted)
+        os.killpg(child.pid, number)
     except ProcessLookupError:
         return
 

@@ -1,4 +1,4 @@
-"""The sandbox as a child process of a command or a test, and the environment for its clients."""
+"""The sandbox as a child process of a command or a test, and the environment of its clients."""
 
 import atexit
 import contextlib
@@ -16,7 +16,7 @@ from typing import Self
 from cdc_pipeline.sandbox.errors import SandboxError
 
 REGION = "us-east-1"
-# Each of these would make an AWS client read another profile, assume a role, or leave loopback.
+# Each of these makes an AWS client read another profile, assume a role, or leave loopback.
 UNSET = (
     "AWS_ACCOUNT_ID",
     "AWS_CA_BUNDLE",
@@ -36,11 +36,11 @@ UNSET = (
     "AWS_USE_FIPS_ENDPOINT",
     "AWS_WEB_IDENTITY_TOKEN_FILE",
 )
-# Followed by a service name, as in AWS_ENDPOINT_URL_DYNAMODB; they win over AWS_ENDPOINT_URL.
+# Followed by a service name, as in AWS_ENDPOINT_URL_DYNAMODB; overrides AWS_ENDPOINT_URL.
 UNSET_PREFIX = "AWS_ENDPOINT_URL_"
 
-# For `least_window_seconds` of a newcomer's sandbox, which is minutes old: with AWS's quarter of an
-# hour it could not heal a gap before that has passed.
+# For `least_window_seconds` of the demo, whose sandbox is minutes old: with AWS's 900 s it could
+# heal no gap in the first quarter of an hour.
 QUICK_WINDOW_SECONDS = 1.0
 
 _START_SECONDS = 30.0
@@ -52,8 +52,8 @@ _LOOPBACK = ("127.0.0.1", "localhost")
 def client_environment(endpoint_url: str) -> dict[str, str]:
     """Return the variables that point any AWS client at the sandbox and away from real AWS.
 
-    They are only half of it: the variables in `UNSET` and those that start with `UNSET_PREFIX`
-    must be removed. `apply_environment` does both.
+    The variables in `UNSET` and those that start with `UNSET_PREFIX` must be removed as well;
+    `apply_environment` does both.
     """
     bypass = ",".join(_LOOPBACK)
     return {
@@ -73,7 +73,7 @@ def client_environment(endpoint_url: str) -> dict[str, str]:
 def apply_environment(env: MutableMapping[str, str], endpoint_url: str) -> None:
     """Change `env` (such as os.environ) so that AWS clients reach the sandbox and nothing else.
 
-    Hosts that already bypass a proxy go on doing so.
+    Hosts that already bypass a proxy continue to bypass it.
     """
     for name in [name for name in env if name in UNSET or name.startswith(UNSET_PREFIX)]:
         del env[name]
@@ -86,12 +86,12 @@ def apply_environment(env: MutableMapping[str, str], endpoint_url: str) -> None:
 class SandboxProcess:
     """A sandbox in a child process; use it as a context manager, or with start() and stop().
 
-    port: 0, the default, takes any free one. log_file: where the child's output goes, None for a
-    temporary file that ends with the sandbox. The child has a process group of its own, so that
-    Ctrl-C reaches only us, and it ends when this process does, however that ends. The seconds are
-    those of `exports.ExportOptions`; AWS's by default.
+    port: 0, the default: any free port. log_file: output of the child, None: a temporary file,
+    removed with the sandbox. The child has a process group of its own, so that Ctrl-C reaches only
+    the parent, and it ends at any end of the parent. The seconds are those of
+    `exports.ExportOptions`; by default AWS's.
 
-    Raises SandboxError if it is not ready in 30 s or ends before, with the last lines it wrote.
+    Raises SandboxError with the child's last lines if it is not ready in 30 s or ends before.
     """
 
     UNSET = UNSET
@@ -119,7 +119,7 @@ class SandboxProcess:
         self._endpoint_url: str | None = None
 
     def __enter__(self) -> Self:
-        """Start the sandbox and wait until it answers."""
+        """Start the sandbox and wait until it answers requests."""
         self.start()
         return self
 
@@ -129,19 +129,19 @@ class SandboxProcess:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Stop the sandbox; what it held is gone."""
+        """Stop the sandbox and delete its data."""
         self.stop()
 
     @property
     def endpoint_url(self) -> str:
-        """Such as `http://127.0.0.1:4566`; raises SandboxError unless it runs."""
+        """URL such as `http://127.0.0.1:4566`; raises SandboxError unless the sandbox runs."""
         if self._endpoint_url is None:
             raise SandboxError("the sandbox is not running", fix="call start() first")
         return self._endpoint_url
 
     @property
     def pid(self) -> int:
-        """The child's process id; raises SandboxError unless it runs."""
+        """Process id of the child; raises SandboxError unless the sandbox runs."""
         if self._child is None:
             raise SandboxError("the sandbox is not running", fix="call start() first")
         return self._child.pid
@@ -175,7 +175,7 @@ class SandboxProcess:
             raise
 
     def stop(self) -> None:
-        """End the child, by force after 3 s; harmless if it is not running."""
+        """Terminate the child, kill it after 3 s; does nothing if it is not running."""
         atexit.unregister(self.stop)
         child, self._child = self._child, None
         self._endpoint_url = None
@@ -202,8 +202,8 @@ class SandboxProcess:
         with log_file.open("ab") as log:
             return subprocess.Popen(
                 command,
-                # We never write: the pipe breaks when this process ends, however it ends, and
-                # that ends the child. A parent-death signal would follow the thread instead.
+                # Never written to: any end of this process breaks the pipe, which ends the child.
+                # A parent-death signal would depend on the thread instead.
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -213,15 +213,15 @@ class SandboxProcess:
 
 
 def local_client(service: str) -> object:
-    """A boto3 client from this process's environment, which must point at a sandbox."""
+    """Return a boto3 client of this process's environment, which must point at a sandbox."""
     import boto3
 
-    # boto3's default session would keep the account and the endpoint that it saw first.
+    # boto3's default session would keep its first account and endpoint.
     return boto3.Session().client(service)  # type: ignore[call-overload]
 
 
 def child_environment() -> dict[str, str]:
-    """Return our environment with this package importable from any working directory."""
+    """Return this process's environment with the package importable from any directory."""
     env = dict(os.environ)
     root = str(Path(__file__).resolve().parents[2])
     env["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [env.get("PYTHONPATH")])])

@@ -1,1 +1,1 @@
-"""Setup: preflight, permissions, and tables taken into the settings."""
+"""Setup: preflight, permissions, and adding tables to the settings."""

@@ -1,6 +1,6 @@
-"""Bulk puts: which ran on a table since its newest baseline, for preflight to say.
+"""Preflight check of bulk puts: those that ran on a table since its newest baseline.
 
-Whether what StartBulkPutItems writes reaches streams, Kinesis and incremental exports is not
+Whether writes of StartBulkPutItems reach streams, Kinesis and incremental exports is not
 documented.
 """
 
@@ -21,17 +21,17 @@ from cdc_pipeline.setup.findings import Finding
 _CHECK = "bulk puts"
 
 
-def look_at_bulk_puts(
+def check_bulk_puts(
     source: AwsSession,
     table: Table,
     described: TableDescription,
     log: Callable[[], LogState],
 ) -> Finding | None:
-    """A green finding that warns of bulk puts; None: this botocore does not know the call.
+    """Warn of bulk puts in a passed finding; None: this version of botocore lacks the call.
 
-    A list of bulk operations names no tables (botocore 1.44.8's model), so each is described. Who
-    may not ask is told that. `log`: reads the capture log; where it cannot be read, which other
-    checks tell, every bulk put counts.
+    Lists of bulk operations contain no table names (botocore 1.44.8's model), so each operation is
+    described. A missing permission is reported in the finding. `log`: reads the capture log; if it
+    cannot be read, which other checks report, every bulk put counts.
     """
     client = source.client("dynamodb")
     if "ListBulkOperations" not in client.meta.service_model.operation_names:
@@ -42,24 +42,24 @@ def look_at_bulk_puts(
         baseline = None
     since = utc(baseline.export_time_us if baseline else 0)
     try:
-        found = sorted(_writing_since(client, {table.name, described.arn}, since))
+        starts = sorted(_started_since(client, {table.name, described.arn}, since))
     except (ClientError, BotoCoreError) as error:
         code = error_code(error) if isinstance(error, ClientError) else type(error).__name__
-        told = f"not known: ListBulkOperations or DescribeBulkOperation answers {code}"
-        return Finding(_CHECK, True, told)
-    if not found:
+        message = f"not known: ListBulkOperations or DescribeBulkOperation answers {code}"
+        return Finding(_CHECK, True, message)
+    if not starts:
         return Finding(_CHECK, True, "none since the newest baseline")
     return Finding(
         _CHECK,
         True,
-        f"warning: {len(found)} since the newest baseline, the last begun {found[-1]}. Whether "
-        "the stream has what they wrote is not documented; compare: "
+        f"warning: {len(starts)} since the newest baseline, the last begun {starts[-1]}. Whether "
+        "the stream has their writes is not documented; compare: "
         f"cdc-pipeline reconcile --full {table.safe_name}",
     )
 
 
-def _writing_since(client: Any, names: set[str], since: datetime) -> Iterator[str]:
-    """When those began that wrote to a table and had not ended before the time."""
+def _started_since(client: Any, names: set[str], since: datetime) -> Iterator[str]:
+    """Yield the start times of bulk operations on a table that had not ended before `since`."""
     for summary in _listed(client):
         ended = summary.get("EndTime")
         if ended is not None and ended < since:

@@ -1,4 +1,4 @@
-"""What a catalogue does of what the lake asks of it, tried on a small table of its own."""
+"""Trial of a catalogue: the features that the lake needs, tried on a small table."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,35 +16,35 @@ _ROWS = pa.table({"_key": ["a", "b"]})
 _TAG = "cdc_pipeline_preflight"
 
 NEEDED = {
-    "properties": "keep table properties that a commit sets (watermarks are such)",
-    "base": "refuse a commit on a version that is not the last any more",
+    "properties": "keep table properties set by a commit (such as watermarks)",
+    "base": "refuse a commit based on an outdated version",
     "tags": "keep tags (baselines have them)",
 }
-"""What the lake cannot do without."""
+"""Features that the lake needs."""
 
 USEFUL = {
-    "created_properties": "keep properties given at creation (they are set by a commit)",
-    "location": "take the place that it is given (its service, not ours, removes old files there)",
-    "untag": "remove tags and branches (erasure refuses to end)",
-    "expiry": "expire snapshots (its service must; erasure refuses to end)",
-    "drop": f"drop tables (`{TRIAL_TABLE}` stays, and serves the next time)",
+    "created_properties": "keep properties given at creation (a commit sets them instead)",
+    "location": "accept a given location (its service removes old files there, not maintenance)",
+    "untag": "remove tags and branches (erasure cannot complete)",
+    "expiry": "expire snapshots (its service must; erasure cannot complete)",
+    "drop": f"drop tables (`{TRIAL_TABLE}` stays and is used again next time)",
 }
-"""What it can do without, and what that means."""
+"""Optional features, each with the consequence of its absence."""
 
 
 @dataclass
 class Trial:
-    """Names of `NEEDED` and `USEFUL` that did not work; `said`: what the catalogue said to them."""
+    """Failed features (keys of `NEEDED` and `USEFUL`) with the catalogue's answer."""
 
     failed: dict[str, str] = field(default_factory=dict)
 
-    def expect(self, name: str, done: bool, said: str = "it was taken and not done") -> None:
-        """Note that something worked or did not."""
+    def expect(self, name: str, done: bool, answer: str = "accepted, but not done") -> None:
+        """Record the outcome of a feature."""
         if not done:
-            self.failed[name] = said
+            self.failed[name] = answer
 
     def attempt(self, name: str, work: Callable[[], bool]) -> None:
-        """Do something and note whether it worked; refusals are answers, too."""
+        """Try a feature and record its outcome; a refusal is an outcome, too."""
         try:
             self.expect(name, work())
         except CdcPipelineError as error:
@@ -54,16 +54,16 @@ class Trial:
 
 
 def try_catalog(lake: Lake) -> Trial:
-    """Create a table, commit, tag, expire and drop; raises `LakeError` where it cannot begin."""
+    """Create a table, commit, tag, expire and drop; raises `LakeError` if creation fails."""
     tables, trial = lake.iceberg, Trial()
     name = (lake.database, TRIAL_TABLE)
     _drop(lake)
-    there = _exists(lake)
-    if there:
-        trial.failed["drop"] = "it refused"
-    made = {"cdc_pipeline.created": "1"}
-    table = tables.trial_table(TRIAL_TABLE, _ROWS.schema, made)
-    if not there:
+    is_left = _exists(lake)
+    if is_left:
+        trial.failed["drop"] = "refused"
+    created = {"cdc_pipeline.created": "1"}
+    table = tables.trial_table(TRIAL_TABLE, _ROWS.schema, created)
+    if not is_left:
         trial.expect("created_properties", table.properties.get("cdc_pipeline.created") == "1")
     trial.expect("location", tables.is_placed(table), table.location())
 
@@ -97,11 +97,11 @@ def try_catalog(lake: Lake) -> Trial:
     if "tags" not in trial.failed:
         trial.attempt("untag", untag)
     if "untag" in trial.failed:
-        trial.failed["expiry"] = "a tag keeps what was to expire"
+        trial.failed["expiry"] = "not tried: the tag was not removed and keeps the snapshot"
     else:
         trial.attempt("expiry", expire)
     _drop(lake)
-    trial.expect("drop", not _exists(lake), "it refused")
+    trial.expect("drop", not _exists(lake), "refused")
     return trial
 
 
@@ -123,7 +123,7 @@ def _exists(lake: Lake) -> bool:
 
 
 def _drop(lake: Lake) -> None:
-    """Drop it, with its files where they are the lake's."""
+    """Drop the trial table, with its files if they are in the lake."""
     name = (lake.database, TRIAL_TABLE)
     refusals = (CdcPipelineError, NoSuchTableError, NotImplementedError, OSError)
     with suppress(*refusals):

@@ -1,4 +1,4 @@
-"""What one look at AWS finds: green, or red with what to do about it."""
+"""Preflight findings: passed, or failed with a fix."""
 
 import json
 import re
@@ -15,14 +15,14 @@ _UNEXPLAINED = "AccessDenied: Access Denied"
 PIPELINE = "the pipeline's role"
 Remedy = Literal["stream", "recovery"]
 _KEY = re.compile(r"arn:aws[a-z-]*:kms:[^\s\"',]+")
-# AWS's words: "with an explicit deny in a resource-based policy". S3 tells them to callers of the
-# bucket's own account; others get "Access Denied" alone.
+# AWS's words: "with an explicit deny in a resource-based policy". S3 returns them to callers of the
+# bucket's own account; others get only "Access Denied".
 _EXPLICIT_DENY = re.compile(r"explicit deny in an? ([A-Za-z][A-Za-z -]*?)(?=[.,;:(\"]|$)")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One look at one thing. `fix`: for red ones; `remedy`: what `--fix` can turn on."""
+    """Result of one check. `green`: passed; `fix`: for failures; `remedy`: what `--fix` enables."""
 
     check: str
     green: bool
@@ -31,8 +31,8 @@ class Finding:
     remedy: Remedy | None = None
 
 
-class RedError(Exception):
-    """A red finding that ends its check."""
+class FailedCheckError(Exception):
+    """A failed finding that ends its check."""
 
     def __init__(self, finding: Finding) -> None:
         super().__init__(finding.found)
@@ -40,52 +40,53 @@ class RedError(Exception):
 
 
 @dataclass(frozen=True)
-class Asker:
-    """Who asks AWS, the statements that would allow it, and fixes by AWS error code."""
+class AwsProbe:
+    """Calls to AWS as `who`, with the IAM statements they need and fixes by AWS error code."""
 
     who: str
     statements: Sequence[Statement]
     fixes: Mapping[str, str] = field(default_factory=dict)
 
     @contextmanager
-    def asking(self, check: str, action: str, what: str) -> Iterator[None]:
-        """Turn an error of the calls inside into `RedError`; a denial tells the statement."""
+    def check(self, check: str, action: str, what: str) -> Iterator[None]:
+        """Raise errors of the calls inside as `FailedCheckError`, denials with a statement."""
         try:
             with aws_errors(what, LakeError, **self.fixes):
                 yield
         except CdcPipelineError as error:
-            raise RedError(Finding(check, False, error.message, self._fix(action, error))) from None
+            finding = Finding(check, False, error.message, self._fix(action, error))
+            raise FailedCheckError(finding) from None
 
     def _fix(self, action: str, error: CdcPipelineError) -> str:
         code = code_behind(error)
-        # A key that may not be used is a denial of the call that needs it.
+        # A KMS key without permission appears as a denial of the call that uses it.
         if code.startswith("KMS") or "kms:" in error.message:
-            named = _KEY.search(error.message)
-            key = named[0] if named else f"arn:{self._partition()}:kms:REGION:ACCOUNT:key/KEY"
+            match = _KEY.search(error.message)
+            key = match[0] if match else f"arn:{self._partition()}:kms:REGION:ACCOUNT:key/KEY"
             if not _EXPLICIT_DENY.search(error.message):
                 return allow(self.who, *key_statements([key]))
-        if is_denied(code) and (said := _EXPLICIT_DENY.search(error.message)):
+        if is_denied(code) and (match := _EXPLICIT_DENY.search(error.message)):
             return (
-                f"a {said[1]} denies this explicitly, and no permission outweighs that: change "
-                f"that policy, or do what it demands ({action})"
+                f"a {match[1]} denies this explicitly, and no permission overrides a deny: change "
+                f"the policy, or meet its conditions ({action})"
             )
         if is_denied(code) and self.statements:
             fix = allow(self.who, statement_with(action, self.statements))
             if error.message.endswith(_UNEXPLAINED):
                 fix += (
-                    "; if it is allowed that already, a policy denies it explicitly: look at "
-                    "those of the bucket, the VPC endpoint and the organization"
+                    "; if it has this permission already, a policy denies it explicitly: check the "
+                    "policies of the bucket, the VPC endpoint and the organization"
                 )
             return fix
         return error.fix or f"check credentials, region and network ({action}; docs/aws.md)"
 
     def _partition(self) -> str:
-        """That of the statements' ARNs."""
-        found = (arn for said in self.statements for arn in said["Resource"] if ":" in arn)
-        return next(found, "arn:aws").split(":")[1]
+        """Return the AWS partition of the statements' ARNs, `aws` by default."""
+        arns = (arn for one in self.statements for arn in one["Resource"] if ":" in arn)
+        return next(arns, "arn:aws").split(":")[1]
 
 
 def allow(who: str, *statements: Statement) -> str:
-    """What a person does to grant a permission."""
-    said = " ".join(json.dumps(statement) for statement in statements)
-    return f"add to the policy of {who}: {said}"
+    """Return the instruction to grant the statements to `who`."""
+    documents = " ".join(json.dumps(statement) for statement in statements)
+    return f"add to the policy of {who}: {documents}"

@@ -1,4 +1,4 @@
-"""Tables are taken into the settings and out of them: all of a list, or none."""
+"""Adding tables to the settings and removing them: all of a list, or none."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +28,7 @@ _PARALLEL = 16
 
 
 def rows_of_file(source: Path) -> tuple[list[TableRow], list[RowProblem]]:
-    """The rows of a CSV file, and those that cannot be read; raises `SettingsError`."""
+    """Return the rows of a CSV file and problems of unreadable rows. Raises `SettingsError`."""
     try:
         text = source.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -48,10 +48,11 @@ def add_tables(
     top: Mapping[str, str] | None = None,
     check: bool = True,
 ) -> list[Table]:
-    """Add tables to the settings file at `path`, and return them; `top` begins a new file.
+    """Add tables to the settings file at `path` and return them.
 
-    `unread`: rows of `source` that could not be read. `check`: DescribeTable must find the tables.
-    Raises `SettingsError` with every row that cannot be added, and then nothing is.
+    `top`: settings of a new file. `unread`: rows of `source` that could not be read. `check`:
+    DescribeTable must find the tables. Raises `SettingsError` with every row that cannot be added;
+    the file is unchanged then.
     """
     text = path.read_text("utf-8") if path.exists() else None
     before = _present(text, path)
@@ -64,22 +65,22 @@ def add_tables(
     tables = [*(before.tables if before else ()), *added]
     settings = edited_settings(edited, path, before, tables)
     if check:
-        problems = _unknown(settings, rows, added)
+        problems = _not_found(settings, rows, added)
         if problems:
-            raise _refused(source, problems, "correct them, or add them unseen with --no-check")
+            raise _refused(source, problems, "correct them, or add them unchecked with --no-check")
     write_settings(path, edited)
     return added
 
 
 def remove_table(path: Path, name: str) -> Table:
-    """Take a table out of the settings file; its data stays. Raises `SettingsError`."""
+    """Remove a table from the settings file; its data stays. Raises `SettingsError`."""
     text = path.read_text("utf-8")
     before = read_settings(text, path)
     table = before.table(name)
     rest = [other for other in before.tables if other is not table]
     if not rest:
         raise SettingsError(
-            f"{name} is the only table in {path}, and settings without tables say nothing",
+            f"{name} is the only table in {path}, and settings must name at least one table",
             fix=f"delete {path} instead",
         )
     edited = without_table(text, before.tables.index(table))
@@ -89,7 +90,7 @@ def remove_table(path: Path, name: str) -> Table:
 
 
 def places_of(table: TableLake) -> list[str]:
-    """Where the lake has data of a table; touches no network."""
+    """Return the URIs where the lake has data of a table; touches no network."""
     paths = table.paths
     prefixes = (paths.landing, paths.quarantine, paths.backups, f"{paths.exports}/", paths.state)
     iceberg = f"iceberg/{table.lake.database}/{table.safe_name}_*/"
@@ -97,13 +98,13 @@ def places_of(table: TableLake) -> list[str]:
 
 
 def _present(text: str | None, path: Path) -> Settings | None:
-    """The settings as they are, None where there is no file or one that has no tables yet."""
+    """Return the present settings, None without a file or with a file without tables yet."""
     if text is None:
         return None
     try:
         return read_settings(text, path)
     except SettingsError as error:
-        # The one mistake that adding tables corrects.
+        # The only mistake that adding tables corrects.
         lines = [line for line in error.message.splitlines()[1:] if line.strip()]
         if all(line.strip().startswith("- tables: ") for line in lines) and lines:
             return None
@@ -128,13 +129,13 @@ def _parsed(
     return tables, problems
 
 
-def _unknown(
+def _not_found(
     settings: Settings, rows: Sequence[TableRow], tables: Sequence[Table]
 ) -> list[RowProblem]:
-    """Rows whose table DescribeTable does not find."""
+    """Return the rows whose table DescribeTable does not find."""
     lake = Lake.open(settings)
 
-    def look(table: Table) -> str | None:
+    def error_of(table: Table) -> str | None:
         try:
             describe_table(lake.table(table).source, table.name)
         except CdcPipelineError as error:
@@ -142,15 +143,15 @@ def _unknown(
         return None
 
     with ThreadPoolExecutor(_PARALLEL) as pool:
-        found = list(pool.map(look, tables))
-    return [RowProblem(row.line, why) for row, why in zip(rows, found, strict=True) if why]
+        errors = list(pool.map(error_of, tables))
+    return [RowProblem(row.line, why) for row, why in zip(rows, errors, strict=True) if why]
 
 
 def _refused(
     source: str,
     problems: Sequence[RowProblem],
-    fix: str = "correct these rows; all others are fine",
+    fix: str = "correct these rows; all others are valid",
 ) -> SettingsError:
     in_order = sorted(problems, key=lambda problem: problem.line)
-    told = "\n".join(f"  row {problem.line}: {problem.why}" for problem in in_order)
-    return SettingsError(f"{source}: no table was added\n{told}", fix=fix)
+    lines = "\n".join(f"  row {problem.line}: {problem.why}" for problem in in_order)
+    return SettingsError(f"{source}: no table was added\n{lines}", fix=fix)

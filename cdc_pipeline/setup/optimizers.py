@@ -1,4 +1,4 @@
-"""Glue's table optimizers: which are active on the lake's Iceberg tables, for preflight to say."""
+"""Preflight check of Glue's table optimizers: those active on the lake's Iceberg tables."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,13 +12,13 @@ from cdc_pipeline.setup.findings import Finding
 
 _TYPES = ("compaction", "retention", "orphan_file_deletion")
 _BATCH = 20
-"""Entries of one BatchGetTableOptimizer; its reference names no limit."""
+"""Entries per BatchGetTableOptimizer; its reference documents no limit."""
 
 
-def look_at_optimizers(lake: Lake, account: str) -> Finding:
-    """A green finding that names what is active: all may work on the tables (docs/athena.md).
+def check_optimizers(lake: Lake, account: str) -> Finding:
+    """List active optimizers in a passed finding: all may run on the tables (docs/athena.md).
 
-    Who may not ask, or an AWS that has no optimizers, is told as that.
+    A missing permission, or a region without optimizers, is reported in the finding.
     """
     glue = lake.aws.client("glue")
     names = [f"{t.safe_name}_{kind}" for t in lake.settings.tables for kind in ICEBERG_TABLES]
@@ -34,14 +34,14 @@ def look_at_optimizers(lake: Lake, account: str) -> Finding:
         return Finding("optimizers", True, f"not known: BatchGetTableOptimizer answers {code}")
     if not active:
         return Finding("optimizers", True, "Glue has none active on the lake's tables")
-    told = "; ".join(f"{kind} of {name}" for name, kind in active)
-    return Finding("optimizers", True, f"Glue's {told}. docs/athena.md says what each may do")
+    listed = "; ".join(f"{kind} of {name}" for name, kind in active)
+    return Finding("optimizers", True, f"Glue's {listed}. Their effects: docs/athena.md")
 
 
 def _active(glue: Any, entries: list[dict[str, str]]) -> Iterator[tuple[str, str]]:
     for start in range(0, len(entries), _BATCH):
         answer = glue.batch_get_table_optimizer(Entries=entries[start : start + _BATCH])
-        for found in answer.get("TableOptimizers", ()):
-            optimizer = found["tableOptimizer"]
+        for entry in answer.get("TableOptimizers", ()):
+            optimizer = entry["tableOptimizer"]
             if optimizer.get("configuration", {}).get("enabled"):
-                yield found["tableName"], optimizer["type"]
+                yield entry["tableName"], optimizer["type"]

@@ -1,4 +1,4 @@
-"""IAM policies for the settings: which roles there are, and what each must be allowed."""
+"""IAM policies for the settings: the roles and the permissions each needs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,11 +35,11 @@ from cdc_pipeline.transform.aggregates import broken_aggregates, load_aggregates
 
 @dataclass(frozen=True)
 class Policies:
-    """Policy documents, by what they are for.
+    """Policy documents by purpose.
 
-    `pipeline`: the role that runs it. `roles`: in other accounts, by their ARN, what each is
-    allowed and whom it trusts. `export_bucket`: the bucket policy that lets those roles export,
-    None where there are none. `erase`: what people who erase items need beyond `pipeline`.
+    `pipeline`: for the role that runs the pipeline. `roles`: roles in other accounts by ARN, with
+    permission policy and trust policy. `export_bucket`: bucket policy for exports by these roles,
+    None without such roles. `erase`: for people who erase items, in addition to `pipeline`.
     """
 
     pipeline: Policy
@@ -55,26 +55,26 @@ def policies(
     account: str | None = None,
     keys: Sequence[str] = (),
 ) -> Policies:
-    """Policies for some tables of the settings.
+    """Build the policies for some tables of the settings.
 
-    `account`: that of the lake, asked from AWS if not given. `keys`: ARNs of KMS keys in use. The
-    streams of tables on Kinesis are asked from DynamoDB; a table that cannot be asked is allowed
-    every stream of its account. Raises `SourceError`, `SettingsError`.
+    `account`: the lake's account, by default looked up in AWS. `keys`: ARNs of KMS keys in use.
+    The streams of tables on Kinesis are looked up in DynamoDB; if that fails, every stream of the
+    account is allowed. Raises `SourceError`, `SettingsError`.
     """
     account = account or lake.aws.account()
-    keys = sorted({*keys, *_named_keys(lake)})
+    keys = sorted({*keys, *_keys_of_settings(lake)})
     sources = {table.label: _source_table(lake.table(table), account) for table in tables}
     exports = {table.label: export_place(lake.table(table)) for table in tables}
     own = [table for table in tables if table.role_arn is None]
-    away: dict[str, list[Table]] = {}
+    by_role: dict[str, list[Table]] = {}
     for table in tables:
         if table.role_arn:
-            away.setdefault(table.role_arn, []).append(table)
+            by_role.setdefault(table.role_arn, []).append(table)
     allowed: list[Statement] = []
     if own:
         allowed += source_statements([sources[table.label] for table in own])
         allowed += export_statements([exports[table.label] for table in own])
-    allowed += role_statements(list(away))
+    allowed += role_statements(list(by_role))
     allowed += _lake_statements(lake, tables, exports)
     allowed += _glue_statements(lake, tables, account)
     if lake.settings.alarms.sns_topic:
@@ -82,11 +82,12 @@ def policies(
     places = {*exports.values(), *([lake_place(lake)] if lake.settings.is_s3 else [])}
     erased = sorted(places, key=lambda place: (place.bucket, place.prefix))
     roles = {
-        arn: _role(lake, of_it, sources, exports, keys, account) for arn, of_it in away.items()
+        arn: _role(lake, own_tables, sources, exports, keys, account)
+        for arn, own_tables in by_role.items()
     }
     (bucket,) = {place.bucket for place in exports.values()}
-    shared = _common_prefix([place.prefix for place in exports.values()])
-    root = Place(bucket, shared, lake.aws.partition)
+    folder = _common_folder([place.prefix for place in exports.values()])
+    root = Place(bucket, folder, lake.aws.partition)
     return Policies(
         pipeline=policy([*allowed, *key_statements(keys)]),
         erase=policy(erase_statements([sources[table.label] for table in own], erased)),
@@ -117,10 +118,10 @@ def _source_table(table: TableLake, account: str) -> SourceTable:
     )
 
 
-def _named_keys(lake: Lake) -> list[str]:
-    """ARNs of KMS keys that the settings name."""
-    named = (lake.settings.kms_key, lake.settings.export.kms_key)
-    return [key for key in named if key and key.startswith("arn:")]
+def _keys_of_settings(lake: Lake) -> list[str]:
+    """Return the ARNs of KMS keys in the settings."""
+    keys = (lake.settings.kms_key, lake.settings.export.kms_key)
+    return [key for key in keys if key and key.startswith("arn:")]
 
 
 def _role(
@@ -152,7 +153,7 @@ def _lake_statements(
 
 
 def _folders(table: TableLake) -> Sequence[str]:
-    """Where a table's changes are delivered to; a channel's are asked from AWS, `SourceError`."""
+    """Return the delivery folders of a table; a channel's come from AWS. Raises `SourceError`."""
     if table.settings.transport == FIREHOSE and table.settings.firehose is not None:
         return (*table.settings.firehose.prefixes, *table.settings.firehose.error_prefixes)
     if table.settings.transport == KINESIS_CHANNEL:
@@ -172,19 +173,19 @@ def _glue_statements(lake: Lake, tables: Sequence[Table], account: str) -> list[
     names = [table.safe_name for table in tables]
     entities = [f"{t.safe_name}_{r.name}" for t in tables for r in t.entities if r.table]
     more = [*entities, *aggregates]
-    found = glue_statements(glue_root(lake, account), lake.database, names, more)
+    statements = glue_statements(glue_root(lake, account), lake.database, names, more)
     if lake.settings.catalog_type == "s3tables" and lake.settings.catalog:
-        found += s3tables_statements(lake.settings.catalog.properties["warehouse"])
-    return found
+        statements += s3tables_statements(lake.settings.catalog.properties["warehouse"])
+    return statements
 
 
-def _common_prefix(prefixes: Sequence[str]) -> str:
-    """The folder that all are in, '' or ending in '/'."""
+def _common_folder(prefixes: Sequence[str]) -> str:
+    """Return the deepest common folder of the prefixes: '' or ending in '/'."""
     parts = [prefix.split("/") for prefix in prefixes]
     shared = []
     for level in zip(*parts, strict=False):
         if len(set(level)) > 1:
             break
         shared.append(level[0])
-    found = "/".join(shared)
-    return found if not found or found.endswith("/") else f"{found}/"
+    folder = "/".join(shared)
+    return folder if not folder or folder.endswith("/") else f"{folder}/"

@@ -1,7 +1,7 @@
-"""Preflight: whether each table and the lake are as capture needs them, and what that costs.
+"""Preflight: readiness of the lake and of each table for capture, and the costs.
 
-Changes nothing but for small objects that are put and deleted again. Not tried, because it would
-cost or change something: exports, writing to Glue, reading items.
+Puts and deletes small objects, changes nothing else. Not tried, because they would cost or change
+something: exports, writes to Glue, reads of items.
 """
 
 import json
@@ -56,10 +56,10 @@ from cdc_pipeline.core.transports import (
 )
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.settings.model import Table
-from cdc_pipeline.setup.bulk_puts import look_at_bulk_puts
-from cdc_pipeline.setup.findings import PIPELINE, Asker, Finding, RedError, Remedy, allow
-from cdc_pipeline.setup.preflight_files import look_at_files
-from cdc_pipeline.setup.preflight_lake import export_place, look_at_lake, probe_key
+from cdc_pipeline.setup.bulk_puts import check_bulk_puts
+from cdc_pipeline.setup.findings import PIPELINE, AwsProbe, FailedCheckError, Finding, Remedy, allow
+from cdc_pipeline.setup.preflight_files import check_files
+from cdc_pipeline.setup.preflight_lake import check_lake, export_place, trial_key
 from cdc_pipeline.snapshot.export import export_target
 
 _PARALLEL = 16
@@ -68,10 +68,10 @@ _FULL_VIEW = f"StreamEnabled=true,StreamViewType={NEW_AND_OLD_IMAGES}"
 
 @dataclass
 class TableReport:
-    """A table as it was found. Sizes are some six hours old; costs are list prices in USD.
+    """State and findings of a table. Sizes are up to six hours old; costs are list prices in USD.
 
-    `stream_usd`: per month, of reading the changes at the settings' pace while there are few.
-    `recovery_usd`: per month, of point-in-time recovery.
+    `stream_usd`: per month, reads of changes at the interval of the settings while changes are
+    few. `recovery_usd`: per month, point-in-time recovery.
     """
 
     table: str
@@ -90,38 +90,38 @@ class TableReport:
 
     @property
     def is_green(self) -> bool:
-        """Whether nothing that was looked at is wrong."""
+        """Whether all checks passed."""
         return all(finding.green for finding in self.findings)
 
     def finding(self, check: str) -> Finding | None:
-        """What a check found, None if it was not made."""
-        return next((found for found in self.findings if found.check == check), None)
+        """Return the finding of a check, None if the check did not run."""
+        return next((finding for finding in self.findings if finding.check == check), None)
 
 
 @dataclass(frozen=True)
 class Report:
-    """The lake's findings, and those of each table."""
+    """Findings of the lake and of each table."""
 
     lake: list[Finding]
     tables: list[TableReport]
 
     @property
     def is_green(self) -> bool:
-        """Whether nothing that was looked at is wrong."""
-        findings = [*self.lake, *(found for table in self.tables for found in table.findings)]
+        """Whether all checks passed."""
+        findings = [*self.lake, *(f for table in self.tables for f in table.findings)]
         return all(finding.green for finding in findings)
 
 
 def preflight(lake: Lake, tables: Sequence[Table]) -> Report:
-    """Look at the lake once and at the tables side by side."""
+    """Check the lake once and the tables in parallel."""
     with ThreadPoolExecutor(_PARALLEL) as pool:
-        of_lake = pool.submit(look_at_lake, lake.table(tables[0]))
-        reports = list(pool.map(lambda table: _look_at_table(lake.table(table)), tables))
-    return Report(of_lake.result(), reports)
+        lake_findings = pool.submit(check_lake, lake.table(tables[0]))
+        reports = list(pool.map(lambda table: _check_table(lake.table(table)), tables))
+    return Report(lake_findings.result(), reports)
 
 
 def remedies(report: Report) -> list[tuple[TableReport, Remedy]]:
-    """What can be turned on, by table."""
+    """Return the remedies that `turn_on` can apply, by table."""
     return [
         (table, finding.remedy)
         for table in report.tables
@@ -130,114 +130,114 @@ def remedies(report: Report) -> list[tuple[TableReport, Remedy]]:
     ]
 
 
-def turn_on(lake: Lake, wanted: Sequence[tuple[TableReport, Remedy]]) -> list[str]:
-    """Turn streams and recovery on; returns in words what could not be."""
+def turn_on(lake: Lake, needed: Sequence[tuple[TableReport, Remedy]]) -> list[str]:
+    """Enable streams and recovery; return a message for each failure."""
     with ThreadPoolExecutor(_PARALLEL) as pool:
-        return [red for red in pool.map(lambda one: _turn_on(lake, *one), wanted) if red]
+        messages = pool.map(lambda pair: _turn_on(lake, *pair), needed)
+        return [message for message in messages if message]
 
 
 def _turn_on(lake: Lake, report: TableReport, remedy: Remedy) -> str | None:
     table = lake.settings.table(report.table)
     client, name = lake.table(table).source.client("dynamodb"), table.name
-    asker = Asker(_who(table), turn_on_statements([_source_table(lake.table(table), report)]))
+    probe = AwsProbe(_who(table), turn_on_statements([_source_table(lake.table(table), report)]))
     try:
         if remedy == "stream":
-            with asker.asking("stream", "dynamodb:UpdateTable", f"stream of table {name}"):
-                wanted = {"StreamEnabled": True, "StreamViewType": NEW_AND_OLD_IMAGES}
-                client.update_table(TableName=name, StreamSpecification=wanted)
+            with probe.check("stream", "dynamodb:UpdateTable", f"stream of table {name}"):
+                stream = {"StreamEnabled": True, "StreamViewType": NEW_AND_OLD_IMAGES}
+                client.update_table(TableName=name, StreamSpecification=stream)
                 client.get_waiter("table_exists").wait(
                     TableName=name, WaiterConfig={"Delay": 2, "MaxAttempts": 60}
                 )
         else:
             action = "dynamodb:UpdateContinuousBackups"
-            with asker.asking("recovery", action, f"recovery of table {name}"):
+            with probe.check("recovery", action, f"recovery of table {name}"):
                 client.update_continuous_backups(
                     TableName=name,
                     PointInTimeRecoverySpecification={"PointInTimeRecoveryEnabled": True},
                 )
-    except RedError as red:
-        found = red.finding
-        return f"{found.found}\n  Fix: {found.fix}" if found.fix else found.found
+    except FailedCheckError as failed:
+        finding = failed.finding
+        return f"{finding.found}\n  Fix: {finding.fix}" if finding.fix else finding.found
     return None
 
 
-def _look_at_table(table: TableLake) -> TableReport:
+def _check_table(table: TableLake) -> TableReport:
     report = TableReport(
         table.safe_name, table.name, table.settings.transport, table.settings.role_arn
     )
     try:
-        look = _begin(table, report)
-    except RedError as red:
-        report.findings.append(red.finding)
+        checks = _reach_table(table, report)
+    except FailedCheckError as failed:
+        report.findings.append(failed.finding)
         return report
     for check in (
-        look.recovery,
-        _TRANSPORTS[table.settings.transport](look),
-        look.bulk_puts,
-        look.export_access,
+        checks.recovery,
+        _TRANSPORTS[table.settings.transport](checks),
+        checks.bulk_puts,
+        checks.export_access,
     ):
         try:
             report.findings += check()
-        except RedError as red:
-            report.findings.append(red.finding)
+        except FailedCheckError as failed:
+            report.findings.append(failed.finding)
     return report
 
 
-def _begin(table: TableLake, report: TableReport) -> "_Look":
-    """Reach the account and the table, without which nothing else can be looked at."""
+def _reach_table(table: TableLake, report: TableReport) -> "_TableChecks":
+    """Check access to the account and the table, the preconditions of all other checks."""
     source = table.source
     try:
-        with _assumer(table.settings).asking("access", "sts:AssumeRole", f"table {table.name}"):
+        with _assumer(table.settings).check("access", "sts:AssumeRole", f"table {table.name}"):
             report.account = source.account()
             report.region = source.client("dynamodb").meta.region_name
-    except RedError as red:
-        raise RedError(_with_trust(table, red.finding)) from None
+    except FailedCheckError as failed:
+        raise FailedCheckError(_with_trust(table, failed.finding)) from None
     report.findings.append(Finding("access", True, f"{report.account} {report.region}"))
-    asker = Asker(_who(table.settings), source_statements([_source_table(table, report)]))
-    with asker.asking("table", "dynamodb:DescribeTable", f"table {table.name}"):
+    probe = AwsProbe(_who(table.settings), source_statements([_source_table(table, report)]))
+    with probe.check("table", "dynamodb:DescribeTable", f"table {table.name}"):
         described = describe_table(source, table.name)
     report.key = ", ".join(f"{name} {kind}" for name, kind in described.key_types.items())
     report.items, report.bytes = described.item_count, described.bytes
     report.export_usd = described.bytes / 1e9 * EXPORT_USD_PER_GB
     report.recovery_usd = described.bytes / 1e9 * RECOVERY_USD_PER_GB_MONTH
-    told = [report.key, described.global_note] if described.global_note else [report.key]
-    report.findings.append(Finding("table", True, "; ".join(told)))
-    return _Look(table, report, source, asker, described)
+    notes = [report.key, described.global_note] if described.global_note else [report.key]
+    report.findings.append(Finding("table", True, "; ".join(notes)))
+    return _TableChecks(table, report, source, probe, described)
 
 
-def _assumer(table: Table) -> Asker:
-    return Asker(PIPELINE, role_statements([table.role_arn] if table.role_arn else []))
+def _assumer(table: Table) -> AwsProbe:
+    return AwsProbe(PIPELINE, role_statements([table.role_arn] if table.role_arn else []))
 
 
-def _with_trust(table: TableLake, red: Finding) -> Finding:
-    """A role that was not assumed may be closed by its own trust policy as well."""
-    if not (table.settings.role_arn and red.fix and red.fix.startswith(allow(PIPELINE))):
-        return red
+def _with_trust(table: TableLake, denial: Finding) -> Finding:
+    """Add the role's trust policy to the fix: it may be the reason of a denied AssumeRole, too."""
+    if not (table.settings.role_arn and denial.fix and denial.fix.startswith(allow(PIPELINE))):
+        return denial
     trust = trust_policy(
         table.lake.aws.account(), table.settings.external_id, table.lake.aws.partition
     )
     statement = trust["Statement"][0]
-    fix = (
-        f"{red.fix}; and to the trust policy of {table.settings.role_arn}: {json.dumps(statement)}"
-    )
-    return replace(red, fix=fix)
+    role = table.settings.role_arn
+    fix = f"{denial.fix}; and to the trust policy of {role}: {json.dumps(statement)}"
+    return replace(denial, fix=fix)
 
 
 @dataclass(frozen=True)
-class _Look:
-    """A look at a table that is there; each method is a check and yields what it finds."""
+class _TableChecks:
+    """Checks of an existing table; each public method is a check and yields its findings."""
 
     table: TableLake
     report: TableReport
     source: AwsSession
-    asker: Asker
+    probe: AwsProbe
     described: TableDescription
 
     def recovery(self) -> Iterator[Finding]:
-        """Whether point-in-time recovery is on, and what it can restore."""
+        """Check that point-in-time recovery is on, and report the earliest restorable time."""
         name = self.table.name
-        asked = "dynamodb:DescribeContinuousBackups"
-        with self.asker.asking("recovery", asked, f"recovery of table {name}"):
+        action = "dynamodb:DescribeContinuousBackups"
+        with self.probe.check("recovery", action, f"recovery of table {name}"):
             window = describe_backups(self.source, name)
         if window.enabled:
             earliest = f"{window.earliest:%Y-%m-%d %H:%M}" if window.earliest else "now"
@@ -248,7 +248,7 @@ class _Look:
         yield Finding("recovery", False, "off", fix, "recovery")
 
     def stream(self) -> Iterator[Finding]:
-        """Whether the table's own stream is on, has new images and may be read."""
+        """Check that the table's stream is on, has new images and can be read."""
         described, update = self.described, self._command("update-table")
         turn_on = f"{update} --stream-specification {_FULL_VIEW}"
         if described.stream_arn is None:
@@ -264,46 +264,49 @@ class _Look:
         streams = DynamoDBStreams(self.source)
         shards = self._read(streams, described.stream_arn, "dynamodb:DescribeStream")
         options = self.table.lake.settings.capture
-        # Each capture reads every open shard until it is empty often enough in a row.
+        # A capture reads each open shard until enough reads in a row are empty.
         reads = polls_needed(options.empty_polls, options.interval_seconds * 1_000_000)
         self.report.stream_usd = stream_reads_usd(shards, options.interval_seconds, reads)
         yield Finding("stream", True, f"{_shards(shards)}, {view}")
 
     def _read(self, streams: ShardSource, arn: str, listing: str) -> int:
-        """Read a page of a stream, whose shards the action `listing` lists; its open shards."""
+        """Read one page of a stream, return its number of open shards.
+
+        `listing`: the action that lists shards.
+        """
         what, service = f"stream {arn}", listing.partition(":")[0]
-        with self.asker.asking("stream", listing, what):
+        with self.probe.check("stream", listing, what):
             shards = streams.describe(arn).shards
         try:
             for shard in shards[-1:]:
-                with self.asker.asking("stream", f"{service}:GetShardIterator", what):
+                with self.probe.check("stream", f"{service}:GetShardIterator", what):
                     iterator = streams.iterator(arn, shard.shard_id, None)
-                with self.asker.asking("stream", f"{service}:GetRecords", what):
+                with self.probe.check("stream", f"{service}:GetRecords", what):
                     streams.read(iterator)
         except (ShardGoneError, TrimmedDataError, ExpiredIteratorError):
-            pass  # it may be read, which is what was asked
+            pass  # the call was allowed, which is all this check needs
         return sum(shard.ending is None for shard in shards)
 
     def kinesis(self) -> Iterator[Finding]:
-        """Whether the table writes to a Kinesis stream that can be read."""
+        """Check that the table writes to a Kinesis stream and the stream can be read."""
         name = self.table.name
-        asked = "dynamodb:DescribeKinesisStreamingDestination"
-        with self.asker.asking("stream", asked, f"Kinesis destination of table {name}"):
-            found = destinations(self.source, name)
-        active = [arn for arn, status in found.items() if status in WRITTEN_TO]
+        action = "dynamodb:DescribeKinesisStreamingDestination"
+        with self.probe.check("stream", action, f"Kinesis destination of table {name}"):
+            statuses = destinations(self.source, name)
+        active = [arn for arn, status in statuses.items() if status in WRITTEN_TO]
         if not active:
-            told = ", ".join(f"{arn} is {status}" for arn, status in found.items())
+            listed = ", ".join(f"{arn} is {status}" for arn, status in statuses.items())
             source = _source_table(self.table, self.report)
-            arn = next(iter(found), source.kinesis_streams.replace("*", "STREAM"))
+            arn = next(iter(statuses), source.kinesis_streams.replace("*", "STREAM"))
             fix = (
                 f"{self._command('enable-kinesis-streaming-destination')} --stream-arn {arn} "
                 "--enable-kinesis-streaming-configuration "
                 "ApproximateCreationDateTimePrecision=MICROSECOND"
             )
-            yield Finding("stream", False, told or "no Kinesis destination", fix)
+            yield Finding("stream", False, listed or "no Kinesis destination", fix)
             return
         streams = KinesisStreams(self.source, name)
-        with self.asker.asking("stream", "kinesis:DescribeStreamSummary", f"stream {active[0]}"):
+        with self.probe.check("stream", "kinesis:DescribeStreamSummary", f"stream {active[0]}"):
             kinesis = client_of(self.source, "kinesis")
             answer = kinesis.describe_stream_summary(StreamARN=active[0])
         summary = answer["StreamDescriptionSummary"]
@@ -312,21 +315,22 @@ class _Look:
             yield Finding("stream", False, f"{active[0]} is {status}", "wait until it is ACTIVE")
             return
         shards = self._read(streams, active[0], "kinesis:ListShards")
-        with self.asker.asking("stream", "cloudwatch:GetMetricStatistics", "skipped records"):
+        with self.probe.check("stream", "cloudwatch:GetMetricStatistics", "skipped records"):
             failed_to_replicate(self.source, name, 0, 60_000_000)
         on_demand = mode.get("StreamMode") == "ON_DEMAND"
         self.report.stream_usd = kinesis_usd(shards, on_demand=on_demand)
         stream, hours = active[0].rpartition("/")[2], summary["RetentionPeriodHours"]
-        yield Finding("stream", True, f"{stream}: {_shards(shards)}, {hours} h{_unusual(summary)}")
+        unusual = _unusual_settings(summary)
+        yield Finding("stream", True, f"{stream}: {_shards(shards)}, {hours} h{unusual}")
 
     def kinesis_channel(self) -> Iterator[Finding]:
-        """Whether a channel delivers the table's stream to where it can be read."""
+        """Check that a channel delivers the table's stream to folders that can be read."""
         name, chosen = self.table.name, self.table.settings.kinesis_channel
-        asked = "dynamodb:DescribeKinesisStreamingDestination"
-        with self.asker.asking("stream", asked, f"Kinesis destination of table {name}"):
+        action = "dynamodb:DescribeKinesisStreamingDestination"
+        with self.probe.check("stream", action, f"Kinesis destination of table {name}"):
             stream_arn = active_destination(self.source, name)
         stream = f"stream {stream_arn.rpartition('/')[2]}"
-        with self.asker.asking("stream", "kinesis:DescribeStreamSummary", stream):
+        with self.probe.check("stream", "kinesis:DescribeStreamSummary", stream):
             kinesis = client_of(self.source, "kinesis")
             answer = kinesis.describe_stream_summary(StreamARN=stream_arn)
         summary = answer["StreamDescriptionSummary"]
@@ -337,24 +341,27 @@ class _Look:
             yield Finding("stream", False, f"{stream} is {mode}; channels need ON_DEMAND", fix)
             return
         if summary.get("KeyId", "").endswith("alias/aws/kinesis"):
-            fix = "encrypt it with a key of your own, or not: aws kinesis stop-stream-encryption"
-            told = f"{stream} has the key alias/aws/kinesis, with which it gets no channel"
-            yield Finding("stream", False, told, fix)
+            fix = (
+                "encrypt it with a key of your own, or stop encryption: aws kinesis "
+                "stop-stream-encryption"
+            )
+            problem = f"{stream} has the key alias/aws/kinesis, which channels do not support"
+            yield Finding("stream", False, problem, fix)
             return
-        with self.asker.asking("stream", "kinesis:ListChannels", stream):
+        with self.probe.check("stream", "kinesis:ListChannels", stream):
             arn = channel_arn(self.source, stream_arn, chosen.channel)
-        with self.asker.asking("stream", "kinesis:DescribeChannel", stream):
+        with self.probe.check("stream", "kinesis:DescribeChannel", stream):
             channel = find_channel(self.source, stream_arn, arn)
-        told = f"channel {channel.name} of {stream}"
+        title = f"channel {channel.name} of {stream}"
         if channel.status not in DELIVERING:
-            fix = "wait until it is ACTIVE; one that FAILED is deleted and created again"
+            fix = "wait until it is ACTIVE; if it FAILED, delete it and create it again"
             reason = f": {channel.reason}" if channel.reason else ""
-            yield Finding("stream", False, f"{told} is {channel.status}{reason}", fix)
+            yield Finding("stream", False, f"{title} is {channel.status}{reason}", fix)
             return
-        taken = channel.record_format(stream_arn)
-        if taken not in ("JSON", "STRING", "BYTE_ARRAY"):
-            fix = "create it with RecordFormatType JSON, which delivers records as they were put"
-            yield Finding("stream", False, f"{told} takes records as {taken}", fix)
+        record_format = channel.record_format(stream_arn)
+        if record_format not in ("JSON", "STRING", "BYTE_ARRAY"):
+            fix = "create it with RecordFormatType JSON, which delivers records unchanged"
+            yield Finding("stream", False, f"{title} takes records as {record_format}", fix)
             return
         try:
             places = folders(channel, stream_arn)
@@ -364,7 +371,7 @@ class _Look:
         if chosen.measured:
             where = {"StreamName": stream_arn.rpartition("/")[2], "ChannelName": channel.name}
             where["ChannelId"] = channel.channel_id
-            with self.asker.asking("stream", "cloudwatch:GetMetricStatistics", "delivery"):
+            with self.probe.check("stream", "cloudwatch:GetMetricStatistics", "delivery"):
                 channel_ages(self.source, where, 0, 60_000_000)
         empty = [place for place in places if not self._read_folder(place)]
         note = ", which is empty" if places[0] in empty else ""
@@ -372,74 +379,75 @@ class _Look:
         yield Finding(
             "stream",
             True,
-            f"{told}: {taken}, {channel.compression}, every {channel.freshness_seconds} s to "
-            f"{places[0]}{note}",
+            f"{title}: {record_format}, {channel.compression}, every {channel.freshness_seconds} s "
+            f"to {places[0]}{note}",
         )
 
     def firehose(self) -> Iterator[Finding]:
-        """Whether the folders that Firehose writes to can be listed, and what is in them read."""
+        """Check that Firehose's folders can be listed and their objects read."""
         chosen = self.table.settings.firehose
         prefixes = [*chosen.prefixes, *chosen.error_prefixes] if chosen else []
         empty = [prefix for prefix in prefixes if not self._read_folder(prefix)]
         yield Finding("stream", True, f"{len(prefixes)} folders, {len(empty)} of them empty")
         if chosen is not None:
-            yield from look_at_files(self.table.lake.aws, chosen, target_of(self.described))
+            yield from check_files(self.table.lake.aws, chosen, target_of(self.described))
 
     def _read_folder(self, prefix: str) -> bool:
-        """Whether there is an object, of which a byte is read."""
+        """Read a byte of one object in the folder; return whether there is one."""
         bucket, key = split_s3(prefix)
-        asker = Asker(
+        probe = AwsProbe(
             PIPELINE, lake_statements(None, [Place(bucket, key, self.table.lake.aws.partition)])
         )
         s3 = self.table.lake.aws.client("s3")
-        with asker.asking("stream", "s3:ListBucket", prefix):
-            found = s3.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1).get("Contents", ())
-        for entry in found:
-            with asker.asking("stream", "s3:GetObject", prefix):
+        with probe.check("stream", "s3:ListBucket", prefix):
+            entries = s3.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1).get("Contents", ())
+        for entry in entries:
+            with probe.check("stream", "s3:GetObject", prefix):
                 part = {"Range": "bytes=0-0"} if entry["Size"] else {}
                 s3.get_object(Bucket=bucket, Key=entry["Key"], **part)["Body"].read()
-        return bool(found)
+        return bool(entries)
 
     def bulk_puts(self) -> Iterator[Finding]:
-        """Which ran since the newest baseline, where botocore can ask."""
+        """List the bulk puts since the newest baseline, if botocore has the call."""
         log = self.table.log
-        found = look_at_bulk_puts(self.source, self.table.settings, self.described, log.load)
-        if found is not None:
-            yield found
+        finding = check_bulk_puts(self.source, self.table.settings, self.described, log.load)
+        if finding is not None:
+            yield finding
 
     def export_access(self) -> Iterator[Finding]:
-        """Whether a role of another account may write where its exports go, and we read that."""
+        """Check that a role of another account can write exports and the pipeline can read them."""
         role = self.table.settings.role_arn
         if role is None:
             return
         place = export_place(self.table)
-        named = {"Bucket": place.bucket, "Key": probe_key(place)}
-        what = f"s3://{place.bucket}/{named['Key']}"
-        writer = Asker(role, export_statements([place]))
-        ours = Asker(PIPELINE, lake_statements(place, []))
+        target = {"Bucket": place.bucket, "Key": trial_key(place)}
+        what = f"s3://{place.bucket}/{target['Key']}"
+        writer = AwsProbe(role, export_statements([place]))
+        reader = AwsProbe(PIPELINE, lake_statements(place, []))
         try:
-            with writer.asking("exports", "s3:PutObject", f"writing {what} as {role}"):
+            with writer.check("exports", "s3:PutObject", f"writing {what} as {role}"):
                 self.source.client("s3").put_object(
-                    **named,
+                    **target,
                     Body=b"preflight",
                     # Needs s3:PutObjectAcl, as exports do.
                     ACL="bucket-owner-full-control",
                     ExpectedBucketOwner=self.table.export_owner(),
                     **sse_parameters(export_target(self.table).kms_key),
                 )
-        except RedError as red:
+        except FailedCheckError as failed:
             policy = json.dumps(bucket_policy(place, [role])["Statement"][0])
-            fix = f"{red.finding.fix}; and to the policy of bucket {place.bucket}: {policy}"
-            denied = (red.finding.fix or "").startswith(allow(role))
-            yield Finding("exports", False, red.finding.found, fix if denied else red.finding.fix)
+            fix = failed.finding.fix
+            if (fix or "").startswith(allow(role)):
+                fix = f"{fix}; and to the policy of bucket {place.bucket}: {policy}"
+            yield Finding("exports", False, failed.finding.found, fix)
             return
         s3 = self.table.lake.aws.client("s3")
         try:
-            with ours.asking("exports", "s3:GetObject", f"reading {what}"):
-                s3.get_object(**named)["Body"].read()
+            with reader.check("exports", "s3:GetObject", f"reading {what}"):
+                s3.get_object(**target)["Body"].read()
         finally:
-            with ours.asking("exports", "s3:DeleteObject", f"deleting {what}"):
-                s3.delete_object(**named)
+            with reader.check("exports", "s3:DeleteObject", f"deleting {what}"):
+                s3.delete_object(**target)
         yield Finding("exports", True, f"the role may write to {place.bucket}")
 
     def _command(self, command: str) -> str:
@@ -447,27 +455,27 @@ class _Look:
         return f"aws dynamodb {command} --table-name {self.table.name} --region {region}"
 
 
-_TRANSPORTS: dict[str, Callable[[_Look], Callable[[], Iterator[Finding]]]] = {
-    DYNAMODB_STREAMS: lambda look: look.stream,
-    KINESIS: lambda look: look.kinesis,
-    FIREHOSE: lambda look: look.firehose,
-    KINESIS_CHANNEL: lambda look: look.kinesis_channel,
+_TRANSPORTS: dict[str, Callable[[_TableChecks], Callable[[], Iterator[Finding]]]] = {
+    DYNAMODB_STREAMS: lambda checks: checks.stream,
+    KINESIS: lambda checks: checks.kinesis,
+    FIREHOSE: lambda checks: checks.firehose,
+    KINESIS_CHANNEL: lambda checks: checks.kinesis_channel,
 }
 
 
-def _unusual(summary: Mapping[str, Any]) -> str:
-    """What a Kinesis stream's summary tells beyond the usual; none of it is in the way.
+def _unusual_settings(summary: Mapping[str, Any]) -> str:
+    """Describe settings of a Kinesis stream other than the defaults; none of them is a problem.
 
-    Records are of 1 MiB at most unless the stream was told otherwise (UpdateMaxRecordSize); with
-    the strategy AUTO, partition keys are ignored (botocore model: kinesis).
+    Records are at most 1 MiB unless changed by UpdateMaxRecordSize; with the strategy AUTO,
+    partition keys are ignored (botocore model: kinesis).
     """
-    told = ""
+    unusual = ""
     kib = summary.get("MaxRecordSizeInKiB", 1024)
     if kib != 1024:
-        told += f", records up to {kib / 1024:g} MiB"
+        unusual += f", records up to {kib / 1024:g} MiB"
     if summary.get("RecordDistributionStrategy") == "AUTO":
-        told += ", any record in any shard (order is by write time all the same)"
-    return told
+        unusual += ", any record in any shard (order is by write time in any case)"
+    return unusual
 
 
 def _shards(count: int) -> str:

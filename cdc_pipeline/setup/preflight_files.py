@@ -1,4 +1,4 @@
-"""What lies under the prefixes of a table that Firehose writes: its newest objects, really read."""
+"""Preflight of a table's Firehose prefixes: the newest objects, downloaded and parsed."""
 
 import difflib
 from collections import Counter
@@ -21,17 +21,17 @@ _OBJECTS = 3
 _RECORDS = 2000
 _LEVELS = 4
 _ADVICE = (
-    ("before 2012", "its writer spells times in another unit than its other fields say"),
-    ("a day ahead", "its writer spells times in another unit than its other fields say"),
-    ("not encoded twice", "its writer changed DynamoDB's records: let it hand them on as they are"),
+    ("before 2012", "its writer uses another unit of time than its other fields indicate"),
+    ("a day ahead", "its writer uses another unit of time than its other fields indicate"),
+    ("not encoded twice", "its writer changed DynamoDB's records: make it forward them unchanged"),
     ("other key attributes", "check `name` and the prefix: these are another table's changes"),
     ("uuid is not that", "check `name`, and TABLE_IDS of the Lambda function"),
 )
 
 
 @dataclass
-class _Seen:
-    """What the newest objects of a prefix hold."""
+class _Contents:
+    """Contents of the newest objects of a prefix."""
 
     objects: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
@@ -41,7 +41,7 @@ class _Seen:
     from_us: int = 1 << 62
     to_us: int = 0
 
-    def take(self, record: Record) -> None:
+    def add(self, record: Record) -> None:
         if record.unreadable is not None:
             self.reasons[record.unreadable[0]] += 1
         elif record.change is None:
@@ -51,8 +51,8 @@ class _Seen:
             self.from_us = min(self.from_us, record.change.write_time_us)
             self.to_us = max(self.to_us, record.change.write_time_us)
 
-    def told(self) -> str:
-        """In words: counts, kinds, times, tables, reasons."""
+    def describe(self) -> str:
+        """Return counts, kinds, times, tables and reasons in words."""
         parts = [f"{count:,} {kind}" for kind, count in self.kinds.most_common()]
         if self.kinds:
             parts[-1] += f", written {time_text(self.from_us)} to {time_text(self.to_us)} UTC"
@@ -61,58 +61,58 @@ class _Seen:
         return "; ".join([f"{_count(self.objects, 'newest object')} read", *parts, *self.refused])
 
 
-def look_at_files(aws: AwsSession, settings: Firehose, target: Target) -> Iterator[Finding]:
-    """A finding for each prefix that changes come from."""
+def check_files(aws: AwsSession, settings: Firehose, target: Target) -> Iterator[Finding]:
+    """Yield a finding for each prefix with changes."""
     for prefix in settings.prefixes:
         try:
-            yield _look(aws, settings, prefix, target)
+            yield _check_prefix(aws, settings, prefix, target)
         except SourceError as error:
             yield Finding("files", False, error.message, error.fix)
 
 
-def _look(aws: AwsSession, settings: Firehose, prefix: str, target: Target) -> Finding:
+def _check_prefix(aws: AwsSession, settings: Firehose, prefix: str, target: Target) -> Finding:
     bucket, root = bucket_of(aws, prefix)
     newest = _newest(aws, settings, prefix)
     if not newest:
         return _empty(bucket, prefix, root)
-    seen = _Seen()
-    for found in newest:
-        _read(bucket, found, target, seen)
-    told = f"{prefix}: {seen.told()}"
-    if seen.refused:
-        return Finding("files", False, told, "see above; capture stops at such an object")
-    if seen.reasons:
-        why = seen.reasons.most_common(1)[0][0]
-        advice = (fix for part, fix in _ADVICE if part in why)
-        unknown = "docs/what-we-read.md lists what is read; the rest would be quarantined"
-        return Finding("files", False, told, next(advice, unknown))
-    if seen.others and not seen.kinds:
-        names = ", ".join(seen.others)
-        fix = f"name the prefix of {target.name}, or, if {names} is meant, correct `name`"
-        return Finding("files", False, told, fix)
-    return Finding("files", True, told)
+    contents = _Contents()
+    for entry in newest:
+        _read(bucket, entry, target, contents)
+    described = f"{prefix}: {contents.describe()}"
+    if contents.refused:
+        return Finding("files", False, described, "see above; capture stops at such an object")
+    if contents.reasons:
+        reason = contents.reasons.most_common(1)[0][0]
+        advice = (fix for part, fix in _ADVICE if part in reason)
+        unknown = "docs/what-we-read.md lists readable formats; others would be quarantined"
+        return Finding("files", False, described, next(advice, unknown))
+    if contents.others and not contents.kinds:
+        names = ", ".join(contents.others)
+        fix = f"set the prefix of {target.name}, or, if {names} is meant, correct `name`"
+        return Finding("files", False, described, fix)
+    return Finding("files", True, described)
 
 
 def _newest(aws: AwsSession, settings: Firehose, prefix: str) -> list[FoundObject]:
-    """Of the last days; if there is none, of whatever there is."""
+    """Return the newest objects of the last `window_days`; if there are none, of all objects."""
     since = (datetime.now(UTC) - timedelta(settings.window_days)).date()
     recent = [arrived.object for arrived in find_arrived(aws, prefix, settings.layout, since)]
     chosen: Iterable[FoundObject] = recent or newest_under(aws, prefix)
-    return sorted(chosen, key=lambda found: found.modified)[-_OBJECTS:]
+    return sorted(chosen, key=lambda entry: entry.modified)[-_OBJECTS:]
 
 
-def _read(bucket: SourceBucket, found: FoundObject, target: Target, seen: _Seen) -> None:
-    file = download(bucket, found)
+def _read(bucket: SourceBucket, entry: FoundObject, target: Target, contents: _Contents) -> None:
+    file = download(bucket, entry)
     if file is None:
-        return  # gone meanwhile
-    seen.objects += 1
+        return  # deleted since the listing
+    contents.objects += 1
     with file:
         try:
-            for record in islice(records(file, found.key, target), _RECORDS):
-                seen.take(record)
+            for record in islice(records(file, entry.key, target), _RECORDS):
+                contents.add(record)
         except SourceError as error:
-            told = f"{found.key} is {error.message}" + (f" ({error.fix})" if error.fix else "")
-            seen.refused.append(told)
+            message = f"{entry.key} is {error.message}" + (f" ({error.fix})" if error.fix else "")
+            contents.refused.append(message)
 
 
 def _empty(bucket: SourceBucket, prefix: str, root: str) -> Finding:
@@ -120,14 +120,14 @@ def _empty(bucket: SourceBucket, prefix: str, root: str) -> Finding:
     fix = (
         f"is s3://{bucket.bucket}/{near} meant? There are objects"
         if near is not None
-        else "correct the prefix, or wait until something was delivered"
+        else "correct the prefix, or wait for the first delivery"
     )
-    told = f"nothing was ever found under {prefix}, so nothing would ever count as complete"
-    return Finding("files", False, told, fix)
+    problem = f"there are no objects under {prefix}, so no data would ever count as complete"
+    return Finding("files", False, problem, fix)
 
 
 def _nearest(bucket: SourceBucket, root: str) -> str | None:
-    """The prefix most like this one that has objects, looked for in the folders above it."""
+    """Return the most similar prefix with objects, searched in the folders above this one."""
     path = root.rstrip("/")
     for _ in range(_LEVELS):
         parent, _, name = path.rpartition("/")
@@ -140,7 +140,7 @@ def _nearest(bucket: SourceBucket, root: str) -> str | None:
         for folder in alike[:_LEVELS]:
             if next(bucket.objects(parent + folder), None) is None:
                 continue
-            # A date right behind the name was appended without a slash.
+            # A date directly after the name was appended without a slash.
             joined = folder.startswith(name) and folder[len(name) : len(name) + 2] == "20"
             below = parent + folder + root[len(path) + 1 :]
             if joined or next(bucket.objects(below), None) is None:
@@ -159,7 +159,7 @@ def _kind(record: Record) -> str:
         return "rows of an older Lambda function"
     if change.shard_id:
         return "rows of our Lambda function"
-    return "changes as a stream spells them" if change.sequence_number else "changes as in Kinesis"
+    return "changes in stream format" if change.sequence_number else "changes in Kinesis format"
 
 
 def _count(number: int, what: str) -> str:

@@ -1,4 +1,4 @@
-"""Preflight of the lake: credentials, its bucket, its encryption, its catalogue."""
+"""Preflight of the lake: credentials, bucket, encryption, catalogue."""
 
 import secrets
 from collections.abc import Callable
@@ -23,28 +23,29 @@ from cdc_pipeline.core.plans.iam import (
 from cdc_pipeline.lake.glue_partitions import landing_table
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.setup.catalog_trial import NEEDED, USEFUL, try_catalog
-from cdc_pipeline.setup.findings import PIPELINE, Asker, Finding, RedError
-from cdc_pipeline.setup.optimizers import look_at_optimizers
+from cdc_pipeline.setup.findings import PIPELINE, AwsProbe, FailedCheckError, Finding
+from cdc_pipeline.setup.optimizers import check_optimizers
 from cdc_pipeline.setup.round_trip import round_trip
 from cdc_pipeline.snapshot.export import export_target
 
 _FILES_FIX = (
-    "boto3 can write there, other clients cannot: check the network, the proxy and the authority "
-    "(AWS_CA_BUNDLE) between this machine and the host that is named, and tell us if they are right"
+    "boto3 can write there, other clients cannot: check the network, the proxy and the certificate "
+    "authority (AWS_CA_BUNDLE) between this machine and the named host; if they are right, report "
+    "this as a bug"
 )
-_CATALOG_FIX = "see what its log says, or choose another catalogue (docs/catalogues.md)"
+_CATALOG_FIX = "check its log, or choose another catalogue (docs/catalogues.md)"
 
 
-def look_at_lake(example: TableLake) -> list[Finding]:
-    """The lake's findings; `example` is a table whose names stand for those of all."""
+def check_lake(example: TableLake) -> list[Finding]:
+    """Return the findings of the lake; `example`: one of its tables, whose names are used."""
     account = _account(example.lake)
     storage = _collected(lambda: [_storage(example.lake)])
     findings = [account, *storage]
-    tried = (
+    needs_trial = (
         example.lake.settings.catalog is not None and example.lake.settings.catalog_type != "glue"
     )
-    if tried and not example.lake.settings.is_s3:
-        findings.append(_catalog(example.lake))  # AWS has no part in it
+    if needs_trial and not example.lake.settings.is_s3:
+        findings.append(_catalog(example.lake))  # without AWS
     if not account.green:
         return findings
     if all(finding.green for finding in storage):
@@ -53,8 +54,8 @@ def look_at_lake(example: TableLake) -> list[Finding]:
         catalogue = _collected(lambda: [_glue(example)])
         findings += catalogue
         if all(finding.green for finding in catalogue):
-            findings.append(look_at_optimizers(example.lake, example.lake.aws.account()))
-    if tried and example.lake.settings.is_s3:
+            findings.append(check_optimizers(example.lake, example.lake.aws.account()))
+    if needs_trial and example.lake.settings.is_s3:
         findings.append(_catalog(example.lake))
     if example.lake.settings.catalog_type == "s3tables":
         findings += _collected(lambda: [_table_bucket(example.lake)])
@@ -66,8 +67,8 @@ def look_at_lake(example: TableLake) -> list[Finding]:
 def _collected(check: Callable[[], list[Finding]]) -> list[Finding]:
     try:
         return check()
-    except RedError as red:
-        return [red.finding]
+    except FailedCheckError as failed:
+        return [failed.finding]
 
 
 def _account(lake: Lake) -> Finding:
@@ -79,48 +80,48 @@ def _account(lake: Lake) -> Finding:
 
 
 def lake_place(lake: Lake) -> Place:
-    """Bucket and folder of a lake in S3."""
+    """Return the bucket and folder of a lake in S3."""
     bucket, prefix = split_s3(lake.settings.lake)
     folder = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
     return Place(bucket, folder, lake.aws.partition)
 
 
 def glue_root(lake: Lake, account: str) -> str:
-    """What ARNs of the lake's catalogue in Glue begin with."""
+    """Return the common beginning of ARNs of the lake's catalogue in Glue."""
     region = lake.aws.client("glue").meta.region_name
     return f"arn:{lake.aws.partition}:glue:{region}:{account}:"
 
 
 def export_place(table: TableLake) -> Place:
-    """Bucket and folder of a table's exports."""
+    """Return the bucket and folder of a table's exports."""
     target = export_target(_in_own_account(table))
     return Place(target.bucket, f"{target.prefix}/", table.lake.aws.partition)
 
 
 def _in_own_account(table: TableLake) -> TableLake:
-    """The table as if it were in the lake's account: its exports lie in the same bucket."""
+    """Return the table as if it were in the lake's account: its exports are in the same bucket."""
     return table.lake.table(table.settings.model_copy(update={"role_arn": None}))
 
 
-def probe_key(place: Place, folder: str = "") -> str:
-    """The key of a small object that is put and deleted again."""
+def trial_key(place: Place, folder: str = "") -> str:
+    """Return a key for a small object that is put and deleted again."""
     return f"{place.prefix}{folder}preflight-{secrets.token_hex(8)}"
 
 
 def _storage(lake: Lake) -> Finding:
     if not lake.settings.is_s3:
-        with Asker(PIPELINE, ()).asking("lake", "", f"lake {lake.settings.lake_folder}"):
-            key = probe_key(Place(""), "_cdc/")
+        with AwsProbe(PIPELINE, ()).check("lake", "", f"lake {lake.settings.lake_folder}"):
+            key = trial_key(Place(""), "_cdc/")
             lake.store.create(key, b"")
             lake.store.delete([key])
         return Finding("lake", True, f"{lake.settings.lake_folder} is writable")
     place = lake_place(lake)
-    probe = _Probe(probe_key(place, "_cdc/"), lake.settings.kms_key, "kms_key")
-    return _probe(lake, "lake", place, probe, lake_statements(place, []))
+    trial = _TrialObject(trial_key(place, "_cdc/"), lake.settings.kms_key, "kms_key")
+    return _try_object(lake, "lake", place, trial, lake_statements(place, []))
 
 
 def _files(lake: Lake) -> Finding:
-    """Write and read a small Iceberg table as conversion, publication and queries do it."""
+    """Write and read a small Iceberg table with the clients of conversion, publication, queries."""
     try:
         with aws_errors("a small Iceberg table", LakeError):
             bytes_written = round_trip(lake)
@@ -133,53 +134,54 @@ def _export_bucket(example: TableLake) -> Finding:
     place = export_place(example)
     allowed = [*export_statements([place]), *lake_statements(place, [])]
     kms_key = export_target(_in_own_account(example)).kms_key
-    probe = _Probe(probe_key(place), kms_key, "export.kms_key")
-    return _probe(example.lake, "export bucket", place, probe, allowed)
+    trial = _TrialObject(trial_key(place), kms_key, "export.kms_key")
+    return _try_object(example.lake, "export bucket", place, trial, allowed)
 
 
 @dataclass(frozen=True)
-class _Probe:
-    """An object to put, the KMS key that the settings name for it, and where they name it."""
+class _TrialObject:
+    """An object to put, its KMS key in the settings, and the name of that setting."""
 
     key: str
     kms_key: str | None
     setting: str
 
 
-def _probe(
-    lake: Lake, check: str, place: Place, probe: _Probe, statements: list[Statement]
+def _try_object(
+    lake: Lake, check: str, place: Place, trial: _TrialObject, statements: list[Statement]
 ) -> Finding:
-    """Put an object unless it is there, read, list and delete it; tells the encryption it got."""
+    """Put an object unless it exists, read, list and delete it; report its encryption."""
     s3 = lake.aws.client("s3")
-    asker = Asker(PIPELINE, statements, {"NoSuchBucket": _make_bucket(place, s3.meta.region_name)})
-    named, where = {"Bucket": place.bucket, "Key": probe.key}, f"s3://{place.bucket}/{probe.key}"
+    fixes = {"NoSuchBucket": _make_bucket(place, s3.meta.region_name)}
+    probe = AwsProbe(PIPELINE, statements, fixes)
+    target, where = {"Bucket": place.bucket, "Key": trial.key}, f"s3://{place.bucket}/{trial.key}"
     try:
-        with asker.asking(check, "s3:PutObject", f"writing {where}"):
-            sse = sse_parameters(probe.kms_key)
-            put = s3.put_object(**named, Body=b"preflight", IfNoneMatch="*", **sse)
-    except RedError as red:
-        if probe.kms_key is None and _takes_encrypted(s3, named):
-            found = f"{red.finding.found}; with SSE-KMS it may be written"
-            fix = f"`{probe.setting}: aws/s3` in the settings, or the ARN of the bucket's KMS key"
-            raise RedError(Finding(check, False, found, fix)) from None
+        with probe.check(check, "s3:PutObject", f"writing {where}"):
+            sse = sse_parameters(trial.kms_key)
+            put = s3.put_object(**target, Body=b"preflight", IfNoneMatch="*", **sse)
+    except FailedCheckError as failed:
+        if trial.kms_key is None and _accepts_encrypted(s3, target):
+            problem = f"{failed.finding.found}; with SSE-KMS it can be written"
+            fix = f"`{trial.setting}: aws/s3` in the settings, or the ARN of the bucket's KMS key"
+            raise FailedCheckError(Finding(check, False, problem, fix)) from None
         raise
     try:
-        with asker.asking(check, "s3:GetObject", f"reading {where}"):
-            s3.get_object(**named)["Body"].read()
-        with asker.asking(check, "s3:ListBucket", f"listing {where}"):
-            s3.list_objects_v2(Bucket=place.bucket, Prefix=probe.key)
+        with probe.check(check, "s3:GetObject", f"reading {where}"):
+            s3.get_object(**target)["Body"].read()
+        with probe.check(check, "s3:ListBucket", f"listing {where}"):
+            s3.list_objects_v2(Bucket=place.bucket, Prefix=trial.key)
     finally:
-        with asker.asking(check, "s3:DeleteObject", f"deleting {where}"):
-            s3.delete_object(**named)
+        with probe.check(check, "s3:DeleteObject", f"deleting {where}"):
+            s3.delete_object(**target)
     encryption = " ".join(filter(None, (put.get("ServerSideEncryption"), put.get("SSEKMSKeyId"))))
     return Finding(check, True, f"{place.bucket} is writable, encryption {encryption or 'none'}")
 
 
-def _takes_encrypted(s3: Any, named: dict[str, str]) -> bool:
-    """Whether a bucket that refused an object takes it with SSE-KMS."""
+def _accepts_encrypted(s3: Any, target: dict[str, str]) -> bool:
+    """Return whether a bucket that refused an object accepts it with SSE-KMS."""
     try:
-        s3.put_object(**named, Body=b"preflight", IfNoneMatch="*", **sse_parameters("aws/s3"))
-        s3.delete_object(**named)
+        s3.put_object(**target, Body=b"preflight", IfNoneMatch="*", **sse_parameters("aws/s3"))
+        s3.delete_object(**target)
     except (ClientError, BotoCoreError):
         return False
     return True
@@ -190,7 +192,7 @@ def _make_bucket(place: Place, region: str) -> str:
 
 
 def _catalog(lake: Lake) -> Finding:
-    """Try on a small table what the lake asks of its catalogue."""
+    """Try the features that the lake needs of its catalogue on a small table."""
     kind = lake.settings.catalog_type
     try:
         failed = try_catalog(lake).failed
@@ -198,34 +200,35 @@ def _catalog(lake: Lake) -> Finding:
         return Finding("catalogue", False, error.message, error.fix or _CATALOG_FIX)
     except (OSError, CommitFailedException) as error:
         return Finding("catalogue", False, f"{kind}: {error}", _CATALOG_FIX)
-    lacking = [f"{text}: {failed[name]}" for name, text in NEEDED.items() if name in failed]
-    if lacking:
-        found = f"{kind} does not {'; does not '.join(lacking)}"
-        return Finding("catalogue", False, found, _CATALOG_FIX)
+    missing = [f"{text}: {failed[name]}" for name, text in NEEDED.items() if name in failed]
+    if missing:
+        problem = f"{kind} does not {'; does not '.join(missing)}"
+        return Finding("catalogue", False, problem, _CATALOG_FIX)
     without = [text for name, text in USEFUL.items() if name in failed]
-    found = f"{kind} does all that the lake needs"
-    return Finding("catalogue", True, "; does not ".join([found, *without]))
+    summary = f"{kind} has all features that the lake needs"
+    return Finding("catalogue", True, "; does not ".join([summary, *without]))
 
 
 def _table_bucket(lake: Lake) -> Finding:
-    """Whether S3 Tables would expire baselines: it promises to spare no tag without an age."""
+    """Check that S3 Tables does not expire baselines: tags without an age are not protected."""
     check, chosen = "baselines", lake.settings.catalog
     assert chosen is not None  # s3tables is never a default
     bucket = chosen.properties["warehouse"]
     s3tables = lake.aws.client("s3tables", bucket.split(":")[3])
-    asker = Asker(PIPELINE, s3tables_statements(bucket))
+    probe = AwsProbe(PIPELINE, s3tables_statements(bucket))
     names = [f"{table.safe_name}_snapshot" for table in lake.settings.tables]
     active = []
     for name in names:
         place = {"tableBucketARN": bucket, "namespace": lake.database, "name": name}
-        with asker.asking(check, "s3tables:GetTableMaintenanceConfiguration", f"table {name}"):
+        with probe.check(check, "s3tables:GetTableMaintenanceConfiguration", f"table {name}"):
             try:
-                said = s3tables.get_table_maintenance_configuration(**place)["configuration"]
+                answer = s3tables.get_table_maintenance_configuration(**place)
             except ClientError as error:
                 if error_code(error) != "NotFoundException":
                     raise
-                continue  # there is none yet
-        if said.get("icebergSnapshotManagement", {}).get("status") == "enabled":
+                continue  # the table does not exist yet
+        management = answer["configuration"].get("icebergSnapshotManagement", {})
+        if management.get("status") == "enabled":
             active.append(name)
     if not active:
         return Finding(check, True, "S3 Tables expires no snapshots of them")
@@ -243,9 +246,9 @@ def _table_bucket(lake: Lake) -> Finding:
 
 
 def _glue(example: TableLake) -> Finding:
-    """Ask for what may be missing, and add no partition: these calls change nothing."""
+    """Call actions on objects that may be missing, and add no partition: nothing changes."""
     glue, database = example.lake.aws.client("glue"), example.lake.database
-    asker = Asker(
+    probe = AwsProbe(
         PIPELINE,
         glue_statements(
             glue_root(example.lake, example.lake.aws.account()), database, [example.safe_name], []
@@ -263,7 +266,7 @@ def _glue(example: TableLake) -> Finding:
     }
     missing: set[str] = set()
     for action, call in calls.items():
-        with asker.asking("glue", action, f"{action} of {database}"):
+        with probe.check("glue", action, f"{action} of {database}"):
             try:
                 call()
             except ClientError as error:

@@ -1,4 +1,4 @@
-"""A small Iceberg table, written and read with all clients that the lake has, then removed."""
+"""Round trip of a small Iceberg table: written and read by all clients of the lake, removed."""
 
 import secrets
 
@@ -30,9 +30,9 @@ _ROWS = pa.table({"_key": ["a", "b"], "_item": ["{}", "{}"]})
 
 
 def round_trip(lake: Lake) -> int:
-    """Write, read by PyIceberg and by DuckDB, and remove; the bytes of it. Raises `LakeError`.
+    """Write, read by PyIceberg and DuckDB, and remove; return the bytes. Raises `LakeError`.
 
-    In no catalogue: the pipeline's role may not drop tables from one.
+    Uses no catalogue: the pipeline's role may not drop tables from one.
     """
     prefix = f"{TEMPORARY}preflight-{secrets.token_hex(8)}"
     where = lake.store.uri(prefix)
@@ -48,7 +48,7 @@ def round_trip(lake: Lake) -> int:
 
 
 def _write(lake: Lake, where: str) -> Table:
-    """The table as its files tell it, read back."""
+    """Write the table and return it as read back from its metadata file."""
     io = open_files(lake.settings, lake.aws)
     location = f"{where}/metadata/1.metadata.json"
     catalog, name = NoopCatalog("preflight"), ("preflight", "files")
@@ -66,6 +66,6 @@ def _compare(lake: Lake, table: Table, where: str) -> None:
     with connect_duckdb(lake) as connection:
         rows = files_relation(connection, paths, _ROWS.schema)
         by_duckdb = arrow_table(connection, f"SELECT * FROM {rows} ORDER BY _key")
-    for found in (table.scan().to_arrow(), by_duckdb):
-        if found.to_pylist() != _ROWS.to_pylist():
-            raise LakeError(f"lake {where}: what was written there is read back as something else")
+    for rows_read in (table.scan().to_arrow(), by_duckdb):
+        if rows_read.to_pylist() != _ROWS.to_pylist():
+            raise LakeError(f"lake {where}: rows read back differ from the rows written")

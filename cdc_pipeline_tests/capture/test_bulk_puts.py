@@ -10,7 +10,7 @@ from cdc_pipeline.aws.table import describe_table
 from cdc_pipeline.core.log.entries import Baseline
 from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.settings.model import Table
-from cdc_pipeline.setup.bulk_puts import look_at_bulk_puts
+from cdc_pipeline.setup.bulk_puts import check_bulk_puts
 from cdc_pipeline.setup.findings import Finding
 from cdc_pipeline_tests.simulators.clients import session, use
 from cdc_pipeline_tests.simulators.streams_server import StreamsSimulator
@@ -106,9 +106,7 @@ def _look(sim: StreamsSimulator, baseline_us: int | None) -> Finding | None:
     if baseline_us is not None:
         state.baselines[0] = Baseline(0, 0, baseline_us, snapshot_id=1, staged_us=baseline_us)
     described = describe_table(aws, "orders")
-    return look_at_bulk_puts(
-        aws, Table.model_validate({"name": "orders"}), described, lambda: state
-    )
+    return check_bulk_puts(aws, Table.model_validate({"name": "orders"}), described, lambda: state)
 
 
 def test_a_botocore_without_the_call_says_nothing(sim: StreamsSimulator) -> None:

@@ -21,7 +21,7 @@ from cdc_pipeline.core.changes.ownership import Target
 from cdc_pipeline.core.log.entries import ShardState, StreamRef
 from cdc_pipeline.core.log.lineage import Shard
 from cdc_pipeline.core.log.state import LogState
-from cdc_pipeline.defs.tables.shard_sensor import _look
+from cdc_pipeline.defs.tables.shard_sensor import _inspect
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.storage.store import LocalStore
 from cdc_pipeline.settings.model import parse_settings
@@ -313,8 +313,8 @@ def test_the_sensor_lists_no_large_stream_that_was_listed_lately(
 
     def look() -> str:
         state = bench.state()
-        verdict = _look(lake.table(settings.tables[0]), bench.log(), state)
-        return f"{verdict.due}, {'new' if 'new' in verdict.why else 'none new'}"
+        decision = _inspect(lake.table(settings.tables[0]), bench.log(), state)
+        return f"{decision.due}, {'new' if 'new' in decision.why else 'none new'}"
 
     bench.sim.rotate("orders")
     assert look() == "False, none new"
@@ -326,6 +326,6 @@ def test_the_sensor_lists_no_large_stream_that_was_listed_lately(
     state = log.load()
     bench.clock.advance(700)
     state.at_us = log.now_us()
-    verdict = _look(lake.table(settings.tables[0]), log, state)
-    assert (verdict.due, "4 new" in verdict.why) == (True, True)
+    decision = _inspect(lake.table(settings.tables[0]), log, state)
+    assert (decision.due, "4 new" in decision.why) == (True, True)
     assert listings(bench) == {None: 1}

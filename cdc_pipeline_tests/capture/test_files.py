@@ -25,7 +25,7 @@ from cdc_pipeline.core.items.attributes import canonical_item, to_json
 from cdc_pipeline.core.log.state import Entry, LogState
 from cdc_pipeline.core.transports import FIREHOSE
 from cdc_pipeline.defs.tables.checks import deletes, retention
-from cdc_pipeline.defs.tables.shard_sensor import judge_files
+from cdc_pipeline.defs.tables.shard_sensor import decide_files
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.storage.log import CaptureLog
 from cdc_pipeline.lake.upkeep.status import table_status
@@ -637,7 +637,7 @@ def test_the_sensors_look_sees_new_objects_and_is_cheap(delivery: Delivery) -> N
 
     def due(seconds: float, found: bool) -> bool:
         at_us = state.at_us + int(seconds * 1_000_000)
-        return judge_files(table, state, at_us, 60, lambda: asked.append(seconds) or found).due
+        return decide_files(table, state, at_us, 60, lambda: asked.append(seconds) or found).due
 
     assert not due(59, True)
     assert not due(61, False)

@@ -23,7 +23,7 @@ from cdc_pipeline.lake.publish.cdc import build_cdc_day
 from cdc_pipeline.lake.publish.current_state import publish_current_state
 from cdc_pipeline.lake.storage.store import LocalStore
 from cdc_pipeline.settings.model import Table, parse_settings
-from cdc_pipeline.setup.preflight import _unusual
+from cdc_pipeline.setup.preflight import _unusual_settings
 from cdc_pipeline.snapshot.snapshot import take_snapshot
 from cdc_pipeline_tests.lake.builder import START_US, LakeBuilder, plain_view
 from cdc_pipeline_tests.log_clock import set_log_clock
@@ -614,7 +614,7 @@ def test_records_of_ten_mebibytes(bench: Bench) -> None:
 def test_preflight_prints_what_is_unusual_about_a_stream(bench: Bench) -> None:
     def told() -> str:
         kinesis = session(bench.sim).client("kinesis")
-        return _unusual(
+        return _unusual_settings(
             kinesis.describe_stream_summary(StreamName=STREAM)["StreamDescriptionSummary"]
         )
 
@@ -622,7 +622,7 @@ def test_preflight_prints_what_is_unusual_about_a_stream(bench: Bench) -> None:
     bench.sim.set_largest_record(STREAM, 10_240)
     bench.sim.ignore_partition_keys(STREAM)
     assert told() == (
-        ", records up to 10 MiB, any record in any shard (order is by write time all the same)"
+        ", records up to 10 MiB, any record in any shard (order is by write time in any case)"
     )
 
 

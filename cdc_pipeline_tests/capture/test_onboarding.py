@@ -67,7 +67,7 @@ def test_one_bad_row_is_enough(path: Path, tmp_path: Path, row: str) -> None:
 
 def test_the_first_table_makes_the_file(path: Path) -> None:
     path.unlink()
-    assert "say --lake" in tables("add", "orders").output
+    assert "add --lake" in tables("add", "orders").output
     done = tables("add", "orders", "--lake", "s3://b/c", "--region", "eu-west-1", "--no-check")
     assert done.exit_code == 0, done.output
     settings = load_settings()

@@ -9,7 +9,7 @@ from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.storage.store import LocalStore
 from cdc_pipeline.settings.model import parse_settings
 from cdc_pipeline.setup.findings import Finding
-from cdc_pipeline.setup.optimizers import look_at_optimizers
+from cdc_pipeline.setup.optimizers import check_optimizers
 from cdc_pipeline_tests.simulators.glue_server import GlueError, GlueSimulator
 
 _ACCOUNT = "111111111111"
@@ -23,7 +23,7 @@ def _look(folder: Path, tables: int = 1) -> Finding:
     }
     settings = parse_settings(raw, folder / "settings.yaml")
     aws = AwsSession(region=settings.region)
-    return look_at_optimizers(Lake(settings, aws, LocalStore(folder / "lake")), _ACCOUNT)
+    return check_optimizers(Lake(settings, aws, LocalStore(folder / "lake")), _ACCOUNT)
 
 
 @pytest.fixture

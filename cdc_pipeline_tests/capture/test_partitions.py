@@ -9,7 +9,7 @@ import pytest
 from cdc_pipeline.core.plans.iam import SourceTable, source_statements
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings.model import parse_settings
-from cdc_pipeline.setup.findings import Asker
+from cdc_pipeline.setup.findings import AwsProbe
 from cdc_pipeline.setup.permissions import policies
 
 OWN, OTHER = "111111111111", "222222222222"
@@ -63,4 +63,4 @@ def test_any_stream_of_kinesis_and_any_key() -> None:
     table = SourceTable("t", "cn-north-1", OWN, "kinesis", partition="aws-cn")
     statements = source_statements([table])
     assert "arn:aws:" not in json.dumps(statements)
-    assert Asker("me", statements)._partition() == "aws-cn"
+    assert AwsProbe("me", statements)._partition() == "aws-cn"

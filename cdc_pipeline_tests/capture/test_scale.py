@@ -14,7 +14,7 @@ from cdc_pipeline.aws.streams import DynamoDBStreams
 from cdc_pipeline.capture.landing.gaps import open_capture
 from cdc_pipeline.capture.landing.options import CaptureOptions
 from cdc_pipeline.capture.sources.source import Source
-from cdc_pipeline.defs.tables.shard_sensor import _look
+from cdc_pipeline.defs.tables.shard_sensor import _inspect
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.storage.store import LocalStore
 from cdc_pipeline.settings.model import Settings, parse_settings
@@ -88,7 +88,7 @@ def test_the_sensor_looks_at_ten_thousand_shards(sim: StreamsSimulator, tmp_path
     sim.rotate("orders")
     sim.requests.clear()
     begun = time.monotonic()
-    verdict = _look(lake.table(table), log, log.load())
+    verdict = _inspect(lake.table(table), log, log.load())
     seconds = time.monotonic() - begun
     pages = sum(request.operation == "DescribeStream" for request in sim.requests)
     print(f"\na look at 10,000 shards, {pages} pages: {seconds:.1f} of {SENSOR_BUDGET_SECONDS} s")

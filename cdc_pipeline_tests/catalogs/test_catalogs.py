@@ -40,7 +40,7 @@ from cdc_pipeline.lake.upkeep.verify import verify_files
 from cdc_pipeline.sandbox.process import SandboxProcess, apply_environment
 from cdc_pipeline.setup.catalog_trial import NEEDED, TRIAL_TABLE, try_catalog
 from cdc_pipeline.setup.permissions import policies
-from cdc_pipeline.setup.preflight_lake import look_at_lake
+from cdc_pipeline.setup.preflight_lake import check_lake
 from cdc_pipeline_tests.catalogs import postgres, rest_server
 from cdc_pipeline_tests.lake.builder import (
     MARGIN_US,
@@ -272,7 +272,7 @@ def test_preflight_has_a_word_on_the_catalogue_and_on_who_expires_baselines(
 ) -> None:
     if case in (SQLITE, ELSEWHERE, GLUE):
         pytest.skip("nothing but Glue itself, or a file, is to be looked at")
-    findings = {f.check: f for f in look_at_lake(built.table_lake)}
+    findings = {f.check: f for f in check_lake(built.table_lake)}
     assert findings["catalogue"].green, findings["catalogue"].found
     assert ("does not expire snapshots" in findings["catalogue"].found) is not case.forgets
     assert ("glue" in findings) is case.in_s3
@@ -285,7 +285,7 @@ def test_preflight_has_a_word_on_the_catalogue_and_on_who_expires_baselines(
     assert findings["baselines"].green
     built.start()
     built.stage({"k1": {}})
-    red = {f.check: f for f in look_at_lake(built.table_lake)}["baselines"]
+    red = {f.check: f for f in check_lake(built.table_lake)}["baselines"]
     assert "orders_snapshot" in red.found
     assert red.fix is not None
     arguments = shlex.split(red.fix.partition("; do ")[2].partition("; done")[0])
@@ -297,4 +297,4 @@ def test_preflight_has_a_word_on_the_catalogue_and_on_who_expires_baselines(
         type=said["--type"],
         value=json.loads(said["--value"]),
     )
-    assert {f.check: f for f in look_at_lake(built.table_lake)}["baselines"].green
+    assert {f.check: f for f in check_lake(built.table_lake)}["baselines"].green

@@ -43,21 +43,36 @@ _ROOMS = (
     ("defs.tables",),
     ("defs.operations",),
     ("defs.build",),
-    ("definitions", "commands"),
+    ("definitions",),
     ("sandbox",),
     ("sandbox.aws.dynamodb",),
     ("sandbox.aws.exports",),
     ("sandbox.aws.firehose",),
     ("sandbox.aws",),
     ("sandbox.__main__", "sandbox.demo"),
+    # Above the demo: the commands `sandbox`, `demo` and `dev` start it.
+    ("commands",),
     ("cli",),
 )
-# What may see less than all that lies below: settings know no AWS, the emulator nothing of us.
+# What may see less than all that lies below: settings know no AWS, the emulator nothing of us. A
+# command calls one use case, so neither adapters of AWS nor capture by itself.
 _SEES_ONLY = {
     "settings": ("core",),
     "transform": ("core", "transform"),
     "aws": ("core", "aws"),
-    "commands": ("core", "settings", "lake", "setup"),
+    "commands": (
+        "core",
+        "settings",
+        "lake",
+        "repair",
+        "reconcile",
+        "erase",
+        "setup",
+        "defs",
+        "sandbox.demo",
+        "commands",
+    ),
+    "cli": ("core", "commands"),
     "sandbox.aws": ("sandbox",),
 }
 _FULL_ROOM = 12
@@ -168,3 +183,7 @@ def test_core_needs_only_the_standard_library() -> None:
 
 def test_importing_the_package_and_the_lake_loads_nothing_heavy() -> None:
     assert _loaded_after(["cdc_pipeline", "cdc_pipeline.lake"]) == []
+
+
+def test_the_command_line_starts_without_anything_heavy() -> None:
+    assert _loaded_after(["cdc_pipeline.cli"]) == []

@@ -10,7 +10,7 @@ import pytest
 
 from cdc_pipeline.core.log.entries import ShardState, StreamRef
 from cdc_pipeline.core.log.state import LogState
-from cdc_pipeline.defs.tables.shard_sensor import Verdict, judge, plan_runs
+from cdc_pipeline.defs.tables.shard_sensor import CaptureDecision, decide, plan_runs
 from cdc_pipeline.settings.model import Capture
 
 TICK_US = 30_000_000
@@ -54,20 +54,20 @@ class Ticks:
         stream = StreamRef("id", "arn", "NEW_IMAGE", 0, read_to_us)
         return LogState(1, self.now_us, stream, shards={"shard": shard}, discovered_us=read_to_us)
 
-    def verdicts(self) -> list[Verdict]:
+    def decisions(self) -> list[CaptureDecision]:
         busy = {name for _, names in self.runs for name in names}
         return [
-            replace(self.verdict(name, name in busy), started=self.started[name][-1])
+            replace(self.decision(name, name in busy), started=self.started[name][-1])
             for name in self.names
         ]
 
-    def verdict(self, name: str, busy: bool) -> Verdict:
+    def decision(self, name: str, busy: bool) -> CaptureDecision:
         if busy:
-            return Verdict(name, False, "in flight")
+            return CaptureDecision(name, False, "in flight")
         if name in self.broken:
-            return Verdict(name, True, "cannot be inspected: no")
+            return CaptureDecision(name, True, "cannot be inspected: no")
         interval = 0 if self.options.linger_seconds else self.options.interval_seconds
-        return judge(name, self.states[name], {"shard"}, self.now_us, interval)
+        return decide(name, self.states[name], {"shard"}, self.now_us, interval)
 
     def advance(self) -> list[list[str]]:
         """One tick: runs that are over end, new ones start; the new ones' tables."""
@@ -76,7 +76,7 @@ class Ticks:
             if end <= self.tick:
                 self.settle(names)
         self.runs = [run for run in self.runs if run[0] > self.tick]
-        planned = plan_runs(self.verdicts(), len(self.names), len(self.runs), self.options)
+        planned = plan_runs(self.decisions(), len(self.names), len(self.runs), self.options)
         groups = [config["tables"] for config in planned]
         self.configs += planned
         for group in groups:
@@ -135,7 +135,7 @@ def test_the_most_behind_goes_first(seed: int) -> None:
         chosen = [name for group in groups for name in group]
         if not chosen:
             continue
-        left = [v for v in ticks.verdicts() if v.due and v.table not in busy]
+        left = [v for v in ticks.decisions() if v.due and v.table not in busy]
         due = sorted([*chosen, *(v.table for v in left)], key=lambda name: behind[name])
         # Every other place goes to the most behind, the ones between to those that waited longest.
         assert set(due[: len(chosen) // 2]) <= set(chosen)

@@ -42,8 +42,8 @@ class EarlierSandbox(SandboxProcess):
 class _Earlier(server._Sandbox):
     """The server's side of it."""
 
-    def _orders(self) -> dict[str, Any]:
-        return super()._orders() | {"behind": self._set_behind, "adopt": self._adopt}
+    def _command_handlers(self) -> dict[str, Any]:
+        return super()._command_handlers() | {"behind": self._set_behind, "adopt": self._adopt}
 
     def _set_behind(self, micros: int) -> None:
         class Behind:

@@ -272,7 +272,7 @@ def test_the_command_takes_a_new_baseline_where_backups_do_not_reach(world: Worl
     world.capture("orders")
     plan = CliRunner().invoke(main, ["heal", "orders", "--plan"])
     assert plan.exit_code == 0, plan.output
-    assert "A full export becomes a new baseline" in plan.output
+    assert "A full export will become a new baseline" in plan.output
     assert len(world.table_lake("orders").log.load().baselines) == 1
     done = CliRunner().invoke(main, ["heal", "orders"])
     assert done.exit_code == 0, done.output

@@ -313,4 +313,4 @@ def test_the_command_prints_documents(
     assert "customers" not in json.dumps(narrow)
     ended = CliRunner().invoke(main, ["iam-policy", "--document", "export-bucket"])
     assert ended.exit_code == 1
-    assert "no table of these is in another account" in ended.output
+    assert "none of these tables is in another account" in ended.output

@@ -68,7 +68,7 @@ def test_sensors_of_a_former_name_come_along(
     result = CliRunner().invoke(main, command, catch_exceptions=False)
     assert result.exit_code == 0
     assert "shard_sensor: moved" in result.output
-    assert "gap_sensor: left alone" in result.output
+    assert "gap_sensor: left unchanged" in result.output
     again = CliRunner().invoke(main, command, catch_exceptions=False)
     assert "moved" not in again.output
     states = _set(tmp_path, PACKAGE_ROOT / "workspace.yaml", _NAME, {})

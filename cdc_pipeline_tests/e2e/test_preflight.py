@@ -243,20 +243,20 @@ def test_preflight_reads_what_firehose_wrote(world: World) -> None:
     seen = found("read/good/")
     assert seen.green
     assert seen.found == (
-        f"s3://{bucket}/read/good/: 1 newest object read; 2 changes as in Kinesis; 1 changes as a "
-        "stream spells them, written 2026-11-21 07:00:00 to 2026-11-21 07:01:00 UTC; "
+        f"s3://{bucket}/read/good/: 1 newest object read; 2 changes in Kinesis format; 1 changes "
+        "in stream format, written 2026-11-21 07:00:00 to 2026-11-21 07:01:00 UTC; "
         "1 changes of table bad"
     )
     seen = found("read/goods/")
     assert not seen.green
-    assert f"nothing was ever found under s3://{bucket}/read/goods/" in seen.found
+    assert f"there are no objects under s3://{bucket}/read/goods/" in seen.found
     assert f"is s3://{bucket}/read/good/ meant?" in str(seen.fix)
     assert f"is s3://{bucket}/read/good/ meant?" in str(found("red/good/").fix)
     FirehoseFiles(s3, bucket, "joined/good").records(one)
     assert f"is s3://{bucket}/joined/good meant?" in str(found("joined/good/").fix)
     assert found("joined/good").green
     FirehoseFiles(s3, bucket, "bad/").records(theirs)
-    assert "name the prefix of good, or, if bad is meant" in str(found("bad/").fix)
+    assert "set the prefix of good, or, if bad is meant" in str(found("bad/").fix)
     FirehoseFiles(s3, bucket, "late/").records({**one, "dynamodb": {**one["dynamodb"], **_SECONDS}})
     seen = found("late/")
     assert "1 unreadable: a record of before 2012" in seen.found

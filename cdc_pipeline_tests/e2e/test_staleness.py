@@ -161,9 +161,9 @@ def test_a_lake_where_nothing_happens_costs_no_load_of_a_table(
 
     monkeypatch.setattr("cdc_pipeline.lake.iceberg.tables.Tables.load", refuse)
     tick = deployment.tick("downstream", cursor)
-    assert tick.skip_message == "nothing lacks anything"
+    assert tick.skip_message == "everything is up to date"
     deployment.world.capture(table)  # an entry that lands nothing
-    assert deployment.tick("downstream", tick.cursor).skip_message == "nothing lacks anything"
+    assert deployment.tick("downstream", tick.cursor).skip_message == "everything is up to date"
 
 
 def test_a_quiet_table_says_up_to_when_it_is_complete(

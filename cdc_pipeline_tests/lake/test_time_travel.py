@@ -295,7 +295,7 @@ def test_times_are_utc_unless_they_say_otherwise(text: str) -> None:
 
 
 def test_what_is_no_time_is_said(built: LakeBuilder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cdc_pipeline.cli._lake", lambda: built.lake)
+    monkeypatch.setattr("cdc_pipeline.commands.query.open_lake", lambda: built.lake)
     found = CliRunner().invoke(main, ["query", "SELECT 1", "--as-of", "yesterday"])
     assert found.exit_code == 1
     assert "'yesterday' is not a time" in found.output
@@ -304,7 +304,7 @@ def test_what_is_no_time_is_said(built: LakeBuilder, monkeypatch: pytest.MonkeyP
 def test_the_command_line_shows_the_past_and_its_warning(
     built: LakeBuilder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cdc_pipeline.cli._lake", lambda: built.lake)
+    monkeypatch.setattr("cdc_pipeline.commands.query.open_lake", lambda: built.lake)
     built.land([change("a", 5, {"n": {"N": "5"}})])
     built.read_to(START_US + 40_000_000)
     sql = "SELECT n FROM orders.current_state ORDER BY _key"

@@ -1,1 +1,1 @@
-"""Operations on the whole lake: healing, maintenance, reconciliation, Glue, alarms."""
+"""Definitions of lake-wide operations: healing, maintenance, reconciliation, Glue, alarms."""

@@ -1,4 +1,4 @@
-"""Glue partitions of the landing zone: a sensor finds what is amiss, a job repairs it."""
+"""Glue partitions of the landing zone: a sensor finds wrong partitions, a job repairs them."""
 
 import hashlib
 from datetime import UTC, datetime
@@ -18,25 +18,25 @@ class PartitionsConfig(dg.Config):
     tables: list[str]
 
 
-@dg.op(description="Makes the landing zone's tables and partitions in Glue as they should be.")
+@dg.op(description="Corrects the landing zone's tables and partitions in Glue.")
 def register_partitions(
     context: dg.OpExecutionContext, config: PartitionsConfig, lake: LakeResource
 ) -> None:
-    """Look again and repair; trouble with one table does not keep the others from it."""
+    """Compare again and repair; an error in one table does not stop the others."""
     from cdc_pipeline.lake.glue_partitions import repair
 
     with readable_failures():
         opened = lake.open()
-        troubles: list[str] = []
+        errors: list[str] = []
         for name in config.tables:
             try:
-                found = repair(opened.table(opened.settings.table(name)))
+                repairs = repair(opened.table(opened.settings.table(name)))
             except CdcPipelineError as error:
-                troubles.append(f"{name}: {error.message}")
+                errors.append(f"{name}: {error.message}")
             else:
-                context.log.info(f"{name}: repaired: {found}")
-        if troubles:
-            raise LakeError("; ".join(troubles), fix="the sensor starts this again within the hour")
+                context.log.info(f"{name}: repaired: {repairs}")
+        if errors:
+            raise LakeError("; ".join(errors), fix="wait: the sensor retries within an hour")
 
 
 @dg.job(
@@ -49,7 +49,7 @@ def repair_glue_partitions() -> None:
 
 
 def build_glue_sensor(settings: Settings) -> dg.SensorDefinition:
-    """Compares what has landed with what Glue lists."""
+    """Build the sensor that compares landed days with the partitions in Glue."""
 
     @dg.sensor(
         name="glue_partition_sensor",
@@ -57,8 +57,8 @@ def build_glue_sensor(settings: Settings) -> dg.SensorDefinition:
         minimum_interval_seconds=settings.schedules.glue_seconds,
         default_status=sensor_status(settings),
         description=(
-            "Capture registers each day as it lands; this sensor finds days that are missing in "
-            "Glue all the same, outdated ones and empty ones, and starts their repair."
+            "Capture registers each day when it lands; this sensor finds days still missing in "
+            "Glue, outdated partitions and empty ones, and starts their repair."
         ),
     )
     def glue_partition_sensor(
@@ -70,19 +70,21 @@ def build_glue_sensor(settings: Settings) -> dg.SensorDefinition:
         if not opened.settings.is_s3:
             return dg.SkipReason("the lake is a local folder; Glue lists S3 only")
         if not opened.settings.has_glue:
-            return dg.SkipReason(f"the lake's catalogue is no Glue: {opened.settings.catalog_type}")
+            return dg.SkipReason(
+                f"the lake's catalogue is not Glue: {opened.settings.catalog_type}"
+            )
         repairs: dict[str, str] = {}
-        troubles: list[str] = []
+        errors: list[str] = []
         for table in opened.settings.tables:
             try:
-                found = find_repairs(opened.table(table))
+                needed = find_repairs(opened.table(table))
             except CdcPipelineError as error:
-                troubles.append(f"{table.safe_name}: {error.message}")
+                errors.append(f"{table.safe_name}: {error.message}")
                 continue
-            if found:
-                repairs[table.safe_name] = repr(found)
+            if needed:
+                repairs[table.safe_name] = repr(needed)
         if not repairs:
-            return dg.SkipReason(_nothing_amiss(opened.settings, troubles))
+            return dg.SkipReason(_skip_reason(opened.settings, errors))
         config = {"ops": {"register_partitions": {"config": {"tables": list(repairs)}}}}
         return dg.SensorResult(
             run_requests=[dg.RunRequest(run_key=_run_key(repairs), run_config=config)]
@@ -91,14 +93,14 @@ def build_glue_sensor(settings: Settings) -> dg.SensorDefinition:
     return glue_partition_sensor
 
 
-def _nothing_amiss(settings: Settings, troubles: list[str]) -> str:
-    found = "; ".join(troubles) or "0 missing"
-    if settings.glue.projection and not troubles:
-        found = "none are registered: Athena projects them (`glue: {projection: true}`)"
-    return f"{len(settings.tables)} tables looked at, {found}"
+def _skip_reason(settings: Settings, errors: list[str]) -> str:
+    result = "; ".join(errors) or "0 missing"
+    if settings.glue.projection and not errors:
+        result = "none are registered: Athena projects them (`glue: {projection: true}`)"
+    return f"{len(settings.tables)} tables checked, {result}"
 
 
 def _run_key(repairs: dict[str, str]) -> str:
-    """One run for the same findings within an hour: what cannot be repaired must not flood."""
+    """Return a key for one run per hour for the same repairs: failing repairs must not flood."""
     digest = hashlib.sha256(repr(sorted(repairs.items())).encode()).hexdigest()
     return f"{datetime.now(UTC):%Y-%m-%dT%H}-{digest[:16]}"

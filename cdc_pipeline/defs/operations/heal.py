@@ -1,4 +1,4 @@
-"""Gap healing in Dagster: the job `heal`, and the sensor that starts it when a gap is open."""
+"""Gap healing in Dagster: the job `heal`, and the sensor that starts it for open gaps."""
 
 from typing import TYPE_CHECKING
 
@@ -11,11 +11,11 @@ from cdc_pipeline.core.run_context import RunContext
 from cdc_pipeline.defs.failures import readable_failures
 from cdc_pipeline.defs.resources import LakeResource
 from cdc_pipeline.defs.run_history import (
-    Flight,
+    ActiveRun,
     History,
-    flights,
-    heal_of,
-    is_at_work,
+    active_runs,
+    heal_subject,
+    is_working,
     parse_history,
 )
 from cdc_pipeline.defs.tables.checks import report_checks
@@ -28,59 +28,61 @@ if TYPE_CHECKING:
 
 _TAG = "cdc_pipeline/heal"
 _SILENCE_SECONDS = 3600
-"""A heal waits for exports, which take AWS minutes to hours, and logs nothing meanwhile."""
+"""A heal waits for exports (minutes to hours in AWS) and writes nothing to the log meanwhile."""
 
 
 class HealConfig(dg.Config):
-    """The table whose open gaps are healed."""
+    """The table to heal, by its label."""
 
     table: str
 
 
-@dg.op(description="Heals what a table's stream lost, from incremental exports.")
+@dg.op(description="Lands changes lost by a table's stream from incremental exports.")
 def heal_gaps(context: dg.OpExecutionContext, config: HealConfig, lake: LakeResource) -> None:
-    """Heal the table's open gaps, oldest first; where exports cannot, take a new baseline."""
+    """Heal the table's open gaps, oldest first; if exports cannot, take a new baseline."""
     from cdc_pipeline.repair.heal import HealResult, close_gaps
 
     with readable_failures():
         opened = lake.open()
         table = opened.settings.table(config.table)
         try:
-            for done in close_gaps(opened.table(table), context=RunContext(context.log.info)):
-                if not isinstance(done, HealResult):
-                    _tell_baseline(context, table, done)
+            for result in close_gaps(opened.table(table), context=RunContext(context.log.info)):
+                if not isinstance(result, HealResult):
+                    _report_baseline(context, table, result)
                     continue
-                entries = ", ".join(map(str, done.gaps))
+                entries = ", ".join(map(str, result.gaps))
                 context.log.info(
-                    f"the gaps of entries {entries} are healed: {done.lines} changed items from "
-                    f"{done.windows} exports, {done.reread} read again"
+                    f"the gaps of entries {entries} are healed: {result.lines} changed items from "
+                    f"{result.windows} exports, {result.reread} read again"
                 )
         except NotReadyError as error:
             context.log.info(f"not yet: {error}")
         report_checks(context.instance, opened.table(table))
 
 
-def _tell_baseline(context: dg.OpExecutionContext, table: Table, taken: "SnapshotResult") -> None:
+def _report_baseline(
+    context: dg.OpExecutionContext, table: Table, result: "SnapshotResult"
+) -> None:
     context.log_event(
         dg.AssetMaterialization(
             asset_key=[table.safe_name, "pitr_export"],
             description="a new baseline, because a gap could not be healed otherwise",
-            metadata={"dagster/row_count": taken.items, "generation": taken.generation},
+            metadata={"dagster/row_count": result.items, "generation": result.generation},
         )
     )
 
 
 @dg.job(
-    description="Heals gaps: lands what a stream lost from incremental exports.",
+    description="Heals gaps: lands changes lost by a stream from incremental exports.",
     executor_def=dg.in_process_executor,
 )
 def heal() -> None:
-    """Started by `gap_sensor` where the table says `heal: auto`, by hand otherwise."""
+    """Heal one table; started by `gap_sensor` for tables with `heal: auto`, else by hand."""
     heal_gaps()
 
 
 def build_gap_sensor(settings: Settings) -> dg.SensorDefinition:
-    """Looks for open gaps; exports cost money, so tables may say `heal: ask`."""
+    """Build the sensor for open gaps; exports cost money, so tables may set `heal: ask`."""
 
     @dg.sensor(
         name="gap_sensor",
@@ -88,54 +90,54 @@ def build_gap_sensor(settings: Settings) -> dg.SensorDefinition:
         minimum_interval_seconds=60,
         default_status=sensor_status(settings),
         description=(
-            "Starts the job `heal` for tables with an open gap, unless they say heal: ask. A heal "
-            "that fails again and again is tried ever more seldom, an hour apart at most."
+            "Starts the job `heal` for tables with an open gap, except those with heal: ask. A "
+            "failing heal is retried with growing pauses, at most an hour apart."
         ),
     )
     def gap_sensor(
         context: dg.SensorEvaluationContext, lake: LakeResource
     ) -> dg.SensorResult | dg.SkipReason:
-        opened, memory = lake.open(), parse_history(context.cursor)
+        opened, history = lake.open(), parse_history(context.cursor)
         at_us = now_us()
         labels = [table.label for table in opened.settings.tables]
-        memory.take_in(context.instance, labels, at_us)
-        running = flights(context.instance, labels, heal.name)
-        requests, told = [], []
+        history.update(context.instance, labels, at_us)
+        running = active_runs(context.instance, labels, heal.name)
+        requests, skipped = [], []
         for table in opened.settings.tables:
-            why = _why_not(opened.table(table), running, memory, at_us)
-            if why is None:
+            reason = _skip_reason(opened.table(table), running, history, at_us)
+            if reason is None:
                 config = {"ops": {"heal_gaps": {"config": {"table": table.label}}}}
                 tags = {_TAG: table.safe_name}
                 requests.append(dg.RunRequest(run_config=config, tags=tags))
-            elif why:
-                told.append(why)
-        context.update_cursor(msgspec.json.encode(memory).decode())
+            elif reason:
+                skipped.append(reason)
+        context.update_cursor(msgspec.json.encode(history).decode())
         if not requests:
-            return dg.SkipReason("; ".join(told) or "no open gap")
+            return dg.SkipReason("; ".join(skipped) or "no open gap")
         return dg.SensorResult(run_requests=requests)
 
     return gap_sensor
 
 
-def _why_not(
-    table: "TableLake", running: list[Flight], history: History, now_us: int
+def _skip_reason(
+    table: "TableLake", running: list[ActiveRun], history: History, now_us: int
 ) -> str | None:
-    """Why a table is not healed now ('': nothing is lost); None: it is due."""
+    """Return why a table is not healed now ('': it has no open gap); None: it is due."""
     from cdc_pipeline.repair.heal import planned_heals
 
     try:
         state = table.log.load()
         if not state.open_gaps(state.staged.generation if state.staged else 0):
-            history.forget(heal_of(table.settings.label))
+            history.forget(heal_subject(table.settings.label))
             return ""
         if table.settings.heal == "ask":
             plans = "; ".join(map(str, planned_heals(table)))
             return f"cdc-pipeline heal {table.safe_name} ({plans})"
     except CdcPipelineError as error:
         return f"{table.settings.label}: {error.message}"
-    for flight in running:
-        at_work = heal_of(table.settings.label) in flight.works
-        if at_work and is_at_work(flight, state, now_us, _SILENCE_SECONDS):
-            return f"{table.settings.label}: in flight (run {flight.run_id[:8]})"
-    pause = history.pause_of(heal_of(table.settings.label), now_us)
+    subject = heal_subject(table.settings.label)
+    for run in running:
+        if subject in run.subjects and is_working(run, state, now_us, _SILENCE_SECONDS):
+            return f"{table.settings.label}: in flight (run {run.run_id[:8]})"
+    pause = history.pause_of(subject, now_us)
     return f"{table.settings.label}: {pause}" if pause else None

@@ -1,12 +1,13 @@
-"""Maintenance as an asset with a schedule of its own: one run tidies up the whole lake."""
+"""The asset `maintenance` and its schedule: one run maintains the whole lake."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from cdc_pipeline.core.errors import CdcPipelineError
+from cdc_pipeline.defs.metadata import grid
 from cdc_pipeline.defs.resources import LakeResource
 from cdc_pipeline.defs.tables.table import schedule_status
 from cdc_pipeline.lake.lake import Lake
@@ -16,54 +17,32 @@ if TYPE_CHECKING:
     from cdc_pipeline.lake.upkeep.maintenance import Upkeep
 
 _DESCRIPTION = (
-    "Merges small landing objects, expires old Iceberg snapshots and removes what nothing refers "
-    "to. Content stays the same. Merged landing objects go `keep_replaced_minutes` after they were "
-    "replaced, other files when they are older than `unreferenced_hours` (settings: maintenance); "
-    "what the capture log names, and baselines, never."
+    "Merges small landing objects, expires old Iceberg snapshots and removes unreferenced files. "
+    "Data stays the same. Merged landing objects are removed `keep_replaced_minutes` after their "
+    "replacement, other files when older than `unreferenced_hours` (settings: maintenance); files "
+    "named in the capture log, and baselines, are never removed."
 )
 _COLUMNS = "of", "merged", "into", "replaced removed", "snapshots expired", "files removed", "MB"
 
 
 def build_maintenance_defs(settings: Settings) -> dg.Definitions:
-    """The asset `maintenance` and the schedule that runs it."""
+    """Build the asset `maintenance` and its schedule."""
 
     @dg.asset(name="maintenance", group_name="lake", description=_DESCRIPTION, kinds={"iceberg"})
     def maintenance(
         context: dg.AssetExecutionContext, lake: LakeResource
     ) -> Iterator[dg.MaterializeResult]:
         failed: list[str] = []
-        lines = [
-            "| of | merged | into | replaced removed | snapshots expired | files removed | MB |"
-        ]
-        lines.append("|---|---|---|---|---|---|---|")
-        merged = files = freed = 0
-        for name, maintain in _work(lake.open(), settings):
+        done: list[tuple[str, Upkeep]] = []
+        for name, maintain in _tasks(lake.open(), settings):
             try:
-                done = maintain()
+                done.append((name, maintain()))
             except CdcPipelineError as error:
                 failed.append(f"{name}: {error}")
                 context.log.error(failed[-1])
                 continue
-            merged += done.compaction.before
-            files += done.files + done.replaced_removed
-            freed += done.bytes
-            lines.append(
-                f"| {name} | {done.compaction.before} | {done.compaction.after} "
-                f"| {done.replaced_removed} | {done.snapshots_expired} | {done.files} "
-                f"| {done.bytes / 1e6:.1f} |"
-            )
-            context.log.info(lines[-1].strip("| ").replace(" | ", ", "))
-            if done.not_expired:
-                kept = ", ".join(done.not_expired)
-                context.log.warning(f"the catalogue does not expire earlier versions of {kept}")
-        yield dg.MaterializeResult(
-            metadata={
-                "objects_merged": merged,
-                "files_removed": files,
-                "bytes_freed": freed,
-                "done": dg.MetadataValue.md("\n".join(lines)),
-            }
-        )
+            _log_upkeep(context, *done[-1])
+        yield dg.MaterializeResult(metadata=_metadata(done))
         if failed:
             raise dg.Failure(description="maintenance failed for " + "; ".join(failed))
 
@@ -73,12 +52,41 @@ def build_maintenance_defs(settings: Settings) -> dg.Definitions:
         cron_schedule=settings.maintenance.schedule,
         execution_timezone="UTC",
         default_status=schedule_status(settings),
-        description="Tidies up the lake.",
+        description="Maintains the whole lake.",
     )
     return dg.Definitions(assets=[maintenance], schedules=[schedule])
 
 
-def _work(lake: Lake, settings: Settings) -> "Iterator[tuple[str, Callable[[], Upkeep]]]":
+def _log_upkeep(context: dg.AssetExecutionContext, name: str, upkeep: "Upkeep") -> None:
+    context.log.info(", ".join(_cells(name, upkeep)))
+    if upkeep.not_expired:
+        kept = ", ".join(upkeep.not_expired)
+        context.log.warning(f"the catalogue does not expire earlier versions of {kept}")
+
+
+def _cells(name: str, upkeep: "Upkeep") -> tuple[str, ...]:
+    """Return the cells of `_COLUMNS` for one table."""
+    return (
+        name,
+        str(upkeep.compaction.before),
+        str(upkeep.compaction.after),
+        str(upkeep.replaced_removed),
+        str(upkeep.snapshots_expired),
+        str(upkeep.files),
+        f"{upkeep.bytes / 1e6:.1f}",
+    )
+
+
+def _metadata(done: "Sequence[tuple[str, Upkeep]]") -> dict[str, Any]:
+    return {
+        "objects_merged": sum(upkeep.compaction.before for _, upkeep in done),
+        "files_removed": sum(upkeep.files + upkeep.replaced_removed for _, upkeep in done),
+        "bytes_freed": sum(upkeep.bytes for _, upkeep in done),
+        "done": grid(_COLUMNS, [_cells(name, upkeep) for name, upkeep in done]),
+    }
+
+
+def _tasks(lake: Lake, settings: Settings) -> "Iterator[tuple[str, Callable[[], Upkeep]]]":
     from cdc_pipeline.lake.upkeep.maintenance import maintain_aggregate, maintain_table
     from cdc_pipeline.transform.aggregates import broken_aggregates, load_aggregates
 

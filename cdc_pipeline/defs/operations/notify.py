@@ -1,4 +1,4 @@
-"""How people are told of an alarm: always the log, and an SNS topic or a webhook where set."""
+"""Delivery of alarms: always the log, and an SNS topic or a webhook if set."""
 
 import json
 import os
@@ -17,13 +17,13 @@ _TIMEOUT_SECONDS = 10
 
 
 class NotifyError(CdcPipelineError):
-    """Nobody could be told of an alarm."""
+    """An alarm was not delivered."""
 
 
 def notify(lake: "Lake", subject: str, lines: list[str], log: Callable[[str], object]) -> None:
-    """Tell everybody. Raises `NotifyError` when a channel fails, after trying the others.
+    """Send an alarm to all channels. Raises `NotifyError` if one fails, after trying the others.
 
-    Whoever calls it should call it again then: some may be told twice, none never.
+    The caller repeats the call then: delivery is at least once per channel.
     """
     from cdc_pipeline.aws.sns import publish
 
@@ -45,7 +45,7 @@ def notify(lake: "Lake", subject: str, lines: list[str], log: Callable[[str], ob
 
 
 def _post(settings: Settings, variable: str, subject: str, text: str) -> None:
-    """POST JSON as Slack, Mattermost and Teams take it; the address is a secret."""
+    """POST JSON in the format of Slack, Mattermost and Teams; the address is a secret."""
     url = os.environ.get(variable, "")
     if not url.startswith(("https://", "http://")):
         raise SettingsError(

@@ -1,8 +1,8 @@
-"""Reconciliation in Dagster: asset checks that ask the source, and the schedules that run them.
+"""Reconciliation in Dagster: asset checks that read the source, and their schedules.
 
 They read from DynamoDB and may wait for capture, so they have runs of their own: "Execute" in the
 UI, or the schedule. Their asset is the source, which no run materialises: a run plans the checks of
-what it materialises, and a plan without an answer would hide the last one.
+the assets it materialises, and a planned check without a result would hide the last result.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from cdc_pipeline.core.run_context import RunContext
 from cdc_pipeline.defs.failures import readable_failures
 from cdc_pipeline.defs.metadata import grid, known
 from cdc_pipeline.defs.resources import LakeResource
-from cdc_pipeline.defs.tables.checks import Finding
+from cdc_pipeline.defs.tables.checks import CheckOutcome
 from cdc_pipeline.defs.tables.table import schedule_status, source_key
 from cdc_pipeline.settings.model import Settings, Table
 
@@ -23,45 +23,45 @@ if TYPE_CHECKING:
     from cdc_pipeline.lake.lake import TableLake
     from cdc_pipeline.reconcile.reconcile import Report
 
-_Find = Callable[["TableLake", RunContext], Finding]
+_CheckFunction = Callable[["TableLake", RunContext], CheckOutcome]
 _MOST_KEYS = 20
 _MOST_PROBLEMS = 20
 
 
-def export_verified(table: "TableLake", context: RunContext) -> Finding:
-    """The baseline's export still fits its manifests (counts, MD5), and its staged rows fit it."""
+def export_verified(table: "TableLake", context: RunContext) -> CheckOutcome:
+    """The baseline's export matches its manifests (counts, MD5), and its staged rows match it."""
     from cdc_pipeline.snapshot.verify_export import verify_export
 
-    found = verify_export(table, context=context)
+    report = verify_export(table, context=context)
     metadata = {
-        "export_arn": found.export_arn,
-        "files": found.files,
-        "bytes": found.bytes,
-        "items": found.items,
-        "staged_rows": found.staged_rows,
-        "gone": found.gone,
-        "problems": _problems(found.problems),
+        "export_arn": report.export_arn,
+        "files": report.files,
+        "bytes": report.bytes,
+        "items": report.items,
+        "staged_rows": report.staged_rows,
+        "gone": report.gone,
+        "problems": _problems(report.problems),
     }
-    severity = dg.AssetCheckSeverity.ERROR if found.problems else dg.AssetCheckSeverity.WARN
-    return Finding(not found.problems and not found.gone, known(metadata), severity)
+    severity = dg.AssetCheckSeverity.ERROR if report.problems else dg.AssetCheckSeverity.WARN
+    return CheckOutcome(not report.problems and not report.gone, known(metadata), severity)
 
 
-def sample_matches_source(table: "TableLake", context: RunContext) -> Finding:
-    """Sampled items equal the source by consistent reads, and no file is missing or cut."""
+def sample_matches_source(table: "TableLake", context: RunContext) -> CheckOutcome:
+    """Sampled items equal the source by consistent reads; no file is missing or truncated."""
     from cdc_pipeline.reconcile.reconcile import reconcile_sample
 
     items = table.lake.settings.reconcile.sample
-    return _finding(table.settings, reconcile_sample(table, items, export=False, context=context))
+    return _outcome(table.settings, reconcile_sample(table, items, export=False, context=context))
 
 
-def all_items_match_source(table: "TableLake", context: RunContext) -> Finding:
-    """Every item equals a fresh export (which costs), and every file holds what was written."""
+def all_items_match_source(table: "TableLake", context: RunContext) -> CheckOutcome:
+    """Every item equals a fresh export (AWS charges it); every file has its written content."""
     from cdc_pipeline.reconcile.reconcile import reconcile_full
 
-    return _finding(table.settings, reconcile_full(table, context=context))
+    return _outcome(table.settings, reconcile_full(table, context=context))
 
 
-def _finding(table: Table, report: "Report") -> Finding:
+def _outcome(table: Table, report: "Report") -> CheckOutcome:
     rows = [(d.kind, d.key, d.order_key or "-") for d in report.differences[:_MOST_KEYS]]
     metadata: dict[str, Any] = {
         "items_compared": report.compared,
@@ -78,7 +78,7 @@ def _finding(table: Table, report: "Report") -> Finding:
     if report.counts or report.unreadable:
         metadata["fix"] = f"cdc-pipeline reconcile {table.safe_name} --full --repair"
     passed = not (report.counts or report.unreadable or report.files.damages)
-    return Finding(passed, known(metadata))
+    return CheckOutcome(passed, known(metadata))
 
 
 def _problems(problems: list[str]) -> dg.MarkdownMetadataValue | None:
@@ -87,12 +87,12 @@ def _problems(problems: list[str]) -> dg.MarkdownMetadataValue | None:
     return dg.MetadataValue.md("\n".join(f"- {problem}" for problem in problems[:_MOST_PROBLEMS]))
 
 
-_SAMPLED: tuple[_Find, ...] = (export_verified, sample_matches_source)
-_FULL: tuple[_Find, ...] = (all_items_match_source,)
+_SAMPLED: tuple[_CheckFunction, ...] = (export_verified, sample_matches_source)
+_FULL: tuple[_CheckFunction, ...] = (all_items_match_source,)
 
 
 def build_reconcile_defs(settings: Settings) -> dg.Definitions:
-    """The checks of all tables, and a job with a schedule for each kind that the settings want."""
+    """Build the checks of all tables, and a job with a schedule per kind enabled in settings."""
     options = settings.reconcile
     parts = [_build(settings, "reconcile", _SAMPLED, options.schedule)]
     if options.full_schedule:
@@ -101,9 +101,9 @@ def build_reconcile_defs(settings: Settings) -> dg.Definitions:
 
 
 def _build(
-    settings: Settings, name: str, finders: tuple[_Find, ...], cron: str | None
+    settings: Settings, name: str, functions: tuple[_CheckFunction, ...], cron: str | None
 ) -> dg.Definitions:
-    checks = [_check(table, find) for table in settings.tables for find in finders]
+    checks = [_check(table, function) for table in settings.tables for function in functions]
     job = dg.define_asset_job(
         name,
         selection=dg.AssetSelection.checks(*checks),
@@ -124,20 +124,21 @@ def _build(
     return dg.Definitions(asset_checks=checks, jobs=[job], schedules=schedules)
 
 
-def _check(table: Table, find: _Find) -> dg.AssetChecksDefinition:
+def _check(table: Table, run_check: _CheckFunction) -> dg.AssetChecksDefinition:
     @dg.asset_check(
-        name=find.__name__,
+        name=run_check.__name__,
         asset=source_key(table),
-        description=(find.__doc__ or "").strip(),
+        description=(run_check.__doc__ or "").strip(),
     )
     def check(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
         with readable_failures():
             try:
-                found = find(lake.open().table(table), RunContext(context.log.info))
+                outcome = run_check(lake.open().table(table), RunContext(context.log.info))
             except NotReadyError as error:
-                found = Finding(False, {"not_compared": str(error)}, dg.AssetCheckSeverity.WARN)
+                metadata = {"not_compared": str(error)}
+                outcome = CheckOutcome(False, metadata, dg.AssetCheckSeverity.WARN)
         return dg.AssetCheckResult(
-            passed=found.passed, severity=found.severity, metadata=found.metadata
+            passed=outcome.passed, severity=outcome.severity, metadata=outcome.metadata
         )
 
     return check

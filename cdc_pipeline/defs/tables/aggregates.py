@@ -1,4 +1,4 @@
-"""Aggregates as assets: one per SQL file, its inputs found by parsing it."""
+"""Aggregates as assets: one per SQL file; its inputs come from parsing the SQL."""
 
 import time
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from datetime import date
 import dagster as dg
 
 from cdc_pipeline.defs.failures import readable_failures
-from cdc_pipeline.defs.metadata import arrow_columns
+from cdc_pipeline.defs.metadata import aggregate_metadata
 from cdc_pipeline.defs.partitions import daily
 from cdc_pipeline.defs.resources import LakeResource
 from cdc_pipeline.defs.tables.checks import CURRENT_STATE
@@ -22,21 +22,20 @@ from cdc_pipeline.transform.aggregates import (
 )
 
 _ASSET_OF_VIEW = {"history": "cdc"}
-
-
 _VIEWS = ("pitr_export", "raw_stream", "cdc", "current_state", "history", "ttl_archive")
 
 
 def usable_aggregates(settings: Settings) -> list[Aggregate]:
-    """Those of the SQL files that can be built of the tables that the settings name."""
-    found = load_aggregates(settings.aggregates_folder)
+    """Return the aggregates whose SQL can be built from the tables of the settings."""
     return [
-        a for a in found if _missing_table(a, settings) is None and _problem(a, settings) is None
+        aggregate
+        for aggregate in load_aggregates(settings.aggregates_folder)
+        if _missing_table(aggregate, settings) is None and _problem(aggregate, settings) is None
     ]
 
 
 def build_aggregate_defs(settings: Settings, usable: Sequence[Aggregate]) -> dg.Definitions:
-    """An asset `aggregates/<name>` for every SQL file; one that cannot be built says why."""
+    """Build an asset `aggregates/<name>` per SQL file; a broken one fails with its reason."""
     assets = [_aggregate(aggregate, settings) for aggregate in usable]
     broken = broken_aggregates(settings.aggregates_folder)
     for aggregate in load_aggregates(settings.aggregates_folder):
@@ -47,50 +46,49 @@ def build_aggregate_defs(settings: Settings, usable: Sequence[Aggregate]) -> dg.
 
 
 def aggregate_errors(settings: Settings) -> dict[str, str | None]:
-    """What is wrong with an aggregate, by asset, for those who wrote it; None: nothing.
+    """Return the error in each aggregate's SQL by asset, None where there is none.
 
-    That the settings name no such table is not: in every checkout the examples wait for theirs.
+    A table missing in the settings is no error: every checkout has examples without their tables.
     """
     folder = settings.aggregates_folder
-    found = {a.name: _problem(a, settings) for a in load_aggregates(folder)}
-    found |= {b.name: b.error for b in broken_aggregates(folder)}
-    return {f"{AGGREGATES}/{name}": error for name, error in found.items()}
+    errors = {a.name: _problem(a, settings) for a in load_aggregates(folder)}
+    errors |= {b.name: b.error for b in broken_aggregates(folder)}
+    return {f"{AGGREGATES}/{name}": error for name, error in errors.items()}
 
 
 def _missing_table(aggregate: Aggregate, settings: Settings) -> str | None:
     names = [table.safe_name for table in settings.tables]
     for schema, view in aggregate.inputs:
         if schema not in (*names, AGGREGATES):
-            return _said(
-                aggregate,
-                settings,
+            reason = (
                 f"reads {schema}.{view}, but the settings name no table {schema!r}; they name "
-                f"{', '.join(names)}",
+                f"{', '.join(names)}"
             )
+            return _with_path(aggregate, settings, reason)
     return None
 
 
 def _problem(aggregate: Aggregate, settings: Settings) -> str | None:
-    """Why it cannot be built of the tables that the settings name, if so."""
+    """Return why the aggregate cannot be built, None if it can; missing tables aside."""
     tables = {table.safe_name: table for table in settings.tables}
     for name in tables:
         if aggregate.table.startswith(f"{name}_"):
-            why = f"would be kept as {aggregate.table}, among the tables of {name!r}: rename it"
-            return _said(aggregate, settings, why)
+            reason = f"would be stored as {aggregate.table}, a name of table {name!r}: rename it"
+            return _with_path(aggregate, settings, reason)
     for schema, view in aggregate.inputs:
         if schema not in tables:
             continue
         views = (*_VIEWS, *(rule.name for rule in tables[schema].entities))
         if view not in views:
-            why = f"reads {schema}.{view}; the views of a table are {', '.join(views)}"
-            return _said(aggregate, settings, why)
+            reason = f"reads {schema}.{view}; the views of a table are {', '.join(views)}"
+            return _with_path(aggregate, settings, reason)
         if view == "ttl_archive" and not tables[schema].ttl_archive:
-            why = f"reads {schema}.{view}, for which the table has to say ttl_archive: true"
-            return _said(aggregate, settings, why)
+            reason = f"reads {schema}.{view}, which needs ttl_archive: true in the table's settings"
+            return _with_path(aggregate, settings, reason)
     return None
 
 
-def _said(aggregate: Aggregate, settings: Settings, problem: str) -> str:
+def _with_path(aggregate: Aggregate, settings: Settings, problem: str) -> str:
     return f"{settings.aggregates_folder / aggregate.name}.sql: {problem}"
 
 
@@ -108,7 +106,7 @@ def _broken(aggregate: BrokenAggregate) -> dg.AssetsDefinition:
 
 
 def _asset_of(schema: str, view: str, settings: Settings) -> str:
-    """The asset that a view shows; views of entities show `current_state`."""
+    """Return the name of the asset behind a view; views of entities show `current_state`."""
     entities = {(t.safe_name, rule.name) for t in settings.tables for rule in t.entities}
     return CURRENT_STATE if (schema, view) in entities else _ASSET_OF_VIEW.get(view, view)
 
@@ -131,24 +129,17 @@ def _aggregate(aggregate: Aggregate, settings: Settings) -> dg.AssetsDefinition:
     def built(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
         from cdc_pipeline.lake.query.aggregates import build_aggregate, build_days
 
-        opened, rows, columns, started = lake.open(), 0, [], time.monotonic()
+        opened, results, started = lake.open(), [], time.monotonic()
         with readable_failures():
-            if not aggregate.daily:
-                results = [build_aggregate(opened, aggregate)]
-            else:
+            if aggregate.daily:
                 days = map(date.fromisoformat, context.partition_keys)
-                results = build_days(opened, aggregate, days)
-            for result in results:
-                rows, columns = rows + result.rows, result.columns
-                if result.day:
+                for result in build_days(opened, aggregate, days):
+                    results.append(result)
                     numbers = {"dagster/partition_row_count": result.rows}
-                    context.add_asset_metadata(numbers, partition_key=result.day.isoformat())
-        return dg.MaterializeResult(
-            metadata={
-                "dagster/row_count": rows,
-                "seconds": round(time.monotonic() - started, 2),
-                "dagster/column_schema": arrow_columns(columns),
-            }
-        )
+                    context.add_asset_metadata(numbers, partition_key=str(result.day))
+            else:
+                results.append(build_aggregate(opened, aggregate))
+        seconds = time.monotonic() - started
+        return dg.MaterializeResult(metadata=aggregate_metadata(results, seconds))
 
     return built

@@ -1,4 +1,4 @@
-"""The job `capture`, and how landed changes appear as materialisations of raw_stream."""
+"""The job `capture`, and landed changes as materialisations of raw_stream."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,23 +29,23 @@ _STREAM_DAYS = 1  # a stream keeps changes for 24 hours
 
 
 class CaptureConfig(dg.Config):
-    """Which tables one run captures; all of them when none is named.
+    """Tables that one run captures; empty: all.
 
-    `linger_seconds`: how long it goes on reading at the tip; None: as the settings say.
+    `linger_seconds`: time to continue reading at the tip of the streams; None: from the settings.
     """
 
     tables: list[str] = Field(default_factory=list)
     linger_seconds: float | None = Field(None, ge=0)
 
 
-@dg.op(description="Reads every shard of the tables' streams and lands what they hold.")
+@dg.op(description="Reads every shard of the tables' streams and lands its changes.")
 def capture_streams(
     context: dg.OpExecutionContext, config: CaptureConfig, lake: LakeResource
 ) -> Iterator[dg.AssetMaterialization | dg.Output[None]]:
-    """Capture the chosen tables; a table that fails does not stop the others.
+    """Capture the chosen tables; a failed table does not stop the others.
 
-    Yields what it tells: Dagster records yielded events at once, logged ones only if the op ends
-    well.
+    Materialisations are yielded: Dagster records yielded events at once, logged ones only if the
+    op succeeds.
     """
     from cdc_pipeline.capture.run import Captured, Failed, Landed, Unregistered, capture_tables
 
@@ -59,10 +59,10 @@ def capture_streams(
         ):
             match event:
                 case Landed(table, objects):
-                    told = list(landings.add(table, objects))
-                    yield from told
-                    # A check counts while it is newer than what it checked.
-                    for name in {materialization.asset_key.path[0] for materialization in told}:
+                    reported = list(landings.add(table, objects))
+                    yield from reported
+                    # A check result counts only while newer than its asset's materialisation.
+                    for name in {event.asset_key.path[0] for event in reported}:
                         report_checks(context.instance, opened.table(opened.settings.table(name)))
                 case Captured(table, result):
                     yield from landings.report(table)
@@ -73,30 +73,30 @@ def capture_streams(
                 case Unregistered(table, error):
                     context.log.warning(f"{table.label}: {error}")
                 case Failed(table, error):
-                    yield from landings.report(table)  # what landed before it failed
+                    yield from landings.report(table)  # objects landed before the failure
                     context.log.error(f"{table.label}: {error}")
                     failures[table.label] = str(error)
     if failures:
-        # For sensors, which leave just these alone for a while.
+        # For sensors, which pause only these tables.
         metadata = {FAILED_TABLES: dg.MetadataValue.json(failures)}
         raise dg.Failure(description="\n".join(failures.values()), metadata=metadata)
     yield dg.Output(None)
 
 
 @dg.job(
-    description="Reads the tables' streams to their tips and lands every change exactly once.",
+    description="Reads the tables' streams to the tip and lands every change exactly once.",
     executor_def=dg.in_process_executor,
 )
 def capture() -> None:
-    """One run drains a group of tables, all their shards in parallel."""
+    """Drain a group of tables, all their shards in parallel."""
     capture_streams()
 
 
 class Landings:
-    """Landed objects on their way to being materialisations of raw_stream, one per write day.
+    """Landed objects not yet reported as materialisations of raw_stream, by table and write day.
 
-    A run that lingers lands every second or so; a materialisation of each would flood the event
-    log, so they are gathered for a while.
+    A lingering run lands about every second; a materialisation for each object would flood the
+    event log, so objects are collected for 30 s.
     """
 
     def __init__(self) -> None:
@@ -106,7 +106,7 @@ class Landings:
     def add(
         self, table: Table, objects: Sequence[LandedObject]
     ) -> Iterator[dg.AssetMaterialization]:
-        """Gather, and report what was gathered when it is time to."""
+        """Collect the objects; report all collected ones if the last report is 30 s ago."""
         for landed in objects:
             self._waiting.setdefault((table.safe_name, landed.day), []).append(landed)
         if time.monotonic() - self._reported >= _REPORT_SECONDS:
@@ -115,7 +115,7 @@ class Landings:
             self._reported = time.monotonic()
 
     def report(self, table: Table) -> Iterator[dg.AssetMaterialization]:
-        """Report what is left of a table whose capture is done."""
+        """Report the remaining objects of a table whose capture has ended."""
         for key in sorted(key for key in self._waiting if key[0] == table.safe_name):
             yield self._report(*key)
 
@@ -138,7 +138,7 @@ class Landings:
 
 
 def describe_capture(result: "CaptureResult") -> str:
-    """One line about a capture for logs."""
+    """Describe a capture in one log line."""
     days = ", ".join(f"{day}: {rows}" for day, (rows, _) in sorted(result.days.items()))
     return (
         f"{result.table}: {result.rows} changes landed ({days or 'nothing new'}) in "
@@ -148,17 +148,17 @@ def describe_capture(result: "CaptureResult") -> str:
 
 
 def capture_now(
-    context: dg.AssetExecutionContext, table: "TableLake", asked: Sequence[date]
+    context: dg.AssetExecutionContext, table: "TableLake", days: Sequence[date]
 ) -> dict[str, Any]:
-    """Capture one table; returns metadata. Days that were not asked for are reported at once."""
+    """Capture one table and return metadata. Days other than `days` are reported at once."""
     from cdc_pipeline.capture.run import Captured, Failed, Landed, capture_tables
 
-    landings, keys = Landings(), {day.isoformat() for day in asked}
+    landings, keys = Landings(), {day.isoformat() for day in days}
     metadata: dict[str, Any] = {}
     for event in capture_tables(table.lake, [table.settings], linger_seconds=0):
         match event:
             case Landed(_, objects):
-                # The days asked for are materialised by the run itself.
+                # The run itself materialises the requested days.
                 others = [landed for landed in objects if landed.day not in keys]
                 for materialization in landings.add(table.settings, others):
                     context.log_event(materialization)
@@ -175,7 +175,7 @@ def capture_now(
 
 
 def must_capture(table: "TableLake", days: Sequence[date]) -> bool:
-    """Whether some of the days can still get changes, or capture has not passed them yet."""
+    """Return whether some of the days can still get changes, or capture has not passed them."""
     if max(days) >= today() - timedelta(days=_STREAM_DAYS):
         return True
     log = table.log
@@ -188,56 +188,56 @@ def must_capture(table: "TableLake", days: Sequence[date]) -> bool:
 def land_days(
     context: dg.AssetExecutionContext, table: "TableLake", days: Sequence[date]
 ) -> Iterator[dg.AssetMaterialization | dg.MaterializeResult]:
-    """Capture if that can add something, land again what past days lack, report each day.
+    """Capture if it can add changes, reland changes missing in past days, report each day.
 
-    A day that cannot be had does not stop the others: they are materialised, and the run fails at
-    its end with the days that are not.
+    A day that fails does not stop the others: they are materialised, and the run fails at its end,
+    listing the failed days.
     """
     from cdc_pipeline.repair.backfill import backfill_days
 
     done: list[BackfilledDay] = []
     with readable_failures():
         metadata = capture_now(context, table, days) if must_capture(table, days) else {}
-        for found in backfill_days(table, days, context=RunContext(context.log.info)):
-            if found.added:
-                sources = ", ".join(found.sources)
-                context.log.info(f"{found.day}: {found.added} rows added ({sources})")
-            for note in found.notes:
-                context.log.warning(f"{found.day}: {note}")
-            done.append(found)
-    failed = [found for found in done if found.error is not None]
+        for filled in backfill_days(table, days, context=RunContext(context.log.info)):
+            if filled.added:
+                sources = ", ".join(filled.sources)
+                context.log.info(f"{filled.day}: {filled.added} rows added ({sources})")
+            for note in filled.notes:
+                context.log.warning(f"{filled.day}: {note}")
+            done.append(filled)
+    failed = [filled for filled in done if filled.error is not None]
     if not failed:
-        for found in done:
-            context.add_asset_metadata(_day_metadata(found), partition_key=found.day.isoformat())
+        for filled in done:
+            context.add_asset_metadata(_day_metadata(filled), partition_key=filled.day.isoformat())
         yield dg.MaterializeResult(metadata=metadata)
         return
     key = dg.AssetKey([table.safe_name, "raw_stream"])
-    for found in done:
-        if found.error is None:
+    for filled in done:
+        if filled.error is None:
             yield dg.AssetMaterialization(
-                asset_key=key, partition=found.day.isoformat(), metadata=_day_metadata(found)
+                asset_key=key, partition=filled.day.isoformat(), metadata=_day_metadata(filled)
             )
     raise dg.Failure(
         description="\n".join(
-            f"{table.safe_name}/raw_stream {found.day}: {found.error}" for found in failed
+            f"{table.safe_name}/raw_stream {filled.day}: {filled.error}" for filled in failed
         ),
         metadata={"days_failed": len(failed), "days_done": len(done) - len(failed)},
         allow_retries=False,
     )
 
 
-def _day_metadata(found: "BackfilledDay") -> dict[str, Any]:
-    told: dict[str, Any] = {
-        "dagster/partition_row_count": found.rows,
-        "bytes": found.bytes,
-        "objects": found.objects,
-        "rows_added": found.added,
+def _day_metadata(filled: "BackfilledDay") -> dict[str, Any]:
+    metadata: dict[str, Any] = {
+        "dagster/partition_row_count": filled.rows,
+        "bytes": filled.bytes,
+        "objects": filled.objects,
+        "rows_added": filled.added,
     }
-    if found.sources:
-        told["added_from"] = ", ".join(sorted({*found.sources}))
-    if found.notes:
-        told["notes"] = "\n".join(found.notes)
-    return told
+    if filled.sources:
+        metadata["added_from"] = ", ".join(sorted({*filled.sources}))
+    if filled.notes:
+        metadata["notes"] = "\n".join(filled.notes)
+    return metadata
 
 
 def _capture_metadata(result: "CaptureResult") -> dict[str, Any]:
@@ -254,19 +254,19 @@ def _capture_metadata(result: "CaptureResult") -> dict[str, Any]:
 
 
 def report_gaps(log: Callable[[str], object], result: "CaptureResult") -> None:
-    """Say what was lost; the check `no_open_gaps` keeps failing until it is made good."""
+    """Log the lost intervals; the check `no_open_gaps` fails until they are healed."""
     for gap in result.gaps:
         log(f"{result.table}: {describe_gap(gap)}")
 
 
 def report_warnings(log: Callable[[str], object], result: "CaptureResult") -> None:
-    """Say what a person should know although nothing failed."""
+    """Log the warnings of a capture that did not fail."""
     for warning in result.warnings:
         log(warning)
 
 
 def describe_gap(gap: Gap) -> str:
-    """One line about a gap."""
+    """Describe a gap in one line."""
     return (
         f"gap (entry {gap.entry}): {gap}; changes written from "
         f"{time_text(gap.from_us)} to {time_text(gap.to_us)} UTC may be missing"

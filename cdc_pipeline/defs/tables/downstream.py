@@ -1,7 +1,7 @@
-"""The sensor `downstream`: starts runs for derived tables that lack something, by the log.
+"""The sensor `downstream`: starts runs for stale derived tables, by the capture log.
 
-Dagster's events have no say in it: a run that was killed before it told of its work, a heal, a
-command each leave the lake as it is, and `lake.publish.staleness` reads that.
+It does not use Dagster's events: a run killed before its events, a heal and a command change only
+the lake, and `lake.publish.staleness` reads the lake.
 """
 
 import time
@@ -17,7 +17,7 @@ from cdc_pipeline.core.clock import day_of, now_us
 from cdc_pipeline.core.errors import CdcPipelineError
 from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.defs.resources import LakeResource
-from cdc_pipeline.defs.run_history import Flight, History, flights, is_at_work
+from cdc_pipeline.defs.run_history import ActiveRun, History, active_runs, is_working
 from cdc_pipeline.defs.tables.shard_sensor import sensor_status
 from cdc_pipeline.settings.model import Settings, Table
 from cdc_pipeline.transform.aggregates import AGGREGATES, Aggregate
@@ -27,57 +27,57 @@ if TYPE_CHECKING:
     from cdc_pipeline.lake.publish.staleness import Stale
 
 AUTOMATIC = "cdc_pipeline/automatic"
-"""The tag of runs that nobody asked for."""
+"""Tag of automatic runs."""
 
 _BUDGET_SECONDS = 30  # Dagster ends a tick after 60
 _SILENCE_SECONDS = 3600
-"""A run that Dagster counts as running this long is taken for dead; two at once do no harm."""
+"""A run older than this is taken for dead; two runs at once do no harm."""
 _MOST_RUNS = 20
 _RUN_DAYS = 168
 _FRUITLESS_SECONDS = 60
 _LEAST_QUIET_SECONDS = 60
 
 
-class _Asked(msgspec.Struct):
-    """What was asked for last: `mark` of what was lacking, how often running, and when."""
+class _Request(msgspec.Struct):
+    """Last request of an asset: `mark` of its stale parts, number of requests for it, time."""
 
     mark: str
     count: int
     at_us: int
 
 
-class _Memory(msgspec.Struct):
+class _Cursor(msgspec.Struct):
     """The sensor's cursor.
 
-    `after`: the next tick begins behind this table. `settled`: the log's contents (and the day) at
-    which all that is made of a table was found to be up to date. `shown_us`: up to when a table's
-    published state said that it is complete, or was last tried to. `asked`: by asset.
+    `after`: the next tick begins after this table. `settled`: content mark of the log (and the day)
+    at which everything derived from a table was up to date. `shown_us`: time up to which a table's
+    published state is marked complete, or was last tried to be. `asked`: last request by asset.
     """
 
     after: str = ""
     settled: dict[str, str] = {}
     shown_us: dict[str, int] = {}
-    asked: dict[str, _Asked] = {}
+    asked: dict[str, _Request] = {}
     history: History = msgspec.field(default_factory=History)
 
     @classmethod
-    def parse(cls, cursor: str | None) -> "_Memory":
+    def parse(cls, cursor: str | None) -> "_Cursor":
         try:
             return msgspec.json.decode(cursor, type=cls) if cursor else cls()
         except msgspec.MsgspecError:
-            return cls()  # of a sensor of this name in an earlier version
+            return cls()  # a cursor of this sensor in an earlier version
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """One run to start: of neighbouring days, or of whole assets."""
+class _PlannedRun:
+    """One run to start: for consecutive days, or for whole assets."""
 
     assets: tuple[str, ...]
     first: date | None = None
     last: date | None = None
 
     def request(self) -> dg.RunRequest:
-        """As Dagster takes it."""
+        """Return the run request for Dagster."""
         keys = [dg.AssetKey(asset.split("/")) for asset in self.assets]
         tags = {AUTOMATIC: "true"}
         if self.first is None or self.last is None:
@@ -91,14 +91,14 @@ class _Wanted:
 
 
 def is_automatic(run: dg.DagsterRun) -> bool:
-    """Whether a sensor asked for the run, so that nobody waits for an answer."""
+    """Return whether a sensor requested the run, so that no person waits for its result."""
     return AUTOMATIC in run.tags
 
 
 def build_downstream_sensor(
     settings: Settings, assets: Sequence[dg.AssetKey], aggregates: Sequence[Aggregate]
 ) -> dg.SensorDefinition:
-    """Keeps `assets` up with what has landed."""
+    """Build the sensor that keeps `assets` up to date with landed changes."""
 
     @dg.sensor(
         name="downstream",
@@ -106,66 +106,67 @@ def build_downstream_sensor(
         minimum_interval_seconds=settings.schedules.downstream_seconds,
         default_status=sensor_status(settings),
         description=(
-            "Keeps cdc, current_state and aggregates up with what has landed, by the capture log "
-            "alone. What fails again and again is tried ever more seldom, an hour apart at most."
+            "Keeps cdc, current_state and aggregates up to date with landed changes, by the "
+            "capture log alone. Failing assets are retried with growing pauses, at most an hour "
+            "apart."
         ),
     )
     def downstream(
         context: dg.SensorEvaluationContext, lake: LakeResource
     ) -> dg.SensorResult | dg.SkipReason:
-        opened, memory = lake.open(), _Memory.parse(context.cursor)
-        look = _Look(context.instance, opened, memory, aggregates)
-        wanted = list(look.at_all())
-        context.update_cursor(msgspec.json.encode(memory).decode())
-        if not wanted:
-            return dg.SkipReason("; ".join(look.told) or "nothing lacks anything")
-        return dg.SensorResult(run_requests=[run.request() for run in wanted])
+        opened, cursor = lake.open(), _Cursor.parse(context.cursor)
+        tick = _Tick(context.instance, opened, cursor, aggregates)
+        runs = list(tick.plan_runs())
+        context.update_cursor(msgspec.json.encode(cursor).decode())
+        if not runs:
+            return dg.SkipReason("; ".join(tick.skipped) or "everything is up to date")
+        return dg.SensorResult(run_requests=[run.request() for run in runs])
 
     return downstream
 
 
-class _Look:
-    """One tick. `told`: why something that is stale is not asked for now."""
+class _Tick:
+    """One evaluation of the sensor. `skipped`: reasons why stale assets are not requested now."""
 
     def __init__(
         self,
         instance: dg.DagsterInstance,
         lake: "Lake",
-        memory: _Memory,
+        cursor: _Cursor,
         aggregates: Sequence[Aggregate],
     ) -> None:
         from cdc_pipeline.lake.publish.staleness import Staleness
 
-        self.lake, self.memory, self.aggregates = lake, memory, aggregates
+        self.lake, self.cursor, self.aggregates = lake, cursor, aggregates
         self.staleness = Staleness(lake)
         self.now_us = now_us()
         self.today = day_of(self.now_us)
         labels = [table.label for table in lake.settings.tables]
-        memory.history.take_in(instance, labels, self.now_us)
-        self.running: dict[str, Flight] = {}
-        for flight in flights(instance, labels):
-            if is_at_work(flight, LogState(), self.now_us, _SILENCE_SECONDS):
-                self.running.update(dict.fromkeys(flight.works, flight))
-        self.told: list[str] = []
+        cursor.history.update(instance, labels, self.now_us)
+        self.running: dict[str, ActiveRun] = {}
+        for run in active_runs(instance, labels):
+            if is_working(run, LogState(), self.now_us, _SILENCE_SECONDS):
+                self.running.update(dict.fromkeys(run.subjects, run))
+        self.skipped: list[str] = []
 
-    def at_all(self) -> Iterator[_Wanted]:
-        """Runs to start, of tables and then of aggregates, as far as the tick's time goes."""
+    def plan_runs(self) -> Iterator[_PlannedRun]:
+        """Yield the runs to start, of tables, then of aggregates, within the time budget."""
         tables = self.lake.settings.tables
         names = [table.safe_name for table in tables]
-        start = names.index(self.memory.after) + 1 if self.memory.after in names else 0
+        start = names.index(self.cursor.after) + 1 if self.cursor.after in names else 0
         deadline, room = time.monotonic() + _BUDGET_SECONDS, _MOST_RUNS
-        self.memory.after = ""
+        self.cursor.after = ""
         for table in tables[start:] + tables[:start]:
-            for run in self._at(table):
+            for run in self._plan_table(table):
                 yield run
                 room -= 1
             if time.monotonic() > deadline or room <= 0:
-                self.memory.after = table.safe_name
+                self.cursor.after = table.safe_name
                 return
         for aggregate in self.aggregates:
-            yield from self._at_aggregate(aggregate)
+            yield from self._plan_aggregate(aggregate)
 
-    def _at(self, table: Table) -> Iterator[_Wanted]:
+    def _plan_table(self, table: Table) -> Iterator[_PlannedRun]:
         from cdc_pipeline.lake.publish.entity_notes import split_mark
         from cdc_pipeline.lake.publish.staleness import content_mark
 
@@ -173,103 +174,106 @@ class _Look:
         try:
             state = self.staleness.load(table)
             content = content_mark(state) + split_mark(table)
-            # Each day once more, whatever happened elsewhere than in the log.
+            # Once per day again, for changes that the log does not record.
             mark = f"{self.today} {content}"
-            if self.memory.settled.get(name) == mark:
+            if self.cursor.settled.get(name) == mark:
                 self._advance(table, state)
                 return
-            self.memory.settled.pop(name, None)
+            self.cursor.settled.pop(name, None)
             stale = [self._with_partitions(s) for s in self.staleness.of_table(table)]
-            waiting = self.staleness.is_waiting(table)
-            self.memory.shown_us[name] = self.staleness.complete_us(table)
+            is_waiting = self.staleness.is_waiting(table)
+            self.cursor.shown_us[name] = self.staleness.complete_us(table)
         except CdcPipelineError as error:
-            self.told.append(f"{name}: {error.message}")
+            self.skipped.append(f"{name}: {error.message}")
             return
-        lacking = {found.asset: found for found in stale if found is not None}
-        if not lacking and not waiting:
-            self.memory.settled[name] = mark
-        yield from self._runs(table, lacking, content)
+        stale_assets = {part.asset: part for part in stale if part is not None}
+        if not stale_assets and not is_waiting:
+            self.cursor.settled[name] = mark
+        yield from self._runs_of(table, stale_assets, content)
 
-    def _runs(self, table: Table, stale: "dict[str, Stale]", content: str) -> Iterator[_Wanted]:
+    def _runs_of(
+        self, table: Table, stale: "dict[str, Stale]", content: str
+    ) -> Iterator[_PlannedRun]:
         keys = {asset: f"{table.safe_name}/{asset}" for asset in stale}
         entities = (rule.name for rule in table.entities)
         for asset in ("pitr_export", "current_state", *entities):
-            if asset in stale and self._may_ask(keys[asset], content):
-                yield _Wanted((keys[asset],))
-        # What is made of a day of cdc is made in the same run.
+            if asset in stale and self._may_request(keys[asset], content):
+                yield _PlannedRun((keys[asset],))
+        # Assets derived from a day of cdc are built in the same run.
         archive = (f"{table.safe_name}/ttl_archive",) if table.ttl_archive else ()
         if "cdc" in stale:
             days = stale["cdc"].days
-            if self._may_ask(keys["cdc"], f"{content} {days}"):
+            if self._may_request(keys["cdc"], f"{content} {days}"):
                 yield from _ranges((keys["cdc"], *archive), days)
         elif "ttl_archive" in stale:
             days = stale["ttl_archive"].days
-            if self._may_ask(keys["ttl_archive"], f"{content} {days}"):
+            if self._may_request(keys["ttl_archive"], f"{content} {days}"):
                 yield from _ranges(archive, days)
 
     def _with_partitions(self, stale: "Stale") -> "Stale | None":
-        """Without the days that are no partitions: from before the first one, or still to come."""
+        """Drop the days without a partition: before `start_date` or after today."""
         first = self.lake.settings.start_date
         days = tuple(day for day in stale.days if first <= day <= self.today)
         return None if stale.days and not days else replace(stale, days=days)
 
-    def _at_aggregate(self, aggregate: Aggregate) -> Iterator[_Wanted]:
+    def _plan_aggregate(self, aggregate: Aggregate) -> Iterator[_PlannedRun]:
         asset = f"{AGGREGATES}/{aggregate.name}"
-        marks = [self.memory.settled.get(source) for source in self._sources(aggregate)]
+        marks = [self.cursor.settled.get(source) for source in self._sources(aggregate)]
         mark = f"{self.today} {marks}"
-        if None not in marks and self.memory.settled.get(asset) == mark:
+        if None not in marks and self.cursor.settled.get(asset) == mark:
             return
-        self.memory.settled.pop(asset, None)
+        self.cursor.settled.pop(asset, None)
         try:
-            found = self.staleness.of_aggregate(aggregate, self.today)
-            stale = self._with_partitions(found) if found else None
+            stale = self.staleness.of_aggregate(aggregate, self.today)
+            stale = self._with_partitions(stale) if stale else None
         except CdcPipelineError as error:
-            self.told.append(f"{asset}: {error.message}")
+            self.skipped.append(f"{asset}: {error.message}")
             return
         if stale is None:
-            self.memory.settled |= {asset: mark} if None not in marks else {}
-        elif self._may_ask(asset, f"{mark} {stale.days}"):
-            yield from _ranges((asset,), stale.days) if stale.days else [_Wanted((asset,))]
+            self.cursor.settled |= {asset: mark} if None not in marks else {}
+        elif self._may_request(asset, f"{mark} {stale.days}"):
+            yield from _ranges((asset,), stale.days) if stale.days else [_PlannedRun((asset,))]
 
     def _sources(self, aggregate: Aggregate) -> Iterator[str]:
         for schema, view in aggregate.inputs:
             yield f"{AGGREGATES}/{view}" if schema == AGGREGATES else schema
 
     def _advance(self, table: Table, state: LogState) -> None:
-        """Now and then, let a quiet table's published state say that it lacks nothing."""
+        """Once per pause, mark a quiet table's published state as complete up to the watermark."""
         name = table.safe_name
         minutes = self.lake.settings.current_state.fold_minutes
         pause_us = max(_LEAST_QUIET_SECONDS, minutes * 60) * 1_000_000
-        if state.watermark_us - self.memory.shown_us.get(name, 0) < pause_us:
+        if state.watermark_us - self.cursor.shown_us.get(name, 0) < pause_us:
             return
         if state.staged is not None and f"{name}/current_state" not in self.running:
             self.staleness.advance(table)
-            # Behind an open gap it advances no further, and need not be looked at again for that.
-            self.memory.shown_us[name] = state.watermark_us
+            # After an open gap it advances no further: not to be tried again at this watermark.
+            self.cursor.shown_us[name] = state.watermark_us
 
-    def _may_ask(self, asset: str, mark: str) -> bool:
-        """Whether to start a run; not while one is at work, or soon after one that failed."""
-        if flight := self.running.get(asset):
-            self.told.append(f"{asset}: in flight (run {flight.run_id[:8]})")
+    def _may_request(self, asset: str, mark: str) -> bool:
+        """Return whether to start a run: not while one is at work or in a pause after failures."""
+        if run := self.running.get(asset):
+            self.skipped.append(f"{asset}: in flight (run {run.run_id[:8]})")
             return False
-        if pause := self.memory.history.pause_of(asset, self.now_us):
-            self.told.append(f"{asset}: {pause}")
+        if pause := self.cursor.history.pause_of(asset, self.now_us):
+            self.skipped.append(f"{asset}: {pause}")
             return False
-        asked = self.memory.asked.get(asset)
-        if asked is None or asked.mark != mark:
-            self.memory.asked[asset] = _Asked(mark, 1, self.now_us)
+        last = self.cursor.asked.get(asset)
+        if last is None or last.mark != mark:
+            self.cursor.asked[asset] = _Request(mark, 1, self.now_us)
             return True
-        # A run that ended, and lacks what it lacked: the same again would flood the history.
-        wait = min(_FRUITLESS_SECONDS * 2 ** (asked.count - 1), _SILENCE_SECONDS)
-        if self.now_us - asked.at_us < wait * 1_000_000:
-            self.told.append(f"{asset}: asked for {asked.count} times, again in at most {wait} s")
+        # The run ended and the same parts are still stale: equal runs would flood the history.
+        wait = min(_FRUITLESS_SECONDS * 2 ** (last.count - 1), _SILENCE_SECONDS)
+        if self.now_us - last.at_us < wait * 1_000_000:
+            times = f"requested {last.count} times, again in at most {wait} s"
+            self.skipped.append(f"{asset}: {times}")
             return False
-        self.memory.asked[asset] = _Asked(mark, asked.count + 1, self.now_us)
+        self.cursor.asked[asset] = _Request(mark, last.count + 1, self.now_us)
         return True
 
 
-def _ranges(assets: tuple[str, ...], days: Sequence[date]) -> Iterator[_Wanted]:
-    """Runs of neighbouring days, the newest first."""
+def _ranges(assets: tuple[str, ...], days: Sequence[date]) -> Iterator[_PlannedRun]:
+    """Plan runs of consecutive days, the newest first."""
     parts: list[list[date]] = []
     for day in sorted(days):
         if parts and day - parts[-1][-1] == timedelta(days=1) and len(parts[-1]) < _RUN_DAYS:
@@ -277,4 +281,4 @@ def _ranges(assets: tuple[str, ...], days: Sequence[date]) -> Iterator[_Wanted]:
         else:
             parts.append([day])
     for part in reversed(parts):
-        yield _Wanted(assets, part[0], part[-1])
+        yield _PlannedRun(assets, part[0], part[-1])

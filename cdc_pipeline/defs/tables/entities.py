@@ -1,4 +1,4 @@
-"""Entities in Dagster: an asset for each that the settings keep as a table."""
+"""Assets of entities that the settings keep as tables."""
 
 from collections.abc import Iterator
 
@@ -6,14 +6,14 @@ import dagster as dg
 
 from cdc_pipeline.core.errors import NotReadyError
 from cdc_pipeline.defs.failures import readable_failures
-from cdc_pipeline.defs.metadata import known, typed_columns
+from cdc_pipeline.defs.metadata import entity_metadata
 from cdc_pipeline.defs.resources import LakeResource
 from cdc_pipeline.defs.tables.downstream import is_automatic
 from cdc_pipeline.settings.model import EntityRule, Settings, Table
 
 
 def build_entity_assets(table: Table, settings: Settings) -> list[dg.AssetsDefinition]:
-    """The assets `<table>/<entity>` of entities that the settings keep as tables."""
+    """Build the assets `<table>/<entity>` of entities with `table: true`."""
     return [_entity(table, rule, settings) for rule in table.entities if rule.table]
 
 
@@ -25,9 +25,10 @@ def _entity(table: Table, rule: EntityRule, settings: Settings) -> dg.AssetsDefi
         output_required=False,
         metadata={"dagster/table_name": f"{settings.database}.{table.safe_name}_{rule.name}"},
         description=(
-            f"The items of `{table.name}` that are `{rule.name}`, with columns of their own: those "
-            "of `current_state` whose attributes are as the settings say. Made again whenever "
-            "`current_state` is published. The DuckDB view of that name sees later changes, too."
+            f"The items of `{table.name}` of entity `{rule.name}`, with columns of their own: "
+            "items of `current_state` whose attributes match the entity's rule in the settings. "
+            "Rebuilt after each publication of `current_state`. The DuckDB view of this name also "
+            "shows later changes."
         ),
         key_prefix=table.safe_name,
         group_name=table.group or table.safe_name,
@@ -46,16 +47,6 @@ def _entity(table: Table, rule: EntityRule, settings: Settings) -> dg.AssetsDefi
                     raise
                 context.log.info(f"not yet: {error}")
                 return
-        yield dg.MaterializeResult(
-            metadata=known(
-                {
-                    "dagster/row_count": result.items,
-                    "unchanged": result.unchanged,
-                    "seconds": round(result.seconds, 2),
-                    "dagster/uri": result.table.location(),
-                    "dagster/column_schema": typed_columns(result.columns),
-                }
-            )
-        )
+        yield dg.MaterializeResult(metadata=entity_metadata(result))
 
     return entity

@@ -1,4 +1,4 @@
-"""What runs by the clock besides maintenance and reconciliation: yesterday's partitions."""
+"""The schedule of yesterday's partitions; maintenance and reconciliation have their own."""
 
 from datetime import timedelta
 
@@ -9,7 +9,7 @@ from cdc_pipeline.settings.model import Settings
 
 
 def build_schedules(settings: Settings, daily_assets: list[dg.AssetKey]) -> dg.Definitions:
-    """The schedule that settles yesterday."""
+    """Build the job `refresh_yesterday` and its schedule."""
     job = dg.define_asset_job(
         "refresh_yesterday",
         selection=dg.AssetSelection.assets(*daily_assets),
@@ -22,7 +22,7 @@ def build_schedules(settings: Settings, daily_assets: list[dg.AssetKey]) -> dg.D
         cron_schedule=settings.schedules.yesterday,
         execution_timezone="UTC",
         default_status=schedule_status(settings),
-        description="After midnight: rebuilds yesterday, when its last changes have arrived.",
+        description="After midnight: rebuilds yesterday, with its last changes.",
     )
     def yesterday(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
         day = (context.scheduled_execution_time - timedelta(days=1)).date()

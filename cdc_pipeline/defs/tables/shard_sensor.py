@@ -1,4 +1,4 @@
-"""shard_sensor: which tables are due for capture, from their logs and shard lists alone."""
+"""`shard_sensor`: starts captures of due tables, based on their logs and shard lists alone."""
 
 import itertools
 import math
@@ -17,7 +17,13 @@ from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.plans.liveness import SILENCE_MARGIN_SECONDS, is_by_person
 from cdc_pipeline.core.transports import FIREHOSE, KINESIS_CHANNEL
 from cdc_pipeline.defs.resources import LakeResource
-from cdc_pipeline.defs.run_history import Flight, History, capture_of, flights, is_at_work
+from cdc_pipeline.defs.run_history import (
+    ActiveRun,
+    History,
+    active_runs,
+    capture_subject,
+    is_working,
+)
 from cdc_pipeline.defs.tables.capture import capture
 from cdc_pipeline.defs.tables.checks import report_checks
 from cdc_pipeline.lake.lake import Lake, TableLake
@@ -29,11 +35,11 @@ _MAX_RUNTIME = "dagster/max_runtime"
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Whether a table is due, and why or why not, in numbers.
+class CaptureDecision:
+    """Whether a table is due for capture, with the reason in numbers.
 
-    `read_to_us`: everything written before has been read; the smaller, the nearer to loss.
-    `started`: the tick at which its last run was asked for, 0 for none.
+    `read_to_us`: all changes written before it have been read; the smaller, the nearer to loss.
+    `started`: tick of the table's last run request, 0: none.
     """
 
     table: str
@@ -43,59 +49,63 @@ class Verdict:
     started: int = 0
 
 
-def judge(
+def decide(
     table: str, state: LogState, listed: set[str], now_us: int, interval_seconds: float
-) -> Verdict:
-    """Due when its interval has passed or the stream lists shards the log does not know."""
+) -> CaptureDecision:
+    """Decide for a stream: due when the interval has passed or it lists shards not in the log."""
     if state.stream is None:
-        return Verdict(table, True, "never captured")
+        return CaptureDecision(table, True, "never captured")
     age = (now_us - state.at_us) / 1_000_000
     unknown = len(listed - set(state.shards))
     reading = sum(1 for shard in state.shards.values() if shard.status == "reading")
     why = f"captured {age:.0f} s ago (every {interval_seconds:g} s), {reading} shards to read"
     if unknown:
-        return Verdict(table, True, f"{why}, {unknown} new", state.watermark_us)
-    return Verdict(table, age >= interval_seconds, why, state.watermark_us)
+        return CaptureDecision(table, True, f"{why}, {unknown} new", state.watermark_us)
+    return CaptureDecision(table, age >= interval_seconds, why, state.watermark_us)
 
 
-def judge_files(
-    table: Table, state: LogState, now_us: int, interval_seconds: float, news: Callable[[], bool]
-) -> Verdict:
-    """Due when something new was written to S3 or all folders have to be listed again.
+def decide_files(
+    table: Table,
+    state: LogState,
+    now_us: int,
+    interval_seconds: float,
+    has_new_objects: Callable[[], bool],
+) -> CaptureDecision:
+    """Decide for files in S3: due when there are new objects or all folders are to be listed again.
 
-    `news` is a look that costs requests, so it is asked for once an interval.
+    `has_new_objects` costs requests, so it is called at most once per interval.
     """
     firehose = table.firehose if table.transport == FIREHOSE else None
     every = (firehose or table.kinesis_channel).interval_seconds
     age = (now_us - state.at_us) / 1_000_000
     why = f"listed {age:.0f} s ago (every {every:g} s)"
-    if age >= every or (age >= interval_seconds and news()):
+    if age >= every or (age >= interval_seconds and has_new_objects()):
         new = "" if age >= every else ", new objects"
-        return Verdict(table.label, True, why + new, state.watermark_us)
-    return Verdict(table.label, False, why, state.watermark_us)
+        return CaptureDecision(table.label, True, why + new, state.watermark_us)
+    return CaptureDecision(table.label, False, why, state.watermark_us)
 
 
 def plan_runs(
-    verdicts: Sequence[Verdict], all_tables: int, running: int, options: Capture
+    decisions: Sequence[CaptureDecision], all_tables: int, running: int, options: Capture
 ) -> list[dict[str, Any]]:
-    """Configurations of the capture runs to start now: groups of due tables.
+    """Return configurations of the capture runs to start now, each a group of due tables.
 
-    While not every table has a place in a run, runs do not linger, so that all get their turn.
+    While there are more tables than places in runs, runs do not linger, so that all get a turn.
     """
-    due = [v for v in verdicts if v.due]
-    urgent = [v.table for v in sorted(due, key=lambda v: v.read_to_us)]
-    waiting = [v.table for v in sorted(due, key=lambda v: (v.started, v.read_to_us))]
-    # Half of the places go to those nearest to loss, half to those that waited longest: a table
-    # whose captures fail stays urgent for ever and must not keep the others out.
+    due = [d for d in decisions if d.due]
+    urgent = [d.table for d in sorted(due, key=lambda d: d.read_to_us)]
+    waiting = [d.table for d in sorted(due, key=lambda d: (d.started, d.read_to_us))]
+    # Half of the places go to the tables nearest to loss, half to those waiting longest: a table
+    # with failing captures stays urgent for ever and must not starve the others.
     in_turn = list(dict.fromkeys(itertools.chain.from_iterable(zip(urgent, waiting, strict=True))))
     size, free = options.tables_per_run, max(0, options.runs - running)
     groups = [in_turn[i : i + size] for i in range(0, len(in_turn), size)][:free]
-    crowded = all_tables > size * options.runs
-    return [{"tables": g, **({"linger_seconds": 0.0} if crowded else {})} for g in groups]
+    is_crowded = all_tables > size * options.runs
+    return [{"tables": g, **({"linger_seconds": 0.0} if is_crowded else {})} for g in groups]
 
 
 def build_shard_sensor(settings: Settings) -> dg.SensorDefinition:
-    """One sensor for all tables; never reads records."""
+    """Build one sensor for all tables; it never reads records."""
 
     @dg.sensor(
         name="shard_sensor",
@@ -103,10 +113,10 @@ def build_shard_sensor(settings: Settings) -> dg.SensorDefinition:
         minimum_interval_seconds=max(5, min(30, settings.capture.interval_seconds)),
         default_status=sensor_status(settings),
         description=(
-            "Starts the job `capture` for tables that are due, the one nearest to losing changes "
-            "first. A table whose capture is still running is left alone, unless its log shows "
-            "nothing of that run any more; one that fails again and again is tried ever more "
-            "seldom, an hour apart at most, until it succeeds or a person starts a run."
+            "Starts the job `capture` for due tables, the table nearest to losing changes first. "
+            "A table with a running capture is skipped, unless its log shows no progress of that "
+            "run. A failing table is retried with growing pauses, at most an hour apart, until a "
+            "run succeeds or a person starts one."
         ),
     )
     def shard_sensor(
@@ -114,37 +124,37 @@ def build_shard_sensor(settings: Settings) -> dg.SensorDefinition:
     ) -> dg.SensorResult | dg.SkipReason:
         opened = lake.open()
         options, tables = opened.settings.capture, opened.settings.tables
-        memory = _Memory.parse(context.cursor)
-        look = _Look(context.instance, opened, memory, [table.label for table in tables])
-        verdicts = look.at_all()
-        reasons = "; ".join(f"{v.table}: {v.why}" for v in verdicts)
-        memory.tick += 1
-        runs = plan_runs(verdicts, len(tables), len(look.alive), options)
-        memory.started |= {name: memory.tick for run in runs for name in run["tables"]}
+        cursor = _Cursor.parse(context.cursor)
+        tick = _Tick(context.instance, opened, cursor, [table.label for table in tables])
+        decisions = tick.decide_all()
+        reasons = "; ".join(f"{d.table}: {d.why}" for d in decisions)
+        cursor.tick += 1
+        runs = plan_runs(decisions, len(tables), len(tick.alive), options)
+        cursor.started |= {name: cursor.tick for run in runs for name in run["tables"]}
         if not runs:
-            context.update_cursor(memory.to_cursor())
+            context.update_cursor(cursor.encode())
             return dg.SkipReason(reasons)
         context.log.info(reasons)
         configs = [{"ops": {"capture_streams": {"config": config}}} for config in runs]
         tags = {
-            # Before asset runs: those can wait, the stream forgets.
+            # Before asset runs: they can wait, the stream trims changes.
             "dagster/priority": "10",
-            # A process that hangs ends, too, and gives its place in the queue back.
+            # Ends a hanging process, too, and frees its place in the queue.
             _MAX_RUNTIME: str(math.ceil(2 * silence_seconds(options))),
         }
         return dg.SensorResult(
             run_requests=[dg.RunRequest(run_config=config, tags=tags) for config in configs],
-            cursor=memory.to_cursor(),
+            cursor=cursor.encode(),
         )
 
     return shard_sensor
 
 
-class _Memory(msgspec.Struct):
+class _Cursor(msgspec.Struct):
     """The sensor's cursor.
 
-    `after`: the next tick begins behind this table. `hours`: hours behind as last reported, by
-    table. `started`: the tick of a table's last run. `history`: what failed in a row.
+    `after`: the next tick begins after this table. `hours`: last reported lag in hours, by table.
+    `started`: the tick of a table's last run. `history`: failures in a row.
     """
 
     after: str = ""
@@ -154,153 +164,153 @@ class _Memory(msgspec.Struct):
     history: History = msgspec.field(default_factory=History)
 
     @classmethod
-    def parse(cls, cursor: str | None) -> "_Memory":
+    def parse(cls, cursor: str | None) -> "_Cursor":
         return msgspec.json.decode(cursor, type=cls) if cursor else cls()
 
-    def to_cursor(self) -> str:
+    def encode(self) -> str:
         return msgspec.json.encode(self).decode()
 
 
 def silence_seconds(options: Capture) -> float:
-    """How long a capture run may leave no trace in the log: what a quiet table's whole run takes.
+    """Return how long a live capture run may write nothing to the log: a quiet table's whole run.
 
-    A run that is taken for dead and is not does no harm: the log decides between two.
+    Taking a live run for dead does no harm: the log decides between two runs.
     """
     return max(options.max_run_seconds, options.linger_seconds) + SILENCE_MARGIN_SECONDS
 
 
-class _Look:
-    """One tick's look at every table. `alive`: the runs that are still at work, by their ids."""
+class _Tick:
+    """One evaluation of the sensor. `alive`: ids of the runs still at work."""
 
     def __init__(
-        self, instance: dg.DagsterInstance, lake: Lake, memory: _Memory, labels: list[str]
+        self, instance: dg.DagsterInstance, lake: Lake, cursor: _Cursor, labels: list[str]
     ) -> None:
-        self.instance, self.lake, self.memory = instance, lake, memory
-        self.silence = silence_seconds(lake.settings.capture)
+        self.instance, self.lake, self.cursor = instance, lake, cursor
+        self.silence_seconds = silence_seconds(lake.settings.capture)
         self.now_us = now_us()
-        memory.history.take_in(instance, labels, self.now_us)
+        cursor.history.update(instance, labels, self.now_us)
         self.alive: set[str] = set()
-        self.flights: dict[str, list[Flight]] = {}
-        for flight in flights(instance, labels, capture.name):
-            # Of tables that this tick has no time for, the log is not asked.
-            self._is_alive(flight, LogState())
-            for work in flight.works:
-                self.flights.setdefault(work, []).append(flight)
+        self.runs: dict[str, list[ActiveRun]] = {}
+        for run in active_runs(instance, labels, capture.name):
+            # Without the logs of tables: this tick may have no time to load them all.
+            self._is_alive(run, LogState())
+            for subject in run.subjects:
+                self.runs.setdefault(subject, []).append(run)
 
-    def at_all(self) -> list[Verdict]:
-        """A verdict on each table that the tick's time allows for; the next tick goes on there."""
-        tables = _from(self.lake.settings.tables, self.memory.after)
-        verdicts: list[Verdict] = []
+    def decide_all(self) -> list[CaptureDecision]:
+        """Decide on each table within the tick's time budget; the next tick continues there."""
+        tables = _starting_after(self.lake.settings.tables, self.cursor.after)
+        decisions: list[CaptureDecision] = []
         deadline = time.monotonic() + _BUDGET_SECONDS
         for table in tables:
             if time.monotonic() > deadline:
                 break
-            started = self.memory.started.get(table.label, 0)
-            verdicts.append(replace(self._at(table), started=started))
-        self.memory.after = verdicts[-1].table if len(verdicts) < len(tables) else ""
-        return verdicts
+            started = self.cursor.started.get(table.label, 0)
+            decisions.append(replace(self._decide(table), started=started))
+        self.cursor.after = decisions[-1].table if len(decisions) < len(tables) else ""
+        return decisions
 
-    def _at(self, table: Table) -> Verdict:
-        work = capture_of(table.label)
+    def _decide(self, table: Table) -> CaptureDecision:
+        subject = capture_subject(table.label)
         try:
             log = self.lake.table(table).log
             state = log.load()
         except CdcPipelineError as error:
-            busy = self._in_flight(work, LogState())
-            return self._paused(table, busy or _unseen(table, error))
-        # Before anything else: whatever a run does or does not, people must hear of it.
-        _warn(self.instance, self.lake.table(table), state.watermark_us, self.memory)
-        if busy := self._in_flight(work, state):
-            return Verdict(table.label, False, busy)
-        self._forget(work, state)
-        return self._paused(table, _look(self.lake.table(table), log, state))
+            if in_flight := self._in_flight(subject, LogState()):
+                return CaptureDecision(table.label, False, in_flight)
+            return self._paused(_uninspected(table, error))
+        # First: people must be warned whether or not a run is at work.
+        _warn(self.instance, self.lake.table(table), state.watermark_us, self.cursor)
+        if in_flight := self._in_flight(subject, state):
+            return CaptureDecision(table.label, False, in_flight)
+        self._forget(subject, state)
+        return self._paused(_inspect(self.lake.table(table), log, state))
 
-    def _in_flight(self, work: str, state: LogState) -> str | None:
-        """Which run is at work on a table, None: none is, whatever Dagster counts as running."""
-        found = [f for f in self.flights.get(work, ()) if self._is_alive(f, state)]
-        return f"in flight (run {found[0].run_id[:8]})" if found else None
+    def _in_flight(self, subject: str, state: LogState) -> str | None:
+        """Name the run at work on a table; None: none, whatever Dagster counts as running."""
+        alive = [run for run in self.runs.get(subject, ()) if self._is_alive(run, state)]
+        return f"in flight (run {alive[0].run_id[:8]})" if alive else None
 
-    def _is_alive(self, flight: Flight, state: LogState) -> bool:
-        if is_at_work(flight, state, self.now_us, self.silence):
-            self.alive.add(flight.run_id)
+    def _is_alive(self, run: ActiveRun, state: LogState) -> bool:
+        if is_working(run, state, self.now_us, self.silence_seconds):
+            self.alive.add(run.run_id)
             return True
         return False
 
-    def _forget(self, work: str, state: LogState) -> None:
-        """Failures that the log knows to be over: a person's command wrote to it, or a killed run.
+    def _forget(self, subject: str, state: LogState) -> None:
+        """Forget failures that ended by the log: a person's command, or a killed run, wrote to it.
 
-        Runs that get on between kills are not left alone ever longer, however often they are
-        killed. One that failed may have written, too: what it said is known better from itself.
+        Killed runs that make progress are not paused for longer each time, however often they are
+        killed. A failed run may have written, too, but its own error is the better evidence.
         """
-        found = self.memory.history.failures.get(work)
-        if found is None:
+        failures = self.cursor.history.failures.get(subject)
+        if failures is None:
             return
-        by_person = is_by_person(state.last_owner) and state.at_us > found.last_us
-        if by_person or (found.are_kills and state.at_us > found.since_us):
-            self.memory.history.forget(work)
+        is_fixed = is_by_person(state.last_owner) and state.at_us > failures.last_us
+        if is_fixed or (failures.are_kills and state.at_us > failures.since_us):
+            self.cursor.history.forget(subject)
 
-    def _paused(self, table: Table, found: Verdict | str) -> Verdict:
-        verdict = found if isinstance(found, Verdict) else Verdict(table.label, False, found)
-        pause = self.memory.history.pause_of(capture_of(table.label), self.now_us)
-        return replace(verdict, due=False, why=pause) if verdict.due and pause else verdict
-
-
-def _unseen(table: Table, error: Exception) -> Verdict:
-    # The run says it in full; here one table's trouble must not hide the others.
-    return Verdict(table.label, True, f"cannot be inspected: {error}")
+    def _paused(self, decision: CaptureDecision) -> CaptureDecision:
+        pause = self.cursor.history.pause_of(capture_subject(decision.table), self.now_us)
+        return replace(decision, due=False, why=pause) if decision.due and pause else decision
 
 
-def _look(table: TableLake, log: CaptureLog, state: LogState) -> Verdict:
+def _uninspected(table: Table, error: Exception) -> CaptureDecision:
+    # The run reports the whole error; here one table's error must not hide the others.
+    return CaptureDecision(table.label, True, f"cannot be inspected: {error}")
+
+
+def _inspect(table: TableLake, log: CaptureLog, state: LogState) -> CaptureDecision:
     from cdc_pipeline.capture.landing.gaps import is_listed_lately
     from cdc_pipeline.capture.sources.firehose_listing import has_news
     from cdc_pipeline.capture.sources.source_choice import open_source
 
     try:
         if state.stream is None:
-            return judge(table.settings.label, state, set(), log.now_us(), 0)
+            return decide(table.settings.label, state, set(), log.now_us(), 0)
         if table.settings.transport == FIREHOSE and table.settings.firehose is not None:
-            look = partial(has_news, table.lake.aws, table.settings.firehose, state)
+            has_new = partial(has_news, table.lake.aws, table.settings.firehose, state)
             seconds = table.lake.settings.capture.interval_seconds
-            return judge_files(table.settings, state, log.now_us(), seconds, look)
+            return decide_files(table.settings, state, log.now_us(), seconds, has_new)
         if table.settings.transport == KINESIS_CHANNEL:
-            # Where a channel writes is asked from AWS, which takes few such questions.
-            return judge_files(table.settings, state, log.now_us(), 0, lambda: False)
+            # A channel's destination comes from an AWS API with a low rate limit.
+            return decide_files(table.settings, state, log.now_us(), 0, lambda: False)
         source = open_source(table)
         options = table.lake.settings.capture
-        # A run that lingers is followed by the next one at once.
+        # A lingering run is followed by the next one at once.
         interval = 0 if options.linger_seconds else options.interval_seconds
-        verdict = judge(table.settings.label, state, set(), log.now_us(), interval)
-        # While a table is switched to another stream, that one's shards are nobody's yet.
-        if verdict.due or not source.is_followed(state.stream):
-            return verdict
-        # Runs find new shards, too. What they listed lately need not be listed here again.
+        decision = decide(table.settings.label, state, set(), log.now_us(), interval)
+        # During a switch to another stream, its shards belong to no capture yet.
+        if decision.due or not source.is_followed(state.stream):
+            return decision
+        # Runs discover new shards, too: a recent listing by a run is not repeated here.
         lag_us = int(source.reading.listing_lag_seconds(options.listing_lag_seconds) * 1_000_000)
         if is_listed_lately(state, source.reading, lag_us, log.now_us()):
-            return verdict
+            return decision
         listed = {shard.shard_id for shard in source.shards.describe(source.arn).shards}
-        return judge(table.settings.label, state, listed, log.now_us(), interval)
+        return decide(table.settings.label, state, listed, log.now_us(), interval)
     except (CdcPipelineError, ShardGoneError) as error:
-        return _unseen(table.settings, error)
+        return _uninspected(table.settings, error)
 
 
-def _warn(instance: dg.DagsterInstance, table: TableLake, read_to_us: int, memory: _Memory) -> None:
+def _warn(instance: dg.DagsterInstance, table: TableLake, read_to_us: int, cursor: _Cursor) -> None:
     """Report the checks of a table that falls behind, each hour: capture itself may be down."""
     if not read_to_us:
         return
     hours = (now_us() - read_to_us) / 3_600_000_000
-    late = int(hours) if hours >= table.lake.settings.capture.warn_hours else 0
-    if late != memory.hours.get(table.settings.label, 0):
-        memory.hours[table.settings.label] = late
+    late_hours = int(hours) if hours >= table.lake.settings.capture.warn_hours else 0
+    if late_hours != cursor.hours.get(table.settings.label, 0):
+        cursor.hours[table.settings.label] = late_hours
         report_checks(instance, table)
 
 
-def _from(tables: list[Table], after: str) -> list[Table]:
+def _starting_after(tables: list[Table], after: str) -> list[Table]:
     names = [table.label for table in tables]
     start = names.index(after) + 1 if after in names else 0
     return tables[start:] + tables[:start]
 
 
 def sensor_status(settings: Settings) -> dg.DefaultSensorStatus:
-    """Whether sensors run as soon as the code location loads."""
+    """Return whether sensors run as soon as the code location loads."""
     running = settings.schedules.running
     return dg.DefaultSensorStatus.RUNNING if running else dg.DefaultSensorStatus.STOPPED

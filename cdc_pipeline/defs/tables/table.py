@@ -10,13 +10,12 @@ from cdc_pipeline.core.names import TablePaths
 from cdc_pipeline.core.run_context import RunContext
 from cdc_pipeline.defs.failures import readable_failures
 from cdc_pipeline.defs.metadata import (
-    column_changes,
-    column_rules,
+    archive_day_metadata,
+    cdc_day_metadata,
     known,
-    lag_seconds,
     landing_columns,
-    moment,
-    typed_columns,
+    snapshot_metadata,
+    state_metadata,
 )
 from cdc_pipeline.defs.partitions import daily
 from cdc_pipeline.defs.resources import LakeResource
@@ -30,7 +29,7 @@ BACKFILL = dg.BackfillPolicy.multi_run(max_partitions_per_run=168)
 
 
 def build_table_defs(table: Table, settings: Settings) -> dg.Definitions:
-    """Everything in Dagster that belongs to one DynamoDB table."""
+    """Build all definitions of one DynamoDB table."""
     assets: list[dg.AssetsDefinition | dg.AssetSpec] = [
         _dynamodb(table),
         _pitr_export(table),
@@ -49,8 +48,8 @@ def build_table_defs(table: Table, settings: Settings) -> dg.Definitions:
 
 
 _CDC_COLUMNS = (
-    ("generation", "int", "grows with every break of continuity"),
-    ("order_key", "string", "total order of an item's changes, compare as text"),
+    ("generation", "int", "increases with every break of continuity"),
+    ("order_key", "string", "total order of an item's changes, compared as text"),
     ("day", "date", "write day, the partition"),
 )
 
@@ -71,7 +70,7 @@ def _owners(table: Table) -> list[str] | None:
 
 
 def source_key(table: Table) -> dg.AssetKey:
-    """The asset that stands for the DynamoDB table itself."""
+    """Return the key of the asset of the DynamoDB table itself."""
     return dg.AssetKey([table.safe_name, "dynamodb"])
 
 
@@ -82,9 +81,9 @@ def _dynamodb(table: Table) -> dg.AssetSpec:
         kinds={"dynamodb"},
         metadata={"dagster/table_name": table.name, **known(where)},
         description=(
-            f"DynamoDB table `{table.name}`, the source. Nothing here writes it. The checks that "
-            "compare the lake with it are here: they have runs of their own, and what is published "
-            "in between leaves their answers as they are."
+            f"DynamoDB table `{table.name}`, the source; the pipeline never writes to it. It "
+            "carries the checks that compare the lake with the source: these have runs of their "
+            "own, and publications in between do not reset their results."
         ),
         group_name=_group(table),
         owners=_owners(table),
@@ -97,9 +96,9 @@ def _pitr_export(table: Table) -> dg.AssetsDefinition:
         kinds={"dynamodb", "s3", "iceberg"},
         deps=[source_key(table)],
         description=(
-            f"A full export of DynamoDB table `{table.name}` from its backups (no load on the "
-            "table), every file verified against its manifest. It becomes the baseline on which "
-            "changes are applied. Materialise it once to begin, again for a fresh baseline."
+            f"Full export of DynamoDB table `{table.name}` from its backups (no load on the "
+            "table), every file verified against its manifest. It becomes the baseline to which "
+            "changes are applied. Materialise it once to start, again for a fresh baseline."
         ),
         key_prefix=table.safe_name,
         group_name=_group(table),
@@ -110,19 +109,7 @@ def _pitr_export(table: Table) -> dg.AssetsDefinition:
 
         with readable_failures():
             result = take_snapshot(lake.open().table(table), context=RunContext(context.log.info))
-        return dg.MaterializeResult(
-            metadata={
-                "dagster/row_count": result.items,
-                "bytes": result.bytes,
-                "files": result.files,
-                "seconds": round(result.seconds, 2),
-                "generation": result.generation,
-                "export_time": moment(result.export_time_us),
-                "export_arn": result.export_arn,
-                "dagster/column_schema": typed_columns(result.columns),
-                **known({"global_table": result.global_note}),
-            }
-        )
+        return dg.MaterializeResult(metadata=snapshot_metadata(result))
 
     return pitr_export
 
@@ -140,10 +127,10 @@ def _raw_stream(table: Table, settings: Settings) -> dg.AssetsDefinition:
             "dagster/column_schema": landing_columns(),
         },
         description=(
-            f"Every change of DynamoDB table `{table.name}` as it was read from the table's "
-            "stream, by the day it was written. The job `capture` fills it continuously. "
-            "Materialising today or yesterday captures now; an older day gets what it lacks: from "
-            "the stream as long as that has it, else from an incremental export."
+            f"Every change of DynamoDB table `{table.name}` as read from the table's stream, by "
+            "write day. The job `capture` fills it continuously. Materialising today or yesterday "
+            "captures now; an older day gets its missing changes from the stream while it still "
+            "has them, else from an incremental export."
         ),
         key_prefix=table.safe_name,
         group_name=_group(table),
@@ -167,7 +154,7 @@ def _cdc(table: Table, settings: Settings) -> dg.AssetsDefinition:
         deps=[dg.AssetKey([table.safe_name, "raw_stream"])],
         partitions_def=daily(settings),
         backfill_policy=BACKFILL,
-        # Runs of a long backfill would overtake each other's commits, and start anew each time.
+        # Parallel runs of a long backfill would conflict on commit and start over each time.
         pool=f"{table.safe_name}_cdc",
         metadata={
             "dagster/table_name": f"{settings.database}.{table.safe_name}_cdc",
@@ -175,8 +162,8 @@ def _cdc(table: Table, settings: Settings) -> dg.AssetsDefinition:
             "dagster/column_schema": landing_columns(_CDC_COLUMNS),
         },
         description=(
-            f"The changes of `{table.name}` without repeats: one row per change, with the item "
-            "before and after it, by write day. Materialising a day rebuilds just that day."
+            f"The changes of `{table.name}` without duplicates: one row per change, with the item "
+            "before and after it, by write day. Materialising a day rebuilds only that day."
         ),
         key_prefix=table.safe_name,
         group_name=_group(table),
@@ -188,22 +175,14 @@ def _cdc(table: Table, settings: Settings) -> dg.AssetsDefinition:
         days = list(map(date.fromisoformat, context.partition_keys))
         rows = duplicates = 0
         with readable_failures():
-            # A backfill of raw_stream that adds nothing asks for all its days again.
-            changed = is_automatic(context.run)
-            for built in build_cdc_days(lake.open().table(table), days, only_changed=changed):
+            # A backfill of raw_stream without additions requests all its days again.
+            only_changed = is_automatic(context.run)
+            for built in build_cdc_days(lake.open().table(table), days, only_changed=only_changed):
                 rows, duplicates = rows + built.rows, duplicates + built.duplicates
-                context.add_asset_metadata(
-                    {
-                        "dagster/partition_row_count": built.rows,
-                        "duplicates_removed": built.duplicates,
-                        "objects": built.objects,
-                        "watermark": built.watermark,
-                        "seconds": round(built.seconds, 2),
-                    },
-                    partition_key=built.day.isoformat(),
-                )
-        # One line: each is an event of its own, and a year of them takes longer than the work.
-        context.log.info(f"{len(days)} days: {rows} changes, {duplicates} repeats removed")
+                day_metadata = cdc_day_metadata(built)
+                context.add_asset_metadata(day_metadata, partition_key=built.day.isoformat())
+        # One line for all days: each line is an event, and a year of them outlasts the work.
+        context.log.info(f"{len(days)} days: {rows} changes, {duplicates} duplicates removed")
         return dg.MaterializeResult(metadata={"duplicates_removed": duplicates, "rows": rows})
 
     return cdc
@@ -223,9 +202,9 @@ def _ttl_archive(table: Table, settings: Settings) -> dg.AssetsDefinition:
             ),
         },
         description=(
-            f"Items of `{table.name}` that DynamoDB's TTL deleted, each with its last image, by "
-            "the day they went; what users deleted is not in it. Where the stream has no old "
-            "images, the image is that of the item's change before, or of the baseline."
+            f"Items of `{table.name}` deleted by DynamoDB's TTL, each with its last image, by day "
+            "of deletion; deletes by users are not included. If the stream has no old images, the "
+            "image is from the item's previous change or from the baseline."
         ),
         key_prefix=table.safe_name,
         group_name=_group(table),
@@ -240,15 +219,7 @@ def _ttl_archive(table: Table, settings: Settings) -> dg.AssetsDefinition:
             with readable_failures():
                 built = build_archive_day(opened.table(table), date.fromisoformat(key))
             rows, unknown = rows + built.rows, unknown + built.unknown
-            context.add_asset_metadata(
-                {
-                    "dagster/partition_row_count": built.rows,
-                    "without_image": built.unknown,
-                    "watermark": built.watermark,
-                    "seconds": round(built.seconds, 2),
-                },
-                partition_key=key,
-            )
+            context.add_asset_metadata(archive_day_metadata(built), partition_key=key)
         return dg.MaterializeResult(metadata={"rows": rows, "without_image": unknown})
 
     return ttl_archive
@@ -264,9 +235,9 @@ def _current_state(table: Table) -> dg.AssetsDefinition:
         ],
         output_required=False,
         description=(
-            f"DynamoDB table `{table.name}` as it is now: one row per item, one typed column per "
-            "attribute, `_item` with the exact item. The export with every change applied, "
-            "published in one commit. Queries see changes that landed since, too."
+            f"Current state of DynamoDB table `{table.name}`: one row per item, one typed column "
+            "per attribute, `_item` with the exact item. The export with every change applied, "
+            "published in one commit. DuckDB queries also show changes landed since."
         ),
         key_prefix=table.safe_name,
         group_name=_group(table),
@@ -278,40 +249,18 @@ def _current_state(table: Table) -> dg.AssetsDefinition:
         from cdc_pipeline.lake.publish.current_state import publish_current_state
 
         with readable_failures():
-            opened = lake.open()
+            handle = lake.open().table(table)
             try:
-                result = publish_current_state(opened.table(table))
+                result = publish_current_state(handle)
             except NotReadyError as error:
                 if not is_automatic(context.run):
                     raise
                 context.log.info(f"not yet: {error}")
-                yield from state_checks(opened.table(table))
+                yield from state_checks(handle)
                 return
-        context.log.info(
-            f"{result.items} items after {result.changes_folded} changes, "
-            f"up to log entry {result.watermark}"
-        )
-        yield dg.MaterializeResult(
-            metadata=known(
-                {
-                    "dagster/row_count": result.items,
-                    "changes_folded": result.changes_folded,
-                    "new_baseline": result.new_baseline,
-                    "rebuilt": result.rebuilt,
-                    "generation": result.generation,
-                    "watermark": result.watermark,
-                    "open_gaps": result.open_gaps,
-                    "complete_up_to": moment(result.watermark_us),
-                    "lag_seconds": lag_seconds(result.watermark_us),
-                    "seconds": round(result.seconds, 2),
-                    "dagster/table_name": ".".join(result.table.name()),
-                    "dagster/uri": result.table.location(),
-                    "dagster/column_schema": typed_columns(result.columns),
-                    **column_changes(result.changes, result.columns),
-                    **column_rules(table, result.unseen_rules),
-                }
-            )
-        )
+        counts = f"{result.items} items after {result.changes_folded} changes"
+        context.log.info(f"{counts}, up to log entry {result.watermark}")
+        yield dg.MaterializeResult(metadata=state_metadata(table, result))
 
     return current_state
 
@@ -326,12 +275,12 @@ def _export_schedule(table: Table, settings: Settings) -> list[dg.ScheduleDefini
             cron_schedule=table.snapshot.schedule,
             execution_timezone="UTC",
             default_status=schedule_status(settings),
-            description=f"Takes a fresh baseline of {table.name}.",
+            description=f"Exports {table.name} as a fresh baseline.",
         )
     ]
 
 
 def schedule_status(settings: Settings) -> dg.DefaultScheduleStatus:
-    """Whether schedules run as soon as the code location loads."""
+    """Return whether schedules run as soon as the code location loads."""
     running = settings.schedules.running
     return dg.DefaultScheduleStatus.RUNNING if running else dg.DefaultScheduleStatus.STOPPED

@@ -1,4 +1,4 @@
-"""Orders that tests give a running sandbox over HTTP: its clock, exports that fail, spellings."""
+"""Control of a running sandbox by tests, over HTTP: clock, failing exports, formats."""
 
 import json
 import urllib.error
@@ -12,22 +12,21 @@ from cdc_pipeline.sandbox.errors import SandboxError
 PATH = "/_sandbox/control"
 
 
-def control(endpoint_url: str, **orders: object) -> dict[str, Any]:
-    """Give orders to the sandbox at `endpoint_url`; return what it answers. No orders: just ask.
+def control(endpoint_url: str, **commands: object) -> dict[str, Any]:
+    """Send commands to the sandbox at `endpoint_url` and return its answer; none: only ask.
 
-    stand_at: a time in epoch µs, later than the sandbox's present: its clock stands there from now
-    on. The next write happens at that very time, each further one 1 µs later. DynamoDB follows it
-    altogether: time to live, stream records and their trimming, recovery and exports.
-    fail_exports: how many of the exports requested next will FAIL, with `failure_code` and
-    `failure_message`. write_time: `typed`, `number` or `string`, the spelling of
-    WriteTimestampMicros in exports requested from now on. channel_delimiter: what Kinesis channels
-    write behind each record (default: nothing). channel_dead_letters: how many of the next records
-    of channels are given up as dead letters.
+    stand_at: epoch µs, later than the sandbox's present: its clock stops there. The next write is
+    at exactly this time, each further one 1 µs later. All of DynamoDB follows it: time to live,
+    stream records and their trimming, recovery and exports.
+    fail_exports: number of the next exports to FAIL, with `failure_code` and `failure_message`.
+    write_time: `typed`, `number` or `string`, the format of WriteTimestampMicros in the next
+    exports. channel_delimiter: written by Kinesis channels after each record (default: nothing).
+    channel_dead_letters: number of the next channel records to become dead letters.
 
-    The answer: `now_micros` and `fail_exports` left. Raises SandboxError for anything else.
+    The answer: `now_micros` and the remaining `fail_exports`. Raises SandboxError for any error.
     """
     request = urllib.request.Request(
-        endpoint_url.rstrip("/") + PATH, json.dumps(orders).encode(), method="PUT"
+        endpoint_url.rstrip("/") + PATH, json.dumps(commands).encode(), method="PUT"
     )
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
@@ -35,30 +34,32 @@ def control(endpoint_url: str, **orders: object) -> dict[str, Any]:
             return json.loads(answer.read())
     except urllib.error.HTTPError as error:
         with error:
-            raise SandboxError(f"the sandbox refused {orders}: {error.read().decode()}") from None
+            raise SandboxError(f"the sandbox refused {commands}: {error.read().decode()}") from None
 
 
 class SandboxClock:
-    """Stands in for the module `time` in the emulator's DynamoDB, so that all of it agrees."""
+    """Replacement of the module `time` in the emulator's DynamoDB: one clock for all of it."""
 
     def __init__(self, real_time: Any, clock: Clock) -> None:
         self._real_time = real_time
         self._clock = clock
 
     def time(self) -> float:
-        """Return the sandbox's present in epoch seconds."""
+        """Return the sandbox's current time in epoch seconds."""
         return self._clock.now() / 1_000_000
 
     def __getattr__(self, name: str) -> Any:
-        """Leave everything else, such as sleeping, to the real module."""
+        """Delegate everything else, such as `sleep`, to the real module."""
         return getattr(self._real_time, name)
 
 
 class Control:
-    """The sandbox's side of `control`: `orders` maps a name to what carries it out."""
+    """The sandbox's side of `control`. `handlers`: function by name of a command."""
 
-    def __init__(self, orders: dict[str, Callable[[Any], None]], state: Callable[[], Any]) -> None:
-        self._orders = orders
+    def __init__(
+        self, handlers: dict[str, Callable[[Any], None]], state: Callable[[], Any]
+    ) -> None:
+        self._handlers = handlers
         self._state = state
 
     async def respond(self, receive: Any, send: Any) -> None:
@@ -77,9 +78,9 @@ class Control:
         await send({"type": "http.response.start", "status": status, "headers": []})
         await send({"type": "http.response.body", "body": answer.encode()})
 
-    def _carry_out(self, orders: dict[str, Any]) -> None:
-        unknown = orders.keys() - self._orders.keys()
+    def _carry_out(self, commands: dict[str, Any]) -> None:
+        unknown = commands.keys() - self._handlers.keys()
         if unknown:
-            raise ValueError(f"unknown: {sorted(unknown)}; known: {sorted(self._orders)}")
-        for name, value in orders.items():
-            self._orders[name](value)
+            raise ValueError(f"unknown: {sorted(unknown)}; known: {sorted(self._handlers)}")
+        for name, value in commands.items():
+            self._handlers[name](value)

@@ -1,6 +1,6 @@
-"""SSE-KMS without a key's name, which S3 takes for the account's own key `aws/s3`.
+"""SSE-KMS without a key id, for which S3 uses the account's own key `aws/s3`.
 
-ministack refuses it.
+ministack refuses such requests.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ _KEY_ID = "x-amz-server-side-encryption-aws-kms-key-id"
 
 
 def install_managed_key(s3: Any) -> None:
-    """Let writes with `aws:kms` alone use the account's own key; once per process."""
+    """Make writes with only `aws:kms` use the account's own key; once per process."""
     from ministack.core.responses import get_account_id, get_region
 
     original = s3._resolve_sse_write_headers

@@ -1,4 +1,4 @@
-"""The server side of the sandbox: the emulator in this process, corrected, on loopback only."""
+"""Server of the sandbox: the corrected emulator in this process, on loopback only."""
 
 import asyncio
 import decimal
@@ -28,12 +28,12 @@ from cdc_pipeline.sandbox.errors import PortInUseError, SandboxError, SandboxNot
 from cdc_pipeline.sandbox.process import apply_environment
 
 HOST = "127.0.0.1"
-# Our corrections replace internals of the emulator; another version may not have them.
+# The corrections replace internals of the emulator; another version may not have them.
 MINISTACK_VERSION = "1.5.33"
 
 _logger = logging.getLogger(__name__)
-# Read by ministack when it is imported. Everything that would listen on another port, leave
-# files behind or look for a container engine is off.
+# Read by ministack at import. Disables everything that would listen on another port, leave files
+# behind or search for a container engine.
 _EMULATOR_ENVIRONMENT = {
     "AUTH": "false",
     "BIND_HOST": HOST,
@@ -62,12 +62,12 @@ def serve(
 ) -> None:
     """Serve a local AWS on 127.0.0.1 until SIGTERM or SIGINT; call it in the main thread.
 
-    port: 0 takes any free one. ready_file: gets the endpoint URL once requests are answered.
-    ttl_interval_seconds: how often expired items are deleted. export_options: see ExportOptions.
-    until: an awaitable that also ends serving when it returns.
+    port: 0: any free port. ready_file: receives the endpoint URL once requests are answered.
+    ttl_interval_seconds: interval of deletions of expired items. export_options: see ExportOptions.
+    until: an awaitable; its return ends serving, too.
 
-    Changes the environment of this process, which should do nothing else. Everything lives in
-    memory and is gone afterwards.
+    Changes the environment of this process, which should do nothing else. All data is in memory
+    and is lost at the end.
 
     Raises PortInUseError, SandboxNotInstalledError, or SandboxError for another emulator version.
     """
@@ -80,11 +80,11 @@ def serve(
 
 def _listen(port: int) -> socket.socket:
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    # Only lets us take a port whose last connections are still winding down.
+    # Allows binding a port whose last connections are still closing.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((HOST, port))
-        # Listening at once, so that a second sandbox cannot bind the same port meanwhile.
+        # Listen at once, so that no second sandbox can bind the same port.
         listener.listen(128)
     except OSError as error:
         listener.close()
@@ -103,7 +103,7 @@ def _prepare_environment(port: int) -> None:
     for name in _EMULATOR_UNSET:
         os.environ.pop(name, None)
     os.environ.update(_EMULATOR_ENVIRONMENT, GATEWAY_PORT=str(port))
-    # Lambda functions inherit it: whatever AWS our caller's shell means, theirs is this one.
+    # Lambda functions inherit it: they use this sandbox, whatever the caller's shell is set to.
     apply_environment(os.environ, f"http://{HOST}:{port}")
 
 
@@ -111,12 +111,12 @@ def _import_emulator() -> "_Emulator":
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        found = version("ministack")
+        installed = version("ministack")
     except PackageNotFoundError as error:
         raise SandboxNotInstalledError from error
-    if found != MINISTACK_VERSION:
+    if installed != MINISTACK_VERSION:
         raise SandboxError(
-            f"the sandbox is made for ministack {MINISTACK_VERSION}, found {found}",
+            f"the sandbox needs ministack {MINISTACK_VERSION}, installed is {installed}",
             fix="install with pip install 'cdc-pipeline[sandbox]'",
         )
     from ministack import app
@@ -127,7 +127,7 @@ def _import_emulator() -> "_Emulator":
 
 @dataclass(frozen=True)
 class _Emulator:
-    """The modules that are corrected or called."""
+    """The emulator's modules that are corrected or called."""
 
     app: Any
     cloudwatch: Any
@@ -164,12 +164,12 @@ class _Sandbox:
         self._deliveries.install()
         self._channels = Channels(emulator.kinesis, s3, emulator.cloudwatch)
         self._channels.install()
-        self._control = Control(self._orders(), self._state)
+        self._control = Control(self._command_handlers(), self._state)
         self._emulator = emulator
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
-            # Not ministack's: it would run start-up scripts and look for containers to remove.
+            # Not ministack's own, which runs start-up scripts and searches containers to remove.
             await _lifespan(receive, send)
         elif scope["type"] == "http" and scope["path"] == CONTROL_PATH:
             await self._control.respond(receive, send)
@@ -178,7 +178,7 @@ class _Sandbox:
                 remember_caller(scope)
             await self._emulator.app.app(scope, receive, send)
 
-    def _orders(self) -> dict[str, Callable[[Any], None]]:
+    def _command_handlers(self) -> dict[str, Callable[[Any], None]]:
         faults, channels = self._exports.faults, self._channels.faults
         return {
             "stand_at": lambda micros: self._clock.stand_at(int(micros)),
@@ -207,13 +207,13 @@ class _Sandbox:
         # Numbers have 38 digits; the default context would round arithmetic in updates to 28.
         # Tasks inherit the context of the task that starts them.
         decimal.getcontext().prec = 38
-        # Items and records are millions of long-lived dictionaries without cycles: looking for
-        # garbage among them takes more time than all else.
+        # Items and records are millions of long-lived dictionaries without cycles: garbage
+        # collection among them would take more time than all other work.
         gc.freeze()
         gc.set_threshold(200_000, 50, 1000)
         self._emulator.app._MAIN_LOOP = asyncio.get_running_loop()
         config = Config()
-        # hypercorn closes the descriptor it is given, the caller closes the listener's own.
+        # hypercorn closes the descriptor passed to it, the caller closes the listener's own.
         config.bind = [f"fd://{os.dup(listener.fileno())}"]
         config.loglevel = "WARNING"
         config.keep_alive_timeout = 75
@@ -227,7 +227,7 @@ class _Sandbox:
         firehose = asyncio.create_task(self._deliveries.run())
         channels = asyncio.create_task(self._channels.run())
         url = f"http://{HOST}:{listener.getsockname()[1]}"
-        # The socket has been listening since before: a request sent now is answered.
+        # The socket is listening already: a request sent now will be answered.
         _write_ready(ready_file, url)
         try:
             await hypercorn_serve(self, config, shutdown_trigger=stop.wait)  # type: ignore[arg-type]

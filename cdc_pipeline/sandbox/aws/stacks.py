@@ -1,6 +1,6 @@
-"""CloudFormation's DynamoDB tables: recovery, time to live and the Kinesis stream, too.
+"""CloudFormation's DynamoDB tables: recovery, time to live and the Kinesis stream.
 
-ministack 1.5.33 makes the table and leaves these three properties aside.
+ministack 1.5.33 creates the table but ignores these three properties.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ _HANDLED = "AWS::DynamoDB::Table"
 
 
 class Stacks:
-    """Applies what the emulator leaves out through the operations that AWS would use."""
+    """Applies the properties ignored by the emulator, with the same operations as AWS."""
 
     def __init__(self, emulator: Any, dynamodb: Any) -> None:
         self._emulator = emulator
@@ -18,7 +18,7 @@ class Stacks:
         self._installed = False
 
     def install(self) -> None:
-        """Replace the emulator's functions once it needs them; once per process.
+        """Replace the emulator's functions at first use of CloudFormation; once per process.
 
         CloudFormation imports every other service and DuckDB, which most sandboxes never need.
         """
@@ -38,7 +38,7 @@ class Stacks:
 
         create, update = module._ddb_create, module._ddb_update
         handlers = module._RESOURCE_HANDLERS[_HANDLED]
-        # The update of a table that is replaced calls the module's own `_ddb_create`.
+        # An update that replaces the table calls the module's own `_ddb_create`.
         module._ddb_create = handlers["create"] = self._creating(create)
         handlers["update"] = self._updating(update)
         module._ddb_delete = handlers["delete"] = self._delete
@@ -66,12 +66,12 @@ class Stacks:
             self._carry_out("delete_table", {"TableName": name})
 
     def _apply(self, name: str, old: dict[str, Any], new: dict[str, Any]) -> None:
-        """Make the table what `new` says where that differs from `old`."""
+        """Apply the properties of `new` that differ from `old` to the table."""
         table = {"TableName": name}
         recovery = "PointInTimeRecoverySpecification"
         if old.get(recovery) != new.get(recovery):
-            wanted = _recovery(new.get(recovery) or {})
-            self._carry_out("update_continuous_backups", {**table, recovery: wanted})
+            specification = _recovery(new.get(recovery) or {})
+            self._carry_out("update_continuous_backups", {**table, recovery: specification})
         if old.get("TimeToLiveSpecification") != new.get("TimeToLiveSpecification"):
             self._carry_out("update_ttl", {**table, **_time_to_live(old, new)})
         self._stream(table, *(p.get("KinesisStreamSpecification") or {} for p in (old, new)))
@@ -99,7 +99,7 @@ class Stacks:
 
 
 def _recovery(specification: dict[str, Any]) -> dict[str, Any]:
-    """Return the API's form: a template's values may be text."""
+    """Return the API's form of the property; values of a template may be text."""
     days = specification.get("RecoveryPeriodInDays")
     return {
         "PointInTimeRecoveryEnabled": _true(specification.get("PointInTimeRecoveryEnabled")),
@@ -109,8 +109,8 @@ def _recovery(specification: dict[str, Any]) -> dict[str, Any]:
 
 def _time_to_live(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     name = "TimeToLiveSpecification"
-    wanted = new.get(name) or {**old[name], "Enabled": False}
-    return {name: {**wanted, "Enabled": _true(wanted.get("Enabled"))}}
+    specification = new.get(name) or {**old[name], "Enabled": False}
+    return {name: {**specification, "Enabled": _true(specification.get("Enabled"))}}
 
 
 def _true(value: Any) -> bool:

@@ -1,1 +1,1 @@
-"""Commands on a local AWS: demo, dev, sandbox; their tables, traffic and settings."""
+"""The commands demo, dev and sandbox on a local AWS; their tables, traffic and settings."""

@@ -1,4 +1,4 @@
-"""`cdc-pipeline demo`: the whole pipeline once, through Dagster, with its proof at the end."""
+"""`cdc-pipeline demo`: the whole pipeline once, through Dagster, compared with its source."""
 
 import os
 import tempfile
@@ -15,12 +15,12 @@ from rich.table import Table as Grid
 from cdc_pipeline.core.errors import CdcPipelineError
 from cdc_pipeline.core.transports import DYNAMODB_STREAMS
 from cdc_pipeline.sandbox.demo.traffic import Traffic, seed
-from cdc_pipeline.sandbox.demo.transports import build_road
+from cdc_pipeline.sandbox.demo.transports import create_source
 from cdc_pipeline.sandbox.demo.workspace import BUCKET, write_settings
 from cdc_pipeline.sandbox.process import QUICK_WINDOW_SECONDS, SandboxProcess, local_client
 
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-_ROADS = {
+_SOURCES = {
     DYNAMODB_STREAMS: "two tables with DynamoDB streams",
     "kinesis": "two tables, each with its changes in a Kinesis stream",
     "kinesis_channel": "two tables, each with a Kinesis stream and a channel that writes it to S3",
@@ -37,7 +37,7 @@ class DemoError(CdcPipelineError):
 def run_demo(*, orders: int, changes: int, kind: str, transport: str = DYNAMODB_STREAMS) -> bool:
     """Seed, export under traffic, capture, fold, aggregate, compare; True: no differences.
 
-    `transport`: the road that changes take to the lake, as in the settings.
+    `transport`: as in the settings.
     """
     with (
         tempfile.TemporaryDirectory(prefix="cdc-demo-") as folder,
@@ -52,7 +52,7 @@ def run_demo(*, orders: int, changes: int, kind: str, transport: str = DYNAMODB_
 
 
 class _Demo:
-    """The steps, each printed with what it did and how long it took."""
+    """The steps of the demo, each printed with its result and the time elapsed."""
 
     def __init__(
         self,
@@ -77,8 +77,7 @@ class _Demo:
         self.started = time.monotonic()
 
     def run(self, orders: int, changes: int) -> bool:
-        say = self.console.print
-        say(
+        self.console.print(
             f"[bold]cdc_pipeline demo[/]: a local AWS at {self.endpoint_url}, lake "
             f"{self.settings.lake}, everything fresh"
         )
@@ -86,9 +85,9 @@ class _Demo:
         local("s3").create_bucket(Bucket=BUCKET)
         dynamodb = local("dynamodb")
         customers = orders // 10
-        with self.console.status("building the road"):
-            build_road(self.transport)
-        self._done(_ROADS[self.transport])
+        with self.console.status("creating tables and streams"):
+            create_source(self.transport)
+        self._done(_SOURCES[self.transport])
         with self.console.status("seeding") as status:
             items = seed(
                 dynamodb,
@@ -122,10 +121,10 @@ class _Demo:
                 f"{key.to_user_string()}: {rows:,} items in {files} verified files, "
                 f"taken under traffic ({traffic.changes:,} changes so far)"
             )
-        self._capture_until(self._can_publish, "the export time")
+        self._capture_until(self._is_publishable, "the export time")
         self._fold()
 
-    def _can_publish(self) -> bool:
+    def _is_publishable(self) -> bool:
         from cdc_pipeline.lake.publish.current_state import handover_us
 
         states = [self.lake.table(table).log.load() for table in self.settings.tables]
@@ -134,11 +133,11 @@ class _Demo:
     def _watermark_us(self) -> int:
         return min(self.lake.table(table).log.load().watermark_us for table in self.settings.tables)
 
-    def _capture_until(self, passed: Callable[[], bool], what: str) -> None:
-        """Until all tables are complete up to some time: Firehose's files come a little later."""
+    def _capture_until(self, has_passed: Callable[[], bool], what: str) -> None:
+        """Capture until all tables are complete up to a time: Firehose delivers with a delay."""
         deadline = time.monotonic() + _PUBLISH_SECONDS
         self._capture()
-        while not passed():
+        while not has_passed():
             if time.monotonic() > deadline:
                 raise DemoError(f"capture never passed {what}")
             time.sleep(0.5)
@@ -176,7 +175,7 @@ class _Demo:
                 time.sleep(0.2)
 
     def _wait_for_ttl(self, dynamodb: Any) -> None:
-        """Until every item that is to expire has expired: the comparison wants a still source."""
+        """Wait until TTL has deleted all expiring items: the comparison needs a quiet source."""
         deadline = time.monotonic() + _TTL_SECONDS
         with self.console.status("waiting for TTL to delete expired items"):
             while self._expiring(dynamodb):
@@ -206,7 +205,7 @@ class _Demo:
                     result = self._materialize([key], day)
                 rows = self._number(result, key, "dagster/partition_row_count")
                 repeats = self._number(result, key, "duplicates_removed")
-                self._done(f"{key.to_user_string()} {day}: {rows:,} changes, {repeats} repeats")
+                self._done(f"{key.to_user_string()} {day}: {rows:,} changes, {repeats} duplicates")
         for key in sorted(self._aggregates()):
             daily = self._asset(key).partitions_def is not None
             for day in self._days() if daily else [None]:
@@ -216,7 +215,7 @@ class _Demo:
                 self._done(f"{key.to_user_string()}{f' {day}' if day else ''}: {rows} rows")
 
     def _days(self) -> list[date]:
-        """Write days of this run: one, or two around midnight."""
+        """Return the write days of this run: one, or two around midnight."""
         logs = [self.lake.table(table).log.load() for table in self.settings.tables]
         return sorted({date.fromisoformat(o.day) for log in logs for o in log.objects.values()})
 
@@ -245,24 +244,24 @@ class _Demo:
         from cdc_pipeline.lake.query.query import connect_for
 
         with connect_for(self.lake, sql) as connection:
-            found = connection.execute(sql)
+            result = connection.execute(sql)
             grid = Grid(title=title, title_justify="left")
-            for column in found.description or ():
+            for column in result.description or ():
                 grid.add_column(column[0], justify="right")
-            for row in found.fetchall():
+            for row in result.fetchall():
                 grid.add_row(*(f"{v:,}" if isinstance(v, int) else str(v) for v in row))
         self.console.print(grid)
 
     def _compare(self) -> bool:
-        """The proof: every item of every table, by exact typed value."""
+        """Compare every item of every table with the source, by exact typed values."""
         from cdc_pipeline.reconcile.compare import compare_with_source
 
         items = differences = 0
         for table in self.settings.tables:
             with self.console.status(f"comparing {table.name} with a consistent scan"):
-                found = compare_with_source(self.lake.table(table))
-            items, differences = items + found.items, differences + found.differences
-            for key in found.examples:
+                result = compare_with_source(self.lake.table(table))
+            items, differences = items + result.items, differences + result.differences
+            for key in result.examples:
                 self.console.print(f"  differs: {table.name} {key}")
         style = "bold green" if not differences else "bold red"
         self.console.print(f"[{style}]{items} items compared, {differences} differences[/]")
@@ -290,9 +289,10 @@ class _Demo:
         for event in result.all_events:
             if event.is_step_failure:
                 data = event.step_failure_data
-                told = data.user_failure_data.description if data.user_failure_data else None
+                failure = data.user_failure_data
                 cause = (data.error.cause or data.error) if data.error else None
-                raise DemoError(f"{what}: {told or (cause.to_string() if cause else 'failed')}")
+                reason = (failure and failure.description) or (cause and cause.to_string())
+                raise DemoError(f"{what}: {reason or 'failed'}")
         raise DemoError(f"{what} failed")
 
     def _asset(self, key: dg.AssetKey) -> dg.AssetsDefinition:
@@ -305,7 +305,7 @@ class _Demo:
         return [key for key in self._all_keys() if key.path[0] == "aggregates"]
 
     def _number(self, result: Any, key: dg.AssetKey, name: str) -> int:
-        """A number from the materialisation's metadata, whole-asset or of its partition."""
+        """Return a number of the materialisation's metadata, of the asset or its partition."""
         for event in result.asset_materializations_for_node(key.to_python_identifier()):
             if name in event.metadata:
                 return int(event.metadata[name].value)

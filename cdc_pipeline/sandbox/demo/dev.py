@@ -31,10 +31,10 @@ _FOLDER = Path(".dev")
 def run_dev(
     *, port: int, aws_port: int, orders: int, rate: float, transport: str = DYNAMODB_STREAMS
 ) -> None:
-    """Serve until Ctrl-C. Source, lake and Dagster's history begin empty, all together."""
+    """Serve until Ctrl-C. Source, lake and Dagster's history all begin empty."""
     ended = threading.Event()
-    for wanted in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(wanted, lambda *_: ended.set())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
     folder = _FOLDER.resolve()
     lock = _lock(folder.with_name(f"{folder.name}.lock"))
     shutil.rmtree(folder, ignore_errors=True)
@@ -62,28 +62,13 @@ def run_dev(
             "DAGSTER_HOME": str(home),
             PATH_VARIABLE: str(settings),
         }
-        command = [
-            *(sys.executable, "-m", "cdc_pipeline.sandbox.guard"),
-            str(Path(sys.executable).with_name("dagster")),
-            "dev",
-            *("-m", "cdc_pipeline.definitions"),
-            *("--host", "127.0.0.1", "--port", str(ui_port)),
-            *("--log-level", "warning"),
-        ]
-        click.echo(
-            f"Dagster UI: http://localhost:{ui_port}   Local AWS: {sandbox.endpoint_url}   "
-            "(Ctrl-C ends both)"
-        )
-        click.echo("In another shell, to query the lake while it grows:")
-        click.echo(f"  export {PATH_VARIABLE}={settings} AWS_ENDPOINT_URL={sandbox.endpoint_url}")
-        click.echo("  export AWS_ACCESS_KEY_ID=sandbox AWS_SECRET_ACCESS_KEY=sandbox")
-        click.echo('  .venv/bin/cdc-pipeline query "SELECT count(*) FROM orders.current_state"')
+        _print_addresses(ui_port, sandbox.endpoint_url, settings)
         log = folder / "dagster.log"
         click.echo(f"Dagster's output: {log}")
         with log.open("wb") as output:
-            # From a folder without a dagster.yaml, which Dagster would warn of.
+            # In a folder without a dagster.yaml: Dagster would print a warning about it.
             dagster = subprocess.Popen(
-                command,
+                _dagster_command(ui_port),
                 env=environment,
                 cwd=folder,
                 stdin=subprocess.PIPE,
@@ -104,8 +89,29 @@ def run_dev(
             lock.close()
 
 
+def _dagster_command(port: int) -> list[str]:
+    return [
+        *(sys.executable, "-m", "cdc_pipeline.sandbox.guard"),
+        str(Path(sys.executable).with_name("dagster")),
+        "dev",
+        *("-m", "cdc_pipeline.definitions"),
+        *("--host", "127.0.0.1", "--port", str(port)),
+        *("--log-level", "warning"),
+    ]
+
+
+def _print_addresses(ui_port: int, endpoint_url: str, settings: Path) -> None:
+    click.echo(
+        f"Dagster UI: http://localhost:{ui_port}   Local AWS: {endpoint_url}   (Ctrl-C ends both)"
+    )
+    click.echo("In another shell, to query the lake while it grows:")
+    click.echo(f"  export {PATH_VARIABLE}={settings} AWS_ENDPOINT_URL={endpoint_url}")
+    click.echo("  export AWS_ACCESS_KEY_ID=sandbox AWS_SECRET_ACCESS_KEY=sandbox")
+    click.echo('  .venv/bin/cdc-pipeline query "SELECT count(*) FROM orders.current_state"')
+
+
 def _lock(path: Path) -> IO[str]:
-    """Held while this process lives: a second one would pull the files from under the first."""
+    """Lock the folder while this process lives: a second one would delete its files."""
     file = path.open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -118,14 +124,14 @@ def _lock(path: Path) -> IO[str]:
 
 
 def _stop(guard: subprocess.Popen[bytes]) -> None:
-    """End Dagster: the UI, the daemon, its code servers and runs."""
+    """Stop Dagster: the UI, the daemon, its code servers and runs."""
     assert guard.stdin is not None  # it was started with a pipe
     guard.stdin.close()
     guard.wait()
 
 
 def _free(port: int) -> int:
-    """The port if nothing listens on it, else one that is free, and says so."""
+    """Return the port if nothing listens on it, else print and return a free one."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -1,8 +1,8 @@
-"""What the sandbox's orders and customers look like; pure functions of a seed and a number.
+"""Items of the sandbox's orders and customers: pure functions of a seed and a number.
 
-Between them the two tables use all ten attribute types, and on purpose what breaks naive copies:
-attributes that are absent, null or of another type in some items, names that differ in case only
-or need quoting, numbers of 38 digits and extreme exponents, empty values, text that looks like a
+Together the two tables use all ten attribute types, and on purpose values that break naive copies:
+attributes that are absent, null or of another type in some items, names that differ only in case
+or need quoting, numbers of 38 digits and extreme exponents, empty values, text in the form of a
 number.
 """
 
@@ -35,7 +35,7 @@ def order_key(seed: int, number: int, customers: int) -> dict[str, dict[str, str
 
 
 def seeded_time(seed: int, number: int, until: datetime) -> datetime:
-    """Return when a seeded order was placed: some time in the 30 days before `until`."""
+    """Return the time of a seeded order, in the 30 days before `until`."""
     seconds = zlib.crc32(f"time/{seed}/{number}".encode()) % (_SPREAD_DAYS * 24 * 3600)
     return until - timedelta(days=_SPREAD_DAYS) + timedelta(seconds=seconds)
 
@@ -70,7 +70,7 @@ def customer(seed: int, number: int, joined: datetime) -> Item:
 
 
 def order(seed: int, number: int, customers: int, placed: datetime, *, revision: int = 0) -> Item:
-    """Return one order as typed attribute values; another revision is another state of it."""
+    """Return one order as typed attribute values; each revision is another state of the order."""
     rng = Random(f"order/{seed}/{number}")
     place = rng.randrange(len(_CITIES))
     lines = [_line(rng) for _ in range(rng.randint(1, 3))]
@@ -98,7 +98,7 @@ def order(seed: int, number: int, customers: int, placed: datetime, *, revision:
 
 
 def _add_oddities(item: Item, rng: Random, number: int) -> None:
-    """Add what only some orders have, or have with another type."""
+    """Add attributes that only some orders have, or have with another type."""
     if number % 3 == 0:
         item["discount"] = {"S": "10 %"} if number % 21 == 0 else {"N": f"{number % 40}.5"}
     if number % 4 == 0:

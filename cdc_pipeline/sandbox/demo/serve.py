@@ -1,4 +1,4 @@
-"""`cdc-pipeline sandbox`: a local AWS in the foreground, with traffic if wanted."""
+"""`cdc-pipeline sandbox`: a local AWS in the foreground, with optional traffic."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from cdc_pipeline.sandbox.process import (
 
 
 def run_sandbox(*, port: int, traffic: bool, orders: int, rate: float) -> None:
-    """Serve until Ctrl-C; prints how to point a client at it. Raises `SandboxError`."""
+    """Serve until Ctrl-C and print the environment for clients. Raises `SandboxError`."""
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
     with SandboxProcess(

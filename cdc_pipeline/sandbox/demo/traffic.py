@@ -19,10 +19,10 @@ CUSTOMERS = "customers"
 TTL_ATTRIBUTE = "expires_at"
 
 KEYS = {ORDERS: ("customer_id", "order_id"), CUSTOMERS: ("customer_id",)}
-_BATCH = 25  # the most that BatchWriteItem takes
+_BATCH = 25  # the maximum of BatchWriteItem
 _SEED_THREADS = 4
 _ATTEMPTS = 12
-# Orders made by traffic are numbered from here, clear of any seed.
+# Numbers of orders made by traffic start here, above any seed.
 _FIRST_LIVE_ORDER = 50_000_000
 _SKIP = 1_000
 _TTL_SECONDS = (2, 5)
@@ -30,12 +30,12 @@ _TTL_SECONDS = (2, 5)
 
 @dataclass(frozen=True)
 class TrafficCounts:
-    """What traffic did: items per kind of change, then calls and special cases.
+    """Changes made by traffic: items per kind of change, then calls and special cases.
 
-    `inserts`, `updates` and `deletes` count items that really changed, so their sum is the number
-    of stream records to expect, plus one REMOVE for each of `ttl_items` once expired.
-    `batch_writes` and `transactions` count calls, whose items are counted above; `reinserts` are
-    inserts of a key deleted a moment before; `no_ops` are writes that changed nothing.
+    `inserts`, `updates` and `deletes` count items that really changed: their sum is the expected
+    number of stream records, plus one REMOVE for each of `ttl_items` after its expiry.
+    `batch_writes` and `transactions` count calls, whose items are included above; `reinserts` are
+    inserts of a key deleted just before; `no_ops` are writes without a change.
     """
 
     inserts: int = 0
@@ -53,7 +53,7 @@ class TrafficCounts:
         return self.inserts + self.updates + self.deletes
 
     def __str__(self) -> str:
-        """One line for people."""
+        """Format the counts in one line."""
         pairs = (
             (field.name.replace("_", " "), getattr(self, field.name)) for field in fields(self)
         )
@@ -80,7 +80,7 @@ def create_tables(dynamodb: Any) -> None:
 
 
 def expire_orders(dynamodb: Any) -> None:
-    """Let DynamoDB delete orders at their time."""
+    """Enable TTL of orders."""
     dynamodb.update_time_to_live(
         TableName=ORDERS,
         TimeToLiveSpecification={"Enabled": True, "AttributeName": TTL_ATTRIBUTE},
@@ -96,11 +96,11 @@ def seed(
     progress: Callable[[int], None] | None = None,
     until: datetime | None = None,
 ) -> int:
-    """Write that many orders and customers; return how many items were written.
+    """Write `orders` orders and `customers` customers; return the number of items written.
 
     The same seed gives the same items. Orders are spread over the 30 days before `until`, by
-    default the start of today (UTC), so that repeating it on one day changes nothing. `progress`
-    gets the number of items written so far, from any thread, one call at a time.
+    default the start of today (UTC), so that a second call on the same day changes nothing.
+    `progress` gets the number of items written so far, from any thread, one call at a time.
 
     Raises SandboxError if writes stay unprocessed, and botocore's errors.
     """
@@ -139,13 +139,12 @@ def seed(
 
 
 class Traffic:
-    """A thread that changes the seeded tables the way applications do, until stopped.
+    """A thread that changes the seeded tables as applications do, until stopped.
 
-    Pass the `orders`, `customers` and `seed` that were given to `seed()`: traffic updates and
-    deletes those items too. `rate` is in changed items per second. The first operations take every
-    kind once, then they come at random; on freshly seeded tables the sequence is the same for the
-    same seed, only times differ. It may run again later on the same tables, but nothing else may
-    write to them meanwhile: the counts would be wrong.
+    Pass the `orders`, `customers` and `seed` of `seed()`: traffic updates and deletes those items
+    too. `rate`: changed items per second. The first operations are one of each kind, the others
+    random; on freshly seeded tables the same seed gives the same sequence, except for times. It may
+    run again on the same tables, but nothing else may write to them: the counts would be wrong.
     """
 
     def __init__(
@@ -161,7 +160,7 @@ class Traffic:
         self._revision = itertools.count(1)
         self._next_order = itertools.count(_FIRST_LIVE_ORDER)
         self._orders = list(range(orders))
-        # Of these we know that they exist: earlier traffic may have deleted seeded orders.
+        # Orders confirmed to exist: earlier traffic may have deleted seeded ones.
         self._present: set[int] = set()
         self._counts = TrafficCounts()
         self._stop = threading.Event()
@@ -170,7 +169,7 @@ class Traffic:
 
     @property
     def counts(self) -> TrafficCounts:
-        """What was done so far."""
+        """Counts of operations so far."""
         return self._counts
 
     @property
@@ -179,14 +178,14 @@ class Traffic:
         return self._counts.changes
 
     def start(self) -> None:
-        """Begin, in a daemon thread."""
+        """Start in a daemon thread."""
         if self._thread is not None:
             raise SandboxError("traffic has been started before", fix="make a new Traffic")
         self._thread = threading.Thread(target=self._run, name="sandbox-traffic", daemon=True)
         self._thread.start()
 
     def stop(self) -> TrafficCounts:
-        """End after the operation under way; return the counts or raise what ended it before."""
+        """Stop after the current operation; return the counts, or raise the error that ended it."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
@@ -235,16 +234,16 @@ class Traffic:
 
     def _exists(self, number: int) -> bool:
         if number not in self._present:
-            found = self._dynamodb.get_item(
+            answer = self._dynamodb.get_item(
                 TableName=ORDERS, Key=self._key(number), ProjectionExpression="order_id"
             )
-            if "Item" not in found:
+            if "Item" not in answer:
                 return False
             self._present.add(number)
         return True
 
     def _take(self) -> int:
-        """Remove an order that exists from those that later operations choose from."""
+        """Remove an existing order from the choice of later operations and return it."""
         while self._orders:
             at = self._rng.randrange(len(self._orders))
             self._orders[at], self._orders[-1] = self._orders[-1], self._orders[at]
@@ -262,7 +261,7 @@ class Traffic:
     def _new(self) -> int:
         """Return the number of an order that does not exist."""
         while self._exists(number := next(self._next_order)):
-            # Left by earlier traffic: jump, so that a long run before costs few reads.
+            # Left by earlier traffic: jump, so that its orders cost few reads.
             self._next_order = itertools.count(number + _SKIP)
         return number
 
@@ -280,7 +279,7 @@ class Traffic:
         self._count(inserts=1)
 
     def _insert_expiring(self) -> None:
-        # Not added to the known orders: an update after its expiry would create it again.
+        # Not added to the known orders: an update after its expiry would recreate it.
         expiry = int(time.time()) + self._rng.randint(*_TTL_SECONDS)
         item = self._order(self._new())
         self._put({**item, TTL_ATTRIBUTE: {"N": str(expiry)}})
@@ -340,8 +339,8 @@ class Traffic:
 
     def _no_op(self) -> None:
         key = self._key(self._known())
-        found = self._dynamodb.get_item(TableName=ORDERS, Key=key, ConsistentRead=True)
-        self._put(found["Item"])
+        answer = self._dynamodb.get_item(TableName=ORDERS, Key=key, ConsistentRead=True)
+        self._put(answer["Item"])
         self._count(no_ops=1)
 
     def _batch(self) -> None:

@@ -1,4 +1,4 @@
-"""The source side of each road on a local AWS: the demo's tables and what carries their changes."""
+"""Source side of each transport on a local AWS: the demo's tables, streams and deliveries."""
 
 import subprocess
 import sys
@@ -20,18 +20,18 @@ _WAIT = {"Delay": 1, "MaxAttempts": 60}
 
 
 def start_traffic(orders: int, rate: float, transport: str = DYNAMODB_STREAMS) -> Traffic:
-    """Create and seed the demo tables on a road, then change them from a thread."""
+    """Create and seed the demo tables for a transport, then change them from a thread."""
     dynamodb: Any = local_client("dynamodb")
     customers = max(1, int(orders * _CUSTOMERS_PER_ORDER))
-    build_road(transport)
+    create_source(transport)
     seed(dynamodb, orders=orders, customers=customers)
     traffic = Traffic(dynamodb, orders=orders, customers=customers, rate=rate)
     traffic.start()
     return traffic
 
 
-def build_road(transport: str) -> None:
-    """Make the demo's tables and what `transport` needs beside them; the lake's bucket is there."""
+def create_source(transport: str) -> None:
+    """Create the demo's tables and the resources of `transport`; the lake's bucket must exist."""
     dynamodb: Any = local_client("dynamodb")
     if transport == FIREHOSE:
         _deploy_stacks()
@@ -45,7 +45,7 @@ def build_road(transport: str) -> None:
 
 
 def _connect_streams(dynamodb: Any, *, on_demand: bool) -> None:
-    """A Kinesis stream for each table, of two shards unless it scales itself, and its changes."""
+    """Create a Kinesis stream per table, of two shards unless on demand, as its destination."""
     kinesis: Any = local_client("kinesis")
     size: dict[str, Any] = {"ShardCount": 2}
     if on_demand:
@@ -65,7 +65,7 @@ def _connect_streams(dynamodb: Any, *, on_demand: bool) -> None:
 
 
 def _open_channels() -> None:
-    """A channel for each table's stream, which writes it to the lake's bucket."""
+    """Create a channel per stream that delivers it to the lake's bucket."""
     kinesis: Any = local_client("kinesis")
     sts: Any = local_client("sts")
     account = sts.get_caller_identity()["Account"]
@@ -90,7 +90,7 @@ def _open_channels() -> None:
 
 
 def _deploy_stacks() -> None:
-    """infra/cdc_pipeline.yaml per table (docs/transports/firehose.md): table, streams and Lambda.
+    """Deploy infra/cdc_pipeline.yaml per table (docs/transports/firehose.md).
 
     Raises SandboxError if the checkout's infra/ is missing or a stack fails.
     """
@@ -98,7 +98,7 @@ def _deploy_stacks() -> None:
     if not template.exists():
         raise SandboxError(
             f"there is no {template}",
-            fix="run this from a checkout of the project, which an installed package is not",
+            fix="run this from a checkout of the project; an installed package has no infra/",
         )
     s3: Any = local_client("s3")
     s3.create_bucket(Bucket=_CODE_BUCKET)

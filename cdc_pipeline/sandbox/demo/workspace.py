@@ -16,17 +16,17 @@ DATABASE = "cdc"
 def write_settings(
     folder: Path, *, kind: str, running: bool, transport: str = DYNAMODB_STREAMS
 ) -> Path:
-    """A settings file for `orders` and `customers` with the pauses of a local AWS.
+    """Write a settings file for `orders` and `customers`, with short intervals for a local AWS.
 
-    `kind`: `s3` or `local` lake. `running`: sensors and schedules start by themselves.
-    `transport`: how changes of both tables come to the lake.
+    `kind`: `s3` or `local` lake. `running`: whether sensors and schedules start by default.
+    `transport`: of both tables.
     """
     settings = {
         "lake": f"s3://{BUCKET}/{LAKE_PREFIX}" if kind == "s3" else str(folder / "lake"),
         "database": DATABASE,
         "region": "us-east-1",
-        # DynamoDB's export times are fuzzy by a minute and its listings late, so both have a
-        # default of 300; the sandbox's are exact.
+        # In DynamoDB export times are inexact by a minute and listings late, hence defaults of 300
+        # for both; in the sandbox both are exact.
         "handover_margin_seconds": 2,
         "start_date": (datetime.now(UTC) - timedelta(days=7)).date().isoformat(),
         "capture": {
@@ -57,13 +57,13 @@ def _table(name: str, transport: str) -> dict[str, Any]:
         "snapshot": {"first": "auto"},
     }
     if transport in (KINESIS, KINESIS_CHANNEL):
-        # The sandbox replicates at once, AWS may take a while.
+        # The sandbox replicates at once; AWS may take longer.
         table["kinesis"] = {"late_seconds": 0, "metric_minutes": 0}
     if transport == KINESIS_CHANNEL:
-        # CloudWatch counts by minutes; the sandbox's channels take a second.
+        # CloudWatch counts by minute; the sandbox's channels deliver within a second.
         table["kinesis_channel"] = {"interval_seconds": 5, "lag_minutes": 0.1, "measured": False}
     if transport == FIREHOSE:
-        # Where infra/cdc_pipeline.yaml lets Firehose write, and how soon with its BufferSeconds.
+        # Firehose's folders in infra/cdc_pipeline.yaml, and its delay with that BufferSeconds.
         parquet, error = (
             f"s3://{BUCKET}/{LAKE_PREFIX}/{zone}/{DATABASE}/{name}/"
             for zone in ("dynamo-firehose", "dynamo-firehose-error")
@@ -78,5 +78,5 @@ def _table(name: str, transport: str) -> dict[str, Any]:
 
 
 def _aggregates() -> Path:
-    """The checkout's examples; an installed package has none and gets an empty folder."""
+    """Return the folder of the checkout's examples; an installed package has no such folder."""
     return Path(__file__).resolve().parents[3] / "aggregates"

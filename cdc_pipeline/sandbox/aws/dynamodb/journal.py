@@ -1,7 +1,7 @@
-"""The journal of changes behind the sandbox's exports: what an item was before each write.
+"""Journal of changes, the basis of the sandbox's exports: each item before each write.
 
-Knows nothing of the emulator: keys are opaque, items are DynamoDB JSON dictionaries that nobody
-changes after they were handed over.
+Independent of the emulator: keys are opaque, items are DynamoDB JSON dictionaries, never changed in
+place after they were added.
 """
 
 import time
@@ -14,9 +14,9 @@ Item = dict[str, Any]
 
 
 class Clock:
-    """Wall clock in microseconds since the epoch that never repeats and never runs backwards.
+    """Wall clock in µs since the epoch, strictly increasing.
 
-    Two writes in one microsecond would leave their order to chance; DynamoDB itself orders them.
+    Two writes in one microsecond would have no defined order; DynamoDB orders its writes.
     """
 
     def __init__(self) -> None:
@@ -24,18 +24,18 @@ class Clock:
         self._standing: int | None = None
 
     def tick(self) -> int:
-        """Return a time later than every earlier tick."""
+        """Return a time later than all earlier ticks."""
         self._last = max(self._last + 1, self._present())
         return self._last
 
     def now(self) -> int:
-        """Return the present time, not before the last tick."""
+        """Return the current time, not before the last tick."""
         return max(self._last, self._present())
 
     def stand_at(self, micros: int) -> None:
         """Stop at a later time, for tests: the next tick is `micros` exactly, then 1 µs each.
 
-        Raises ValueError for a time that is not later: a journal's times only rise.
+        Raises ValueError for a time that is not later: times of a journal only increase.
         """
         if micros <= self.now():
             raise ValueError(f"the clock shows {self.now()} and cannot be set to {micros}")
@@ -57,7 +57,7 @@ class Change:
 
 @dataclass(slots=True)
 class TableJournal:
-    """Every change of one table since point-in-time recovery was turned on, oldest first."""
+    """All changes of one table since point-in-time recovery was enabled, oldest first."""
 
     enabled_micros: int
     changes: list[Change] = field(default_factory=list)
@@ -75,7 +75,7 @@ class TableJournal:
 
 
 def same(one: Item, other: Item) -> bool:
-    """Whether two items with canonical numbers are one to DynamoDB: sets have no order."""
+    """Return whether two items with canonical numbers are equal to DynamoDB: sets have no order."""
     if one == other:
         return True
     return one.keys() == other.keys() and all(
@@ -99,10 +99,10 @@ def _same_value(one: Item, other: Item) -> bool:
 
 
 def compact(changes: Iterable[Change]) -> list[Change]:
-    """Return one change per item: from before its first to after its last, at its last's time.
+    """Return one change per item: image before its first change, image after and time of its last.
 
-    An item that was neither there before nor is after leaves none; one that was changed and
-    changed back leaves one. `changes` are oldest first.
+    An item that exists neither before nor after has none; an item changed and changed back has
+    one. `changes`: oldest first.
     """
     net: dict[Hashable, Change] = {}
     for change in changes:
@@ -112,9 +112,9 @@ def compact(changes: Iterable[Change]) -> list[Change]:
 
 
 def roll_back(items: Mapping[Hashable, Item], later: list[Change]) -> dict[Hashable, Item]:
-    """Return the table as it was before `later`, the newest changes of `items`, oldest first.
+    """Return the table as it was before `later`: the newest changes of `items`, oldest first.
 
-    Walking backwards through old images needs no copy of the table at any earlier time.
+    Undoing changes by their old images needs no copy of the table at any earlier time.
     """
     state = dict(items)
     for change in reversed(later):

@@ -1,7 +1,7 @@
-"""Changes of DynamoDB tables in Kinesis streams, in AWS's envelope, and shards that keep parents.
+"""Changes of DynamoDB tables in Kinesis streams, in AWS's envelope; shards with lineage.
 
-ministack 1.5.33 has an envelope of its own (whole seconds, no table name, a partition key by
-chance), takes streams that do not exist, and forgets shards that are split or merged.
+ministack 1.5.33 uses an envelope of its own (whole seconds, no table name, a random partition key),
+accepts streams that do not exist, and removes shards that are split or merged.
 """
 
 import base64
@@ -17,12 +17,12 @@ from cdc_pipeline.sandbox.aws.dynamodb.responses import RefusedError, Response, 
 from cdc_pipeline.sandbox.aws.dynamodb.streams import Writes
 
 MICROSECOND = "MICROSECOND"
-# A record of a stream; DynamoDB counts what it could not replicate and goes on.
+# Limit of a stream's record; DynamoDB counts changes it could not replicate and continues.
 _LARGEST_BYTES = 1024 * 1024
 
 
 class Replication:
-    """Writes each change of a table into its Kinesis stream the way DynamoDB does."""
+    """Writes each change of a table to its Kinesis stream as DynamoDB does."""
 
     def __init__(self, dynamodb: Any, kinesis: Any, cloudwatch: Any, writes: Writes) -> None:
         self._dynamodb = dynamodb
@@ -58,7 +58,7 @@ class Replication:
         return [d for d in destinations if d["DestinationStatus"] == "ACTIVE"]
 
     def _replicate(self, table_name: str, record: dict[str, Any]) -> None:
-        """Called by the emulator after each write, with its own kind of record."""
+        """Replicate a write; called by the emulator with its own kind of record."""
         body = record["dynamodb"]
         if body.get("OldImage") == body.get("NewImage"):
             return
@@ -89,7 +89,7 @@ class Replication:
 def envelope(
     record: dict[str, Any], table_name: str, micros: int, precision: str
 ) -> dict[str, Any]:
-    """Return what DynamoDB writes to Kinesis for a stream record of the time `micros`."""
+    """Return DynamoDB's Kinesis record of a stream record, written at `micros`."""
     body = record["dynamodb"]
     identity = record.get("userIdentity")
     content: dict[str, Any] = {
@@ -115,13 +115,13 @@ def envelope(
 
 
 def partition_key(keys: Item) -> str:
-    """Return the hash of an item's key under which all its changes go to one shard."""
+    """Return the hash of an item's key, which sends all its changes to one shard."""
     text = json.dumps(keys, sort_keys=True).encode()
     return hashlib.md5(text, usedforsecurity=False).hexdigest().upper()
 
 
 def _encoded_again(item: Item) -> Item:
-    """Return the item with its binaries, base64 text already, encoded once more."""
+    """Return the item with its binaries (already base64 text) encoded once more."""
     return {name: _value(value) for name, value in item.items()}
 
 
@@ -143,7 +143,7 @@ def _base64(text: str) -> str:
 
 
 class Shards:
-    """Splits and merges that close the parents and keep their records until retention ends."""
+    """Splits and merges that close parent shards but keep their records for the retention."""
 
     def __init__(self, kinesis: Any) -> None:
         self._kinesis = kinesis
@@ -166,11 +166,11 @@ class Shards:
 
             _, stream = self._kinesis._resolve_stream(data)
             shards = stream["shards"] if stream else {}
-            wanted = [
+            parents = [
                 shards.get(data.get(name), {})
                 for name in ("ShardToSplit", "ShardToMerge", "AdjacentShardToMerge")
             ]
-            if any(map(_closed, wanted)):
+            if any(map(_closed, parents)):
                 return error_response_json(
                     "InvalidArgumentException", "A shard has already been merged or split", 400
                 )
@@ -221,7 +221,7 @@ class Shards:
             answer = json.loads(response[2])
             if state["position"] + len(answer["Records"]) < len(shard["records"]):
                 return response
-            # A closed shard that is read to its end has no next iterator but children.
+            # A closed shard read to its end has children instead of a next iterator.
             del answer["NextShardIterator"]
             answer["ChildShards"] = _children(stream, state["shard_id"])
             return response[0], response[1], json.dumps(answer).encode()
@@ -247,7 +247,7 @@ def _closed(shard: dict[str, Any]) -> bool:
 
 
 def _children(stream: dict[str, Any], shard_id: str) -> list[dict[str, Any]]:
-    found = []
+    children = []
     for child_id, child in stream["shards"].items():
         parents = [child["parent_shard_id"], child["adjacent_parent_shard_id"]]
         if shard_id in parents:
@@ -256,8 +256,8 @@ def _children(stream: dict[str, Any], shard_id: str) -> list[dict[str, Any]]:
                 "EndingHashKey": child["ending_hash_key"],
             }
             known = [parent for parent in parents if parent]
-            found.append({"ShardId": child_id, "ParentShards": known, "HashKeyRange": ends})
-    return found
+            children.append({"ShardId": child_id, "ParentShards": known, "HashKeyRange": ends})
+    return children
 
 
 def _with_end(original: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
@@ -280,7 +280,7 @@ def _route(hash_key: int, stream: dict[str, Any]) -> str:
 
 
 def _expire(stream: dict[str, Any]) -> None:
-    """Forget records older than the retention; called for every record written, so it is quick."""
+    """Remove records older than the retention; must be fast, as it runs at every write."""
     horizon = time.time() - stream["RetentionPeriodHours"] * 3600
     for shard in stream["shards"].values():
         records = shard["records"]

@@ -1,4 +1,4 @@
-"""Point-in-time recovery: which tables have it, since when, and what times can be restored."""
+"""Point-in-time recovery: the tables that have it, since when, and the restorable times."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ _DEFAULT_RECOVERY_DAYS = 35
 
 
 class Recovery:
-    """Answers the continuous-backup operations and keeps the journals that recovery consists of.
+    """Answers the continuous-backup operations and keeps the journals.
 
-    `lag_seconds`: how far LatestRestorableDateTime is behind the present; five minutes in AWS.
+    `lag_seconds`: distance of LatestRestorableDateTime from now; 300 in AWS.
     """
 
     def __init__(self, dynamodb: Any, writes: Writes, clock: Clock, *, lag_seconds: float) -> None:
@@ -33,7 +33,7 @@ class Recovery:
         module._delete_table = self._forget_table
 
     def clear(self) -> None:
-        """Forget everything, as the emulator's reset does."""
+        """Remove all data, as the emulator's reset does."""
         self._days.clear()
 
     def journal(self, table: dict[str, Any]) -> TableJournal:
@@ -47,14 +47,14 @@ class Recovery:
         return journal
 
     def earliest(self, table: dict[str, Any]) -> int:
-        """Return EarliestRestorableDateTime in µs, of a table with recovery."""
+        """Return EarliestRestorableDateTime in µs of a table with recovery."""
         window = self._days.get(table["TableId"], _DEFAULT_RECOVERY_DAYS) * _DAY_MICROS
         return max(self.journal(table).enabled_micros, self._clock.now() - window)
 
     def latest(self, table: dict[str, Any]) -> int:
-        """Return LatestRestorableDateTime in µs, of a table with recovery.
+        """Return LatestRestorableDateTime in µs of a table with recovery.
 
-        Right after it was turned on that is the earliest time too, as seen in AWS.
+        Directly after enabling recovery it equals the earliest time, as observed in AWS.
         """
         return max(self.earliest(table), self._clock.now() - self._lag_micros)
 
@@ -77,7 +77,7 @@ class Recovery:
         table_id = table["TableId"]
         self._days[table_id] = days
         if not specification.get("PointInTimeRecoveryEnabled"):
-            # Turning recovery off loses its history, in AWS too.
+            # Disabling recovery deletes its history, in AWS too.
             self._writes.journals.pop(table_id, None)
         elif table_id not in self._writes.journals:
             self._writes.journals[table_id] = TableJournal(self._clock.tick())
@@ -87,7 +87,7 @@ class Recovery:
         table = self._table(data)
         recovery: dict[str, Any] = {"PointInTimeRecoveryStatus": "DISABLED"}
         if table["TableId"] in self._writes.journals:
-            # Whole milliseconds inside the window: the times reported must be restorable.
+            # Whole milliseconds inside the window: reported times must be restorable.
             earliest = -(-self.earliest(table) // 1000)
             recovery = {
                 "PointInTimeRecoveryStatus": "ENABLED",

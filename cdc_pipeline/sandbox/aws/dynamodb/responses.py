@@ -1,4 +1,4 @@
-"""Answers in place of the emulator's handlers: JSON, or a refusal as DynamoDB words it."""
+"""Answers in place of the emulator's handlers: JSON, or a refusal with DynamoDB's message."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ class RefusedError(Exception):
 
 
 def answering(operation: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[..., Response]:
-    """Return the emulator's kind of handler for an operation that answers a dict or refuses."""
+    """Return a handler for the emulator from an operation that returns a dict or refuses."""
 
     def handler(data: dict[str, Any]) -> Response:
         from ministack.core.responses import error_response_json, json_response

@@ -1,8 +1,8 @@
 """Corrections of the emulator's writes and streams: one hook per write, TTL records, sizes.
 
-ministack 1.5.33 forgets stream records for PartiQL writes and TTL deletes, reports SizeBytes 0, can
-alias parts of items, takes a set in another order for a change, and looks for a number key as it is
-spelled in the request. It answers every DynamoDB request on one event loop, so a hook here runs
+ministack 1.5.33 omits stream records of PartiQL writes and TTL deletes, reports SizeBytes 0, can
+alias parts of items, counts a set in another order as a change, and searches a number key by its
+spelling in the request. It answers every DynamoDB request on one event loop, so a hook here runs
 between whole requests and needs no lock. Each replaced function is a module global that ministack
 looks up at call time.
 """
@@ -19,7 +19,7 @@ from typing import Any
 
 from cdc_pipeline.sandbox.aws.dynamodb.journal import Change, Clock, Item, TableJournal, same
 
-# AWS ignores TTL values older than five years, so that a wrong unit cannot empty a table
+# AWS ignores TTL values older than five years: a wrong unit cannot empty a table
 # (developer guide, "Using time to live").
 _TTL_HORIZON_SECONDS = 5 * 365 * 24 * 3600
 _TTL_IDENTITY = {"PrincipalId": "dynamodb.amazonaws.com", "Type": "Service"}
@@ -40,9 +40,9 @@ class _Write:
 
 
 class Writes:
-    """Sees every write of every table: journals it, watches TTL, corrects its stream record.
+    """Hook of every write of every table: journals it, tracks TTL, corrects its stream record.
 
-    `journals` maps a table id to its journal and holds only tables with point-in-time recovery.
+    `journals`: journal by table id, only of tables with point-in-time recovery.
     """
 
     def __init__(self, dynamodb: Any, clock: Clock) -> None:
@@ -58,7 +58,7 @@ class Writes:
 
     @property
     def latest_micros(self) -> int:
-        """The time of the last write in µs; records are emitted right after their write."""
+        """Time of the last write in µs; records are emitted directly after their write."""
         return self._micros
 
     def install(self) -> None:
@@ -77,12 +77,12 @@ class Writes:
         module._extract_key_val = _naming(module._extract_key_val, module._ddb_canonicalize_number)
 
     def clear(self) -> None:
-        """Forget everything, as the emulator's reset does."""
+        """Remove all data, as the emulator's reset does."""
         self.journals.clear()
         self.ttl.clear()
 
     def expire(self, table: dict[str, Any], key: tuple[Any, Any]) -> None:
-        """Delete one item the way DynamoDB's TTL does: a REMOVE made by the service."""
+        """Delete one item as DynamoDB's TTL does: a REMOVE by the service."""
         self._expiring = True
         try:
             old = self._dynamodb._remove_item(table, *key)
@@ -93,10 +93,10 @@ class Writes:
 
     def _storing(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def set_item(table: dict[str, Any], pk: Any, sk: Any, item: Item) -> Item | None:
-            # A copy per version, never changed in place after: table, records and journal can
-            # share it, and `SET a = :v, b = :v` cannot leave a and b sharing one list.
+            # A copy per version, never changed in place: table, records and journal can share it,
+            # and `SET a = :v, b = :v` cannot make a and b share one list.
             old = table["items"].get(pk, {}).get(sk)
-            # Nothing changed: the version that there is stays, with its sets in their order.
+            # Nothing changed: the present version remains, with its sets in their order.
             stored = old if old is not None and same(old, item) else _isolated(item)
             original(table, pk, sk, stored)
             self._seen(_Write(table, (pk, sk), old, stored))
@@ -136,7 +136,7 @@ class Writes:
         ) -> dict[str, Any]:
             latest = self._latest
             if new is not None and latest is not None and latest.table is table:
-                # Emitted right after it was stored: keep one copy of the version, not two.
+                # Emitted directly after storing: keep one copy of the version, not two.
                 new = latest.new
             record = original(table, name, old, new, view)
             data = record["dynamodb"]
@@ -154,7 +154,7 @@ class Writes:
         def emit(
             table_name: str, event_name: str, old: Item | None, new: Item | None, **settings: Any
         ) -> None:
-            # ministack leaves the record out if both are equal.
+            # ministack omits the record if both are equal.
             unchanged = old is not None and new is not None and same(old, new)
             original(table_name, event_name, old, old if unchanged else new, **settings)
 
@@ -172,8 +172,8 @@ class Writes:
 
     def _transacting(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def execute_transaction(data: dict[str, Any]) -> Any:
-            # ministack applies the statements one by one and restores the tables if one fails:
-            # nothing may be journaled before the outcome is known.
+            # ministack applies the statements one by one and restores the tables if one fails: the
+            # journal must wait for the outcome.
             with self._collecting() as writes:
                 self._in_transaction = True
                 try:
@@ -207,19 +207,19 @@ class Writes:
 
 
 class TtlQueue:
-    """Which items expire when, so that looking for expired ones never scans a table."""
+    """Expiry times of items, so that finding expired ones needs no scan of a table."""
 
     def __init__(self) -> None:
         self._attributes: dict[str, str] = {}
         self._heaps: dict[str, list[tuple[Decimal, Any, Any]]] = {}
 
     def clear(self) -> None:
-        """Forget all tables."""
+        """Remove all tables."""
         self._attributes.clear()
         self._heaps.clear()
 
     def configure(self, table: dict[str, Any], attribute: str | None) -> None:
-        """Start watching `attribute` of a table, or stop with None; present items count too."""
+        """Track `attribute` of a table, its present items included; None: stop."""
         table_id = table.get("TableId", "")
         self._attributes.pop(table_id, None)
         self._heaps.pop(table_id, None)
@@ -232,23 +232,23 @@ class TtlQueue:
                 self.watch(table, (pk, sk), item)
 
     def watch(self, table: dict[str, Any], key: tuple[Any, Any], item: Item) -> None:
-        """Note when this item expires, if it does."""
+        """Record the item's expiry, if it has one."""
         attribute = self._attributes.get(table.get("TableId", ""))
         if attribute is not None:
             expiry = _expiry(item, attribute)
             if expiry is not None:
-                # str: the heap compares keys of equal expiry, of whatever type they are.
+                # str: the heap compares keys of equal expiry, which may differ in type.
                 heapq.heappush(self._heaps[table["TableId"]], (expiry, str(key), key))
 
     def expired(self, table: dict[str, Any], now_seconds: float) -> list[tuple[Any, Any]]:
-        """Return the keys of the items that are expired now; each is returned once."""
+        """Return the keys of expired items; each is returned once."""
         attribute = self._attributes.get(table.get("TableId", ""))
         heap = self._heaps.get(table.get("TableId", ""), [])
         keys = []
         while attribute is not None and heap and heap[0][0] <= now_seconds:
             expiry, _, key = heapq.heappop(heap)
             item = table["items"].get(key[0], {}).get(key[1])
-            # The item may have been deleted or given another expiry since it was noted.
+            # The item may have been deleted or have another expiry since it was recorded.
             if item is not None and _expiry(item, attribute) == expiry:
                 too_old = expiry < now_seconds - _TTL_HORIZON_SECONDS
                 keys += [] if too_old else [key]
@@ -256,10 +256,10 @@ class TtlQueue:
 
 
 def own_ttl(dynamodb: Any, writes: Writes) -> Callable[[float], None]:
-    """Take TTL over from the emulator; return the function that expires what is due by a time.
+    """Replace the emulator's TTL; return the function that deletes items expired by a time.
 
-    ministack's own reaper is a thread that starts at import and deletes without a record; it goes
-    through `all_items` of the settings, which from now on shows it nothing.
+    ministack's own reaper is a thread that starts at import and deletes without a record; it
+    iterates over `all_items` of the settings, which is empty for it from now on.
     """
     settings = dynamodb._ttl_settings
 
@@ -301,7 +301,7 @@ def own_ttl(dynamodb: Any, writes: Writes) -> Callable[[float], None]:
 def _naming(
     original: Callable[[Any], Any], canonical: Callable[[str], str | None]
 ) -> Callable[[Any], Any]:
-    """By what a key attribute finds its item: 1E2 and 100.0 name the item of 100."""
+    """Return the lookup value of a key attribute: 1E2 and 100.0 are the key of the item 100."""
 
     def key_value(attribute: Any) -> Any:
         value = original(attribute)
@@ -313,7 +313,7 @@ def _naming(
 
 
 def _remembering(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Cache a pure function of the text of a number; anything but text goes straight through."""
+    """Cache a pure function of the text of a number; other values are not cached."""
     cached = lru_cache(maxsize=100_000)(function)
 
     def call(text: Any) -> Any:
@@ -329,7 +329,7 @@ def _expiry(item: Item, attribute: str) -> Decimal | None:
 
 
 def _isolated(item: Item) -> Item:
-    """Return a copy that shares nothing with `item`; JSON is the fastest deep copy there is."""
+    """Return a deep copy of `item`; a round trip through JSON is the fastest way."""
     try:
         return json.loads(json.dumps(item))
     except TypeError:

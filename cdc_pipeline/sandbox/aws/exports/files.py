@@ -1,4 +1,4 @@
-"""The objects that an export consists of: data files, manifests and their sums, and their upload.
+"""The objects of an export: data files, manifests, their checksums, and the upload.
 
 Names, field order, spacing and the gzip header are those of real exports of January 2026
 (gurre/ddb-pitr, s3exportdata).
@@ -19,14 +19,14 @@ from cdc_pipeline.sandbox.aws.dynamodb.journal import Change, Item, compact, rol
 from cdc_pipeline.sandbox.aws.exports.requests import NEW_AND_OLD_IMAGES, Window
 
 _ITEMS_PER_FILE = 10_000
-# What real incremental exports of a few items, and of none, are billed (also DDB-EXPORT-019).
+# Billed size of real incremental exports of few items or none (also DDB-EXPORT-019).
 _LEAST_BILLED_BYTES = 10_000_000
 
 Record = TypeVar("Record")
 SizeOf = Callable[[Item], int]
 
-# How WriteTimestampMicros is written: real exports say {"N":"..."}, some texts a bare number or
-# string. Readers should take all three.
+# Formats of WriteTimestampMicros: real exports have {"N":"..."}, some documents a bare number or
+# string. Readers should accept all three.
 WRITE_TIMES: dict[str, Callable[[int], Any]] = {
     "typed": lambda micros: {"N": str(micros)},
     "number": int,
@@ -35,7 +35,7 @@ WRITE_TIMES: dict[str, Callable[[int], Any]] = {
 
 
 class FailedError(Exception):
-    """An export that was accepted and cannot be finished: FailureCode and FailureMessage."""
+    """An accepted export that cannot be completed: FailureCode and FailureMessage."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -44,7 +44,7 @@ class FailedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """One compressed data file of an export and what the manifest says of it."""
+    """One compressed data file of an export, with its values for the manifest."""
 
     name: str
     body: bytes
@@ -54,7 +54,7 @@ class DataFile:
 
 @dataclass(frozen=True, slots=True)
 class TableState:
-    """A table at a time: `items` before `later`, their newest changes."""
+    """A table at a point in time: `items` without their newest changes, `later`."""
 
     items: dict[Hashable, Item]
     later: list[Change]
@@ -69,13 +69,13 @@ class TableState:
         return _spread(state.items(), len(state), line, stopping)
 
     def billed_bytes(self, item_bytes: int) -> int:
-        """Return billedSizeBytes; AWS may say 0 for a small table."""
+        """Return billedSizeBytes; AWS may return 0 for a small table."""
         return item_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class WindowChanges:
-    """The changes of a table in a window, oldest first, and how to write them down."""
+    """The changes of a table in a window, oldest first, and their format."""
 
     changes: list[Change]
     window: Window
@@ -83,7 +83,7 @@ class WindowChanges:
     write_time: str
 
     def data_files(self, size_of: SizeOf, stopping: threading.Event) -> Iterator[DataFile]:
-        """Yield the data files of an incremental export: one line per item that changed."""
+        """Yield the data files of an incremental export: one line per changed item."""
 
         def line(change: Change) -> tuple[str, int]:
             size = sum(size_of(image) for image in (change.old, change.new) if image is not None)
@@ -94,12 +94,12 @@ class WindowChanges:
         return _spread(keyed, len(net), line, stopping, salt=str(self.window.start))
 
     def billed_bytes(self, item_bytes: int) -> int:
-        """Return billedSizeBytes: 10 MB at least."""
+        """Return billedSizeBytes, at least 10 MB."""
         return max(item_bytes, _LEAST_BILLED_BYTES)
 
     def _line(self, change: Change) -> dict[str, Any]:
         image = change.old if change.new is None else change.new
-        assert image is not None  # a compacted change has one image at least
+        assert image is not None  # a compacted change has at least one image
         line: dict[str, Any] = {
             "Metadata": {"WriteTimestampMicros": WRITE_TIMES[self.write_time](change.micros)},
             "Keys": {name: image[name] for name in self.key_names},
@@ -118,11 +118,10 @@ def _spread(
     stopping: threading.Event,
     salt: str = "",
 ) -> Iterator[DataFile]:
-    """Yield data files of lines, which `line_of` makes of a record, with the size it counts.
+    """Yield data files of lines; `line_of` returns line and counted size of a record.
 
-    As in AWS each file holds a hash range of partition keys, the order inside means nothing, and
-    an empty range gives an empty file; the last file is always empty. Another `salt`, another
-    order.
+    As in AWS each file has a hash range of partition keys, without a meaningful order, and an empty
+    range gives an empty file; the last file is always empty. `salt` determines the order.
     """
     parts: list[list[tuple[int, Record]]] = [[] for _ in range(4 + count // _ITEMS_PER_FILE)]
     for key, record in records:
@@ -163,8 +162,8 @@ def manifest_summary(
 ) -> bytes:
     """Return manifest-summary.json.
 
-    `times`: startTime, endTime, and exportTime or exportFromTime and exportToTime. Note that the
-    one of a full export has no exportType.
+    `times`: startTime, endTime, and exportTime or exportFromTime and exportToTime. The summary of a
+    full export has no exportType.
     """
     window = description.get("IncrementalExportSpecification")
     summary = {
@@ -194,8 +193,8 @@ async def multipart_put(
 ) -> str:
     """Write one object as a multipart upload of one part, as exports do; return its ETag.
 
-    The ETag of a multipart object is `<md5 of the part md5s>-<parts>`, which manifests repeat. It
-    is written as the bucket's owner: who may is decided before.
+    The ETag of a multipart object is `<md5 of the part md5s>-<parts>`, repeated in manifests. The
+    object is written as the bucket's owner: permissions are checked before.
     """
     from ministack.core.responses import set_request_account_id
 
@@ -231,7 +230,7 @@ def _checked(bucket: str, response: tuple[int, Any, Any]) -> bytes:
 
 
 def md5(body: bytes) -> str:
-    """Return the base64 MD5 that manifests and `.md5` objects hold."""
+    """Return the base64 MD5 for manifests and `.md5` objects."""
     return base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
 
 
@@ -244,7 +243,7 @@ def _file_name() -> str:
 
 
 def _gzip(body: bytes) -> bytes:
-    """Compress with the gzip header of real exports: an empty file is the same 20 bytes."""
+    """Compress with the gzip header of real exports: an empty file is the same 20 bytes there."""
     compressor = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
     header = b"\x1f\x8b\x08" + bytes(6) + b"\xff"
     data = compressor.compress(body) + compressor.flush()

@@ -1,6 +1,6 @@
-"""Exports to S3, which the emulator lacks: requests, their states, describing and listing them.
+"""Exports to S3, which the emulator lacks: requests, states, descriptions and lists.
 
-What AWS does not document is decided here and in the modules it uses, and said in docs/sandbox.md.
+Behaviour not documented by AWS is decided here and in the modules it uses; see docs/sandbox.md.
 """
 
 import asyncio
@@ -53,10 +53,10 @@ Content = TableState | WindowChanges
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
-    """How exports differ from AWS's: `delay_seconds`: how long one is IN_PROGRESS at least.
+    """Times of exports. `delay_seconds`: shortest time IN_PROGRESS.
 
-    The others default to what AWS does. `least_window_seconds`: the shortest incremental export.
-    `restorable_lag_seconds`: how far LatestRestorableDateTime is behind the present.
+    The others default to AWS's. `least_window_seconds`: shortest window of an incremental export.
+    `restorable_lag_seconds`: distance of LatestRestorableDateTime from now.
     """
 
     delay_seconds: float = 0.5
@@ -66,7 +66,7 @@ class ExportOptions:
 
 @dataclass(slots=True)
 class Faults:
-    """What tests ask for: exports that FAIL, other spellings; see `control.control`."""
+    """Faults set by tests: failing exports, other formats; see `control.control`."""
 
     fail_exports: int = 0
     failure_code: str = "S3AccessDenied"
@@ -74,13 +74,13 @@ class Faults:
     write_time: str = "typed"
 
     def set_write_time(self, spelling: str) -> None:
-        """Spell WriteTimestampMicros so; raises ValueError unless it is one of WRITE_TIMES."""
+        """Set the format of WriteTimestampMicros; raises ValueError unless in WRITE_TIMES."""
         if spelling not in WRITE_TIMES:
             raise ValueError(f"write_time is one of {', '.join(WRITE_TIMES)}")
         self.write_time = spelling
 
     def next_failure(self) -> FailedError | None:
-        """Return the failure of the export requested now, if it is to fail."""
+        """Return the failure for the next export, None if it is not to fail."""
         if self.fail_exports <= 0:
             return None
         self.fail_exports -= 1
@@ -89,10 +89,10 @@ class Faults:
 
 @dataclass(slots=True)
 class Export:
-    """One accepted export: the ExportDescription it answers with, and what it started from.
+    """One accepted export: its ExportDescription and its input.
 
-    `times` holds exportTime, or exportFromTime and exportToTime, as in its manifest. `caller` is
-    the ARN of who asked for it, with whose permissions it writes.
+    `times`: exportTime, or exportFromTime and exportToTime, as in its manifest. `caller`: ARN of
+    the requester, whose permissions it uses for writing.
     """
 
     description: dict[str, Any]
@@ -104,17 +104,17 @@ class Export:
 
     @property
     def arn(self) -> str:
-        """Its ARN, which ends in the ExportId."""
+        """ARN, ending in the ExportId."""
         return self.description["ExportArn"]
 
     @property
     def folder(self) -> str:
-        """`<S3Prefix>/AWSDynamoDB/<ExportId>`, without the prefix if there is none."""
+        """`<S3Prefix>/AWSDynamoDB/<ExportId>`; without S3Prefix if none is given."""
         return f"{self._root}/{self.arn.rsplit('/', 1)[1]}"
 
     @property
     def data_folder(self) -> str:
-        """Where its data files go; all incremental exports of a prefix share one folder."""
+        """Folder of the data files; all incremental exports of a prefix share one."""
         shared = self.description["ExportType"] == INCREMENTAL
         return f"{self._root if shared else self.folder}/data"
 
@@ -128,8 +128,8 @@ class Exports:
     """Answers the export operations in place of the emulator.
 
     `put_object(bucket, key, body, headers)` writes to the sandbox's S3 and returns the ETag; it is
-    awaited on the event loop that serves requests. `buckets` knows whose a bucket is. `faults` may
-    be changed at any time.
+    awaited on the event loop that serves requests. `buckets`: owners of buckets. `faults` may be
+    changed at any time.
     """
 
     def __init__(
@@ -221,7 +221,7 @@ class Exports:
         micros = full_export_micros(
             self._recovery, table, data.get("ExportTime"), self._clock.now()
         )
-        # No request runs while this does, and stored items are never changed in place: a copy of
+        # No request runs at the same time, and stored items are never changed in place: a copy of
         # the references is a consistent snapshot.
         items: dict[Hashable, Item] = {
             (pk, sk): item
@@ -249,7 +249,7 @@ class Exports:
             [key["AttributeName"] for key in table["KeySchema"]],
             self.faults.write_time,
         )
-        # Real ones start at a whole second, and so do their ExportIds.
+        # Real exports, and their ExportIds, start at a whole second.
         description = self._description(table, data, self._clock.tick() // 1_000_000 * 1000)
         description |= {
             "ExportType": INCREMENTAL,
@@ -321,13 +321,13 @@ class Exports:
         description["EndTime"] = export.end_micros // 1000 / 1000
 
     def _check_bucket(self, export: Export) -> None:
-        """Fail an export to a bucket that is another account's than it says, or closed to it."""
+        """Fail an export if the bucket's owner is not the given one or denies the caller."""
         description = export.description
         bucket, named = description["S3Bucket"], description.get("S3BucketOwner")
         owner = self._buckets.owner(bucket)
         own = description["TableArn"].split(":")[4]
         if owner is None:
-            return  # writing says so
+            return  # the write reports it
         if (named or own) != owner:
             raise FailedError("S3AccessDenied", f"{bucket} is not a bucket of {named or own}")
         key = f"{export.folder}/_started"
@@ -361,7 +361,7 @@ class Exports:
         )
         await self._put(export, f"{manifest}-files.json", lines)
         await self._put(export, f"{manifest}-files.md5", md5(lines).encode())
-        # The summary last: readers take its presence as "all of it is there".
+        # The summary last: for readers its presence means that the export is complete.
         await self._put(export, f"{manifest}-summary.md5", md5(summary).encode())
         await self._put(export, f"{manifest}-summary.json", summary)
 
@@ -388,9 +388,9 @@ class Exports:
         return answer
 
     def _listed(self, table_arn: str | None) -> list[str]:
-        """The newest first; those of a table as it is now, not of one that had its name before.
+        """Return exports, newest first, of the present table, not of a former one of its name.
 
-        As seen in AWS (ack-api-quirks, DDB-EXPORT-017 and -020); describing goes on working.
+        As observed in AWS (ack-api-quirks, DDB-EXPORT-017 and -020); describing still works.
         """
         newest_first = reversed(self._exports.values())
         if table_arn is None:

@@ -1,4 +1,4 @@
-"""Who makes a request, and what a principal may do in a bucket of another account.
+"""The principal of a request, and its permissions in a bucket of another account.
 
 ministack knows the account only, so that bucket policies which name a role grant nothing.
 """
@@ -19,14 +19,14 @@ _access_key: ContextVar[str] = ContextVar("access_key", default="")
 
 
 def remember_caller(scope: Any) -> None:
-    """Keep the access key of an HTTP request for as long as it is answered."""
+    """Keep the access key of an HTTP request while it is handled."""
     headers: dict[bytes, bytes] = dict(scope["headers"])
-    found = _CREDENTIAL.search(headers.get(b"authorization", b""))
-    _access_key.set(found[1].decode() if found else "")
+    match = _CREDENTIAL.search(headers.get(b"authorization", b""))
+    _access_key.set(match[1].decode() if match else "")
 
 
 def principal() -> str:
-    """The ARN of who makes the present request: an assumed role, or an account's root."""
+    """Return the ARN of the requester: an assumed role, or an account's root."""
     from ministack.core.responses import get_account_id
     from ministack.services import sts
 
@@ -41,7 +41,7 @@ class ForeignBuckets:
         self._s3 = s3
 
     def install(self) -> None:
-        """Let bucket policies name roles; once per process."""
+        """Make bucket policies with roles effective; once per process."""
         original = self._s3._foreign_bucket_allows
 
         def allows(
@@ -54,11 +54,11 @@ class ForeignBuckets:
         self._s3._foreign_bucket_allows = allows
 
     def owner(self, bucket: str) -> str | None:
-        """The account of a bucket, None if there is no such bucket."""
+        """Return the account of a bucket, None if there is no such bucket."""
         return self._s3._bucket_owner_account(bucket)
 
     def denied_to_export(self, caller: str, bucket: str, key: str) -> list[str]:
-        """The permissions that the principal `caller` lacks to export to a bucket."""
+        """Return the permissions that `caller` lacks for an export to a bucket."""
         return [
             action
             for action, (method, query) in _EXPORT_NEEDS.items()

@@ -1,8 +1,8 @@
-"""What an ExportTableToPointInTime request asks for: its parameters, and its times by the rules.
+"""ExportTableToPointInTime requests: parameters, and the rules for their times.
 
 Codes and messages of refused windows are those of AWS, as recorded by the project ack-api-quirks
-in October 2026 (DDB-EXPORT-001 to -004, -019) and in apache/airflow pull request 41517. Where no
-record was found, that is said.
+in October 2026 (DDB-EXPORT-001 to -004, -019) and in apache/airflow pull request 41517. Comments
+mark messages without such a record.
 """
 
 from dataclasses import dataclass
@@ -24,14 +24,14 @@ _VIEWS = (NEW_IMAGE, NEW_AND_OLD_IMAGES)
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What an incremental export covers: writes at `start` or later and before `end`, in µs."""
+    """Window of an incremental export: writes in [start, end), µs since the epoch."""
 
     start: int
     end: int
     view: str
 
     def described(self) -> dict[str, Any]:
-        """Return the IncrementalExportSpecification that descriptions show."""
+        """Return the IncrementalExportSpecification for descriptions."""
         return {
             "ExportFromTime": self.start / _SECOND,
             "ExportToTime": self.end / _SECOND,
@@ -40,7 +40,7 @@ class Window:
 
 
 def check_parameters(data: dict[str, Any]) -> None:
-    """Refuse a request for what it says by itself, whatever table it is about."""
+    """Refuse a request with invalid parameters, independent of its table."""
     for name in ("TableArn", "S3Bucket"):
         if not data.get(name):
             raise _invalid(f"{name} must not be null or empty")
@@ -96,12 +96,12 @@ def full_export_micros(
     """Return the time of a full export in µs; refuses one outside the recovery window.
 
     Unlike a window it may be as late as now: a test suite that passes against AWS
-    (scylladb/scylladb, test/alternator/test_export.py) asks for the present second.
+    (scylladb/scylladb, test/alternator/test_export.py) requests the current second.
     """
     earliest = recovery.earliest(table)
     if requested is None:
-        # Whole milliseconds, as reported: the content is the state at the time we name. Right
-        # after recovery was turned on there is none yet.
+        # Whole milliseconds, as reported: the content is the state at the reported time. Directly
+        # after enabling recovery there is no such time yet.
         return max(now // 1000 * 1000, earliest)
     micros = _micros("ExportTime", requested)
     if not earliest <= micros <= now:
@@ -120,10 +120,10 @@ def export_window(
     *,
     least_seconds: float,
 ) -> Window:
-    """Return the window of an incremental export; refuses in the order that AWS does."""
+    """Return the window of an incremental export; refuses in the same order as AWS."""
     start = _micros("ExportFromTime", specification["ExportFromTime"])
     requested = specification.get("ExportToTime")
-    # AWS takes the second of the request, not LatestRestorableDateTime (DDB-EXPORT-019).
+    # AWS uses the second of the request, not LatestRestorableDateTime (DDB-EXPORT-019).
     end = now // _SECOND * _SECOND if requested is None else _micros("ExportToTime", requested)
     if start < table["CreationDateTime"] * _SECOND:
         raise _bad_time(
@@ -151,23 +151,23 @@ def _check_length(start: int, end: int, least_seconds: float) -> None:
     if end - start < least_seconds * _SECOND:
         raise _bad_time(f"{difference} less than {_duration(least_seconds)}")
     if end - start > _MOST_WINDOW_HOURS * 3600 * _SECOND:
-        # The wording is ours: nobody recorded AWS's.
+        # Wording of this project: there is no record of AWS's.
         raise _bad_time(f"{difference} greater than {_MOST_WINDOW_HOURS} hours")
 
 
 def _check_restorable(
     recovery: Recovery, table: dict[str, Any], start: int, end: int | None
 ) -> None:
-    """Refuse what recovery may not reach; AWS may be milder, see docs/sandbox.md.
+    """Refuse times outside of recovery; AWS may accept more, see docs/sandbox.md.
 
-    The message is the one that AWS has for full exports (DDB-EXPORT-001).
+    The message is AWS's for full exports (DDB-EXPORT-001).
     """
     if start < recovery.earliest(table) or (end is not None and end > recovery.latest(table)):
         raise _bad_time("Point in Time Recovery is not available for specified export time")
 
 
 def iso(micros: int) -> str:
-    """Return a time as manifests spell it, such as `2026-01-14T10:35:24.000Z`."""
+    """Return a time in the format of manifests, such as `2026-01-14T10:35:24.000Z`."""
     return f"{_iso_seconds(micros)[:-1]}.{micros // 1000 % 1000:03d}Z"
 
 
@@ -176,7 +176,7 @@ def _iso_seconds(micros: int) -> str:
 
 
 def _micros(name: str, moment: float | str) -> int:
-    """Return microseconds of a time on the wire: epoch seconds, or ISO text."""
+    """Return a time of a request (epoch seconds or ISO text) in µs since the epoch."""
     if isinstance(moment, str):
         try:
             parsed = datetime.fromisoformat(moment)

@@ -1,9 +1,9 @@
 """Kinesis channels as AWS describes them: operations, deliveries to S3, dead letters, metrics.
 
-ministack 1.5.33 has none. Shapes: botocore's model of Kinesis; limits, keys and metrics: the
-Kinesis guide's pages on data delivery. What AWS leaves open is an order of the sandbox: the
-delimiter, and records that a channel gives up. One thing is other than AWS's: a second here is five
-minutes there, so a channel with the least freshness, 300 s, delivers after one second.
+ministack 1.5.33 has no channels. Shapes: botocore's model of Kinesis; limits, keys and metrics: the
+Kinesis guide's pages on data delivery. What AWS leaves open is set by commands to the sandbox: the
+delimiter, and records that become dead letters. Other than in AWS, one second here is five minutes
+there: a channel with the shortest freshness, 300 s, delivers after one second.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from cdc_pipeline.sandbox.aws.dynamodb.responses import RefusedError, Response, 
 from cdc_pipeline.sandbox.aws.exports.files import FailedError
 
 FASTER = 300
-"""How many seconds of AWS's freshness are one second of the sandbox's."""
+"""Seconds of AWS's freshness per second in the sandbox."""
 _STEP_SECONDS = 0.1
 _LEAST, _MOST = 300, 900
 _EXTENSIONS = {"NONE": "", "GZIP": ".gz", "ZSTD": ".zst"}
@@ -44,7 +44,7 @@ class _Record:
 
 @dataclass(slots=True)
 class _Channel:
-    """A channel: what DescribeChannel says, what waits, and how far each shard was read."""
+    """A channel: its description, its waiting records, and its position in each shard."""
 
     described: dict[str, Any]
     account: str
@@ -55,7 +55,7 @@ class _Channel:
 
 @dataclass
 class Faults:
-    """What AWS leaves open, as tests order it: what ends each record, and records to give up."""
+    """Settings that AWS leaves open, by tests: delimiter of records, number of dead letters."""
 
     delimiter: str = ""
     dead_letters: int = 0
@@ -70,7 +70,7 @@ class Channels:
         self.faults = Faults()
 
     def install(self) -> None:
-        """Answer the operations of channels in front of the emulator's; once per process."""
+        """Handle the operations of channels before the emulator's; once per process."""
         module, original = self._kinesis, self._kinesis.handle_request
         operations = {
             "CreateChannel": answering(self._create),
@@ -154,17 +154,17 @@ class Channels:
             or {"CloudWatchLogs": {"Enabled": False}},
         }
         channel = _Channel(described, account, region)
-        # No backfill: only what is written from now on.
+        # No backfill: only records written from now on.
         for one in streams:
-            found = self._kinesis._resolve_stream_by_arn(one["StreamARN"])
-            for shard_id, shard in found["shards"].items():
+            stream = self._kinesis._resolve_stream_by_arn(one["StreamARN"])
+            for shard_id, shard in stream["shards"].items():
                 last = shard["records"][-1]["SequenceNumber"] if shard["records"] else ""
                 channel.read[one["StreamARN"], shard_id] = last
         self._channels[described["ChannelARN"]] = channel
         return {"ChannelDescription": described}
 
-    def _source(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        arn = wanted["StreamARN"]
+    def _source(self, requested: dict[str, Any]) -> dict[str, Any]:
+        arn = requested["StreamARN"]
         stream = self._kinesis._resolve_stream_by_arn(arn)
         if stream is None:
             raise RefusedError("ResourceNotFoundException", f"Stream {arn} not found")
@@ -173,11 +173,11 @@ class Channels:
             raise RefusedError("InvalidArgumentException", "channels are for on-demand streams")
         if stream.get("KeyId") == "alias/aws/kinesis":
             raise RefusedError("InvalidArgumentException", "not for streams with AWS's own key")
-        kind = wanted["RecordConfiguration"]["RecordFormatType"]
+        kind = requested["RecordConfiguration"]["RecordFormatType"]
         if kind == "GSR_JSON":
             raise RefusedError("InvalidArgumentException", "the sandbox has no schema registry")
         created = stream.get("StreamCreationTimestamp") or time.time()
-        return {**wanted, "StreamCreationTimestamp": created}
+        return {**requested, "StreamCreationTimestamp": created}
 
     def _found(self, request: dict[str, Any]) -> _Channel:
         arn = request["ChannelARN"]
@@ -191,10 +191,10 @@ class Channels:
     def _list(self, request: dict[str, Any]) -> dict[str, Any]:
         from ministack.core.responses import get_account_id, get_region
 
-        wanted = {one["StreamARN"] for one in request.get("StreamFilter") or ()}
+        arns = {one["StreamARN"] for one in request.get("StreamFilter") or ()}
         own = (get_account_id(), get_region())
         names = ("ChannelName", "ChannelARN", "ChannelId", "ChannelStatus")
-        found = [
+        summaries = [
             {
                 **{name: c.described[name] for name in (*names, "ChannelCreationTimestamp")},
                 "ChannelDestinationType": "S3",
@@ -204,9 +204,9 @@ class Channels:
                 ],
             }
             for c in self._channels.values()
-            if (c.account, c.region) == own and (not wanted or wanted & set(_streams(c.described)))
+            if (c.account, c.region) == own and (not arns or arns & set(_streams(c.described)))
         ]
-        return {"ChannelSummaries": found}
+        return {"ChannelSummaries": summaries}
 
     def _update(self, request: dict[str, Any]) -> dict[str, Any]:
         channel = self._found(request)
@@ -227,7 +227,7 @@ class Channels:
     # Deliveries
 
     async def run(self) -> None:
-        """Deliver what is due, for ever. A failed delivery is tried again, as AWS does."""
+        """Deliver due records for ever. A failed delivery is retried, as in AWS."""
         from ministack.core.responses import request_scope
 
         while True:
@@ -303,7 +303,7 @@ class Channels:
     async def _give_up(self, channel: _Channel, records: list[_Record]) -> None:
         target = channel.described["S3DestinationConfiguration"]
         errors = target["DeadLetterQueueS3Configuration"]
-        said = [
+        letters = [
             {
                 "streamArn": record.stream_arn,
                 "shardId": record.shard_id,
@@ -314,7 +314,7 @@ class Channels:
             for record in records
         ]
         name = f"{datetime.now(UTC):%Y/%m/%d/%H}/{uuid.uuid4()}.json"
-        body = "".join(json.dumps(one) + "\n" for one in said).encode()
+        body = "".join(json.dumps(one) + "\n" for one in letters).encode()
         await self._put(errors["BucketARN"], errors["ErrorOutputPrefix"] + name, body)
 
     def _measure(
@@ -348,7 +348,7 @@ class Channels:
 
 
 def key_of(described: dict[str, Any], stream_arn: str, moment: datetime) -> str:
-    """The key of an object: the template filled in, a unique end, and the extension."""
+    """Return the key of an object: the filled template, a unique suffix, and the extension."""
     storage = described["S3DestinationConfiguration"]["StorageConfiguration"]
     template = storage["OutputKeyTemplate"]
     ending = _ENDINGS.search(template)

@@ -1,10 +1,10 @@
 """Firehose's deliveries to S3 as AWS makes them: buffered, transformed, many records per object.
 
-ministack 1.5.33 writes an object per record at once and drops what fails. Here a stream's records
+ministack 1.5.33 writes one object per record at once and drops failures. Here a stream's records
 wait for its buffering hints; then Lambda transforms them in batches, and they become one object,
-beside one per kind of failure. The untouched records go to the backup with hints of its own.
+beside one object per kind of failure. The original records go to the backup with its own hints.
 Object names and error documents: reference of AWS, "Amazon S3 object name format" and "Data
-transformation". What the sandbox does not do is refused when a stream is created.
+transformation". Unsupported settings are refused when a stream is created.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from cdc_pipeline.sandbox.aws.firehose.parquet import Conversion, UnconvertibleE
 
 _STEP_SECONDS = 0.1
 _MB = 1024 * 1024
-# Of an answer; Lambda itself refuses to return more.
+# Limit of an answer; Lambda itself refuses to return more.
 _LARGEST_ANSWER = 6 * _MB
 _COMPRESSIONS = ("UNCOMPRESSED", "GZIP")
 _PROCESSORS = ("Lambda", "AppendDelimiterToRecord")
@@ -41,7 +41,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What waits for delivery; `metadata` is kinesisRecordMetadata, of records from Kinesis."""
+    """A waiting record; `metadata`: kinesisRecordMetadata of records from Kinesis."""
 
     record_id: str
     data: bytes
@@ -51,7 +51,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A record for the error prefix, with what its document says beside the record itself."""
+    """A record for the error prefix, with the other fields of its document."""
 
     record: Record
     details: dict[str, Any]
@@ -59,12 +59,12 @@ class Failure:
 
 @dataclass(slots=True)
 class Buffer:
-    """Records that wait, oldest first; they stay until they were delivered."""
+    """Waiting records, oldest first; removed after their delivery."""
 
     records: list[Record] = field(default_factory=list)
 
     def due(self, config: dict[str, Any]) -> bool:
-        """Whether there are enough bytes, or the oldest record has waited long enough."""
+        """Return whether there are enough bytes, or the oldest record has waited long enough."""
         if not self.records:
             return False
         hints = config.get("BufferingHints") or {}
@@ -77,7 +77,7 @@ class Buffer:
 
 @dataclass(slots=True)
 class _State:
-    """One delivery stream: what waits, and how far each shard of its source was read."""
+    """One delivery stream: its waiting records, and its position in each shard of its source."""
 
     stream: dict[str, Any]
     main: Buffer = field(default_factory=Buffer)
@@ -104,13 +104,13 @@ class Deliveries:
         """Replace the emulator's functions; once per process."""
         module = self._firehose
         module._deliver_records_to_s3 = self._put
-        # Records are read from the source's shards instead, whoever wrote them.
+        # Records are read from the source's shards instead, whatever their writer.
         module.ingest_from_kinesis_source = lambda *_: None
         module._create_delivery_stream = _checked(module._create_delivery_stream)
         module._HANDLERS["CreateDeliveryStream"] = module._create_delivery_stream
 
     async def run(self) -> None:
-        """Deliver what is due, for ever. A failed delivery is tried again, as AWS does."""
+        """Deliver due records for ever. A failed delivery is retried, as in AWS."""
         from ministack.core.responses import request_scope
 
         while True:
@@ -129,7 +129,7 @@ class Deliveries:
         return known
 
     def _put(self, stream: dict[str, Any], _: Any, records: list[tuple[str, bytes]]) -> None:
-        """Called by the emulator for PutRecord and PutRecordBatch."""
+        """Handle PutRecord and PutRecordBatch; called by the emulator."""
         for record_id, data in records:
             self._state(stream).add(Record(record_id, data, _now_ms()))
 
@@ -149,11 +149,11 @@ class Deliveries:
             del state.main.records[: len(records)]
 
     def _arrivals(self, state: _State) -> Iterator[Record]:
-        """What is new in the shards of the stream's Kinesis source."""
+        """Return the new records in the shards of the stream's Kinesis source."""
         source = state.stream.get("kinesis_source") or {}
-        found = self._kinesis._resolve_stream_by_arn(source.get("KinesisStreamARN", ""))
+        stream = self._kinesis._resolve_stream_by_arn(source.get("KinesisStreamARN", ""))
         start_ms = int(source.get("DeliveryStartTimestamp", 0) * 1000)
-        for shard_id, shard in (found or {"shards": {}})["shards"].items():
+        for shard_id, shard in (stream or {"shards": {}})["shards"].items():
             after = state.read.get(shard_id, "")
             records = shard["records"]
             for entry in records[bisect_right(records, after, key=_sequence_number) :]:
@@ -176,7 +176,7 @@ class Deliveries:
         transformed, failed = await self._transformed(stream, config, records)
         body, unconverted = _concatenated(transformed), []
         if conversion := _conversion(config):
-            # In a thread, as the function is: meanwhile other requests are answered.
+            # In a thread, like the function, so that other requests are answered meanwhile.
             body, unconverted = await asyncio.to_thread(self._converted, conversion, transformed)
         if body:
             await self._write(stream, config, records, body)
@@ -187,7 +187,7 @@ class Deliveries:
     async def _transformed(
         self, stream: dict[str, Any], config: dict[str, Any], records: list[Record]
     ) -> tuple[list[Record], list[Failure]]:
-        """What the processors make of the records, and the records that they could not take."""
+        """Return the processors' output, and the records they failed on."""
         failed: list[Failure] = []
         for processor in _processors(config):
             if processor["Type"] == "AppendDelimiterToRecord":
@@ -265,9 +265,9 @@ class Deliveries:
 
 
 def evaluated(template: str, moment: datetime, *, error_type: str = "") -> str:
-    """Return a prefix with its expressions filled in; without a time in it, one is added.
+    """Return a prefix with its expressions evaluated; a prefix without a time gets one appended.
 
-    Java's week-year YYYY, a frequent slip, gives the year to which the week belongs.
+    Java's week-year YYYY, a frequent mistake, gives the year of the week.
     """
 
     def fill(match: re.Match[str]) -> str:
@@ -283,7 +283,7 @@ def evaluated(template: str, moment: datetime, *, error_type: str = "") -> str:
 
 
 def _java_time(pattern: str, moment: datetime) -> str:
-    # In the United States a week begins on Sunday, and its last day tells its year.
+    # In the United States a week begins on Sunday, and belongs to the year of its last day.
     week_year = (moment + timedelta(days=6 - (moment.weekday() + 1) % 7)).year
     fields = {
         "yyyy": f"{moment:%Y}",
@@ -314,7 +314,7 @@ def _time(config: dict[str, Any], milliseconds: int) -> datetime:
 def _processed(
     stream: dict[str, Any], processor: dict[str, Any], batch: list[Record]
 ) -> tuple[list[Record], list[Failure]]:
-    """Give one batch to Lambda; return what it made of it, and what it did not take."""
+    """Pass one batch to Lambda; return its output and the records it failed on."""
     arn = _parameter(processor, "LambdaArn", "")
     tries = 1 + int(_parameter(processor, "NumberOfRetries", 3))
     answers: dict[str, Any] = {}
@@ -331,11 +331,11 @@ def _processed(
         if result == "Ok":
             good.append(_with_data(record, base64.b64decode(answer["data"])))
         elif result != "Dropped":
-            told = _UNSUCCESSFUL if result == "ProcessingFailed" else _MISSING
+            default = _UNSUCCESSFUL if result == "ProcessingFailed" else _MISSING
             details = {
                 "attemptsMade": tries if code else 1,
-                "errorCode": code or told[0],
-                "errorMessage": message or told[1],
+                "errorCode": code or default[0],
+                "errorMessage": message or default[1],
                 "lambdaArn": arn,
             }
             failed.append(Failure(record, details))
@@ -401,7 +401,7 @@ def _document(failure: Failure) -> dict[str, Any]:
 
 
 def _checked(original: Callable[..., Response]) -> Callable[..., Response]:
-    """Refuse what AWS refuses, and what the sandbox does not do."""
+    """Refuse settings that AWS refuses or the sandbox does not support."""
 
     def create(data: dict[str, Any]) -> Response:
         from ministack.core.responses import error_response_json
@@ -437,7 +437,7 @@ def _wrong(config: dict[str, Any]) -> str | None:
 
 
 def _destination(stream: dict[str, Any]) -> dict[str, Any]:
-    """The S3 destination's configuration, empty if it has another destination."""
+    """Return the configuration of the S3 destination, empty for another destination."""
     for destination in stream["destinations"]:
         if destination["type"] in ("ExtendedS3", "S3"):
             return destination["config"]
@@ -466,7 +466,7 @@ def _lambda_bytes(processor: dict[str, Any]) -> int:
 
 
 def _batches(records: list[Record], most_bytes: int) -> Iterator[list[Record]]:
-    """Split records into runs of at most so many bytes, one record at least."""
+    """Split records into batches by a limit of bytes, with at least one record each."""
     batch: list[Record] = []
     size = 0
     for record in records:
@@ -492,7 +492,7 @@ def _sequence_number(entry: dict[str, Any]) -> str:
 
 
 def _true(value: Any) -> bool:
-    """A template's values may be text."""
+    """Return a boolean of a template, whose values may be text."""
     return str(value).lower() == "true"
 
 

@@ -1,6 +1,6 @@
 """Firehose's record format conversion: JSON records to one Parquet object by a Glue table.
 
-As in AWS: the OpenX deserialiser, keys without regard to case, what the table lacks left out, and
+As in AWS: the OpenX deserialiser, case-insensitive keys, fields missing in the table left out, and
 timestamps as INT96.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-# Times as numbers are seconds, or milliseconds from this on.
+# Numeric times are seconds below this value, else milliseconds.
 _LEAST_MILLISECONDS = 100_000_000_000
 
 
@@ -23,7 +23,7 @@ class UnconvertibleError(Exception):
 
 
 class Conversion:
-    """Rows of one Parquet object; `table` is the Glue table, None if there is none."""
+    """Rows of one Parquet object; `table`: the Glue table, None if it does not exist."""
 
     def __init__(self, table: dict[str, Any] | None) -> None:
         columns = (table or {}).get("StorageDescriptor", {}).get("Columns", [])
@@ -31,13 +31,13 @@ class Conversion:
         self._rows: list[dict[str, Any]] = []
 
     def add(self, record: bytes) -> None:
-        """Add the JSON objects of one record, all of them or, with UnconvertibleError, none."""
+        """Add all JSON objects of one record; none if it raises UnconvertibleError."""
         if not self._columns:
             raise UnconvertibleError("EntityNotFound", "The specified table could not be found.")
         self._rows += [self._row(document) for document in _documents(record)]
 
     def parquet(self) -> bytes:
-        """Return the object, empty if there are no rows."""
+        """Return the Parquet object, empty if there are no rows."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -58,18 +58,18 @@ class Conversion:
 
 
 def _documents(record: bytes) -> list[Any]:
-    decoder, found, position = json.JSONDecoder(), [], 0
+    decoder, documents, position = json.JSONDecoder(), [], 0
     try:
         text = record.decode()
         while rest := text[position:].lstrip():
             position = len(text) - len(rest)
             document, position = decoder.raw_decode(text, position)
-            found.append(document)
+            documents.append(document)
     except ValueError:
         raise UnconvertibleError("ParseError", "Encountered malformed JSON.") from None
-    if not found:
+    if not documents:
         raise UnconvertibleError("MalformedData", "The record was empty.")
-    return found
+    return documents
 
 
 def _value(value: Any, kind: str) -> Any:

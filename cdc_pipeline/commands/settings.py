@@ -1,4 +1,4 @@
-"""`cdc-pipeline tables`: which DynamoDB tables the settings name."""
+"""`cdc-pipeline tables` and `settings-schema`: the settings file."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def tables() -> None:
-    """Add, list and remove tables of the settings file, whose comments and order stay."""
+    """Add, list and remove tables of the settings file; its comments and order are kept."""
 
 
 @tables.command()
@@ -26,21 +26,21 @@ def tables() -> None:
     "source",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE.csv",
-    help="One table per row; columns: name, region, role_arn, transport, owner, or as the first "
-    "row names them.",
+    help="One table per row. Columns: name, region, role_arn, transport, owner, or as named in "
+    "the first row.",
 )
-@click.option("--region", help="AWS region of tables that name none.")
-@click.option("--role-arn", help="Role to assume for tables that name none.")
-@click.option("--external-id", help="External id that this role asks for.")
-@click.option("--transport", help="How changes of these tables come to the lake.")
+@click.option("--region", help="AWS region of tables without one.")
+@click.option("--role-arn", help="Role to assume for tables without one.")
+@click.option("--external-id", help="External id required by the role.")
+@click.option("--transport", help="Transport of changes to the lake.")
 @click.option("--owner", help="E-mail address or team:name.")
-@click.option("--alias", help="Name in the lake, of a single table.")
-@click.option("--lake", help="Begin a settings file with this lake: s3://bucket/prefix.")
-@click.option("--check/--no-check", default=True, help="Ask AWS for each table first (default).")
+@click.option("--alias", help="Name in the lake, for a single table.")
+@click.option("--lake", help="Create a settings file with this lake: s3://bucket/prefix.")
+@click.option("--check/--no-check", default=True, help="Look each table up in AWS first (default).")
 def add(
     names: tuple[str, ...], source: Path | None, lake: str | None, check: bool, **more: str
 ) -> None:
-    r"""Add the tables NAMES, or those of a CSV file, to the settings: all of them or none.
+    r"""Add the tables NAMES, or the tables of a CSV file, to the settings: all or none.
 
     \b
     Examples:
@@ -52,15 +52,15 @@ def add(
     from cdc_pipeline.setup.onboarding import add_tables, rows_of_file
 
     if bool(names) == bool(source):
-        raise click.UsageError("name tables, or a file with --from")
+        raise click.UsageError("give either table names or a file with --from")
     path = settings_path()
     if lake and path.exists():
-        raise click.UsageError(f"{path} names a lake already; --lake begins a new file")
+        raise click.UsageError(f"{path} names a lake already; --lake creates a new file")
     if not lake and not path.exists():
-        raise click.UsageError(f"there is no {path} yet: say --lake s3://bucket/prefix")
+        raise click.UsageError(f"there is no {path} yet: add --lake s3://bucket/prefix")
     rows, unread = rows_of_file(source) if source else (_named(names), [])
     if more["alias"] and len(rows) > 1:
-        raise click.UsageError("--alias is the name of a single table")
+        raise click.UsageError("--alias needs a single table")
     given = {name: value for name, value in more.items() if value}
     top = {"lake": lake or "", **({"region": given["region"]} if "region" in given else {})}
     if lake:
@@ -85,7 +85,7 @@ def list_tables(form: str) -> None:
     if form == "json":
         click.echo(json.dumps(rows, indent=1))
         return
-    # Columns in which no table says anything are left out.
+    # Columns without any value are left out.
     shown = [name for name in rows[0] if name in ("table", "name") or any(r[name] for r in rows)]
     grid = Grid(title=f"{len(rows)} tables of lake {settings.lake}, database {settings.database}")
     for name in shown:
@@ -99,7 +99,7 @@ def list_tables(form: str) -> None:
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def remove(name: str, yes: bool) -> None:
-    """Take table NAME out of the settings. What the lake has of it stays."""
+    """Remove table NAME from the settings. Its data stays in the lake."""
     from cdc_pipeline.lake.lake import Lake
     from cdc_pipeline.settings.model import load_settings, settings_path
     from cdc_pipeline.setup.onboarding import places_of, remove_table
@@ -108,7 +108,7 @@ def remove(name: str, yes: bool) -> None:
     table = settings.table(name)
     if not yes:
         click.confirm(
-            f"Remove {table.label} from {path}? Its changes are captured no more", abort=True
+            f"Remove {table.label} from {path}? Its changes are no longer captured", abort=True
         )
     remove_table(path, name)
     click.echo(f"{table.label} removed from {path}. Its data stays:")
@@ -118,9 +118,15 @@ def remove(name: str, yes: bool) -> None:
         click.echo(f"  {settings.catalog.properties['warehouse']}: tables {table.safe_name}_*")
     if settings.has_glue:
         click.echo(f"  Glue tables {table.safe_name}_* of database {settings.database}")
-    click.echo(
-        "Streams keep changes for 24 hours: if the table is added again later, capture opens a gap"
-    )
+    click.echo("Streams keep changes for 24 hours: adding the table again after that opens a gap")
+
+
+@click.command("settings-schema")
+def settings_schema() -> None:
+    """Print the JSON schema of the settings file, for editors."""
+    from cdc_pipeline.settings.model import settings_schema as schema
+
+    click.echo(json.dumps(schema(), indent=2))
 
 
 def _named(names: tuple[str, ...]) -> list[TableRow]:
