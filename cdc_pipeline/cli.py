@@ -351,7 +351,7 @@ def erase(table: str, key: str, dry_run: bool, yes: bool) -> None:
 @main.command("settings-schema")
 def settings_schema() -> None:
     """Print the JSON schema of the settings file, for editors."""
-    from cdc_pipeline.settings.model import settings_schema as schema
+    from cdc_pipeline.settings.load import settings_schema as schema
 
     click.echo(json.dumps(schema(), indent=2))
 
@@ -429,7 +429,7 @@ def move_sensors(former: str) -> None:
 
 def _lake() -> Any:
     from cdc_pipeline.lake.lake import Lake
-    from cdc_pipeline.settings.model import load_settings
+    from cdc_pipeline.settings.load import load_settings
 
     return Lake.open(load_settings())
 

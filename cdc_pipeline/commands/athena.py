@@ -18,7 +18,7 @@ def athena_sql(table: str, names: tuple[str, ...], key: str | None) -> None:
     """
     from cdc_pipeline.lake.lake import Lake
     from cdc_pipeline.lake.query.athena import athena_script
-    from cdc_pipeline.settings.model import load_settings
+    from cdc_pipeline.settings.load import load_settings
 
     lake = Lake.open(load_settings())
     for part in athena_script(lake.table(lake.settings.table(table)), names, key):

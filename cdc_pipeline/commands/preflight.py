@@ -32,7 +32,7 @@ def preflight(tables: tuple[str, ...], fix: bool, yes: bool, form: str) -> None:
     The exit code is 1 while anything is red; each red comes with what to do.
     """
     from cdc_pipeline.lake.lake import Lake
-    from cdc_pipeline.settings.model import load_settings
+    from cdc_pipeline.settings.load import load_settings
     from cdc_pipeline.setup.preflight import preflight as look
 
     lake = Lake.open(load_settings())

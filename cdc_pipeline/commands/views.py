@@ -20,7 +20,7 @@ def views(tables: tuple[str, ...], sql: bool) -> None:
     """
     from cdc_pipeline.lake.lake import Lake
     from cdc_pipeline.lake.query.view_script import list_views, view_script
-    from cdc_pipeline.settings.model import load_settings
+    from cdc_pipeline.settings.load import load_settings
 
     lake = Lake.open(load_settings())
     parts = view_script(lake, tables) if sql else (f"{name}\n" for name in list_views(lake, tables))

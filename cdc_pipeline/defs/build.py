@@ -8,7 +8,8 @@ from typing import Any
 
 import dagster as dg
 
-from cdc_pipeline.settings.model import DEFAULT_PATH, Settings
+from cdc_pipeline.settings.load import DEFAULT_PATH
+from cdc_pipeline.settings.model import Settings
 
 # Two Beta notices would greet every start: our backfill policies are what the one is for, and the
 # other is about a parameter that Dagster itself passes when it copies a sensor.

@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from cdc_pipeline.core.errors import SettingsError
-from cdc_pipeline.settings.model import Settings, read_settings
+from cdc_pipeline.settings.load import read_settings
+from cdc_pipeline.settings.model import Settings
 
 _NEW = """\
 # Settings of cdc_pipeline. cdc_pipeline.example.yaml explains more of them, and

@@ -1,13 +1,11 @@
-"""The settings file: its model, how it is found and read, and its errors."""
+"""Settings: their keys, types, defaults and rules, as pydantic models."""
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -17,7 +15,6 @@ from pydantic import (
     PrivateAttr,
     StrictInt,
     StrictStr,
-    ValidationError,
     field_validator,
     model_validator,
 )
@@ -37,8 +34,6 @@ from cdc_pipeline.core.names import LAKE_ZONES, OWNERS, is_owner, safe_name
 from cdc_pipeline.core.plans.firehose_folders import by_layout
 from cdc_pipeline.core.transports import DYNAMODB_STREAMS, FIREHOSE, Transport
 
-PATH_VARIABLE = "CDC_PIPELINE_CONFIG"
-DEFAULT_PATH = "cdc_pipeline.yaml"
 _RESERVED = {"aggregates", "error", "information_schema", "main", "pg_catalog", "system", "temp"}
 
 
@@ -804,129 +799,3 @@ def clashes(tables: Iterable[Table], region: str | None) -> Iterator[tuple[int, 
             )
         names.setdefault(name, table.name)
         places.add(place)
-
-
-def settings_path() -> Path:
-    """Where the settings file is expected."""
-    return Path(os.environ.get(PATH_VARIABLE) or DEFAULT_PATH)
-
-
-def load_settings(path: Path | None = None) -> Settings:
-    """Read and check the settings file; raises `SettingsError` with every mistake in it."""
-    path = path or settings_path()
-    try:
-        text = path.read_text("utf-8")
-    except FileNotFoundError:
-        raise SettingsError(
-            f"no settings file at {path}",
-            fix=f"copy cdc_pipeline.example.yaml to {DEFAULT_PATH} and edit it, or set "
-            f"{PATH_VARIABLE}; `make demo` needs none",
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} cannot be read: {error}") from None
-    return read_settings(text, path)
-
-
-def read_settings(text: str, path: Path) -> Settings:
-    """Check the text of a settings file at `path`; raises `SettingsError`."""
-    try:
-        raw = yaml.load(text, Loader=_UniqueKeys)
-    # Contents that do not fit their tag and keys that are no scalars: PyYAML's other exceptions.
-    except (yaml.YAMLError, ValueError, TypeError, LookupError, RecursionError) as error:
-        raise SettingsError(f"{path} is not YAML: {_one_line(error)}") from None
-    return parse_settings(raw, path)
-
-
-def parse_settings(raw: Any, path: Path) -> Settings:
-    """Check settings that were read from `path`, which errors name."""
-    if not isinstance(raw, Mapping):
-        raise SettingsError(f"{path} holds no settings", fix="see cdc_pipeline.example.yaml")
-    try:
-        settings = Settings.model_validate(raw)
-    except ValidationError as error:
-        mistakes = "\n".join(f"  - {_mistake(e)}" for e in error.errors(include_url=False))
-        raise SettingsError(f"{path}:\n{mistakes}") from None
-    settings._folder = path.resolve().parent
-    return settings
-
-
-def parse_table(raw: Mapping[str, Any]) -> Table:
-    """One table by itself; raises `SettingsError` with every mistake in it."""
-    try:
-        return Table.model_validate(raw)
-    except ValidationError as error:
-        mistakes = "; ".join(_mistake(e, Table) for e in error.errors(include_url=False))
-        raise SettingsError(mistakes) from None
-
-
-_HAS_PARTS = re.compile(r"'(\$ref|additionalProperties)'")
-
-
-def table_columns() -> list[str]:
-    """The keys of a table that are plain values, which a CSV file can say."""
-    properties = Table.model_json_schema()["properties"]
-    # Values of other models and of mappings are objects, or references to them.
-    return [name for name, said in properties.items() if not _HAS_PARTS.search(str(said))]
-
-
-def settings_schema() -> dict[str, Any]:
-    """JSON schema of the settings file, for editors."""
-    return Settings.model_json_schema()
-
-
-def _mistake(error: Any, root: type[BaseModel] | None = None) -> str:
-    where = ".".join(str(part) for part in error["loc"]) or "(whole file)"
-    found, kind = error["input"], error["type"]
-    if kind == "extra_forbidden":
-        model: type[BaseModel] = root or Settings
-        for part in error["loc"][:-1]:
-            model = _submodel(model, part)
-        return f"{where}: unknown key; allowed: {', '.join(model.model_fields)}"
-    if kind == "missing":
-        return f"{where}: required, but missing"
-    if kind == "too_short" and where == "tables":
-        return "tables: no tables; name at least one"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["loc"][:1] == ("catalog",):  # what was found may be a secret
-        return f"{where}: {_lower(message)}"
-    return message if where == "(whole file)" else f"{where}: found {found!r}; {_lower(message)}"
-
-
-def _submodel(model: type[BaseModel], part: str | int) -> type[BaseModel]:
-    if isinstance(part, int):
-        return model
-    if part not in model.model_fields:  # a name that the user chose
-        return model
-    annotation = model.model_fields[part].annotation
-    arguments = getattr(annotation, "__args__", ())
-    for candidate in (*arguments, annotation):
-        candidate = getattr(candidate, "__origin__", candidate)  # Annotated[Model, ...]
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return model
-
-
-def _lower(message: str) -> str:
-    return message[:1].lower() + message[1:]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key given twice is an error, not a silent override."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key_node.value!r} is given twice", key_node.start_mark
-                )
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-
-# A date stays text until its key is known, so that a mistake in it is one of that key.
-_UniqueKeys.add_constructor("tag:yaml.org,2002:timestamp", yaml.SafeLoader.construct_yaml_str)

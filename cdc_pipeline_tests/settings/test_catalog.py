@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from cdc_pipeline.core.errors import SettingsError
-from cdc_pipeline.settings.model import Settings, parse_settings
+from cdc_pipeline.settings.load import parse_settings
+from cdc_pipeline.settings.model import Settings
 
 _BUCKET = "arn:aws:s3tables:eu-west-1:111111111111:bucket/tables"
 _SECRET = "hunter2-4711"

@@ -13,15 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdc_pipeline.core.errors import SettingsError
-from cdc_pipeline.settings.model import (
+from cdc_pipeline.settings.load import (
     DEFAULT_PATH,
     PATH_VARIABLE,
-    Settings,
     load_settings,
     parse_settings,
     parse_table,
     settings_schema,
 )
+from cdc_pipeline.settings.model import Settings
 
 _EXAMPLE = Path(__file__).parents[2] / "cdc_pipeline.example.yaml"
 _GOOD: dict[str, Any] = {"lake": "lake", "tables": [{"name": "orders"}]}
