@@ -42,7 +42,7 @@ class Envelope(NamedTuple):
 def expected(
     facts: Facts, *, transport: str, sequence_number: str = "", shard_id: str = ""
 ) -> Change:
-    """The change of an envelope; identity and position are spelled out as in DESIGN."""
+    """The change of an envelope; identity and position are spelled out in docs/architecture.md."""
     said = (TABLE_ID, facts.keys, str(facts.write_time_us), facts.op)
     images = (facts.new_image or "", facts.old_image or "")
     return Change(

@@ -1,4 +1,4 @@
-"""PITR exports: request, wait, and the files they consist of (DYNAMODB_CDC section 1)."""
+"""PITR exports: request, wait, and the files they consist of (docs/aws_facts.md, exports)."""
 
 import base64
 import hashlib

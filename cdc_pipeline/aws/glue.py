@@ -1,4 +1,4 @@
-"""The Glue data catalogue: Hive tables and their partitions (DYNAMODB_CDC section 6)."""
+"""The Glue data catalogue: Hive tables and their partitions (docs/aws_facts.md, Glue)."""
 
 import hashlib
 import time

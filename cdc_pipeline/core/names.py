@@ -61,7 +61,7 @@ def is_landing_name(key: str) -> bool:
 
 @dataclass(frozen=True)
 class TablePaths:
-    """Where one table lives in the lake (DESIGN section 3); every value is relative to its root."""
+    """Where one table lives in the lake (docs/architecture.md), relative to its root."""
 
     database: str
     table: str

@@ -148,7 +148,7 @@ def _years(start: date, days: Iterable[date], before: str | None) -> tuple[int, 
 
 
 def _projection(zone: str, years: tuple[int, int]) -> dict[str, str]:
-    """The table parameters from which Athena makes the folders (DYNAMODB_CDC section 6)."""
+    """The table parameters from which Athena makes the folders (docs/aws_facts.md, Athena)."""
     ranges = {"year": (years, 4), "month": ((1, 12), 2), "day": ((1, 31), 2)}
     parameters = {
         "projection.enabled": "true",

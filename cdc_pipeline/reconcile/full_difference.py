@@ -155,7 +155,7 @@ def _moving(
 ) -> list[str]:
     """Table `moving`: items that changed about the time of the export or later; their exact keys.
 
-    An export is exact to about a minute (DYNAMODB_CDC section 1), which the margin is more than;
+    An export is exact to about a minute (docs/aws_facts.md, exports), which the margin exceeds;
     times of streams are whole seconds.
     """
     masking = masking_of(table.lake.settings, table.settings, writing=True)

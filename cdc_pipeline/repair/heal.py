@@ -1,7 +1,7 @@
 """Gap healing: what a stream lost, from incremental exports, landed in the gap's own generation.
 
 The generation is later than everything that landed before the gap and earlier than everything
-behind it, so a heal may take its time: it never beats newer changes (DYNAMODB_CDC section 8).
+behind it, so a heal may take its time: it never beats newer changes (docs/aws_facts.md, healing).
 """
 
 import random

@@ -1,4 +1,4 @@
-"""Names and places of DESIGN section 3."""
+"""Names and places as in docs/architecture.md, stored formats."""
 
 import re
 from datetime import UTC, date, datetime, timedelta

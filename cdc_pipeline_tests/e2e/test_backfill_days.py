@@ -29,7 +29,7 @@ from cdc_pipeline_tests.ui.stack import ask, dagster_dev, is_loaded, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
-DAYS, ROWS = int(os.environ.get("CDC_PIPELINE_DAYS", "8")), 1_000
+DAYS, ROWS = int(os.environ.get("CDC_PIPELINE_DAYS", "4")), 1_000
 AssetPath = tuple[str, ...]
 _RUN_DAYS = 168
 """As README says."""

@@ -1,6 +1,6 @@
 """Failures that users of other tools reported, as tests of the lake's tables.
 
-Those about capture are in capture/test_peers.py; numbers follow reference/PEERS.md.
+Those about capture are in capture/test_peers.py.
 """
 
 import json
@@ -55,7 +55,7 @@ def _states(built: LakeBuilder) -> Iterator[list[dict[str, Any]]]:
 
 
 def test_a_field_that_comes_later_is_a_column__airbyte_54730(built: LakeBuilder) -> None:
-    """15, airbyte #54730: new fields are never detected."""
+    """airbyte #54730: new fields are never detected."""
     _ready(built, {f"k{n}": {} for n in range(200)})
     publish_current_state(built.table_lake)
     assert "late" not in plain_view(built.lake, _VIEW)[0]
@@ -67,7 +67,7 @@ def test_a_field_that_comes_later_is_a_column__airbyte_54730(built: LakeBuilder)
 
 
 def test_no_attribute_is_dropped_silently__scylla_migrator_103(built: LakeBuilder) -> None:
-    """15, scylla-migrator #103: attributes that do not fit are dropped."""
+    """scylla-migrator #103: attributes that do not fit are dropped."""
     odd = {"a": {"S": "x"}, "A": {"N": "1"}, "": {"BOOL": True}, "a.b": {"L": [{"S": "y"}]}}
     mixed = {"a": {"NS": ["1", "2"]}, "A": {"S": "x"}, "": {"NULL": True}, "a.b": {"B": "AA=="}}
     _ready(built, {"k1": odd, "k2": mixed, "k3": odd})
@@ -80,7 +80,7 @@ def test_no_attribute_is_dropped_silently__scylla_migrator_103(built: LakeBuilde
 
 
 def test_an_empty_table__airbyte_43408(built: LakeBuilder) -> None:
-    """16, airbyte #43408: an empty table fails."""
+    """airbyte #43408: an empty table fails."""
     _ready(built, {})
     for rows in _states(built):
         assert rows == []
@@ -92,7 +92,7 @@ def test_an_empty_table__airbyte_43408(built: LakeBuilder) -> None:
 
 
 def test_items_are_told_apart_by_their_whole_key__airbyte_40730() -> None:
-    """16, airbyte #40730: wrong primary key, so rows of one partition key overwrite each other."""
+    """airbyte #40730: wrong primary key, so rows of one partition key overwrite each other."""
     with temporary_lake() as built:
         built.start()
         _ready(built, {})
@@ -111,7 +111,7 @@ def test_items_are_told_apart_by_their_whole_key__airbyte_40730() -> None:
     "word", ["select", "order", "user", "group", "date", "_key", "a-b", "ümläut"]
 )
 def test_reserved_words_and_dashes__airbyte_19739_22508(built: LakeBuilder, word: str) -> None:
-    """16, airbyte #19739 and #22508: attributes or tables named like SQL words, or with dashes."""
+    """airbyte #19739 and #22508: attributes or tables named like SQL words, or with dashes."""
     _ready(built, {"k": {word: {"S": "x"}}})
     for (row,) in _states(built):
         assert "x" in [value for name, value in row.items() if not name.startswith("_item")]
@@ -120,7 +120,7 @@ def test_reserved_words_and_dashes__airbyte_19739_22508(built: LakeBuilder, word
 
 
 def test_a_number_as_the_key__airbyte_71171(built: LakeBuilder) -> None:
-    """16, airbyte #71171: an integer cursor crashes."""
+    """airbyte #71171: an integer cursor crashes."""
     _ready(built, {})
     made = change("1", 1, {"n": {"N": "1"}})
     item = {"pk": {"N": "42"}, "n": {"N": "1"}}
@@ -135,7 +135,7 @@ def test_a_number_as_the_key__airbyte_71171(built: LakeBuilder) -> None:
 
 
 def test_lists_can_be_read__aws_sdk_pandas_2424(built: LakeBuilder) -> None:
-    """18, aws-sdk-pandas #2424: lists come out unreadable."""
+    """aws-sdk-pandas #2424: lists come out unreadable."""
     nested = {"L": [{"N": "1.50"}, {"S": "b"}, {"M": {"c": {"NULL": True}}}, {"L": []}]}
     _ready(built, {"k": {"l": nested, "tags": {"SS": ["b", "a"]}, "sizes": {"NS": ["10", "2"]}}})
     for (row,) in _states(built):
@@ -149,7 +149,7 @@ def test_lists_can_be_read__aws_sdk_pandas_2424(built: LakeBuilder) -> None:
 def test_a_run_describes_its_table_once__aws_sdk_pandas_3202(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """18, aws-sdk-pandas #3202: a DescribeTable with every call costs money and throttles."""
+    """aws-sdk-pandas #3202: a DescribeTable with every call costs money and throttles."""
     with StreamsSimulator(clock=time.time) as sim:
         use(sim, monkeypatch)
         sim.create_table("orders", shards=4)
@@ -168,7 +168,7 @@ def test_a_run_describes_its_table_once__aws_sdk_pandas_3202(
 
 
 def test_deletes_come_first__hudi_6590_8278(built: LakeBuilder) -> None:
-    """19, hudi #6590 and #8278: deletes throw. Here the very first change is one, and the last."""
+    """hudi #6590 and #8278: deletes throw. Here the very first change is one, and the last."""
     _ready(built, {"there": {"n": {"N": "1"}}})
     built.land([change("never seen", 1, None), change("there", 2, None)])
     for rows in _states(built):

@@ -201,7 +201,7 @@ def from_export_line(line: Any, *, table_id: str) -> Change:
     """A change from one line of an incremental export: the last of its item in a window.
 
     A line without a new image is a delete; insert and update differ only where there are old
-    images (DYNAMODB_CDC section 1). Raises `UnreadableError`.
+    images (docs/aws_facts.md, exports). Raises `UnreadableError`.
     """
     if not isinstance(line, Mapping) or not isinstance(line.get("Keys"), Mapping):
         raise UnreadableError("a line without Keys")

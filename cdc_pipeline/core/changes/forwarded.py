@@ -1,7 +1,7 @@
 """Changes as others hand them on: which of DynamoDB's two spellings a record has, and its change.
 
 A table's stream spells a change in one way (what Lambda functions and EventBridge Pipes get and
-pass on), a table's Kinesis destination in another (DYNAMODB_CDC sections 2 and 3): times in seconds
+pass on), a table's Kinesis destination in another (docs/aws_facts.md, Kinesis): times in seconds
 or in ms or µs, binary encoded once or twice, a sequence number or none. The same digits mean
 different things in them, so each record is told apart by fields that only one of them has.
 """

@@ -1,6 +1,6 @@
 """The envelope in which DynamoDB writes changes to Kinesis, as Firehose and Lambda hand it on.
 
-Formats: DYNAMODB_CDC section 3. There is no sequence number in it: a change is known by what it
+Formats: docs/aws_facts.md, Kinesis. There is no sequence number in it: a change is known by what it
 says and ordered by its write time.
 """
 

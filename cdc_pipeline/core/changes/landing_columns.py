@@ -1,4 +1,4 @@
-"""The landing columns: their names, types and meanings, in their order (DESIGN section 3)."""
+"""The landing columns: their names, types and meanings, in their order."""
 
 from dataclasses import dataclass
 

@@ -1,6 +1,6 @@
 """Folders of days in S3, by their names: on which day an object arrived, and where more will be.
 
-A folder is the day on which the oldest record of its objects arrived (DYNAMODB_CDC section 4).
+A folder is the day on which the oldest record of its objects arrived (docs/aws_facts.md, Firehose).
 Users spell it in many ways: `2026/11/21/`, `year=2026/month=11/day=21/`, `dt=2026-11-21/`, mostly
 with the hour behind it. Prefixes written with Java's `YYYY` instead of `yyyy` name the week's year,
 which is another one around New Year.

@@ -1,4 +1,4 @@
-"""Which incremental exports heal a gap: windows within AWS's rules (DYNAMODB_CDC sections 1, 8)."""
+"""Which incremental exports heal a gap: windows within AWS's rules (docs/aws_facts.md, exports)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

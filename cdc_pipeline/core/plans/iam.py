@@ -1,7 +1,7 @@
 """IAM policies of the pipeline: which AWS actions it needs, on what, as policy documents.
 
 A test holds them to what the pipeline really calls. Why each action is there: docs/aws.md; what
-AWS demands: DYNAMODB_CDC section 7.
+AWS demands: docs/aws_facts.md, IAM.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""What AWS charges for what we ask of it: list prices of us-east-1 (DYNAMODB_CDC section 1)."""
+"""What AWS charges for what we ask of it: list prices of us-east-1 (docs/aws_facts.md, exports)."""
 
 EXPORT_USD_PER_GB = 0.10
 """Of a full export, by the size of the table; of an incremental one, by the changes processed."""

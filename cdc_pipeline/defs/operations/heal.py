@@ -117,7 +117,9 @@ def build_gap_sensor(settings: Settings) -> dg.SensorDefinition:
     return gap_sensor
 
 
-def _why_not(table: TableLake, running: list[Flight], history: History, now_us: int) -> str | None:
+def _why_not(
+    table: "TableLake", running: list[Flight], history: History, now_us: int
+) -> str | None:
     """Why a table is not healed now ('': nothing is lost); None: it is due."""
     from cdc_pipeline.repair.heal import planned_heals
 

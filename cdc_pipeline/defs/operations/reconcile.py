@@ -28,7 +28,7 @@ _MOST_KEYS = 20
 _MOST_PROBLEMS = 20
 
 
-def export_verified(table: TableLake, context: RunContext) -> Finding:
+def export_verified(table: "TableLake", context: RunContext) -> Finding:
     """The baseline's export still fits its manifests (counts, MD5), and its staged rows fit it."""
     from cdc_pipeline.snapshot.verify_export import verify_export
 
@@ -46,7 +46,7 @@ def export_verified(table: TableLake, context: RunContext) -> Finding:
     return Finding(not found.problems and not found.gone, known(metadata), severity)
 
 
-def sample_matches_source(table: TableLake, context: RunContext) -> Finding:
+def sample_matches_source(table: "TableLake", context: RunContext) -> Finding:
     """Sampled items equal the source by consistent reads, and no file is missing or cut."""
     from cdc_pipeline.reconcile.reconcile import reconcile_sample
 
@@ -54,7 +54,7 @@ def sample_matches_source(table: TableLake, context: RunContext) -> Finding:
     return _finding(table.settings, reconcile_sample(table, items, export=False, context=context))
 
 
-def all_items_match_source(table: TableLake, context: RunContext) -> Finding:
+def all_items_match_source(table: "TableLake", context: RunContext) -> Finding:
     """Every item equals a fresh export (which costs), and every file holds what was written."""
     from cdc_pipeline.reconcile.reconcile import reconcile_full
 

@@ -148,7 +148,7 @@ def describe_capture(result: "CaptureResult") -> str:
 
 
 def capture_now(
-    context: dg.AssetExecutionContext, table: TableLake, asked: Sequence[date]
+    context: dg.AssetExecutionContext, table: "TableLake", asked: Sequence[date]
 ) -> dict[str, Any]:
     """Capture one table; returns metadata. Days that were not asked for are reported at once."""
     from cdc_pipeline.capture.run import Captured, Failed, Landed, capture_tables
@@ -174,7 +174,7 @@ def capture_now(
     return metadata
 
 
-def must_capture(table: TableLake, days: Sequence[date]) -> bool:
+def must_capture(table: "TableLake", days: Sequence[date]) -> bool:
     """Whether some of the days can still get changes, or capture has not passed them yet."""
     if max(days) >= today() - timedelta(days=_STREAM_DAYS):
         return True
@@ -186,7 +186,7 @@ def must_capture(table: TableLake, days: Sequence[date]) -> bool:
 
 
 def land_days(
-    context: dg.AssetExecutionContext, table: TableLake, days: Sequence[date]
+    context: dg.AssetExecutionContext, table: "TableLake", days: Sequence[date]
 ) -> Iterator[dg.AssetMaterialization | dg.MaterializeResult]:
     """Capture if that can add something, land again what past days lack, report each day.
 

@@ -1,4 +1,4 @@
-"""connect(): a DuckDB connection with a schema per table and the views of DESIGN section 3."""
+"""connect(): a DuckDB connection with a schema per table and its views (docs/views.md)."""
 
 import shutil
 import tempfile

@@ -59,7 +59,7 @@ def find_state(table: TableLake, state: LogState, at: datetime) -> AsOf:
     Times of DynamoDB Streams are rounded down to seconds, so a state is the one at the end of a
     second, whatever finer times other transports and exports tell. In a gap that was healed it is
     exact from the end of the heal on: an export has the last change of an item in its window. An
-    export is exact to about a minute (DYNAMODB_CDC section 1): one that is younger than the
+    export is exact to about a minute (docs/aws_facts.md, exports): one that is younger than the
     handover margin is used only when there is no older one, and with a warning.
     """
     at_us = int(at.timestamp()) * _SECOND_US

@@ -7,7 +7,7 @@ import re
 from contextvars import ContextVar
 from typing import Any
 
-# What an export needs of the bucket of another account (DYNAMODB_CDC section 7): the request that
+# What an export needs of the bucket of another account (docs/aws_facts.md, IAM): the request that
 # each permission is for.
 _EXPORT_NEEDS = {
     "s3:PutObject": ("PUT", {}),
