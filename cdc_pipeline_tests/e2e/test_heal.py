@@ -130,7 +130,7 @@ def test_a_stream_turned_off_and_on(world: World) -> None:
     lake, table = world.lake(), world.table("orders")
     (gap,) = open_gaps(lake.table(table))
     # Everything has landed, but capture is not past the end of the window: still frozen.
-    with pytest.raises(NotReadyError, match="must come past"):
+    with pytest.raises(NotReadyError, match="must reach"):
         heal_gap(lake.table(table), gap)
     assert open_gaps(lake.table(table)) == [gap]
     time.sleep(1.2)  # behind the window, so that only its generation tells that it is newer
