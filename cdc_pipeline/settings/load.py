@@ -17,7 +17,7 @@ DEFAULT_PATH = "cdc_pipeline.yaml"
 
 
 def settings_path() -> Path:
-    """Where the settings file is expected."""
+    """Return the path of the settings file, from the environment or the default."""
     return Path(os.environ.get(PATH_VARIABLE) or DEFAULT_PATH)
 
 
@@ -30,7 +30,7 @@ def load_settings(path: Path | None = None) -> Settings:
         raise SettingsError(
             f"no settings file at {path}",
             fix=f"copy cdc_pipeline.example.yaml to {DEFAULT_PATH} and edit it, or set "
-            f"{PATH_VARIABLE}; `make demo` needs none",
+            f"{PATH_VARIABLE}; `make demo` needs no settings file",
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} cannot be read: {error}") from None
@@ -41,16 +41,16 @@ def read_settings(text: str, path: Path) -> Settings:
     """Check the text of a settings file at `path`; raises `SettingsError`."""
     try:
         raw = yaml.load(text, Loader=_UniqueKeys)
-    # Contents that do not fit their tag and keys that are no scalars: PyYAML's other exceptions.
+    # PyYAML's other exceptions: values that do not fit their tag, and keys that are no scalars.
     except (yaml.YAMLError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise SettingsError(f"{path} is not YAML: {_one_line(error)}") from None
     return parse_settings(raw, path)
 
 
 def parse_settings(raw: Any, path: Path) -> Settings:
-    """Check settings that were read from `path`, which errors name."""
+    """Check settings read from `path`, which is named in errors; raises `SettingsError`."""
     if not isinstance(raw, Mapping):
-        raise SettingsError(f"{path} holds no settings", fix="see cdc_pipeline.example.yaml")
+        raise SettingsError(f"{path} contains no settings", fix="see cdc_pipeline.example.yaml")
     try:
         settings = Settings.model_validate(raw)
     except ValidationError as error:
@@ -61,7 +61,7 @@ def parse_settings(raw: Any, path: Path) -> Settings:
 
 
 def parse_table(raw: Mapping[str, Any]) -> Table:
-    """One table by itself; raises `SettingsError` with every mistake in it."""
+    """Check the settings of one table; raises `SettingsError` with every mistake in them."""
     try:
         return Table.model_validate(raw)
     except ValidationError as error:
@@ -73,20 +73,20 @@ _HAS_PARTS = re.compile(r"'(\$ref|additionalProperties)'")
 
 
 def table_columns() -> list[str]:
-    """The keys of a table that are plain values, which a CSV file can say."""
+    """List the keys of a table with scalar values, the possible columns of a CSV file."""
     properties = Table.model_json_schema()["properties"]
     # Values of other models and of mappings are objects, or references to them.
-    return [name for name, said in properties.items() if not _HAS_PARTS.search(str(said))]
+    return [name for name, schema in properties.items() if not _HAS_PARTS.search(str(schema))]
 
 
 def settings_schema() -> dict[str, Any]:
-    """JSON schema of the settings file, for editors."""
+    """Return the JSON schema of the settings file, for editors."""
     return Settings.model_json_schema()
 
 
 def _mistake(error: Any, root: type[BaseModel] | None = None) -> str:
     where = ".".join(str(part) for part in error["loc"]) or "(whole file)"
-    found, kind = error["input"], error["type"]
+    value, kind = error["input"], error["type"]
     if kind == "extra_forbidden":
         model: type[BaseModel] = root or Settings
         for part in error["loc"][:-1]:
@@ -97,15 +97,15 @@ def _mistake(error: Any, root: type[BaseModel] | None = None) -> str:
     if kind == "too_short" and where == "tables":
         return "tables: no tables; name at least one"
     message = error["msg"].removeprefix("Value error, ")
-    if error["loc"][:1] == ("catalog",):  # what was found may be a secret
+    if error["loc"][:1] == ("catalog",):  # the value may be a secret
         return f"{where}: {_lower(message)}"
-    return message if where == "(whole file)" else f"{where}: found {found!r}; {_lower(message)}"
+    return message if where == "(whole file)" else f"{where}: found {value!r}; {_lower(message)}"
 
 
 def _submodel(model: type[BaseModel], part: str | int) -> type[BaseModel]:
     if isinstance(part, int):
         return model
-    if part not in model.model_fields:  # a name that the user chose
+    if part not in model.model_fields:  # a name chosen by the user
         return model
     annotation = model.model_fields[part].annotation
     arguments = getattr(annotation, "__args__", ())
@@ -125,7 +125,7 @@ def _one_line(error: Exception) -> str:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key given twice is an error, not a silent override."""
+    """YAML loader that refuses a repeated key, which YAML would silently override."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
         seen: set[str] = set()
@@ -138,5 +138,5 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-# A date stays text until its key is known, so that a mistake in it is one of that key.
+# A date stays text until its key is checked, so that errors name the key.
 _UniqueKeys.add_constructor("tag:yaml.org,2002:timestamp", yaml.SafeLoader.construct_yaml_str)

@@ -61,7 +61,7 @@ def test_kinds(lake: str, catalog: dict[str, Any] | None, kind: str, has_glue: b
         (
             "s3://b/l",
             {"type": "rest", "properties": {**_REST, "s3.secret-access-key": _SECRET}},
-            "files are reached as",
+            "access to files depends on",
         ),
         (
             "s3://b/l",
