@@ -10,7 +10,8 @@
 #   SOAK_SECONDS=60 SOAK_SEED=1  for how long `make test-soak` kills runs (default: 600), and which
 #   STORIES=20000                how many stories `make test-nightly` tells: of ten, six are of streams, three of
 #                                Kinesis, one of exports
-#   TRANSPORT=firehose           the road of `make demo` and `make dev`: dynamodb_streams (the default), kinesis, firehose
+#   TRANSPORT=firehose           the transport of `make demo` and `make dev`: dynamodb_streams (the default), kinesis,
+#                                kinesis_channel, firehose
 #   DEMO_ARGS=...                more arguments for `cdc-pipeline demo`, such as '--orders 2000 --changes 500'
 #   BENCH_ARGS='fold lookups'    the benchmarks that `make bench` runs (default: all of them)
 #   LATENCY_ARGS='--probes 20'   arguments for `make latency`

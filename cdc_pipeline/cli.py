@@ -184,7 +184,7 @@ def status(tables: tuple[str, ...], as_json: bool) -> None:
             console.print(
                 f"[yellow]deletes[/] {row.table}: rows that an older Lambda made up to "
                 f"{_moment(row.legacy_us)} UTC have landed; deletes may be missing among them, "
-                "see docs/roads/firehose.md"
+                "see docs/transports/firehose.md"
             )
         if tables or row.gaps:
             _print_coverage(console, row)

@@ -1,1 +1,1 @@
-"""What runs in AWS for the roads through Kinesis and Firehose: a Lambda function, a template."""
+"""What runs in AWS for Kinesis, its channels and Firehose: templates and a Lambda function."""

@@ -95,7 +95,7 @@ def _missing(stream_arn: str, name: str | None) -> SourceError:
     return SourceError(
         f"stream {stream_arn.rpartition('/')[2]}: no channel {f'{name} ' if name else ''}writes it "
         "to S3",
-        fix="create one (docs/roads/kinesis_channel.md), or name an existing one in "
+        fix="create one (docs/transports/kinesis_channel.md), or name an existing one in "
         "`kinesis_channel: {channel: ...}`",
     )
 

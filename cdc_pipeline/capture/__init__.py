@@ -1,1 +1,1 @@
-"""Use cases: drain streams, take snapshots. They know core, AWS and the lake, not Dagster."""
+"""Capture: from a table's stream, or its objects in S3, to the landing zone. No Dagster here."""

@@ -1,4 +1,4 @@
-"""One capture run over a group of tables: they drain side by side, and fail alone."""
+"""One capture run over a group of tables, in parallel; a failed table does not stop the others."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +30,7 @@ from cdc_pipeline.settings.model import Table
 
 @dataclass(frozen=True)
 class Landed:
-    """A batch that has landed: one object per write day, logged and registered in Glue."""
+    """A landed batch: one object per write day, logged and registered in Glue."""
 
     table: Table
     objects: list[LandedObject]
@@ -38,7 +38,7 @@ class Landed:
 
 @dataclass(frozen=True)
 class Captured:
-    """A table whose capture is done."""
+    """A table whose capture has succeeded."""
 
     table: Table
     result: CaptureResult
@@ -46,7 +46,7 @@ class Captured:
 
 @dataclass(frozen=True)
 class Failed:
-    """A table whose capture failed; what had landed before stays."""
+    """A table whose capture has failed; batches landed before stay."""
 
     table: Table
     error: CdcPipelineError
@@ -54,7 +54,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class Unregistered:
-    """Landed days that Glue did not take; `glue_partition_sensor` tries again."""
+    """Landed days not registered in Glue; `glue_partition_sensor` tries again."""
 
     table: Table
     error: CdcPipelineError
@@ -64,7 +64,7 @@ Event = Landed | Captured | Failed | Unregistered
 
 
 def capture_options(lake: Lake, linger_seconds: float | None = None) -> CaptureOptions:
-    """The settings' capture section; `linger_seconds` overrides it."""
+    """Options from the `capture` section of the settings; `linger_seconds` overrides it."""
     chosen = lake.settings.capture
     return CaptureOptions(
         max_run_seconds=chosen.max_run_seconds,
@@ -82,14 +82,14 @@ def capture_options(lake: Lake, linger_seconds: float | None = None) -> CaptureO
 def capture_tables(
     lake: Lake, tables: Sequence[Table], linger_seconds: float | None = None
 ) -> Iterator[Event]:
-    """Capture the tables side by side and tell what happens as it happens.
+    """Capture the tables in parallel; yield an event for each batch, table and failure.
 
-    Each ends with one `Captured` or `Failed`. More tables than `tables_per_run` wait for a place,
-    and then none lingers.
+    The last event of a table is `Captured` or `Failed`. With more tables than `tables_per_run`,
+    the others wait for a worker, and none lingers.
     """
     events: SimpleQueue[Event | BaseException] = SimpleQueue()
-    places = lake.settings.capture.tables_per_run
-    options = capture_options(lake, linger_seconds if len(tables) <= places else 0)
+    workers = lake.settings.capture.tables_per_run
+    options = capture_options(lake, linger_seconds if len(tables) <= workers else 0)
 
     def capture(table: Table) -> None:
         try:
@@ -99,7 +99,7 @@ def capture_tables(
         except BaseException as error:  # noqa: BLE001 - raised again by the reader of the queue
             events.put(error)
 
-    with ThreadPoolExecutor(places) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         for table in tables:
             pool.submit(capture, table)
         remaining = len(tables)
@@ -124,7 +124,7 @@ def _capture(
             register_days(table, days)
             registered.update(days)
         except LakeError as error:
-            # The stream loses what is not read in time; the catalogue can wait.
+            # Unread records expire in the stream; the catalogue can wait.
             events.put(Unregistered(table.settings, error))
         events.put(Landed(table.settings, objects))
 
@@ -132,31 +132,32 @@ def _capture(
     drain = partial(drain_table, log, options=options, report=landed)
     warnings: list[str] = []
 
-    def measured(source: Source) -> Source:
-        found, told = with_measured_lateness(table, source)
-        warnings[:] = [*warnings, *(w for w in told if w not in warnings)]
-        return found
+    def measure(source: Source) -> Source:
+        measured, messages = with_measured_lateness(table, source)
+        warnings[:] = [*warnings, *(m for m in messages if m not in warnings)]
+        return measured
 
-    def opening() -> Source:
-        return measured(_source(table, drain))
+    def open_current() -> Source:
+        return measure(_current_source(table, drain))
 
     result = capture_table(
         log,
-        opening(),
+        open_current(),
         options,
-        former=lambda stream: measured(followed_source(table, stream)),
+        former=lambda stream: measure(followed_source(table, stream)),
         files=partial(FilesRun, table, report=landed),
-        reopen=opening,
+        reopen=open_current,
         report=landed,
     )
     result.warnings += warnings
     return result
 
 
-def _source(table: TableLake, drain: Callable[[Source], object]) -> Source:
-    """The stream to follow: where a switch is on its way, the one that it leads to.
+def _current_source(table: TableLake, drain: Callable[[Source], object]) -> Source:
+    """Open the stream to follow; during a switch of transports, the new one.
 
-    What the log follows is read although the other one cannot be had; only then is that an error.
+    If it cannot be opened, but the settings name the transport that the log follows, the switch is
+    abandoned. Otherwise the stream that the log follows is drained before the error is raised.
     """
     log = table.log
     state = log.load()
@@ -171,9 +172,9 @@ def _source(table: TableLake, drain: Callable[[Source], object]) -> Source:
             return source
         if stream is not None and stream.transport == wanted == KINESIS_CHANNEL:
             note_off(table, log, state)
-        # Objects stay, so nothing is in a hurry there.
-        forgets = stream is not None and stream.transport not in IN_FILES
-        if stream and forgets and {stream.transport, wanted} != {DYNAMODB_STREAMS}:
+        # Objects in S3 do not expire, so there is no hurry with them.
+        has_retention = stream is not None and stream.transport not in IN_FILES
+        if stream and has_retention and {stream.transport, wanted} != {DYNAMODB_STREAMS}:
             with suppress(ShardGoneError):
                 drain(followed_source(table, stream))
         raise

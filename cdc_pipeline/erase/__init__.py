@@ -1,1 +1,1 @@
-"""Erasure: one item out of everything that holds it."""
+"""Erasure: removes one item from the lake, its exports and earlier versions."""

@@ -1,15 +1,15 @@
-"""Erase on request: an item leaves the lake with every trace, and cannot come back.
+"""Erasure on request: removes every trace of an item from the lake and keeps it from returning.
 
-1. The source must no longer have the item (consistent GetItem).
-2. A log entry suppresses its key: a salted hash and the time. From the next entry on nothing lands
-   that was written to that key until then, whatever brings it: capture, a heal, a new export.
-3. It is removed from place after place; after each the log says how far that has come.
-4. Every file is read again; only if none holds the item the log says that it is done.
+1. Check that the source no longer has the item (consistent GetItem).
+2. Log an entry that suppresses the key: a salted hash and the time. From the next entry on, no
+   change written to the key up to that time lands, by capture, heal or new export.
+3. Remove the item from one place after the other; log the progress after each.
+4. Read every file again; log the end only if no file holds the item.
 
-Killed at any step it is run again with the same key. Beyond its reach: the source's own backups
-(35 days of point-in-time recovery, on-demand backups), copies that others made, parts of S3
-multipart uploads that were never finished, names of attributes in schemas, and what Dagster's run
-storage holds (numbers, times and hashes by our doing, and whatever users' own assets put there).
+After a kill at any step, run it again with the same key. Not covered: the source's own backups
+(35 days of point-in-time recovery, on-demand backups), copies made by others, parts of unfinished
+S3 multipart uploads, names of attributes in schemas, and Dagster's run storage (it has numbers,
+times and hashes from this package, and anything that users' own assets put there).
 """
 
 import getpass
@@ -63,10 +63,10 @@ _POLL_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class EraseResult:
-    """What an erasure did. `erasure`: its record in the log.
+    """Result of an erasure. `erasure`: its record in the log.
 
-    `elsewhere`: tables that the catalogue keeps outside of the lake. No snapshot of theirs has the
-    item any more; when the files of earlier ones go is up to its service.
+    `elsewhere`: tables that the catalogue keeps outside of the lake. None of their snapshots has
+    the item; the catalogue's service decides when it deletes the files of earlier ones.
     """
 
     erasure: Erasure
@@ -77,9 +77,9 @@ class EraseResult:
 
 @dataclass(frozen=True)
 class EraseTarget:
-    """An item to erase: its canonical key, how to recognise it, and everywhere it can lie.
+    """An item to erase: its canonical key, its traces, and every place that can hold it.
 
-    `table_id`: of the table as it is now.
+    `table_id`: id of the present DynamoDB table.
     """
 
     table_id: str
@@ -90,20 +90,20 @@ class EraseTarget:
 
 
 def erase_target(table: TableLake, key: str) -> EraseTarget:
-    """What `key` (JSON of the key attributes, plain or typed) means, and that it can be erased.
+    """Parse `key` (JSON of the key attributes, plain or typed), check that it can be erased.
 
-    Raises `EraseRefusedError` for another key than the table's, `OtherRulesError` where something
+    Raises `EraseRefusedError` for a key that does not fit the table, `OtherRulesError` if something
     was published under other masking rules, `SourceError`, `SettingsError`, `LakeError`.
     """
     described = describe_table(table.source, table.name)
     keys = typed_key(key, described.key_types)
     masking = masking_of(table.lake.settings, table.settings, writing=True)
     for kind in key_columns(table).keys() - {"snapshot"}:
-        found = table.lake.iceberg.load(f"{table.safe_name}_{kind}")
-        if found is None:
+        built = table.iceberg(kind)
+        if built is None:
             continue
-        daily = kind in ("cdc", "ttl_archive")
-        rules = days_under_rules(found).values() if daily else [published_rules(found)]
+        is_daily = kind in ("cdc", "ttl_archive")
+        rules = days_under_rules(built).values() if is_daily else [published_rules(built)]
         asset = "current_state" if kind == "tombstones" else kind
         require_rules(masking, rules, f"{table.safe_name}_{kind}", f"{table.safe_name}/{asset}")
     exports = _exports(table)
@@ -116,7 +116,7 @@ def _exports(table: TableLake) -> Place | None:
     try:
         target = export_target(table)
     except SettingsError:
-        return None  # a local lake without a bucket: there were no exports
+        return None  # a local lake without a bucket has no exports
     return Place(
         "exports",
         S3Store(table.lake.aws, target.bucket, target.prefix, sse_parameters(target.kms_key)),
@@ -125,7 +125,7 @@ def _exports(table: TableLake) -> Place | None:
 
 
 def find_traces(target: EraseTarget) -> tuple[list[Holding], int]:
-    """Every file that holds the item, and how many earlier versions S3 keeps beside them."""
+    """Return every file that holds the item, and the number of earlier versions S3 keeps."""
     return find_item(target.places, target.trace), count_versions(target.places)
 
 
@@ -135,71 +135,72 @@ def erase_item(
     *,
     context: RunContext = SILENT,
 ) -> EraseResult:
-    """Erase one item from the lake; safe to kill at any moment and to run again.
+    """Erase one item from the lake; safe to kill at any time and to run again.
 
-    An item that is put later under the same key is a new one, and is kept. Raises
-    `EraseRefusedError` while the source has the item or an export of the table is under way,
-    `LakeError` when something of it is still there at the end, and what `erase_target` raises.
+    An item put later under the same key is a new one and is kept. Raises `EraseRefusedError` while
+    the source has the item or an export of the table is in progress, `LakeError` if a trace remains
+    at the end, and the errors of `erase_target`.
     """
     started = time.monotonic()
     target = erase_target(table, key)
     until_us = _absent_until_us(table, target.keys, context)
-    erasing = _Erasing(table, target, context)
-    erasing.suppress(until_us)
-    erasing.remove()
+    run = _EraseRun(table, target, context)
+    run.suppress(until_us)
+    run.remove()
     for _ in range(_ROUNDS - 1):
         if not any(find_traces(target)):
             break
-        erasing.remove()  # what was under way while the first round removed it
-    _require_gone(table.settings, *find_traces(target), erasing.stale)
-    erasing.finish()
-    read = sum(1 for place in target.places for _ in place.store.files(place.prefix))
+        run.remove()  # written by others during the first round
+    _require_gone(table.settings, *find_traces(target), run.stale)
+    run.finish()
+    files_read = sum(1 for place in target.places for _ in place.store.files(place.prefix))
     elsewhere = tuple(p.name for p in target.places if isinstance(p.store, NamedFiles))
-    return EraseResult(erasing.erasure, read, time.monotonic() - started, elsewhere)
+    return EraseResult(run.erasure, files_read, time.monotonic() - started, elsewhere)
 
 
-def _require_gone(table: Table, left: list[Holding], versions: int, stale: list[str]) -> None:
+def _require_gone(table: Table, holdings: list[Holding], versions: int, stale: list[str]) -> None:
     if stale:
         raise LakeError(
-            f"table {table.name}: the item is gone but from aggregates that cannot be built anew: "
-            f"{', '.join(stale)}",
-            fix="see what fails with `cdc-pipeline query`, mend or remove their SQL, and erase "
+            f"table {table.name}: the item is erased except from aggregates that cannot be built "
+            f"again: {', '.join(stale)}",
+            fix="find the error with `cdc-pipeline query`, correct or remove their SQL, and erase "
             "again",
         )
-    if not left and not versions:
+    if not holdings and not versions:
         return
-    listed = ", ".join(f"{holding.place}: {holding.key}" for holding in left[:10])
+    listed = ", ".join(f"{holding.place}: {holding.key}" for holding in holdings[:10])
     raise LakeError(
-        f"table {table.name}: {len(left)} files still hold the item ({listed}), and {versions} "
-        "earlier versions are there",
-        fix="see that nothing else writes there (another tool, replication), and erase again; the "
+        f"table {table.name}: {len(holdings)} files still hold the item ({listed}), and S3 has "
+        f"{versions} earlier versions",
+        fix="stop other writers to these places (another tool, replication), and erase again; the "
         "key stays suppressed",
     )
 
 
 def _absent_until_us(table: TableLake, keys: str, context: RunContext) -> int:
-    """The end of a second, in µs, in which the source did not have the item, nor behind it.
+    """Return the end of a second, in µs, in which and after which the source lacks the item.
 
-    Stream times are rounded down to seconds, so only whole seconds can be told from what follows.
+    Stream times are rounded down to seconds, so only whole seconds can be separated from later
+    changes. Waits for the next second.
     """
     native = native_key(keys)
-    first_s: int | None = None
+    first_seconds: int | None = None
     while True:
-        there, now_s = has_item(table.source, table.name, native)
-        if there:
+        is_present, now_seconds = has_item(table.source, table.name, native)
+        if is_present:
             raise EraseRefusedError(
-                f"table {table.name} still has the item, and it would come again",
+                f"table {table.name} still has the item, and capture would land it again",
                 fix=f"delete it there first: aws dynamodb delete-item --table-name {table.name} "
                 "--key '<its key, typed>'",
             )
-        first_s = now_s if first_s is None else first_s
-        if now_s > first_s:
-            return now_s * 1_000_000 - 1
+        first_seconds = now_seconds if first_seconds is None else first_seconds
+        if now_seconds > first_seconds:
+            return now_seconds * 1_000_000 - 1
         context.sleep(_POLL_SECONDS)
 
 
-class _Erasing:
-    """One run of one erasure; `erasure` is how far it is, as the log says."""
+class _EraseRun:
+    """One run of an erasure. `erasure`: its progress as logged; `stale`: failed aggregates."""
 
     def __init__(self, table: TableLake, target: EraseTarget, context: RunContext) -> None:
         self.table, self.target = table, target
@@ -210,19 +211,19 @@ class _Erasing:
         self.erasure: Erasure
 
     def suppress(self, until_us: int) -> None:
-        """Log the suppression: no later entry brings the item."""
+        """Log the suppression: no later entry lands the item."""
 
         def suppression(state: LogState) -> Parts:
-            self._require_rest()
-            known = state.erasures
-            salt = next((e.salt for e in known.values()), None) or new_salt()
+            self._require_no_export()
+            erasures = state.erasures
+            salt = next((e.salt for e in erasures.values()), None) or new_salt()
             hashed = key_hash(salt, self.target.keys)
-            earlier = known.get(hashed)
+            earlier = erasures.get(hashed)
             self.erasure = Erasure(
                 key_hash=hashed,
                 salt=salt,
                 until_us=max(until_us, earlier.until_us if earlier else 0),
-                by=_who(),
+                by=_user_and_host(),
                 removed=earlier.removed if earlier else (),
             )
             return {"erasure": self.erasure}
@@ -231,23 +232,24 @@ class _Erasing:
         hashed = self.erasure.key_hash
         self.context.progress(f"suppressed as {hashed[:16]} (log entry {self.state.n})")
 
-    def _require_rest(self) -> None:
-        """Files of an export that is being landed must stay as its manifest says.
+    def _require_no_export(self) -> None:
+        """Raise `EraseRefusedError` while an export is being landed or a gap healed from exports.
 
-        One that nobody can finish is given up, and so is one for a comparison: that takes another.
-        A run that is about to stage it sees that, or cannot commit it.
+        The files of such an export must stay as its manifest lists them. Discarded instead: exports
+        that cannot be finished, and exports for a comparison, which can take another one. A run
+        about to stage a discarded one notices, or its commit fails.
         """
         name = self.table.safe_name
         for baseline in unfinished(self.state):
             useless = why_useless(self.table, self.target.table_id, self.log, self.state, baseline)
-            written = self._is_written(baseline) if useless is None else False
-            if useless is not None or (baseline.shadow and not written):
-                why = useless or "an item that it may hold is erased"
-                self.context.progress(discarded(self.log, self.state, baseline, why))
+            is_running = self._is_running(baseline) if useless is None else False
+            if useless is not None or (baseline.shadow and not is_running):
+                reason = useless or "an item that it may hold is erased"
+                self.context.progress(discarded(self.log, self.state, baseline, reason))
                 continue
             raise EraseRefusedError(
-                f"table {self.table.name}: an export is under way, and it may hold the item",
-                fix="erase again when AWS has written it"
+                f"table {self.table.name}: an export is in progress, and it may hold the item",
+                fix="erase again when AWS has finished it"
                 if baseline.shadow
                 else f"let it finish (materialise {name}/pitr_export), then erase again",
             )
@@ -260,49 +262,49 @@ class _Erasing:
                 fix=f"let it finish (cdc-pipeline heal {name}), then erase again",
             )
 
-    def _is_written(self, baseline: Baseline) -> bool:
-        """Whether AWS is still writing its export."""
+    def _is_running(self, baseline: Baseline) -> bool:
+        """Whether AWS is still writing the baseline's export."""
         if baseline.export_arn is None:
             return False
         status = exported(self.table, baseline.export_arn, self.target.table_id)
         return status.status == "IN_PROGRESS"
 
     def remove(self) -> None:
-        """Remove the item from every place, readers' first."""
-        lake, table, trace = self.table.lake, self.table.settings, self.target.trace
-        erase_state_rows(lake.table(table), trace)
-        self._note(erase_landed(self.log, trace))
-        self._note(erase_quarantined(self.log, trace))
-        for kind in key_columns(lake.table(table)):
-            self._note(erase_iceberg(lake.table(table), kind, trace))
-        rebuilt, self.stale = rebuild_aggregates(lake.table(table))
-        self._note(*rebuilt)
+        """Remove the item from every place, first where readers see it."""
+        table, trace = self.table, self.target.trace
+        erase_state_rows(table, trace)
+        self._log_removed(erase_landed(self.log, trace))
+        self._log_removed(erase_quarantined(self.log, trace))
+        for kind in key_columns(table):
+            self._log_removed(erase_iceberg(table, kind, trace))
+        rebuilt, self.stale = rebuild_aggregates(table)
+        self._log_removed(*rebuilt)
         if self.target.exports:
-            self._note(erase_exported(self.target.exports, trace))
+            self._log_removed(erase_exported(self.target.exports, trace))
         backups = next(place for place in self.target.places if place.name == "backups")
-        self._note(erase_files(backups, trace))
-        self._note(erase_scratch(lake.table(table)))
-        self._note(erase_versions(self.target.places))
+        self._log_removed(erase_files(backups, trace))
+        self._log_removed(erase_scratch(table))
+        self._log_removed(erase_versions(self.target.places))
 
-    def _note(self, *removed: Removed) -> None:
-        """Log what was removed, added to what earlier runs for this key removed."""
-        news = [part for part in removed if part.files or part.rows]
-        for part in news:
+    def _log_removed(self, *removed: Removed) -> None:
+        """Log the removed files and rows, added to those of earlier runs for this key."""
+        new = [part for part in removed if part.files or part.rows]
+        for part in new:
             self.context.progress(f"{part.place}: {part.files} files, {part.rows} rows")
-        if news:
-            self._record(replace(self.erasure, removed=_added(self.erasure.removed, news)))
+        if new:
+            self._log_erasure(replace(self.erasure, removed=_sums(self.erasure.removed, new)))
 
     def finish(self) -> None:
-        """Log that nothing is left; the last thing that is done."""
-        self._record(replace(self.erasure, done_us=self.log.now_us()))
+        """Log the end of the erasure; the last step."""
+        self._log_erasure(replace(self.erasure, done_us=self.log.now_us()))
 
-    def _record(self, erasure: Erasure) -> None:
+    def _log_erasure(self, erasure: Erasure) -> None:
         self.log.commit(self.state, lambda _: {"erasure": erasure})
         self.erasure = erasure
 
 
-def _who() -> str:
-    """User and host; a container's user may have no name."""
+def _user_and_host() -> str:
+    """Return user and host; a container's user may have no name."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):
@@ -310,9 +312,9 @@ def _who() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def _added(before: tuple[Removed, ...], news: list[Removed]) -> tuple[Removed, ...]:
-    sums = {part.place: part for part in before}
-    for part in news:
-        known = sums.get(part.place, Removed(part.place, 0, 0))
-        sums[part.place] = Removed(part.place, known.files + part.files, known.rows + part.rows)
+def _sums(earlier: tuple[Removed, ...], new: list[Removed]) -> tuple[Removed, ...]:
+    sums = {part.place: part for part in earlier}
+    for part in new:
+        total = sums.get(part.place, Removed(part.place, 0, 0))
+        sums[part.place] = Removed(part.place, total.files + part.files, total.rows + part.rows)
     return tuple(sums.values())

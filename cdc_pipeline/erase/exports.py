@@ -1,11 +1,11 @@
-"""Erasing an item from PITR exports: data files without it, and manifests that match them.
+"""Erasure from PITR exports: rewrites data files without the item, and their manifests.
 
-Files and manifests are DynamoDB's; we rewrite what names the item and nothing else. Manifests
-first, with the counts and checksums that the new data files will have: after a crash in between
-the item is still found, and everything written once more to the same bytes.
+Only files that hold the item, and the manifests of these, are rewritten. Manifests come first, with
+the counts and checksums of the new data files: after a crash in between, the item is still found,
+and the next run writes the same bytes again.
 
-A damaged export stays a damaged one: a manifest is corrected only where it agreed with the file, a
-file that cannot be read to its end is deleted, and a manifest that is none is left alone.
+A damaged export stays damaged: a manifest is corrected only where it matched the file, a file that
+cannot be read to its end is deleted, and an invalid manifest is left unchanged.
 """
 
 import base64
@@ -28,30 +28,30 @@ _FILES, _SUMMARY = "manifest-files.json", "manifest-summary.json"
 
 def erase_exported(place: Place, trace: ItemTrace) -> Removed:
     """Rewrite the data files of full and incremental exports that hold the item."""
-    found = find_item([place], trace)
-    data = {holding.key: _rewritten(place.store, holding.key, trace) for holding in found}
-    if data:
+    holdings = find_item([place], trace)
+    files = {holding.key: _rewritten(place.store, holding.key, trace) for holding in holdings}
+    if files:
         for key in list(place.store.list(place.prefix)):
             if key.endswith(_FILES):
-                _correct(place.store, key, data)
-    for key, rewritten in data.items():
+                _correct_manifest(place.store, key, files)
+    for key, rewritten in files.items():
         if rewritten is None:
             place.store.delete([key])
         else:
             place.store.write(key, rewritten.body)
-    return Removed("exports", len(found), sum(holding.rows for holding in found))
+    return Removed("exports", len(holdings), sum(holding.rows for holding in holdings))
 
 
 @dataclass(frozen=True)
 class _Rewritten:
-    """A data file without the item. `former_md5`: of the file as it was."""
+    """A data file without the item. `former_md5`: checksum of the file with it."""
 
     former_md5: str
     body: bytes
 
 
 def _rewritten(store: Store, key: str, trace: ItemTrace) -> _Rewritten | None:
-    """None: it cannot be read to its end."""
+    """Return the data file without the item; None: it cannot be read to its end."""
     data = store.read(key) or b""
     try:
         return _Rewritten(_md5(data), without_lines(data, trace))
@@ -59,65 +59,67 @@ def _rewritten(store: Store, key: str, trace: ItemTrace) -> _Rewritten | None:
         return None
 
 
-def _correct(store: Store, key: str, data: Mapping[str, _Rewritten | None]) -> None:
-    """Correct one manifest of data files, and its summary's count, if it names any of them."""
+def _correct_manifest(store: Store, key: str, files: Mapping[str, _Rewritten | None]) -> None:
+    """Correct a manifest of data files and its summary's count, if it names one of `files`."""
     lines = _documents(store, key)
     summary_key = key.removesuffix(_FILES) + _SUMMARY
     summaries = _documents(store, summary_key)
     if lines is None or summaries is None or len(summaries) != 1:
         return
-    changed = False
+    is_changed = False
     for line in lines:
-        for name, file in data.items():
-            if file is None or not _names(line["dataFileS3Key"], name):
+        for name, file in files.items():
+            if file is None or not _is_same_file(line["dataFileS3Key"], name):
                 continue
             if line["md5Checksum"] == file.former_md5:
                 body = file.body
-                line |= {"itemCount": _lines(body), "md5Checksum": _md5(body), "etag": _etag(body)}
-                changed = True
+                counts = {"itemCount": _count_lines(body)}
+                line |= counts | {"md5Checksum": _md5(body), "etag": _etag(body)}
+                is_changed = True
     total = sum(line["itemCount"] for line in lines)
-    # A crash between the two left the count of the summary behind.
-    if changed or (summaries[0]["itemCount"] != total and _agree(lines, data)):
-        _write(store, key, "".join(f"{_json(line)}\n" for line in lines).encode())
-        _write(store, summary_key, _json(summaries[0] | {"itemCount": total}).encode())
+    # After a crash between the two writes, the summary has the former count.
+    if is_changed or (summaries[0]["itemCount"] != total and _has_new_files(lines, files)):
+        _write_manifest(store, key, "".join(f"{_json(line)}\n" for line in lines).encode())
+        _write_manifest(store, summary_key, _json(summaries[0] | {"itemCount": total}).encode())
 
 
-def _agree(lines: list[dict[str, Any]], data: Mapping[str, _Rewritten | None]) -> bool:
-    """Whether a manifest names rewritten files as they are going to be."""
-    new = {_md5(file.body) for file in data.values() if file is not None}
+def _has_new_files(lines: list[dict[str, Any]], files: Mapping[str, _Rewritten | None]) -> bool:
+    """Whether a manifest has the checksum of a rewritten file already."""
+    new = {_md5(file.body) for file in files.values() if file is not None}
     return any(line["md5Checksum"] in new for line in lines)
 
 
 def _documents(store: Store, key: str) -> list[dict[str, Any]] | None:
-    """The lines of a manifest; None where it is missing or not one."""
+    """Return the lines of a manifest; None: it is missing or invalid."""
     try:
         lines = (store.read(key) or b"").splitlines()
-        found = [json.loads(line) for line in lines if line.strip()]
+        documents = [json.loads(line) for line in lines if line.strip()]
     except ValueError:
         return None
-    wanted = ("dataFileS3Key", "md5Checksum", "itemCount") if key.endswith(_FILES) else ()
-    whole = all(isinstance(one, dict) and all(name in one for name in wanted) for one in found)
-    return found if whole else None
+    fields = ("dataFileS3Key", "md5Checksum", "itemCount") if key.endswith(_FILES) else ()
+    is_valid = all(isinstance(d, dict) and all(name in d for name in fields) for d in documents)
+    return documents if is_valid else None
 
 
-def _names(said: str, key: str) -> bool:
-    """Keys in manifests begin at the bucket's root or at the export's prefix; ours at the prefix.
+def _is_same_file(manifest_key: str, key: str) -> bool:
+    """Whether a manifest's key is the store's `key`, which is relative to the lake's prefix.
 
-    A data file's name is 26 random characters, so the ends tell.
+    Keys in manifests begin at the bucket's root or at the export's prefix. A data file's name is 26
+    random characters, so comparing the ends is enough.
     """
-    return f"/{said}".endswith(f"/{key}") or key.endswith(f"/{said}")
+    return f"/{manifest_key}".endswith(f"/{key}") or key.endswith(f"/{manifest_key}")
 
 
-def _write(store: Store, key: str, body: bytes) -> None:
-    """A manifest and the checksum that lies beside it, under whichever name it has."""
+def _write_manifest(store: Store, key: str, body: bytes) -> None:
+    """Write a manifest and its checksum file, under either of its two names."""
     for suffix in (".md5", ".checksum"):
-        for beside in (key.removesuffix(".json") + suffix, key + suffix):
-            if store.read(beside) is not None:
-                store.write(beside, _md5(body).encode())
+        for checksum_key in (key.removesuffix(".json") + suffix, key + suffix):
+            if store.read(checksum_key) is not None:
+                store.write(checksum_key, _md5(body).encode())
     store.write(key, body)
 
 
-def _lines(body: bytes) -> int:
+def _count_lines(body: bytes) -> int:
     return sum(1 for line in gzip.decompress(body).splitlines() if line.strip())
 
 

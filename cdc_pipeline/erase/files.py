@@ -1,7 +1,7 @@
-"""Which rows and lines of a file hold one item, and the file without them.
+"""Rows and lines of a file that hold one item, and the file without them.
 
-Files are told apart by their first bytes: Parquet, Avro (Iceberg's manifests), GZIP, and
-everything else, which is read as JSON documents, one or several to a line.
+The first bytes decide the format: Parquet, Avro (Iceberg's manifests), GZIP; everything else is
+read as JSON documents, one or more per line.
 """
 
 import gzip
@@ -23,7 +23,7 @@ _PIECE_BYTES = 1 << 10
 
 
 def count_held(data: bytes, trace: ItemTrace) -> int:
-    """Rows, lines or (of Avro) files that hold the item; a damaged file counts by its bytes."""
+    """Count the rows or lines with the item; 1 for an Avro or damaged file that has its bytes."""
     try:
         if data.startswith(_PARQUET):
             return sum(_held_rows(batch, trace).true_count for batch in _batches(data))
@@ -37,20 +37,20 @@ def count_held(data: bytes, trace: ItemTrace) -> int:
 
 
 def _readable(data: bytes) -> bytes:
-    """What can be read of a damaged GZIP file, from its beginning."""
-    inflate, found = zlib.decompressobj(wbits=31), b""
-    for at in range(0, len(data), _PIECE_BYTES):
+    """Return the readable beginning of a damaged GZIP file."""
+    inflate, text = zlib.decompressobj(wbits=31), b""
+    for start in range(0, len(data), _PIECE_BYTES):
         try:
-            found += inflate.decompress(data[at : at + _PIECE_BYTES])
+            text += inflate.decompress(data[start : start + _PIECE_BYTES])
         except zlib.error:
             break
-    return found
+    return text
 
 
 def without_lines(data: bytes, trace: ItemTrace) -> bytes:
-    """A file of JSON, compressed as it was, without the documents that hold the item."""
+    """Return a JSON file without the documents that hold the item, compressed if it was."""
     if data.startswith(_GZIP):
-        # Without a time in its header the result is the same each time.
+        # No time in the header, so that the same input gives the same bytes.
         return gzip.compress(without_lines(gzip.decompress(data), trace), mtime=0)
     kept: list[bytes] = []
     for line in data.splitlines(keepends=True):
@@ -64,13 +64,13 @@ def without_lines(data: bytes, trace: ItemTrace) -> bytes:
 
 
 def without_rows(data: bytes, trace: ItemTrace) -> pa.Table:
-    """The rows of a Parquet file that do not hold the item."""
+    """Return the rows of a Parquet file that do not hold the item."""
     batches = [batch.filter(_held_rows(batch, trace, kept=True)) for batch in _batches(data)]
     return pa.Table.from_batches(batches, pq.read_schema(io.BytesIO(data)))
 
 
 def is_parquet(data: bytes) -> bool:
-    """Whether a file is Parquet, to go by its first bytes."""
+    """Whether a file is Parquet, by its first bytes."""
     return data.startswith(_PARQUET)
 
 
@@ -80,23 +80,23 @@ def _batches(data: bytes) -> Iterator[pa.RecordBatch]:
 
 
 def _held_rows(batch: pa.RecordBatch, trace: ItemTrace, kept: bool = False) -> pa.BooleanArray:
-    """For each row whether one of its text cells holds the item; `kept`: whether none does."""
+    """Return for each row whether a text cell holds the item; with `kept`, whether none does."""
     rows = [kept] * batch.num_rows
     for column in batch.columns:
         if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
             continue
         for text in trace.rarest:
             matches = pc.match_substring(column, text)  # type: ignore[attr-defined]
-            for row, found in enumerate(matches.to_pylist()):
-                if found and trace.is_in_text(column[row].as_py()):
+            for row, is_match in enumerate(matches.to_pylist()):
+                if is_match and trace.is_in_text(column[row].as_py()):
                     rows[row] = not kept
     return pa.array(rows, pa.bool_())
 
 
 def _held_documents(line: bytes, trace: ItemTrace) -> Iterator[bytes]:
-    """The documents of a line that hold the item, as they stand there."""
-    wrapped = any(name in line for name in _BASE64_FIELDS)
-    if not wrapped and not trace.may_be_in(line):
+    """Yield the documents of a line that hold the item, byte for byte."""
+    has_base64 = any(name in line for name in _BASE64_FIELDS)
+    if not has_base64 and not trace.may_be_in(line):
         return
     for text, document in _documents(line.decode(errors="surrogateescape")):
         raw = text.encode(errors="surrogateescape")
@@ -105,29 +105,29 @@ def _held_documents(line: bytes, trace: ItemTrace) -> Iterator[bytes]:
 
 
 def _documents(text: str) -> Iterator[tuple[str, object]]:
-    """JSON documents one behind the other; a rest that is none comes as it is, with None."""
+    """Yield consecutive JSON documents with their text; a rest that is not JSON has None."""
     decode: Callable[[str, int], tuple[object, int]] = json.JSONDecoder().raw_decode
-    at, end = 0, len(text.rstrip())
-    while at < end:
-        if text[at].isspace():
-            at += 1
+    start, end = 0, len(text.rstrip())
+    while start < end:
+        if text[start].isspace():
+            start += 1
             continue
         try:
-            document, behind = decode(text, at)
+            document, stop = decode(text, start)
         except (ValueError, RecursionError):
-            document, behind = None, end
-        yield text[at:behind], document
-        at = behind
+            document, stop = None, end
+        yield text[start:stop], document
+        start = stop
 
 
 def _avro_text(data: bytes) -> bytes:
-    """The blocks of an Avro object container file, inflated (Avro specification 1.11)."""
+    """Return the inflated blocks of an Avro object container file (Avro specification 1.11)."""
     file = io.BytesIO(data[len(_AVRO) :])
     codec = _avro_metadata(file).get(b"avro.codec", b"null")
-    file.seek(16, io.SEEK_CUR)  # the marker between blocks
+    file.seek(16, io.SEEK_CUR)  # sync marker
     blocks = []
     while file.tell() < len(data) - len(_AVRO):
-        _avro_long(file)  # entries
+        _avro_long(file)  # number of entries
         block = file.read(_avro_long(file))
         blocks.append(zlib.decompress(block, -zlib.MAX_WBITS) if codec == b"deflate" else block)
         file.seek(16, io.SEEK_CUR)
@@ -135,14 +135,14 @@ def _avro_text(data: bytes) -> bytes:
 
 
 def _avro_metadata(file: io.BytesIO) -> dict[bytes, bytes]:
-    found: dict[bytes, bytes] = {}
+    metadata: dict[bytes, bytes] = {}
     while count := _avro_long(file):
         if count < 0:
-            _avro_long(file)  # the size of the block
+            _avro_long(file)  # size of the block
         for _ in range(abs(count)):
             name = file.read(_avro_long(file))
-            found[name] = file.read(_avro_long(file))
-    return found
+            metadata[name] = file.read(_avro_long(file))
+    return metadata
 
 
 def _avro_long(file: io.BytesIO) -> int:

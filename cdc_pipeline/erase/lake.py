@@ -1,9 +1,9 @@
-"""Erasing one item from the lake: where it can lie, finding it there, and removing it.
+"""Erasure from the lake: the places that can hold an item, the search, and the removal.
 
-Each removal may be killed at any moment and run again. Landing objects are replaced through the
-capture log, as compaction does it; Iceberg tables get a new snapshot without the item, and all
-earlier ones go at once with the files that only they named. Whoever computed something from what
-was there before can then no longer commit it.
+Each removal can be killed at any time and run again. Landing objects are replaced through the
+capture log, as by compaction. Iceberg tables get a new snapshot without the item; all earlier
+snapshots and the files that only they name are deleted at once. A writer that computed its rows
+from an earlier snapshot can then no longer commit them.
 """
 
 import time
@@ -54,27 +54,27 @@ KEY_COLUMNS = {
     "ttl_archive": "keys",
     "snapshot": "_key",
 }
-"""The Iceberg tables of a DynamoDB table, and the column of each that holds items' keys.
+"""Iceberg tables of a DynamoDB table, each with its column of item keys.
 
-Tables of entities come with them: `key_columns`.
+`key_columns` adds the tables of entities.
 """
 
 _READERS = 8
 _ATTEMPTS = 5
 _TEMPORARY_SECONDS = 60
-"""A file of a local lake has its name sooner than that, or its writer was killed."""
+"""An older temporary file of a local lake is one of a killed writer."""
 
 _T = TypeVar("_T")
 
 
 def key_columns(table: TableLake) -> dict[str, str]:
-    """`KEY_COLUMNS` with the tables of the table's entities."""
+    """Return `KEY_COLUMNS` and the key columns of the tables of entities."""
     return KEY_COLUMNS | dict.fromkeys(entity_tables(table), "_key")
 
 
 @dataclass(frozen=True)
 class Place:
-    """A part of a store where an item can lie."""
+    """A prefix of a store whose files can hold an item. `name`: as in the log and in reports."""
 
     name: str
     store: Store
@@ -83,7 +83,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Holding:
-    """A file that holds the item; `rows`: rows, lines or entries of it that do."""
+    """A file that holds the item. `rows`: number of its rows, lines or entries with the item."""
 
     place: str
     key: str
@@ -91,7 +91,7 @@ class Holding:
 
 
 def lake_places(table: TableLake) -> list[Place]:
-    """Every prefix of the lake under which something of the table's items can lie."""
+    """Return every prefix of the lake whose files can hold items of the table."""
     paths, store = table.paths, table.lake.store
     names = {kind: f"{table.safe_name}_{kind}" for kind in key_columns(table)}
     names |= {f"aggregates.{a.name}": a.table for a in _aggregates(table)}
@@ -109,7 +109,7 @@ def lake_places(table: TableLake) -> list[Place]:
 
 
 def _table_places(lake: Lake, place: str, name: str) -> Iterator[Place]:
-    """The table's folder in the lake, and its files if the catalogue has put it elsewhere."""
+    """Yield the Iceberg table's folder in the lake, and its files if they are elsewhere."""
     yield Place(place, lake.store, _iceberg(lake, name))
     table = lake.iceberg.load(name)
     if table is not None and not lake.iceberg.is_placed(table):
@@ -117,11 +117,11 @@ def _table_places(lake: Lake, place: str, name: str) -> Iterator[Place]:
 
 
 def find_item(places: Iterable[Place], trace: ItemTrace) -> list[Holding]:
-    """Read every file and tell which hold the item."""
-    return [holding for place in places for holding in _look(place, trace)]
+    """Read every file and return those that hold the item."""
+    return [holding for place in places for holding in _holdings(place, trace)]
 
 
-def _look(place: Place, trace: ItemTrace) -> Iterator[Holding]:
+def _holdings(place: Place, trace: ItemTrace) -> Iterator[Holding]:
     files = list(place.store.files(place.prefix))
 
     def count(file: StoredFile) -> int:
@@ -135,28 +135,29 @@ def _look(place: Place, trace: ItemTrace) -> Iterator[Holding]:
 
 
 def erase_landed(log: CaptureLog, trace: ItemTrace) -> Removed:
-    """Replace landing objects by ones without the item, and delete them and all replaced ones."""
-    remove_replaced(log, _ever(log))
+    """Replace landing objects by ones without the item; delete all replaced objects."""
+    remove_replaced(log, _tomorrow_us(log))
     state = log.load()
-    found = list(_look(Place("landing", log.store, log.paths.landing), trace))
-    for holding in found:
+    holdings = list(_holdings(Place("landing", log.store, log.paths.landing), trace))
+    for holding in holdings:
         if holding.key in state.objects:
             _replace_object(log, state, state.objects[holding.key], trace)
         elif _is_orphan(holding.key, state):
             log.store.delete([holding.key])
         elif not is_landing_name(holding.key):
             rewrite_file(log.store, holding.key, trace)
-        # What is left is on its way, and its writer will see that it lost.
-    remove_replaced(log, _ever(log))
-    return Removed("landing", len(found), sum(holding.rows for holding in found))
+        # The others have no entry yet; their writer will lose the race for it.
+    remove_replaced(log, _tomorrow_us(log))
+    return Removed("landing", len(holdings), sum(holding.rows for holding in holdings))
 
 
-def _ever(log: CaptureLog) -> int:
+def _tomorrow_us(log: CaptureLog) -> int:
+    """Return a time after every replacement, so that all replaced objects are removed."""
     return log.now_us() + 24 * 3600 * 1_000_000
 
 
 def _is_orphan(key: str, state: LogState) -> bool:
-    """Of a writer that was killed, or that can no longer log it: what it merged is replaced."""
+    """Whether no entry will name an object: its writer was killed, or its inputs are replaced."""
     return is_landing_name(key) and (entry_number(key) or 0) <= state.n
 
 
@@ -165,51 +166,51 @@ def _replace_object(
 ) -> None:
     data = log.store.read(landed.key)
     if data is None:
-        return  # merged meanwhile: the next round finds it
+        return  # merged meanwhile; the next round finds the merged object
     rows = without_rows(data, trace)
-    made: tuple[LandedObject, ...] = ()
+    written: tuple[LandedObject, ...] = ()
     if rows.num_rows:
         day, entry = date.fromisoformat(landed.day), landed.entry
         key = log.paths.compacted(day, entry, entry, new_nonce())
-        made = (
+        written = (
             write_object(
                 log.store, key, [rows.cast(LANDING_SCHEMA)], landed.generation, through=entry
             ),
         )
-    step = {"objects": made, "replaced": (landed.key,)}
-    if not log.commit(state, lambda now: step if landed.key in now.objects else None):
-        log.store.delete(other.key for other in made)
+    parts = {"objects": written, "replaced": (landed.key,)}
+    if not log.commit(state, lambda now: parts if landed.key in now.objects else None):
+        log.store.delete(other.key for other in written)
 
 
 def erase_quarantined(log: CaptureLog, trace: ItemTrace) -> Removed:
-    """Rewrite quarantined lines without the item's; a file without lines stays, for the log."""
+    """Rewrite quarantine files without the item's lines; an empty file stays, the log names it."""
     state, store = log.load(), log.store
-    found = list(_look(Place("quarantine", store, log.paths.quarantine), trace))
-    for holding in found:
+    holdings = list(_holdings(Place("quarantine", store, log.paths.quarantine), trace))
+    for holding in holdings:
         if not log.names_quarantined(state, holding.key):
             rewrite_file(store, holding.key, trace)
             continue
         lines = store.read(holding.key) or b""
         kept = without_lines(lines, trace)
         reasons = count_reasons(kept)
-        was = None if holding.key in state.quarantined else count_reasons(lines)
-        counted = QuarantinedObject(holding.key, sum(reasons.values()), reasons, was)
-        # Counts first: after a crash in between the lines are found again, and counted again.
+        before = None if holding.key in state.quarantined else count_reasons(lines)
+        counted = QuarantinedObject(holding.key, sum(reasons.values()), reasons, before)
+        # Log the counts first: after a crash in between, the lines are found and counted again.
         log.commit(state, lambda _, counted=counted: {"quarantined": (counted,)})
         store.write(holding.key, kept)
-    return Removed("quarantine", len(found), sum(holding.rows for holding in found))
+    return Removed("quarantine", len(holdings), sum(holding.rows for holding in holdings))
 
 
 def erase_files(place: Place, trace: ItemTrace) -> Removed:
-    """Rewrite files that no log names; one that would be empty is deleted."""
-    found = list(_look(place, trace))
-    for holding in found:
+    """Rewrite files that no log names, without the item; delete those that would be empty."""
+    holdings = list(_holdings(place, trace))
+    for holding in holdings:
         rewrite_file(place.store, holding.key, trace)
-    return Removed(place.name, len(found), sum(holding.rows for holding in found))
+    return Removed(place.name, len(holdings), sum(holding.rows for holding in holdings))
 
 
 def rewrite_file(store: Store, key: str, trace: ItemTrace) -> None:
-    """Write a file again without the item, or delete it if nothing else is in it."""
+    """Rewrite a file without the item, or delete it if it holds nothing else."""
     data = store.read(key)
     if data is None:
         return
@@ -222,7 +223,7 @@ def rewrite_file(store: Store, key: str, trace: ItemTrace) -> None:
         try:
             rest = without_lines(data, trace)
         except (OSError, EOFError, zlib.error):
-            rest = b""  # it cannot be read to its end, and what can be holds the item
+            rest = b""  # not readable to its end, and the readable part holds the item
     if rest and rest != data:
         store.write(key, rest)
     else:
@@ -230,7 +231,7 @@ def rewrite_file(store: Store, key: str, trace: ItemTrace) -> None:
 
 
 def erase_scratch(table: TableLake) -> Removed:
-    """Delete what is kept to be quick after a kill: converted exports, files without a name."""
+    """Delete converted exports, kept only to resume fast after a kill, and temporary files."""
     keys = list(table.lake.store.list(table.paths.staging))
     before = time.time() - _TEMPORARY_SECONDS
     keys += [file.key for file in table.lake.store.files(TEMPORARY) if file.modified < before]
@@ -239,9 +240,10 @@ def erase_scratch(table: TableLake) -> Removed:
 
 
 def erase_state_rows(table: TableLake, trace: ItemTrace) -> None:
-    """Take the item out of `current_state` alone.
+    """Remove the item from `current_state` only.
 
-    Before its changes leave the landing zone: readers would see it again once its delete is gone.
+    This precedes its removal from the landing zone, or readers would see the item again once its
+    delete is removed.
     """
     over_conflicts(
         partial(_remove_rows, table.lake, f"{table.safe_name}_current_state", "_key", trace)
@@ -249,11 +251,11 @@ def erase_state_rows(table: TableLake, trace: ItemTrace) -> None:
 
 
 def erase_iceberg(table: TableLake, kind: str, trace: ItemTrace) -> Removed:
-    """Take the item out of one of the table's Iceberg tables, all its versions included.
+    """Remove the item from an Iceberg table of the table, including all its versions.
 
-    Of `snapshot` every baseline stays, in a snapshot of its own without the item, and the log
-    names the new one. Columns of a baseline whose type has changed since are empty in it then;
-    `_item`, which states are made from, is as it was. Raises `CommitConflictError`, `LakeError`.
+    In `snapshot`, every baseline gets a new snapshot without the item, which the log then names.
+    Columns of a baseline whose type has changed since become empty in it; `_item`, from which
+    states are made, stays the same. Raises `CommitConflictError`, `LakeError`.
     """
     name = f"{table.safe_name}_{kind}"
     files = _files(table.lake, name)
@@ -265,13 +267,13 @@ def erase_iceberg(table: TableLake, kind: str, trace: ItemTrace) -> Removed:
 
 
 def _remove_rows(lake: Lake, name: str, column: str, trace: ItemTrace) -> int:
-    found = lake.iceberg.load(name)
-    if found is None:
+    table = lake.iceberg.load(name)
+    if table is None:
         return 0
-    committed, removed = lake.iceberg.remove_rows(found, column, trace.keys)
-    # Verification compares the days of cdc with how many rows they were built with.
-    start = f"{PROPERTY}{ROWS}."
-    days = [n.removeprefix(start) for n in committed.properties if n.startswith(start)]
+    committed, removed = lake.iceberg.remove_rows(table, column, trace.keys)
+    # Verification compares each day of cdc with the recorded number of rows.
+    prefix = f"{PROPERTY}{ROWS}."
+    days = [n.removeprefix(prefix) for n in committed.properties if n.startswith(prefix)]
     if removed and days:
         left = {str(day): rows for day, rows in lake.iceberg.rows_by_day(committed).items()}
         counts = {f"{ROWS}.{day}": str(left.get(day, 0)) for day in days}
@@ -283,42 +285,46 @@ def _erase_baselines(table: TableLake, trace: ItemTrace) -> tuple[int, set[int |
     log = table.log
     state = log.load()
     staged = table.iceberg("snapshot")
-    # Those of discarded shadows expire.
-    there = {snapshot.snapshot_id for snapshot in staged.metadata.snapshots} if staged else set()
+    # Snapshots of discarded shadows may have expired.
+    existing = {snapshot.snapshot_id for snapshot in staged.metadata.snapshots} if staged else set()
     rows = 0
     for generation, baseline in sorted(state.baselines.items()):
-        if baseline.snapshot_id is None or baseline.snapshot_id not in there:
+        if baseline.snapshot_id is None or baseline.snapshot_id not in existing:
             continue
         erase = partial(_erase_baseline, table, baseline.snapshot_id, generation, trace)
         snapshot_id, removed = over_conflicts(erase)
         rows += removed
         items = (baseline.items or 0) - removed
         record_baseline(log, state, baseline, snapshot_id=snapshot_id, items=items)
-    tag_baselines(table)  # else the tags keep the versions that have the item
+    tag_baselines(table)  # or the tags would keep the snapshots with the item
     return rows, {baseline.snapshot_id for baseline in log.load().baselines.values()}
 
 
 def _erase_baseline(
     table: TableLake, snapshot_id: int, generation: int, trace: ItemTrace
 ) -> tuple[int, int]:
-    """A snapshot like this one without the item, on a branch of its own: its id, rows removed."""
-    found = table.iceberg("snapshot")
-    assert found is not None  # the log says that it was committed
-    name = f"erase_{generation}"
-    table.lake.iceberg.branch(found, name, snapshot_id)
-    found, removed = table.lake.iceberg.remove_rows(found, "_key", trace.keys, name)
-    snapshot_id = found.metadata.refs[name].snapshot_id
-    table.lake.iceberg.drop_branch(found, name)
+    """Commit a copy of a snapshot without the item, on a temporary branch.
+
+    Returns the new snapshot's id and the number of removed rows.
+    """
+    staged = table.iceberg("snapshot")
+    assert staged is not None  # committed, by the log
+    branch = f"erase_{generation}"
+    table.lake.iceberg.branch(staged, branch, snapshot_id)
+    staged, removed = table.lake.iceberg.remove_rows(staged, "_key", trace.keys, branch)
+    snapshot_id = staged.metadata.refs[branch].snapshot_id
+    table.lake.iceberg.drop_branch(staged, branch)
     return snapshot_id, removed
 
 
 def _forget_versions(
     lake: Lake, name: str, files: list[StoredFile], keep: Collection[int | None]
 ) -> int:
-    """Expire all versions but the present one and those to keep; delete what no other names.
+    """Expire all versions except the present one and `keep`; delete files that only they name.
 
-    `files`: what lay there before the item was removed; younger ones may be on their way into a
-    commit, but none that was computed from an earlier version can still come to one.
+    `files`: the table's files before the item was removed. Newer ones may belong to a commit in
+    progress; such a commit cannot be based on an earlier version. Returns the number of deleted
+    files.
     """
     table = lake.iceberg.load(name)
     if table is None:
@@ -326,40 +332,41 @@ def _forget_versions(
     others = [n for n in table.metadata.refs if n != MAIN_BRANCH and not n.startswith(TAG)]
     if others:
         raise LakeError(
-            f"table {name}: earlier versions may hold the item, and {', '.join(sorted(others))} "
-            "(a tag or branch that is not ours) keeps some",
-            fix="drop it with the engine that made it, then erase again",
+            f"table {name}: earlier versions may hold the item, and tags or branches of another "
+            f"engine keep some: {', '.join(sorted(others))}",
+            fix="drop them with the engine that made them, then erase again",
         )
     prefix = f"{lake.store.uri('').rstrip('/')}/"
     old = {file.key for file in files}
     for _ in range(_ATTEMPTS):
-        # Removal itself makes manifests of what it removes.
+        # Expiry itself writes manifests that name removed files.
         old |= {
             uri.removeprefix(prefix) for uri in referenced_files(table) if uri.startswith(prefix)
         }
         lake.iceberg.expire(table, datetime.now(UTC) + timedelta(days=1), keep)
         table = lake.iceberg.load(name)
-        assert table is not None  # it was there
+        assert table is not None  # loaded before
         kept = {table.metadata.current_snapshot_id, *keep}
         if all(snapshot.snapshot_id in kept for snapshot in table.metadata.snapshots):
             break
     else:
         raise CommitConflictError(
-            f"table {name}: other writers kept committing while earlier versions were to go",
+            f"table {name}: other writers kept committing while earlier versions were expired",
             fix="run it again",
         )
-    named = referenced_files(table)
-    gone = sorted(key for key in old if lake.store.uri(key) not in named)
-    lake.store.delete(gone)
-    return len(gone)
+    referenced = referenced_files(table)
+    unreferenced = sorted(key for key in old if lake.store.uri(key) not in referenced)
+    lake.store.delete(unreferenced)
+    return len(unreferenced)
 
 
 def rebuild_aggregates(table: TableLake) -> tuple[list[Removed], list[str]]:
-    """Build every aggregate that the table is in anew, each of its days; forget its past.
+    """Rebuild every aggregate with rows from the table, all its days; expire earlier versions.
 
-    Also returns those that could not be built: what they hold is still made from the item, too.
+    Returns the removed files and the names of aggregates that could not be built: these still
+    include the item.
     """
-    done, stale = [], []
+    removed, stale = [], []
     for aggregate in _aggregates(table):
         files = _files(table.lake, aggregate.table)
         built = table.lake.iceberg.load(aggregate.table)
@@ -373,26 +380,27 @@ def rebuild_aggregates(table: TableLake) -> tuple[list[Removed], list[str]]:
             stale.append(aggregate.name)
             continue
         over_conflicts(partial(_remove_nothing, table.lake, aggregate.table))
-        gone = _forget_versions(table.lake, aggregate.table, files, ())
-        done.append(Removed(f"aggregates.{aggregate.name}", gone, 0))
-    return done, stale
+        files_removed = _forget_versions(table.lake, aggregate.table, files, ())
+        removed.append(Removed(f"aggregates.{aggregate.name}", files_removed, 0))
+    return removed, stale
 
 
 def _remove_nothing(lake: Lake, name: str) -> None:
-    """A new snapshot whose manifests name only files that are there."""
-    found = lake.iceberg.load(name)
-    if found is not None:
-        lake.iceberg.remove_rows(found, "", ())
+    """Commit a new snapshot whose manifests name only existing files."""
+    table = lake.iceberg.load(name)
+    if table is not None:
+        lake.iceberg.remove_rows(table, "", ())
 
 
 def _aggregates(table: TableLake) -> list[Aggregate]:
-    """Aggregates with rows from this table, each behind those that it reads.
+    """Return the aggregates with rows from this table, each after its inputs.
 
-    Raises `SettingsError` for one that was built and is broken now: whose rows it has is not known.
+    Raises `SettingsError` for a broken one that was built before: the source of its rows is
+    unknown.
     """
     for broken in broken_aggregates(table.lake.settings.aggregates_folder):
         if table.lake.iceberg.load(broken.table) is not None:
-            fix = "mend the file, so that its rows can be made anew"
+            fix = "correct the file, so that its rows can be built again"
             raise SettingsError(broken.error, fix=fix)
     every = load_aggregates(table.lake.settings.aggregates_folder)
     by_name = {aggregate.name: aggregate for aggregate in every}
@@ -406,9 +414,10 @@ def _aggregates(table: TableLake) -> list[Aggregate]:
 
 
 def erase_versions(places: Iterable[Place]) -> Removed:
-    """Delete every earlier version and delete marker under these prefixes, whatever it holds.
+    """Delete every earlier S3 version and delete marker under these prefixes.
 
-    Which of them hold the item cannot be told for sure: manifests of Iceberg hold parts of values.
+    Not only those with the item, which cannot be determined: Iceberg's manifests have parts of
+    values.
     """
     count = 0
     for place in places:
@@ -420,7 +429,7 @@ def erase_versions(places: Iterable[Place]) -> Removed:
 
 
 def count_versions(places: Iterable[Place]) -> int:
-    """Earlier versions and delete markers that S3 still has; a folder keeps none."""
+    """Count the earlier versions and delete markers in S3; a local folder has none."""
     return sum(
         1
         for place in places
@@ -430,7 +439,7 @@ def count_versions(places: Iterable[Place]) -> int:
 
 
 def _files(lake: Lake, name: str) -> list[StoredFile]:
-    """What lies there of an Iceberg table, its descriptions too."""
+    """Return the files in the folders of an Iceberg table, including its descriptions."""
     folders = (_iceberg(lake, name), described_in(lake.database, name))
     return [file for folder in folders for file in lake.store.files(folder)]
 

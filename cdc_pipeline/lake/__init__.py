@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 def connect(
     tables: "Iterable[str] | None" = None, as_of: "datetime | str | None" = None
 ) -> "duckdb.DuckDBPyConnection":
-    """A DuckDB connection with a schema per table and its views, from the settings file.
+    """Open a DuckDB connection with one schema of views per table, as the settings file names them.
 
-    `tables`: names of the tables to load, None for all. Views: `pitr_export`, `raw_stream`,
-    `cdc`, `current_state`, `history`, and `aggregates.<name>`. The connection shows the lake as
-    it was when it was opened; when a query says that a file is gone, maintenance has merged it
-    since: connect again.
+    `tables`: names of the tables to load; None: all. Views: `pitr_export`, `raw_stream`, `cdc`,
+    `current_state`, `history`, and `aggregates.<name>`. The connection shows the lake as of its
+    opening. A query fails for a missing file when maintenance has merged the file since: connect
+    again.
 
-    `as_of`: show the tables as they were at the end of that second (an ISO 8601 text or a
-    datetime; without aggregates, which have no past). What may make such a state inexact is told
-    as a warning. Raises `SettingsError`, `QueryError`, `LakeError`.
+    `as_of`: show the tables as of the end of that second (ISO 8601 text or datetime), without
+    aggregates, which have no past. A warning names each cause that may make this state inexact.
+    Raises `SettingsError`, `QueryError`, `LakeError`.
     """
     from cdc_pipeline.lake.lake import Lake
     from cdc_pipeline.lake.query.connection import connect_lake

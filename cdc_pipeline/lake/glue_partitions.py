@@ -1,7 +1,7 @@
 """The landing zone in Glue: one Hive table per DynamoDB table, one partition per write day.
 
-With `glue: {projection: true}` Athena makes the partitions out of the table's parameters instead,
-and none are registered.
+With `glue: {projection: true}` Athena derives the partitions from the table's parameters, and none
+are registered.
 """
 
 import random
@@ -17,16 +17,16 @@ from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.settings.model import Table
 
 _KEYS = (("year", "string"), ("month", "string"), ("day", "string"))
-_FOLDERS_LOOKED_AT = 20
-_FAILURES_TOLD = 5
+_FOLDERS_CHECKED = 20
+_FAILURES_LISTED = 5
 
 
 @dataclass(frozen=True)
 class Findings:
-    """How the catalogue differs from the landing zone.
+    """Differences between the catalogue and the landing zone.
 
-    `is_outdated`: the table itself, its columns, place or projection. `missing` and `outdated`:
-    days to add and to update. `empty`: partitions of days that have nothing any more.
+    `is_outdated`: the table itself, that is its columns, location or projection. `missing` and
+    `outdated`: days to add and to update. `empty`: days with a partition and without files.
     """
 
     is_outdated: bool
@@ -39,7 +39,7 @@ class Findings:
         return self.is_outdated or bool(self.missing or self.outdated or self.empty)
 
     def __str__(self) -> str:
-        """For people."""
+        """Return a summary for people."""
         parts = ["table outdated"] if self.is_outdated else []
         parts += [f"{len(self.missing)} missing"] if self.missing else []
         parts += [f"{len(self.outdated)} outdated"] if self.outdated else []
@@ -48,36 +48,36 @@ class Findings:
 
 
 def landing_table(table: Table) -> str:
-    """The name of the landing zone's Glue table."""
+    """Return the name of the landing zone's Glue table."""
     return f"{table.safe_name}_raw_stream"
 
 
 def landing_columns() -> Columns:
-    """Name and type of the landing zone's columns, as Glue has them."""
+    """Return names and Glue types of the landing zone's columns."""
     return tuple((column.name, column.type) for column in LANDING_COLUMNS)
 
 
 def register_days(table: TableLake, days: Iterable[date]) -> list[date]:
-    """Register write days as partitions; returns the new ones. Nothing for a lake without Glue.
+    """Register write days as partitions; return the new ones. Does nothing without Glue.
 
-    The table is made or brought up to date first. Raises `LakeError`, for partitions that Glue
-    does not take after all others were added.
+    The table is created or updated first. Raises `LakeError` for partitions that Glue rejects,
+    after adding all others.
     """
-    wanted = {_values(day): day for day in days}
-    if not table.lake.settings.has_glue or not wanted:
+    by_values = {_values(day): day for day in days}
+    if not table.lake.settings.has_glue or not by_values:
         return []
     glue, name = Glue(table.lake.aws, table.lake.database), landing_table(table.settings)
-    glue.ensure_table(_wanted_table(table, glue, wanted.values()))
+    glue.ensure_table(_wanted_table(table, glue, by_values.values()))
     if table.lake.settings.glue.projection:
         return []
-    locations = {values: _location(table, day) for values, day in wanted.items()}
+    locations = {values: _location(table, day) for values, day in by_values.items()}
     written = glue.add_partitions(name, landing_columns(), locations)
     _require_all(table.lake, name, written.failed)
-    return [wanted[values] for values in written.done]
+    return [by_values[values] for values in written.done]
 
 
 def find_repairs(table: TableLake) -> Findings:
-    """Compare the capture log with the catalogue. Nothing is amiss without Glue."""
+    """Compare the catalogue with the capture log. Without Glue there are no differences."""
     landed = _landed_days(table) if table.lake.settings.has_glue else set()
     if not landed:
         return Findings(False, [], [], [])
@@ -95,33 +95,33 @@ def find_repairs(table: TableLake) -> Findings:
 
 
 def repair(table: TableLake) -> Findings:
-    """Make the catalogue as it should be; returns what was amiss.
+    """Repair the catalogue; return the differences it had.
 
-    Raises `LakeError` for partitions that Glue does not take, after all others were written.
+    Raises `LakeError` for partitions that Glue rejects, after writing all others.
     """
-    found = find_repairs(table)
-    if not found:
-        return found
+    differences = find_repairs(table)
+    if not differences:
+        return differences
     glue, name = Glue(table.lake.aws, table.lake.database), landing_table(table.settings)
     glue.ensure_table(_wanted_table(table, glue, _landed_days(table)))
-    missing = {_values(day): _location(table, day) for day in found.missing}
-    outdated = {_values(day): _location(table, day) for day in found.outdated}
+    missing = {_values(day): _location(table, day) for day in differences.missing}
+    outdated = {_values(day): _location(table, day) for day in differences.outdated}
     added = glue.add_partitions(name, landing_columns(), missing)
     updated = glue.update_partitions(name, landing_columns(), outdated)
-    for day in found.empty:
+    for day in differences.empty:
         glue.remove_partition(name, _values(day))
     _require_all(table.lake, name, {**added.failed, **updated.failed})
-    return found
+    return differences
 
 
 def registered_days(table: TableLake) -> list[str]:
-    """Registered partitions as `year=…/month=…/day=…`, in order."""
+    """Return the registered partitions as `year=…/month=…/day=…`, in order."""
     if not table.lake.settings.has_glue:
         return []
-    found = Glue(table.lake.aws, table.lake.database).partitions(
+    partitions = Glue(table.lake.aws, table.lake.database).partitions(
         landing_table(table.settings), landing_columns()
     )
-    return [f"year={y}/month={m}/day={d}" for y, m, d in sorted(found)]
+    return [f"year={y}/month={m}/day={d}" for y, m, d in sorted(partitions)]
 
 
 def _landed_days(table: TableLake) -> set[date]:
@@ -138,9 +138,10 @@ def _wanted_table(table: TableLake, glue: Glue, days: Iterable[date]) -> HiveTab
 
 
 def _years(start: date, days: Iterable[date], before: str | None) -> tuple[int, int]:
-    """First and last year to project. They only ever move apart: outside are no rows, no error.
+    """Return the first and last year to project. The range never shrinks.
 
-    `before`: the range that stands, `first,last`.
+    Rows outside of it would be invisible without an error. `before`: the present range, as
+    `first,last`.
     """
     known = [int(year) for year in before.split(",")] if before else []
     years = [start.year, datetime.now(UTC).year + 1, *(day.year for day in days), *known]
@@ -162,45 +163,45 @@ def _projection(zone: str, years: tuple[int, int]) -> dict[str, str]:
 
 
 def _is_outdated(table: TableLake, day: date, registered: Mapping[Values, Partition]) -> bool:
-    found = registered.get(_values(day))
-    return found is not None and not (
-        found.is_current and same_place(found.location, _location(table, day))
+    partition = registered.get(_values(day))
+    return partition is not None and not (
+        partition.is_current and same_place(partition.location, _location(table, day))
     )
 
 
 def _empty_days(
     table: TableLake, registered: Mapping[Values, Partition], landed: set[date]
 ) -> list[date]:
-    """Days that are partitions of our zone although nothing at all is in their folder any more.
+    """Return days with a partition in the landing zone whose folder is empty.
 
-    Files that others put there keep their partition, and so does one that points elsewhere. A few
-    folders are looked at each time, any of them: each costs a request.
+    A partition stays if its folder has any file, also of others, or if it points elsewhere. Each
+    call checks a few random folders, because each costs a request.
     """
-    doubtful = [
+    candidates = [
         day
-        for values, found in registered.items()
+        for values, partition in registered.items()
         if (day := _day(values)) is not None
         and day not in landed
-        and same_place(found.location, _location(table, day))
+        and same_place(partition.location, _location(table, day))
     ]
-    looked_at = random.sample(doubtful, min(len(doubtful), _FOLDERS_LOOKED_AT))
+    checked = random.sample(candidates, min(len(candidates), _FOLDERS_CHECKED))
     zone = table.paths.landing
-    return sorted(d for d in looked_at if not any(table.lake.store.list(zone + day_folder(d))))
+    return sorted(d for d in checked if not any(table.lake.store.list(zone + day_folder(d))))
 
 
 def _require_all(lake: Lake, name: str, failed: Mapping[Values, str]) -> None:
     if failed:
         raise LakeError(
-            f"Glue table {lake.database}.{name}: {len(failed)} partitions were not taken: "
-            + _told(sorted(failed.items())),
+            f"Glue table {lake.database}.{name}: {len(failed)} partitions were rejected: "
+            + _failure_list(sorted(failed.items())),
             fix="the sensor glue_partition_sensor tries again; the others are registered",
         )
 
 
-def _told(failed: Sequence[tuple[Values, str]]) -> str:
-    told = [f"{'-'.join(values)} ({why})" for values, why in failed[:_FAILURES_TOLD]]
-    more = len(failed) - len(told)
-    return ", ".join(told) + (f" and {more} more" if more else "")
+def _failure_list(failed: Sequence[tuple[Values, str]]) -> str:
+    listed = [f"{'-'.join(values)} ({reason})" for values, reason in failed[:_FAILURES_LISTED]]
+    more = len(failed) - len(listed)
+    return ", ".join(listed) + (f" and {more} more" if more else "")
 
 
 def _location(table: TableLake, day: date) -> str:
@@ -212,7 +213,7 @@ def _values(day: date) -> Values:
 
 
 def _day(values: Values) -> date | None:
-    """The day that a partition is for, None where its values are no day of ours."""
+    """Return the day of a partition; None if its values are not a day as written here."""
     try:
         day = date(*map(int, values))
     except (ValueError, TypeError):

@@ -1,4 +1,4 @@
-"""One deployment's lake, and one table of it: what the settings point at, opened on demand."""
+"""The lake of one deployment, and one table of it; storage and catalogue open on first use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Lake:
-    """Storage, capture logs and Iceberg tables of one lake. Opening it touches no network."""
+    """Storage, capture logs and Iceberg tables of one lake. Opening it makes no network call."""
 
     def __init__(self, settings: Settings, aws: AwsSession, store: Store) -> None:
         self.settings = settings
@@ -30,29 +30,29 @@ class Lake:
 
     @staticmethod
     def open(settings: Settings) -> Lake:
-        """The lake that the settings name."""
+        """Open the lake of these settings."""
         aws = AwsSession(region=settings.region, endpoint_url=settings.endpoint_url)
         return Lake(settings, aws, open_store(settings, aws))
 
     def table(self, settings: Table) -> TableLake:
-        """One table of this lake."""
+        """Return the handle of one table."""
         return TableLake(self, settings)
 
     def source(self, table: Table) -> AwsSession:
-        """Access to the account and region that a DynamoDB table is in; touches no network."""
-        where = (table.region, table.role_arn, table.external_id)
-        if not any(where):
+        """Return the AWS session of a DynamoDB table's account and region; no network call."""
+        access = (table.region, table.role_arn, table.external_id)
+        if not any(access):
             return self.aws
         with self._lock:
-            if where not in self._sources:
-                self._sources[where] = self.aws.elsewhere(
+            if access not in self._sources:
+                self._sources[access] = self.aws.elsewhere(
                     region=table.region, role_arn=table.role_arn, external_id=table.external_id
                 )
-            return self._sources[where]
+            return self._sources[access]
 
     @property
     def database(self) -> str:
-        """Glue database, or the namespace of a local lake's catalogue."""
+        """Glue database, or the namespace in a local lake's catalogue."""
         return self.settings.database
 
     @cached_property
@@ -70,9 +70,9 @@ class Lake:
 
 
 class TableLake:
-    """One table of one lake: the handle that use cases take. Making it touches no network.
+    """Handle of one table in one lake, the argument of use cases. Making it makes no network call.
 
-    `settings`: the table's own; `lake.settings` has those of the deployment.
+    `settings`: the table's settings; `lake.settings` are those of the deployment.
     """
 
     def __init__(self, lake: Lake, settings: Table) -> None:
@@ -81,22 +81,22 @@ class TableLake:
 
     @property
     def name(self) -> str:
-        """The table's name in DynamoDB."""
+        """Name in DynamoDB."""
         return self.settings.name
 
     @property
     def safe_name(self) -> str:
-        """Its name in SQL, in the catalogue and in paths."""
+        """Name in SQL, in the catalogue and in paths."""
         return self.settings.safe_name
 
     @property
     def source(self) -> AwsSession:
-        """Access to the account and region of the DynamoDB table."""
+        """AWS session of the DynamoDB table's account and region."""
         return self.lake.source(self.settings)
 
     @property
     def paths(self) -> TablePaths:
-        """Where the table lives in the store."""
+        """Object keys of the table in the store."""
         return TablePaths(self.lake.database, self.safe_name)
 
     @property
@@ -105,13 +105,16 @@ class TableLake:
         return CaptureLog(self.lake.store, self.paths, margin_us=self.lake.settings.clock_margin_us)
 
     def iceberg(self, kind: str) -> IcebergTable | None:
-        """One of its Iceberg tables, such as `current_state`, as it is now; None: there is none."""
+        """Load an Iceberg table of this table, such as `current_state`; None: it has no commit.
+
+        Each call reads the newest metadata.
+        """
         return self.lake.iceberg.load(f"{self.safe_name}_{kind}")
 
     def export_owner(self) -> str | None:
-        """The account of the exports' bucket, which AWS wants named if the table's is another.
+        """Return the account of the export bucket, which AWS requires if the table's differs.
 
-        Raises `SourceError` where the lake's own account cannot be found out.
+        None: the same account. Raises `SourceError` if the lake's own account cannot be determined.
         """
-        named = self.lake.settings.export.bucket_owner
-        return named or (self.lake.aws.account() if self.settings.role_arn else None)
+        bucket_owner = self.lake.settings.export.bucket_owner
+        return bucket_owner or (self.lake.aws.account() if self.settings.role_arn else None)

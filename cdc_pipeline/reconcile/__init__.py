@@ -1,1 +1,1 @@
-"""Reconciliation: the lake against its source."""
+"""Reconciliation: compares the lake with its source and repairs it."""

@@ -16,7 +16,7 @@ _BATCH_ROWS = 20_000
 
 @dataclass(frozen=True)
 class Comparison:
-    """How many items were compared, and how many differ. `examples`: keys of some that do."""
+    """Number of items compared and of differences by kind. `examples`: keys of up to 10."""
 
     items: int
     missing: int
@@ -26,16 +26,16 @@ class Comparison:
 
     @property
     def differences(self) -> int:
-        """Items that are not the same on both sides."""
+        """Number of items that differ between the two sides."""
         return self.missing + self.unexpected + self.different
 
 
 def compare_with_source(table: TableLake) -> Comparison:
-    """Compare every item of `current_state` with a consistent Scan of a source at rest.
+    """Compare every item of `current_state` with a consistent Scan of a source without writes.
 
-    Both sides are compared as canonical typed JSON, so numbers count by value and sets by
-    content. Where the settings mask, the source is masked alike. Holds the source's items in
-    memory: for the demo and tests, not for big tables.
+    Both sides are canonical typed JSON, so numbers are compared by value and sets by content. The
+    source's items are masked by the settings' rules. Holds them in memory: for the demo and tests,
+    not for big tables.
     """
     key_names = describe_table(table.source, table.name).key_names
     masking = masking_of(table.lake.settings, table.settings, writing=True)

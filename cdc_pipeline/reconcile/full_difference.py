@@ -1,8 +1,8 @@
-"""The full difference between a fresh export and current_state, item by item where they differ.
+"""The full difference between a new export and current_state, by item.
 
-Both sides are first compared as a number per range of hashed keys, in one pass and with bounded
-memory; only ranges whose numbers differ are joined by key. The lake's side is what readers see
-(published, masked), as of the export's time.
+Both sides are first compared by one digest per range of hashed keys, in one pass and with bounded
+memory; only ranges with different digests are joined by key. The lake's side is the published,
+masked state as of the export's time.
 """
 
 import tempfile
@@ -27,17 +27,17 @@ from cdc_pipeline.transform.shred import typed_schema
 from cdc_pipeline.transform.sql import load_sql
 
 _ITEMS_PER_RANGE = 10_000
-_MOST_RANGES = 1 << 16
+_MAX_RANGES = 1 << 16
 MOST_LISTED = 1000
 
 
 @dataclass(frozen=True)
 class FullDifference:
-    """What a comparison of all items found.
+    """Result of a comparison of all items.
 
-    `counts`: differences by kind; `differences`: the first of them by key, `MOST_LISTED` at most.
-    `moving`: exact keys of items that differ and changed about when the export was taken, or
-    later; the export cannot say what they were, so they are left to consistent reads.
+    `counts`: differences by kind; `differences`: the first of them by key, at most `MOST_LISTED`.
+    `moving`: exact keys of items that differ and changed about the export's time or later. The
+    export does not prove their state, so consistent reads decide.
     """
 
     items: int
@@ -51,28 +51,28 @@ class FullDifference:
 def compare_with_export(
     table: TableLake, base: Base, exported: Baseline, state: LogState
 ) -> FullDifference:
-    """Compare a staged export with `base` and what landed over it up to the export's time.
+    """Compare a staged export with `base` and the changes landed up to the export's time.
 
-    `state`: the log when capture has passed the handover of the export. Raises `LakeError` for
-    files that cannot be read.
+    `state`: the log's state after capture has passed the handover of the export. Raises `LakeError`
+    for unreadable files.
     """
     masking = masking_of(table.lake.settings, table.settings, writing=True)
     snapshot = table.iceberg("snapshot")
-    assert snapshot is not None  # the log says that it was committed
+    assert snapshot is not None  # committed, by the log
     with (
         readable_files(table.settings),
         tempfile.TemporaryDirectory() as folder,
         open_duckdb(table.lake, Path(folder)) as connection,
         masking_functions(connection, masking),
     ):
-        _create_ours(connection, table, base, exported, state)
-        _create_theirs(connection, snapshot, exported, masking)
-        ranges = min(max(1, (exported.items or 0) // _ITEMS_PER_RANGE), _MOST_RANGES)
+        _create_lake_items(connection, table, base, exported, state)
+        _create_export_items(connection, snapshot, exported, masking)
+        ranges = min(max(1, (exported.items or 0) // _ITEMS_PER_RANGE), _MAX_RANGES)
         items, differing = _compare_ranges(connection, ranges)
         if not differing:
             return FullDifference(items, ranges, 0, {}, [], [])
         _join(connection, ranges, differing)
-        moving = _moving(connection, table, exported, state)
+        moving = _create_moving(connection, table, exported, state)
         settled = "FROM differences WHERE item_key NOT IN (SELECT item_key FROM moving)"
         counts = connection.execute(f"SELECT kind, count(*) {settled} GROUP BY kind").fetchall()
         rows = connection.execute(
@@ -82,81 +82,84 @@ def compare_with_export(
         return FullDifference(items, ranges, len(differing), dict(counts), listed, moving)
 
 
-def _create_ours(
+def _create_lake_items(
     connection: duckdb.DuckDBPyConnection,
     table: TableLake,
     base: Base,
     exported: Baseline,
     state: LogState,
 ) -> None:
-    """View `ours`: the published items after the changes up to the export's time."""
+    """Create view `lake_items`: published items after the changes up to the export's time."""
     at_us = exported.export_time_us
     delta = state.delta(generation=base.generation, after=base.after)
     past = [landed for landed in delta if landed.min_write_us <= at_us]
-    create_base(connection, table.settings, data_files(base.table), Masking())  # it is masked
+    create_base(connection, table.settings, data_files(base.table), Masking())  # masked already
     create_winners(connection, table, past, at_us)
     create_effective(connection)
     connection.execute(
-        f"CREATE TEMP VIEW ours AS SELECT item_key, order_key, item FROM ({load_sql('fold')})"
+        f"CREATE TEMP VIEW lake_items AS SELECT item_key, order_key, item FROM ({load_sql('fold')})"
     )
 
 
-def _create_theirs(
+def _create_export_items(
     connection: duckdb.DuckDBPyConnection,
     snapshot: IcebergTable,
     exported: Baseline,
     masking: Masking,
 ) -> None:
-    """View `theirs`: the exported items, masked as the published ones are."""
+    """Create view `export_items`: the exported items, masked by the rules of the published ones."""
     files = files_relation(connection, data_files(snapshot, exported.snapshot_id), typed_schema([]))
     connection.execute(
-        f"CREATE TEMP VIEW theirs AS SELECT {masked(masking, '_key')} AS item_key, "
+        f"CREATE TEMP VIEW export_items AS SELECT {masked(masking, '_key')} AS item_key, "
         f"{masked(masking, '_item')} AS item FROM {files}"
     )
 
 
 def _compare_ranges(connection: duckdb.DuckDBPyConnection, ranges: int) -> tuple[int, list[int]]:
-    """How many items the export has, and the ranges in which the two sides are not the same."""
+    """Return the number of exported items, and the key ranges in which the two sides differ."""
 
-    def summed(side: str) -> str:
+    def digests(side: str) -> str:
         return (
-            f"(SELECT hash(item_key) % {ranges} AS place, count(*) AS items, "
-            f"bit_xor(hash(item_key, item)) AS digest FROM {side} GROUP BY place)"
+            f"(SELECT hash(item_key) % {ranges} AS key_range, count(*) AS items, "
+            f"bit_xor(hash(item_key, item)) AS digest FROM {side} GROUP BY key_range)"
         )
 
     rows = connection.execute(
-        "SELECT coalesce(o.place, t.place), coalesce(t.items, 0), "
-        "o.items IS DISTINCT FROM t.items OR o.digest IS DISTINCT FROM t.digest "
-        f"FROM {summed('ours')} AS o FULL JOIN {summed('theirs')} AS t ON o.place = t.place"
+        "SELECT coalesce(l.key_range, e.key_range), coalesce(e.items, 0), "
+        "l.items IS DISTINCT FROM e.items OR l.digest IS DISTINCT FROM e.digest "
+        f"FROM {digests('lake_items')} AS l FULL JOIN {digests('export_items')} AS e "
+        "ON l.key_range = e.key_range"
     ).fetchall()
-    return sum(items for _, items, _ in rows), sorted(
-        place for place, _, differs in rows if differs
-    )
+    items = sum(items for _, items, _ in rows)
+    return items, sorted(key_range for key_range, _, differs in rows if differs)
 
 
 def _join(connection: duckdb.DuckDBPyConnection, ranges: int, differing: list[int]) -> None:
-    """Table `differences`: items of the differing ranges that are not the same."""
+    """Create table `differences`: items of the differing ranges that are not equal."""
     listed = ", ".join(map(str, differing))
     chosen = f"WHERE hash(item_key) % {ranges} IN ({listed})"
     connection.execute(
-        "CREATE TEMP TABLE differences AS SELECT CASE WHEN o.item_key IS NULL "
-        "THEN 'missing in the lake' WHEN t.item_key IS NULL THEN 'not in the source' "
-        "ELSE 'different' END AS kind, coalesce(o.item_key, t.item_key) AS item_key, o.order_key "
-        f"FROM (SELECT * FROM ours {chosen}) AS o FULL JOIN (SELECT * FROM theirs {chosen}) AS t "
-        "ON o.item_key = t.item_key WHERE o.item IS DISTINCT FROM t.item"
+        "CREATE TEMP TABLE differences AS SELECT CASE WHEN l.item_key IS NULL "
+        "THEN 'missing in the lake' WHEN e.item_key IS NULL THEN 'not in the source' "
+        "ELSE 'different' END AS kind, coalesce(l.item_key, e.item_key) AS item_key, l.order_key "
+        f"FROM (SELECT * FROM lake_items {chosen}) AS l "
+        f"FULL JOIN (SELECT * FROM export_items {chosen}) AS e "
+        "ON l.item_key = e.item_key WHERE l.item IS DISTINCT FROM e.item"
     )
 
 
-def _moving(
+def _create_moving(
     connection: duckdb.DuckDBPyConnection,
     table: TableLake,
     exported: Baseline,
     state: LogState,
 ) -> list[str]:
-    """Table `moving`: items that changed about the time of the export or later; their exact keys.
+    """Create table `moving`: items that changed about the export's time or later; return the keys.
+
+    The keys are exact, and those of differing items only.
 
     An export is exact to about a minute (docs/aws_facts.md, exports), which the margin exceeds;
-    times of streams are whole seconds.
+    times of DynamoDB Streams are whole seconds.
     """
     masking = masking_of(table.lake.settings, table.settings, writing=True)
     margin_us = int((table.lake.settings.handover_margin_seconds + 1) * 1_000_000)

@@ -1,4 +1,4 @@
-"""Reconciliation: is the lake what the source is? Samples, full differences, and repair."""
+"""Reconciliation of the lake with its source: samples, full differences, and repair."""
 
 import time
 from collections import Counter
@@ -42,7 +42,7 @@ from cdc_pipeline.snapshot.verify_export import VerifiedExport, verify_export
 
 @dataclass(frozen=True)
 class Cost:
-    """What a reconciliation takes, about. `gigabytes` and `usd`: of a full export."""
+    """Approximate cost of a reconciliation. `gigabytes` and `usd`: of a full export."""
 
     sample: SampleCost
     gigabytes: float
@@ -51,11 +51,11 @@ class Cost:
 
 @dataclass
 class Report:
-    """What a reconciliation found.
+    """Result of a reconciliation.
 
-    `counts`: differences by kind; `differences`: some of them, all of a sample. `unreadable`: why
-    items could not be compared; None: they were. `compared`: items. `unsettled`: items that
-    changed whenever they were read.
+    `counts`: differences by kind; `differences`: the first of them, of a sample all. `unreadable`:
+    why items could not be compared; None: they were. `compared`: number of items. `unsettled`:
+    number of items that changed each time they were read.
     """
 
     table: str
@@ -75,13 +75,13 @@ class Report:
 
     @property
     def is_sound(self) -> bool:
-        """Whether nothing is wrong, as far as was looked."""
+        """Whether no check found a problem."""
         problems = self.export.problems if self.export else []
         return not (problems or self.files.damages or self.counts or self.unreadable)
 
 
 def estimate(table: TableLake, items: int) -> Cost:
-    """What a sample of so many items, and a full export, cost about."""
+    """Estimate the cost of a sample of `items` items, and of a full export."""
     described = describe_table(table.source, table.name)
     gigabytes = described.bytes / 1e9
     return Cost(sample_cost(described, items), gigabytes, gigabytes * EXPORT_USD_PER_GB)
@@ -94,7 +94,7 @@ def reconcile_sample(
     export: bool = True,
     context: RunContext = SILENT,
 ) -> Report:
-    """Verify the baseline's `export` and all file sizes, and compare a sample with the source.
+    """Verify all file sizes and, with `export`, the baseline's export; compare a sample of items.
 
     Raises `NotReadyError`, `SourceError`, `LakeError`.
     """
@@ -102,7 +102,8 @@ def reconcile_sample(
     report = _verified(table, context, content=False, export=export)
     try:
         sample = compare_sample(table, items, context=context)
-        _add(report, sample)
+        report.compared += sample.compared
+        _add_sample(report, sample)
     except LakeError as error:
         report.unreadable = str(error)
     report.seconds = time.monotonic() - started
@@ -115,16 +116,16 @@ def reconcile_full(
     repair: bool = False,
     context: RunContext = SILENT,
 ) -> Report:
-    """Compare all items with a fresh export, and every file with what was written.
+    """Compare all items with a new export, and every file with its recorded checksum or rows.
 
-    The export is staged as a shadow baseline. With `repair` it takes the place of the live one if
-    anything was wrong, in one commit, damaged landing objects and days of cdc are made good as far
-    as possible, and damaged baselines are forgotten. Without, it is held while something is wrong,
-    so that a repair may use it; otherwise discarded. Safe to kill at any moment and run again.
-    Raises `NotReadyError`, `SourceError`, `ExportError`, `LakeError`.
+    The export is staged as a shadow baseline. Without problems it is discarded. With problems and
+    `repair`, it replaces the live baseline in one commit, damaged landing objects and days of cdc
+    are restored as far as possible, and damaged baselines are discarded. Without `repair` it is
+    kept for a later repair. Safe to kill at any time and to run again. Raises `NotReadyError`,
+    `SourceError`, `ExportError`, `LakeError`.
     """
     started = time.monotonic()
-    # Before the export, so that the base shows nothing written later than it.
+    # Load the base before the export, so that it has no changes written after the export.
     base = published_base(table)
     if base is None:
         raise NotReadyError(
@@ -157,12 +158,7 @@ def _verified(
     return report
 
 
-def _add(report: Report, sample: Sample) -> None:
-    report.compared += sample.compared
-    _add_settled(report, sample)
-
-
-def _add_settled(report: Report, sample: Sample) -> None:
+def _add_sample(report: Report, sample: Sample) -> None:
     report.differences += sample.differences
     _count(report, Counter(difference.kind for difference in sample.differences))
     report.unsettled += sample.unsettled
@@ -174,9 +170,9 @@ def _count(report: Report, kinds: Mapping[str, int]) -> None:
 
 
 def _shadow(table: TableLake, report: Report, repair: bool, context: RunContext) -> Baseline:
-    """A staged shadow: a fresh one, or the one that was held for this repair."""
+    """Return a staged shadow: the one held for this repair, or a new one."""
     held = held_shadow(table)
-    if held and repair and not _touches(table, held, report.files.damages):
+    if held and repair and not _has_damaged_changes(table, held, report.files.damages):
         context.progress("using the export of the last comparison")
         return held
     if held:
@@ -185,8 +181,8 @@ def _shadow(table: TableLake, report: Report, repair: bool, context: RunContext)
     return table.log.load().baselines[taken.generation]
 
 
-def _touches(table: TableLake, held: Baseline, damages: list[Damage]) -> bool:
-    """Whether a damaged landing object holds changes over the held baseline."""
+def _has_damaged_changes(table: TableLake, held: Baseline, damages: list[Damage]) -> bool:
+    """Whether a damaged landing object has changes that follow the held baseline."""
     objects = table.log.load().objects
     names = (damage.name for damage in damages if damage.kind == LANDING)
     return any(objects[name].generation >= held.generation for name in names if name in objects)
@@ -203,22 +199,22 @@ def _compare(
     try:
         require_comparable(table, state)
         context.progress("comparing all items with the export")
-        found = compare_with_export(table, base, shadow, state)
+        difference = compare_with_export(table, base, shadow, state)
     except (LakeError, NotReadyError) as error:
         report.unreadable = str(error)
         return
-    _add_difference(report, found)
-    if found.moving:
+    _add_difference(report, difference)
+    if difference.moving:
         sample, described = Sample(), describe_table(table.source, table.name)
-        settle(table, described, found.moving, sample, context)
-        _add_settled(report, sample)
+        settle(table, described, difference.moving, sample, context)
+        _add_sample(report, sample)
 
 
-def _add_difference(report: Report, found: FullDifference) -> None:
-    report.compared = found.items
-    report.differences += found.differences
-    _count(report, found.counts)
-    report.ranges, report.ranges_joined = found.ranges, found.ranges_joined
+def _add_difference(report: Report, difference: FullDifference) -> None:
+    report.compared = difference.items
+    report.differences += difference.differences
+    _count(report, difference.counts)
+    report.ranges, report.ranges_joined = difference.ranges, difference.ranges_joined
 
 
 def _repair(table: TableLake, shadow: Baseline, report: Report, context: RunContext) -> None:
@@ -227,7 +223,7 @@ def _repair(table: TableLake, shadow: Baseline, report: Report, context: RunCont
     context.progress("publishing the export as the new baseline")
     release_shadow(table, shadow)
     if any(damage.kind == TOMBSTONES for damage in report.files.damages):
-        # Behind the release: from here on no state is made of the old baseline any more.
+        # After the release, no state is made from the old baseline, which needs the tombstones.
         forget_tombstones(table)
     over_conflicts(lambda: publish_current_state(table))
     for day in sorted({damage.day for damage in report.files.damages if damage.day}):

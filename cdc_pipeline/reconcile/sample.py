@@ -1,8 +1,8 @@
-"""Sampled comparison with the source: items read consistently, judged when capture has passed.
+"""Comparison of a sample with the source, by consistent reads.
 
-An item that differs from the lake may only be ahead of it. So it counts as different when it still
-differs after everything written before the read has landed, and no later change of it has. One
-that changed meanwhile is read again.
+An item that differs may have changes that have not landed yet. So it counts as different only if it
+still differs after everything written before the read has landed, and no later change of it has
+landed. Items that changed meanwhile are read again.
 """
 
 import math
@@ -35,21 +35,20 @@ from cdc_pipeline.lake.upkeep.verify import readable_files
 from cdc_pipeline.transform.shred import typed_schema
 
 _ROUNDS = 3
-_KEYS_AT_ONCE = 500
+_KEYS_PER_QUERY = 500
 _READ_UNIT_BYTES = 4096  # one read unit, consistent (AWS docs, HowItWorks.ReadWriteCapacityMode)
 _ROUNDED_US = 1_000_000
-"""Times of DynamoDB Streams are whole seconds."""
-"""How far our clock and DynamoDB's, whose times are whole seconds, may be apart."""
+"""Rounding of times in DynamoDB Streams, which are whole seconds."""
 
 Kind = Literal["missing in the lake", "not in the source", "different"]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """An item that is not the same on both sides.
+    """An item that differs between the lake and the source.
 
-    `key`: as it is published, hashed where the table's column rules hash it. `order_key`: of the
-    lake's version, None where it has none.
+    `key`: as published, hashed if the table's column rules hash it. `order_key`: of the lake's
+    version; None: the lake has none.
     """
 
     kind: Kind
@@ -59,9 +58,10 @@ class Difference:
 
 @dataclass
 class Sample:
-    """What a comparison of some items found.
+    """Result of a comparison of some items.
 
-    `unsettled`: items that changed whenever they were read; nothing can be said of them.
+    `origins`: number of keys by origin. `unsettled`: number of items that changed each time they
+    were read; they are neither equal nor different.
     """
 
     compared: int = 0
@@ -73,14 +73,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class SampleCost:
-    """Read units that a sample takes at most, about."""
+    """Approximate upper bound of the read units of a sample."""
 
     items: int
     read_units: int
 
 
 def sample_cost(described: TableDescription, items: int) -> SampleCost:
-    """Estimate from the table's average item size; each item is read twice at most, usually."""
+    """Estimate the cost from the average item size; an item is usually read at most twice."""
     average = described.bytes / described.item_count if described.item_count else 0
     per_item = max(1, math.ceil(average / _READ_UNIT_BYTES))
     scanned = math.ceil(_share(items) * average / _READ_UNIT_BYTES / 2)
@@ -95,9 +95,9 @@ def compare_sample(
 ) -> Sample:
     """Compare about `items` items of `current_state` with the source by consistent reads.
 
-    A third each: any items of the lake, those that changed last, and any items of the source, so
-    that items which the lake lacks are found. Raises `NotReadyError` before the first publication
-    and while a gap is open, `LakeError`, `SourceError`.
+    One third each: random items of the lake, the items changed last, and items of the source, to
+    find those missing in the lake. Raises `NotReadyError` before the first publication and while a
+    gap is open, `LakeError`, `SourceError`.
     """
     started = time.monotonic()
     base = require_comparable(table, table.log.load())
@@ -109,16 +109,16 @@ def compare_sample(
             _key(item, described) for item in scan_some(table.source, described, _share(items))
         ],
     }
-    found = Sample(origins={origin: len(keys) for origin, keys in origins.items()})
+    sample = Sample(origins={origin: len(keys) for origin, keys in origins.items()})
     keys = list(dict.fromkeys(key for some in origins.values() for key in some))
     context.progress(f"comparing {len(keys)} items")
-    settle(table, described, keys, found, context)
-    found.seconds = time.monotonic() - started
-    return found
+    settle(table, described, keys, sample, context)
+    sample.seconds = time.monotonic() - started
+    return sample
 
 
 def require_comparable(table: TableLake, state: LogState) -> Base:
-    """The published base; raises `NotReadyError` when it cannot equal the source."""
+    """Return the published base; raises `NotReadyError` if it cannot equal the source."""
     base = published_base(table)
     if base is None:
         raise NotReadyError(
@@ -127,7 +127,7 @@ def require_comparable(table: TableLake, state: LogState) -> Base:
         )
     if state.open_gaps(base.generation):
         raise NotReadyError(
-            f"{table.safe_name}/current_state stands at the beginning of an open gap, so it cannot "
+            f"{table.safe_name}/current_state is as of the beginning of an open gap, so it cannot "
             "equal the source",
             fix=f"cdc-pipeline heal {table.safe_name}",
         )
@@ -138,10 +138,10 @@ def settle(
     table: TableLake,
     described: TableDescription,
     keys: Sequence[str],
-    found: Sample,
+    sample: Sample,
     context: RunContext,
 ) -> None:
-    """Compare items by their exact keys; what is found is added to `found`."""
+    """Compare the items of these exact keys and add the result to `sample`."""
     log = table.log
     reader = ItemReader(
         table.source,
@@ -150,29 +150,29 @@ def settle(
         table.lake.settings.reconcile.reads_per_second,
         context.sleep,
     )
-    found.compared += len(keys)
+    sample.compared += len(keys)
     clock_us = table.lake.settings.clock_margin_us
     margin_us = int(table.lake.settings.handover_margin_seconds * 1_000_000) + clock_us
-    todo = list(keys)
+    pending = list(keys)
     for _ in range(_ROUNDS):
         begun_us = log.now_us()
-        source = reader.read(todo)
+        source = reader.read(pending)
         ended_us = log.now_us()
         suspects = _differing(table, source)
         if not suspects:
             return
         context.progress(
-            f"{len(suspects)} items differ for now; capture must pass the time of reading"
+            f"{len(suspects)} items differ so far; waiting until capture has passed the reads"
         )
         state = capture_to(table, ended_us + margin_us, context=context)
         suspects = _differing(table, {key: source[key] for key in suspects})
-        todo = _changed_since(table.lake, state, suspects, begun_us - clock_us - _ROUNDED_US)
-        found.differences += [suspects[key] for key in suspects if key not in todo]
-        if not todo:
+        pending = _changed_since(table.lake, state, suspects, begun_us - clock_us - _ROUNDED_US)
+        sample.differences += [suspects[key] for key in suspects if key not in pending]
+        if not pending:
             return
-        context.progress(f"{len(todo)} items changed meanwhile and are read again")
-    found.compared -= len(todo)
-    found.unsettled += len(todo)
+        context.progress(f"{len(pending)} items changed meanwhile; reading them again")
+    sample.compared -= len(pending)
+    sample.unsettled += len(pending)
 
 
 def _share(items: int) -> int:
@@ -185,15 +185,15 @@ def _key(item: dict[str, Any], described: TableDescription) -> str:
 
 
 def _any_of_lake(table: TableLake, base: Base, count: int) -> list[str]:
-    """Exact keys; of the live baseline where those of current_state are hashed."""
-    found, snapshot_id = base.table, None
+    """Return random exact keys; of the live baseline if those of current_state are masked."""
+    built, snapshot_id = base.table, None
     state = table.log.load()
     if masking_of(table.lake.settings, table.settings, writing=True):
         snapshot = table.iceberg("snapshot")
-        assert snapshot is not None  # current_state was made of it
-        found, snapshot_id = snapshot, state.baselines[base.generation].snapshot_id
+        assert snapshot is not None  # current_state was made from it
+        built, snapshot_id = snapshot, state.baselines[base.generation].snapshot_id
     with readable_files(table.settings), connect_duckdb(table.lake) as connection:
-        files = files_relation(connection, data_files(found, snapshot_id), typed_schema([]))
+        files = files_relation(connection, data_files(built, snapshot_id), typed_schema([]))
         rows = connection.execute(
             f"SELECT _key FROM (SELECT _key FROM {files}) USING SAMPLE reservoir({count} ROWS)"
         ).fetchall()
@@ -216,49 +216,49 @@ def _changed_last(table: TableLake, count: int) -> list[str]:
 
 
 def _differing(table: TableLake, source: dict[str, dict[str, Any] | None]) -> dict[str, Difference]:
-    """What differs of items read from the source, by exact key."""
+    """Return the differences of items read from the source, by exact key."""
     masking = masking_of(table.lake.settings, table.settings, writing=True)
     published = {key: masking.item(key) for key in source}
     lake_rows = _published(table, published.values())
     differing: dict[str, Difference] = {}
     for key, item in source.items():
         expected = None if item is None else masking.item(to_json(item))
-        order_key, found = lake_rows.get(published[key], (None, None))
-        if found != expected:
-            kind: Kind = "missing in the lake" if found is None else "different"
+        order_key, lake_item = lake_rows.get(published[key], (None, None))
+        if lake_item != expected:
+            kind: Kind = "missing in the lake" if lake_item is None else "different"
             kind = "not in the source" if expected is None else kind
             differing[key] = Difference(kind, published[key], order_key)
     return differing
 
 
 def _published(table: TableLake, keys: Iterable[str]) -> dict[str, tuple[str | None, str | None]]:
-    """Order keys and items of `current_state`, as a query shows them now, by key."""
-    wanted, rows = list(keys), {}
+    """Return order keys and items of `current_state` by key, as a query shows them now."""
+    listed_keys, rows = list(keys), {}
     view = f"{identifier(table.safe_name)}.current_state"
     with (
         readable_files(table.settings),
         connect_lake(table.lake, [table.settings.label], aggregates=False) as connection,
     ):
-        for start in range(0, len(wanted), _KEYS_AT_ONCE):
-            # Literals: with them DuckDB leaves out row groups that cannot have the keys.
-            listed = ", ".join(map(literal, wanted[start : start + _KEYS_AT_ONCE]))
-            sql = f"SELECT _key, _order_key, _item FROM {view} WHERE _key IN ({listed})"
+        for start in range(0, len(listed_keys), _KEYS_PER_QUERY):
+            # With literals, DuckDB skips row groups that cannot have the keys.
+            literals = ", ".join(map(literal, listed_keys[start : start + _KEYS_PER_QUERY]))
+            sql = f"SELECT _key, _order_key, _item FROM {view} WHERE _key IN ({literals})"
             for key, order_key, item in connection.execute(sql).fetchall():
                 rows[key] = (order_key, item)
     return rows
 
 
 def _changed_since(lake: Lake, state: LogState, keys: Iterable[str], since_us: int) -> list[str]:
-    """Those of the (exact) keys of which a change written at that time or later has landed."""
-    wanted = list(keys)
+    """Return the exact keys with a landed change written at `since_us` or later."""
+    candidates = list(keys)
     later = [landed for landed in state.objects.values() if landed.max_write_us >= since_us]
-    if not later or not wanted:
+    if not later or not candidates:
         return []
     with connect_duckdb(lake) as connection:
         landed = landed_relation(connection, lake, later, fold=True)
         rows = connection.execute(
             f"SELECT DISTINCT keys FROM {landed} WHERE write_time_us >= {since_us} "
             f"AND keys IN (SELECT unnest(?))",
-            [wanted],
+            [candidates],
         ).fetchall()
     return [key for (key,) in rows]

@@ -1,1 +1,1 @@
-"""Repair: gaps and past days, filled from exports or from what the stream still holds."""
+"""Repair: gaps and past days, filled from exports or from records still in the stream."""

@@ -1,31 +1,31 @@
 """Backfills: past days of the landing zone, from the best source that still has them.
 
-What the log covers and the lake holds is left alone. What is missing is added, once:
+Time covered by the log and present in the lake is left alone. Missing parts are added, once:
 
-- Objects that are gone from the lake, and that the stream still holds (24 h), are landed again from
-  it: the same rows with their identity, generation and position, in place of the lost ones.
-- Lost objects that are older than that are a gap, "objects lost", healed from an incremental export
-  of their time. Its lines are the last change of each item in it; what came before is not known
-  any more, and history is thinner there.
+- Objects that are gone from the lake and whose records are still in the stream (24 h) are landed
+  again from it: the same rows with their identity, generation and position.
+- Older lost objects are a gap, "objects lost", healed from an incremental export of their time. Its
+  lines are the last change of each item in that time; earlier changes are not known any more, so
+  history has fewer versions there.
 - The time before capture began is a gap, too, "before capture", healed in the same way as far back
   as recovery reaches. Its lines land in `PAST_GENERATION`, which is before every baseline, so `cdc`
   and `history` show them and no state does.
-- Where AWS writes the changes to S3, the folders of the day are listed first, and what the log
-  lacks is landed from there (`capture.firehose.drain`).
+- Where AWS writes the changes to S3, the folders of the day are listed first, and objects that the
+  log lacks are landed from there (`capture.firehose.drain`).
 
-Each is one log entry: objects, gap, heal, and the objects replaced. So nothing is ever half done; a
-run that was killed leaves objects that no entry names, which maintenance removes, and the next one
-asks for the same export by the same token.
+Each of these is one log entry: objects, gap, heal, and the replaced objects. So no step is ever
+half done; a killed run leaves objects in no entry, which maintenance removes, and the next run
+requests the same export by the same token.
 
-**Where a line stands that takes the place of lost rows.** It must come behind everything that was
-written of its item before, and before everything that was written later, whatever landed when; a
-later generation would make it beat newer changes. So it stands right behind the item's last
-surviving change that was written up to then: in that one's generation, at its position with the
-line's time appended. An item without one in the lost rows' generation stands where that begins: the
-positions of a time are smaller than those of any sequence number, and larger than the snapshot's.
-A line that a surviving change in its window says already, or overtakes, is not landed. Items that
-changed in the window, are in no line and did not change later may have been deleted unseen (an
-insert and a delete within a window leave no line): they are read by key, as in a heal.
+**The place of a line that replaces lost rows.** It must be after all earlier writes of its item and
+before all later ones, in any order of landing; in a later generation it would beat newer changes.
+So it is placed directly after the item's last surviving change written up to the line's time: in
+the generation of that change, at its position with the line's time appended. Without such a change
+in the generation of the lost rows, the line is placed at the beginning of that generation:
+positions of a time are smaller than those of any sequence number, and larger than the snapshot's. A
+line is not landed if a surviving change in its window is the same change or a later one. Items that
+changed in the window, are in no line and did not change later may have been deleted without a trace
+(an insert and a delete within a window leave no line): they are read by key, as in a heal.
 """
 
 import tempfile
@@ -81,14 +81,14 @@ from cdc_pipeline.snapshot.export import (
 )
 
 _ATTEMPTS = 5
-_ASK_ANEW = "remove the cause and materialise the day again; it asks for a new export"
+_REQUEST_AGAIN = "remove the cause and materialise the day again; it requests a new export"
 
 
 @dataclass
 class BackfilledDay:
-    """A day as it is after its backfill. `added`: rows that it landed, from `sources`.
+    """A day after its backfill. `added`: rows landed by the backfill, from `sources`.
 
-    `error`: why it could not be done; `notes`: what is not whole although it was.
+    `error`: why the backfill failed; `notes`: what is incomplete although it succeeded.
     """
 
     day: date
@@ -107,17 +107,17 @@ def backfill_days(
     *,
     context: RunContext = SILENT,
 ) -> Iterator[BackfilledDay]:
-    """Land again what past days lack; yields each day, oldest first, also those that failed.
+    """Land the missing parts of past days; yield each day, oldest first, also failed ones.
 
-    One look at the log and one listing serve them all, and their exports run side by side. Safe to
-    kill at any moment and to run twice at once. Raises `SourceError` and `LakeError` for what
-    concerns all days.
+    The log is read and the lake is listed once for all days, and their exports run in parallel.
+    Safe to kill at any moment and to run twice at once. Raises `SourceError` and `LakeError` for
+    failures of all days.
     """
     yield from _Backfill(table, sorted(set(days)), context).run()
 
 
 class _Backfill:
-    """One run. `state` is the log as far as it was read; `lost`: objects gone from the lake."""
+    """One run. `state`: the log as read so far; `lost`: objects gone from the lake, by day."""
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ class _Backfill:
         self.context = context
         self.log: CaptureLog = table.log
         self.state: LogState = self.log.load()
-        self.found = {day: BackfilledDay(day) for day in days}
+        self.results = {day: BackfilledDay(day) for day in days}
         if table.settings.transport in IN_FILES:
             self._take_files()
         self.lost = self._find_lost()
@@ -137,53 +137,53 @@ class _Backfill:
         self.exports: dict[Fill, str] = {}
 
     def run(self) -> Iterator[BackfilledDay]:
-        if not self.found:
+        if not self.results:
             return
         if any(self.lost.values()):
             self._reland()
-        for day in self.found:
+        for day in self.results:
             self._attempt(day, self._prepare)
-        for day, found in self.found.items():
-            if found.error is None:
+        for day, result in self.results.items():
+            if result.error is None:
                 self._attempt(day, self._carry_out)
             objects = self.state.objects_of_day(day.isoformat())
-            found.rows = sum(landed.rows for landed in objects)
-            found.bytes = sum(landed.bytes for landed in objects)
-            found.objects = len(objects)
-            yield found
+            result.rows = sum(landed.rows for landed in objects)
+            result.bytes = sum(landed.bytes for landed in objects)
+            result.objects = len(objects)
+            yield result
 
     def _attempt(self, day: date, step: Callable[[date], None]) -> None:
-        """One day that fails does not stop the others."""
+        """Do one step of a day; a failed day does not stop the others."""
         try:
             step(day)
         except CdcPipelineError as error:
-            self.found[day].error = error
+            self.results[day].error = error
 
     def _take_files(self) -> None:
-        """What the folders of the days hold and the log lacks, however late it came."""
-        for day, found in self.found.items():
+        """Land objects in the folders of the days that the log lacks, however late they came."""
+        for day, result in self.results.items():
             before = self._rows(day)
             capture_files(self.table, capture_options(self.table.lake), day=day)
             self.log.catch_up(self.state)
-            found.added = self._rows(day) - before
-            found.sources += ["files"] if found.added else []
+            result.added = self._rows(day) - before
+            result.sources += ["files"] if result.added else []
 
-    # What is lost
+    # Lost objects
 
     def _find_lost(self) -> dict[date, list[LandedObject]]:
-        """Objects of the days that the log names and the lake lacks."""
+        """Objects of the days that are in the log but not in the lake."""
         by_day: dict[str, list[LandedObject]] = {}
         for landed in self.state.objects.values():
             by_day.setdefault(landed.day, []).append(landed)
-        wanted = [day for day in self.found if day.isoformat() in by_day]
+        wanted = [day for day in self.results if day.isoformat() in by_day]
         present = self._listed(wanted)
         return {
             day: [o for o in by_day.get(day.isoformat(), ()) if o.key not in present]
-            for day in self.found
+            for day in self.results
         }
 
     def _listed(self, days: list[date]) -> set[str]:
-        """Objects in the folders of some days, which are most often neighbours."""
+        """Object keys in the folders of some days: one listing, as days are usually adjacent."""
         if not days:
             return set()
         zone = self.log.paths.landing
@@ -195,28 +195,28 @@ class _Backfill:
         return present
 
     def _reland(self) -> None:
-        """What the stream still holds, from there; the rest is for exports."""
+        """Land lost objects again from the stream, as far as it has them; exports give the rest."""
         lost = [landed for objects in self.lost.values() for landed in objects]
         settings = self.table.lake.settings.capture
         if self.state.stream is None:
             return
         source = followed_source(self.table, self.state.stream)
-        for done in reland(self.log, self.state, lost, source, settings, self.context.sleep):
-            day = date.fromisoformat(done.lost[0].day)
-            if self._append(done.objects, done.lost):
-                self.found[day].added += done.rows
-                self.found[day].sources.append("stream")
-            gone = {landed.key for landed in done.lost}
-            self.lost[day] = [o for o in self.lost[day] if o.key not in gone]
+        for group in reland(self.log, self.state, lost, source, settings, self.context.sleep):
+            day = date.fromisoformat(group.lost[0].day)
+            if self._append(group.objects, group.lost):
+                self.results[day].added += group.rows
+                self.results[day].sources.append("stream")
+            replaced = {landed.key for landed in group.lost}
+            self.lost[day] = [o for o in self.lost[day] if o.key not in replaced]
 
     # One day
 
     def _prepare(self, day: date) -> None:
-        """Plan the day and ask for its exports: all days' run at once (AWS allows 300)."""
+        """Plan the day and request its exports: all days' run in parallel (AWS allows 300)."""
         if self._is_left_to_files(day):
-            self.found[day].notes.append(
-                "before capture began there is what the delivered files hold, which nothing proves "
-                "to be whole"
+            self.results[day].notes.append(
+                "before capture began the day has only the delivered files, which cannot be proven "
+                "complete"
             )
             begin_us, end_us = span_of(day)
             gaps = self.state.open_gaps()
@@ -225,13 +225,13 @@ class _Backfill:
             return
         now_us, margin_us = self.log.now_us(), self.log.margin_us
         plan = plan_day(self.state, day, self.lost[day], self._backups, now_us, margin_us)
-        self.found[day].notes += plan.notes
+        self.results[day].notes += plan.notes
         live = self.state.staged
-        before = any(not fill.lost for fill in plan.fills)
-        if before and live is not None and live.generation == PAST_GENERATION:
+        is_before_capture = any(not fill.lost for fill in plan.fills)
+        if is_before_capture and live is not None and live.generation == PAST_GENERATION:
             raise NotCoveredError(
                 f"the lake of {self.table.name} was made by an earlier version: its baseline is in "
-                f"generation {PAST_GENERATION}, which is that of days before capture",
+                f"generation {PAST_GENERATION}, the one of days before capture",
                 fix=f"materialise {self.table.safe_name}/pitr_export and publish it first",
             )
         for fill in plan.fills:
@@ -240,7 +240,7 @@ class _Backfill:
         self.plans[day] = plan
 
     def _is_left_to_files(self, day: date) -> bool:
-        """A day from before capture that delivered files tell of is not bought as an export."""
+        """Whether delivered files have a day from before capture, so that no export is needed."""
         return (
             self.table.settings.transport in IN_FILES
             and not self.lost[day]
@@ -249,33 +249,33 @@ class _Backfill:
         )
 
     def _carry_out(self, day: date) -> None:
-        plan, found = self.plans[day], self.found[day]
+        plan, result = self.plans[day], self.results[day]
         for fill in plan.fills:
             self.context.progress(
-                f"{day}: filling in what was written {_range(fill)} from an export"
+                f"{day}: filling in changes written {_range(fill)} from an export"
             )
             added = self._fill(fill)
-            found.added += added
-            found.sources += ["export"] if added else []
+            result.added += added
+            result.sources += ["export"] if added else []
         for gap in plan.gaps:
-            self._heal(gap, found)
+            self._heal(gap, result)
 
-    def _heal(self, gap: Gap, found: BackfilledDay) -> None:
+    def _heal(self, gap: Gap, result: BackfilledDay) -> None:
         if self.table.settings.heal == "ask":
-            found.notes.append(
-                f"the gap of entry {gap.entry} is open and the settings say `heal: ask`: "
+            result.notes.append(
+                f"the gap of entry {gap.entry} is open, and the settings have `heal: ask`: "
                 f"cdc-pipeline heal {self.table.safe_name}"
             )
             return
-        before = self._rows(found.day)
+        before = self._rows(result.day)
         try:
             heal_gap(self.table, gap, context=self.context)
         except NotReadyError as error:
-            found.notes.append(error.message)
+            result.notes.append(error.message)
         self.log.catch_up(self.state)
-        added = self._rows(found.day) - before
-        found.added += added
-        found.sources += ["heal"] if added else []
+        added = self._rows(result.day) - before
+        result.added += added
+        result.sources += ["heal"] if added else []
 
     def _rows(self, day: date) -> int:
         return sum(landed.rows for landed in self.state.objects_of_day(day.isoformat()))
@@ -288,17 +288,17 @@ class _Backfill:
 
     @cached_property
     def _backups(self) -> Backups | None:
-        found = describe_backups(self.table.source, self.table.name)
-        if found.earliest is None:
+        backups = describe_backups(self.table.source, self.table.name)
+        if backups.earliest is None:
             return None
         least_us = int(self.table.lake.settings.export.least_window_minutes * 60_000_000)
-        return Backups(int(found.earliest.timestamp() * 1_000_000), least_us)
+        return Backups(int(backups.earliest.timestamp() * 1_000_000), least_us)
 
     def _request(self, fill: Fill) -> str:
-        """Ask for a fill's export, or find the one that an earlier run asked for.
+        """Request a fill's export, or find the one that an earlier run requested.
 
-        One that had failed or was damaged by then is passed over: the next attempt has another
-        token, and AWS gives the same export for a token for eight hours.
+        A failed or damaged one is skipped: the next attempt has another token, and AWS returns the
+        same export for a token for eight hours.
         """
         for attempt in range(_ATTEMPTS):
             arn = request_incremental(
@@ -315,23 +315,21 @@ class _Backfill:
                 ),
             )
             status = exported(self.table, arn, self._described.table_id)
-            complete = status.status == "COMPLETED"
-            if status.status != "FAILED" and not (
-                complete and not is_whole(self.table.lake, status)
-            ):
+            is_damaged = status.status == "COMPLETED" and not is_whole(self.table.lake, status)
+            if status.status != "FAILED" and not is_damaged:
                 return arn
         raise ExportError(
             f"{_ATTEMPTS} exports of {_range(fill)} of table {self.table.name} failed, or their "
             "files are damaged or gone",
-            fix="see their reasons: aws dynamodb list-exports; after eight hours it asks anew",
+            fix="see their reasons: aws dynamodb list-exports; new ones start after eight hours",
         )
 
     def _fill(self, fill: Fill) -> int:
-        """Land what an export has and the lake lacks; returns how many rows."""
+        """Land the lines of an export that the lake lacks; return their number."""
         try:
             return self._fill_from(self.exports[fill], fill)
         except ExportError as error:
-            raise ExportError(error.message, fix=error.fix or _ASK_ANEW) from error
+            raise ExportError(error.message, fix=error.fix or _REQUEST_AGAIN) from error
 
     def _fill_from(self, arn: str, fill: Fill) -> int:
         table_id = self._described.table_id
@@ -357,8 +355,8 @@ class _Backfill:
                 objects += self._land(generation, changes)
             reread = self._reread(placing, fill) if fill.lost else []
         for generation in sorted({generation for generation, _ in reread}):
-            of_it = [change for of, change in reread if of == generation]
-            objects += self._land(generation, of_it)
+            read = [change for read_in, change in reread if read_in == generation]
+            objects += self._land(generation, read)
         window = HealWindow(
             fill.window.from_us,
             fill.window.to_us,
@@ -371,7 +369,7 @@ class _Backfill:
         return sum(landed.rows for landed in objects)
 
     def _reread(self, placing: Placing, fill: Fill) -> list[tuple[int, Change]]:
-        """Items that may have been deleted unseen, as they are, where they are not as we know."""
+        """Read items perhaps deleted without a trace; return rows for those that have changed."""
         suspects = {suspect.keys: suspect for suspect in placing.suspects()}
         pace = self.table.lake.settings.capture.reads_per_second
         reader = ItemReader(self.table.source, self.table.name, self._described.key_names, pace)
@@ -380,8 +378,8 @@ class _Backfill:
         for keys, item in reader.read(suspects).items():
             if item is None or to_json(item) != suspects[keys].image:
                 place = right_behind(suspects[keys].place, time_us)
-                at = f"{place.position}.{READ}"
-                row = from_read_item(self._described.table_id, keys, item, time_us, at)
+                read_position = f"{place.position}.{READ}"
+                row = from_read_item(self._described.table_id, keys, item, time_us, read_position)
                 rows.append((place.generation, row))
         return rows
 
@@ -398,7 +396,7 @@ class _Backfill:
         fill: Fill | None = None,
         heal: Heal | None = None,
     ) -> bool:
-        """Log what was landed in place of what was lost; False if another run was faster."""
+        """Log new objects in place of lost ones; return False if another run was faster."""
         erasures = dict(self.state.erasures)
 
         def require_no_erasure(_: object) -> None:
@@ -409,7 +407,7 @@ class _Backfill:
                     fix="materialise the day again: it lands without the item",
                 )
 
-        def fill_in(state: LogState) -> Parts | None:
+        def parts(state: LogState) -> Parts | None:
             if not self._is_needed(lost, fill):
                 return None
             return {
@@ -419,7 +417,7 @@ class _Backfill:
                 "heal": replace(heal, gap=state.n + 1) if heal else None,
             }
 
-        if self.log.commit(self.state, fill_in, overtaken=require_no_erasure):
+        if self.log.commit(self.state, parts, overtaken=require_no_erasure):
             register_days(self.table, {date.fromisoformat(o.day) for o in objects})
             return True
         self.log.store.delete(landed.key for landed in objects)

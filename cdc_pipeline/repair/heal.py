@@ -1,7 +1,7 @@
-"""Gap healing: what a stream lost, from incremental exports, landed in the gap's own generation.
+"""Gap healing: lost changes from incremental exports, landed in the gap's own generation.
 
-The generation is later than everything that landed before the gap and earlier than everything
-behind it, so a heal may take its time: it never beats newer changes (docs/aws_facts.md, healing).
+The generation is later than all changes landed before the gap and earlier than all landed after it,
+so a heal has no deadline: it never beats newer changes (docs/aws_facts.md, healing).
 """
 
 import random
@@ -60,14 +60,14 @@ from cdc_pipeline.snapshot.snapshot import SnapshotResult, take_snapshot
 
 _BASELINES = 3
 _PAUSE_SECONDS = (0.2, 2.0)
-"""Before going on behind another heal: some time between these."""
+"""Bounds of the random pause before continuing after another run's heal."""
 
 
 @dataclass
 class HealResult:
     """Healed gaps, by the entries that opened them.
 
-    `lines`: items that changed in them; `reread`: items read again by key.
+    `lines`: items changed in the gaps; `reread`: items read again by key.
     """
 
     gaps: tuple[int, ...]
@@ -80,9 +80,9 @@ class HealResult:
 def close_gaps(
     table: TableLake, *, context: RunContext = SILENT
 ) -> Iterator[HealResult | SnapshotResult]:
-    """Heal every open gap; where incremental exports cannot, take a new baseline behind them.
+    """Heal every open gap; take a new baseline for gaps that incremental exports cannot heal.
 
-    Says first what it will do and what that costs. Raises what `heal_gap` and `take_snapshot` do.
+    Reports the plan and its cost first. Raises the errors of `heal_gap` and `take_snapshot`.
     """
     for _ in range(_BASELINES):
         try:
@@ -92,12 +92,12 @@ def close_gaps(
             return
         except CannotHealError as error:
             context.progress(error.message)
-            # One that was begun before the gap is finished first, and does not close it.
+            # A baseline begun before the gap is finished first; it does not close the gap.
             yield take_snapshot(table, context=context)
 
 
 def heal_all(table: TableLake, *, context: RunContext = SILENT) -> Iterator[HealResult]:
-    """Heal every open gap, the oldest first; raises what `heal_gap` does."""
+    """Heal every open gap, oldest first; raises the errors of `heal_gap`."""
     while gaps := open_gaps(table):
         yield heal_gap(table, gaps[0], context=context)
 
@@ -108,13 +108,12 @@ def heal_gap(
     *,
     context: RunContext = SILENT,
 ) -> HealResult:
-    """Heal a gap and those that overlap it, or go on healing them; safe to kill at any moment.
+    """Heal a gap and the gaps that overlap it, or resume their heal; safe to kill at any moment.
 
-    What a killed run had begun is taken up if it is still of use: exports that are not are asked
-    for again, windows that recovery has left behind are planned again. Of two heals at once each
-    goes on from what the other one logged. Raises `CannotHealError` when only a new baseline helps,
-    `NotReadyError` when capture has not come past the gap's end yet, `ExportError`, `SourceError`,
-    `LakeError`.
+    The steps of a killed run are continued: unusable exports are requested again, windows before
+    the earliest time of recovery are planned again. Two heals at once continue from each other's
+    entries. Raises `CannotHealError` if only a new baseline helps, `NotReadyError` if capture has
+    not passed the gap's end yet, `ExportError`, `SourceError`, `LakeError`.
     """
     started, lines = time.monotonic(), 0
     described = described_table(table)
@@ -123,8 +122,8 @@ def heal_gap(
         try:
             healing.run()
             break
-        except CaptureConflictError as lost:
-            context.progress(lost.message)
+        except CaptureConflictError as conflict:
+            context.progress(conflict.message)
             context.sleep(random.uniform(*_PAUSE_SECONDS))
         finally:
             lines += healing.lines
@@ -139,7 +138,7 @@ def heal_gap(
 
 
 class _Healing:
-    """One run of one heal; `heal` is how far it is, as the log says."""
+    """One run of one heal. `heal`: its progress, as in the log."""
 
     def __init__(
         self,
@@ -155,10 +154,10 @@ class _Healing:
         self.state: LogState = self.log.load()
         self.lines = 0
         self._require_same_table(gap)
-        begun = self.state.heal_of(gap.entry)
-        self.heal = begun or plan_heal(table, self.state, gap)
+        logged = self.state.heal_of(gap.entry)
+        self.heal = logged or plan_heal(table, self.state, gap)
         self.gap = self.state.gaps[self.heal.gap]
-        if begun is None:
+        if logged is None:
             self._record(self.heal)
 
     def run(self) -> None:
@@ -171,17 +170,17 @@ class _Healing:
             self._record(replace(self.heal, healed=True))
 
     def _require_same_table(self, gap: Gap) -> None:
-        """What a table of the same name has now tells nothing of a gap of the former one."""
+        """Raise unless the table is still the one of the gap: exports of another cannot heal it."""
         stream = self.state.stream
         if stream is not None and stream.table_id != self.described.table_id:
             raise NotReadyError(
-                f"table {self.table.name} was deleted and made again, and capture follows the "
+                f"table {self.table.name} was deleted and created again, and capture follows the "
                 "former one",
                 fix="run the job `capture`, then heal again",
             )
         if any(g.cause == RECREATED for n, g in self.state.gaps.items() if n > gap.entry):
             raise cannot_heal(
-                self.table.settings, gap, "the table was deleted and made again since"
+                self.table.settings, gap, "the table was deleted and created again since"
             )
 
     def _unfinished(self) -> int | None:
@@ -189,12 +188,12 @@ class _Healing:
         return next((number for number, window in windows if not window.done), None)
 
     def _export(self, number: int) -> None:
-        """One window: export it if that was not asked for yet, then land file after file."""
+        """Heal one window: request its export unless it was requested, then land its files."""
         window = self.heal.windows[number]
         where = f"window {number + 1} of {len(self.heal.windows)}"
         if window.export_arn is None:
             if window.from_us < earliest_us(self.table):
-                self._plan_anew()
+                self._plan_again()
                 return
             wait_until_restorable(self.table, window.to_us, self.context)
             arn = request_incremental(
@@ -202,14 +201,14 @@ class _Healing:
                 self.described.arn,
                 (utc(window.from_us), utc(window.to_us)),
                 export_target(self.table),
-                # The same attempt at the same window asks for the same export, whoever asks.
+                # All runs request the same export for the same attempt at the same window.
                 export_token(
                     self.described.table_id, self.gap.entry, window.from_us, window.attempt
                 ),
             )
             window = self._move(number, replace(window, export_arn=arn))
         try:
-            assert window.export_arn is not None  # it was asked for
+            assert window.export_arn is not None  # it was requested
             status = wait_for_export(
                 self.table,
                 window.export_arn,
@@ -220,7 +219,7 @@ class _Healing:
         except RunningExportError:
             raise
         except UnusableExportError as error:
-            self.context.progress(f"{where}: {error.message}; it is exported again")
+            self.context.progress(f"{where}: {error.message}; the window is exported again")
             self._give_up(number)
         except ExportError as error:
             if error.__cause__ is not None:
@@ -228,16 +227,16 @@ class _Healing:
             self._give_up(number)
             raise ExportError(
                 error.message,
-                fix=f"cdc-pipeline heal {self.table.safe_name}: it asks for a new export of the "
+                fix=f"cdc-pipeline heal {self.table.safe_name}: it requests a new export of the "
                 "same window",
             ) from error
 
     def _land_export(self, number: int, status: ExportStatus, where: str) -> None:
-        """Land the files of a window's export that have not landed yet."""
+        """Land the remaining files of a window's export."""
         window = self.heal.windows[number]
         manifest = export_manifest(self.table.lake, status, self.described.table_id, INCREMENTAL)
-        of_another = set(window.files) - {file.key for file in manifest.files}
-        known = self._landed(window) if of_another else set()
+        discarded_files = set(window.files) - {file.key for file in manifest.files}
+        known = self._landed(window) if discarded_files else set()
         for file in manifest.files:
             if file.key not in window.files:
                 changes = export_changes(self.table.lake, status, file, self.described.table_id)
@@ -250,32 +249,32 @@ class _Healing:
             )
         self._move(number, replace(window, done=True))
 
-    def _plan_anew(self) -> None:
-        """Recovery does not reach back to a window that was not exported yet.
+    def _plan_again(self) -> None:
+        """Plan the windows again: recovery does not reach back to one that was not exported yet.
 
-        One that began earlier than its gap, for length, may begin later. Raises `CannotHealError`
-        where that does not help, or a part has landed.
+        A window that was lengthened to begin before its gap may begin later. Raises
+        `CannotHealError` if that does not help, or if a part has landed.
         """
         windows = self.heal.windows
         gaps = [self.state.gaps[n] for n in (*self.heal.also, self.heal.gap)]
         if any(window.files or window.done or window.export_arn for window in windows):
-            why = "point-in-time recovery does not reach back to the rest of it any more"
+            why = "point-in-time recovery does not reach back to the rest of the gap any more"
             raise cannot_heal(self.table.settings, self.gap, why)
         attempt = max(window.attempt for window in windows)
         planned = windows_of(self.table, gaps)
-        again = tuple(replace(window, attempt=attempt) for window in planned)
-        self._record(replace(self.heal, windows=again))
+        windows = tuple(replace(window, attempt=attempt) for window in planned)
+        self._record(replace(self.heal, windows=windows))
 
     def _give_up(self, number: int) -> None:
-        """Forget an export that is of no use; what has landed of it stays, and is noted so."""
+        """Drop an unusable export; its landed files stay in the lake and in the log."""
         window = self.heal.windows[number]
         self._move(number, replace(window, export_arn=None, attempt=window.attempt + 1))
 
     def _landed(self, window: HealWindow) -> set[str]:
-        """Identities of a window's lines that have landed from an export that was given up.
+        """Identities of a window's lines that landed from a dropped export.
 
-        Another export of the same window has the same lines, in other files. Memory: some 130
-        bytes for each.
+        Another export of the same window has the same lines, in other files. Memory: about 130
+        bytes per line.
         """
         generation = self.gap.heal_generation
         objects = [
@@ -295,21 +294,21 @@ class _Healing:
             return {uuid for (uuid,) in rows.fetchall()}
 
     def _land(self, changes: Iterable[Change]) -> list[LandedObject]:
-        """Write objects, some thousand changes at a time; they count when they are logged."""
+        """Write landing objects in batches; they become valid with a log entry."""
         objects: list[LandedObject] = []
         erased = Suppressions(self.state.erasures.values())
-        for read in batches(changes):
-            batch = [c for c in read if not erased.drops(c.keys, c.write_time_us)]
+        for rows in batches(changes):
+            kept = [c for c in rows if not erased.drops(c.keys, c.write_time_us)]
             keys = partial(self.log.paths.healed, gap=self.gap.entry, nonce=new_nonce())
             generation, now_us = self.gap.heal_generation, self.log.now_us()
-            objects += write_days(self.log.store, batch, keys, generation, now_us)
+            objects += write_days(self.log.store, kept, keys, generation, now_us)
         return objects
 
     def _reread(self) -> None:
-        """The ghost rule: items that exports do not speak of although our log touched them.
+        """The ghost rule: read again the items that changed in the log but are in no export.
 
-        An insert and a delete within a window leave no line. If we landed the insert and the
-        delete was lost, the item would stay for ever.
+        An insert and a delete within a window leave no line. If the insert landed and the delete
+        was lost, the item would stay for ever.
         """
         settings = self.table.lake.settings.capture
         reader = ItemReader(
@@ -320,10 +319,10 @@ class _Healing:
         )
         until_us = self.heal.windows[-1].to_us - 1
         suspects = self._suspects()
-        self.context.progress(f"reading {len(suspects)} items that the exports do not speak of")
-        place = f"{position(0, until_us)}.{READ}"
+        self.context.progress(f"reading {len(suspects)} items that are not in the exports")
+        read_position = f"{position(0, until_us)}.{READ}"
         rows = (
-            from_read_item(self.described.table_id, keys, item, until_us, place)
+            from_read_item(self.described.table_id, keys, item, until_us, read_position)
             for batch in batches(suspects)
             for keys, item in reader.read(batch).items()
         )
@@ -331,7 +330,7 @@ class _Healing:
         self._record(replace(self.heal, reread=len(suspects)), objects)
 
     def _suspects(self) -> list[str]:
-        """Keys touched in the windows before the gap, not deleted, and not seen since."""
+        """Keys changed in the windows before the gap, not deleted, and without later changes."""
         start, end = self.heal.windows[0].from_us, self.heal.windows[-1].to_us
         self.log.catch_up(self.state)
         objects = list(self.state.objects.values())
@@ -358,17 +357,17 @@ class _Healing:
         return [keys for (keys,) in rows]
 
     def _require_captured(self) -> None:
-        """A healed state shows everything up to the end of the windows, so capture must, too.
+        """Raise `NotReadyError` until capture has passed the end of the windows.
 
-        Items are read again only then: the stream says itself what became of those that changed
-        behind the gap.
+        A heal completes the table up to there, so capture must have, too. Items are read again only
+        after that: changes after the gap come from the stream.
         """
         end_us = self.heal.windows[-1].to_us
         self.log.catch_up(self.state)
         if self.state.watermark_us - self.log.margin_us < end_us:
             raise NotReadyError(
-                f"table {self.table.name}: what exports know of the gap has landed; capture is at "
-                f"{time_text(self.state.watermark_us)} and must come past {time_text(end_us)}",
+                f"table {self.table.name}: the exports of the gap have landed; capture is at "
+                f"{time_text(self.state.watermark_us)} UTC and must pass {time_text(end_us)} UTC",
                 fix="run the job `capture`, then heal again",
             )
 
@@ -381,12 +380,12 @@ class _Healing:
         return window
 
     def _record(self, heal: Heal, objects: list[LandedObject] | None = None) -> None:
-        """Log a step; raises `CaptureConflictError` for the second one of two heals at once."""
-        before, erasures = self._heals(heal), dict(self.state.erasures)
+        """Log a step; raises `CaptureConflictError` if another heal logged one first."""
+        before, erasures = self._logged_heals(heal), dict(self.state.erasures)
         landed = tuple(objects or ())
 
-        def require_ours(_: object) -> None:
-            if self._heals(heal) != before:
+        def require_no_conflict(_: object) -> None:
+            if self._logged_heals(heal) != before:
                 why = f"another run heals the gap of entry {self.gap.entry}, too"
             elif landed and self.state.erasures != erasures:
                 why = "an item was erased while this heal landed"
@@ -396,9 +395,9 @@ class _Healing:
             raise CaptureConflictError(f"table {self.table.name}: {why}")
 
         parts = {"heal": heal, "objects": landed}
-        self.log.commit(self.state, lambda _: parts, overtaken=require_ours)
+        self.log.commit(self.state, lambda _: parts, overtaken=require_no_conflict)
         self.heal = heal
 
-    def _heals(self, heal: Heal) -> list[Heal | None]:
-        """What the log says of the gaps of a heal."""
+    def _logged_heals(self, heal: Heal) -> list[Heal | None]:
+        """Heals in the log of the gaps of a heal."""
         return [self.state.heal_of(gap) for gap in (*heal.also, heal.gap)]

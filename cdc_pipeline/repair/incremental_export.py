@@ -1,4 +1,4 @@
-"""Lines of incremental exports as changes, and the wait until such an export can be made."""
+"""Lines of incremental exports as changes; waiting until an export can be made."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -28,7 +28,7 @@ _T = TypeVar("_T")
 def export_changes(
     lake: Lake, status: ExportStatus, file: DataFile, table_id: str
 ) -> Iterator[Change]:
-    """The changes in one data file, its checksum and count verified; raises `ExportError`."""
+    """Read the changes of one data file; raises `ExportError` for a wrong checksum or count."""
     where, number = f"data file {file.key}", 0
     for block in whole_lines(read_data_file(lake.aws, status, file), where):
         for line in block.splitlines():
@@ -52,7 +52,7 @@ def wait_until_restorable(
     until_us: int,
     context: RunContext,
 ) -> None:
-    """Wait until recovery, typically five minutes behind the present, has come to a time."""
+    """Wait until recovery, typically five minutes behind the present, reaches a time."""
     while True:
         latest = describe_backups(table.source, table.name).latest
         if latest is not None and latest.timestamp() * 1_000_000 >= until_us:
@@ -62,7 +62,7 @@ def wait_until_restorable(
 
 
 def batches(rows: Iterable[_T], size: int = BATCH_ROWS) -> Iterator[list[_T]]:
-    """Rows some thousand at a time."""
-    left = iter(rows)
-    while batch := list(islice(left, size)):
+    """Split rows into batches of `size`."""
+    remaining = iter(rows)
+    while batch := list(islice(remaining, size)):
         yield batch

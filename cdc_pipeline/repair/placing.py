@@ -1,4 +1,4 @@
-"""Where the lines of an export stand among the changes of their items that the lake still holds."""
+"""Order of an export's lines among the changes of their items that the lake still holds."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.storage.landing import LANDING_SCHEMA, landing_table
 from cdc_pipeline.repair.incremental_export import BATCH_ROWS, batches
 
-# Events without images say nothing of the item; the reads that complete them do.
-_SAYS = "(op = 'D' OR new_image IS NOT NULL)"
+# Events without images do not contain the item; the reads that complete them do.
+_HAS_IMAGE = "(op = 'D' OR new_image IS NOT NULL)"
 
 
 @dataclass(frozen=True)
 class Place:
-    """A generation and a position in it."""
+    """A generation and a position in it: the order of a change."""
 
     generation: int
     position: str
@@ -32,7 +32,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Suspect:
-    """An item that may have been deleted unseen: its last surviving change, with its image."""
+    """An item perhaps deleted without a trace: place and image of its last surviving change."""
 
     keys: str
     place: Place
@@ -52,10 +52,12 @@ class Placing:
         self._connection = connection
         self._fill = fill
         survivors = landed_relation(connection, lake, surviving)
-        connection.execute(f"CREATE TEMP VIEW survivors AS SELECT * FROM {survivors} WHERE {_SAYS}")
+        connection.execute(
+            f"CREATE TEMP VIEW survivors AS SELECT * FROM {survivors} WHERE {_HAS_IMAGE}"
+        )
 
     def load(self, changes: Iterable[Change], folder: Path) -> int:
-        """Take the export's lines, through files in `folder`; returns how many there are."""
+        """Load the export's lines through files in `folder`; return their number."""
         files, rows = [], 0
         for number, batch in enumerate(batches(changes)):
             path = folder / f"lines-{number}.parquet"
@@ -67,46 +69,47 @@ class Placing:
         return rows
 
     def changes(self) -> Iterator[tuple[int, list[Change]]]:
-        """Generations with changes to land: those of the span that no surviving change tells.
+        """Yield generations with their changes to land: lines of the span that are not covered.
 
-        A surviving change tells a line if it is in the window and later than it, or of the same
-        second (streams know no finer times) with the same image. What lands after a fill is
-        compared when a day of `cdc` is built (`transform/sql/told.sql`).
+        A surviving change covers a line if it is in the window and later than the line, or of the
+        same second (times of streams are whole seconds) with the same image. Changes that land
+        after a fill are compared when a day of `cdc` is built (`transform/sql/told.sql`).
         """
         start, end = self._fill.window.from_us, self._fill.window.to_us
         self._connection.execute(
             "CREATE TEMP TABLE places AS SELECT lines.uuid, "
-            "max(s.order_key) FILTER (WHERE s.write_time_us <= lines.write_time_us) AS behind, "
+            "max(s.order_key) FILTER (WHERE s.write_time_us <= lines.write_time_us) AS before, "
             f"coalesce(bool_or(s.write_time_us >= {start} AND s.write_time_us < {end} AND ("
             "s.write_time_us > lines.write_time_us OR ("
             f"s.write_time_us // {SECOND_US} = lines.write_time_us // {SECOND_US} "
-            "AND s.new_image IS NOT DISTINCT FROM lines.new_image))), false) AS is_told "
+            "AND s.new_image IS NOT DISTINCT FROM lines.new_image))), false) AS is_covered "
             "FROM lines LEFT JOIN survivors AS s ON s.keys = lines.keys GROUP BY lines.uuid"
         )
-        found = self._connection.execute(
-            f"SELECT behind, {', '.join(f'lines.{name}' for name in Change._fields)} "
-            "FROM lines JOIN places ON places.uuid = lines.uuid WHERE NOT is_told "
+        cursor = self._connection.execute(
+            f"SELECT before, {', '.join(f'lines.{name}' for name in Change._fields)} "
+            "FROM lines JOIN places ON places.uuid = lines.uuid WHERE NOT is_covered "
             f"AND write_time_us >= {self._fill.span[0]} AND write_time_us < {self._fill.span[1]}"
         )
-        while rows := found.fetchmany(BATCH_ROWS):
+        while rows := cursor.fetchmany(BATCH_ROWS):
             placed: dict[int, list[Change]] = {}
-            for behind, *values in rows:
+            for before, *values in rows:
                 change = Change(*values)
-                place = self._place(change, behind)
+                place = self._place(change, before)
                 moved = change._replace(position=place.position)
                 placed.setdefault(place.generation, []).append(moved)
             yield from placed.items()
 
-    def _place(self, change: Change, behind: str | None) -> Place:
+    def _place(self, change: Change, before: str | None) -> Place:
+        """Place of a line; `before`: order key of the item's last surviving change up to it."""
         if not self._fill.lost:
             return Place(PAST_GENERATION, change.position)
-        own = _generation_at(self._fill.lost, change.write_time_us)
-        if behind is None or _split(behind).generation < own:
-            return Place(own, position(0, change.write_time_us))
-        return right_behind(_split(behind), change.write_time_us)
+        generation = _generation_at(self._fill.lost, change.write_time_us)
+        if before is None or _split(before).generation < generation:
+            return Place(generation, position(0, change.write_time_us))
+        return right_behind(_split(before), change.write_time_us)
 
     def suspects(self) -> list[Suspect]:
-        """Items whose last change of all survived, is in the span, and is in no line."""
+        """List items whose very last change survived, is in the span, and is in no line."""
         rows = self._connection.execute(
             "SELECT keys, max(order_key), arg_max(new_image, order_key) FROM survivors AS s "
             "WHERE NOT EXISTS (SELECT 1 FROM lines WHERE lines.keys = s.keys) GROUP BY keys "
@@ -117,12 +120,12 @@ class Placing:
 
 
 def right_behind(place: Place, time_us: int) -> Place:
-    """Behind a place and before whatever was next; several there are in the order of their time."""
+    """Return the place directly after another; several are in the order of their times."""
     return Place(place.generation, f"{place.position}.{time_us:017d}")
 
 
 def survivors_of(state: LogState, fill: Fill, present: set[str]) -> list[LandedObject]:
-    """Objects to compare a fill's lines with: what is there of the items' changes."""
+    """List the existing objects with changes to compare a fill's lines with."""
     start, end = fill.window.from_us, fill.window.to_us
     kept = [o for o in state.objects.values() if o.key in present and o not in fill.lost]
     if not fill.lost:
@@ -136,10 +139,10 @@ def _overlaps(landed: LandedObject, span: Span) -> bool:
 
 
 def _generation_at(lost: Sequence[LandedObject], time_us: int) -> int:
-    """The lowest generation in which a change of that time may have been lost.
+    """Lowest generation in which a change of that time may have been lost.
 
-    Too low is harmless: the line then stands behind the item's earlier changes all the same, and
-    before a later generation's.
+    A generation too low does no harm: the line is still after the item's earlier changes, and
+    before those of later generations.
     """
     second = time_us // SECOND_US * SECOND_US
     return min(
@@ -149,5 +152,5 @@ def _generation_at(lost: Sequence[LandedObject], time_us: int) -> int:
 
 
 def _split(order_key: str) -> Place:
-    generation, _, place = order_key.partition(".")
-    return Place(int(generation), place)
+    generation, _, position_in_it = order_key.partition(".")
+    return Place(int(generation), position_in_it)

@@ -1,4 +1,4 @@
-"""Landing again what a stream still holds, in place of objects that are gone from the lake."""
+"""Lost landing objects, written again from the records still in the stream."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,10 +26,10 @@ from cdc_pipeline.settings.model import Capture
 
 @dataclass
 class Relanded:
-    """Lost objects of one day and generation, and the objects that hold their rows again.
+    """Lost objects of one day and generation, and the new objects with their rows.
 
-    No gap and no baseline lies between objects of one generation, so they may be one, as in
-    compaction: it counts as of the last of their entries.
+    There is no gap or baseline between objects of one generation, so they may become one, as in
+    compaction: it counts from the last of their entries.
     """
 
     lost: list[LandedObject]
@@ -39,18 +39,18 @@ class Relanded:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the stream still held every row."""
+        """Whether the stream still contained every row."""
         return self.rows == sum(landed.rows for landed in self.lost)
 
     def holds(self, change: Change) -> bool:
-        """Whether one of the lost objects may have held a change."""
+        """Whether one of the lost objects may have contained a change."""
         return day_of(change.write_time_us).isoformat() == self.lost[0].day and any(
             change.shard_id in o.shards and o.min_position <= change.position <= o.max_position
             for o in self.lost
         )
 
     def land(self, log: CaptureLog) -> None:
-        """Write what waits."""
+        """Write the waiting changes."""
         first = min(landed.entry for landed in self.lost)
         last = max(landed.entry for landed in self.lost)
         keys = partial(log.paths.compacted, first=first, last=last, nonce=new_nonce())
@@ -69,12 +69,11 @@ def reland(
     options: Capture,
     sleep: Callable[[float], object] = time.sleep,
 ) -> list[Relanded]:
-    """Write the rows of lost objects anew, as far as the stream holds all of them.
+    """Write the rows of lost objects again, for groups that the stream still contains completely.
 
-    Rows keep identity, position and generation; ones that surviving objects hold are left out. A
-    group whose rows are not all there, or whose generation cannot be told from another group's, is
-    left for an export, and nothing of it stays. Nothing is logged here. Raises `SourceError`,
-    `LakeError`.
+    Rows keep identity, position and generation; rows in surviving objects are left out. A group
+    with missing rows, or with rows that fit another group too, is left for an export, and its new
+    objects are removed. The caller logs the result. Raises `SourceError`, `LakeError`.
     """
     groups = _groups(log, state, lost)
     if not groups:
@@ -88,13 +87,13 @@ def reland(
             for change in _read(source, state, state.shards[shard_id], options, sleep):
                 if erased.drops(change.keys, change.write_time_us):
                     continue
-                found = [group for group in groups if group.holds(change)]
-                if len(found) > 1:
-                    unclear |= {id(group) for group in found}
-                elif found and change.uuid not in surviving:
-                    found[0].waiting.append(change)
-                    if len(found[0].waiting) >= BATCH_ROWS:
-                        found[0].land(log)
+                holders = [group for group in groups if group.holds(change)]
+                if len(holders) > 1:
+                    unclear |= {id(group) for group in holders}
+                elif holders and change.uuid not in surviving:
+                    holders[0].waiting.append(change)
+                    if len(holders[0].waiting) >= BATCH_ROWS:
+                        holders[0].land(log)
     except (TrimmedDataError, ShardGoneError):
         unclear |= {id(group) for group in groups}
     for group in groups:
@@ -109,14 +108,14 @@ def _groups(log: CaptureLog, state: LogState, lost: Iterable[LandedObject]) -> l
     for landed in lost:
         groups.setdefault((landed.day, landed.generation), []).append(landed)
     if state.stream is None or not state.stream.full_images:
-        # Events without images were completed by reading their items; the stream lacks those rows.
+        # Events without images were completed by reads; the stream does not contain those rows.
         return []
     oldest_us = log.now_us() - state.stream.retention_us
     return [
-        Relanded(of_it)
-        for _, of_it in sorted(groups.items())
-        # Shards of another stream, and rows that no shard ever held, are not in the log's list.
-        if all(o.min_write_us >= oldest_us and state.shards.keys() >= {*o.shards} for o in of_it)
+        Relanded(objects)
+        for _, objects in sorted(groups.items())
+        # The log does not list shards of another stream, nor rows that came from no shard.
+        if all(o.min_write_us >= oldest_us and state.shards.keys() >= {*o.shards} for o in objects)
     ]
 
 
@@ -140,23 +139,23 @@ def _read(
     options: Capture,
     sleep: Callable[[float], object],
 ) -> Iterator[Change]:
-    """What a shard holds from its oldest record up to where the log has landed it."""
+    """Changes of a shard from its oldest record up to its position in the log."""
     if shard.sequence_number is None or state.stream is None:
         return
-    until = int(shard.sequence_number)
+    last_landed = int(shard.sequence_number)
     iterator: str | None = source.shards.iterator(state.stream.arn, shard.shard_id, None)
-    empty, most = 0, polls_needed(options.empty_polls, state.stream.retention_us)
-    while iterator is not None and empty < most:
+    empty, needed = 0, polls_needed(options.empty_polls, state.stream.retention_us)
+    while iterator is not None and empty < needed:
         try:
             page = source.shards.read(iterator)
         except ExpiredIteratorError as error:
             raise SourceError(f"shard {shard.shard_id}: its iterator has expired") from error
         changes = source.reading.parse(page, state.stream, shard).changes
-        yield from (change for change in changes if int(change.sequence_number) <= until)
+        yield from (change for change in changes if int(change.sequence_number) <= last_landed)
         last = source.reading.last(page)
-        if last is not None and int(last) >= until:
+        if last is not None and int(last) >= last_landed:
             return
-        # An empty page behind which there is more is none of those that tell of the end.
+        # An empty page with more records after it does not count towards the end.
         empty = 0 if page.records or page.behind_ms else empty + 1
         iterator = page.next_iterator
         pause = source.reading.pause(page, options.poll_seconds)

@@ -433,7 +433,7 @@ class Capture(_Strict):
         3,
         ge=1,
         description="consecutive empty reads after which a shard counts as read to its tip; more "
-        "if the position is old (docs/aws.md)",
+        "if the position is old (docs/sizing.md)",
     )
     poll_seconds: float = Field(1.0, gt=0, le=60, description="pause between empty reads")
     listing_lag_seconds: float = Field(

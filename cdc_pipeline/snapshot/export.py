@@ -1,4 +1,4 @@
-"""One export of a table: where it goes, its token, the wait for it, what its manifest must say."""
+"""One export of a table: target, token, waiting, and the checks of its manifest."""
 
 import hashlib
 
@@ -26,7 +26,7 @@ from cdc_pipeline.settings.model import Settings
 
 
 def export_target(table: TableLake) -> ExportTarget:
-    """Where exports of a table go: the lake's own bucket unless the settings say otherwise."""
+    """Return the target of a table's exports: by default the lake's own bucket."""
     settings, folder = table.lake.settings, table.paths.exports
     owner = table.export_owner()
     if settings.export.bucket:
@@ -35,7 +35,7 @@ def export_target(table: TableLake) -> ExportTarget:
         return ExportTarget(settings.export.bucket, key, owner, _export_key(settings))
     if not settings.is_s3:
         raise SettingsError(
-            "the lake is a local folder, and DynamoDB exports only to S3",
+            "the lake is a local folder, but DynamoDB exports only to S3",
             fix="name a bucket in the settings: export: {bucket: my-bucket}",
         )
     bucket, prefix = split_s3(settings.lake)
@@ -44,19 +44,19 @@ def export_target(table: TableLake) -> ExportTarget:
 
 
 def _export_key(settings: Settings) -> str | None:
-    """The KMS key of exports: the lake's own in the lake's own bucket."""
-    lakes_bucket = settings.is_s3 and split_s3(settings.lake)[0]
-    is_lakes = settings.export.bucket in (None, lakes_bucket)
-    return settings.export.kms_key or (settings.kms_key if is_lakes else None)
+    """KMS key of exports: by default, and only in the lake's bucket, the lake's key."""
+    lake_bucket = settings.is_s3 and split_s3(settings.lake)[0]
+    is_lake_bucket = settings.export.bucket in (None, lake_bucket)
+    return settings.export.kms_key or (settings.kms_key if is_lake_bucket else None)
 
 
-def export_token(table_id: str, *what: object) -> str:
-    """A client token: AWS gives the same export for the same token for eight hours."""
-    return hashlib.sha256("/".join(map(str, (table_id, *what))).encode()).hexdigest()[:32]
+def export_token(table_id: str, *parts: object) -> str:
+    """Return a client token: AWS returns the same export for the same token for eight hours."""
+    return hashlib.sha256("/".join(map(str, (table_id, *parts))).encode()).hexdigest()[:32]
 
 
 def exported(table: TableLake, arn: str, table_id: str) -> ExportStatus:
-    """What has become of an export; raises `UnusableExportError` unless it is of this table."""
+    """Describe an export; raises `UnusableExportError` if it is of another table."""
     status = describe_export(table.source, arn)
     if status.table_id and status.table_id != table_id:
         raise UnusableExportError(f"export {arn} is of another table ({status.table_id})")
@@ -71,8 +71,8 @@ def wait_for_export(
 ) -> ExportStatus:
     """Poll until AWS has written an export, for `export.timeout_minutes` at most.
 
-    Raises `FailedExportError`; `RunningExportError` when the time is over, which leaves the export
-    as it is; `UnusableExportError`.
+    Raises `FailedExportError`; `RunningExportError` after that time, and the export continues;
+    `UnusableExportError`.
     """
     options, clock = table.lake.settings.export, table.log.clock
     started = clock()
@@ -80,20 +80,22 @@ def wait_for_export(
         status = exported(table, arn, table_id)
         if status.status == "COMPLETED":
             return status
-        waited = clock() - started
+        waited_seconds = clock() - started
         if status.status == "FAILED":
             raise FailedExportError(f"export {arn} failed: {status.failure}")
-        if waited > options.timeout_minutes * 60:
+        if waited_seconds > options.timeout_minutes * 60:
             raise RunningExportError(
-                f"export {arn} is still {status.status} after {waited / 60:.0f} minutes",
-                fix="run this again: it goes on waiting for the same export",
+                f"export {arn} is still {status.status} after {waited_seconds / 60:.0f} minutes",
+                fix="run this again: it continues to wait for the same export",
             )
-        context.progress(f"export {arn.rpartition('/')[2]} is {status.status} ({waited:.0f} s)")
+        context.progress(
+            f"export {arn.rpartition('/')[2]} is {status.status} ({waited_seconds:.0f} s)"
+        )
         context.sleep(options.poll_seconds)
 
 
 def export_manifest(lake: Lake, status: ExportStatus, table_id: str, kind: str = FULL) -> Manifest:
-    """An export's manifest; raises `ExportError`, or `UnusableExportError` for another table's."""
+    """Read an export's manifest; raises `ExportError`, `UnusableExportError` for another table."""
     manifest = read_manifest(lake.aws, status, kind)
     if manifest.table_id and manifest.table_id != table_id:
         raise UnusableExportError(f"export {status.arn} is of another table ({manifest.table_id})")
@@ -101,7 +103,7 @@ def export_manifest(lake: Lake, status: ExportStatus, table_id: str, kind: str =
 
 
 def is_whole(lake: Lake, status: ExportStatus) -> bool:
-    """Whether a complete incremental export's manifests and files are there and undamaged."""
+    """Whether the manifests and files of a complete incremental export are intact."""
     try:
         for file in read_manifest(lake.aws, status, INCREMENTAL).files:
             check_data_file(lake.aws, status, file)

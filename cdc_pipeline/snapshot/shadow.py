@@ -1,7 +1,7 @@
-"""Shadow baselines: staged beside the live one, then released to take its place, or discarded.
+"""Shadow baselines: staged beside the live one, then released to replace it, or discarded.
 
-Readers see the live baseline until a publication swaps to a released one, in one commit. A
-discarded one leaves a new generation behind, in which the live baseline's changes go on.
+Readers see the live baseline until a publication changes to a released one, in one commit. After a
+discarded one, a new generation remains, in which the changes of the live baseline continue.
 """
 
 from cdc_pipeline.core.log.entries import Baseline
@@ -10,22 +10,22 @@ from cdc_pipeline.lake.publish.baselines import record_baseline
 
 
 def held_shadow(table: TableLake) -> Baseline | None:
-    """The shadow that waits for a decision, None if there is none or it is not staged yet."""
+    """Return the staged shadow without a decision, None if there is none."""
     shadow = table.log.load().shadow
     return shadow if shadow and shadow.snapshot_id is not None else None
 
 
 def release_shadow(table: TableLake, shadow: Baseline) -> None:
-    """Make the shadow a baseline like any other: the next publication begins with it."""
+    """Make the shadow a normal baseline: the next publication uses it."""
     log = table.log
     record_baseline(log, log.load(), shadow, shadow=False)
 
 
 def discard_shadow(table: TableLake, shadow: Baseline) -> None:
-    """Decide against a shadow; maintenance removes its files when they are old enough.
+    """Discard a shadow; maintenance removes its files when they are old enough.
 
-    Engines that read `<table>_snapshot` by its catalogue see the live baseline again; that is done
-    first, so that a run killed in between finds the shadow still held.
+    Engines that read `<table>_snapshot` by its catalogue see the live baseline again. This comes
+    first, so that after a kill in between the shadow is still without a decision.
     """
     log = table.log
     state = log.load()

@@ -1,4 +1,4 @@
-"""Snapshots: a PITR export requested, verified and staged as the baseline of a generation."""
+"""Snapshots: a PITR export is requested, verified and staged as the baseline of a generation."""
 
 import math
 import os
@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 
 import duckdb
@@ -18,11 +17,12 @@ from cdc_pipeline.aws.client.session import code_behind
 from cdc_pipeline.aws.export import (
     DataFile,
     ExportStatus,
+    ExportTarget,
     Manifest,
     read_data_file,
     request_export,
 )
-from cdc_pipeline.aws.table import describe_backups
+from cdc_pipeline.aws.table import TableDescription, describe_backups
 from cdc_pipeline.capture.landing.gaps import open_capture
 from cdc_pipeline.capture.sources.source import require_backups
 from cdc_pipeline.capture.sources.source_choice import described_table, open_source
@@ -51,19 +51,19 @@ from cdc_pipeline.snapshot.unfinished import require_wanted, take_up
 from cdc_pipeline.transform.ranges import split_by_key
 from cdc_pipeline.transform.shred import NARROW_SCHEMA, merge_stats
 
-# One for each core, up to what an hour of a 100 GB export needs; each takes some 60 MB,
-# and as much again while it keeps a part.
+# One for each core, at most the number that converts a 100 GB export in an hour; each takes
+# about 60 MB, and as much again while it keeps a part.
 _WORKERS = 4
 _FEW_ITEMS = 50_000
 _SORT_PERCENT = 26
-"""Of `memory_mb`; the rest is for Arrow, which types and writes what was sorted."""
+"""Percentage of `memory_mb`; the rest is for Arrow, which types and writes sorted items."""
 _SORT_LEAST_MB = 256
 """With half of it DuckDB 2.0.0 fails to sort 260 MB of items (measured)."""
 _SORT_BYTES = 1 << 30
-"""Text that is sorted at once with 1000 MB of it: 256 MB sort 1.1 GB, 200 MB fail (measured)."""
+"""Text sorted at once, per 1000 MB of `memory_mb`: 256 MB sort 1.1 GB, 200 MB fail (measured)."""
 _REFUSALS = 10
 _INVALID_TIME = "InvalidExportTimeException"
-_ASK_ANEW = "remove the cause and materialise pitr_export again; it asks for a new export"
+_REQUEST_AGAIN = "remove the cause and materialise pitr_export again; it requests a new export"
 
 
 @dataclass(frozen=True)
@@ -89,13 +89,13 @@ def take_snapshot(
 ) -> SnapshotResult:
     """Export the table and stage the export as a baseline.
 
-    An unfinished one is taken up again if it can still become one (`snapshot.unfinished`).
+    An unfinished baseline is resumed if it is still usable (`snapshot.unfinished`).
 
     Stream positions are recorded first, then the export is requested for a time at least the
-    margin later, so the changes that follow those positions cover everything the export lacks.
-    Nothing becomes visible before every file's checksum and count has been verified. `shadow`: it
-    is staged beside the live baseline and held there (`snapshot.shadow`). Raises `SourceError`,
-    `ExportError`, `LakeError`, `NotReadyError`.
+    margin later, so the changes after those positions cover everything missing in the export.
+    Nothing becomes visible before the checksum and count of every file are verified. `shadow`:
+    stage it beside the live baseline, without publishing it (`snapshot.shadow`). Raises
+    `SourceError`, `ExportError`, `LakeError`, `NotReadyError`.
     """
     started = time.monotonic()
     described = described_table(table)
@@ -105,7 +105,7 @@ def take_snapshot(
     state = log.load()
     if state.stream is None:
         open_capture(log, state, open_source(table))
-    _require_known(table.settings, state, described.table_id)
+    _require_same_table(table.settings, state, described.table_id)
     baseline = None
     while baseline is None:
         baseline = take_up(
@@ -113,14 +113,7 @@ def take_snapshot(
         ) or _begin(table.lake, log, state, shadow)
     if baseline.export_arn is None:
         _wait_until(log, baseline.export_time_us, context)
-        # The same attempt at the same baseline asks for the same export, whoever asks.
-        what = (baseline.generation, baseline.export_time_us, baseline.attempt)
-        token = export_token(described.table_id, *what)
-
-        def request(at: datetime) -> str:
-            return request_export(table.source, described.arn, at, target, token)
-
-        arn = _request(table, request, baseline, context)
+        arn = _request(table, described, target, baseline, context)
         baseline = require_wanted(
             table.settings, record_baseline(log, state, baseline, export_arn=arn)
         )
@@ -129,7 +122,7 @@ def take_snapshot(
         status = wait_for_export(table, *export, context)
     except FailedExportError as error:
         _give_up(log, state, baseline)
-        raise ExportError(error.message, fix=_ASK_ANEW) from error
+        raise ExportError(error.message, fix=_REQUEST_AGAIN) from error
     try:
         manifest = export_manifest(table.lake, status, described.table_id)
         staged, size = _stage(
@@ -143,10 +136,10 @@ def take_snapshot(
         )
     except ExportError as error:
         _give_up(log, state, baseline)
-        raise ExportError(error.message, fix=_ASK_ANEW) from error
+        raise ExportError(error.message, fix=_REQUEST_AGAIN) from error
     snapshot = staged.table.current_snapshot()
     assert snapshot is not None  # it was just committed
-    done = record_baseline(
+    finished = record_baseline(
         log,
         state,
         baseline,
@@ -155,7 +148,7 @@ def take_snapshot(
         bytes=size,
         staged_us=log.now_us(),
     )
-    require_wanted(table.settings, done)
+    require_wanted(table.settings, finished)
     tag_baselines(table)
     table.lake.store.delete(list(table.lake.store.list(table.paths.staging)))
     return SnapshotResult(
@@ -172,49 +165,50 @@ def take_snapshot(
 
 
 def _begin(lake: Lake, log: CaptureLog, state: LogState, shadow: bool) -> Baseline | None:
-    """A new baseline; all but the very first begin a generation. None: another run was faster.
+    """Log a new baseline; all but the very first begin a generation. None: another run was faster.
 
-    The log entry that begins a generation is what records its positions: every shard's position
-    in the log at that entry. Changes captured from then on land in the new generation. The very
-    first hands over to the positions that capture began with, if no gap lies behind them: what
-    landed before a gap is not folded over a baseline of the generation behind it.
+    The log entry that begins a generation records its positions: every shard's position in the log
+    at that entry. Changes captured after it land in the new generation. The very first baseline
+    starts from the positions at which capture began, if there was no gap since: changes landed
+    before a gap are not folded over a baseline of a generation after it.
     """
     stream = state.stream
     assert stream is not None  # capture was opened
     if state.baselines or stream.generation != FIRST_GENERATION:
-        # Behind all that has landed, by no slow clock: where order is by time, what comes late of
-        # the time before belongs to the generation before, which the export has seen.
+        # After all landed changes, even by a slow clock: where order is by time, late changes of
+        # the time before belong to the previous generation, which the export contains.
         recorded_us = max(log.not_yet_us(), (state.last_change_us or 0) + 1000)
         stream = replace(stream, generation=stream.generation + 1, recorded_us=recorded_us)
     margin = lake.settings.handover_margin_seconds
     export_time_s = math.ceil(stream.recorded_us / 1_000_000 + margin)
     export_time_us = export_time_s * 1_000_000
     baseline = Baseline(stream.generation, stream.recorded_us, export_time_us, shadow=shadow)
-    begun = state.n
-    step = {"stream": stream, "baseline": baseline}
-    # What another run logged meanwhile may be of another stream, or another baseline.
-    return baseline if log.commit(state, lambda now: step if now.n == begun else None) else None
+    expected_n = state.n
+    parts = {"stream": stream, "baseline": baseline}
+    # Entries logged meanwhile may be of another stream, or another baseline.
+    committed = log.commit(state, lambda now: parts if now.n == expected_n else None)
+    return baseline if committed else None
 
 
-def _require_known(table: Table, state: LogState, table_id: str) -> None:
-    """A baseline of a table that was made again, below a log that follows the former one, is none.
+def _require_same_table(table: Table, state: LogState, table_id: str) -> None:
+    """Raise `NotReadyError` if the log follows a former table of the same name.
 
-    The break that capture will record comes behind it, and needs a new one.
+    Capture will record that as a gap after the baseline, which would need another baseline.
     """
     if state.stream is not None and state.stream.table_id != table_id:
         raise NotReadyError(
-            f"table {table.name} was deleted and made again, and capture follows the former one",
+            f"table {table.name} was deleted and created again, and capture follows the former one",
             fix=f"run the job `capture`, then materialise {table.safe_name}/pitr_export again",
         )
 
 
 def _give_up(log: CaptureLog, state: LogState, baseline: Baseline) -> None:
-    """Forget an export that is of no use, so that the next run asks for another one."""
+    """Drop an unusable export, so that the next run requests another one."""
     record_baseline(log, state, baseline, export_arn=None, attempt=baseline.attempt + 1)
 
 
 def _wait_until(log: CaptureLog, time_us: int, context: RunContext) -> None:
-    """DynamoDB exports the past only, so the export's own time must have come."""
+    """Wait until the export time has passed: DynamoDB exports only the past."""
     seconds = (time_us - log.now_us()) / 1_000_000
     if seconds > 0:
         context.progress(f"waiting {seconds:.0f} s until the export time (the handover margin)")
@@ -224,29 +218,34 @@ def _wait_until(log: CaptureLog, time_us: int, context: RunContext) -> None:
 
 def _request(
     table: TableLake,
-    request: Callable[[datetime], str],
+    described: TableDescription,
+    target: ExportTarget,
     baseline: Baseline,
     context: RunContext,
 ) -> str:
-    """Ask for the export; AWS may refuse a time that recovery has not come to yet: then again.
+    """Request the export, again while AWS refuses a time that recovery has not reached yet.
 
-    LatestRestorableDateTime is typically five minutes behind (botocore model). It may have come
-    there between the refusal and our look at it, so that alone is no reason to give up.
+    LatestRestorableDateTime is typically five minutes behind (botocore model). It may reach the
+    time between the refusal and the next DescribeContinuousBackups, so only `_REFUSALS` refusals
+    with a reached time are an error.
     """
     at = utc(baseline.export_time_us)
-    refused = 0
+    # All runs request the same export for the same attempt at the same baseline.
+    attempt = (baseline.generation, baseline.export_time_us, baseline.attempt)
+    token = export_token(described.table_id, *attempt)
+    refusals = 0
     while True:
         try:
-            return request(at)
+            return request_export(table.source, described.arn, at, target, token)
         except ExportError as error:
             if code_behind(error) != _INVALID_TIME:
                 raise
             window = describe_backups(table.source, table.name)
             if window.earliest is None or window.latest is None or window.earliest > at:
-                raise ExportError(error.message, fix=error.fix or _ASK_ANEW) from error
-            refused += window.latest >= at
-            if refused > _REFUSALS:
-                raise ExportError(error.message, fix=error.fix or _ASK_ANEW) from error
+                raise ExportError(error.message, fix=error.fix or _REQUEST_AGAIN) from error
+            refusals += window.latest >= at
+            if refusals > _REFUSALS:
+                raise ExportError(error.message, fix=error.fix or _REQUEST_AGAIN) from error
             latest = window.latest
         context.progress(f"waiting until recovery, now at {latest:%H:%M:%S}, reaches {at:%H:%M:%S}")
         context.sleep(table.lake.settings.export.poll_seconds)
@@ -263,7 +262,7 @@ def _stage(
 ) -> tuple[TypedResult, int]:
     """Verify and convert every file, then commit them together as `<table>_snapshot`.
 
-    Items that are `erased` are left out behind the verification.
+    After the verification, `erased` items are left out.
     """
     name = f"{table.safe_name}_snapshot"
     with (
@@ -273,7 +272,7 @@ def _stage(
         memory_mb = table.lake.settings.memory_mb
         sort_mb = max(memory_mb * _SORT_PERCENT // 100, _SORT_LEAST_MB)
         connection.execute(f"SET memory_limit = '{sort_mb}MB'")
-        connection.execute("SET threads = 1")  # each takes its share of that
+        connection.execute("SET threads = 1")  # each thread takes a share of the memory limit
         root = table.paths.staging
         staging = Staging(
             table.lake.store,
@@ -285,14 +284,14 @@ def _stage(
         )
         staging.open(root)
         files = _convert_all(table.lake, status, manifest, staging, context)
-        at_once = _SORT_BYTES * memory_mb // 1000
-        narrow = _narrow_ranges(connection, files, Path(folder), at_once)
-        # Arrow keeps what was freed so far, up to 170 MB, and sorting and typing come on top.
+        range_bytes = _SORT_BYTES * memory_mb // 1000
+        narrow = _narrow_ranges(connection, files, Path(folder), range_bytes)
+        # Arrow keeps freed memory, up to 170 MB, and sorting and typing need more.
         pa.default_memory_pool().release_unused()
         count = sum(_count_keys(connection, sql) for sql in narrow)
         if count != manifest.items:
             raise ExportError(f"export {status.arn} holds {manifest.items} items but {count} keys")
-        # The table first: what is erased behind this look at the log makes the commit fail.
+        # The table before the log: an erasure after the call of `erased` makes the commit fail.
         over = table.lake.iceberg.load(name)
         narrow, items = _without_erased(connection, narrow, manifest.items, erased())
         context.progress(f"sorting and typing {items} items")
@@ -317,11 +316,11 @@ def _stage(
 
 
 def _narrow_ranges(
-    connection: duckdb.DuckDBPyConnection, files: list[Converted], scratch: Path, at_once: int
+    connection: duckdb.DuckDBPyConnection, files: list[Converted], scratch: Path, range_bytes: int
 ) -> list[str]:
-    """SQL for the rows of all files, in ranges of keys of about `at_once` bytes of text."""
+    """SQL for the rows of all files, in ranges of keys of about `range_bytes` of text."""
     paths = [path for file in files for path in file.paths]
-    ranges = sum(file.bytes for file in files) // at_once + 1
+    ranges = sum(file.bytes for file in files) // range_bytes + 1
     groups = [[path] for path in split_by_key(paths, scratch, ranges)] if ranges > 1 else [paths]
     return [
         f"SELECT * FROM {files_relation(connection, [str(p) for p in group], NARROW_SCHEMA)}"
@@ -330,10 +329,10 @@ def _narrow_ranges(
 
 
 def _erased(table: Table, log: CaptureLog, state: LogState, baseline: Baseline) -> Suppressions:
-    """Items that an export of the past may still show, as the log says by now.
+    """Erased items that an export of the past may still contain, by the current log.
 
-    Whatever was written since the baseline's positions were recorded comes with the stream, so
-    nothing is missed of an item that was put again.
+    Changes written after the baseline's positions come with the stream, so an item that was put
+    again is not lost.
     """
     log.catch_up(state)
     require_wanted(table, state.baselines[baseline.generation])

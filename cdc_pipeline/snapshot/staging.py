@@ -1,9 +1,9 @@
-"""The data files of an export, verified and converted, and what is kept of them between runs.
+"""Data files of an export: verified, converted, and kept between runs.
 
 A data file becomes some narrow Parquet files (`transform.shred.NARROW_SCHEMA`) in a scratch
-folder. What took long is kept in the lake too, in `_cdc/<database>/<table>/staging/<export id>/`,
-so that a run after a kill converts only what is missing. A data file's name there is a digest of
-its key and MD5 in the manifest; that it is complete is said by a JSON object, written last.
+folder. Large ones are also kept in the lake, in `_cdc/<database>/<table>/staging/<export id>/`, so
+that a run after a kill converts only the missing files. A data file's name there is a digest of its
+key and MD5 in the manifest; a JSON object, written last, marks it as complete.
 """
 
 import hashlib
@@ -27,12 +27,12 @@ _FORMAT = 1
 _FLUSH_BYTES = 8 << 20
 _PART_BYTES = 64 << 20  # a part is kept in one piece, by each worker
 KEEP_BYTES = 32 << 20
-"""Data files of less text than this are converted again: that is quicker than to keep them."""
+"""Data files with less text are converted again: that is faster than keeping them."""
 
 
 @dataclass(frozen=True)
 class Converted:
-    """One data file: its narrow Parquet files, its text's size and what its attributes hold."""
+    """One data file: narrow Parquet files, items, bytes of text, statistics of the attributes."""
 
     paths: list[Path]
     items: int
@@ -41,7 +41,7 @@ class Converted:
 
 
 class _Done(msgspec.Struct):
-    """What the JSON object of a kept data file says."""
+    """The JSON object of a kept data file."""
 
     parts: int
     items: int
@@ -53,24 +53,30 @@ class Staging:
     """The converted files of one export, for rows of one order key and write time."""
 
     def __init__(
-        self, store: Store, prefix: str, scratch: Path, key_names: tuple[str, ...], at: str, us: int
+        self,
+        store: Store,
+        prefix: str,
+        scratch: Path,
+        key_names: tuple[str, ...],
+        order_key: str,
+        write_time_us: int,
     ) -> None:
         self._store = store
         self._prefix = prefix
         self._scratch = scratch
         self._key_names = key_names
-        self._order_key = at
-        self._write_time_us = us
+        self._order_key = order_key
+        self._write_time_us = write_time_us
         self._kept: set[str] = set()
 
     def open(self, root: str) -> None:
-        """See what earlier runs kept; what they kept of other exports under `root` is removed."""
-        found = list(self._store.list(root))
-        self._kept = {key for key in found if key.startswith(self._prefix)}
-        self._store.delete(key for key in found if key not in self._kept)
+        """List the kept files of earlier runs; remove those of other exports under `root`."""
+        keys = list(self._store.list(root))
+        self._kept = {key for key in keys if key.startswith(self._prefix)}
+        self._store.delete(key for key in keys if key not in self._kept)
 
     def kept(self, file: DataFile) -> Converted | None:
-        """What an earlier run made of a data file, None if it has to be converted."""
+        """Load a data file that an earlier run converted, None if it must be converted."""
         name = self._name(file)
         key = f"{self._prefix}{name}.json"
         text = self._store.read(key) if key in self._kept else None
@@ -89,7 +95,7 @@ class Staging:
         return Converted(paths, done.items, done.bytes, stats_from_json(done.stats))
 
     def convert(self, file: DataFile, pieces: Iterator[bytes], where: str) -> Converted:
-        """Convert and verify a data file, and keep it if it is worth it; raises `ExportError`."""
+        """Convert and verify a data file, and keep it if it is large; raises `ExportError`."""
         name, size = self._name(file), 0
         converter = LineConverter(self._key_names, where)
         writer = _PartWriter(self._scratch / name, self._order_key, self._write_time_us)
@@ -114,8 +120,15 @@ class Staging:
         self._store.write(f"{self._prefix}{name}.json", msgspec.json.encode(done))
 
     def _name(self, file: DataFile) -> str:
-        said = (_FORMAT, file.key, file.md5, self._key_names, self._order_key, self._write_time_us)
-        return hashlib.sha256(repr(said).encode()).hexdigest()[:32]
+        inputs = (
+            _FORMAT,
+            file.key,
+            file.md5,
+            self._key_names,
+            self._order_key,
+            self._write_time_us,
+        )
+        return hashlib.sha256(repr(inputs).encode()).hexdigest()[:32]
 
 
 class _PartWriter:

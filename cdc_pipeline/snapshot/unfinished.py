@@ -1,8 +1,8 @@
-"""Baselines that a run left unfinished: taken up if they can still become one, else discarded.
+"""Unfinished baselines of earlier runs: resumed if they are still usable, else discarded.
 
-What has been logged of an export may have become useless since: recovery was turned off and on,
-the table was made again, its files are gone, weeks have passed. Nobody can finish such a baseline,
-so whoever comes across it (the next export, an erasure) says so in the log and goes on.
+A logged export may have become unusable: recovery was turned off and on, the table was created
+again, its files are gone, weeks have passed. Such a baseline cannot be finished, so the next export
+or erasure records in the log that it is discarded, and continues.
 """
 
 from cdc_pipeline.aws.export import read_manifest
@@ -23,24 +23,24 @@ from cdc_pipeline.settings.model import Table
 from cdc_pipeline.snapshot.export import exported
 
 _FARTHEST_US = 3_600_000_000
-"""An export time this far ahead is of a clock that was wrong: nobody waits for it."""
+"""An export time further ahead than this, in µs, comes from a wrong clock: do not wait for it."""
 
 
 def require_wanted(table: Table, baseline: Baseline) -> Baseline:
-    """The same baseline; raises `CaptureConflictError` if another run decided against it."""
+    """Return the baseline; raises `CaptureConflictError` if another run discarded it."""
     if baseline.discarded:
         raise CaptureConflictError(
-            f"table {table.name}: the export for generation {baseline.generation} was given up by "
-            "another run meanwhile, such as an erasure of an item that it may hold",
-            fix="run it again: it takes a new export",
+            f"table {table.name}: the export for generation {baseline.generation} was discarded by "
+            "another run meanwhile, such as an erasure of an item that it may contain",
+            fix="run it again: it requests a new export",
         )
     return baseline
 
 
 def unfinished(state: LogState) -> list[Baseline]:
-    """Baselines that are neither staged nor discarded, oldest first."""
-    found = (b for b in state.baselines.values() if b.snapshot_id is None and not b.discarded)
-    return sorted(found, key=lambda baseline: baseline.generation)
+    """List baselines that are neither staged nor discarded, oldest first."""
+    pending = (b for b in state.baselines.values() if b.snapshot_id is None and not b.discarded)
+    return sorted(pending, key=lambda baseline: baseline.generation)
 
 
 def take_up(
@@ -52,30 +52,30 @@ def take_up(
     shadow: bool,
     context: RunContext,
 ) -> Baseline | None:
-    """The unfinished baseline of an earlier run, None if there is none that can still become one.
+    """Resume the unfinished baseline of an earlier run; None if there is no usable one.
 
-    Raises `NotReadyError` for a shadow where another baseline is on its way, and what AWS says when
-    it cannot be asked.
+    Raises `NotReadyError` for a shadow if another baseline is in progress, and `SourceError` or
+    `ExportError` if AWS cannot be asked.
     """
     for baseline in unfinished(state):
-        useless = why_useless(table, table_id, log, state, baseline)
-        if useless is not None:
-            context.progress(discarded(log, state, baseline, useless))
+        reason = why_useless(table, table_id, log, state, baseline)
+        if reason is not None:
+            context.progress(discarded(log, state, baseline, reason))
         elif shadow and not baseline.shadow:
             raise NotReadyError(
-                f"table {table.name}: an export for a new baseline is under way already",
+                f"table {table.name}: an export for a new baseline is in progress already",
                 fix=f"let it finish, or materialise {table.safe_name}/pitr_export, then again",
             )
         else:
-            # Who asks for a baseline gets one, also where an export for a comparison was begun.
+            # A request for a baseline also uses an export that was begun for a comparison.
             return record_baseline(log, state, baseline, shadow=shadow)
     return None
 
 
 def discarded(log: CaptureLog, state: LogState, baseline: Baseline, why: str) -> str:
-    """Discard an unfinished baseline; what to tell of that."""
+    """Discard an unfinished baseline; return a message for the log."""
     record_baseline(log, state, baseline, discarded=True)
-    return f"the export begun for generation {baseline.generation} is given up: {why}"
+    return f"the export begun for generation {baseline.generation} is discarded: {why}"
 
 
 def why_useless(
@@ -85,10 +85,9 @@ def why_useless(
     state: LogState,
     baseline: Baseline,
 ) -> str | None:
-    """Why an unfinished baseline cannot become one any more; None: it can.
+    """Return why an unfinished baseline is not usable any more; None: it is usable.
 
-    `table_id`: of the table as it is now. Raises `SourceError` and `ExportError` when AWS cannot be
-    asked.
+    `table_id`: of the current table. Raises `SourceError` and `ExportError` if AWS cannot be asked.
     """
     if baseline.generation != max(state.baselines):
         return "a later one was begun"
@@ -96,7 +95,7 @@ def why_useless(
         gap.cause == "table recreated" and gap.heal_generation >= baseline.generation
         for gap in state.gaps.values()
     ):
-        return "the table was deleted and made again since"
+        return "the table was deleted and created again since"
     if baseline.export_arn is not None:
         try:
             status = exported(table, baseline.export_arn, table_id)
@@ -110,16 +109,16 @@ def why_useless(
             return error.message
         if status.status != "FAILED":
             return None
-    return _why_not_askable(table, log, baseline)
+    return _why_not_exportable(table, log, baseline)
 
 
-def _why_not_askable(table: TableLake, log: CaptureLog, baseline: Baseline) -> str | None:
-    """Why AWS would never export the table as of the baseline's time."""
+def _why_not_exportable(table: TableLake, log: CaptureLog, baseline: Baseline) -> str | None:
+    """Why AWS cannot export the table as of the baseline's time; None: it can."""
     if baseline.export_time_us > log.now_us() + _FARTHEST_US:
-        return "its export time lies far ahead"
+        return "its export time is far in the future"
     backups = describe_backups(table.source, table.name)
     if backups.earliest is None:
         return "point-in-time recovery is off"
     if backups.earliest.timestamp() * 1_000_000 > baseline.export_time_us:
-        return f"recovery reaches back to {backups.earliest:%Y-%m-%d %H:%M:%S} only"
+        return f"recovery reaches back only to {backups.earliest:%Y-%m-%d %H:%M:%S}"
     return None

@@ -1,4 +1,4 @@
-"""Verification of a baseline's export: its files in S3 again, and what was staged of them."""
+"""Verification of a baseline's export: its files in S3, and the staged rows."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -20,10 +20,10 @@ _AT_ONCE = 4
 
 @dataclass
 class VerifiedExport:
-    """What an export's manifests promise, and what there is.
+    """Files, bytes and items of an export, verified against its manifests.
 
-    `gone`: why its files cannot be looked at any more, which is no fault of the lake: AWS forgets
-    exports after some months, and buckets have lifecycles. `problems`: with fixes.
+    `gone`: why its files cannot be read any more, which is not an error of the lake: AWS forgets
+    exports after some months, and buckets have lifecycle rules. `problems`: with fixes.
     """
 
     export_arn: str
@@ -36,7 +36,7 @@ class VerifiedExport:
 
 
 def live_baseline(table: TableLake) -> Baseline:
-    """The baseline behind current_state, before the first publication the staged one."""
+    """Return the baseline of current_state; before the first publication, the staged one."""
     base, state = published_base(table), table.log.load()
     live = state.baselines.get(base.generation) if base else state.staged
     if live is None:
@@ -48,57 +48,57 @@ def live_baseline(table: TableLake) -> Baseline:
 
 
 def verify_export(table: TableLake, *, context: RunContext = SILENT) -> VerifiedExport:
-    """Compare the live baseline's export with its manifests, and the staged rows with their count.
+    """Compare the live baseline's export with its manifests, and the number of staged rows.
 
-    The files were counted when they were staged, and their MD5 vouches for that count. Raises
-    `NotReadyError` when there is no baseline.
+    The items of the files were counted when they were staged, and an equal MD5 proves that count.
+    Raises `NotReadyError` if there is no baseline.
     """
     baseline = live_baseline(table)
-    found = VerifiedExport(baseline.export_arn or "")
+    export = VerifiedExport(baseline.export_arn or "")
     fix = f"materialise {table.safe_name}/pitr_export: a fresh baseline"
     try:
-        status = describe_export(table.source, found.export_arn)
+        status = describe_export(table.source, export.export_arn)
     except ExportError as error:
-        found.gone = error.message
+        export.gone = error.message
     else:
-        _check_files(table.lake, status, found, fix, context)
-    expected = baseline.items if found.gone else found.items
-    found.staged_rows = _staged_rows(table, baseline)
-    if found.staged_rows != expected:
-        found.problems.append(
-            f"{table.safe_name}_snapshot holds {found.staged_rows} items, the export {expected}. "
+        _check_files(table.lake, status, export, fix, context)
+    expected = baseline.items if export.gone else export.items
+    export.staged_rows = _staged_rows(table, baseline)
+    if export.staged_rows != expected:
+        export.problems.append(
+            f"{table.safe_name}_snapshot holds {export.staged_rows} items, the export {expected}. "
             f"Fix: {fix}"
         )
-    return found
+    return export
 
 
 def _check_files(
-    lake: Lake, status: ExportStatus, found: VerifiedExport, fix: str, context: RunContext
+    lake: Lake, status: ExportStatus, export: VerifiedExport, fix: str, context: RunContext
 ) -> None:
     try:
         manifest = read_manifest(lake.aws, status)
     except ExportError as error:
-        found.problems.append(f"{error.message}. Fix: {fix}")
+        export.problems.append(f"{error.message}. Fix: {fix}")
         return
-    found.items, found.files = manifest.items, len(manifest.files)
+    export.items, export.files = manifest.items, len(manifest.files)
 
     def check(number: int) -> str | None:
         try:
-            found.bytes += check_data_file(lake.aws, status, manifest.files[number])
+            export.bytes += check_data_file(lake.aws, status, manifest.files[number])
         except ExportError as error:
             return f"{error.message}. Fix: {fix}"
         return None
 
     with ThreadPoolExecutor(min(_AT_ONCE, os.cpu_count() or 1)) as pool:
-        for number, problem in enumerate(pool.map(check, range(found.files)), 1):
-            context.progress(f"file {number} of {found.files} of the export verified")
+        for number, problem in enumerate(pool.map(check, range(export.files)), 1):
+            context.progress(f"file {number} of {export.files} of the export verified")
             if problem:
-                found.problems.append(problem)
+                export.problems.append(problem)
 
 
 def _staged_rows(table: TableLake, baseline: Baseline) -> int:
     staged = table.iceberg("snapshot")
-    assert staged is not None  # the log says that it was committed
+    assert staged is not None  # it was committed, by the log
     with readable_files(table.settings), connect_duckdb(table.lake) as connection:
         files = data_files(staged, baseline.snapshot_id)
         rows = files_relation(connection, files, typed_schema([]))

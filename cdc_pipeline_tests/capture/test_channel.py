@@ -344,7 +344,7 @@ def _follows(road: Road, transport: str) -> bool:
 def test_channels_that_cannot_be_read_are_refused_by_name(road: Road) -> None:
     errors = {"ErrorOutputPrefix": "a/errors/"}
     road.open_channel(errors, OutputKeyTemplate="a/!{yyyy}-!{MM}-!{dd}/")
-    with pytest.raises(SourceError, match="lie among its objects"):
+    with pytest.raises(SourceError, match="are among its objects"):
         road.world.capture(NAME)
     road.configure(channel="another")
     with pytest.raises(SourceError, match="no channel another writes it to S3"):

@@ -200,7 +200,7 @@ def test_children_that_do_not_show_yet_are_asked_for_again(settled: Bench) -> No
 def test_pauses_double() -> None:
     childless = _Childless()
     for seconds in (0.1, 0.2, 0.4, 0.8):
-        childless.ask_later(100)
+        childless.request_later(100)
         assert childless.due == pytest.approx(100 + seconds)
 
 

@@ -185,7 +185,7 @@ def test_a_cut_has_not_come_when_it_is_logged_and_has_when_it_counts(
     assert state.cut is not None
     # The new transport may have been turned on a moment ago: it has nothing older.
     assert state.cut.at_us >= bench.now_us()
-    assert not switch(log, bench.source(), looked_us=None, ended=False)
+    assert not switch(log, bench.source(), losses_until_us=None, has_ended=False)
 
 
 def test_a_fast_clock_does_not_end_a_switch_before_its_cut(bench: Bench) -> None:
@@ -200,7 +200,7 @@ def test_a_fast_clock_does_not_end_a_switch_before_its_cut(bench: Bench) -> None
     read = ShardState(shard.shard_id, None, shard.depth, read_to_us=reached)
     entry = Entry(0, "x", "x", 0, shards=(read,), discovered_us=reached)
     assert log.append(state, entry)
-    assert not switch(log, bench.source(), looked_us=None, ended=False)
+    assert not switch(log, bench.source(), losses_until_us=None, has_ended=False)
 
 
 @dataclass

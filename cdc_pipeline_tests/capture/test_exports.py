@@ -11,11 +11,11 @@ from cdc_pipeline.aws.export import ExportStatus
 from cdc_pipeline.core.errors import FailedExportError, RunningExportError, UnusableExportError
 from cdc_pipeline.core.run_context import RunContext
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.lake.storage.log import CaptureLog
 from cdc_pipeline.lake.storage.store import LocalStore
 from cdc_pipeline.settings.load import parse_settings
 from cdc_pipeline.snapshot import export
 from cdc_pipeline.snapshot.export import wait_for_export
+from cdc_pipeline_tests.log_clock import set_log_clock
 
 _RUNNING = ExportStatus("arn:e/1", "IN_PROGRESS", "bucket", "", None, ": ", "id")
 
@@ -33,11 +33,7 @@ def wait(
     }
     settings = parse_settings(raw, tmp_path / "settings.yaml")
     lake, now = Lake(settings, AwsSession(region="us-east-1"), LocalStore(tmp_path)), [0.0]
-    monkeypatch.setattr(
-        Lake,
-        "log",
-        lambda lake, table: CaptureLog(lake.store, lake.table(table).paths, lambda: now[0]),
-    )
+    set_log_clock(monkeypatch, lambda: now[0])
 
     def run(described: list[ExportStatus]) -> tuple[ExportStatus, list[str]]:
         told: list[str] = []
@@ -65,7 +61,7 @@ def test_it_ends_when_the_export_is_complete(wait: Callable) -> None:
 def test_it_has_a_limit_and_leaves_the_export_as_it_is(wait: Callable) -> None:
     with pytest.raises(RunningExportError, match="still IN_PROGRESS after 2 minutes") as ended:
         wait([_RUNNING])
-    assert "goes on waiting for the same export" in str(ended.value.fix)
+    assert "continues to wait for the same export" in str(ended.value.fix)
 
 
 def test_one_that_failed_or_is_of_another_table_is_no_use(wait: Callable) -> None:

@@ -221,7 +221,7 @@ def test_a_past_day_from_before_capture_is_not_bought_as_an_export(delivery: Del
     days = [old.date(), old.date() + timedelta(1)]
     first, second = backfill_days(delivery.world.lake().table(delivery.world.table(NAME)), days)
     assert (first.rows, first.error) == (1, None)
-    assert "nothing proves" in first.notes[0]
+    assert "cannot be proven" in first.notes[0]
     assert second.error is not None, "of it nothing is known at all"
     table = delivery.world.dynamodb.describe_table(TableName=NAME)["Table"]
     exports = delivery.world.dynamodb.list_exports(TableArn=table["TableArn"])

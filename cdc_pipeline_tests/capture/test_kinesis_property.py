@@ -39,7 +39,7 @@ from cdc_pipeline.core.log.entries import Baseline, Gap
 from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.run_context import RunContext
 from cdc_pipeline.core.transports import KINESIS, READ
-from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.baselines import record_baseline
 from cdc_pipeline.lake.storage.log import CaptureLog
 from cdc_pipeline.lake.storage.store import Store
@@ -474,6 +474,16 @@ class KinesisWorld(World):
         return found
 
 
+class WorldsTable(TableLake):
+    """A table whose log is the world's."""
+
+    lake: "WorldsLake"
+
+    @property
+    def log(self) -> CaptureLog:
+        return self.lake.world.log()
+
+
 class WorldsLake(Lake):
     """The lake of a world, for what asks for a whole one."""
 
@@ -481,10 +491,10 @@ class WorldsLake(Lake):
         assert world.losses is not None
         settings = parse_settings(SETTINGS, Path("settings.yaml"))
         super().__init__(settings, world.losses.aws, MemoryStore(world.objects))
-        self._world = world
+        self.world = world
 
-    def log(self, table: Table) -> CaptureLog:
-        return self._world.log()
+    def table(self, settings: Table) -> TableLake:
+        return WorldsTable(self, settings)
 
 
 SETTINGS = {

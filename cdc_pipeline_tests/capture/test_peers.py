@@ -31,6 +31,7 @@ from cdc_pipeline.lake.storage.store import LocalStore
 from cdc_pipeline.settings.load import parse_settings
 from cdc_pipeline.snapshot import export, snapshot, unfinished
 from cdc_pipeline_tests.capture.test_drain import HOUR, OPTIONS, Bench, check
+from cdc_pipeline_tests.log_clock import set_log_clock
 from cdc_pipeline_tests.simulators.clients import session, use
 from cdc_pipeline_tests.simulators.clock import SimulatedClock
 from cdc_pipeline_tests.simulators.faults import (
@@ -361,18 +362,14 @@ def test_a_scan_longer_than_a_day_loses_no_change__spice_10582_trustpilot_24(
 
 
 def test_freshness_follows_the_watermark_not_the_last_run__spice_10754(
-    bench: Bench, tmp_path: Path
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """spice #10754: the consumer dies, and "fresh" snapshots are still published."""
     raw = {"lake": "lake", "tables": [{"name": "orders"}]}
     settings = parse_settings(raw, tmp_path / "settings.yaml")
     clock = bench.clock
-
-    class ClockedLake(Lake):
-        def log(self, table: object) -> CaptureLog:
-            return CaptureLog(self.store, TablePaths("cdc", "orders"), clock)
-
-    lake = ClockedLake(settings, session(bench.sim), LocalStore(bench.folder))
+    set_log_clock(monkeypatch, clock)
+    lake = Lake(settings, session(bench.sim), LocalStore(bench.folder))
     table = settings.tables[0]
     bench.write(40)
     bench.capture()

@@ -392,8 +392,8 @@ _CHILD = """
 import io, os, signal, sys
 from pathlib import Path
 from cdc_pipeline.aws.export import DataFile, verified
-from cdc_pipeline.capture import staging
-from cdc_pipeline.lake.store import LocalStore
+from cdc_pipeline.snapshot import staging
+from cdc_pipeline.lake.storage.store import LocalStore
 folder, scratch, kill_at = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 staging.KEEP_BYTES = 1
 kept = staging.Staging(LocalStore(folder), "s/e/", scratch, ("pk",), "o", 1)

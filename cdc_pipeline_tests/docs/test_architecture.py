@@ -79,7 +79,7 @@ def test_every_room_has_one_line_in_the_map() -> None:
 
 def test_the_picture_of_the_arrows_is_that_of_the_purity_test() -> None:
     _, _, rest = _section(_PAGE, "## The map").partition("**The arrows.**")
-    block = rest.split("```")[1]
+    block = rest.split("```")[1].removeprefix("text")
     # Behind the names of rooms, and some distance, there may be a remark.
     lines = [tuple(re.split(r" {6,}", line.strip())[0].split()) for line in block.splitlines()]
     assert [line for line in lines if line] == [*reversed(_ROOMS)]

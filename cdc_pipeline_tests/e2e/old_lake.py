@@ -73,7 +73,7 @@ class OldLake:
         world.activate(patch)
         patch.setenv("CDC_MASKING_KEY", MASKING_KEY)
         patch.setattr("cdc_pipeline.repair.incremental_export.WAIT_SECONDS", 0.2)
-        patch.setattr("cdc_pipeline.capture.catch_up._LOOK_SECONDS", 0.1)
+        patch.setattr("cdc_pipeline.capture.catch_up._POLL_SECONDS", 0.1)
         return world
 
     def go_on(self, world: World, patch: pytest.MonkeyPatch, after_seconds: float = 60) -> None:

@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 DAYS, ROWS = int(os.environ.get("CDC_PIPELINE_DAYS", "4")), 1_000
 AssetPath = tuple[str, ...]
 _RUN_DAYS = 168
-"""As README says."""
+"""As docs/backfill.md has it."""
 _AGGREGATE = """-- description: Changes of a day by what they did.
 -- partitioned: daily
 SELECT $day AS day, op, count(*) AS changes FROM orders.cdc WHERE day = $day GROUP BY op

@@ -295,7 +295,7 @@ def test_an_export_is_under_way(world: World) -> None:
     state = log.load()
     begun = Baseline(2, log.now_us(), log.now_us())
     assert log.append(state, Entry(0, new_nonce(), "test", 0, baseline=begun))
-    with pytest.raises(EraseRefusedError, match=r"export is under way(.|\n)*orders/pitr_export"):
+    with pytest.raises(EraseRefusedError, match=r"export is in progress(.|\n)*orders/pitr_export"):
         erase_item(lake.table(table), KEY)
 
 
@@ -377,7 +377,7 @@ def test_an_aggregate_that_cannot_be_built(world: World) -> None:
     lake, table = world.lake(), world.table("orders")
     sql = lake.settings.aggregates_folder / "per_note.sql"
     sql.write_text("SELECT nowhere FROM orders.current_state")
-    with pytest.raises(LakeError, match=r"cannot be built anew: per_note(.|\n)*erase again"):
+    with pytest.raises(LakeError, match=r"cannot be built again: per_note(.|\n)*erase again"):
         erase_item(lake.table(table), KEY)
     assert not any(erasure.done_us for erasure in _state(world).erasures.values())
     sql.write_text("SELECT pk AS note, count(*) AS n FROM orders.current_state GROUP BY 1")

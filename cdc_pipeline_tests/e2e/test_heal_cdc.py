@@ -144,7 +144,7 @@ def test_lines_stand_until_the_records_that_land_after_them(world: World) -> Non
     world.delete(TABLE, "k2")
     lake, table = world.lake(), world.table(TABLE)
     (gap,) = open_gaps(lake.table(table))
-    with pytest.raises(NotReadyError, match="must reach"):
+    with pytest.raises(NotReadyError, match="must pass"):
         heal_gap(lake.table(table), gap)
     world.build_cdc(TABLE)
     ops = world.rows("SELECT keys, op FROM orders.cdc WHERE transport = 'export'", TABLE)

@@ -1,6 +1,6 @@
 """A hundred tables from a CSV file: added, looked at, loaded, captured by the one sensor.
 
-Times are printed (`pytest -s`), and asserted as README promises them.
+Times are printed (`pytest -s`); docs/onboarding.md has them.
 """
 
 import os

@@ -31,7 +31,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         made.activate(patch)
         # A minute is a second, for those who look for losses.
         patch.setattr("cdc_pipeline.capture.landing.replication_losses._MINUTE_US", 1_000_000)
-        patch.setattr("cdc_pipeline.capture.landing.replication_losses._LOOK_EVERY_US", 1_000_000)
+        patch.setattr("cdc_pipeline.capture.landing.replication_losses._COUNT_EVERY_US", 1_000_000)
         patch.setattr("cdc_pipeline.repair.incremental_export.WAIT_SECONDS", 0.2)
         made.make_table("orders")
         time.sleep(1)  # so that recovery reaches back to the whole second in which capture begins

@@ -377,7 +377,7 @@ def test_an_empty_table(world: World) -> None:
     name = world.make_table("nothing_yet")
     world.configure(name)
     world.snapshot(name)
-    with pytest.raises(NotReadyError, match="both must meet"):
+    with pytest.raises(NotReadyError, match="once they have landed up to"):
         world.publish(name)
     world.capture_past_handover(name)
     published = world.publish(name)

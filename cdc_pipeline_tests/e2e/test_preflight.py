@@ -304,7 +304,7 @@ def test_a_channel_of_kinesis(world: World, proxy: Recorder) -> None:
     kinesis.start_stream_encryption(**key)
     assert "stop-stream-encryption" in str(reds(look())["sent", "stream"])
     kinesis.stop_stream_encryption(**key)
-    assert "docs/roads/kinesis_channel.md" in str(reds(look())["sent", "stream"])
+    assert "docs/transports/kinesis_channel.md" in str(reds(look())["sent", "stream"])
     kinesis.create_channel(
         ChannelName="sent",
         ServiceExecutionRoleARN=f"arn:aws:iam::{world.account}:role/channel",

@@ -398,7 +398,7 @@ def test_catching_up_waits_for_what_another_capture_lands(
 ) -> None:
     filled.configure(NAME, capture=_SLOW_LISTINGS)
     lake, table = filled.lake(), filled.table(NAME)
-    monkeypatch.setattr("cdc_pipeline.capture.catch_up._LOOK_SECONDS", 1.0)
+    monkeypatch.setattr("cdc_pipeline.capture.catch_up._POLL_SECONDS", 1.0)
     monkeypatch.setattr("cdc_pipeline.capture.catch_up._capture", _killed)
     over = threading.Event()
 

@@ -100,7 +100,7 @@ def world(
     set_log_clock(monkeypatch, clock.now)
     monkeypatch.setattr("cdc_pipeline.core.changes.write_times.clock", clock.now)
     monkeypatch.setattr("cdc_pipeline.repair.incremental_export.WAIT_SECONDS", 0.2)
-    monkeypatch.setattr("cdc_pipeline.capture.catch_up._LOOK_SECONDS", 0.1)
+    monkeypatch.setattr("cdc_pipeline.capture.catch_up._POLL_SECONDS", 0.1)
     made.make_table(NAME)
     export = {"bucket": made.bucket, "poll_seconds": 0.05, "least_window_minutes": 1 / 60}
     made.configure(NAME, export=export)

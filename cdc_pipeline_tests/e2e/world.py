@@ -129,7 +129,7 @@ class World:
         return load_settings(self.settings_path).table(name)
 
     def table_lake(self, name: str) -> TableLake:
-        return self.table_lake(name)
+        return self.lake().table(self.table(name))
 
     def make_table(
         self, name: str, *, view: str | None = "NEW_AND_OLD_IMAGES", recovery: bool = True

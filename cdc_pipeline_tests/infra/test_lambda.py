@@ -220,7 +220,7 @@ os.environ["TABLE_IDS"] = {tables!r}
 class Context:
     def get_remaining_time_in_millis(self): return 60000
 answer = lambda_handler.handler(json.loads(sys.stdin.read()), Context())
-from cdc_pipeline.core import attributes
+from cdc_pipeline.core.items import attributes
 assert ".zip" in attributes.__file__ and ".zip" in lambda_handler.__file__
 print(json.dumps(answer))
 """

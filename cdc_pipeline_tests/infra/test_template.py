@@ -323,8 +323,8 @@ def _shorthand(value: str) -> Any:
     return {name: True if content == "true" else content for name, content in pairs}
 
 
-def test_the_readme_deploys_this_template() -> None:
-    text = (_ROOT / "README.md").read_text("utf-8").replace("\\\n", " ")
+def test_the_page_deploys_this_template() -> None:
+    text = (_ROOT / "docs/transports/firehose.md").read_text("utf-8").replace("\\\n", " ")
     commands = [
         shlex.split(c) for c in re.findall(r"^ *(aws cloudformation deploy .*)$", text, re.M)
     ]

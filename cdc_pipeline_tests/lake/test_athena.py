@@ -145,7 +145,7 @@ def test_only_tables_that_exist_are_queried() -> None:
 
 def test_the_script_is_comments_and_statements(built: LakeBuilder) -> None:
     script = "".join(athena_script(built.table_lake))
-    assert "Nothing is in the catalogue yet" in script
+    assert "The catalogue is still empty" in script
     _fill(built)
     script = "".join(athena_script(built.table_lake))
     wanted = [name for name in _NAMES if name != "ttl_archive"]

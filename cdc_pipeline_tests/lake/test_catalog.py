@@ -90,8 +90,8 @@ def test_a_database_that_is_away_or_no_database(
 ) -> None:
     for address, said in {
         f"mysql://app:{_SECRET}@127.0.0.1/x": "driver MySQLdb is not installed",
-        f"nonsense {_SECRET}": "no database's address",
-        f"sqlite:////no-such-folder/{_SECRET}/x.db": "the database says: unable to open",
+        f"nonsense {_SECRET}": "not a database URI",
+        f"sqlite:////no-such-folder/{_SECRET}/x.db": "error of the database: unable to open",
     }.items():
         monkeypatch.setenv("CATALOG_URI", address)
         with pytest.raises(LakeError) as caught:

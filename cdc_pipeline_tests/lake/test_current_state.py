@@ -99,9 +99,9 @@ def test_what_is_missing_is_named_before_the_first_publication(built: LakeBuilde
         _publish(built)
     built.stage({"a": {"n": _N}})
     built.read_to(START_US + MARGIN_US - 1)
-    with pytest.raises(NotReadyError, match=r"both must meet at \d{4}-\d\d-\d\d") as refused:
+    with pytest.raises(NotReadyError, match=r"they have landed up to \d{4}-\d\d-\d\d") as error:
         _publish(built)
-    assert "capture" in (refused.value.fix or "")
+    assert "capture" in (error.value.fix or "")
     with connect_lake(built.lake) as connection, pytest.raises(QueryError, match="current_state"):
         run_query(connection, _VIEW)
     assert len(plain_view(built.lake, "SELECT * FROM orders.pitr_export")) == 1

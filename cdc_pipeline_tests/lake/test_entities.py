@@ -525,8 +525,8 @@ def test_scripts_show_tables_as_they_were_built(tmp_path: Any) -> None:
         assert plain.execute("SELECT count(*) FROM orders.customer").fetchall() == [(2,)]
         names = plain.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
     assert {name for (name,) in names}.isdisjoint({"order", "line", "event"})
-    assert "-- orders.order is left out: splitting takes cdc-pipeline" in script
-    assert "-- orders.customer is the table as it was built last" in script
+    assert "-- orders.order is left out: splitting needs cdc-pipeline" in script
+    assert "-- orders.customer is the table as last built" in script
 
 
 def test_items_of_no_entity_are_counted(built: LakeBuilder) -> None:

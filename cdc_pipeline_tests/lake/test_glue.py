@@ -107,7 +107,7 @@ def test_a_refused_partition_stops_no_other(tmp_path: Path, glue: GlueSimulator)
     with pytest.raises(LakeError) as raised:
         register_days(built.table_lake, days)
     said = str(raised.value)
-    assert "2 partitions were not taken" in said
+    assert "2 partitions were rejected" in said
     assert f"{days[3]} (InvalidInputException" in said
     assert f"{days[110]} (ResourceNumberLimitExceededException" in said
     assert _registered(glue) == _expected(built, [d for d in days if d not in (days[3], days[110])])
@@ -158,7 +158,7 @@ def test_many_outdated_partitions_are_updated_in_batches(
     register_days(built.table_lake, days)
     _grow(monkeypatch)
     glue.fail(_values(days[7]), "InvalidInputException")
-    with pytest.raises(LakeError, match="1 partitions were not taken: 2025-12-27"):
+    with pytest.raises(LakeError, match="1 partitions were rejected: 2025-12-27"):
         repair(built.table_lake)
     sizes = [len(s["Entries"]) for c, s in glue.calls if c == "BatchUpdatePartition"]
     assert sizes == [100, 100, 10]

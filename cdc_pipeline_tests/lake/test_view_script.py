@@ -151,13 +151,13 @@ def test_too_much_to_print_is_left_out_and_said(
     _fill(built)
     monkeypatch.setattr(module, "_DELTA_BYTES", 100)
     script = "".join(view_script(built.lake))
-    assert "current_state is as it was published" in script
+    assert "current_state is as last published" in script
     assert "materialise orders/current_state" in script
     assert "INSERT" not in script
     found = _in_a_shell(script, tmp_path / "out")
     _assert_shows_the_same(built, found, without="orders.current_state")
     publish_current_state(built.table_lake)
-    assert "as it was published" not in "".join(view_script(built.lake))
+    assert "as last published" not in "".join(view_script(built.lake))
 
 
 def test_hashed_columns_are_shown_as_published(
@@ -179,7 +179,7 @@ def test_hashed_columns_are_shown_as_published(
     monkeypatch.delenv("CDC_MASKING_KEY")
     script = "".join(view_script(built.lake))
     assert script.splitlines()[1:] == with_key.splitlines()[1:]
-    assert "current_state is as it was published" in script
+    assert "current_state is as last published" in script
     assert "INSERT" not in script
     assert secret not in script
     assert key not in script

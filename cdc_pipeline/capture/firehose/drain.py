@@ -1,14 +1,14 @@
-"""Capture of a table whose changes AWS writes to S3: new objects are read and landed as ours.
+"""Capture of a table whose changes AWS writes to S3: new objects are read and landed.
 
-Objects of Firehose and of Kinesis channels (`capture.sources.firehose_files`) lie by the day of
-arrival, in any order, with repeats; ours by the day of the write, with the identities of their
-changes. Theirs stay as they are. An entry of the log says which of them it took; a large one lands
-in several entries, each telling how many records are done, so a run that was killed goes on in the
-middle. Objects of the folders that may still get some are looked at each time (`window_days`), and
-the log remembers no others.
+Objects of Firehose and of Kinesis channels (`capture.sources.firehose_files`) are stored by the day
+of arrival, in any order, with repeats; landing objects by the day of the write, with the identities
+of their changes. The source objects stay as they are. A log entry lists the source objects it has
+read; a large one lands in several entries, each with the number of records done, so after a kill
+the next run continues in the middle. Folders that may still receive objects (`window_days`) are
+listed each time, and the log keeps only objects of these folders.
 
-The watermark is the time of a listing, all of which has landed, less the time that a change takes:
-as AWS's metrics report it, or the longest that it should take (`lag_minutes`).
+The watermark is the time of a listing that has landed completely, less the time that a change needs
+to arrive: as AWS's metrics report it, or the longest expected one (`lag_minutes`).
 """
 
 import time
@@ -43,18 +43,18 @@ from cdc_pipeline.lake.storage.landing import DAY_US
 _PARALLEL = 8
 _GONE = "an object that was gone before it was read"
 _COUNTED = "/2"
-"""Behind the ETag of an object that was read in part: by which rule its records are counted.
+"""Suffix of the ETag of an object read in part: the rule by which its records are counted.
 
-Earlier versions counted commas and brackets, and a wrapper as one: they began with no such mark.
+Earlier versions counted commas and brackets, and a wrapper as one record; they wrote no suffix.
 """
 Written = tuple[int, int]
-"""Changes of which write times are to land: from, and before; µs since the epoch."""
+"""Half-open interval of write times to land, µs since the epoch."""
 ANY_TIME: Written = (0, 1 << 62)
 
 
 @dataclass
 class _Reading:
-    """How far an object has been read."""
+    """Progress of reading one object."""
 
     arrived: Arrived
     rows: int = 0
@@ -63,10 +63,10 @@ class _Reading:
     legacy_us: int = 0
 
     @staticmethod
-    def of(arrived: Arrived, known: SourceFile | None) -> "_Reading":
-        if known is None or known.etag != arrived.object.etag + _COUNTED:
+    def of(arrived: Arrived, logged: SourceFile | None) -> "_Reading":
+        if logged is None or logged.etag != arrived.object.etag + _COUNTED:
             return _Reading(arrived)
-        return _Reading(arrived, known.rows, known.others, set(known.days), known.legacy_us)
+        return _Reading(arrived, logged.rows, logged.others, set(logged.days), logged.legacy_us)
 
     def as_file(self, whole: bool) -> SourceFile:
         return SourceFile(
@@ -84,7 +84,7 @@ class _Reading:
 
 @dataclass
 class _Batch:
-    """What has been read and not landed yet."""
+    """Records read and not landed yet."""
 
     changes: list[Change] = field(default_factory=list)
     unreadable: list[tuple[str, bytes]] = field(default_factory=list)
@@ -101,12 +101,12 @@ def capture_files(
     written: Written = ANY_TIME,
     day: date | None = None,
 ) -> CaptureResult:
-    """Land what the log lacks of the objects that have arrived; `report` hears of each batch.
+    """Land the arrived objects that the log lacks; call `report` for each batch.
 
-    `written`: changes of other times are left out. `day`: only objects of the folders that changes
-    of this day can be in, however long ago; else those of the window, the first time all since
+    `written`: changes of other times are left out. `day`: read only objects of folders that may
+    hold changes of this day, of any age; otherwise those of the window, the first time all since
     `start_date`. Safe to kill at any moment and to run twice at once. Raises `CaptureFailedError`
-    when objects could not be read (after landing the others), `SourceError`, `LakeError`.
+    if objects could not be read (after landing the others), `SourceError`, `LakeError`.
     """
 
     def attempt(attempt: Attempt) -> CaptureResult:
@@ -121,8 +121,8 @@ def capture_files(
 class FilesRun:
     """One capture run of one table; see `capture_files` and `capture.shards.drain.Run`."""
 
-    looked_us: int | None = None
-    ended = False
+    losses_until_us: int | None = None
+    has_ended = False
 
     def __init__(
         self,
@@ -147,14 +147,14 @@ class FilesRun:
         self.listed: set[str] = set()
         self.batch = _Batch()
 
-    def run(self, *, opened: bool = False, day: date | None = None) -> CaptureResult:
-        """See `capture_files`; `opened`: the log follows these objects already.
+    def run(self, *, is_followed: bool = False, day: date | None = None) -> CaptureResult:
+        """See `capture_files`; `is_followed`: the log follows these objects already.
 
-        Raises `ShardGoneError` for those of a channel that is gone: nobody knows where they are.
+        Raises `ShardGoneError` for a channel that is gone: its folders are unknown then.
         """
         if self._files is None:
             raise ShardGoneError(f"{self.source.arn} is gone")
-        if not opened:
+        if not is_followed:
             gap = open_capture(self.log, self.state, self.source)
             self.result.gaps += [gap] if gap else []
         self.lander.remove_orphans()
@@ -163,13 +163,13 @@ class FilesRun:
         if day is not None:
             self.known |= self._logged_since(day)
         wanted = self._wanted(day, listed_us)
-        tried = self._take_all(wanted) and day is None
-        silent = self._silent() if tried else []
-        self.result.warnings += silent
-        vouched = self._vouched(wanted, listed_us) if tried and not silent else {}
-        self._land(lambda: vouched)
+        is_complete = self._take_all(wanted) and day is None
+        warnings = self._prefix_warnings() if is_complete else []
+        self.result.warnings += warnings
+        proof = self._proof(wanted, listed_us) if is_complete and not warnings else {}
+        self._land(lambda: proof)
         if day is None:
-            self.looked_us = look_for_losses(
+            self.losses_until_us = look_for_losses(
                 self.log, self.lander, self.state, self.source, self.result
             )
         self.result.close(self.state, self.log.clock() - self.started)
@@ -187,64 +187,65 @@ class FilesRun:
 
     @property
     def files(self) -> FileSource:
-        """Where the objects are; a run without them has not begun."""
+        """Source of the objects; set once `run` has begun."""
         assert self._files is not None
         return self._files
 
-    # Which objects
+    # Selection of objects
 
     def _wanted(self, day: date | None, now_us: int) -> list[Arrived]:
         since, until = self._first_day(), date.max
         if day is not None:
             # Folders may be named in another time zone than UTC.
             since, until = day - timedelta(1), day + timedelta(self.files.window_days + 1)
-        found = self.files.arrived(since, now_us)
-        wanted = [f for f in found if f.day <= until and not self._is_done(f)]
-        self.listed = {f.uri for f in found}
-        left = [f for f in self.state.files.values() if f.unread and f.uri not in self.listed]
-        return wanted if day is not None else [*find_again(self.table.lake.aws, left), *wanted]
+        arrived = self.files.arrived(since, now_us)
+        wanted = [f for f in arrived if f.day <= until and not self._is_done(f)]
+        self.listed = {f.uri for f in arrived}
+        unread = [f for f in self.state.files.values() if f.unread and f.uri not in self.listed]
+        return wanted if day is not None else [*find_again(self.table.lake.aws, unread), *wanted]
 
     def _first_day(self) -> date:
-        found, first = self.state.files_from, self.table.lake.settings.start_date
-        if found:
-            return date.fromisoformat(found)
-        # Behind a switch nothing older counts; a folder may be a day off in its time zone.
+        logged, first = self.state.files_from, self.table.lake.settings.start_date
+        if logged:
+            return date.fromisoformat(logged)
+        # Changes before a switch do not count; a folder may be a day off in its time zone.
         since_us = self.state.stream.since_us if self.state.stream else 0
         return max(first, day_of(since_us) - timedelta(1)) if since_us else first
 
-    def _is_done(self, found: Arrived) -> bool:
-        known = self.known.get(found.uri)
-        return known is not None and known.whole and known.etag == found.object.etag
+    def _is_done(self, arrived: Arrived) -> bool:
+        logged = self.known.get(arrived.uri)
+        return logged is not None and logged.whole and logged.etag == arrived.object.etag
 
     def _logged_since(self, day: date) -> dict[str, SourceFile]:
-        """Objects that the log took since a day, also those that its state has forgotten."""
+        """Objects in log entries since a day, also those that the log's state does not keep."""
         entries = self.log.entries_since(self.state, day)
         return {file.uri: file for entry in entries for file in entry.files}
 
     # Reading
 
     def _take_all(self, wanted: list[Arrived]) -> bool:
-        """Try them one after the other; False if some are left for another run."""
+        """Read objects in order; return False if some are left for another run."""
         with closing(self._downloaded(wanted)) as files:
-            for found, file in files:
+            for arrived, file in files:
                 try:
-                    if not self._take(found, file.result()):
+                    if not self._take(arrived, file.result()):
                         return False
                 except SourceError as error:
-                    # One that cannot be read does not stop the others.
+                    # An unreadable object does not stop the others.
                     why = error.message + (f" ({error.fix})" if error.fix else "")
-                    self.result.failed_shards[found.uri] = why
+                    self.result.failed_shards[arrived.uri] = why
         return True
 
     def _downloaded(
         self, wanted: Iterable[Arrived]
     ) -> "Generator[tuple[Arrived, Future[BinaryIO | None]], None, None]":
-        """Some are fetched ahead of the one that is read."""
+        """Objects with their downloads, some of them started ahead of the current one."""
         ahead: deque[tuple[Arrived, Future[BinaryIO | None]]] = deque()
         with ThreadPoolExecutor(_PARALLEL) as pool:
             try:
-                for found in wanted:
-                    ahead.append((found, pool.submit(download, found.bucket, found.object)))
+                for arrived in wanted:
+                    future = pool.submit(download, arrived.bucket, arrived.object)
+                    ahead.append((arrived, future))
                     if len(ahead) > _PARALLEL:
                         yield ahead.popleft()
                 while ahead:
@@ -254,33 +255,33 @@ class FilesRun:
                     if not file.cancel():
                         file.add_done_callback(_close)
 
-    def _take(self, found: Arrived, file: BinaryIO | None) -> bool:
-        """Read one object; False if the run's time is over, before its end or behind it."""
-        reading = _Reading.of(found, self.known.get(found.uri))
+    def _take(self, arrived: Arrived, file: BinaryIO | None) -> bool:
+        """Read one object; return False if the run's time is over, before or after its end."""
+        reading = _Reading.of(arrived, self.known.get(arrived.uri))
         if file is None:
-            self.batch.unreadable.append((_GONE, found.uri.encode()))
+            self.batch.unreadable.append((_GONE, arrived.uri.encode()))
         else:
             with file:
                 try:
-                    if not self._take_records(reading, found, file):
+                    if not self._take_records(reading, arrived, file):
                         return False
                 except SourceError:
-                    # Of a dead letter whose record cannot be asked for: what came before it stays.
+                    # The record of a dead letter cannot be requested: records before it stay.
                     if reading.rows:
-                        self.batch.files[found.uri] = reading.as_file(whole=False)
+                        self.batch.files[arrived.uri] = reading.as_file(whole=False)
                     raise
-        self.batch.files[found.uri] = reading.as_file(whole=True)
+        self.batch.files[arrived.uri] = reading.as_file(whole=True)
         return not self._is_over()
 
-    def _take_records(self, reading: _Reading, found: Arrived, file: BinaryIO) -> bool:
-        """Read what has not been read of it; False if the run's time is over before its end."""
+    def _take_records(self, reading: _Reading, arrived: Arrived, file: BinaryIO) -> bool:
+        """Read the unread records; return False if the run's time is over before the end."""
         done = reading.rows
-        for number, record in enumerate(self.files.records(found, file, self.target), 1):
+        for number, record in enumerate(self.files.records(arrived, file, self.target), 1):
             if number <= done:
                 continue
             self._add(reading, record)
             if self._is_full():
-                self.batch.files[found.uri] = reading.as_file(whole=False)
+                self.batch.files[arrived.uri] = reading.as_file(whole=False)
                 self._land()
                 if self._is_over():
                     return False
@@ -301,16 +302,16 @@ class FilesRun:
             reading.days.add(_day_name(change.write_time_us // DAY_US))
             if record.legacy:
                 reading.legacy_us = max(reading.legacy_us, change.write_time_us)
-            if self._counts(change):
+            if self._is_in_time_span(change):
                 self.batch.changes.append(change)
 
-    def _counts(self, change: Change) -> bool:
-        """Whether it is for this run; around a switch of transports each has its side."""
+    def _is_in_time_span(self, change: Change) -> bool:
+        """Whether a change is for this run and, around a switch, for this transport."""
         assert self.state.stream is not None  # it was opened
         cut = self.state.cut
-        until = cut.at_us if cut else self.written[1]
-        since = max(self.state.stream.since_us, self.written[0])
-        return since <= change.write_time_us < min(until, self.written[1])
+        until_us = cut.at_us if cut else self.written[1]
+        since_us = max(self.state.stream.since_us, self.written[0])
+        return since_us <= change.write_time_us < min(until_us, self.written[1])
 
     def _is_full(self) -> bool:
         rows = len(self.batch.changes) + len(self.batch.unreadable)
@@ -322,49 +323,49 @@ class FilesRun:
     # Landing
 
     def _land(self, more: Callable[[], dict[str, Any]] = dict) -> None:
-        """Make a log entry of what has been read."""
+        """Land the batch; `more`: further fields of the entry."""
         batch, self.batch = self.batch, _Batch()
         if batch.lost:
-            # Before the entry that calls them read: killed between, they are looked for again.
+            # Before the entry that marks them as read: a kill in between leaves them unread.
             lost_us = max(min(batch.lost), self.state.began_us)
             self.lander.append(lambda: undelivered_gap(self.log, self.state, lost_us))
             self.result.gaps.append(self.state.gaps[self.state.n])
 
         def parts() -> dict[str, Any]:
-            said = more()
-            return {"files": (*batch.files.values(), *said.pop("unread", ())), **said}
+            fields = more()
+            return {"files": (*batch.files.values(), *fields.pop("unread", ())), **fields}
 
         self.lander.land(batch.changes, batch.unreadable, parts)
         self.known |= batch.files
 
-    def _silent(self) -> list[str]:
-        """Why a listing proves nothing: what there must be of some prefix was never seen.
+    def _prefix_warnings(self) -> list[str]:
+        """Warnings for prefixes without any object: a listing proves nothing then.
 
-        A prefix that is mistyped looks like one to which nothing was written. Until the lake
-        counted as complete for the first time, something of each must have been read, too.
+        A mistyped prefix cannot be told apart from one without writes. Until the lake is complete
+        for the first time, a record of each prefix must also have been read.
         """
         files = (self.known | self.batch.files).values()
-        found: list[str] = []
+        reasons: list[str] = []
         empty: list[str] = []
         for prefix in self.files.named_prefixes:
-            here = [file for file in files if file.uri.startswith(prefix)]
-            if not here and not any(uri.startswith(prefix) for uri in self.listed):
+            logged = [file for file in files if file.uri.startswith(prefix)]
+            if not logged and not any(uri.startswith(prefix) for uri in self.listed):
                 empty += [prefix] if is_empty(self.table.lake.aws, prefix) else []
-            elif not self.state.discovered_us and here and not any(map(_says_something, here)):
-                found.append(f"nothing of {here[0].uri} could be read, nor of others beside it")
+            elif not self.state.discovered_us and logged and not any(map(_is_readable, logged)):
+                reasons.append(f"neither {logged[0].uri} nor objects beside it could be read")
         if empty:
-            found.append(f"nothing was ever found under {', '.join(empty)}")
+            reasons.append(f"no object was ever found under {', '.join(empty)}")
         return [
-            f"table {self.result.table}: {why}; until then nothing counts as complete "
-            f"(cdc-pipeline preflight {self.result.table} tells more)"
-            for why in found
+            f"table {self.result.table}: {reason}; until then nothing counts as complete "
+            f"(for details: cdc-pipeline preflight {self.result.table})"
+            for reason in reasons
         ]
 
-    def _vouched(self, wanted: list[Arrived], listed_us: int) -> dict[str, Any]:
-        """What a listing proves of which all was tried.
+    def _proof(self, wanted: list[Arrived], listed_us: int) -> dict[str, Any]:
+        """Fields of the log entry proven by a listing whose objects were all tried.
 
-        What cannot be read any more is no reason to remember every object since: it is kept by
-        name. The watermark stays where it is until it has landed.
+        The log keeps objects that could not be read by name, instead of all objects since then. The
+        watermark does not move until they have landed.
         """
         first = day_of(listed_us) - timedelta(self.files.window_days)
         files_from = max(self.state.files_from, first.isoformat())
@@ -374,17 +375,17 @@ class FilesRun:
             self.result.warnings += reached.warnings
             reached_us = max(self.state.discovered_us, reached.us)
             return {"discovered_us": reached_us, "files_from": files_from}
-        left = (f for f in wanted if f.uri in failed and f.day.isoformat() < files_from)
-        files = (_Reading.of(f, self.known.get(f.uri)).as_file(whole=False) for f in left)
-        fresh = tuple(
+        leaving = (f for f in wanted if f.uri in failed and f.day.isoformat() < files_from)
+        files = (_Reading.of(f, self.known.get(f.uri)).as_file(whole=False) for f in leaving)
+        unread = tuple(
             replace(file, unread=True)
             for file in files
-            if not (known := self.state.files.get(file.uri)) or not known.unread
+            if not (logged := self.state.files.get(file.uri)) or not logged.unread
         )
-        return {"files_from": files_from, "unread": fresh}
+        return {"files_from": files_from, "unread": unread}
 
 
-def _says_something(file: SourceFile) -> bool:
+def _is_readable(file: SourceFile) -> bool:
     return bool(file.days or file.others or not file.rows)
 
 
@@ -396,5 +397,5 @@ def _close(file: "Future[BinaryIO | None]") -> None:
 
 @cache
 def _day_name(number: int) -> str:
-    """The day of so many days since the epoch."""
+    """ISO date of a number of days since the epoch."""
     return day_of(number * DAY_US).isoformat()

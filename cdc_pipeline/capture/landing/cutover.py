@@ -1,14 +1,14 @@
-"""A table's switch from one transport to another: a cut in time, and what counts on which side.
+"""A table's switch from one transport to another at a cutover time.
 
-1. While both are on, a cut C is logged: a second that has not come yet by AWS's clock, however
-   wrong ours is.
-2. From then on, runs of the old transport leave out changes written at C or later. It is read
-   until the watermark has surely come to C; until then the new one waits.
-3. One entry makes the log follow the new transport, one generation later, from its oldest record
-   on; changes written before C are left out. Nothing lies between, so it is no gap.
+1. While both transports are enabled, a cutover time C is logged: a whole second in the future by
+   AWS's clock, for any error of the local clock within the margin.
+2. From then on, runs of the old transport leave out changes written at C or later. The old
+   transport is read until the watermark has certainly reached C; until then the new one waits.
+3. One entry makes the log follow the new transport, one generation later, from its oldest record;
+   changes written before C are left out. No time lies between the two, so there is no gap.
 
-What the one leaves out the other one has: nothing is doubled, nothing lost. Each step is one entry,
-so a run that was killed anywhere is followed by one that goes on from what is logged.
+Each change comes from exactly one of the two transports. Each step is one entry, so after a kill
+the next run continues from the log.
 """
 
 from dataclasses import replace
@@ -25,14 +25,15 @@ _SECOND_US = 1_000_000
 
 
 def begin_cut(log: CaptureLog, state: LogState, source: Source) -> None:
-    """Log the cut at which `source` takes over, unless one is on its way.
+    """Log the cutover time to `source`, unless it is logged already.
 
-    Raises `SourceError` when the table does not write to it yet, or another switch is on its way.
+    Raises `SourceError` if the table does not write to `source` yet, or is being switched to
+    another transport.
     """
     if state.cut is not None and state.cut.transport != source.transport:
         raise SourceError(
-            f"table {source.table}: it is being switched to {state.cut.transport}",
-            fix=f"set `transport: {state.cut.transport}` until that is done (cdc-pipeline status)",
+            f"table {source.table}: a switch to {state.cut.transport} is in progress",
+            fix=f"set `transport: {state.cut.transport}` until it is done (cdc-pipeline status)",
         )
 
     def begin(now: LogState) -> Parts | None:
@@ -42,8 +43,8 @@ def begin_cut(log: CaptureLog, state: LogState, source: Source) -> None:
         if listed.status != "ENABLED":
             raise SourceError(
                 f"table {source.table}: its new transport {source.transport} is {listed.status}, "
-                f"so it stays with the one that its log follows",
-                fix="wait until the table writes to it, then capture again",
+                "so its log stays with the current transport",
+                fix="wait until the table writes to the new transport, then capture again",
             )
         return {"cut": Cut(source.transport, cut_us(now, log.not_yet_us()))}
 
@@ -51,38 +52,43 @@ def begin_cut(log: CaptureLog, state: LogState, source: Source) -> None:
 
 
 def cut_us(state: LogState, now_us: int) -> int:
-    """The first whole second behind `now_us` and behind all that has landed."""
+    """First whole second, in µs, after `now_us` and after all landed changes."""
     landed_us = state.last_change_us or 0
     return max(-(-now_us // _SECOND_US), landed_us // _SECOND_US + 1) * _SECOND_US
 
 
-def switch(log: CaptureLog, source: Source, *, looked_us: int | None, ended: bool) -> bool:
-    """Make the log follow `source` if its cut has been reached; whether it does now.
+def switch(
+    log: CaptureLog, source: Source, *, losses_until_us: int | None, has_ended: bool
+) -> bool:
+    """Make the log follow `source` once its cutover time is reached; return whether it does now.
 
-    `looked_us`: up to when it is known what the old transport has lost, None if it loses nothing.
-    `ended`: nothing more can come of it. If it has not come to the cut, the rest is a gap.
+    `losses_until_us`: end of the time whose losses on the old transport are known, None if it loses
+    nothing. `has_ended`: the old transport gives no more records. If it ended before the cutover
+    time, the rest is a gap.
     """
 
     def follow(now: LogState) -> Parts | None:
         if now.cut is None:
             return None
         at_us = now.cut.at_us
-        known = looked_us is None or looked_us >= end_of_minute(at_us)
-        reached = now.watermark_us - log.margin_us >= at_us and known
-        return _switched(log, now, source, now.cut, reached) if reached or ended else None
+        has_loss_counts = losses_until_us is None or losses_until_us >= end_of_minute(at_us)
+        is_reached = now.watermark_us - log.margin_us >= at_us and has_loss_counts
+        return _switched(log, now, source, now.cut, is_reached) if is_reached or has_ended else None
 
     state = log.load()
     return log.commit(state, follow) or state.cut is None
 
 
-def _switched(log: CaptureLog, state: LogState, source: Source, cut: Cut, reached: bool) -> Parts:
+def _switched(
+    log: CaptureLog, state: LogState, source: Source, cut: Cut, is_reached: bool
+) -> Parts:
     assert state.stream is not None  # it is followed
-    # Its deletion left no changes: what the old transport told to the end is not all.
-    recreated = state.stream.table_id != source.table_id
-    reached = reached and not recreated
-    generation = state.generation + (1 if reached else 2)
+    # Deleting a table writes no changes: the old transport is incomplete even at its end.
+    is_recreated = state.stream.table_id != source.table_id
+    is_reached = is_reached and not is_recreated
+    generation = state.generation + (1 if is_reached else 2)
     gap = Gap(
-        cause="table recreated" if recreated else "new stream",
+        cause="table recreated" if is_recreated else "new stream",
         shards=tuple(sorted(state.shards)),
         from_us=min(unread_from_us(log, state) - log.margin_us, cut.at_us),
         to_us=cut.at_us,
@@ -94,18 +100,18 @@ def _switched(log: CaptureLog, state: LogState, source: Source, cut: Cut, reache
     return {
         "stream": replace(stream, since_us=cut.at_us),
         "forgotten": tuple(sorted(state.shards)),
-        # What was written before came the other way.
+        # Earlier changes came by the old transport.
         "shards": beginnings(listed, cut.at_us),
         "discovered_us": cut.at_us,
         "replicated_us": cut.at_us,
-        "gap": None if reached else gap,
+        "gap": None if is_reached else gap,
     }
 
 
 def give_up_cut(log: CaptureLog, state: LogState) -> None:
-    """Stay with the transport that the log follows, because the new one cannot be had.
+    """Stay with the transport that the log follows, because the new one is not available.
 
-    What was left out of it since the cut is a gap.
+    Changes left out since the cutover time are a gap.
     """
 
     def give_up(now: LogState) -> Parts | None:

@@ -1,13 +1,13 @@
 """Continuity of capture: recording the first positions, and every break as a gap.
 
 A gap is one log entry. It reserves generation g+1 for what heals it and moves the table to g+2, so
-that a late heal beats what landed before the gap and nothing that lands after it.
+that a late heal beats changes landed before the gap and none that land after it.
 
-What was read of a quiet shard, when a list of shards was seen, when positions were recorded: these
-are times of this machine's clock, and what they are compared with are AWS's. So a gap begins a
-margin before the one (`CaptureLog.margin_us`) and ends a margin behind the other, and what may have
-been trimmed is taken for trimmed two margins early: the clock may have been wrong one way when a
-time was noted and the other way when it is looked at.
+The last read of a quiet shard, the last listing and the recording of positions are times of this
+machine's clock; they are compared with times of AWS. So a gap begins one margin
+(`CaptureLog.margin_us`) before its first time and ends one margin after its last, and records that
+may have been trimmed count as trimmed two margins early: the clock may have been wrong in one
+direction when a time was recorded and in the other when it is compared.
 """
 
 from dataclasses import replace
@@ -23,11 +23,11 @@ from cdc_pipeline.lake.storage.log import CaptureLog, Parts
 
 
 def open_capture(log: CaptureLog, state: LogState, source: Source) -> Gap | None:
-    """Make the log follow the table's present stream; the first call records P.
+    """Make the log follow the table's current stream; return the gap if one was opened.
 
-    P, the positions that a snapshot hands over to, is every listed shard at its oldest record.
-    When the stream or the table is another one than the log follows, the break is recorded as a
-    gap, which is returned; what can still be read of the old stream should be landed before.
+    The first call records P, the positions at which capture takes over from a snapshot: every
+    listed shard at its oldest record. If the stream or the table differs from the one that the log
+    follows, the break is a gap; land the rest of the old stream before the call.
     """
 
     def follow(now: LogState) -> Parts | None:
@@ -41,9 +41,9 @@ def open_capture(log: CaptureLog, state: LogState, source: Source) -> Gap | None
 def shard_gap(
     log: CaptureLog, state: LogState, shard_id: str, cause: Cause, *, keeps_position: bool = False
 ) -> Parts:
-    """The entry for one shard that lost changes: a lost shard ends, another begins anew.
+    """Parts of the entry for one shard that lost changes: a vanished shard ends, others start over.
 
-    `keeps_position`: reading on behind its last record gives what is left of it.
+    `keeps_position`: reading after its last record gives the remaining records.
     """
     assert state.stream is not None  # a shard was read
     shard = state.shards[shard_id]
@@ -59,9 +59,9 @@ def shard_gap(
 def new_gap(
     log: CaptureLog, state: LogState, cause: Cause, shards: tuple[str, ...], read_to_us: int
 ) -> Gap:
-    """A gap from `read_to_us` (of this machine's clock) until now, and a margin to either side.
+    """Gap from `read_to_us` (this machine's clock) until now, plus a margin at both ends.
 
-    It ends behind all that has landed, whose clock may be ahead of ours.
+    It ends after all landed changes, because AWS's clock may be ahead of this one.
     """
     return Gap(
         cause=cause,
@@ -73,25 +73,27 @@ def new_gap(
     )
 
 
-def losses_gap(log: CaptureLog, state: LogState, from_us: int, looked_us: int, lost: int) -> Parts:
-    """The entry that says up to when losses are known, with a gap if there were any.
+def losses_gap(
+    log: CaptureLog, state: LogState, from_us: int, counted_until_us: int, lost: int
+) -> Parts:
+    """Parts of the entry that records the end of counted losses, with a gap if `lost` is not 0.
 
-    The gap lasts until now because its heal beats all that has landed. A minute before the losses
-    were counted they were written, at most; what was written before capture began is not missed.
+    The gap lasts until now because its heal beats everything landed. Lost records were written at
+    most a minute before they were counted; those from before capture began do not matter.
     """
     assert state.stream is not None  # it was captured
     if not lost:
-        return {"replicated_us": looked_us}
+        return {"replicated_us": counted_until_us}
     began_us = max(from_us - 60_000_000, state.began_us)
     gap = new_gap(log, state, "not replicated", (), began_us)
     stream = replace(state.stream, generation=state.generation + 2)
-    return {"replicated_us": looked_us, "stream": stream, "gap": gap}
+    return {"replicated_us": counted_until_us, "stream": stream, "gap": gap}
 
 
 def undelivered_gap(log: CaptureLog, state: LogState, from_us: int) -> Parts:
-    """The entry for records that a channel gave up and nobody holds any more.
+    """Parts of the entry for records that a channel gave up and that no stream holds any more.
 
-    They were written at `from_us` at the earliest; the gap lasts until now, as `losses_gap` says.
+    They were written at `from_us` at the earliest; the gap lasts until now, as in `losses_gap`.
     """
     assert state.stream is not None  # it was captured
     gap = new_gap(log, state, "not delivered", (), from_us)
@@ -105,17 +107,17 @@ def vouched(
     margin_us: int = 0,
     childless_us: int | None = None,
 ) -> dict[str, int]:
-    """What a listing of the stream's shards proves: the log's `discovered_us`, if it moves.
+    """Return what a listing of the stream's shards proves: the new `discovered_us`, if it moves.
 
-    A listing shows every shard that began `lag_us` before it or earlier and has not expired. One
-    that has expired was in the listing before, if that is less than the retention ago. If it is
-    not, shards may have come and gone unseen. Their descendants give them away, but the youngest
-    of these may be hidden for `lag_us` more: the next listing behind that is the one that counts.
-    Both times are of this machine's clock, either of which may be wrong by `margin_us`.
+    A listing shows every unexpired shard that began at least `lag_us` before it. An expired shard
+    was in the previous listing, if that is less than the retention ago. Otherwise shards may have
+    begun and expired unseen. Their descendants reveal them, but the youngest of these may be hidden
+    for another `lag_us`: the first listing after that time counts. Both times are of this machine's
+    clock, and each may be wrong by `margin_us`.
 
-    `childless_us`: up to when the oldest shard that has ended and shows no child was surely the
-    last of its line, None: there is no such shard. Its children are late, maybe by more than
-    `lag_us`, but they hold nothing older.
+    `childless_us`: a time until which the oldest ended shard without a listed child was certainly
+    the last of its line; None: there is no such shard. Its children are late, perhaps by more than
+    `lag_us`, but hold no older records.
     """
     assert state.stream is not None  # its shards were listed
     known_us = listed_us - lag_us
@@ -134,22 +136,22 @@ def vouched(
 
 
 def is_listed_lately(state: LogState, reading: Reading, lag_us: int, now_us: int) -> bool:
-    """Whether the last whole listing serves still: since then, shards come of known ones.
+    """Whether the last whole listing is recent enough: new shards descend from known ones.
 
-    DynamoDB's documents do not say so of roots, but the order of an item's changes hangs on it:
-    whatever range of keys a new shard holds was a known shard's, which must end first. What a
-    listing proved stands in the log as `discovered_us`, `lag_us` before it; where that was held
-    back, by a shard without children, the stream counts as listed longer ago than it was.
+    DynamoDB's documents do not state this for roots, but the order of an item's changes depends on
+    it: the key range of a new shard belonged to a known shard, which must end first. The log holds
+    the proof of a listing as `discovered_us`, `lag_us` before the listing; where a shard without
+    children held that back, the stream counts as listed longer ago than it was.
     """
     age_us = now_us - lag_us - state.discovered_us
     return 0 <= age_us < reading.listing_seconds(len(state.shards)) * 1_000_000
 
 
 def is_lineage_known(state: LogState, margin_us: int, now_us: int) -> bool:
-    """Whether the log alone tells which shards to read, besides children of those that end.
+    """Whether the log names all shards to read, besides children of shards that end.
 
-    Not of a stream that was new when it was listed, because a root may have been hidden, which no
-    children lead to; nor where a shard was unread for long: only a listing gives the number of its
+    False for a stream that was new when it was listed: a root may have been hidden, and no parent
+    leads to it. False also if a shard was unread for long: only a listing gives the number of its
     first record.
     """
     stream = state.stream
@@ -161,45 +163,45 @@ def is_lineage_known(state: LogState, margin_us: int, now_us: int) -> bool:
 
 
 def unread_since_us(state: LogState, shard: ShardState, margin_us: int) -> int:
-    """Since when nothing of the shard has been read: what is older than its retention may go."""
+    """Start of the time in which the shard was not read, in µs; unread records may expire."""
     gaps = [g.to_us - g.margin_us for g in state.gaps.values() if shard.shard_id in g.shards]
-    noted = noted_us(state.stream, margin_us) if state.stream else 0
-    return max([shard.read_to_us or noted, *gaps])
+    recorded_us = noted_us(state.stream, margin_us) if state.stream else 0
+    return max([shard.read_to_us or recorded_us, *gaps])
 
 
 def noted_us(stream: StreamRef, margin_us: int) -> int:
-    """When a stream's positions were recorded, by the clock of who did it.
+    """Time at which a stream's positions were recorded, by the clock of the recording machine.
 
-    In logs of older versions that is `recorded_us` itself, and this a margin earlier.
+    In logs of older versions that time is `recorded_us` itself, and the result is one margin early.
     """
     return stream.recorded_us - margin_us
 
 
 def _first(log: CaptureLog, source: Source) -> Parts:
     listed = source.shards.describe(source.arn)
-    # Behind the listing and by no slow clock: what was written before comes with the baseline.
+    # After the listing, even by a slow clock: earlier changes come with the baseline.
     stream = source.ref(listed, FIRST_GENERATION, log.not_yet_us())
     return {"stream": stream, "shards": beginnings(listed)}
 
 
 def _renewed(log: CaptureLog, state: LogState, source: Source) -> Parts:
-    """Another stream, or a new table of the same name: begin again behind a gap.
+    """Parts of the entry for another stream, or a new table of the same name: start after a gap.
 
-    A stream that was off goes on where it was read to. Of what such streams hold from earlier
-    times, changes written before the gap have landed, and those of a table that is gone are not
-    wanted; of one that was off nothing in the gap is, as it would come behind the gap's heal.
+    A stream that was disabled continues at its last position. Older records of these streams are
+    left out: changes written before the gap have landed; changes of a deleted table are not wanted;
+    changes written in the gap, for a stream that was disabled, would land after the gap's heal.
     """
     old = state.stream
     assert old is not None  # there was a stream to renew
     recorded_us = log.now_us()
-    same_table = old.table_id == source.table_id
+    is_same_table = old.table_id == source.table_id
     listed = source.shards.describe(source.arn)
-    cause: Cause = "new stream" if same_table else "table recreated"
+    cause: Cause = "new stream" if is_same_table else "table recreated"
     gap = new_gap(log, state, cause, tuple(sorted(state.shards)), unread_from_us(log, state))
     stream = source.ref(listed, state.generation + 2, log.not_yet_us())
     kept = set(state.shards) if source.is_same_stream(old) else set()
     if source.transport != DYNAMODB_STREAMS:
-        since_us = gap.from_us if same_table and not kept else recorded_us
+        since_us = gap.from_us if is_same_table and not kept else recorded_us
         stream = replace(stream, since_us=since_us)
     return {
         "stream": stream,
@@ -210,20 +212,20 @@ def _renewed(log: CaptureLog, state: LogState, source: Source) -> Parts:
 
 
 def unread_from_us(log: CaptureLog, state: LogState) -> int:
-    """Since when changes may be missing if the stream that the log follows ends as it was read.
+    """Time after which changes may be missing if the followed stream ends where it was read to.
 
-    It was the live one when its shards were last listed whole; beyond that, reading it to its end
-    proves nothing.
+    The stream was the current one when its shards were last listed whole; for later times, reading
+    it to its end proves nothing.
     """
     old = state.stream
     assert old is not None  # it is followed
-    unread = [s.read_to_us for s in state.shards.values() if s.status == "reading"]
+    read_to = [s.read_to_us for s in state.shards.values() if s.status == "reading"]
     began_us = noted_us(old, log.margin_us)
-    return min([*(us or began_us for us in unread), state.discovered_us or began_us])
+    return min([*(us or began_us for us in read_to), state.discovered_us or began_us])
 
 
 def beginnings(listed: StreamDescription, read_to_us: int = 0) -> tuple[ShardState, ...]:
-    """Every listed shard at its oldest record."""
+    """States of all listed shards, each at its oldest record."""
     levels = depths(listed.shards, {})
     return tuple(
         ShardState(

@@ -1,4 +1,4 @@
-"""Landing: objects first, then the log entry that makes them valid, and what a lost race means."""
+"""Landing: objects first, then the log entry that makes them valid; conflicts of writers."""
 
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -22,11 +22,11 @@ from cdc_pipeline.lake.storage.landing import read_landing, write_landing, write
 from cdc_pipeline.lake.storage.log import CaptureLog, Parts, new_nonce, remove_orphans
 
 _OFFSET_STEP_US = 1_000_000
-"""AWS tells whole seconds; the log need not hear of less."""
+"""AWS reports whole seconds; smaller changes of the offset are not logged."""
 
 
 class Lander:
-    """The one writer of a capture run. `state` is the log as it knows it, and moves with it."""
+    """The only writer of a capture run. `state`: the log as read so far; each entry updates it."""
 
     def __init__(
         self,
@@ -49,11 +49,11 @@ class Lander:
         unreadable: Sequence[tuple[str, bytes]],
         parts: Callable[[], dict[str, Any]],
     ) -> None:
-        """Write objects and the entry that names them; on a lost race decide again.
+        """Write objects and the entry that names them; after a conflict, build both again.
 
-        Changes of items that were erased since they were written are left out; changes of one item
-        and time are put in order (`capture.landing.ties`). `parts`: what else the entry says, asked
-        for at each attempt. Raises `CaptureConflictError`, `LakeError`, `SourceError`.
+        Changes of items erased since the write are left out; changes of one item and time are put
+        in order (`capture.landing.ties`). `parts`: further fields of the entry, called at each
+        attempt. Raises `CaptureConflictError`, `LakeError`, `SourceError`.
         """
         store, paths = self._log.store, self._log.paths
         objects: list[LandedObject] = []
@@ -63,17 +63,15 @@ class Lander:
         def write(state: LogState) -> Parts:
             nonlocal objects, quarantined, late
             n, nonce, now_us = state.n + 1, new_nonce(), self._log.now_us()
-            # At each attempt: the entry that was faster may be an erasure, or a compaction.
-            kept, unread = _without_erased(state, changes, unreadable)
+            # At each attempt: the other writer's entry may be an erasure, or a compaction.
+            kept, kept_unreadable = _without_erased(state, changes, unreadable)
             objects = [
                 landed
-                for generation, changes_of_it in self._by_generation(
-                    self._ties.settled(state, kept)
-                )
+                for generation, group in self._by_generation(self._ties.settled(state, kept))
                 for landed in write_landing(
                     store,
                     paths,
-                    changes_of_it,
+                    group,
                     n=n,
                     # Two generations of a day are two objects.
                     nonce=nonce if generation == state.generation else new_nonce(),
@@ -82,7 +80,9 @@ class Lander:
                 )
             ]
             late = late_changes(state, self._ties.landed, kept)
-            quarantined = write_quarantine(store, paths, unread, n=n, nonce=nonce, landed_us=now_us)
+            quarantined = write_quarantine(
+                store, paths, kept_unreadable, n=n, nonce=nonce, landed_us=now_us
+            )
             return {
                 "nonce": nonce,
                 "objects": tuple(objects),
@@ -94,7 +94,7 @@ class Lander:
 
         def remove(entries: list[Entry]) -> None:
             store.delete([o.key for o in objects] + [q.key for q in quarantined])
-            self._give_way(entries)
+            self._require_no_capture(entries)
 
         self._log.commit(self._state, write, overtaken=remove)
         self._result.count(objects, sum(q.rows for q in quarantined))
@@ -102,29 +102,29 @@ class Lander:
         self._report(objects)
 
     def _offset_us(self) -> int | None:
-        """How far our clock is ahead of AWS's, None: as the log says, or unknown."""
-        offset_us, known_us = self._source.clock_offset_us(), self._state.clock_offset_us
-        if offset_us is None or known_us is None:
+        """Lead of the local clock over AWS's, in µs; None: as in the log, or unknown."""
+        offset_us, logged_us = self._source.clock_offset_us(), self._state.clock_offset_us
+        if offset_us is None or logged_us is None:
             return offset_us
-        return offset_us if abs(offset_us - known_us) >= _OFFSET_STEP_US else None
+        return offset_us if abs(offset_us - logged_us) >= _OFFSET_STEP_US else None
 
     def _by_generation(self, changes: Sequence[Change]) -> Iterator[tuple[int, Sequence[Change]]]:
-        """Changes of the present generation, and late ones of those before it."""
+        """Group changes by generation: the current one, and earlier ones for late changes."""
         if self._source.transport not in BY_TIME:
             yield self._state.generation, changes
             return
         generations = Generations(self._state)
-        found: dict[int, list[Change]] = {}
+        groups: dict[int, list[Change]] = {}
         for change in changes:
-            found.setdefault(generations.at(change.write_time_us), []).append(change)
-        yield from sorted(found.items())
+            groups.setdefault(generations.at(change.write_time_us), []).append(change)
+        yield from sorted(groups.items())
 
     def append(self, parts: Callable[[], Parts]) -> None:
-        """Append an entry without objects; `parts` are asked for at each attempt."""
-        self._log.commit(self._state, lambda _: parts(), overtaken=self._give_way)
+        """Append an entry without objects; `parts` is called at each attempt."""
+        self._log.commit(self._state, lambda _: parts(), overtaken=self._require_no_capture)
 
     def complete(self) -> None:
-        """Read the items of events that landed without their images, and land them behind."""
+        """Read the items of landed events without images, and land them after the events."""
         reader, stream = self._source.reader, self._state.stream
         for n in list(self._state.incomplete):
             if reader is None or stream is None:
@@ -135,21 +135,22 @@ class Lander:
             self.land(rows, [], lambda n=n: {"completes": (n,)})
 
     def remove_orphans(self) -> None:
-        """Remove what a killed capture left behind."""
+        """Remove unlogged objects of a killed capture."""
         folders = _recent_folders(self._log.paths, self._state, self._log.now_us())
         removed = remove_orphans(self._log.store, self._state, folders)
         self._result.orphans_removed += len(removed)
 
-    def _give_way(self, entries: list[Entry]) -> None:
-        """Another writer took our entry's number. If it captured too, what we read is its now.
+    def _require_no_capture(self, entries: list[Entry]) -> None:
+        """Raise `CaptureConflictError` if another capture wrote one of the entries.
 
-        Then the run begins again from there (`capture.landing.overtaken`).
+        The records of this run may have landed then, so it begins again from the new log
+        (`capture.landing.overtaken`).
         """
         self._result.conflicts += 1
         for entry in entries:
-            same = entry.stream is None or entry.stream.arn == self._source.arn
+            is_same_stream = entry.stream is None or entry.stream.arn == self._source.arn
             landed = entry.objects and not (entry.replaced or entry.heal)
-            if entry.shards or entry.files or landed or entry.cut or not same:
+            if entry.shards or entry.files or landed or entry.cut or not is_same_stream:
                 raise CaptureConflictError(
                     f"table {self._source.table}: another capture ({entry.owner}) landed entry "
                     f"{entry.n} first"
@@ -167,7 +168,7 @@ def _without_erased(
 
 
 def _recent_folders(paths: TablePaths, state: LogState, now_us: int) -> list[str]:
-    """Folders in which a killed capture can have left objects: of what it could read."""
+    """Folders in which a killed capture may have left objects, by the days it could read."""
     assert state.stream is not None  # it is followed
     today = day_of(now_us)
     oldest = day_of(max(now_us - state.stream.retention_us, state.watermark_us))

@@ -1,11 +1,11 @@
-"""How a capture run reads: its limits, its pace, and how much it gathers before it lands."""
+"""Options of a capture run: limits, pace, and size of a batch."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class CaptureOptions:
-    """See `settings.Capture`. `linger_seconds`: how long a run goes on at the shards' tips."""
+    """See `settings.Capture`. `linger_seconds`: how long a run stays at the tips of the shards."""
 
     max_run_seconds: float = 240
     empty_polls: int = 3

@@ -1,4 +1,4 @@
-"""What becomes of a capture run when another one lands first: it reads on from the new log."""
+"""Retries of a capture run after another one landed first, from the new state of the log."""
 
 import random
 from collections.abc import Callable
@@ -15,10 +15,10 @@ _LONGEST_PAUSE_SECONDS = 10.0
 
 @dataclass
 class Attempt:
-    """One go at a table. `options`: with what is left of the time; `is_again`: it is not the first.
+    """One attempt at a table. `options`: with the remaining time; `is_again`: not the first one.
 
-    `results`: of its runs, put in as they begin, so that what they landed before they were
-    overtaken counts.
+    `results`: one for each run of the attempt, added when the run begins, so that entries landed
+    before a conflict count.
     """
 
     options: CaptureOptions
@@ -33,14 +33,15 @@ def until_not_overtaken(
     sleep: Callable[[float], object],
     capture: Callable[[Attempt], CaptureResult],
 ) -> CaptureResult:
-    """Attempt `capture` again whenever another capture was faster, for as long as `options` say.
+    """Call `capture` again after each conflict with another capture, within the time of `options`.
 
-    What the loser had read and not landed is forgotten: it begins again from what the log says
-    now, so nothing is lost and nothing lands twice. Whoever loses pauses first, by chance and
-    longer each time until it lands something, so that two that linger take turns. When the time is
-    over the result is what was landed until then: the rest is the other one's, or the next run's.
+    Records read and not landed are dropped: the next attempt starts from the current log, so
+    nothing is lost and nothing lands twice. Before it comes a random pause, longer after each
+    conflict in a row until the run lands something, so that two lingering captures take turns.
+    When the time is over, the result counts what has landed; the other capture or the next run
+    lands the rest.
     """
-    started, losses = log.clock(), 0
+    started, conflicts = log.clock(), 0
     before = CaptureResult(table)
     longest = max(options.max_run_seconds, options.linger_seconds)
     attempt = Attempt(options)
@@ -48,12 +49,12 @@ def until_not_overtaken(
         try:
             result = capture(attempt)
         except CaptureConflictError:
-            losses = 1 if any(lost.entries for lost in attempt.results) else losses + 1
-            # Shards that could not be read are tried again, and told then.
-            failed = {s: why for lost in attempt.results for s, why in lost.failed_shards.items()}
-            for lost in attempt.results:
-                before.add(replace(lost, failed_shards={}))
-            pause = _pause_seconds(losses)
+            conflicts = 1 if any(run.entries for run in attempt.results) else conflicts + 1
+            # Shards that could not be read are tried again, and reported then.
+            failed = {s: why for run in attempt.results for s, why in run.failed_shards.items()}
+            for run in attempt.results:
+                before.add(replace(run, failed_shards={}))
+            pause = _pause_seconds(conflicts)
             spent = log.clock() - started + pause
             if spent >= longest:
                 before.failed_shards = failed
@@ -74,7 +75,7 @@ def until_not_overtaken(
             return result
 
 
-def _pause_seconds(losses: int) -> float:
-    """Some part of a pause that doubles with each loss in a row."""
-    longest = min(_PAUSE_SECONDS * 2 ** min(losses - 1, 10), _LONGEST_PAUSE_SECONDS)
+def _pause_seconds(conflicts: int) -> float:
+    """Random part of a pause that doubles with each conflict in a row."""
+    longest = min(_PAUSE_SECONDS * 2 ** min(conflicts - 1, 10), _LONGEST_PAUSE_SECONDS)
     return random.uniform(0.2, 1.0) * longest

@@ -1,4 +1,4 @@
-"""Records that DynamoDB could not write to a stream: it counts them and goes on."""
+"""Records that DynamoDB failed to write to a stream: it only counts them."""
 
 from cdc_pipeline.capture.landing.gaps import losses_gap, noted_us
 from cdc_pipeline.capture.landing.lander import Lander
@@ -9,7 +9,7 @@ from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.lake.storage.log import CaptureLog
 
 _MINUTE_US = 60_000_000
-_LOOK_EVERY_US = 5 * _MINUTE_US
+_COUNT_EVERY_US = 5 * _MINUTE_US
 
 
 def look_for_losses(
@@ -17,27 +17,27 @@ def look_for_losses(
 ) -> int | None:
     """Open a gap over the time in which records were lost; at most every five minutes.
 
-    Only time that capture has passed is looked at: a gap's heal beats all that landed before it, so
-    what is older than a loss must have landed. Not being allowed to ask is a warning in `result`.
-    Returns up to when that is done, None for a source that loses nothing.
+    Only times before the watermark are counted: a gap's heal beats everything landed before it, so
+    changes older than a loss must have landed. A missing permission is a warning in `result`.
+    Returns the end of the counted time, None for a source without losses.
     """
     losses = source.losses
     if losses is None or state.stream is None:
         return None
     since_us = minute(state.replicated_us or noted_us(state.stream, log.margin_us))
-    # The metric's minutes are AWS's; our clock may be ahead of them, and so may the watermark.
+    # The metric's minutes are AWS's; the local clock and the watermark may be ahead of them.
     known_us = minute(log.now_us() - log.margin_us - losses.late_us)
     passed_us = state.watermark_us - log.margin_us
-    until_us, least_us = min(known_us, minute(passed_us)), _LOOK_EVERY_US
+    until_us, least_us = min(known_us, minute(passed_us)), _COUNT_EVERY_US
     if state.cut is not None and passed_us >= state.cut.at_us:
-        # Before a switch to another transport, everything up to the end of the cut's minute.
+        # Before a switch to another transport: up to the end of the minute of the cutover time.
         until_us, least_us = min(known_us, end_of_minute(state.cut.at_us)), _MINUTE_US
     if until_us - since_us < least_us:
         return since_us
     try:
         lost = losses.count(since_us, until_us)
     except SourceError as error:
-        result.warnings.append(f"table {source.table}: unknown whether records are lost: {error}")
+        result.warnings.append(f"table {source.table}: lost records cannot be counted: {error}")
         return until_us
     lander.append(lambda: losses_gap(log, state, since_us, until_us, lost))
     if lost:
@@ -46,10 +46,10 @@ def look_for_losses(
 
 
 def minute(time_us: int) -> int:
-    """The whole minute that a time is in."""
+    """Start of the minute of a time, in µs."""
     return time_us // _MINUTE_US * _MINUTE_US
 
 
 def end_of_minute(time_us: int) -> int:
-    """The first whole minute that is not before a time."""
+    """First whole minute at or after a time, in µs."""
     return -(-time_us // _MINUTE_US) * _MINUTE_US

@@ -1,4 +1,4 @@
-"""What a capture run did, for logs, metadata and tests."""
+"""Result of a capture run, for logs, metadata and tests."""
 
 from dataclasses import dataclass, field
 
@@ -9,11 +9,11 @@ from cdc_pipeline.core.log.state import LogState
 
 @dataclass
 class CaptureResult:
-    """What one capture run did. `days`: rows and bytes landed, by write day.
+    """Result of one capture run. `days`: rows and bytes landed, by write day.
 
-    `skipped`: records of other tables, or that come by another transport. `late`: changes that came
-    behind a watermark that had been given. `warnings`: what a person should know although nothing
-    failed.
+    `skipped`: records of other tables, or left to another transport. `late`: changes written
+    before a watermark that was published already. `warnings`: problems without a failure, for
+    people.
     """
 
     table: str
@@ -34,7 +34,7 @@ class CaptureResult:
     warnings: list[str] = field(default_factory=list)
 
     def add(self, other: "CaptureResult") -> None:
-        """Add what was done on an earlier stream of the same table."""
+        """Add the result of an earlier stream of the same table."""
         self.rows += other.rows
         self.quarantined += other.quarantined
         self.entries += other.entries
@@ -58,11 +58,11 @@ class CaptureResult:
             self.rows += landed.rows
 
     def _add_day(self, day: str, rows: int, size: int) -> None:
-        have = self.days.get(day, (0, 0))
-        self.days[day] = (have[0] + rows, have[1] + size)
+        day_rows, day_bytes = self.days.get(day, (0, 0))
+        self.days[day] = (day_rows + rows, day_bytes + size)
 
     def close(self, state: LogState, seconds: float) -> None:
-        """Set what the end of the run shows."""
+        """Set the fields known only at the end of the run."""
         shards = state.shards.values()
         self.shards_open = sum(1 for shard in shards if shard.status == "reading")
         self.shards_finished = sum(1 for shard in shards if shard.status == "finished")
@@ -71,4 +71,4 @@ class CaptureResult:
 
 
 class CaptureFailedError(CdcPipelineError):
-    """Some shards could not be read; what the others held has landed."""
+    """Some shards could not be read; the records of the others have landed."""

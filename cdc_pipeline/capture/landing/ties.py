@@ -1,16 +1,16 @@
 """Ties while landing: changes of one item and one time are put in order before they land.
 
-Only for transports that order by time (`core.changes.kinesis.BY_TIME`). `core.changes.ties` finds
-the order, of what is to land and what has landed at the same times; here is where both come from,
-and what happens where the order cannot be told: the item is read by its key, consistently, and what
-was read lands right behind the tie (transport "read").
+Only for transports that order by time (`core.transports.BY_TIME`). `core.changes.ties` decides the
+order of new changes and landed changes of the same times; this module collects both, and handles
+ties without a decidable order: the item is read by its key, consistently, and the read item lands
+directly after the tie (transport "read").
 
-That is right although the item may have changed since. What was read is at least as new as every
-change of the tie: they were written before the first of them was delivered, so before the read. If
-it is newer, then by changes that have later times and so later positions; they come, or have come,
-and win. Until then readers see the item ahead of its changes, and history shows the read version
-at the time of the tie. An item that has a later change in the same batch is not read: that change
-says what the tie left behind, and wins anyway.
+This is correct although the item may have changed since. The read item is at least as new as every
+change of the tie: these were written before the first of them was delivered, so before the read. If
+it is newer, the difference comes from changes with later times and so later positions; they land
+sooner or later, and win. Until then readers see the item ahead of its changes, and history shows
+the read version at the time of the tie. An item with a later change in the same batch is not read:
+that change holds the result of the tie as its old image, and wins anyway.
 """
 
 from collections import Counter
@@ -29,51 +29,51 @@ from cdc_pipeline.lake.storage.store import Store
 
 
 class Ties:
-    """Settles what one capture run lands."""
+    """Puts the tied changes of one capture run in order."""
 
     def __init__(self, store: Store, source: Source) -> None:
         self.landed = LandedRows(store)
         self._source = source
 
     def settled(self, state: LogState, changes: Sequence[Change]) -> Sequence[Change]:
-        """What has to land for `changes`: them at their places, rows that move, rows read.
+        """Return the rows to land for `changes`: in order, with moved rows and read rows.
 
-        Only changes of the same generation are looked at: a generation tells order better than
-        images, and so do the numbers of a stream. Raises `LakeError`, and `SourceError` when an
-        item cannot be read.
+        Only changes of the same generation are compared: generations order changes more reliably
+        than images, and so do the numbers of a stream. Raises `LakeError`, and `SourceError` when
+        an item cannot be read.
         """
         if not changes or changes[0].transport not in BY_TIME:
             return changes
-        told = [change for change in changes if is_numbered(change.position)]
-        if told:
-            left = [change for change in changes if not is_numbered(change.position)]
-            return [*told, *self.settled(state, left)]
+        numbered = [change for change in changes if is_numbered(change.position)]
+        if numbered:
+            others = [change for change in changes if not is_numbered(change.position)]
+            return [*numbered, *self.settled(state, others)]
         slots = Counter(map(slot_of, changes))
         generations = Generations(state)
-        theirs = {generations.at(change.write_time_us) for change in changes}
-        objects = [o for o in state.objects.values() if o.generation in theirs]
+        present = {generations.at(change.write_time_us) for change in changes}
+        objects = [o for o in state.objects.values() if o.generation in present]
         landed = _by_slot(self.landed.find(objects, slots.keys()))
         shared = {slot for slot, count in slots.items() if count > 1} | landed.keys()
         if not shared:
             return changes
         rows = [change for change in changes if slot_of(change) not in shared]
-        meeting = _by_slot(change for change in changes if slot_of(change) in shared)
+        tied = _by_slot(change for change in changes if slot_of(change) in shared)
         undecided: list[_Tie] = []
-        for slot, new in meeting.items():
+        for slot, new in tied.items():
             for tie in _ties(landed.get(slot, []), new):
                 settled = settle(tie.known, tie.new)
                 if settled.is_decided or tie.was_read:
                     rows += settled.rows
                 else:
                     undecided.append(tie)
-        return rows + self._decided(undecided, changes) if undecided else rows
+        return rows + self._decide(undecided, changes) if undecided else rows
 
-    def _decided(self, ties: "list[_Tie]", changes: Sequence[Change]) -> list[Change]:
-        """What has to land of ties that do not tell their order themselves."""
+    def _decide(self, ties: "list[_Tie]", changes: Sequence[Change]) -> list[Change]:
+        """Rows to land for ties whose images do not decide the order."""
         rows: list[Change] = []
         to_read: list[_Tie] = []
-        of_items = {tie.keys for tie in ties}
-        candidates = [change for change in changes if change.keys in of_items]
+        keys = {tie.keys for tie in ties}
+        candidates = [change for change in changes if change.keys in keys]
         for tie in ties:
             later = [c for c in candidates if c.keys == tie.keys and c.write_time_us > tie.last_us]
             if later:
@@ -84,7 +84,7 @@ class Ties:
         return rows + self._read(to_read)
 
     def _read(self, ties: "list[_Tie]") -> list[Change]:
-        """What has to land of ties whose items are read; without a reader as they came."""
+        """Rows to land for ties whose items are read; without a reader, in order of arrival."""
         reader = self._source.reader
         if reader is None:
             return [row for tie in ties for row in settle(tie.known, tie.new).rows]
@@ -94,14 +94,14 @@ class Ties:
             item = items[tie.keys]
             read = from_read_item(self._source.table_id, tie.keys, item, tie.last_us, tie.end)
             settled = settle(tie.known, tie.new, read.new_image)
-            # It names an event, as what completes one: nothing is missing before it.
+            # It names an event, like a completing row: nothing is missing before it.
             rows += [*settled.rows, read._replace(event_id=settled.last.event_id)]
         return rows
 
 
 @dataclass(frozen=True)
 class _Tie:
-    """Changes of one item and time, landed and to land. `was_read`: a row read is behind it."""
+    """Changes of one item and time, landed (`known`) and new. `was_read`: a read row follows it."""
 
     known: list[Change]
     new: list[Change]
@@ -114,12 +114,12 @@ class _Tie:
 def _ties(landed: list[Change], new: list[Change]) -> Iterator[_Tie]:
     reads = [row.position for row in landed if row.transport == READ]
     known = [r for r in landed if r.transport in BY_TIME and not is_numbered(r.position)]
-    for had, to_land in ties_in(known, new):
-        changes = had + to_land
+    for tie_known, tie_new in ties_in(known, new):
+        changes = tie_known + tie_new
         end = end_of_tie(changes, READ)
         last_us = max(change.write_time_us for change in changes)
         was_read = any(place >= end for place in reads)
-        yield _Tie(had, to_land, new[0].keys, last_us, end, was_read)
+        yield _Tie(tie_known, tie_new, new[0].keys, last_us, end, was_read)
 
 
 def _by_slot(changes: Iterable[Change]) -> dict[tuple[int, str], list[Change]]:

@@ -1,4 +1,4 @@
-"""What has been read and not landed yet, gathered from all shards of a table."""
+"""Buffer of records read and not landed yet, from all shards of a table."""
 
 import threading
 from dataclasses import dataclass, field, replace
@@ -9,7 +9,7 @@ from cdc_pipeline.core.log.entries import ShardState
 
 @dataclass
 class Batch:
-    """Changes, unreadable records, and where the shards they came from stand behind them."""
+    """Changes, unreadable records, and the states of their shards after them."""
 
     changes: list[Change] = field(default_factory=list)
     unreadable: list[tuple[str, bytes]] = field(default_factory=list)
@@ -26,8 +26,8 @@ class Batch:
 class Pending:
     """A bounded buffer between the shard readers and the one thread that lands.
 
-    Records and the position behind them go in together, so any batch taken out can be landed on
-    its own. Readers wait while it holds twice what one landing object should.
+    Records and the position after them go in together, so any batch taken out can be landed on
+    its own. Readers wait while it holds the rows or bytes of two landing objects.
     """
 
     def __init__(self, max_rows: int, max_bytes: int) -> None:
@@ -46,9 +46,9 @@ class Pending:
         size: int,
         skipped: int = 0,
     ) -> None:
-        """Add what one page brought; `shard` is the shard's state behind it.
+        """Add the records of one page; `shard` is the shard's state after it.
 
-        `skipped`: records that were left out, for counting.
+        `skipped`: number of records left out.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._closed or not self._over(2))
@@ -60,36 +60,36 @@ class Pending:
             self._changed.notify_all()
 
     def take(self) -> Batch:
-        """Everything gathered so far; it counts against the bound until it has `landed`."""
+        """Take out everything gathered; it counts against the bound until `landed` is called."""
         with self._changed:
             self._landing, self._batch = self._batch, Batch()
             return self._landing
 
     def landed(self) -> None:
-        """What was taken last has landed and no longer takes memory."""
+        """Release the batch taken last: it has landed."""
         with self._changed:
             self._landing = Batch()
             self._changed.notify_all()
 
     def has_changes(self) -> bool:
-        """Whether there is anything that readers of the lake wait for."""
+        """Whether the buffer holds changes or unreadable records, not only positions."""
         with self._changed:
             return bool(self._batch.changes or self._batch.unreadable)
 
     def is_full(self) -> bool:
-        """Whether there is enough for one landing object."""
+        """Whether the buffer holds enough for one landing object."""
         with self._changed:
             return self._batch.rows >= self._max_rows or self._batch.size >= self._max_bytes
 
     def close(self) -> None:
-        """Let waiting readers go on; the run is ending."""
+        """Release waiting readers; the run is ending."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def _over(self, times: int) -> bool:
-        held = (self._batch, self._landing)
-        rows, size = sum(b.rows for b in held), sum(b.size for b in held)
+        batches = (self._batch, self._landing)
+        rows, size = sum(b.rows for b in batches), sum(b.size for b in batches)
         return rows >= times * self._max_rows or size >= times * self._max_bytes
 
 
@@ -99,14 +99,14 @@ def moved(
     last: str | None,
     read_to_us: int,
     rows: int,
-    finished: bool,
-    back: bool = False,
+    is_finished: bool,
+    may_go_back: bool = False,
 ) -> ShardState:
-    """The shard's state after a page; the time it was read to goes back only if `back` says so."""
+    """Shard state after a page; the time it was read to goes back only with `may_go_back`."""
     return replace(
         shard,
         sequence_number=last or shard.sequence_number,
-        read_to_us=read_to_us if back and read_to_us else max(shard.read_to_us, read_to_us),
+        read_to_us=read_to_us if may_go_back and read_to_us else max(shard.read_to_us, read_to_us),
         rows=shard.rows + rows,
-        status="finished" if finished else "reading",
+        status="finished" if is_finished else "reading",
     )

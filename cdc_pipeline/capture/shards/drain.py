@@ -1,4 +1,4 @@
-"""Capture of one table: read every shard of its stream and land what they hold, exactly once."""
+"""Capture of one table: read every shard of its stream and land its records, exactly once."""
 
 import threading
 import time
@@ -39,14 +39,14 @@ _QUIET_SECONDS = 30
 
 
 class Run(Protocol):
-    """One capture run of one source. `looked_us`, `ended`: see `capture.landing.cutover.switch`."""
+    """One run of one source. `losses_until_us`, `has_ended`: see `landing.cutover.switch`."""
 
     result: CaptureResult
-    looked_us: int | None
-    ended: bool
+    losses_until_us: int | None
+    has_ended: bool
 
-    def run(self, *, opened: bool = False) -> CaptureResult:
-        """Land what there is; `opened`: the log follows the source already."""
+    def run(self, *, is_followed: bool = False) -> CaptureResult:
+        """Land all available records; `is_followed`: the log follows the source already."""
         ...
 
 
@@ -61,62 +61,64 @@ def capture_table(
     report: Callable[[list[LandedObject]], None] = lambda _: None,
     sleep: Callable[[float], object] = time.sleep,
 ) -> CaptureResult:
-    """Land everything that the stream holds now; `report` hears of each landed batch.
+    """Land everything that the stream holds now; call `report` for each landed batch.
 
-    `former`: how the stream is read that the log follows, if that is another one; by default as
-    `source` is. What is left of it lands first. If it is of another transport, a cut is logged, and
-    as long as it has not been read up to that, it alone is read (`capture.landing.cutover`).
-    `files`: how Firehose's objects are read. `reopen`: gives the source as it is by then when
-    another capture was faster, which may have made the log follow another stream; by default it
-    stays.
+    `former`: opens the stream that the log follows, if it is another one; by default it is read
+    like `source`. Its remaining records land first. If it has another transport, a cutover time is
+    logged, and until the old stream has been read up to it, the new one is not read
+    (`capture.landing.cutover`). `files`: makes the run that reads objects in S3. `reopen`: opens
+    the source again after a conflict with another capture, which may have made the log follow
+    another stream; by default the source stays.
 
-    Safe to kill at any moment and to run twice at once: who is overtaken reads on from what the
-    other one logged. Raises `CaptureFailedError` when shards failed (after landing the others),
-    `SourceError`, `LakeError`. A break in continuity is no error but a gap.
+    Safe to kill at any moment and to run twice at once: after a conflict a run continues from the
+    other one's entries. Raises `CaptureFailedError` if shards failed (after landing the others),
+    `SourceError`, `LakeError`. A break in continuity is not an error but a gap.
     """
 
     def attempt(attempt: Attempt) -> CaptureResult:
         current = reopen() if reopen and attempt.is_again else source
         shards = partial(_Run, log, options=attempt.options, report=report, sleep=sleep)
 
-        def run(source: Source) -> Run:
-            of_files = files if source.transport in IN_FILES else None
-            begun = of_files(source, attempt.options) if of_files else shards(source=source)
-            attempt.results.append(begun.result)
-            return begun
+        def new_run(source: Source) -> Run:
+            file_run = files if source.transport in IN_FILES else None
+            run = file_run(source, attempt.options) if file_run else shards(source=source)
+            attempt.results.append(run.result)
+            return run
 
-        return _capture(log, current, run, former)
+        return _capture(log, current, new_run, former)
 
-    return _without_failures(until_not_overtaken(source.table, log, options, sleep, attempt))
+    return _require_no_failures(until_not_overtaken(source.table, log, options, sleep, attempt))
 
 
 def _capture(
     log: CaptureLog,
     source: Source,
-    run: Callable[[Source], Run],
+    new_run: Callable[[Source], Run],
     former: Callable[[StreamRef], Source] | None,
 ) -> CaptureResult:
     """One attempt at `capture_table`."""
     state = log.load()
     followed = state.stream
     before: CaptureResult | None = None
-    if followed is not None and _leaves_something(followed, source):
-        old = former(followed) if former else _as_followed(source, followed)
-        switching = followed.transport != source.transport
-        if switching:
+    if followed is not None and _needs_draining(followed, source):
+        old = former(followed) if former else _former_source(source, followed)
+        is_switching = followed.transport != source.transport
+        if is_switching:
             begin_cut(log, state, source)
-        last = run(old)
+        drain = new_run(old)
         try:
-            # A stream that was turned off is readable for a while: take what is left of it.
-            before = last.run(opened=True)
+            # A disabled stream stays readable for a while: land the rest of it.
+            before = drain.run(is_followed=True)
         except ShardGoneError:
-            last.ended = True
-        if switching and not switch(log, source, looked_us=last.looked_us, ended=last.ended):
+            drain.has_ended = True
+        if is_switching and not switch(
+            log, source, losses_until_us=drain.losses_until_us, has_ended=drain.has_ended
+        ):
             before = before or CaptureResult(source.table)
-            before.warnings.append(f"table {source.table}: {_waiting(log.load())}")
+            before.warnings.append(f"table {source.table}: {_switch_warning(log.load())}")
             return before
     try:
-        result = run(source).run()
+        result = new_run(source).run()
     except ShardGoneError as error:
         raise SourceError(f"table {source.table}: {error}") from error
     if before is not None:
@@ -126,10 +128,10 @@ def _capture(
     return result
 
 
-def _leaves_something(followed: StreamRef, source: Source) -> bool:
-    """Whether the log follows another stream, which is to be read to its end.
+def _needs_draining(followed: StreamRef, source: Source) -> bool:
+    """Whether the log follows another stream, which must be read to its end.
 
-    Firehose's objects of a table and of its namesake before it are the same ones.
+    Firehose's objects of a table and of an earlier table of the same name are the same ones.
     """
     return not source.is_followed(followed) and not (
         source.transport == followed.transport == FIREHOSE
@@ -144,44 +146,44 @@ def drain_table(
     report: Callable[[list[LandedObject]], None] = lambda _: None,
     sleep: Callable[[float], object] = time.sleep,
 ) -> CaptureResult:
-    """Land what is left of the stream that the log follows, even if the table has turned it off.
+    """Land the rest of the stream that the log follows, even if it is disabled by now.
 
-    Raises what `capture_table` does, and `ShardGoneError` when the stream no longer exists.
+    Raises the errors of `capture_table`, and `ShardGoneError` if the stream no longer exists.
     """
 
     def attempt(attempt: Attempt) -> CaptureResult:
         run = _Run(log, source=source, options=attempt.options, report=report, sleep=sleep)
         followed = log.load().stream
         if attempt.is_again and not (followed and source.is_same_stream(followed)):
-            return run.result  # it is followed no more: whoever was faster has read it to its end
+            return run.result  # not followed any more: the other capture has read it to its end
         attempt.results.append(run.result)
-        return run.run(opened=True)
+        return run.run(is_followed=True)
 
-    return _without_failures(until_not_overtaken(source.table, log, options, sleep, attempt))
+    return _require_no_failures(until_not_overtaken(source.table, log, options, sleep, attempt))
 
 
-def _as_followed(source: Source, stream: StreamRef) -> Source:
-    same = stream.table_id == source.table_id
+def _former_source(source: Source, stream: StreamRef) -> Source:
+    is_same_table = stream.table_id == source.table_id
     return replace(
         source,
         arn=stream.arn,
         table_id=stream.table_id,
         created_us=stream.created_us,
-        reading=source.reading if same else source.reading.of_former(stream.table_id),
+        reading=source.reading if is_same_table else source.reading.of_former(stream.table_id),
     )
 
 
-def _waiting(state: LogState) -> str:
+def _switch_warning(state: LogState) -> str:
     assert state.stream is not None
     assert state.cut is not None
     return (
-        f"switching from {state.stream.transport} to {state.cut.transport}: what was written from "
-        f"{time_text(state.cut.at_us)} UTC on waits until {state.stream.transport} has been read "
-        "up to then; leave both on"
+        f"switching from {state.stream.transport} to {state.cut.transport}: changes written from "
+        f"{time_text(state.cut.at_us)} UTC on wait until {state.stream.transport} has been read "
+        "up to that time; keep both enabled"
     )
 
 
-def _without_failures(result: CaptureResult) -> CaptureResult:
+def _require_no_failures(result: CaptureResult) -> CaptureResult:
     if result.failed_shards:
         listed = "; ".join(f"{s}: {why}" for s, why in sorted(result.failed_shards.items()))
         raise CaptureFailedError(
@@ -192,7 +194,7 @@ def _without_failures(result: CaptureResult) -> CaptureResult:
 
 
 class _Run:
-    """One capture run of one table. Readers fill `pending`; only `run`'s thread lands."""
+    """One capture run of one table. Readers fill `pending`; only the thread of `run` lands."""
 
     def __init__(
         self,
@@ -223,23 +225,23 @@ class _Run:
         self.state = LogState()
         self.stream: StreamRef
         self.lander: Lander
-        # Where every shard stands, ahead of the log by what is pending.
+        # State of every shard, ahead of the log by the pending records.
         self.shards: dict[str, ShardState] = {}
         self.lineage: Lineage
-        # Up to when losses are known; whether nothing more can come of the stream.
-        self.looked_us: int | None = None
-        self.ended = False
+        # End of the time with known losses; whether the stream gives no more records.
+        self.losses_until_us: int | None = None
+        self.has_ended = False
         self.at_tip: set[str] = set()
         self.running: dict[Future[ShardState], str] = {}
         self.flushed = time.monotonic()
         self.flush_pause = options.flush_seconds
 
-    def run(self, *, opened: bool = False) -> CaptureResult:
-        """One run; `opened`: of the stream that the log follows, whatever has become of it."""
+    def run(self, *, is_followed: bool = False) -> CaptureResult:
+        """Run once; `is_followed`: read the stream that the log follows, even if it is disabled."""
         self.state = self.log.load()
-        gap = None if opened else open_capture(self.log, self.state, self.source)
+        gap = None if is_followed else open_capture(self.log, self.state, self.source)
         self.result.gaps += [gap] if gap else []
-        assert self.state.stream is not None  # open_capture saw to it
+        assert self.state.stream is not None  # set by open_capture
         if not self.source.is_same_stream(self.state.stream):
             raise CaptureConflictError(
                 f"table {self.source.table}: another capture made the log follow another stream"
@@ -254,21 +256,21 @@ class _Run:
         self.lander.complete()
         with ThreadPoolExecutor(self.options.parallel_shards) as pool:
             try:
-                self.lineage.begin(is_on=not opened)
+                self.lineage.begin(is_on=not is_followed)
                 self._read_all(pool)
             finally:
                 self.stop.set()
                 self.pending.close()
         self._land()
-        self.looked_us = look_for_losses(
+        self.losses_until_us = look_for_losses(
             self.log, self.lander, self.state, self.source, self.result
         )
-        self.ended = self._has_ended()
+        self.has_ended = self._is_read_to_end()
         self.result.close(self.state, self.log.clock() - self.started)
         return self.result
 
-    def _has_ended(self) -> bool:
-        """Whether nothing more can come: the stream is off, and read to its end."""
+    def _is_read_to_end(self) -> bool:
+        """Whether no more records can come: the stream is disabled, and read to its end."""
         cut = self.state.cut
         reached_us = cut.at_us + self.log.margin_us if cut else self.reading.until_us
         reading = [s for s in self.state.shards.values() if s.status == "reading"]
@@ -290,9 +292,9 @@ class _Run:
                 self.lineage.discover()
 
     def _is_time_to_flush(self) -> bool:
-        """While lingering, land often enough to be fresh and seldom enough to be cheap.
+        """While lingering, land often enough to be fresh and rarely enough to be cheap.
 
-        Of a quiet stream, too, the log must learn that it was read, else it looks left behind.
+        A read of a quiet stream is logged, too, else its watermark would fall behind.
         """
         pause = self.flush_pause
         if not self.pending.has_changes():
@@ -323,7 +325,7 @@ class _Run:
                 self.running[future] = shard.shard_id
 
     def _stream(self) -> StreamRef:
-        """With the shorter one of the retentions that the log and the last listing know."""
+        """The followed stream, with the shorter retention of log and last listing."""
         hours = min(self.stream.retention_hours, self.lineage.retention_hours)
         return replace(self.stream, retention_hours=hours)
 
@@ -335,7 +337,7 @@ class _Run:
         return Start(shard, listed.starting, unread_us, before_us, listed.is_open, began_us)
 
     def _settle(self, future: Future[ShardState]) -> str:
-        """Take over where a reader stopped. One that failed does not stop the others."""
+        """Take over the state of a finished reader. A failed one does not stop the others."""
         shard_id = self.running.pop(future)
         try:
             self.shards[shard_id] = future.result()
@@ -351,7 +353,7 @@ class _Run:
         return shard_id
 
     def _open_gap(self, shard_id: str, cause: Cause) -> None:
-        """Record what can no longer be read, then go on with what can."""
+        """Record a gap for the lost records of a shard, then go on with the remaining ones."""
         self._land()
         keeps = self.source.reading.trims_silently
         self.lander.append(
@@ -361,7 +363,7 @@ class _Run:
         self.result.gaps.append(self.state.gaps[self.state.n])
 
     def _land(self) -> None:
-        """Make log entries of everything gathered, and complete events that lack their images."""
+        """Land everything gathered, and complete events without images."""
         started = time.monotonic()
         batch = self.pending.take()
         self.lander.land(
@@ -371,20 +373,20 @@ class _Run:
                 "shards": tuple(self._changed_shards(batch)),
                 "forgotten": tuple(self.lineage.forgotten()),
                 **self.lineage.vouched(),
-                **self._news_of_stream(),
+                **self._stream_update(),
             },
         )
         self.lander.complete()
         self.result.skipped += batch.skipped
         self.pending.landed()
         self.flushed = time.monotonic()
-        # At most a fifth of the time goes into landing.
+        # Landing takes at most a fifth of the time.
         self.flush_pause = max(self.options.flush_seconds, 4 * (self.flushed - started))
 
-    def _news_of_stream(self) -> dict[str, StreamRef]:
-        """What the listing says of the stream itself and the log must know.
+    def _stream_update(self) -> dict[str, StreamRef]:
+        """Changed properties of the stream by the last listing, for the log.
 
-        Of a longer retention only what is younger than the shorter one profits.
+        A longer retention helps only records that are younger than the shorter one.
         """
         stream, hours = self.state.stream, self.lineage.retention_hours
         assert stream is not None  # it is followed
@@ -396,10 +398,10 @@ class _Run:
         return {} if stream == self.state.stream else {"stream": stream}
 
     def _changed_shards(self, batch: Batch) -> Iterable[ShardState]:
-        """Shards that this entry moves, and new ones, which the log must know of at once."""
+        """Shards that this entry moves, and new ones, which the log must list at once."""
         for shard_id, shard in self.shards.items():
-            now = batch.shards.get(shard_id)
-            if now is not None:
-                yield now
+            moved = batch.shards.get(shard_id)
+            if moved is not None:
+                yield moved
             elif shard_id not in self.state.shards:
                 yield shard

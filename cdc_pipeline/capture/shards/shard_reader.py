@@ -1,13 +1,13 @@
 """Reading one shard from its checkpoint to its tip or its end.
 
-**Where the tip is.** A page without records is no proof of it: AWS returns empty pages in the
-middle of a shard and bounds their number nowhere (API reference of GetRecords). Only empty reads in
-a row, spread over time, make it likely. How many count grows with the age of the position that they
-are behind (`polls_needed`), as does what a wrong answer would cost. If each page of a stretch is
-empty with probability 1/2, the tip is called wrongly in at most one of 2^empty_polls x (1 + age in
-seconds) cases; with `empty_polls: 3` that is an eighth of a second falsely called read, on average
-and at any age. Where it happened all the same, the record that comes behind sets the shard back to
-its own time (`capture.landing.lateness`).
+**Where the tip is.** A page without records does not prove the tip: AWS returns empty pages in the
+middle of a shard and documents no limit of their number (API reference of GetRecords). Only empty
+reads in a row, spread over time, make it likely. The required number grows with the age of the
+position before them (`polls_needed`), as does the cost of a mistake. If each page of a stretch is
+empty with probability 1/2, the tip is assumed wrongly in at most one of 2^empty_polls x (1 + age in
+seconds) cases; with `empty_polls: 3` that is an eighth of a second falsely counted as read, on
+average and at any age. If it happens nevertheless, the next record sets the shard back to its own
+time (`capture.landing.lateness`).
 """
 
 import math
@@ -40,11 +40,11 @@ _LEAST_PAUSE_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How shards are read; see `settings.Capture`.
+    """Options for reading shards; see `settings.Capture`.
 
-    `until_us`: a shard that was read up to this time counts as read to its tip, so that a run
-    ends under traffic that never does. `deadline`: stop here, wherever that is. `margin_us`: how
-    far `clock` may be off AWS's.
+    `until_us`: a shard read up to this time counts as read to its tip, so that a run ends under
+    continuous traffic. `deadline`: time in seconds at which every read stops. `margin_us`: largest
+    error of `clock` against AWS's.
     """
 
     empty_polls: int
@@ -58,13 +58,13 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class Start:
-    """A shard to read and what is known of its beginning.
+    """A shard to read and facts about its beginning.
 
     `starting`: the shard's first sequence number as listed, None if unknown. `unread_since_us`:
-    changes written since then have not been read by anyone. `before_us`: changes written then or
-    later come another way and are left out, None: there is no other. `is_open`: more may be written
-    to it; a closed one has an end, which its children wait for. `stream_began_us`: nothing in it is
-    older, 0: unknown.
+    changes written since then have not been read. `before_us`: changes written at this time or
+    later come by another transport and are left out, None: there is no other. `is_open`: more may
+    be written to it; a closed shard has an end, which its children wait for. `stream_began_us`: no
+    record of the stream is older, 0: unknown.
     """
 
     shard: ShardState
@@ -76,11 +76,11 @@ class Start:
 
 
 def polls_needed(empty_polls: int, age_us: int) -> int:
-    """How many empty reads in a row make a position of this age the shard's tip.
+    """Number of empty reads in a row after which a position of this age counts as the tip.
 
     `empty_polls` at the tip; one more for each doubling of the age in seconds, and one for each ten
-    minutes of it, because what is long past may be many empty pages away: 8 behind half a minute,
-    21 behind an hour, 80 behind a day.
+    minutes of it, because the next record may be many empty pages away: 8 for half a minute, 21 for
+    an hour, 80 for a day.
     """
     age = max(age_us, 0) / 1_000_000
     old = min(int(age / _OLD_STEP_SECONDS), _OLD_STEPS)
@@ -96,16 +96,16 @@ def read_shard(
     options: ReadOptions,
     stop: threading.Event,
 ) -> ShardState:
-    """Read until the tip, the end of the shard, the deadline or `stop`; returns where it stands.
+    """Read until the tip, the end of the shard, the deadline or `stop`; return the shard's state.
 
-    The tip is where `until_us` lies: what is written later is the next run's. Only a parsed answer
+    The tip is the position of `until_us`: later changes are for the next run. Only a parsed answer
     without a next iterator ends a shard. Raises `HeadTrimmedError`, `TrimmedDataError`,
     `ShardGoneError`, `SourceError`.
     """
     shard = start.shard
     began_us = int(options.clock() * 1_000_000)
     iterator = _iterator(source, stream, start, began_us, options.margin_us)
-    # When reads in a row began that brought nothing.
+    # Start times of the last empty reads in a row, in µs.
     empty: deque[int] = deque(maxlen=polls_needed(options.empty_polls, _LONG_US))
     oldest_us = max(began_us - stream.retention_us, start.stream_began_us)
     expired = 0
@@ -117,10 +117,12 @@ def read_shard(
         except ExpiredIteratorError as error:
             expired += 1
             if expired > _ITERATORS_TRIED:
-                raise SourceError(f"shard {shard.shard_id}: every iterator is expired") from error
+                raise SourceError(
+                    f"shard {shard.shard_id}: {expired} iterators in a row had expired"
+                ) from error
             iterator = source.iterator(stream.arn, shard.shard_id, shard.sequence_number)
             continue
-        finished = page.next_iterator is None
+        is_finished = page.next_iterator is None
         parsed = reading.parse(page, stream, shard)
         if page.records:
             empty.clear()
@@ -128,43 +130,43 @@ def read_shard(
             empty.append(started_us)
         age_us = started_us - (shard.read_to_us or oldest_us)
         needed = polls_needed(options.empty_polls, age_us)
-        # Of a shard that has ended, empty reads tell nothing of when: its children begin there.
-        is_tip = len(empty) >= needed and start.is_open and not finished
+        # Empty reads of an ended shard do not give its end time, at which its children begin.
+        is_tip = len(empty) >= needed and start.is_open and not is_finished
         quiet_us = empty[-needed] if is_tip else 0
         read_to = reading.read_to(page, parsed.changes, started_us, quiet_us)
-        news = page.records or finished or read_to.written_us
-        if news and (shard.sequence_number is None or reading.trims_silently):
+        has_progress = page.records or is_finished or read_to.written_us
+        if has_progress and (shard.sequence_number is None or reading.trims_silently):
             now_us = int(options.clock() * 1_000_000)
-            _check_whole(reading, stream, start, shard, page, now_us, options.margin_us)
-        changes = _of_its_time(parsed.changes, stream, start)
+            _require_untrimmed(reading, stream, start, shard, page, now_us, options.margin_us)
+        changes = _of_this_transport(parsed.changes, stream, start)
         shard = moved(
             shard,
             last=reading.last(page),
             read_to_us=max(read_to.written_us, stream.since_us) if read_to.written_us else 0,
             rows=len(changes),
-            finished=finished,
-            back=bool(page.records) and reading.in_order,
+            is_finished=is_finished,
+            may_go_back=bool(page.records) and reading.in_order,
         )
-        if news:
+        if has_progress:
             skipped = parsed.skipped + len(parsed.changes) - len(changes)
             size = page.size if page.records else 0
             pending.add(shard, changes, parsed.unreadable, size, skipped)
-        at_tip = max(read_to.tip_us, shard.read_to_us) >= options.until_us
-        if page.next_iterator is None or (at_tip and start.is_open):
+        is_at_tip = max(read_to.tip_us, shard.read_to_us) >= options.until_us
+        if page.next_iterator is None or (is_at_tip and start.is_open):
             break
         iterator = page.next_iterator
         pause = reading.pause(page, options.poll_seconds)
         if pause is not None:
             if reading.in_order:
-                # Many reads take no longer than a few, as far as AWS allows it.
+                # More reads in the same time, as far as AWS allows.
                 share = pause * options.empty_polls / needed
                 pause = min(pause, max(share, _LEAST_PAUSE_SECONDS))
             options.sleep(pause)
     return shard
 
 
-def _of_its_time(changes: list[Change], stream: StreamRef, start: Start) -> list[Change]:
-    """Changes that no other transport has had, or will have."""
+def _of_this_transport(changes: list[Change], stream: StreamRef, start: Start) -> list[Change]:
+    """Changes of the time span of this transport; the others come by another one."""
     if not stream.since_us and start.before_us is None:
         return changes
     end = start.before_us
@@ -176,10 +178,9 @@ def _of_its_time(changes: list[Change], stream: StreamRef, start: Start) -> list
 
 
 def _may_be_trimmed(stream: StreamRef, unread_since_us: int, now_us: int, margin_us: int) -> bool:
-    """Whether something that nobody has read since then can be as old as the stream's retention.
+    """Whether records unread since `unread_since_us` may have reached the stream's retention.
 
-    Both times may be of this machine's clock, noted when it was wrong by as much as `margin_us` to
-    either side.
+    Both times may be of this machine's clock, each wrong by up to `margin_us` in either direction.
     """
     return now_us - unread_since_us >= stream.retention_us - 2 * margin_us
 
@@ -187,10 +188,10 @@ def _may_be_trimmed(stream: StreamRef, unread_since_us: int, now_us: int, margin
 def _iterator(
     source: ShardSource, stream: StreamRef, start: Start, now_us: int, margin_us: int
 ) -> str:
-    """Where to read on. A checkpoint may be trimmed although nothing behind it was lost.
+    """Iterator at the checkpoint, which may be trimmed although no record after it was lost.
 
-    That happens to a shard that nobody wrote to for a day: its last record is gone, and it was
-    seen empty since. Everything it still holds is then new.
+    That happens to a shard without writes for a day: its last record has expired, and later reads
+    were empty. Everything it still holds is new then.
     """
     shard = start.shard
     try:
@@ -201,7 +202,7 @@ def _iterator(
         return source.iterator(stream.arn, shard.shard_id, None)
 
 
-def _check_whole(
+def _require_untrimmed(
     reading: Reading,
     stream: StreamRef,
     start: Start,
@@ -210,15 +211,15 @@ def _check_whole(
     now_us: int,
     margin_us: int,
 ) -> None:
-    """Reading hides what was trimmed unread: a shard's head, or all of it.
+    """Raise `TrimmedDataError` if unread records may have been trimmed: reading hides that.
 
-    Nothing is missing if nothing unread can be older than the retention, or if the first record
-    is known to be the shard's first.
+    Nothing is missing if no unread record can be older than the retention, or if the page's first
+    record is known to be the shard's first.
     """
     unread_since_us = max(start.unread_since_us, shard.read_to_us)
     if not _may_be_trimmed(stream, unread_since_us, now_us, margin_us):
         return
     if shard.sequence_number is not None:
-        raise TrimmedDataError(f"shard {shard.shard_id}: unread for as long as it keeps records")
+        raise TrimmedDataError(f"shard {shard.shard_id}: not read for as long as its retention")
     if not reading.begins(page, start.starting):
         raise HeadTrimmedError(f"shard {shard.shard_id}: its oldest records were trimmed")

@@ -1,1 +1,1 @@
-"""Sources of changes: what a stream or delivered objects are, and the parsers of their records."""
+"""Sources of changes: streams and delivered objects, and the parsers of their records."""

@@ -1,12 +1,12 @@
 """A table whose changes a Kinesis channel writes to S3: its objects, and its dead letters.
 
-A channel delivers what is written to its stream while it is ACTIVE, exactly once, as the records
-were put; its objects are read like Firehose's. A record that it gives up is not in its dead letter,
-which only names it, so it is read from the stream again, and lands like any other. A record that
-the stream does not hold any more is a gap.
+A channel delivers the records written to its stream while it is ACTIVE, exactly once and
+unchanged; its objects are read like Firehose's. The dead letter of a record that it gives up does
+not contain the record but only its number, so the record is read from the stream again, and lands
+like any other. A record that the stream does not hold any more is a gap.
 
-One channel is one source: another one, or one made anew under the same name, begins with what is
-written after it, so a gap lies between (`capture.landing.gaps`).
+One channel is one source: another one, or one created again under the same name, delivers only
+later records, so there is a gap in between (`capture.landing.gaps`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -49,23 +49,23 @@ from cdc_pipeline.settings.model import Firehose
 
 @dataclass(frozen=True)
 class ChannelShards:
-    """What stands in a source for the shards of a stream: there are none to read here."""
+    """Placeholder for the shards of a stream: a channel has none."""
 
     table: TableLake
 
     def describe(self, arn: str) -> StreamDescription:
-        """The channel: ENABLED while it delivers and the table writes to its stream.
+        """Describe the channel: ENABLED while it delivers and the table writes to its stream.
 
-        Raises `ShardGoneError` when there is no such channel.
+        Raises `ShardGoneError` if there is no channel of that ARN.
         """
         aws = self.table.source
         channel = describe_channel(aws, arn)
         if channel is None:
             raise ShardGoneError(f"channel {arn} is gone")
         states = destinations(aws, self.table.name)
-        written = any(states.get(stream) in WRITTEN_TO for stream, _ in channel.streams)
-        on = written and channel.status in DELIVERING
-        return StreamDescription(arn, "ENABLED" if on else "DISABLED", NEW_AND_OLD_IMAGES, [])
+        is_written = any(states.get(stream) in WRITTEN_TO for stream, _ in channel.streams)
+        is_on = is_written and channel.status in DELIVERING
+        return StreamDescription(arn, "ENABLED" if is_on else "DISABLED", NEW_AND_OLD_IMAGES, [])
 
     def children(self, arn: str, shard_id: str) -> list[Shard] | None:
         """None: there is no lineage."""
@@ -81,7 +81,7 @@ class ChannelShards:
 
 
 def open_channel(table: TableLake) -> Source:
-    """A table whose changes a channel delivers now; raises `SourceError`."""
+    """Open a table whose changes a channel delivers; raises `SourceError`."""
     aws = table.source
     stream = active_destination(aws, table.name)
     channel = find_channel(aws, stream, table.settings.kinesis_channel.channel)
@@ -89,19 +89,19 @@ def open_channel(table: TableLake) -> Source:
         raise SourceError(
             f"table {table.name}: channel {channel.name} is {channel.status}"
             + (f": {channel.reason}" if channel.reason else ""),
-            fix="wait until it is ACTIVE; one that FAILED is deleted and created again",
+            fix="wait until it is ACTIVE; delete a FAILED one and create it again",
         )
     return _source(table, channel, stream)
 
 
 def followed_channel(table: TableLake, stream: StreamRef) -> Source:
-    """The channel that a log follows; one that is gone has no objects that could be found."""
+    """Open the channel that a log follows; the objects of one that is gone cannot be found."""
     aws = table.source
     channel = describe_channel(aws, stream.arn)
     if channel is not None and channel.created_us == stream.created_us:
-        written = destinations(aws, table.name)
-        known = [arn for arn, _ in channel.streams]
-        source = _source(table, channel, next((a for a in known if a in written), known[0]))
+        states = destinations(aws, table.name)
+        streams = [arn for arn, _ in channel.streams]
+        source = _source(table, channel, next((a for a in streams if a in states), streams[0]))
         return replace(source, table_id=stream.table_id)
     return Source(
         table.name,
@@ -115,7 +115,7 @@ def followed_channel(table: TableLake, stream: StreamRef) -> Source:
 
 
 def note_off(table: TableLake, log: CaptureLog, state: LogState) -> None:
-    """Log that the channel that is followed gets no changes any more: they are missing by now."""
+    """Log that the followed channel receives no changes any more, so that they are missing."""
 
     def off(now: LogState) -> Parts | None:
         if now.stream is None or now.stream.off:
@@ -123,7 +123,7 @@ def note_off(table: TableLake, log: CaptureLog, state: LogState) -> None:
         try:
             listed = ChannelShards(table).describe(now.stream.arn)
         except ShardGoneError:
-            return None  # another one has another name, or another time of creation
+            return None  # a new one differs in its name or its time of creation
         return None if listed.status == "ENABLED" else {"stream": replace(now.stream, off=True)}
 
     log.commit(state, off)
@@ -131,16 +131,16 @@ def note_off(table: TableLake, log: CaptureLog, state: LogState) -> None:
 
 def _source(table: TableLake, channel: Channel, stream_arn: str) -> Source:
     aws = table.source
-    found = describe_table(aws, table.name)
+    described = describe_table(aws, table.name)
     pace = table.lake.settings.capture.reads_per_second
     metric_us = int(table.settings.kinesis.metric_minutes * 60_000_000)
     return Source(
         table=table.name,
-        table_id=found.table_id,
+        table_id=described.table_id,
         arn=channel.arn,
         view_type=NEW_AND_OLD_IMAGES,
         shards=ChannelShards(table),
-        reader=ItemReader(aws, table.name, found.key_names, pace),
+        reader=ItemReader(aws, table.name, described.key_names, pace),
         transport=KINESIS_CHANNEL,
         created_us=channel.created_us,
         losses=ReplicationMetric(aws, table.name, metric_us),
@@ -150,9 +150,9 @@ def _source(table: TableLake, channel: Channel, stream_arn: str) -> Source:
 
 
 def folders(channel: Channel, stream_arn: str) -> tuple[str, str]:
-    """Where a channel's objects and its dead letters lie, as s3://bucket/prefix.
+    """Return the folders of a channel's objects and dead letters, as s3://bucket/prefix.
 
-    Raises `SourceError` for dead letters among the objects.
+    Raises `SourceError` if the dead letters are among the objects.
     """
     stream = stream_arn.rpartition("/")[2]
     names = {"channel": channel.name, "channel_id": channel.channel_id, "stream": stream}
@@ -161,7 +161,7 @@ def folders(channel: Channel, stream_arn: str) -> tuple[str, str]:
     errors = f"s3://{channel.error_bucket}/{channel.error_prefix}"
     if errors.startswith(data):
         raise SourceError(
-            f"channel {channel.name}: its dead letters ({errors}) lie among its objects ({data})",
+            f"channel {channel.name}: its dead letters ({errors}) are among its objects ({data})",
             fix="create it with an ErrorOutputPrefix beside the folder of its objects",
         )
     return data, errors
@@ -169,7 +169,7 @@ def folders(channel: Channel, stream_arn: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class ChannelFiles:
-    """What a channel wrote of one stream (`capture.sources.firehose_files.FileSource`)."""
+    """Objects of one stream of a channel (`capture.sources.firehose_files.FileSource`)."""
 
     table: TableLake
     channel: Channel
@@ -182,7 +182,7 @@ class ChannelFiles:
 
     @property
     def folders(self) -> Firehose:
-        """Where its objects lie, as Firehose's are told; raises `SourceError`."""
+        """Folders of its objects in the form of Firehose's settings; raises `SourceError`."""
         return Firehose.model_construct(
             prefixes=[folders(self.channel, self.stream_arn)[0]],
             error_prefixes=[],
@@ -192,11 +192,11 @@ class ChannelFiles:
 
     @property
     def named_prefixes(self) -> Sequence[str]:
-        """See `FileSource`: AWS says where a channel writes, so nothing there is an idle stream."""
+        """See `FileSource`: AWS reports the folder, so an empty one means an idle stream."""
         return ()
 
     def dimensions(self, stream_arn: str | None = None) -> dict[str, str]:
-        """What its metrics are of, in CloudWatch."""
+        """Return the dimensions of its metrics in CloudWatch."""
         return {
             "StreamName": (stream_arn or self.stream_arn).rpartition("/")[2],
             "ChannelName": self.channel.name,
@@ -204,34 +204,34 @@ class ChannelFiles:
         }
 
     def arrived(self, since: date, now_us: int) -> list[Arrived]:
-        """See `FileSource`: objects, and dead letters behind them."""
-        found = arrived_since(self.table.lake.aws, self.folders, since, now_us)
+        """See `FileSource`: objects, then dead letters."""
+        objects = arrived_since(self.table.lake.aws, self.folders, since, now_us)
         letters = [letter for letter in self.letters() if letter.day >= since]
-        return [*found, *sorted(letters, key=lambda a: (a.day, a.object.modified, a.uri))]
+        return [*objects, *sorted(letters, key=lambda a: (a.day, a.object.modified, a.uri))]
 
     def letters(self) -> Iterator[Arrived]:
-        """All dead letters: few, and in folders of whatever form.
+        """List all dead letters: they are few, and in folders of any form.
 
-        Their day is that of their writing, by which they are remembered.
+        Their day is the day of their writing; the log keeps them by it.
         """
         bucket = SourceBucket(self.table.lake.aws, self.channel.error_bucket)
-        for found in bucket.objects(self.channel.error_prefix):
-            if not found.key.endswith("/"):
-                yield Arrived(bucket, found, found.modified.date())
+        for letter in bucket.objects(self.channel.error_prefix):
+            if not letter.key.endswith("/"):
+                yield Arrived(bucket, letter, letter.modified.date())
 
-    def records(self, found: Arrived, file: BinaryIO, target: Target) -> Iterator[Record | Lost]:
+    def records(self, arrived: Arrived, file: BinaryIO, target: Target) -> Iterator[Record | Lost]:
         """See `FileSource`."""
         _, errors = folders(self.channel, self.stream_arn)
-        if found.uri.startswith(errors):
-            yield from self._dead_letters(found, file, target)
+        if arrived.uri.startswith(errors):
+            yield from self._dead_letters(arrived, file, target)
             return
-        for record in records(file, found.uri, target):
-            # What the objects hold is the same as Firehose's; whose they are is known here.
+        for record in records(file, arrived.uri, target):
+            # The content is the same as in Firehose's objects; only the transport differs.
             change = record.change and record.change._replace(transport=KINESIS_CHANNEL)
             yield record._replace(change=change)
 
     def reached(self, listed_us: int) -> Reached:
-        """By the channel's metric, else `lag_minutes` ago."""
+        """By the channel's metric if it is measured, else `lag_minutes` ago."""
         chosen = self.table.settings.kinesis_channel
         if not chosen.measured:
             return promised(chosen.lag_minutes, listed_us)
@@ -245,25 +245,27 @@ class ChannelFiles:
     # Dead letters
 
     def _dead_letters(
-        self, found: Arrived, file: BinaryIO, target: Target
+        self, arrived: Arrived, file: BinaryIO, target: Target
     ) -> Iterator[Record | Lost]:
         try:
             for value, raw in pieces(unpacked(file)):
-                yield self._dead_letter(found, value, raw, target)
+                yield self._dead_letter(arrived, value, raw, target)
         except BROKEN:
-            yield Record(None, (CUT_OFF, found.uri.encode()), False, 0)
+            yield Record(None, (CUT_OFF, arrived.uri.encode()), False, 0)
 
-    def _dead_letter(self, found: Arrived, value: Any, raw: bytes, target: Target) -> Record | Lost:
+    def _dead_letter(
+        self, arrived: Arrived, value: Any, raw: bytes, target: Target
+    ) -> Record | Lost:
         try:
             letter = dead_letter(value)
         except UnreadableError as error:
             return Record(None, (error.reason, raw), False, len(raw))
         if letter.stream_arn not in (None, self.stream_arn):
             return Record(None, None, False, len(raw))
-        return self._read_again(found, letter, target)
+        return self._read_again(arrived, letter, target)
 
-    def _read_again(self, found: Arrived, letter: DeadLetter, target: Target) -> Record | Lost:
-        """The record of a dead letter, from the stream; raises `SourceError`."""
+    def _read_again(self, arrived: Arrived, letter: DeadLetter, target: Target) -> Record | Lost:
+        """Read the record of a dead letter from the stream; raises `SourceError`."""
         streams = KinesisStreams(self.table.source, self.table.name)
         try:
             raw, retention_us = streams.record_at(
@@ -272,9 +274,9 @@ class ChannelFiles:
         except ShardGoneError:
             raw, retention_us = None, MOST_RETENTION_US
         if raw is None:
-            # A channel can have tried for as long as the stream kept the record, and delivers none
-            # from before it was made.
-            given_up_us = round(found.object.modified.timestamp() * 1_000_000)
+            # A channel may have tried for the whole retention of the stream, and delivers no record
+            # older than itself.
+            given_up_us = round(arrived.object.modified.timestamp() * 1_000_000)
             return Lost(max(given_up_us - retention_us, self.channel.created_us))
         changes, unreadable, _ = parse_envelopes(
             [raw],

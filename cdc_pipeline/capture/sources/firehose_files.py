@@ -1,4 +1,4 @@
-"""Objects that AWS delivers to S3 as a source: which there are, what they hold, how far they go."""
+"""Objects that AWS delivers to S3 as a source: listing, records, and the time they cover."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,41 +20,41 @@ LOOK_BACK_US = 3600 * 1_000_000
 
 
 class Lost(NamedTuple):
-    """A record that can be read nowhere any more; it was written at `from_us` at the earliest."""
+    """A record that cannot be read any more, written at `from_us` at the earliest."""
 
     from_us: int
 
 
 class Reached(NamedTuple):
-    """A time before which all changes are in a listing's objects, and what to tell about it."""
+    """A time, in µs, before which all changes are in a listing's objects, and warnings."""
 
     us: int
     warnings: tuple[str, ...] = ()
 
 
 class FileSource(Protocol):
-    """What `capture.firehose.drain` reads of one table."""
+    """Delivered objects of one table, for `capture.firehose.drain`."""
 
     @property
     def window_days(self) -> int:
-        """How long after its day a folder may get objects."""
+        """Number of days after its own for which a folder may receive objects."""
         ...
 
     @property
     def named_prefixes(self) -> Sequence[str]:
-        """Prefixes that a person named, and may have mistyped."""
+        """Prefixes from the settings, which may be mistyped."""
         ...
 
     def arrived(self, since: date, now_us: int) -> list[Arrived]:
-        """Every object in folders of `since` and later days, oldest first; `SourceError`."""
+        """List all objects in folders of `since` and later, oldest first; raises `SourceError`."""
         ...
 
-    def records(self, found: Arrived, file: BinaryIO, target: Target) -> Iterator[Record | Lost]:
-        """What an object holds, in the same order each time; raises `SourceError`."""
+    def records(self, arrived: Arrived, file: BinaryIO, target: Target) -> Iterator[Record | Lost]:
+        """Read the records of an object, in the same order each time; raises `SourceError`."""
         ...
 
     def reached(self, listed_us: int) -> Reached:
-        """What a listing of that time proves once all that it showed was read."""
+        """Return the time proven complete once all objects of a listing have been read."""
         ...
 
 
@@ -79,12 +79,12 @@ class FirehoseFiles:
         """See `FileSource`."""
         return arrived_since(self.table.lake.aws, self.settings, since, now_us)
 
-    def records(self, found: Arrived, file: BinaryIO, target: Target) -> Iterator[Record]:
+    def records(self, arrived: Arrived, file: BinaryIO, target: Target) -> Iterator[Record]:
         """See `FileSource`."""
-        return records(file, found.uri, target)
+        return records(file, arrived.uri, target)
 
     def reached(self, listed_us: int) -> Reached:
-        """By Firehose's metrics where the settings name its stream, else `lag_minutes` ago."""
+        """By Firehose's metrics if the settings name its stream, else `lag_minutes` ago."""
         name = self.settings.delivery_stream
         if name is None:
             return promised(self.settings.lag_minutes, listed_us)
@@ -96,31 +96,31 @@ class FirehoseFiles:
         return measured(aws, self.table.settings, ages, self.settings.lag_minutes, listed_us)
 
 
-class _AsksAges(Protocol):
+class _ReadAges(Protocol):
     def __call__(self, from_us: int) -> list[Ages]:
-        """The ages of each leg of the way since a time; raises `SourceError`."""
+        """Read the ages of each leg of the delivery since a time; raises `SourceError`."""
         ...
 
 
 def promised(lag_minutes: float, listed_us: int, *warnings: str) -> Reached:
-    """What the settings say, where nothing is measured."""
+    """Return the time covered by the lag of the settings, without measurement."""
     return Reached(listed_us - int(lag_minutes * 60_000_000), warnings)
 
 
 def measured(
-    aws: AwsSession, table: Table, ages: _AsksAges, lag_minutes: float, listed_us: int
+    aws: AwsSession, table: Table, ages: _ReadAges, lag_minutes: float, listed_us: int
 ) -> Reached:
-    """What CloudWatch's metrics prove, less the time that DynamoDB took to write to Kinesis.
+    """Return the time proven by CloudWatch's metrics, less DynamoDB's lateness.
 
-    Metrics are complete `kinesis.metric_minutes` late. Where they may not be read, that is a
-    warning, and where they say nothing (an idle stream) none; then the settings count.
+    Metrics are complete `kinesis.metric_minutes` later. Without permission to read them there is a
+    warning, without values (an idle stream) none; in both cases the lag of the settings counts.
     """
     known_us = listed_us - int(table.kinesis.metric_minutes * 60_000_000)
     try:
         delivered_us = delivered_before(ages(listed_us - LOOK_BACK_US), known_us)
     except SourceError as error:
-        told = f"table {table.name}: delivery is not measured, `lag_minutes` counts: {error}"
-        return promised(lag_minutes, listed_us, told)
+        warning = f"table {table.name}: delivery is not measured, `lag_minutes` counts: {error}"
+        return promised(lag_minutes, listed_us, warning)
     if delivered_us is None:
         return promised(lag_minutes, listed_us)
     late = replication_late_us(aws, table, listed_us)

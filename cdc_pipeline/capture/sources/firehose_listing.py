@@ -1,4 +1,4 @@
-"""Firehose's objects as a source: which table they are of, and which of them have arrived."""
+"""Firehose's objects as a source: their table, and listings of arrived objects."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ _DEEPEST = 2
 
 @dataclass(frozen=True)
 class Arrived:
-    """An object of Firehose and the day that its folder stands for."""
+    """An object of Firehose and the day of its folder."""
 
     bucket: SourceBucket
     object: FoundObject
@@ -42,15 +42,15 @@ class Arrived:
 
     @property
     def uri(self) -> str:
-        """Its address, which is its name in the log."""
+        """Address of the object, also its name in the log."""
         return f"s3://{self.bucket.bucket}/{self.object.key}"
 
 
 class WithoutShards:
-    """What stands in a source for the shards of a stream: there are none to read."""
+    """Placeholder for the shards of a source that has none."""
 
     def describe(self, arn: str) -> StreamDescription:
-        """A stream that is on and lists no shard."""
+        """An enabled stream without shards."""
         return StreamDescription(arn, "ENABLED", NEW_AND_OLD_IMAGES, [])
 
     def children(self, arn: str, shard_id: str) -> list[Shard] | None:
@@ -67,52 +67,52 @@ class WithoutShards:
 
 
 def open_files(table: TableLake) -> Source:
-    """A table whose changes Firehose writes; raises `SourceError`.
+    """Open a table whose changes Firehose writes; raises `SourceError`.
 
-    It counts as one stream while the table is the same, whatever prefixes the settings name: what
-    is in them is known by what it says.
+    It counts as one stream as long as the table is the same, also with other prefixes in the
+    settings: records are identified by their content.
     """
     aws = table.source
-    found = describe_table(aws, table.name)
+    described = describe_table(aws, table.name)
     pace = table.lake.settings.capture.reads_per_second
     return Source(
         table=table.name,
-        table_id=found.table_id,
-        arn=f"{FIREHOSE}:{found.table_id}",
+        table_id=described.table_id,
+        arn=f"{FIREHOSE}:{described.table_id}",
         view_type=NEW_AND_OLD_IMAGES,
         shards=WithoutShards(),
-        reader=ItemReader(aws, table.name, found.key_names, pace),
+        reader=ItemReader(aws, table.name, described.key_names, pace),
         transport=FIREHOSE,
         clock_offset_us=aws.clock_offset.offset_us,
     )
 
 
-def target_of(found: TableDescription) -> Target:
-    """What makes changes of delivered records."""
-    return Target(found.name, found.table_id, found.key_types, found.arn)
+def target_of(described: TableDescription) -> Target:
+    """Return the table that the records of a source must belong to."""
+    return Target(described.name, described.table_id, described.key_types, described.arn)
 
 
 def arrived_since(aws: AwsSession, settings: Firehose, since: date, now_us: int) -> list[Arrived]:
-    """Every object in folders of `since` and later days, in the order of arrival.
+    """List all objects in folders of `since` and later days, in the order of arrival.
 
-    Requests: one for each folder above the months, and two for each month that is looked at (one
-    more for every 1000 folders or objects). With a layout of the settings all objects are listed.
+    Requests: one for each folder above the months, and two for each listed month (one more for
+    every 1000 folders or objects). With a `layout` in the settings all objects are listed.
     Raises `SourceError`.
     """
-    found = [
+    objects = [
         arrived
         for prefix in [*settings.prefixes, *settings.error_prefixes]
         for arrived in find_arrived(aws, prefix, settings.layout, since)
     ]
-    # Prefixes may lie in each other.
-    single = {arrived.uri: arrived for arrived in found}
-    return sorted(single.values(), key=lambda a: (a.day, a.object.modified, a.uri))
+    # One prefix may contain another.
+    unique = {arrived.uri: arrived for arrived in objects}
+    return sorted(unique.values(), key=lambda a: (a.day, a.object.modified, a.uri))
 
 
 def find_arrived(
     aws: AwsSession, prefix: str, layout: str | None, since: date
 ) -> Iterator[Arrived]:
-    """The objects of one prefix; see `arrived_since`."""
+    """List the objects of one prefix; see `arrived_since`."""
     bucket, root = bucket_of(aws, prefix)
     if layout is not None:
         yield from _by_layout(bucket, root, layout, since)
@@ -133,13 +133,13 @@ def find_arrived(
 
 
 def is_empty(aws: AwsSession, prefix: str) -> bool:
-    """Whether there is no object under a prefix at all, whatever its folders; one request."""
+    """Whether there is no object under a prefix, in any folder; one request."""
     bucket, root = bucket_of(aws, prefix)
     return not any(not _is_hidden(f.key) and not f.key.endswith("/") for f in bucket.objects(root))
 
 
 def find_again(aws: AwsSession, files: Iterable[SourceFile]) -> Iterator[Arrived]:
-    """Objects that were named before, as they are now; one that is gone as it was.
+    """List logged objects again, with their current state; one that is gone keeps its old state.
 
     One request for each. Raises `SourceError`.
     """
@@ -147,41 +147,41 @@ def find_again(aws: AwsSession, files: Iterable[SourceFile]) -> Iterator[Arrived
         bucket, key = bucket_of(aws, file.uri)
         day = date.fromisoformat(file.arrived)
         gone = FoundObject(key, file.etag, file.bytes, datetime.combine(day, time.min, UTC))
-        listed = (found for found in bucket.objects(key) if found.key == key)
+        listed = (item for item in bucket.objects(key) if item.key == key)
         yield Arrived(bucket, next(listed, gone), day)
 
 
 def has_news(aws: AwsSession, settings: Firehose, state: LogState) -> bool:
-    """Whether there is an object behind the newest ones that the log knows, or part of one.
+    """Whether there is an object after the newest logged ones, or an object read in part.
 
-    A cheap look, a request for each way in which a prefix spells days: late objects are for the
-    next whole one, and so is everything under a layout of the settings.
+    A cheap check, with one request for each spelling of days in a prefix: late objects are found
+    by the next whole listing, and so is everything under a `layout` of the settings.
     """
     if any(not (file.whole or file.unread) for file in state.files.values()):
         return True
-    return settings.layout is None and any(_news(aws, p, state) for p in settings.prefixes)
+    return settings.layout is None and any(_has_newer(aws, p, state) for p in settings.prefixes)
 
 
-def _news(aws: AwsSession, prefix: str, state: LogState) -> bool:
+def _has_newer(aws: AwsSession, prefix: str, state: LogState) -> bool:
     bucket, root = bucket_of(aws, prefix)
     known = [uri.removeprefix(prefix) for uri in state.files if uri.startswith(prefix)]
     if not known:
         return not is_empty(aws, prefix)
     return any(
-        not _is_hidden(found.key) and not found.key.endswith("/")
+        not _is_hidden(newer.key) and not newer.key.endswith("/")
         for lead, last in newest_of(known).items()
-        for found in bucket.objects(root + lead, root + last)
+        for newer in bucket.objects(root + lead, root + last)
     )
 
 
 def newest_under(aws: AwsSession, prefix: str) -> list[FoundObject]:
-    """Objects under a prefix, whatever their folders; raises `SourceError`."""
+    """List the objects under a prefix, in all folders; raises `SourceError`."""
     bucket, root = bucket_of(aws, prefix)
     return [f for f in bucket.objects(root) if not (_is_hidden(f.key) or f.key.endswith("/"))]
 
 
 def bucket_of(aws: AwsSession, prefix: str) -> tuple[SourceBucket, str]:
-    """The bucket of a prefix of the settings, and the key that it stands for."""
+    """Split a prefix of the settings into its bucket and its key."""
     name, root = split_s3(prefix)
     return SourceBucket(aws, name), root
 
@@ -189,10 +189,10 @@ def bucket_of(aws: AwsSession, prefix: str) -> tuple[SourceBucket, str]:
 def _walk(
     bucket: SourceBucket, path: str, known: Parts, since: date, deeper: int | None
 ) -> Iterator[Arrived]:
-    """Objects under a folder whose name and parents tell the parts `known` of a day.
+    """Objects under a folder; its name and its parents are the parts `known` of a day.
 
-    `deeper`: so many folders of other names may still come before those of days, None: what is in
-    none of a day is not ours, and left alone. Raises `SourceError` for what is in none otherwise.
+    `deeper`: number of levels of other folders allowed above folders of days; None: objects outside
+    folders of days belong to something else, and are ignored. Otherwise they raise `SourceError`.
     """
     folders, names = bucket.folders(path)
     stray = [name for name in names if name and not _is_hidden(name)]
@@ -204,7 +204,7 @@ def _walk(
             continue
         parts = dated(folder[:-1], known)
         if parts is None and known:
-            parts = dated(folder[:-1])  # what looked like a year was none
+            parts = dated(folder[:-1])  # the folder taken for a year was none
         if parts is None and deeper is not None:
             if known or deeper == 0:
                 _refuse(bucket, path + folder)
@@ -220,35 +220,35 @@ def _walk(
 def _of_days(
     bucket: SourceBucket, path: str, days: Mapping[str, Parts], known: Parts, since: date
 ) -> Iterator[Arrived]:
-    """Objects in folders of days under `path`: folders with one label sort, so one listing does."""
+    """Objects in folders of days under `path`: one listing for all folders with the same label."""
     for label in dict.fromkeys(map(label_of, days)):
         first = min(folder for folder in days if label_of(folder) == label)
-        for found in bucket.objects(path + label, path + first):
-            folder, _, name = found.key.removeprefix(path).partition("/")
+        for item in bucket.objects(path + label, path + first):
+            folder, _, name = item.key.removeprefix(path).partition("/")
             parts = dated(folder, known) or dated(folder)
-            if parts is None or len(parts) < 3 or not name or _is_hidden(found.key):
+            if parts is None or len(parts) < 3 or not name or _is_hidden(item.key):
                 continue
-            if found.key.endswith("/"):
+            if item.key.endswith("/"):
                 continue
-            day = arrival_day(parts, found.key.rpartition("/")[2], found.modified.date())
+            day = arrival_day(parts, item.key.rpartition("/")[2], item.modified.date())
             if day >= since and label_of(folder) == label:
-                yield Arrived(bucket, found, day)
+                yield Arrived(bucket, item, day)
 
 
 def _by_layout(bucket: SourceBucket, root: str, layout: str, since: date) -> Iterator[Arrived]:
     day_of_key = by_layout(layout)
-    for found in bucket.objects(root):
-        if _is_hidden(found.key) or found.key.endswith("/"):
+    for item in bucket.objects(root):
+        if _is_hidden(item.key) or item.key.endswith("/"):
             continue
-        day = day_of_key(found.key.removeprefix(root), found.modified.date())
+        day = day_of_key(item.key.removeprefix(root), item.modified.date())
         if day is None:
             raise SourceError(
-                f"s3://{bucket.bucket}/{found.key} is not as `layout: {layout}` says",
+                f"s3://{bucket.bucket}/{item.key} does not match `layout: {layout}`",
                 fix="correct the layout, or set `layout: last_modified`: then an object's day is "
-                "that on which it was written",
+                "the day of its last write",
             )
         if day >= since:
-            yield Arrived(bucket, found, day)
+            yield Arrived(bucket, item, day)
 
 
 def _is_hidden(key: str) -> bool:
@@ -257,9 +257,9 @@ def _is_hidden(key: str) -> bool:
 
 def _refuse(bucket: SourceBucket, key: str) -> None:
     raise SourceError(
-        f"s3://{bucket.bucket}/{key} is under a prefix of the settings and in no folder of a day, "
+        f"s3://{bucket.bucket}/{key} is under a prefix of the settings but in no folder of a day, "
         "such as 2026/11/21/, year=2026/month=11/day=21/ or dt=2026-11-21/",
-        fix="name the prefix up to where the date begins; or say how its keys tell the day, "
-        "`layout: 'day-{dd}.{MM}.{yyyy}/'`, or that they do not, `layout: last_modified`; or move "
-        "what is no copy of the table's changes",
+        fix="name the prefix up to the beginning of the date; or set the form of its keys, "
+        "`layout: 'day-{dd}.{MM}.{yyyy}/'`, or `layout: last_modified` for keys without a day; or "
+        "move objects that are not copies of the table's changes",
     )

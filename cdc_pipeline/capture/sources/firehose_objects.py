@@ -1,8 +1,8 @@
-"""One object of Firehose, read record by record: what is in it is told by its bytes, not its name.
+"""One object of Firehose, read record by record: its bytes show the format, not its name.
 
-JSON is concatenated, with delimiters or without, and may be GZIP or ZSTD in several members;
-Parquet is rows of our Lambda or of an older one. The order of records is that of the object, the
-same at every reading.
+JSON is concatenated, with or without delimiters, and may be GZIP or ZSTD in several members;
+Parquet holds rows of this project's Lambda or of an older one. The order of records is that of the
+object, the same at every reading.
 """
 
 import gzip
@@ -50,9 +50,9 @@ _MORE_COLUMNS = {"old_image", "sequence_number", "shard_id", "event_id", "is_ttl
 
 
 class Record(NamedTuple):
-    """One record: a change, or why there is none and its bytes; or neither: another table's.
+    """One record: a change, or a reason and the bytes; neither for a record of another table.
 
-    `size`: of its bytes, about. `other`: the name of the other table.
+    `size`: approximate number of bytes. `other`: name of the other table.
     """
 
     change: Change | None
@@ -62,11 +62,11 @@ class Record(NamedTuple):
     other: str = ""
 
 
-def download(bucket: SourceBucket, found: FoundObject) -> BinaryIO | None:
-    """The whole object in a temporary file, None if it is gone; raises `SourceError`."""
+def download(bucket: SourceBucket, item: FoundObject) -> BinaryIO | None:
+    """Download an object to a temporary file, None if it is gone; raises `SourceError`."""
     file = cast(BinaryIO, tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY))  # noqa: SIM115
     try:
-        if bucket.download(found, file):
+        if bucket.download(item, file):
             file.seek(0)
             return file
     except BaseException:
@@ -77,18 +77,18 @@ def download(bucket: SourceBucket, found: FoundObject) -> BinaryIO | None:
 
 
 def records(file: BinaryIO, uri: str, target: Target) -> Iterator[Record]:
-    """Every record of an object; what cannot be read is told, whatever it is.
+    """Read all records of an object; unreadable parts become records with a reason.
 
-    `uri` takes the place of bytes that are too many, or none, to be kept in quarantine: Firehose's
-    objects stay where they are. Raises `SourceError` for an object of a format, or that begins
-    with a record of a shape, that is known and not read: nothing that it holds has landed then.
+    `uri` is kept in quarantine in place of bytes that are too many or missing: Firehose's objects
+    stay where they are. Raises `SourceError` for an object in a known, unsupported format, or with
+    a first record of an unsupported shape: none of its records has landed then.
     """
     magic = file.read(32)
     file.seek(0)
     if (kind := _other_format(magic)) is not None:
         raise SourceError(
             f"an object in {kind}, which is not read",
-            fix=f"let its writer use {_READ}, write the object anew so, and remove this one",
+            fix=f"let its writer use {_READ}, write the object again, and remove this one",
         )
     if magic.startswith(_PARQUET):
         yield from _parquet(file, uri, target)
@@ -97,7 +97,7 @@ def records(file: BinaryIO, uri: str, target: Target) -> Iterator[Record]:
 
 
 def _other_format(magic: bytes) -> str | None:
-    """What an object is that is neither JSON, plain, GZIP or ZSTD, nor Parquet."""
+    """Format of an object that is neither JSON (plain, GZIP or ZSTD) nor Parquet."""
     for begins, kind in _OTHERS.items():
         if magic.startswith(begins):
             return kind
@@ -105,17 +105,17 @@ def _other_format(magic: bytes) -> str | None:
 
 
 def _is_snappy(block: bytes) -> bool:
-    """Whether a block of raw Snappy begins, whose text is JSON; Hadoop's has 8 bytes before it.
+    """Whether a block of raw Snappy with JSON text begins; Hadoop's has 8 bytes before it.
 
-    That is a length (7 bits a byte) and a literal of 60 bytes or less, or with its own length in
-    up to 4 bytes (Snappy's format description). JSON's first bytes are no such length and literal.
+    It begins with a length (7 bits a byte) and a literal of 60 bytes or less, or with its own
+    length in up to 4 bytes (Snappy's format description). JSON never begins like this.
     """
     match = _SNAPPY_SIZE.match(block)
     if match is None or len(block) <= match.end() or block[match.end()] & 3:
         return False
     tag = block[match.end()] >> 2
-    behind = match.end() + 1 + max(0, tag - 59)
-    return block[behind:].startswith(_SNAPPY_TEXT)
+    text_start = match.end() + 1 + max(0, tag - 59)
+    return block[text_start:].startswith(_SNAPPY_TEXT)
 
 
 def _json(file: BinaryIO, uri: str, target: Target) -> Iterator[Record]:
@@ -124,7 +124,7 @@ def _json(file: BinaryIO, uri: str, target: Target) -> Iterator[Record]:
             if not number and (shape := refused_shape(value)) is not None:
                 raise SourceError(
                     f"an object that begins with {shape}, which is not read",
-                    fix="keep what is no change of the table out of this prefix",
+                    fix="keep objects that are not changes of the table out of this prefix",
                 )
             if value is None:
                 yield _unreadable(NOT_JSON, raw)
@@ -135,9 +135,10 @@ def _json(file: BinaryIO, uri: str, target: Target) -> Iterator[Record]:
 
 
 def unpacked(file: BinaryIO) -> Callable[[int], bytes]:
-    """What reads the bytes of an object that may be GZIP or ZSTD, told by how it begins.
+    """Return a reader of the bytes of an object that may be GZIP or ZSTD, by its first bytes.
 
-    Up to where the compressed data breaks, and then it raises; `read` itself loses that.
+    It returns all bytes before damaged compressed data, and then raises; GZIP's own `read` loses
+    them.
     """
     magic = file.read(len(_ZSTD))
     file.seek(0)
@@ -149,7 +150,7 @@ def unpacked(file: BinaryIO) -> Callable[[int], bytes]:
 
 
 def _zstd(file: BinaryIO) -> Callable[[int], bytes]:
-    """Arrow reads any number of frames one behind the other, and has one error for all that."""
+    """Arrow reads any number of frames in a row, and has one error for all damages."""
     source = pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd")
 
     def read(size: int) -> bytes:
@@ -182,9 +183,9 @@ def _until_broken(read_some: Callable[[int], bytes]) -> Callable[[int], bytes]:
 
 def _records(value: Any, raw: bytes, target: Target) -> Iterator[Record]:
     size = len(raw)
-    for found in delivered(value, raw, target):
-        yield Record(found.change, found.unreadable, found.legacy, size, found.other)
-        size = 0  # of all that one wrapper holds
+    for record in delivered(value, raw, target):
+        yield Record(record.change, record.unreadable, record.legacy, size, record.other)
+        size = 0  # counted once for all records of a wrapper
 
 
 def _unreadable(reason: str, raw: bytes) -> Record:
@@ -193,7 +194,7 @@ def _unreadable(reason: str, raw: bytes) -> Record:
 
 def _parquet(file: BinaryIO, uri: str, target: Target) -> Iterator[Record]:
     try:
-        parquet = pq.ParquetFile(file, pre_buffer=False)  # else all of it is kept
+        parquet = pq.ParquetFile(file, pre_buffer=False)  # else Arrow keeps the whole object
         names = set(parquet.schema_arrow.names)
         if names >= _LANDING_COLUMNS:
             columns = sorted(names & (_LANDING_COLUMNS | _MORE_COLUMNS))
@@ -203,7 +204,7 @@ def _parquet(file: BinaryIO, uri: str, target: Target) -> Iterator[Record]:
             raise SourceError(
                 "a Parquet object whose columns are neither those of this project's Lambda nor of "
                 f"older ones: {', '.join(sorted(names))}",
-                fix="keep what is no copy of the table's changes out of this prefix",
+                fix="keep objects that are not copies of the table's changes out of this prefix",
             )
         for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns):
             for row in _plain(batch).to_pylist():
@@ -213,7 +214,7 @@ def _parquet(file: BinaryIO, uri: str, target: Target) -> Iterator[Record]:
 
 
 def _plain(batch: pa.RecordBatch) -> pa.Table:
-    """With timestamps in µs: Python has nothing finer."""
+    """Convert timestamps to µs, Python's resolution."""
     table = pa.Table.from_batches([batch])
     for index, field in enumerate(table.schema):
         if pa.types.is_timestamp(field.type):
@@ -223,8 +224,8 @@ def _plain(batch: pa.RecordBatch) -> pa.Table:
 
 
 def _row(row: dict[str, Any], target: Target) -> Record:
-    (found,) = _records(row, b"", target)  # it has no wrapper's columns
-    if found.unreadable is None:
-        return found._replace(size=sum(len(v) for v in row.values() if isinstance(v, str)))
+    (record,) = _records(row, b"", target)  # its columns are not those of a wrapper
+    if record.unreadable is None:
+        return record._replace(size=sum(len(v) for v in row.values() if isinstance(v, str)))
     raw = json.dumps(row, default=str, ensure_ascii=False).encode("utf-8", "surrogatepass")
-    return _unreadable(found.unreadable[0], raw)
+    return _unreadable(record.unreadable[0], raw)

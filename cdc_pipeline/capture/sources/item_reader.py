@@ -1,9 +1,9 @@
-"""Completion by read: streams without new images, made whole by reading the items they name.
+"""Completion by read: streams without new images, completed by reading the items of their events.
 
-For view types KEYS_ONLY and OLD_IMAGE of tables that say `complete_by_read`. The bare event lands
-first. Then its item is read, consistently, and lands as a row of its own right behind the event:
-what was read is at least as new as the event, and an absent item was deleted. Versions between two
-reads are unknown, so history is thinner than with new images; the last state is exact.
+For view types KEYS_ONLY and OLD_IMAGE of tables with `complete_by_read`. The bare event lands
+first. Then its item is read, consistently, and lands as a row of its own directly after the event:
+the read item is at least as new as the event, and an absent item was deleted. Versions between two
+reads are unknown, so history has fewer versions than with new images; the last state is exact.
 """
 
 import base64
@@ -41,20 +41,20 @@ class ItemReader:
         self._sleep = sleep
 
     def read(self, keys: Iterable[str]) -> dict[str, dict[str, Any] | None]:
-        """Canonical items by their keys (canonical JSON), None for those that are absent.
+        """Return canonical items by their keys (canonical JSON), None for absent items.
 
-        Raises `SourceError`, also when DynamoDB leaves keys unprocessed again and again.
+        Raises `SourceError`, also if DynamoDB leaves keys unprocessed repeatedly.
         """
         wanted = list(keys)
-        found: dict[str, dict[str, Any] | None] = dict.fromkeys(wanted)
+        items: dict[str, dict[str, Any] | None] = dict.fromkeys(wanted)
         for start in range(0, len(wanted), _BATCH):
             batch = wanted[start : start + _BATCH]
             for item in self._read_batch([native_key(key) for key in batch]):
                 canonical = canonical_item(wire_form(item))
-                keys_of = {name: canonical[name] for name in sorted(self._key_names)}
-                found[to_json(keys_of)] = canonical
+                item_keys = {name: canonical[name] for name in sorted(self._key_names)}
+                items[to_json(item_keys)] = canonical
             self._sleep(self._pause * len(batch))
-        return found
+        return items
 
     def _read_batch(self, keys: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         request = {self._table: {"Keys": keys, "ConsistentRead": True}}
@@ -70,7 +70,7 @@ class ItemReader:
 
 
 def completing_rows(bare: Iterable[Change], reader: ItemReader, table_id: str) -> list[Change]:
-    """A row behind the last bare event of each item, with the item as it is now."""
+    """Read the items of bare events: one row after the last event of each item."""
     last: dict[str, Change] = {}
     for change in bare:
         if change.op != "D" and (
@@ -88,7 +88,7 @@ def _complete(event: Change, item: dict[str, Any] | None, table_id: str) -> Chan
         data=None if item is None else plain_json(item),
         new_image=None if item is None else to_json(item),
         old_image=None,
-        # Longer than the event's position and otherwise equal: right behind it.
+        # Longer than the event's position and otherwise equal: directly after it.
         position=f"{event.position}.{READ}",
         is_ttl_delete=None,
         transport=READ,
@@ -96,7 +96,7 @@ def _complete(event: Change, item: dict[str, Any] | None, table_id: str) -> Chan
 
 
 def native_key(keys: str) -> dict[str, Any]:
-    """A canonical key as botocore takes it: binary as bytes."""
+    """Convert a canonical key to botocore's form: binary as bytes."""
     return {
         name: {tag: base64.b64decode(text) if tag == "B" else text}
         for name, value in json.loads(keys).items()

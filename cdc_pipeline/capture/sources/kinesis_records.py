@@ -1,8 +1,8 @@
-"""Kinesis records into changes, fast: no Python object per attribute where none is needed.
+"""Fast parser of Kinesis records into changes: no Python object per attribute unless needed.
 
-Must give what `core.changes.forwarded` gives, which is the definition and takes over for every
-record that is not of the usual form. Images stay text and are spelled by their shape
-(`core.items.spelling`); only those with binaries, whose encoding differs, are taken apart.
+Must return the same as `core.changes.forwarded`, which is the definition and parses every record
+not of the usual form. Images stay text and are spelled by their shape (`core.items.spelling`); only
+images with binaries, whose encoding differs, are decoded.
 """
 
 import re
@@ -22,7 +22,7 @@ from cdc_pipeline.core.items.attributes import TOO_DEEP, Spelling, spell_item
 from cdc_pipeline.core.items.spelling import Speller
 from cdc_pipeline.core.transports import KINESIS
 
-# The names of binary types, as they are or escaped; whatever else matches is merely slower.
+# The names of binary types, plain or escaped; other matches only cost time.
 _MAYBE_BINARY = re.compile(rb'"BS?"|\\u00(?:42|53)').search
 
 
@@ -57,7 +57,7 @@ class _Envelope(msgspec.Struct):
 
     @property
     def is_usual(self) -> bool:
-        """Whether it is a record as DynamoDB writes it to Kinesis; see `core.changes.forwarded`."""
+        """Whether DynamoDB writes records of this form to Kinesis; see `core.changes.forwarded`."""
         body = self.dynamodb
         of_stream = (self.eventSourceARN, self.eventVersion, body.SequenceNumber)
         return (
@@ -73,7 +73,7 @@ _decode_envelope = msgspec.json.Decoder(_Envelope).decode
 
 
 def kinesis_sequence_number(raw: msgspec.Raw) -> str | None:
-    """The sequence number of a Kinesis record, None if it has none that could be a checkpoint."""
+    """Return the sequence number of a Kinesis record, None if it cannot be a checkpoint."""
     try:
         number = _decode_numbered(raw).SequenceNumber
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -84,11 +84,11 @@ def kinesis_sequence_number(raw: msgspec.Raw) -> str | None:
 def parse_envelopes(
     records: Sequence[msgspec.Raw], *, target: Target, shard_id: str, encodings: int = 2
 ) -> tuple[list[Change], list[tuple[str, bytes]], int]:
-    """Changes, records that are none with the reason why, and how many are of other tables.
+    """Parse records: changes, unreadable records with reasons, and the number of other tables'.
 
-    `target`: whose changes are wanted. `encodings`: how often binary is base64-encoded. Raises
-    `SourceError` for records into which a
-    producer's library packed several: nothing of them could be told from what DynamoDB wrote.
+    `target`: the table whose changes are wanted. `encodings`: how many times binary is
+    base64-encoded. Raises `SourceError` for records in the aggregated format of a producer's
+    library: they could not be distinguished from DynamoDB's own.
     """
     changes: list[Change] = []
     unreadable: list[tuple[str, bytes]] = []
@@ -120,7 +120,7 @@ def parse_envelopes(
 
 
 class _Parser:
-    """One record; `parse` gives None for one of another table."""
+    """One record; `parse` returns None for a record of another table."""
 
     def __init__(self, target: Target, shard_id: str, encodings: int, record: _Record) -> None:
         self.target, self.shard_id = target, shard_id
@@ -140,7 +140,7 @@ class _Parser:
         return self._slowly()
 
     def _fast(self, envelope: _Envelope) -> Change | None:
-        """The change of an envelope of the usual form; what is wrong with others is said below."""
+        """The change of an envelope of the usual form; None for others, left to `_slowly`."""
         body, op = envelope.dynamodb, OPS.get(envelope.eventName)
         if op is None or _absent(body.NewImage) != (op == "D"):
             return None
@@ -171,13 +171,13 @@ class _Parser:
         )
 
     def _image(self, raw: msgspec.Raw) -> Spelling:
-        """Canonical typed and plain JSON of an item; raises what makes the record unusual."""
+        """Canonical typed and plain JSON of an item; raises for an unusual record."""
         if self.encodings > 1 and _MAYBE_BINARY(raw):
             return spell_item(decoded(msgspec.json.decode(raw), self.encodings - 1))
         return _spell_item(str(raw, "utf-8")) or spell_item(msgspec.json.decode(raw))
 
     def _slowly(self) -> Change | None:
-        """The definition, and for records of the stream's spelling, which somebody handed on."""
+        """Parse by the definition; also forwarded records in the spelling of DynamoDB Streams."""
         record = read_envelope(self.record.Data)
         if isinstance(record, Mapping) and self.target.is_of_another(record):
             return None

@@ -1,4 +1,4 @@
-"""What differs between transports in reading a shard: its records, its clock, its pace."""
+"""Differences between transports in reading a shard: records, clock, pace."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from cdc_pipeline.core.log.entries import ShardState, StreamRef
 
 @dataclass(frozen=True)
 class Parsed:
-    """What the records of a page are. `skipped`: those that are of no concern to the table."""
+    """The parsed records of a page. `skipped`: number of records of other tables."""
 
     changes: list[Change]
     unreadable: list[tuple[str, bytes]]
@@ -22,10 +22,10 @@ class Parsed:
 
 
 class ReadTo(NamedTuple):
-    """Times in µs up to which a shard has been read, 0: the page does not tell.
+    """Times, in µs, up to which a shard has been read; 0: unknown from the page.
 
-    `tip_us`: nothing that was there to be read then is left. `written_us`: every change written
-    before has been read, those that were still on their way included.
+    `tip_us`: every record in the shard at that time has been read. `written_us`: every change
+    written before has been read, including changes that arrived in the shard later.
     """
 
     tip_us: int = 0
@@ -33,62 +33,62 @@ class ReadTo(NamedTuple):
 
 
 class Reading(Protocol):
-    """How a transport's pages are understood."""
+    """How the pages of a transport are interpreted."""
 
     def of_former(self, table_id: str) -> "Reading":
-        """The same for a former table of that name, whose keys nobody knows."""
+        """Return the same for a former table of that name, whose keys are unknown."""
         ...
 
     @property
     def trims_silently(self) -> bool:
-        """Whether a position that is gone raises nothing: reading begins at what is left."""
+        """Whether reading from a trimmed position starts at the oldest record, without an error."""
         ...
 
     @property
     def comes_back(self) -> bool:
-        """Whether a stream that was off may be written to again under its name."""
+        """Whether a disabled stream may be enabled again under the same name."""
         ...
 
     @property
     def in_order(self) -> bool:
         """Whether a shard's records come in the order of their times.
 
-        Then each tells how far its shard has been read, whatever was thought before, and only empty
-        reads tell where it ends for now.
+        If so, each record sets the time up to which its shard has been read, also to an earlier
+        one, and only empty reads show the tip.
         """
         ...
 
     def parse(self, page: Page, stream: StreamRef, shard: ShardState) -> Parsed:
-        """The changes of a page; raises `SourceError` where it must not be read on."""
+        """Parse the records of a page; raises `SourceError` if the shard must not be read on."""
         ...
 
     def last(self, page: Page) -> str | None:
-        """The checkpoint behind a page, None if no record of it could be one."""
+        """Return the checkpoint after a page, None if none of its records can be one."""
         ...
 
     def begins(self, page: Page, starting: str | None) -> bool:
-        """Whether the page surely begins with the first record that its shard ever had."""
+        """Whether the page certainly begins with the first record of its shard."""
         ...
 
     def read_to(
         self, page: Page, changes: Sequence[Change], asked_us: int, quiet_us: int
     ) -> ReadTo:
-        """How far a page that was asked for at `asked_us` takes its shard.
+        """Return the times up to which a page, requested at `asked_us`, reads its shard.
 
-        `quiet_us`: when the first of as many empty reads in a row as count began, 0: not so many.
+        `quiet_us`: start of the first of the required empty reads in a row, 0: too few of them.
         """
         ...
 
     def pause(self, page: Page, poll_seconds: float) -> float | None:
-        """Seconds to wait before the shard is read again, None: not at all."""
+        """Return the seconds to wait before the next read of the shard; None: no wait."""
         ...
 
     def listing_lag_seconds(self, configured: float) -> float:
-        """How much younger than a listing the changes may be that are in shards it lacks."""
+        """Return the age, in seconds, from which all changes are in the shards of a listing."""
         ...
 
     def listing_seconds(self, shards: int) -> float:
-        """How long a whole listing of so many shards serves; children are asked for meanwhile."""
+        """Return the seconds between whole listings; children are requested in between."""
         ...
 
 
@@ -100,13 +100,13 @@ _LISTING_SECONDS = 600
 class StreamsReading:
     """DynamoDB Streams: the records of a shard are in the order of their write times.
 
-    `target`: whose keys the records must have, None: those of a table that is gone.
+    `target`: the table whose keys the records must have, None: a table that is gone.
     """
 
     target: Target | None = None
 
     def of_former(self, table_id: str) -> "StreamsReading":
-        """See `Reading`; a stream is one table's, so its id is not needed."""
+        """See `Reading`; a stream belongs to one table, so the id is not needed."""
         return replace(self, target=None)
 
     trims_silently = False
@@ -114,38 +114,38 @@ class StreamsReading:
     in_order = True
 
     def parse(self, page: Page, stream: StreamRef, shard: ShardState) -> Parsed:
-        """By `capture.sources.streams_records`."""
+        """Parse with `capture.sources.streams_records`."""
         return Parsed(*parse_records(page.records, stream, shard, self.target))
 
     def last(self, page: Page) -> str | None:
-        """The last sequence number; without one, the same records are read again."""
+        """Return the last sequence number; without one, the same records are read again."""
         numbers = map(sequence_number, reversed(page.records))
         return next((number for number in numbers if number is not None), None)
 
     def begins(self, page: Page, starting: str | None) -> bool:
-        """A listing calls a shard's first record by its number."""
+        """A listing contains the number of a shard's first record."""
         first = next((n for raw in page.records if (n := sequence_number(raw))), None)
         return first is not None and first == starting
 
     def read_to(
         self, page: Page, changes: Sequence[Change], asked_us: int, quiet_us: int
     ) -> ReadTo:
-        """Up to the last record; a quiet shard up to its first of some empty reads in a row."""
+        """Up to the last record; in a quiet shard, up to the first of the empty reads in a row."""
         read_to_us = changes[-1].write_time_us if changes else 0 if page.records else quiet_us
         return ReadTo(read_to_us, read_to_us)
 
     def pause(self, page: Page, poll_seconds: float) -> float | None:
-        """None while there is something to read."""
+        """Wait only after an empty page."""
         return None if page.records else poll_seconds
 
     def listing_lag_seconds(self, configured: float) -> float:
-        """AWS gives no bound, so it is a setting."""
+        """AWS documents no bound, so it is a setting."""
         return configured
 
     def listing_seconds(self, shards: int) -> float:
-        """A second for each request that it takes, so a tenth of AWS's ten a second; at most 600.
+        """One second for each request of a listing, a tenth of AWS's ten a second; at most 600.
 
-        What takes one request is listed whenever there is something to ask.
+        A stream listed with one request is listed again instead of requests for children.
         """
         return min(shards // _SHARDS_PER_REQUEST, _LISTING_SECONDS)
 
@@ -157,10 +157,11 @@ _LISTING_LAG_SECONDS = 10
 
 @dataclass(frozen=True)
 class KinesisReading:
-    """Kinesis: duplicates and disorder, so that only AWS's own word tells how far a shard is read.
+    """Kinesis: records repeat and lack order, so only AWS's MillisBehindLatest shows progress.
 
-    `target`: whose records count; a stream may hold other tables', too. `encodings`: how often
-    binary is base64-encoded. `late_seconds`: how much later than it was written a change may come.
+    `target`: the table whose records count; a stream may hold records of other tables.
+    `encodings`: how many times binary is base64-encoded. `late_seconds`: longest delay of a change
+    after its write.
     """
 
     target: Target
@@ -176,22 +177,22 @@ class KinesisReading:
     in_order = False
 
     def parse(self, page: Page, stream: StreamRef, shard: ShardState) -> Parsed:
-        """By `capture.sources.kinesis_records`."""
-        found = parse_envelopes(
+        """Parse with `capture.sources.kinesis_records`."""
+        parsed = parse_envelopes(
             page.records,
             target=self.target,
             shard_id=shard.shard_id,
             encodings=self.encodings,
         )
-        return Parsed(*found)
+        return Parsed(*parsed)
 
     def last(self, page: Page) -> str | None:
-        """The last sequence number; without one, the same records are read again."""
+        """Return the last sequence number; without one, the same records are read again."""
         numbers = map(kinesis_sequence_number, reversed(page.records))
         return next((number for number in numbers if number is not None), None)
 
     def begins(self, page: Page, starting: str | None) -> bool:
-        """A listing gives the number that a shard's numbers begin above, not its first record's."""
+        """A listing contains a lower bound of a shard's numbers, not that of its first record."""
         return False
 
     def read_to(
@@ -204,15 +205,15 @@ class KinesisReading:
         return ReadTo(tip_us, max(0, tip_us - int(self.late_seconds * 1_000_000)))
 
     def pause(self, page: Page, poll_seconds: float) -> float | None:
-        """AWS allows 5 reads and 2 MiB a second and shard, and blocks who asks for more."""
-        at_tip = not page.records and not page.behind_ms
-        # Three bytes of data are four in the answer.
+        """AWS allows 5 reads and 2 MiB a second and shard, and blocks clients above that."""
+        is_at_tip = not page.records and not page.behind_ms
+        # Base64: three bytes of data are four in the answer.
         size = page.size * 3 / 4 if page.records else 0
         needed = max(1 / _READS_PER_SECOND, size / _BYTES_PER_SECOND)
-        return poll_seconds if at_tip else needed
+        return poll_seconds if is_at_tip else needed
 
     def listing_lag_seconds(self, configured: float) -> float:
-        """ListShards is consistent; a change is late by itself."""
+        """ListShards is consistent; the lateness of changes comes on top."""
         return min(configured, _LISTING_LAG_SECONDS) + self.late_seconds
 
     def listing_seconds(self, shards: int) -> float:

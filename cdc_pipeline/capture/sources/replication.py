@@ -1,4 +1,4 @@
-"""How late DynamoDB writes changes to Kinesis, and which it could not write: by its metrics."""
+"""Lateness and losses of DynamoDB's writes to Kinesis, by its metrics."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -8,46 +8,46 @@ from cdc_pipeline.aws.cloudwatch import failed_to_replicate, replication_ages
 from cdc_pipeline.core.errors import SourceError
 from cdc_pipeline.settings.model import Table
 
-_LOOK_BACK_US = 15 * 60_000_000
-"""Points of the metric are of five minutes and come some minutes late."""
+_METRIC_SPAN_US = 15 * 60_000_000
+"""The metric has one point for five minutes, some minutes late."""
 
 
 class Lateness(NamedTuple):
-    """How much later than it was written a change may come, in µs, and what to tell about it."""
+    """Longest delay of a change after its write, in µs, and warnings."""
 
     us: int
     warnings: tuple[str, ...] = ()
 
 
 def replication_late_us(aws: AwsSession, table: Table, now_us: int) -> Lateness:
-    """The larger one of `kinesis.late_seconds` and the age that DynamoDB reported lately.
+    """Return the larger of `kinesis.late_seconds` and the age reported by DynamoDB.
 
-    Where the metric may not be read, or says nothing (nothing is written), the setting counts; that
-    it may not be read is told by whoever counts lost records, which needs the same permission.
+    Without permission to read the metric, or without values (no writes), the setting counts. The
+    count of lost records needs the same permission and warns if it is missing.
     """
-    set_us = int(table.kinesis.late_seconds * 1_000_000)
+    configured_us = int(table.kinesis.late_seconds * 1_000_000)
     try:
-        ages = replication_ages(aws, table.name, now_us - _LOOK_BACK_US, now_us)
+        ages = replication_ages(aws, table.name, now_us - _METRIC_SPAN_US, now_us)
     except SourceError:
-        return Lateness(set_us)
+        return Lateness(configured_us)
     measured_us = max(ages.values(), default=0)
-    if measured_us <= set_us:
-        return Lateness(set_us)
+    if measured_us <= configured_us:
+        return Lateness(configured_us)
     return Lateness(
         measured_us,
         (
             f"table {table.name}: DynamoDB is {measured_us / 1_000_000:.0f} s behind in writing to "
-            f"Kinesis, more than `kinesis.late_seconds` ({table.kinesis.late_seconds:g}); so "
-            "much later is the watermark",
+            f"Kinesis, more than `kinesis.late_seconds` ({table.kinesis.late_seconds:g}); the "
+            "watermark is later by that time",
         ),
     )
 
 
 @dataclass(frozen=True)
 class ReplicationMetric:
-    """What DynamoDB could not write to a table's Kinesis stream, by its metric.
+    """Records that DynamoDB could not write to a table's Kinesis stream, by its metric.
 
-    `late_us`: how long after a time the metric is complete.
+    `late_us`: delay, in µs, after which the metric of a time is complete.
     """
 
     aws: AwsSession
@@ -55,5 +55,5 @@ class ReplicationMetric:
     late_us: int
 
     def count(self, from_us: int, to_us: int) -> int:
-        """Records lost in [from_us, to_us), whole minutes; raises `SourceError`."""
+        """Count records lost in [from_us, to_us), whole minutes; raises `SourceError`."""
         return failed_to_replicate(self.aws, self.table, from_us, to_us)

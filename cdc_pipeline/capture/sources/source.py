@@ -1,4 +1,4 @@
-"""What capture needs of a table's source, checked before anything is read."""
+"""The source of a table's changes, checked before anything is read."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """A table's stream as it is now: which table, which stream, and how to read it.
+    """A table's current stream: table, stream, and the means to read it.
 
-    `reader` completes the events of a stream without new images. `created_us`: tells streams of one
-    ARN apart. `losses`: how DynamoDB is asked what it could not write to the stream, None for
-    streams that are always whole. `clock_offset_us`: how far this machine's clock is ahead of
-    AWS's, None while that is unknown. `files`: the objects that it is read from instead of shards,
-    None for streams, and for a channel that is gone.
+    `reader`: completes the events of a stream without new images. `created_us`: distinguishes
+    streams of one ARN. `losses`: counts the records that DynamoDB could not write to the stream,
+    None for streams without losses. `clock_offset_us`: lead of this machine's clock over AWS's,
+    None: unknown. `files`: objects to read instead of shards, None for streams, and for a channel
+    that is gone.
     """
 
     table: str
@@ -44,20 +44,20 @@ class Source:
 
     @property
     def full_images(self) -> bool:
-        """Whether the stream's events hold the new item."""
+        """Whether the stream's events contain the new item."""
         return self.view_type in MIRROR_VIEWS
 
     def is_same_stream(self, stream: StreamRef) -> bool:
         """Whether this is the stream that a log follows, of the same table."""
-        ours = (self.transport, self.arn, self.created_us, self.table_id)
-        return ours == (stream.transport, stream.arn, stream.created_us, stream.table_id)
+        identity = (self.transport, self.arn, self.created_us, self.table_id)
+        return identity == (stream.transport, stream.arn, stream.created_us, stream.table_id)
 
     def is_followed(self, stream: StreamRef) -> bool:
-        """Whether a log that follows `stream` goes on with this one, and nothing lies between."""
+        """Whether a log that follows `stream` continues with this one, without a gap."""
         return self.is_same_stream(stream) and not stream.off
 
     def ref(self, listed: StreamDescription, generation: int, recorded_us: int) -> StreamRef:
-        """How a log that begins to follow it names it."""
+        """Return the reference to this stream for a log that begins to follow it."""
         return StreamRef(
             self.table_id,
             self.arn,
@@ -71,42 +71,42 @@ class Source:
 
 
 class Losses(Protocol):
-    """What a table's DynamoDB says it could not write to the stream."""
+    """Counts of records that DynamoDB could not write to a table's stream."""
 
     @property
     def late_us(self) -> int:
-        """How long after a time it is known what was lost then."""
+        """Delay, in µs, after which the losses of a time are known."""
         ...
 
     def count(self, from_us: int, to_us: int) -> int:
-        """Records lost in [from_us, to_us), whole minutes; raises `SourceError`."""
+        """Count records lost in [from_us, to_us), whole minutes; raises `SourceError`."""
         ...
 
 
 class ShardSource(Protocol):
-    """A stream of shards; errors as `aws.shards.ShardClient` documents them."""
+    """A stream of shards; errors as documented in `aws.shards.ShardClient`."""
 
     def describe(self, arn: str) -> StreamDescription:
-        """All shards that the stream lists now."""
+        """List all shards of the stream."""
         ...
 
     def children(self, arn: str, shard_id: str) -> list[Shard] | None:
-        """The children of an ended shard that show by now; None: only `describe` tells."""
+        """List the visible children of an ended shard; None: only `describe` lists shards."""
         ...
 
     def iterator(self, arn: str, shard_id: str, after: str | None) -> str:
-        """Where to read on behind a sequence number, or from a shard's start."""
+        """Return an iterator after a sequence number, or at the start of a shard."""
         ...
 
     def read(self, iterator: str) -> Page:
-        """The next page of a shard."""
+        """Read the next page of a shard."""
         ...
 
 
 def table_with_stream(
     aws: AwsSession, name: str, *, complete_by_read: bool = False
 ) -> TableDescription:
-    """The table, known to have a stream that a mirror can be made from; raises `SourceError`."""
+    """Describe a table; raises `SourceError` if its stream cannot be mirrored."""
     table = describe_table(aws, name)
     if table.stream_arn is None:
         raise SourceError(
@@ -125,7 +125,7 @@ def table_with_stream(
 
 
 def require_backups(aws: AwsSession, name: str) -> None:
-    """Point-in-time recovery must be on for exports; raises `SourceError`."""
+    """Raise `SourceError` if point-in-time recovery is off: exports need it."""
     if not describe_backups(aws, name).enabled:
         raise SourceError(
             f"table {name}: point-in-time recovery is off, so it cannot be exported",

@@ -1,4 +1,4 @@
-"""Which stream a table's changes come from, by its settings or by its log."""
+"""Choice of the stream that a table's changes come from, by its settings or by its log."""
 
 from dataclasses import replace
 
@@ -28,9 +28,9 @@ from cdc_pipeline.settings.model import Table
 
 
 def open_source(table: TableLake, transport: str | None = None) -> Source:
-    """The stream of a table, checked to be one that can be mirrored; raises `SourceError`.
+    """Open the stream of a table; raises `SourceError` if it cannot be mirrored.
 
-    `transport`: another one than the settings say.
+    `transport`: instead of the one in the settings.
     """
     aws = table.source
     if (transport or table.settings.transport) == FIREHOSE:
@@ -39,26 +39,26 @@ def open_source(table: TableLake, transport: str | None = None) -> Source:
         return open_channel(table)
     if (transport or table.settings.transport) == KINESIS:
         arn = active_destination(aws, table.name)
-        found = describe_table(aws, table.name)
+        described = describe_table(aws, table.name)
         shards = KinesisStreams(aws, table.name)
         created_us = _created_us(shards, table.settings, arn)
-        return _kinesis(table, shards, found.table_id, arn, created_us, found)
-    found = described_table(table, DYNAMODB_STREAMS)
-    assert found.stream_arn  # table_with_stream saw to it
+        return _kinesis(table, shards, described.table_id, arn, created_us, described)
+    described = described_table(table, DYNAMODB_STREAMS)
+    assert described.stream_arn  # checked by table_with_stream
     return Source(
         table=table.name,
-        table_id=found.table_id,
-        arn=found.stream_arn,
-        view_type=found.view_type or "",
+        table_id=described.table_id,
+        arn=described.stream_arn,
+        view_type=described.view_type or "",
         shards=DynamoDBStreams(aws),
-        reader=_reader(table, found),
-        reading=StreamsReading(target_of(found)),
+        reader=_reader(table, described),
+        reading=StreamsReading(target_of(described)),
         clock_offset_us=aws.clock_offset.offset_us,
     )
 
 
 def described_table(table: TableLake, transport: str | None = None) -> TableDescription:
-    """The table, known to have what its transport needs of it; raises `SourceError`."""
+    """Describe a table; raises `SourceError` if it does not support its transport."""
     aws = table.source
     if (transport or table.settings.transport) != DYNAMODB_STREAMS:
         return describe_table(aws, table.name)
@@ -66,16 +66,16 @@ def described_table(table: TableLake, transport: str | None = None) -> TableDesc
 
 
 def followed_source(table: TableLake, stream: StreamRef) -> Source:
-    """The stream that a log follows, whatever has become of it since; raises `SourceError`."""
+    """Open the stream that a log follows, even if it is disabled or gone; raises `SourceError`."""
     if stream.transport == KINESIS:
         shards = KinesisStreams(table.source, table.name)
         try:
-            found = describe_table(table.source, table.name)
+            described = describe_table(table.source, table.name)
         except SourceError as error:
             if code_behind(error) != "ResourceNotFoundException":
                 raise
-            found = None
-        return _kinesis(table, shards, stream.table_id, stream.arn, stream.created_us, found)
+            described = None
+        return _kinesis(table, shards, stream.table_id, stream.arn, stream.created_us, described)
     if stream.transport == FIREHOSE:
         return _firehose(table)
     if stream.transport == KINESIS_CHANNEL:
@@ -92,9 +92,9 @@ def followed_source(table: TableLake, stream: StreamRef) -> Source:
 
 
 def with_measured_lateness(table: TableLake, source: Source) -> tuple[Source, tuple[str, ...]]:
-    """A source that is about to be read, as late as DynamoDB is; and what to tell about that.
+    """Return a source with DynamoDB's measured lateness, and warnings.
 
-    Of Kinesis, one request of CloudWatch; others as they are.
+    One request to CloudWatch for Kinesis; other sources are returned unchanged.
     """
     reading = source.reading
     if not isinstance(reading, KinesisReading):
@@ -106,7 +106,7 @@ def with_measured_lateness(table: TableLake, source: Source) -> tuple[Source, tu
 
 def _firehose(table: TableLake) -> Source:
     source = open_files(table)
-    assert table.settings.firehose is not None  # the settings say so
+    assert table.settings.firehose is not None  # the settings require it
     return replace(source, files=FirehoseFiles(table, table.settings.firehose))
 
 
@@ -116,14 +116,14 @@ def _kinesis(
     table_id: str,
     arn: str,
     created_us: int,
-    found: TableDescription | None,
+    described: TableDescription | None,
 ) -> Source:
     settings = table.settings.kinesis
     target = Target(table.name, table_id, {})
-    if found is not None:
-        # Of a table that was made again, the keys may be others than they were.
-        target = replace(target_of(found), table_id=table_id)
-        target = target if found.table_id == table_id else replace(target, key_types={})
+    if described is not None:
+        # A table that was created again may have other keys.
+        target = replace(target_of(described), table_id=table_id)
+        target = target if described.table_id == table_id else replace(target, key_types={})
     metric_us = int(settings.metric_minutes * 60_000_000)
     return Source(
         table=table.name,
@@ -131,8 +131,8 @@ def _kinesis(
         arn=arn,
         view_type=NEW_AND_OLD_IMAGES,
         shards=shards,
-        # Where the order of changes cannot be told, their item is read.
-        reader=_reader(table, found) if found else None,
+        # Reads the item where the order of its changes cannot be decided.
+        reader=_reader(table, described) if described else None,
         transport=KINESIS,
         reading=KinesisReading(target, settings.binary_encodings, settings.late_seconds),
         created_us=created_us,
@@ -141,9 +141,9 @@ def _kinesis(
     )
 
 
-def _reader(table: TableLake, found: TableDescription) -> ItemReader:
+def _reader(table: TableLake, described: TableDescription) -> ItemReader:
     pace = table.lake.settings.capture.reads_per_second
-    return ItemReader(table.source, table.name, found.key_names, pace)
+    return ItemReader(table.source, table.name, described.key_names, pace)
 
 
 def _created_us(shards: KinesisStreams, table: Table, arn: str) -> int:
@@ -151,7 +151,7 @@ def _created_us(shards: KinesisStreams, table: Table, arn: str) -> int:
         return shards.created_us(arn)
     except ShardGoneError as error:
         raise SourceError(
-            f"table {table.name}: the Kinesis stream that it writes to is gone: {error}",
+            f"table {table.name}: its Kinesis stream is gone: {error}",
             fix=f"aws dynamodb disable-kinesis-streaming-destination --table-name {table.name} "
             f"--stream-arn {arn}, then enable it with a stream that exists",
         ) from error

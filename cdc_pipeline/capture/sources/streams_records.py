@@ -1,8 +1,8 @@
-"""Stream records into changes, fast: no Python object per attribute where none is needed.
+"""Fast parser of stream records into changes: no Python object per attribute unless needed.
 
-Must give what `core.changes.change.from_stream_record` gives, which is the definition and takes
-over for every record that is not of the usual form. Images stay text and are spelled by their shape
-(`core.items.spelling`). Fields that a change does not use are not looked at.
+Must return the same as `core.changes.change.from_stream_record`, which is the definition and parses
+every record not of the usual form. Images stay text and are spelled by their shape
+(`core.items.spelling`). Fields that a change does not use are not decoded.
 """
 
 import re
@@ -60,7 +60,7 @@ _decode_number = msgspec.json.Decoder(_NumberOnly).decode
 
 
 def sequence_number(raw: msgspec.Raw) -> str | None:
-    """The sequence number of a record, None if it has none that could be a checkpoint."""
+    """Return the sequence number of a record, None if it cannot be a checkpoint."""
     try:
         number = _decode_number(raw).dynamodb.SequenceNumber
     except msgspec.DecodeError:
@@ -74,7 +74,7 @@ def parse_records(
     shard: ShardState,
     target: Target | None = None,
 ) -> tuple[list[Change], list[tuple[str, bytes]]]:
-    """Changes, and records that are none with the reason why: also such without `target`'s keys."""
+    """Parse records: changes, and unreadable records with reasons, also without `target`'s keys."""
     changes: list[Change] = []
     unreadable: list[tuple[str, bytes]] = []
     for raw in records:
@@ -99,7 +99,7 @@ def _parse(raw: msgspec.Raw, stream: StreamRef, shard: ShardState) -> Change:
 
 
 def _fast(raw: msgspec.Raw, stream: StreamRef, shard: ShardState) -> Change | None:
-    """The change of a record of the usual form; whatever is wrong with others is not said here."""
+    """The change of a record of the usual form; None for others, left to `_slowly`."""
     record = _decode_record(raw)
     body, op, event_id = record.dynamodb, OPS.get(record.eventName), record.eventID
     usual = event_id and event_id.isascii() and _SEQUENCE_NUMBER(body.SequenceNumber)
@@ -148,5 +148,5 @@ _spell_item = Speller(spell_item).spell
 
 
 def _image(raw: msgspec.Raw) -> Spelling:
-    """Canonical typed JSON and plain JSON of an item; raises what makes the record unusual."""
+    """Canonical typed JSON and plain JSON of an item; raises for an unusual record."""
     return _spell_item(str(raw, "utf-8")) or spell_item(msgspec.json.decode(raw))

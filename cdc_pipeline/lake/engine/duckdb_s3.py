@@ -1,4 +1,4 @@
-"""S3 for DuckDB through pyarrow's client: its own S3 extension would have to be downloaded."""
+"""S3 for DuckDB through pyarrow's client: DuckDB's own S3 extension needs a download."""
 
 import threading
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from pyarrow.fs import FileSystem
 
 
 class DuckS3(ArrowFSWrapper):
-    """pyarrow's S3 client as the fsspec file system that DuckDB takes for `s3://`, to read."""
+    """pyarrow's S3 client as a read-only fsspec file system for DuckDB's `s3://` paths."""
 
     protocol = ("s3",)  # type: ignore[assignment]
     cachable = False
@@ -22,21 +22,21 @@ class DuckS3(ArrowFSWrapper):
 
     def _open(self, path: str, mode: str = "rb", *args: Any, **kwargs: Any) -> Any:
         if mode != "rb":
-            raise ValueError(f"{path}: the lake's files are only read here, not opened as {mode!r}")
+            raise ValueError(f"{path}: mode {mode!r} is not supported; use 'rb'")
         return SharedFile(partial(self.fs.open_input_file, path), path)
 
     def glob(self, path: str, maxdepth: int | None = None, **kwargs: Any) -> Any:
-        """Our own paths are exact: asking S3 for each would cost a request per file and view."""
-        if any(sign in path for sign in "*?["):
+        """Return exact paths as they are, without a request to S3 per file and view."""
+        if any(char in path for char in "*?["):
             return super().glob(path, maxdepth, **kwargs)
         return [path]
 
     def info(self, path: str, **kwargs: Any) -> Any:
-        """DuckDB asks for size and time apart; the lake's files never change."""
-        found = self._infos.get(path)
-        if found is None:
-            found = self._infos[path] = super().info(path, **kwargs)
-        return found
+        """Return size and time, cached: DuckDB requests each alone, and files never change."""
+        info = self._infos.get(path)
+        if info is None:
+            info = self._infos[path] = super().info(path, **kwargs)
+        return info
 
     @classmethod
     def _strip_protocol(cls, path: Any) -> Any:
@@ -46,12 +46,12 @@ class DuckS3(ArrowFSWrapper):
 
 
 class SharedFile:
-    """A file for several threads at once, each at its own position.
+    """A file for several threads, each with its own position.
 
-    DuckDB reads the row groups of one file from several threads through one handle, and a read is
-    a `seek` and a `read` here: with one position for all, a thread now and then gets the bytes of
-    another, that is, an error or wrong rows. A read that fails is tried again with the file opened
-    anew: credentials of the time when a long query began may have ended since.
+    DuckDB reads the row groups of one file from several threads through one handle, each by a
+    `seek` and a `read`. With one position for all, a thread could get another one's bytes: an error
+    or wrong rows. A failed read is retried once with the file opened again: the credentials from
+    the start of a long query may have expired.
     """
 
     def __init__(self, open_file: Callable[[], NativeFile], path: str) -> None:
@@ -59,35 +59,35 @@ class SharedFile:
         self._file = file = open_file()
         self._path = path
         self._size = file.size()
-        self._here = threading.local()
+        self._thread = threading.local()
 
     def seek(self, position: int, whence: int = 0) -> int:
-        """This thread reads from `position` next, counted as `io.IOBase.seek` does."""
+        """Set the thread's position, as `io.IOBase.seek`."""
         start = {0: 0, 1: self.tell(), 2: self._size}[whence]
-        self._here.position = start + position
+        self._thread.position = start + position
         return self.tell()
 
     def tell(self) -> int:
-        """Where this thread reads next."""
-        return getattr(self._here, "position", 0)
+        """Return the thread's position."""
+        return getattr(self._thread, "position", 0)
 
     def read(self, size: int = -1) -> bytes:
-        """The next `size` bytes, fewer only at the end of the file.
+        """Return the next `size` bytes, fewer only at the end of the file.
 
-        Raises `OSError` for an answer cut short: DuckDB would take what its buffer held before
-        for the rest.
+        Raises `OSError` for a short response: DuckDB would use old content of its buffer for the
+        missing bytes.
         """
         position = self.tell()
-        left = max(self._size - position, 0)
-        wanted = left if size < 0 else min(size, left)
-        found = self._read_at(wanted, position)
-        if len(found) != wanted:
+        remaining = max(self._size - position, 0)
+        expected = remaining if size < 0 else min(size, remaining)
+        data = self._read_at(expected, position)
+        if len(data) != expected:
             raise OSError(
-                f"{self._path}: {len(found)} bytes instead of {wanted} at {position} "
+                f"{self._path}: {len(data)} bytes instead of {expected} at {position} "
                 f"of {self._size}; run it again"
             )
-        self._here.position = position + wanted
-        return found
+        self._thread.position = position + expected
+        return data
 
     def _read_at(self, size: int, position: int) -> bytes:
         file = self._file
@@ -96,22 +96,22 @@ class SharedFile:
         except OSError:
             if file.closed:
                 raise
-            self._file = again = self._open()
-            return again.read_at(size, position)
+            self._file = reopened = self._open()
+            return reopened.read_at(size, position)
 
     def seekable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def readable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     @property
     def closed(self) -> bool:
-        """For all threads."""
+        """Whether the file is closed, for all threads."""
         return self._file.closed
 
     def close(self) -> None:
-        """For all threads."""
+        """Close the file for all threads."""
         self._file.close()

@@ -20,17 +20,17 @@ from cdc_pipeline.lake.iceberg.tables import data_files
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.storage.landing import LANDING_SCHEMA, read_object
 
-_FETCH_BYTES = 8 << 20  # of Parquet; it may take ten times that in memory
+_FETCH_BYTES = 8 << 20  # of Parquet; up to ten times as much in memory
 _FILE_ROWS = 1 << 32  # more than any file has
 _MEMORY_PERCENT = 95
-"""Of `memory_mb`: what DuckDB holds beyond its own count stays within the setting."""
+"""Share of `memory_mb` for DuckDB; the rest is for memory that it does not count."""
 
 
 @contextmanager
 def open_duckdb(lake: Lake, scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """As `connect_duckdb`, for work in bounded memory; what does not fit goes to `scratch`.
+    """Open a `connect_duckdb` connection with bounded memory that spills to the folder `scratch`.
 
-    Raises `LakeError` from the block where memory or that folder's disk is not enough.
+    Raises `LakeError` from the block if memory or the folder's disk is not enough.
     """
     memory_mb = lake.settings.memory_mb
     with connect_duckdb(lake) as connection:
@@ -40,20 +40,20 @@ def open_duckdb(lake: Lake, scratch: Path) -> Iterator[duckdb.DuckDBPyConnection
         try:
             yield connection
         except duckdb.OutOfMemoryException as error:
-            said = explain(error)
+            message = explain(error)
             fix = f"raise `memory_mb` in the settings, now {memory_mb}"
-            if "max_temp_directory_size" in said:
+            if "max_temp_directory_size" in message:
                 fix = f"free disk space below {scratch.parent}, or point TMPDIR to another disk"
-            # Only its first line: its own advice names settings that are not ours.
-            raise LakeError(f"DuckDB: {said.splitlines()[0]}", fix=fix) from error
+            # Only the first line: DuckDB's advice names settings that users cannot set here.
+            raise LakeError(f"DuckDB: {message.splitlines()[0]}", fix=fix) from error
 
 
 def connect_duckdb(lake: Lake) -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB in UTC that reads the lake's files, with DuckDB's limits of memory."""
+    """Open an in-memory DuckDB in UTC that reads the lake's files; default limit of memory."""
     connection = duckdb.connect()
     connection.execute("SET TimeZone = 'UTC'")
     connection.execute("SET preserve_insertion_order = false")
-    # DuckDB would draw it on the standard output of whatever it takes for a prompt.
+    # DuckDB would draw it on standard output when it assumes a prompt.
     connection.execute("SET enable_progress_bar = false")
     if lake.settings.is_s3:
         connection.register_filesystem(DuckS3(s3_filesystem(lake.aws)))
@@ -63,37 +63,37 @@ def connect_duckdb(lake: Lake) -> duckdb.DuckDBPyConnection:
 def arrow_table(
     connection: duckdb.DuckDBPyConnection, sql: str, parameters: object = None
 ) -> pa.Table:
-    """The whole result of a query."""
+    """Return the whole result of a query."""
     return cast(pa.Table, connection.sql(sql, params=parameters).to_arrow_table())
 
 
 def arrow_batches(
     connection: duckdb.DuckDBPyConnection, sql: str, rows: int
 ) -> Iterator[pa.RecordBatch]:
-    """The result of a query in batches of about `rows` rows."""
+    """Yield the result of a query in batches of about `rows` rows."""
     try:
         yield from cast(pa.RecordBatchReader, connection.sql(sql).to_arrow_reader(rows))
     except OSError as error:
-        # Behind the first batch Arrow hands DuckDB's errors on as its own.
+        # After the first batch Arrow raises DuckDB's errors as OSError.
         if "Out of Memory Error" in str(error):
             raise duckdb.OutOfMemoryException(str(error)) from None
         raise
 
 
 def literal(value: str) -> str:
-    """A SQL string literal."""
+    """Return a SQL string literal."""
     return "'" + value.replace("'", "''") + "'"
 
 
 def identifier(name: str) -> str:
-    """A quoted SQL identifier."""
+    """Return a quoted SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def files_relation(
     connection: duckdb.DuckDBPyConnection, paths: Sequence[str], schema: pa.Schema
 ) -> str:
-    """SQL for the rows of Parquet files; an empty relation of `schema` for no files."""
+    """Return SQL for the rows of Parquet files; without files, an empty relation of `schema`."""
     if paths:
         listed = ", ".join(literal(path) for path in paths)
         return f"read_parquet([{listed}], hive_partitioning = false)"
@@ -101,17 +101,17 @@ def files_relation(
 
 
 def table_relation(connection: duckdb.DuckDBPyConnection, table: IcebergTable) -> str:
-    """SQL for the rows of an Iceberg table as its schema has them, whenever a file was written.
+    """Return SQL for the rows of an Iceberg table in its present schema, also from older files.
 
-    Columns are found by their field ids: one that a file lacks is NULL in its rows, and one that
-    was dropped does not come back with another of its name.
+    Columns are matched by field id: one that a file lacks is NULL in its rows, and a dropped one
+    does not return under a new column of the same name.
     """
     schema = table.schema()
-    nothing = connection.from_arrow(schema.as_arrow().empty_table())
+    no_rows = connection.from_arrow(schema.as_arrow().empty_table())
     columns = ", ".join(
         f"{field.field_id}: {{name: {literal(field.name)}, type: {literal(str(kind))}, "
         "default_value: NULL}"
-        for field, kind in zip(schema.fields, nothing.types, strict=True)
+        for field, kind in zip(schema.fields, no_rows.types, strict=True)
     )
     paths = ", ".join(map(literal, data_files(table)))
     if not paths:
@@ -120,17 +120,17 @@ def table_relation(connection: duckdb.DuckDBPyConnection, table: IcebergTable) -
 
 
 def empty_relation(connection: duckdb.DuckDBPyConnection, schema: pa.Schema) -> str:
-    """SQL for no rows of `schema`."""
-    nothing = connection.from_arrow(schema.empty_table())
-    pairs = zip(nothing.columns, nothing.types, strict=True)
+    """Return SQL for a relation of `schema` without rows."""
+    no_rows = connection.from_arrow(schema.empty_table())
+    pairs = zip(no_rows.columns, no_rows.types, strict=True)
     columns = ", ".join(f"CAST(NULL AS {kind}) AS {identifier(name)}" for name, kind in pairs)
     return f"(SELECT {columns} WHERE false)"
 
 
 def place_in(paths: Sequence[str], files_before: int = 0) -> str:
-    """SQL for a number that tells the rows of a `files_relation` apart, the same at every reading.
+    """Return SQL for a unique number of each row in a `files_relation`, the same in every read.
 
-    `files_before`: how many files other relations have whose rows are to be told apart, too.
+    `files_before`: number of files in other relations, so that numbers are unique across them.
     """
     if not paths:
         return "CAST(NULL AS BIGINT)"
@@ -144,11 +144,11 @@ def landed_relation(
     *,
     fold: bool = False,
 ) -> str:
-    """SQL for landed rows with their `generation` and `order_key`.
+    """Return SQL for landed rows with their `generation` and `order_key`.
 
-    A row's generation is its object's, which the log knows and the file does not. `fold`: rows
-    have a number of their own, too, `place`. Every row is needed soon then, so few small objects in
-    S3 are better fetched side by side than opened one after the other by each statement.
+    A row's generation is that of its object, recorded in the log and not in the file. `fold`: rows
+    also have a row number, `place`. A fold reads every row, so a few small objects in S3 are
+    fetched in parallel, which is faster than opening them one by one in each statement.
     """
     by_generation: dict[int, list[LandedObject]] = {}
     for landed in objects:
@@ -157,15 +157,15 @@ def landed_relation(
         by_generation = {0: []}
     fetch = fold and lake.settings.is_s3 and sum(o.bytes for o in objects) <= _FETCH_BYTES
     parts, files_before = [], 0
-    for generation, of_it in sorted(by_generation.items()):
-        if fetch and of_it:
-            rows = _fetched(connection, lake, of_it, files_before)
+    for generation, members in sorted(by_generation.items()):
+        if fetch and members:
+            rows = _fetched(connection, lake, members, files_before)
         else:
-            paths = [lake.store.uri(landed.key) for landed in of_it]
+            paths = [lake.store.uri(landed.key) for landed in members]
             rows = files_relation(connection, paths, LANDING_SCHEMA)
             if fold:
                 rows = f"(SELECT *, {place_in(paths, files_before)} AS place FROM {rows})"
-        files_before += len(of_it)
+        files_before += len(members)
         prefix = literal(generation_prefix(generation))
         parts.append(
             f"SELECT *, {generation} AS generation, {prefix} || position AS order_key FROM {rows}"
@@ -179,7 +179,7 @@ def _fetched(
     objects: Sequence[LandedObject],
     files_before: int,
 ) -> str:
-    with ThreadPoolExecutor(10) as pool:  # botocore's connections
+    with ThreadPoolExecutor(10) as pool:  # the size of botocore's connection pool
         tables = list(pool.map(lambda landed: read_object(lake.store, landed), objects))
     rows, first = pa.concat_tables(tables), files_before * _FILE_ROWS
     places = pa.array(range(first, first + rows.num_rows), pa.int64())
@@ -189,11 +189,11 @@ def _fetched(
 
 
 def statement(sql: str) -> str:
-    """SQL without the semicolon at its end, and what is behind it: a relation of it is a subquery.
+    """Return SQL without its last semicolon and what follows, for use as a subquery.
 
-    DuckDB 2.0 takes the semicolon away itself unless a comment is behind it.
+    DuckDB 2.0 removes the semicolon itself unless a comment follows it.
     """
-    text, tokens = sql.encode(), duckdb.tokenize(sql)  # whose places are bytes
+    text, tokens = sql.encode(), duckdb.tokenize(sql)  # token positions are in bytes
     starts = [start for start, kind in tokens if kind != duckdb.token_type.comment]
     end = len(text)
     while starts and text[starts[-1] : starts[-1] + 1] == b";":
@@ -202,7 +202,7 @@ def statement(sql: str) -> str:
 
 
 def explain(error: Exception) -> str:
-    """DuckDB's message without its JSON wrapping."""
+    """Return DuckDB's message without its JSON wrapping."""
     text = str(error)
     if text.startswith("{"):
         return cast(str, json.loads(text).get("exception_message", text))

@@ -1,7 +1,8 @@
-"""DuckDB's types where they leave DuckDB: what Iceberg, JSON and CSV hold of each exactly.
+"""Output of DuckDB's types: the exact representation of each in Iceberg, JSON and CSV.
 
-Arrow is in between, and Arrow as DuckDB 2.0 writes it has other values for some types: UHUGEINT
-turns negative, TIMETZ loses its offset, BIT is DuckDB's own bytes. docs/types.md shows `TYPES`.
+Values pass through Arrow, and DuckDB 2.0 writes some types to Arrow with other values: UHUGEINT
+becomes negative, TIMETZ loses its offset, BIT has DuckDB's internal bytes. docs/types.md shows
+`TYPES`.
 """
 
 import math
@@ -21,11 +22,11 @@ Shown = Literal["value", "number", "text"]
 
 @dataclass(frozen=True)
 class OutputType:
-    """How values of one DuckDB type leave DuckDB.
+    """Output of one DuckDB type.
 
-    `stored`: the DuckDB type that Iceberg holds it as, None: refused. `iceberg`: what Iceberg calls
-    that. `shown`: what JSON and CSV make of it; `number`: a token with all its digits, `text`: as
-    DuckDB spells it.
+    `stored`: the DuckDB type it is stored as; None: refused. `iceberg`: Iceberg's name of that
+    type. `shown`: form in JSON and CSV; `number`: a token with all digits, `text`: DuckDB's
+    spelling.
     """
 
     name: str
@@ -73,7 +74,7 @@ TYPES = {
     "variant": OutputType("VARIANT", None, None, "text"),
     "geometry": OutputType("GEOMETRY", None, None, "text"),
 }
-"""By DuckDB's id of the type; lists, arrays, structs and maps are made of these."""
+"""By DuckDB's id of the type; lists, arrays, structs and maps consist of these."""
 
 _NANOS = ("timestamp_ns", "timestamptz_ns")
 _REASONS = {
@@ -86,9 +87,9 @@ _REASONS = {
 
 
 def storable_table(relation: duckdb.DuckDBPyRelation, what: str) -> pa.Table:
-    """The whole result in types that Iceberg and every engine reads, each value exact.
+    """Return the whole result in types that Iceberg and every engine can read, values exact.
 
-    Raises `QueryError` that names `what`, the column and its type, and what to write instead;
+    Raises `QueryError` with `what`, the column, its type and the SQL to write instead;
     `duckdb.Error` for a query that fails by itself.
     """
     names, kinds = relation.columns, relation.types
@@ -109,7 +110,7 @@ def storable_table(relation: duckdb.DuckDBPyRelation, what: str) -> pa.Table:
             for n, (name, kind, target, expression) in enumerate(cells, 1):
                 if _fails(relation, expression) and not _fails(relation, f"#{n}"):
                     raise _refusal(
-                        what, name, kind, f"a value is beyond {target}, the widest that Iceberg has"
+                        what, name, kind, f"a value exceeds {target}, the widest type of Iceberg"
                     ) from None
             raise
     return pa.table(
@@ -123,12 +124,12 @@ def _require_names(names: Sequence[str], what: str) -> None:
     for name in names:
         if name.lower() in seen:
             raise QueryError(
-                f"{what}: two columns are called {name.lower()} (capitals do not count)",
-                fix="give each a name of its own with AS",
+                f"{what}: two columns have the name {name.lower()} (case is ignored)",
+                fix="give each a different name with AS",
             )
         if not 0 < len(name) <= MAX_COLUMN_NAME:
             raise QueryError(
-                f"{what}: a column's name has {len(name)} characters, of 1 to {MAX_COLUMN_NAME}: "
+                f"{what}: a column's name has {len(name)} characters, not 1 to {MAX_COLUMN_NAME}: "
                 f"{name[:40]!r}",
                 fix="give it a shorter name with AS",
             )
@@ -136,7 +137,7 @@ def _require_names(names: Sequence[str], what: str) -> None:
 
 
 class _RefusedError(Exception):
-    """A type that no Iceberg table of ours can have."""
+    """A type that cannot be stored in Iceberg tables."""
 
 
 def _target(name: str, kind: Any, what: str) -> str:
@@ -147,7 +148,7 @@ def _target(name: str, kind: Any, what: str) -> str:
 
 
 def _stored(kind: Any, *, nested: bool = False) -> str:
-    """The DuckDB type, as text, that a value is cast to before it is stored."""
+    """Return the DuckDB type, as text, that values are cast to before they are stored."""
     if kind.id in ("list", "array"):
         return f"{_stored(kind.children[0][1], nested=True)}[]"
     if kind.id == "map":
@@ -162,11 +163,11 @@ def _stored(kind: Any, *, nested: bool = False) -> str:
     return str(kind) if kind.id == "decimal" else known.stored
 
 
-def _refusal(what: str, name: str, kind: Any, why: str) -> QueryError:
+def _refusal(what: str, name: str, kind: Any, reason: str) -> QueryError:
     shown = str(kind).strip('"')
     value = "NULL" if kind.id == "null" else _quoted(name)
     return QueryError(
-        f"{what}: column {name} is {shown}: {why}",
+        f"{what}: column {name} is {shown}: {reason}",
         fix=f"write CAST({value} AS VARCHAR) AS {_quoted(name)}, or another type of docs/types.md",
     )
 
@@ -180,7 +181,7 @@ def _fails(relation: duckdb.DuckDBPyRelation, expression: str) -> bool:
 
 
 def _micros(column: pa.ChunkedArray, name: str, what: str) -> pa.ChunkedArray:
-    """Nanoseconds as microseconds, which is all that Iceberg v2 has."""
+    """Convert nanoseconds to microseconds, the finest unit of Iceberg v2."""
     if not pa.types.is_timestamp(column.type) or column.type.unit != "ns":
         return column
     try:
@@ -188,7 +189,7 @@ def _micros(column: pa.ChunkedArray, name: str, what: str) -> pa.ChunkedArray:
     except pa.ArrowInvalid:
         stored = "TIMESTAMP" if column.type.tz is None else "TIMESTAMPTZ"
         raise QueryError(
-            f"{what}: column {name} is {stored}_NS: a value has nanoseconds, Iceberg ends at µs",
+            f"{what}: column {name} is {stored}_NS: a value has nanoseconds, Iceberg stores µs",
             fix=f"write CAST({_quoted(name)} AS {stored}), which cuts them, or AS VARCHAR",
         ) from None
 
@@ -204,10 +205,10 @@ _Convert = Callable[[Any], Any]
 
 
 def shown_rows(relation: duckdb.DuckDBPyRelation, rows: int) -> Rows:
-    """The result's rows as Python values, each as exact as DuckDB shows it.
+    """Yield the result's rows as Python values, as exact as DuckDB shows them.
 
-    Numbers that Python has no exact type for are `msgspec.Raw` tokens. Reads `rows` at a time.
-    Raises `QueryError` for a date that Python cannot hold, `duckdb.Error`, `OSError`.
+    Numbers without an exact Python type are `msgspec.Raw` tokens. Reads `rows` rows at a time.
+    Raises `QueryError` for a date that Python cannot represent, `duckdb.Error`, `OSError`.
     """
     shapes = [_shape(kind) for kind in relation.types]
     if any(sql for sql, _ in shapes):
@@ -244,7 +245,7 @@ def _optional(convert: _Convert, value: Any) -> Any:
 
 
 def _shape(kind: Any) -> tuple[str | None, _Convert | None]:
-    """What to cast a type to (None: to nothing), and what to make of its Python values."""
+    """Return the SQL type to cast to (None: no cast) and the conversion of Python values."""
     if kind.id in ("list", "array"):
         sql, convert = _shape(kind.children[0][1])
         if convert is None:
@@ -261,10 +262,10 @@ def _shape(kind: Any) -> tuple[str | None, _Convert | None]:
         }
     if kind.id == "map":
         (_, key), (_, value) = kind.children
-        (key_sql, key_is), (value_sql, value_is) = _shape(key), _shape(value)
+        (key_sql, from_key), (value_sql, from_value) = _shape(key), _shape(value)
         sql = f"MAP({key_sql or key}, {value_sql or value})" if key_sql or value_sql else None
         return sql, lambda v: [
-            [_optional(key_is or _same, k), _optional(value_is or _same, m)] for k, m in v
+            [_optional(from_key or _same, k), _optional(from_value or _same, m)] for k, m in v
         ]
     known = TYPES.get(kind.id)
     shown = known.shown if known else "text"

@@ -1,4 +1,4 @@
-"""What a fold reads, as views and tables of one DuckDB: base, changes, tombstones, and who wins."""
+"""Inputs of a fold as views and tables of one DuckDB: base, changes, tombstones, and winners."""
 
 from collections.abc import Sequence
 from itertools import takewhile
@@ -33,9 +33,9 @@ _INLINED = 12  # bytes
 def create_base(
     connection: duckdb.DuckDBPyConnection, table: Table, files: list[str], masking: Masking
 ) -> None:
-    """View `base`: the items in `files`, to be masked; read it within `masking_functions`.
+    """Create view `base`: the items in `files`, masked; read it within `masking_functions`.
 
-    `place` tells its rows apart, in every reading of the view.
+    `place` is a row number, the same in every read of the view.
     """
     items = files_relation(connection, files, typed_schema([]))
     require_maskable_keys(connection, table, masking, f"SELECT _key FROM {items}")
@@ -52,28 +52,28 @@ def create_winners(
     delta: Sequence[LandedObject],
     until_us: int | None = None,
 ) -> IcebergTable | None:
-    """View `tombstones`, view `changes` and table `winners`: where each item's last change stands.
+    """Create views `tombstones` and `changes`, and table `winners` with each item's last change.
 
-    All are masked as the settings say, `changes` has those rows at least. Tombstones that are
-    masked otherwise are left out: where they are younger than the base, their delta has them all.
-    `until_us`: changes written later do not count. Returns the tombstones' table as it was read.
+    All are masked by the settings' rules; `changes` has at least the winners' rows. Tombstones
+    under other rules are left out: those newer than the base are in their delta as well.
+    `until_us`: later changes are ignored. Returns the Iceberg table of tombstones as loaded.
     """
     masking = masking_of(table.lake.settings, table.settings, writing=True)
-    stones = table.iceberg("tombstones")
-    files = data_files(stones) if stones and masking.made(published_rules(stones)) else []
-    _create_tombstones(connection, files)
+    tombstones = table.iceberg("tombstones")
+    is_usable = tombstones is not None and masking.made(published_rules(tombstones))
+    _create_tombstones(connection, data_files(tombstones) if tombstones and is_usable else [])
     _create_changes(connection, table.lake, delta, until_us)
     require_maskable_keys(connection, table.settings, masking, "SELECT item_key FROM changes")
     find_winners(connection, *_order_keys(delta))
     if masking:
         _mask_winners(connection, masking)
-    return stones
+    return tombstones
 
 
 def create_exact_winners(
     connection: duckdb.DuckDBPyConnection, lake: Lake, delta: Sequence[LandedObject]
 ) -> None:
-    """As `create_winners`, without tombstones and masking: for what is compared, not shown."""
+    """Do `create_winners` without tombstones and masking, for rows that are only compared."""
     _create_tombstones(connection, [])
     _create_changes(connection, lake, delta, None)
     find_winners(connection, *_order_keys(delta))
@@ -92,7 +92,7 @@ def _create_changes(
 ) -> None:
     conditions = ["true"]
     if any(landed.bare for landed in delta):
-        # Such an event says nothing of the item; the read behind it does.
+        # An event without images has no item; the read that follows it does.
         conditions.append("(op = 'D' OR new_image IS NOT NULL)")
     if until_us is not None:
         conditions.append(f"write_time_us <= {until_us}")
@@ -104,22 +104,22 @@ def _create_changes(
 
 
 def _order_keys(delta: Sequence[LandedObject]) -> tuple[str, str]:
-    """The least and the greatest, "" of no changes."""
-    least = (order_key(landed.generation, landed.min_position) for landed in delta)
-    greatest = (order_key(landed.generation, landed.max_position) for landed in delta)
-    return min(least, default=""), max(greatest, default="")
+    """Return the minimum and maximum order key; "" without changes."""
+    min_keys = (order_key(landed.generation, landed.min_position) for landed in delta)
+    max_keys = (order_key(landed.generation, landed.max_position) for landed in delta)
+    return min(min_keys, default=""), max(max_keys, default="")
 
 
-def find_winners(connection: duckdb.DuckDBPyConnection, least: str, greatest: str) -> None:
-    """Table `winners` from the view `changes`, whose order keys lie between two.
+def find_winners(connection: duckdb.DuckDBPyConnection, min_key: str, max_key: str) -> None:
+    """Create table `winners` from the view `changes`, given the bounds of its order keys.
 
-    What these begin with, all begin with, so it orders nothing. DuckDB keeps up to 12 bytes of a
-    text within its tables, longer ones beside them, which costs a third more for large deltas.
-    That much is left of times within some hours; of sequence numbers more, if there are many
-    shards.
+    The common prefix of the bounds is common to all keys, so it can be cut off. DuckDB stores up to
+    12 bytes of a text within its tables and longer texts beside them, which costs a third more for
+    large deltas. Of times within some hours, at most 12 bytes remain; of sequence numbers more, if
+    there are many shards.
     """
-    shared = len([*takewhile(lambda at: at[0] == at[1], zip(least, greatest, strict=False))])
-    rest = f"substr(order_key, {shared + 1})" if len(greatest) - shared <= _INLINED else "order_key"
+    shared = len([*takewhile(lambda pair: pair[0] == pair[1], zip(min_key, max_key, strict=False))])
+    rest = f"substr(order_key, {shared + 1})" if len(max_key) - shared <= _INLINED else "order_key"
     connection.execute(
         "CREATE OR REPLACE TEMP TABLE winners AS "
         f"WITH changes AS (SELECT item_key, {rest} AS order_key, place FROM temp.changes) "
@@ -128,7 +128,7 @@ def find_winners(connection: duckdb.DuckDBPyConnection, least: str, greatest: st
 
 
 def _mask_winners(connection: duckdb.DuckDBPyConnection, masking: Masking) -> None:
-    """Leave the winners of `changes`, each masked once: masking costs more than all else."""
+    """Reduce `changes` to the winners, each masked once: masking is the most expensive step."""
     with masking_functions(connection, masking):
         connection.execute(
             f"CREATE OR REPLACE TEMP TABLE masked_changes AS SELECT "
@@ -141,11 +141,11 @@ def _mask_winners(connection: duckdb.DuckDBPyConnection, masking: Masking) -> No
 
 
 def create_effective(connection: duckdb.DuckDBPyConnection) -> None:
-    """Table `effective`, which a fold reads beside `base` and `changes`, from `winners`.
+    """Create table `effective` from `winners`; a fold reads it beside `base` and `changes`.
 
-    Read it, if `base` is masked, within `masking_functions`. `winners` goes: memory is bounded.
+    If `base` is masked, call it within `masking_functions`. Drops `winners` to save memory.
     """
-    # Joined as written: DuckDB cannot know that winners are few, and would rather hold the base.
+    # Keep the written join order: DuckDB cannot know that winners are few, and would hold the base.
     connection.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'")
     connection.execute(f"CREATE OR REPLACE TEMP TABLE effective AS {load_sql('effective')}")
     connection.execute("RESET disabled_optimizers")

@@ -1,4 +1,4 @@
-"""Typed item tables: narrow rows from DuckDB into an Iceberg table of one column per attribute."""
+"""Typed item tables: narrow rows from DuckDB become an Iceberg table, one column per attribute."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ from cdc_pipeline.transform.shred import (
 )
 
 _BATCH_ROWS = 4_000  # items are up to 400 kB
-_GREATEST = "max_order_key"
+_MAX_ORDER_KEY = "max_order_key"
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class TypedResult:
 
 @dataclass(frozen=True)
 class Seen:
-    """What is known of narrow rows before they are read. `max_order_key`: None if it is not."""
+    """Facts about narrow rows, known before they are read. `max_order_key`: None: unknown."""
 
     rows: int
     stats: Stats
@@ -71,12 +71,14 @@ def replace_typed(
 ) -> TypedResult:
     """Make the rows of `narrow_sql` (`NARROW_SCHEMA`) the whole table, typed and sorted by key.
 
-    Columns come from all rows, not from a sample, so the rows are spooled to disk between the
-    pass that looks and the pass that types. Rows that were `seen` go from the sort into the table;
-    where settings pin types, `narrow_sql` may run twice. It may be several then, ranges of keys in
-    order, each sorted alone. Memory: a few batches, and what DuckDB sorts in. `plan`: columns and
-    more properties from the statistics, by default the columns that hold all values, of `limit`
-    attributes and named as `names` says; what it raises refuses the commit.
+    Columns come from all rows, not from a sample, so rows are spooled to disk between the pass that
+    collects statistics and the pass that types. With `seen`, rows go from the sort into the table
+    without a spool; `narrow_sql` may run twice if settings pin types, and may be several queries:
+    key ranges in order, each sorted alone. Memory: a few batches, and DuckDB's sort.
+
+    `plan`: returns columns and more properties from the statistics; an error of it prevents the
+    commit. Default: columns that hold all values, of at most `limit` attributes, with the names of
+    `names`.
     """
     ranges = [narrow_sql] if isinstance(narrow_sql, str) else narrow_sql
     columns_sql = "SELECT item_key, order_key, item, write_time_us FROM"
@@ -89,7 +91,9 @@ def replace_typed(
             f"COPY ({sql}) TO {literal(str(spool))} (FORMAT parquet, ROW_GROUP_SIZE 20480)"
         )
         read = partial(_spooled, spool)
-        seen = Seen(pq.read_metadata(spool).num_rows, collect_stats(read()), _greatest(spool))
+        seen = Seen(
+            pq.read_metadata(spool).num_rows, collect_stats(read()), _max_order_key_of(spool)
+        )
     stats = seen.stats
     if plan is None:
         columns, more = columns_of(stats, prior_columns(over), limit=limit, names=names), {}
@@ -99,16 +103,16 @@ def replace_typed(
     reader = pa.RecordBatchReader.from_batches(
         typed_schema(columns), shred_pinned(read(), columns, stats)
     )
-    described = {
+    all_properties = {
         **properties,
         **more,
         "items": str(seen.rows),
-        _GREATEST: json.dumps(seen.max_order_key),
+        _MAX_ORDER_KEY: json.dumps(seen.max_order_key),
     }
-    # Beside the metadata: names of attributes are up to 64 kB, and of any number.
-    spelled = to_json({"columns": [asdict(c) for c in columns], "misfits": misfits})
-    text = f'{{"statistics":{stats_to_json(stats)},{spelled[1:]}'
-    table = tables.replace(name, reader, described, over=over, key="_key", described=text)
+    # In a file beside the metadata: any number of attributes, with names of up to 64 kB.
+    details = to_json({"columns": [asdict(c) for c in columns], "misfits": misfits})
+    text = f'{{"statistics":{stats_to_json(stats)},{details[1:]}'
+    table = tables.replace(name, reader, all_properties, over=over, key="_key", described=text)
     return TypedResult(table, columns, seen.rows)
 
 
@@ -121,30 +125,30 @@ def _sorted(
 
 
 def _spooled(spool: Path) -> Iterator[pa.RecordBatch]:
-    with pq.ParquetFile(spool, pre_buffer=False) as narrow:  # else all of it is kept
+    with pq.ParquetFile(spool, pre_buffer=False) as narrow:  # pre_buffer keeps the whole file
         for batch in narrow.iter_batches(_BATCH_ROWS):
             yield batch.cast(NARROW_SCHEMA)
 
 
-def _greatest(spool: Path) -> str | None:
-    """The greatest order key of spooled rows, "" without rows, None where Parquet lacks it."""
+def _max_order_key_of(spool: Path) -> str | None:
+    """Return the maximum order key of spooled rows; "" without rows, None without statistics."""
     metadata = pq.read_metadata(spool)
-    place = metadata.schema.names.index("order_key")
-    groups = [
-        metadata.row_group(n).column(place).statistics for n in range(metadata.num_row_groups)
+    column = metadata.schema.names.index("order_key")
+    statistics = [
+        metadata.row_group(n).column(column).statistics for n in range(metadata.num_row_groups)
     ]
-    if not all(found and found.has_min_max for found in groups):
+    if not all(group and group.has_min_max for group in statistics):
         return None
-    return max((found.max for found in groups), default="")
+    return max((group.max for group in statistics), default="")
 
 
 def max_order_key(table: Table) -> str | None:
-    """The greatest order key of a typed table's rows, "" without rows, None if it is unknown."""
-    return json.loads(table_property(table, _GREATEST) or "null")
+    """Return the maximum order key of a typed table's rows; "" without rows, None: unknown."""
+    return json.loads(table_property(table, _MAX_ORDER_KEY) or "null")
 
 
 def _described(table: Table, part: str) -> Any:
-    """A part of the table's description; older versions have a property of each."""
+    """Return a part of the table's description; older versions have a property per part."""
     text = description(table)
     if text is not None:
         return json.loads(text)[part]
@@ -152,16 +156,16 @@ def _described(table: Table, part: str) -> Any:
 
 
 def prior_columns(table: Table | None) -> list[Column]:
-    """The columns of a typed table as it was committed."""
-    found = _described(table, "columns") if table else None
-    return [Column(**column) for column in found or ()]
+    """Return the columns of a typed table as committed; [] without a table."""
+    columns = _described(table, "columns") if table else None
+    return [Column(**column) for column in columns or ()]
 
 
 def column_names(tables: Tables, name: str) -> dict[str, str]:
-    """Names of columns by attribute in every view of a table (its safe name), now and in the past.
+    """Return column names by attribute, for all present and past views of a table (safe name).
 
-    Those of the published state count first, then those of exports: an attribute is called by one
-    of them as long as one of them has it, and no other one is.
+    Names of the published state come first, then those of exports. An attribute keeps its name as
+    long as one of the two has it, and no other attribute gets that name.
     """
     published = prior_columns(tables.load(f"{name}_current_state"))
     exported = prior_columns(tables.load(f"{name}_snapshot"))
@@ -170,12 +174,12 @@ def column_names(tables: Tables, name: str) -> dict[str, str]:
 
 
 def prior_stats(table: Table | None) -> Stats:
-    """What was seen in the rows of a typed table when it was committed."""
-    found = _described(table, "statistics") if table else None
-    return stats_of(found or {})
+    """Return the attribute statistics of a typed table as committed; {} without a table."""
+    statistics = _described(table, "statistics") if table else None
+    return stats_of(statistics or {})
 
 
 def published_conflicts(table: Table) -> list[TypeConflict]:
-    """The attributes of a typed table of which something is in the rescue column."""
+    """Return the attributes of a typed table with values in the rescue column."""
     misfits = _described(table, "misfits") or {}
     return type_conflicts(prior_columns(table), prior_stats(table), misfits)

@@ -1,4 +1,4 @@
-"""Opening the catalogue of the lake's Iceberg tables, and the files that PyIceberg works with."""
+"""The catalogue of the lake's Iceberg tables, and the FileIO that PyIceberg uses."""
 
 import os
 from collections.abc import Callable
@@ -20,64 +20,65 @@ from cdc_pipeline.lake.storage.store import Store
 from cdc_pipeline.settings.model import Settings
 
 NAME = "local"
-"""What our tables are filed under in a SQL catalogue, which can hold several."""
+"""Catalogue name in a SQL database, which can hold several catalogues."""
 
 Files = Callable[[Properties], FileIO]
-"""Makes PyIceberg's files from the properties of a table."""
+"""Makes PyIceberg's FileIO from the properties of a table."""
 
 
 def open_catalog(settings: Settings, aws: AwsSession, store: Store) -> Catalog:
-    """The catalogue that the settings name; raises `LakeError`, `SettingsError`, `SourceError`.
+    """Open the catalogue of the settings; raises `LakeError`, `SettingsError`, `SourceError`.
 
-    By default Glue for a lake in S3, a SQLite file inside the folder for a local lake.
+    Default: Glue for a lake in S3, a SQLite file inside the folder for a local lake.
     """
     kind, chosen = settings.catalog_type, settings.catalog
-    said = {**chosen.properties, **_secrets(settings)} if chosen else {}
+    properties = {**chosen.properties, **_secrets(settings)} if chosen else {}
     files = _files_of(settings, aws)
     if kind == "glue":
-        return _Glue("glue", client=aws.client("glue"), files=files, **said)
+        return _Glue("glue", client=aws.client("glue"), files=files, **properties)
     if kind != "sql":
         from cdc_pipeline.lake.iceberg.catalog_rest import open_rest
 
-        return open_rest(kind, said, aws, files)
-    if "uri" not in said:
+        return open_rest(kind, properties, aws, files)
+    if "uri" not in properties:
         return _local_catalog(settings, store)
     from cdc_pipeline.lake.iceberg.catalog_sql import open_sql
 
-    return open_sql(said, files)
+    return open_sql(properties, files)
 
 
 def open_files(settings: Settings, aws: AwsSession) -> FileIO:
-    """The files of the lake's Iceberg tables, without a catalogue."""
+    """Return the FileIO of the lake's Iceberg tables, without a catalogue."""
     return _files_of(settings, aws)(EMPTY_DICT)
 
 
 def chooses_location(settings: Settings) -> bool:
-    """Whether the catalogue puts tables where it wants them, and takes no other place."""
+    """Whether the catalogue chooses the location of tables and accepts no other."""
     return settings.catalog_type == "s3tables"
 
 
 def _files_of(settings: Settings, aws: AwsSession) -> Files:
     if not settings.is_s3:
         return PyArrowFileIO
-    # A table bucket's encryption is that of its tables; writes say nothing of it.
+    # In a table bucket, encryption is a property of the tables and not of writes.
     sse = {} if chooses_location(settings) else sse_parameters(settings.kms_key)
     s3 = s3_filesystem(aws, sse)
     return lambda properties: LakeFileIO(s3, properties)
 
 
 def _secrets(settings: Settings) -> dict[str, str]:
-    """Properties whose values are in the environment."""
-    found = {}
+    """Return the properties whose values are in the environment."""
+    secrets = {}
     for name, variable in (settings.catalog.secrets if settings.catalog else {}).items():
         value = os.environ.get(variable)
         if not value:
             raise SettingsError(
-                f"catalog: the environment has no {variable}, which holds the property {name!r}",
+                f"catalog: the environment variable {variable} for the property {name!r} is not "
+                "set",
                 fix=f"export {variable}",
             )
-        found[name] = value
-    return found
+        secrets[name] = value
+    return secrets
 
 
 def _local_catalog(settings: Settings, store: Store) -> Catalog:
@@ -87,16 +88,16 @@ def _local_catalog(settings: Settings, store: Store) -> Catalog:
     except OSError as error:
         raise LakeError(
             f"lake {settings.lake_folder}: {error.strerror}",
-            fix="check that the folder can be written",
+            fix="check that the folder is writable",
         ) from error
     return load_catalog(NAME, type="sql", uri=f"sqlite:///{state / 'catalog.db'}")
 
 
 class LakeFileIO(PyArrowFileIO):
-    """PyIceberg's files in S3 by a file system of ours.
+    """PyIceberg's FileIO for S3 with the lake's own file system.
 
-    PyIceberg would make its own from properties: its keys are copied once and end in the middle of
-    a run, and there are no properties for authorities and encryption.
+    PyIceberg would make one from properties: its credentials are copied once and expire during a
+    run, and there are no properties for certificate authorities and encryption.
     """
 
     def __init__(self, files: FileSystem, properties: Properties = EMPTY_DICT) -> None:
@@ -108,7 +109,7 @@ class LakeFileIO(PyArrowFileIO):
 
 
 class _Glue(GlueCatalog):
-    """PyIceberg's Glue catalogue with our client and files."""
+    """PyIceberg's Glue catalogue with the lake's client and FileIO."""
 
     def __init__(self, name: str, *, client: Any, files: Files, **properties: str) -> None:
         super().__init__(name, client=client, **properties)

@@ -20,52 +20,52 @@ _SIGNED_BY = {"glue-rest": "glue", "s3tables": "s3tables"}
 _DELEGATION = "X-Iceberg-Access-Delegation"
 
 
-def open_rest(kind: str, said: Properties, aws: AwsSession, files: Files) -> Catalog:
-    """The REST catalogue with these properties (`kind`: a `type` of the settings' `catalog`).
+def open_rest(kind: str, settings: Properties, aws: AwsSession, files: Files) -> Catalog:
+    """Open the REST catalogue with these properties; `kind`: `type` in the settings' `catalog`.
 
-    Raises `LakeError`, `SourceError`: it is asked for its configuration at once.
+    Requests its configuration at once. Raises `LakeError`, `SourceError`.
     """
-    properties = _rest_properties(kind, said, aws)
+    properties = _rest_properties(kind, settings, aws)
     with _rest_errors(properties["uri"]):
         return _Rest(files, **properties)
 
 
-def _rest_properties(kind: str, said: Properties, aws: AwsSession) -> dict[str, Any]:
-    """What PyIceberg's REST catalogue wants: endpoint, authorities, who signs requests."""
-    found: dict[str, Any] = dict(said)
+def _rest_properties(kind: str, settings: Properties, aws: AwsSession) -> dict[str, Any]:
+    """Return the properties of PyIceberg's REST catalogue: endpoint, authorities, signing."""
+    properties: dict[str, Any] = dict(settings)
     if service := _SIGNED_BY.get(kind):
-        region = said["warehouse"].split(":")[3] if kind == "s3tables" else None
+        region = settings["warehouse"].split(":")[3] if kind == "s3tables" else None
         client = aws.client(service, region)
-        found = {
+        properties = {
             "uri": f"{client.meta.endpoint_url.rstrip('/')}/iceberg",
             "rest.sigv4-enabled": "true",
             "rest.signing-name": service,
             "rest.signing-region": client.meta.region_name,
-            **found,
+            **properties,
         }
-        if "warehouse" not in found:
-            found["warehouse"] = aws.account()
-    if found.get("rest.sigv4-enabled", "false").lower() == "true":
+        if "warehouse" not in properties:
+            properties["warehouse"] = aws.account()
+    if properties.get("rest.sigv4-enabled", "false").lower() == "true":
         credentials = aws.session.get_credentials()
         if credentials is None:
             raise SourceError(
-                "the catalogue's requests are signed, and there are no AWS credentials",
-                fix="give the pipeline AWS credentials: `aws sts get-caller-identity` works",
+                "requests to the catalogue must be signed, and there are no AWS credentials",
+                fix="give the pipeline AWS credentials; test them: `aws sts get-caller-identity`",
             )
-        # One of its own: PyIceberg sets its region.
+        # A separate session, because PyIceberg sets its region.
         signer = get_session()
         signer._credentials = credentials  # type: ignore[attr-defined]
-        found["botocore.session"] = signer
-        found.setdefault("rest.signing-region", aws.session.region_name)
+        properties["botocore.session"] = signer
+        properties.setdefault("rest.signing-region", aws.session.region_name)
     if aws.ca_file:
-        found["ssl"] = {"cabundle": aws.ca_file}
-    return found
+        properties["ssl"] = {"cabundle": aws.ca_file}
+    return properties
 
 
 class _Rest(RestCatalog):
-    """PyIceberg's REST catalogue with our files, and errors that say what to do.
+    """PyIceberg's REST catalogue with the lake's FileIO, and errors with a fix.
 
-    The lake's files are reached with the lake's own credentials, so none are asked for.
+    Files are accessed with the lake's own credentials, so none are requested from the catalogue.
     """
 
     def __init__(self, files: Files, **properties: Any) -> None:
@@ -77,7 +77,7 @@ class _Rest(RestCatalog):
     def _load_file_io(
         self, properties: Properties = EMPTY_DICT, location: str | None = None
     ) -> FileIO:
-        # Not the catalogue's own properties: they hold its token.
+        # Without the catalogue's own properties, which include its token.
         return self._files(properties)
 
     def load_table(self, *arguments: Any, **named: Any) -> Any:
@@ -101,15 +101,15 @@ class _Rest(RestCatalog):
             try:
                 return super().commit_table(*arguments, **named)
             except (RequestException, ServiceUnavailableError) as error:
-                # It was sent, and what became of it is not known.
+                # The request was sent, and its result is unknown.
                 raise CommitStateUnknownException(type(error).__name__) from None
 
 
 @contextmanager
-def _rest_errors(where: str) -> Iterator[None]:
-    """Raise `LakeError` for what a REST catalogue, or the way to it, refuses.
+def _rest_errors(uri: str) -> Iterator[None]:
+    """Raise `LakeError` for errors of a REST catalogue or of the connection to it.
 
-    What the server says is told; nothing of the request is, which holds the token.
+    Messages include the server's response and nothing of the request, which has the token.
     """
     try:
         with aws_errors("the catalogue", LakeError):
@@ -118,13 +118,13 @@ def _rest_errors(where: str) -> Iterator[None]:
         raise
     except RESTError as error:
         raise LakeError(
-            f"catalogue {where}: {type(error).__name__}: {error}",
-            fix="see what its own log says; `cdc-pipeline preflight` tries what the lake needs "
-            "of it (docs/catalogues.md)",
+            f"catalogue {uri}: {type(error).__name__}: {error}",
+            fix="check the catalogue's own log; `cdc-pipeline preflight` tests the operations that "
+            "the lake needs (docs/catalogues.md)",
         ) from None
     except RequestException as error:
         raise LakeError(
-            f"catalogue {where} cannot be reached: {type(error).__name__}",
+            f"catalogue {uri} cannot be reached: {type(error).__name__}",
             fix="check `catalog: {properties: {uri: ...}}`, the network, HTTPS_PROXY and "
             "AWS_CA_BUNDLE",
         ) from None

@@ -1,4 +1,4 @@
-"""Catalogues in a SQL database: PostgreSQL, or a SQLite file at a place of one's own."""
+"""Catalogues in a SQL database: PostgreSQL, or a SQLite file at a chosen path."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,23 +14,23 @@ from cdc_pipeline.core.errors import LakeError
 from cdc_pipeline.lake.iceberg.catalog import NAME, Files
 
 
-def open_sql(said: Properties, files: Files) -> Catalog:
-    """The catalogue in the database that `uri` names; its tables are made. Raises `LakeError`."""
+def open_sql(properties: Properties, files: Files) -> Catalog:
+    """Open the catalogue in the database at `uri`, creating its tables. Raises `LakeError`."""
     with _sql_errors():
-        return _Sql(files, **_sql_properties(said))
+        return _Sql(files, **_sql_properties(properties))
 
 
-def _sql_properties(said: Properties) -> dict[str, str]:
-    """SQLAlchemy's address with the driver that we install, and connections that are alive."""
-    address = said["uri"]
-    for short in ("postgresql://", "postgres://"):
-        if address.startswith(short):
-            address = "postgresql+psycopg://" + address.removeprefix(short)
-    return {"pool_pre_ping": "true", **said, "uri": address}
+def _sql_properties(properties: Properties) -> dict[str, str]:
+    """Return the properties with the installed driver in the URI and a check of connections."""
+    uri = properties["uri"]
+    for scheme in ("postgresql://", "postgres://"):
+        if uri.startswith(scheme):
+            uri = "postgresql+psycopg://" + uri.removeprefix(scheme)
+    return {"pool_pre_ping": "true", **properties, "uri": uri}
 
 
 class _Sql(SqlCatalog):
-    """PyIceberg's catalogue in a SQL database with our files, and errors that say what to do."""
+    """PyIceberg's catalogue in a SQL database with the lake's FileIO, and errors with a fix."""
 
     def __init__(self, files: Files, **properties: str) -> None:
         self._files = files
@@ -60,7 +60,7 @@ class _Sql(SqlCatalog):
 
 @contextmanager
 def _sql_errors() -> Iterator[None]:
-    """Raise `LakeError` for what the database refuses; its address may hold a password."""
+    """Raise `LakeError` for errors of the database, without its URI, which may have a password."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -70,14 +70,14 @@ def _sql_errors() -> Iterator[None]:
         ) from None
     except (ArgumentError, NoSuchModuleError):
         raise LakeError(
-            "catalog: `uri` is no database's address that SQLAlchemy knows",
-            fix="such as postgresql://user@host:5432/database, the password in PGPASSWORD or the "
-            "whole address in `secrets: {uri: NAME}`",
+            "catalog: `uri` is not a database URI of SQLAlchemy",
+            fix="use one such as postgresql://user@host:5432/database, with the password in "
+            "PGPASSWORD, or the whole URI in `secrets: {uri: NAME}`",
         ) from None
     except SQLAlchemyError as error:
         cause = getattr(error, "orig", None)
-        told = str(cause or type(error).__name__).strip().splitlines()
+        lines = str(cause or type(error).__name__).strip().splitlines()
         raise LakeError(
-            f"catalog: the database says: {told[0] if told else type(error).__name__}",
-            fix="check that it runs, that the role may create and write tables, and the address",
+            f"catalog: error of the database: {lines[0] if lines else type(error).__name__}",
+            fix="check that it runs, that the role may create and write tables, and the URI",
         ) from None

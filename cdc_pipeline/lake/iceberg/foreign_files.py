@@ -1,6 +1,6 @@
-"""Files of tables that a catalogue has put outside of the lake: read by name, never removed by us.
+"""Files of tables that a catalogue keeps outside of the lake: read by name, never removed here.
 
-In S3 Tables nobody may list or delete them; the service removes what no snapshot names.
+In S3 Tables they cannot be listed or deleted; the service removes files that no snapshot names.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,24 +14,24 @@ from cdc_pipeline.lake.iceberg.tables import Tables, referenced_files
 
 
 class NamedFiles:
-    """What a table's snapshots name now, as a store; keys are whole addresses."""
+    """Store of the files that a table's snapshots name now; keys are whole addresses."""
 
     def __init__(self, tables: Tables, name: str) -> None:
         self._tables = tables
         self._name = name
 
     def _table(self) -> Table:
-        found = self._tables.load(self._name)
-        if found is None:
-            raise LakeError(f"table {self._name} was there and is gone")
-        return found
+        table = self._tables.load(self._name)
+        if table is None:
+            raise LakeError(f"table {self._name} is missing in the catalogue; it existed before")
+        return table
 
     def uri(self, key: str) -> str:
         """See `Store`."""
         return key
 
     def files(self, prefix: str) -> Iterator[StoredFile]:
-        """See `Store`; the times of files are not known."""
+        """See `Store`; the files' times are unknown and 0."""
         table = self._table()
         for path in sorted(referenced_files(table)):
             if path.startswith(prefix):
@@ -56,12 +56,12 @@ class NamedFiles:
         return None if data is None else data[start : start + size]
 
     def write(self, key: str, data: bytes) -> None:
-        """Never: raises `LakeError`."""
-        raise LakeError(f"{key} is a file of the catalogue's, which only a commit writes")
+        """Raise `LakeError`: not supported."""
+        raise LakeError(f"{key} belongs to the catalogue: only commits write it")
 
     def create(self, key: str, data: bytes) -> bool:
-        """Never: raises `LakeError`."""
-        raise LakeError(f"{key} is a file of the catalogue's, which only a commit writes")
+        """Raise `LakeError`: not supported."""
+        raise LakeError(f"{key} belongs to the catalogue: only commits write it")
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Nothing: the catalogue's service removes what no snapshot names."""
+        """Do nothing: the catalogue's service removes files that no snapshot names."""

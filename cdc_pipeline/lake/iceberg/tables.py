@@ -1,7 +1,7 @@
-"""Iceberg tables through PyIceberg: whole-table and whole-day commits, file lists.
+"""Iceberg tables through PyIceberg: commits of whole tables and days, lists of files.
 
-A commit asserts the snapshot it was computed from; PyIceberg's automatic retry is off, because
-only the caller knows whether its result still holds. The watermark goes with the data.
+A commit asserts the snapshot it was computed from. PyIceberg's automatic retry is off, because only
+the caller can decide whether its result is still valid. The watermark is committed with the data.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ from cdc_pipeline.lake.storage.store import Store
 PROPERTY = "cdc_pipeline."
 _DESCRIPTION = "description"
 _DESCRIBED = ("columns", "statistics", "misfits")
-"""Properties of versions that had no description; Glue takes 512,000 bytes of each."""
+"""Properties of older versions without a description; Glue accepts 512,000 bytes each."""
 
 _EPOCH = date(1970, 1, 1)
 _PROPERTIES = {
@@ -60,13 +60,13 @@ T = TypeVar("T")
 
 
 class CommitConflictError(LakeError):
-    """Another writer committed to the table first; nothing of ours became visible."""
+    """Another writer committed to the table first; nothing of this commit became visible."""
 
 
 def over_conflicts(attempt: Callable[[], T]) -> T:
-    """Run `attempt` until no other commit comes between what it reads and its own.
+    """Run `attempt` again after each commit conflict, up to five times.
 
-    It loads what it needs each time. Raises `CommitConflictError` after five conflicts in a row.
+    `attempt` must load its inputs each time. Raises `CommitConflictError` after five conflicts.
     """
     for _ in range(_ATTEMPTS - 1):
         with suppress(CommitConflictError):
@@ -75,13 +75,13 @@ def over_conflicts(attempt: Callable[[], T]) -> T:
 
 
 class ExpiryIgnoredError(LakeError):
-    """The catalogue took a commit that expires snapshots, and kept them."""
+    """The catalogue accepted a commit that expires snapshots, and kept the snapshots."""
 
 
 class Tables:
     """The Iceberg tables of one database, under `iceberg/<database>/` of the lake.
 
-    `places_tables`: False where the catalogue takes no place from us and chooses its own.
+    `places_tables`: whether the lake chooses a table's location; False: the catalogue does.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Tables:
         self._places_tables = places_tables
 
     def load(self, name: str) -> Table | None:
-        """The table as it is now, None if it was never committed to."""
+        """Load the table as it is now; None if it has no commit."""
         try:
             table = self._catalog.load_table((self._database, name))
         except NoSuchTableError:
@@ -110,13 +110,12 @@ class Tables:
         key: str | None = None,
         described: str | None = None,
     ) -> Table:
-        """Make `rows` the whole table in one commit.
+        """Replace the whole table by `rows` in one commit.
 
-        `over`: the table as it was when the rows were computed (None: it had no rows); any
-        commit since then raises `CommitConflictError`. The schema becomes the rows' schema. `key`:
-        the column of items' keys, whose bounds are written whole.
-        `described`: a text that goes with the rows and may be too long for a property, see
-        `description`.
+        `over`: the table as loaded when the rows were computed (None: it had no rows); any later
+        commit raises `CommitConflictError`. The schema becomes the rows' schema. `key`: the column
+        of item keys, whose bounds are stored in full. `described`: a text stored with the rows that
+        may be too long for a property, see `description`.
         """
         table = over or self._ensure(name, rows.schema)
         if over is None and table.current_snapshot():
@@ -126,7 +125,7 @@ class Tables:
         if described is not None:
             path = f"{described_in(self._database, name)}{secrets.token_hex(8)}.json"
             self._store.write(path, described.encode())
-            # In the snapshot, too: the file stays as long as the snapshot does.
+            # In the snapshot, too: the file is kept as long as the snapshot.
             summary = {PROPERTY + _DESCRIPTION: self._store.uri(path)}
 
         def change(transaction: Transaction) -> None:
@@ -135,7 +134,7 @@ class Tables:
             if _has_rows(table):
                 transaction.delete(ALWAYS_TRUE)
             append_stream(transaction, rows, summary)
-            transaction.set_properties(_ours(properties) | summary)
+            transaction.set_properties(_with_prefix(properties) | summary)
             old = [name for name in map(PROPERTY.__add__, _DESCRIBED) if name in table.properties]
             if described is not None and old:
                 transaction.remove_properties(*old)
@@ -153,11 +152,11 @@ class Tables:
         over: Table | None,
         key: str | None = None,
     ) -> Table:
-        """Make `chunks` (with a `day` column) the rows of some days, in one commit.
+        """Replace the rows of some days by `chunks` (with a `day` column), in one commit.
 
-        `over` and `key`: as for `replace`. The schema is the chunks'; where it gives a column of
-        other days another type, those days are rewritten in it, or `LakeError` says that it cannot
-        hold them.
+        `over` and `key`: as in `replace`. The schema becomes the chunks' schema. If it changes the
+        type of a column, other days are rewritten in it; raises `LakeError` if the new type cannot
+        hold their values.
         """
         table = over or self._ensure(name, schema, partition="day")
         if over is None and table.current_snapshot():
@@ -172,24 +171,24 @@ class Tables:
             elif _has_rows(table) and (old := self.days(table) & {*days}):
                 transaction.delete(f"day IN {_listed(old)}")
             append_tables(transaction, chunks)
-            transaction.set_properties(_ours(properties))
+            transaction.set_properties(_with_prefix(properties))
 
         return self._commit(table, change)
 
     def make_current(self, table: Table, snapshot_id: int) -> None:
-        """Let engines that know nothing of our log see an earlier snapshot of the table again."""
+        """Make an earlier snapshot current again, for engines that do not read the capture log."""
         with _storage_errors(table.location()), self._conflicts(table):
             table.manage_snapshots().set_current_snapshot(snapshot_id).commit()
 
     def remove_rows(
         self, table: Table, column: str, values: Collection[str], branch: str = MAIN_BRANCH
     ) -> tuple[Table, int]:
-        """Commit the table (or a branch of it) without the rows that have one of `values`.
+        """Commit the table (or a branch) without the rows that have one of `values` in `column`.
 
-        Only the files that hold such rows are written anew. There is a new snapshot in any case,
-        so that what others computed from an earlier one can no longer be committed, and its
-        manifests name no file that is gone: their bounds could tell values of removed rows.
-        Returns the table and how many rows were removed; raises as `replace` does.
+        Only files with such rows are rewritten. A new snapshot is made in any case: it prevents
+        commits computed from an earlier one, and its manifests name no deleted file, whose bounds
+        could have values of removed rows. Returns the table and the number of removed rows; raises
+        the errors of `replace`.
         """
         before = _records(table.metadata, branch)
         removed = 0
@@ -201,28 +200,28 @@ class Tables:
                     warnings.filterwarnings("ignore", "Delete operation did not match any records")
                     transaction.delete(In(column, values), branch=branch)  # type: ignore[call-arg]
             with transaction.update_snapshot(branch=branch).fast_append():
-                pass  # an append leaves entries of deleted files behind
+                pass  # an append drops the entries of deleted files
             removed = before - _records(transaction.table_metadata, branch)
             items = table_property(table, "items")
             if removed and items is not None and branch == MAIN_BRANCH:
-                transaction.set_properties(_ours({"items": str(int(items) - removed)}))
+                transaction.set_properties(_with_prefix({"items": str(int(items) - removed)}))
 
         return self._commit(table, change), removed
 
     def set_properties(self, table: Table, properties: Mapping[str, str]) -> Table:
-        """Commit properties alone; raises as `replace` does, if the rows are others by now."""
+        """Commit properties only; raises `CommitConflictError` if the rows have changed."""
 
         def change(transaction: Transaction) -> None:
-            # By themselves properties assert nothing, and what they say is of these rows.
+            # A commit of properties asserts nothing by itself, and these belong to the rows.
             snapshot = table.metadata.current_snapshot_id
             rows = AssertRefSnapshotId(ref=MAIN_BRANCH, snapshot_id=snapshot)  # type: ignore[call-arg]
             transaction._stage((), (rows,))
-            transaction.set_properties(_ours(properties))
+            transaction.set_properties(_with_prefix(properties))
 
         return self._commit(table, change)
 
     def branch(self, table: Table, name: str, snapshot_id: int) -> Table:
-        """The table with a branch at a snapshot; one that a killed run left is begun anew."""
+        """Create a branch at a snapshot, replacing one left by a killed run; return the table."""
         with self._conflicts(table):
             if name in table.metadata.refs:
                 table.manage_snapshots().remove_branch(name).commit()
@@ -236,26 +235,26 @@ class Tables:
         if name in table.metadata.refs:
             raise LakeError(
                 f"table {'.'.join(table.name())}: the catalogue did not drop the branch {name}",
-                fix="use a catalogue that keeps to Iceberg's rules (docs/catalogues.md)",
+                fix="use a catalogue that follows the Iceberg specification (docs/catalogues.md)",
             )
 
-    def tag(self, table: Table, prefix: str, wanted: Mapping[str, int | None]) -> None:
-        """Make the tags whose names begin with `prefix` those of `wanted`, in one commit.
+    def tag(self, table: Table, prefix: str, tags: Mapping[str, int | None]) -> None:
+        """Make `tags` the only tags with names beginning with `prefix`, in one commit.
 
-        Raises `CommitConflictError` when another writer moved one of them meanwhile.
+        Raises `CommitConflictError` if another writer moved one of them meanwhile.
         """
-        have = {
+        existing = {
             name: ref.snapshot_id
             for name, ref in table.metadata.refs.items()
             if name.startswith(prefix)
         }
-        if have == wanted:
+        if existing == tags:
             return
         with self._conflicts(table), table.manage_snapshots() as refs:
-            for name in have.keys() - wanted.keys():
+            for name in existing.keys() - tags.keys():
                 refs.remove_tag(name)
-            for name, snapshot_id in wanted.items():
-                if snapshot_id is not None and have.get(name) != snapshot_id:
+            for name, snapshot_id in tags.items():
+                if snapshot_id is not None and existing.get(name) != snapshot_id:
                     refs.create_tag(snapshot_id, name)
 
     @contextmanager
@@ -266,26 +265,26 @@ class Tables:
             raise _conflict(table) from error
 
     def days(self, table: Table) -> set[date]:
-        """The days that a table partitioned by day has files for."""
+        """Return the days with files of a table partitioned by day."""
         return {*self.rows_by_day(table)}
 
     def rows_by_day(self, table: Table) -> dict[date, int]:
-        """How many rows each day of a table partitioned by day has, for days with files."""
-        found = table.inspect.partitions()
-        if "partition" not in found.column_names:  # PyIceberg leaves it out while there are none
+        """Return the number of rows per day of a table partitioned by day, for days with files."""
+        partitions = table.inspect.partitions()
+        if "partition" not in partitions.column_names:  # PyIceberg omits it without partitions
             return {}
-        counts = found.select(["partition", "record_count"]).to_pylist()
+        counts = partitions.select(["partition", "record_count"]).to_pylist()
         return {row["partition"]["day"]: row["record_count"] for row in counts}
 
     def day_of_file(self, file: DataFile) -> date:
-        """The day that a file of a table partitioned by day holds."""
+        """Return the day of a file in a table partitioned by day."""
         return _EPOCH + timedelta(days=file.partition[0])
 
     def expire(self, table: Table, until: datetime, keep: Collection[int | None]) -> int:
-        """Forget snapshots older than `until`, but those to `keep` or that a ref names; how many.
+        """Expire snapshots older than `until`, except `keep` and those with a ref.
 
-        Their files stay until nothing refers to them and maintenance removes them. Raises
-        `ExpiryIgnoredError`.
+        Their files stay until maintenance removes them as unreferenced. Returns the number of
+        expired snapshots. Raises `ExpiryIgnoredError`.
         """
         named = {ref.snapshot_id for ref in table.metadata.refs.values()}
         old = [
@@ -295,17 +294,17 @@ class Tables:
             and snapshot.snapshot_id not in named
             and snapshot.snapshot_id not in keep
         ]
-        with suppress(CommitFailedException):  # the next maintenance will do
+        with suppress(CommitFailedException):  # the next maintenance expires them
             if old:
                 table.maintenance.expire_snapshots().by_ids(old).commit()
                 if any(table.snapshot_by_id(snapshot_id) for snapshot_id in old):
                     raise ExpiryIgnoredError(
-                        f"table {'.'.join(table.name())}: the catalogue keeps snapshots that it "
-                        "was told to expire",
+                        f"table {'.'.join(table.name())}: the catalogue did not expire snapshots "
+                        "as requested",
                         fix="let its own service expire them, or use another catalogue "
                         "(docs/catalogues.md)",
                     )
-            with suppress(RESTError):  # not every catalogue can; it only tidies up
+            with suppress(RESTError):  # optional, and not every catalogue supports it
                 _forget_schemas(table)
             return len(old)
         return 0
@@ -313,21 +312,21 @@ class Tables:
     def _commit(self, table: Table, change: Callable[[Transaction], None]) -> Table:
         transaction = table.transaction()
         try:
-            with _storage_errors(table.location()), self._forgotten(table):
+            with _storage_errors(table.location()), self._conflict_if_replaced(table):
                 change(transaction)
                 return transaction.commit_transaction()
         except CommitFailedException as error:
             raise _conflict(table) from error
         except CommitStateUnknownException as error:
             raise LakeError(
-                f"table {'.'.join(table.name())}: the catalogue's answer was lost, so the commit "
-                "may or may not stand",
-                fix="run it again; either way the result is the same",
+                f"table {'.'.join(table.name())}: the catalogue's response was lost, so the commit "
+                "may or may not have succeeded",
+                fix="run it again; the result is the same in both cases",
             ) from error
 
     @contextmanager
-    def _forgotten(self, table: Table) -> Iterator[None]:
-        """A file of the version that we started from is gone with it, if there is another now."""
+    def _conflict_if_replaced(self, table: Table) -> Iterator[None]:
+        """Raise a conflict for a missing file if the version it belongs to was replaced."""
         before = table.metadata.current_snapshot_id
         try:
             yield
@@ -340,57 +339,57 @@ class Tables:
     def _ensure(self, name: str, schema: pa.Schema, partition: str | None = None) -> Table:
         self.ensure_database()
         identifier = (self._database, name)
-        location = self._place(name) if self._places_tables else None
+        location = self._location(name) if self._places_tables else None
         with _storage_errors(location or name):
             table = self._catalog.create_table_if_not_exists(
                 identifier, schema=schema, location=location, properties=_PROPERTIES
             )
             table = self._settle(table)
             if partition and table.spec().is_unpartitioned():
-                # Another first writer may do the same at the same time; then its spec stands.
+                # Another first writer may do the same at the same time; then its spec is used.
                 with suppress(CommitFailedException), table.update_spec() as spec:
                     spec.add_identity(partition)
                 table = self._catalog.load_table(identifier)
         return table
 
     def trial_table(self, name: str, schema: pa.Schema, properties: Mapping[str, str]) -> Table:
-        """A table as the catalogue makes it, or as it is already; for `catalog_trial`."""
+        """Create a table as the catalogue makes it, or load it; for `catalog_trial`."""
         self.ensure_database()
-        location = self._place(name) if self._places_tables else None
+        location = self._location(name) if self._places_tables else None
         return self._catalog.create_table_if_not_exists(
             (self._database, name), schema=schema, location=location, properties={**properties}
         )
 
     def _settle(self, table: Table) -> Table:
-        """Set what a catalogue dropped of the properties that the table was created with.
+        """Set the creation properties that a catalogue dropped.
 
-        Before any data: without them the first commit would be tried again on its own.
+        This precedes any data: without them PyIceberg would retry the first commit by itself.
         """
-        wanted = {name: value for name, value in _PROPERTIES.items() if name != "format-version"}
-        if any(table.properties.get(name) != value for name, value in wanted.items()):
-            # Another first writer does the same at the same time.
+        required = {name: value for name, value in _PROPERTIES.items() if name != "format-version"}
+        if any(table.properties.get(name) != value for name, value in required.items()):
+            # Another first writer may do the same at the same time.
             with suppress(CommitFailedException), table.transaction() as transaction:
-                transaction.set_properties(wanted)
+                transaction.set_properties(required)
             table = self._catalog.load_table(table.name())
-        left = [name for name in wanted if name not in table.properties]
-        if left:
+        missing = [name for name in required if name not in table.properties]
+        if missing:
             raise LakeError(
                 f"table {'.'.join(table.name())}: the catalogue does not keep the table property "
-                f"{left[0]}, and the lake's watermarks are such properties",
-                fix="use a catalogue that keeps to Iceberg's rules (docs/catalogues.md)",
+                f"{missing[0]}, and the lake's watermarks are table properties",
+                fix="use a catalogue that follows the Iceberg specification (docs/catalogues.md)",
             )
         return table
 
-    def _place(self, name: str) -> str:
+    def _location(self, name: str) -> str:
         return self._store.uri(f"iceberg/{self._database}/{name}")
 
     def is_placed(self, table: Table) -> bool:
-        """Whether the table's files lie in the lake, where we remove what nothing refers to."""
-        found = table.location().removeprefix("file://").removeprefix("file:")
-        return f"{found.rstrip('/')}/".startswith(f"{self._place(table.name()[-1])}/")
+        """Whether the table's files are in the lake, where maintenance removes them."""
+        location = table.location().removeprefix("file://").removeprefix("file:")
+        return f"{location.rstrip('/')}/".startswith(f"{self._location(table.name()[-1])}/")
 
     def ensure_database(self) -> None:
-        """Create the database unless it is there."""
+        """Create the database unless it exists."""
         try:
             self._catalog.create_namespace_if_not_exists(self._database)
         except NamespaceAlreadyExistsError:
@@ -398,9 +397,9 @@ class Tables:
 
 
 def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    """Cast, or raise `pa.ArrowInvalid` when a value would change."""
+    """Cast the column; raise `pa.ArrowInvalid` if a value would change."""
     if pa.types.is_integer(column.type) and pa.types.is_decimal(kind):
-        # Arrow asks for room for any integer of that width first, whatever the values are.
+        # Arrow requires a precision for any integer of the type, regardless of the values.
         column = column.cast(pa.decimal128(38, kind.scale))
     return column.cast(kind)
 
@@ -410,10 +409,10 @@ def _listed(days: Collection[date]) -> str:
 
 
 def _other_days(table: Table, days: Collection[date], schema: pa.Schema) -> pa.Table | None:
-    """The rows of all other days in `schema` if it changes the type of a column, else None."""
-    have = table.schema().as_arrow()
-    kept = [field for field in have if field.name in schema.names]
-    if not _has_rows(table) or all(_same(f, schema.field(f.name)) for f in kept):
+    """Return the rows of all other days in `schema` if it changes a column's type, else None."""
+    present = table.schema().as_arrow()
+    kept = [field for field in present if field.name in schema.names]
+    if not _has_rows(table) or all(_has_same_type(f, schema.field(f.name)) for f in kept):
         return None
     rows = table.scan(row_filter=f"day NOT IN {_listed(days)}").to_arrow()
     if not rows.num_rows:
@@ -426,10 +425,10 @@ def _other_days(table: Table, days: Collection[date], schema: pa.Schema) -> pa.T
         try:
             columns.append(_cast(rows.column(field.name), field.type))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            was = rows.column(field.name).type
+            other_type = rows.column(field.name).type
             raise LakeError(
                 f"table {'.'.join(table.name())}: column {field.name} of {min(days)} is "
-                f"{field.type}, which cannot hold the {was} of other days",
+                f"{field.type}, which cannot hold the {other_type} of other days",
                 fix="cast it in the SQL to a type that holds both",
             ) from error
     return pa.Table.from_arrays(columns, schema=schema)
@@ -438,7 +437,7 @@ def _other_days(table: Table, days: Collection[date], schema: pa.Schema) -> pa.T
 def _conflict(table: Table) -> CommitConflictError:
     return CommitConflictError(
         f"table {'.'.join(table.name())}: another writer committed first",
-        fix="run it again; the next run decides on what stands now",
+        fix="run it again; the next run starts from the present state",
     )
 
 
@@ -449,24 +448,24 @@ def _records(metadata: TableMetadata, branch: str) -> int:
 
 
 def referenced_files(table: Table) -> set[str]:
-    """Every file that a snapshot of the table, or its metadata's history, names."""
-    found = {table.metadata_location}
-    found.update(earlier.metadata_file for earlier in table.metadata.metadata_log)
+    """Return every file that a snapshot or the metadata log of the table names."""
+    files = {table.metadata_location}
+    files.update(earlier.metadata_file for earlier in table.metadata.metadata_log)
     manifests: set[str] = set()
     if PROPERTY + _DESCRIPTION in table.properties:
-        found.add(table.properties[PROPERTY + _DESCRIPTION])
+        files.add(table.properties[PROPERTY + _DESCRIPTION])
     for snapshot in table.metadata.snapshots:
-        found.add(snapshot.manifest_list)
+        files.add(snapshot.manifest_list)
         summary = snapshot.summary.additional_properties if snapshot.summary else {}
         if PROPERTY + _DESCRIPTION in summary:
-            found.add(summary[PROPERTY + _DESCRIPTION])
+            files.add(summary[PROPERTY + _DESCRIPTION])
         for manifest in snapshot.manifests(table.io):
             if manifest.manifest_path in manifests:
                 continue
             manifests.add(manifest.manifest_path)
             entries = manifest.fetch_manifest_entry(table.io, discard_deleted=False)
-            found.update(entry.data_file.file_path for entry in entries)
-    return {path.removeprefix("file://") for path in found | manifests}
+            files.update(entry.data_file.file_path for entry in entries)
+    return {path.removeprefix("file://") for path in files | manifests}
 
 
 def _has_rows(table: Table) -> bool:
@@ -482,16 +481,16 @@ def _storage_errors(location: str) -> Iterator[None]:
     except OSError as error:
         raise LakeError(
             f"lake: writing below {location}: {error}",
-            fix="check that the place exists, is writable and has room",
+            fix="check that the location exists, is writable and has free space",
         ) from error
 
 
-def _ours(properties: Mapping[str, str]) -> dict[str, str]:
+def _with_prefix(properties: Mapping[str, str]) -> dict[str, str]:
     return {PROPERTY + name: value for name, value in properties.items()}
 
 
 def table_property(table: Table, name: str) -> str | None:
-    """One of our properties, as the last commit set it."""
+    """Return a `cdc_pipeline.` property of the table; None: not set."""
     return table.properties.get(PROPERTY + name)
 
 
@@ -508,27 +507,28 @@ def _read_once(file: _File) -> str:
 
 
 def description(table: Table) -> str | None:
-    """The text that goes with a table's rows; its file never changes. None: it has none."""
+    """Return the text stored with a table's rows; None: there is none. Its file never changes."""
     file = table_property(table, _DESCRIPTION)
     return _read_once(_File(file, table.io)) if file else None
 
 
 def described_in(database: str, name: str) -> str:
-    """The folder of a table's descriptions, relative to the lake's root.
+    """Return the folder of a table's descriptions, relative to the lake's root.
 
-    Not below the table itself: there other engines remove what Iceberg's metadata do not name.
+    It is not below the table's folder, where other engines remove files that Iceberg's metadata do
+    not name.
     """
     return f"_cdc/{database}/table-descriptions/{name}/"
 
 
 def _forget_schemas(table: Table) -> None:
-    """Drop the schemas of no snapshot: each new attribute makes one, and Iceberg keeps them all."""
+    """Drop schemas without a snapshot: each new attribute adds one, and Iceberg keeps them all."""
     metadata = table.metadata
     used = {s.schema_id for s in metadata.snapshots} | {metadata.current_schema_id}
     unused = sorted({schema.schema_id for schema in metadata.schemas} - used)
     if unused:
         with table.transaction() as transaction:
-            # Who adds a snapshot meanwhile adds it on another state of the table.
+            # The commit fails if another writer adds a snapshot meanwhile.
             same = AssertRefSnapshotId(ref=MAIN_BRANCH, snapshot_id=metadata.current_snapshot_id)  # type: ignore[call-arg]
             schema = AssertCurrentSchemaId(current_schema_id=metadata.current_schema_id)  # type: ignore[call-arg]
             removed = RemoveSchemasUpdate(schema_ids=unused)  # type: ignore[call-arg]
@@ -536,35 +536,39 @@ def _forget_schemas(table: Table) -> None:
 
 
 def _evolve(transaction: Transaction, schema: pa.Schema) -> None:
-    """Give the table the schema of rows that replace all it holds.
+    """Give the table the schema of rows that replace all its rows.
 
-    A column keeps its field id where its type stays or Iceberg has a promotion for the change.
-    Where not, it is dropped and added anew; older snapshots keep reading with their own schema.
+    A column keeps its field id if its type stays or Iceberg has a promotion for the change.
+    Otherwise it is dropped and added again; older snapshots are read with their own schema.
     """
-    have = transaction.table_metadata.schema().as_arrow()
-    changed = [f for f in have if f.name in schema.names and not _same(f, schema.field(f.name))]
-    anew = [f.name for f in changed if not _promotes(f.type, schema.field(f.name).type)]
-    gone = [f.name for f in have if f.name not in schema.names]
-    if anew or gone:
+    present = transaction.table_metadata.schema().as_arrow()
+    changed = [
+        field
+        for field in present
+        if field.name in schema.names and not _has_same_type(field, schema.field(field.name))
+    ]
+    readded = [f.name for f in changed if not _promotes(f.type, schema.field(f.name).type)]
+    removed = [f.name for f in present if f.name not in schema.names]
+    if readded or removed:
         with transaction.update_schema(allow_incompatible_changes=True) as update:
-            for column in anew + gone:
+            for column in readded + removed:
                 update.delete_column((column,))
-    if changed or any(name not in have.names for name in schema.names):
+    if changed or any(name not in present.names for name in schema.names):
         with transaction.update_schema() as update:
             update.union_by_name(schema)
 
 
 def _bound(transaction: Transaction, key: str | None) -> None:
-    """Have whole bounds of keys in the manifests, so that engines find the files of one by them.
+    """Store full bounds of keys in the manifests, so that engines find the files of a key.
 
-    Iceberg keeps 16 characters of a text, and all keys of a table may begin with the same.
+    By default Iceberg stores 16 characters of a text, and all keys may begin with the same ones.
     """
     if key and transaction.table_metadata.properties.get(_METRICS + key) != "full":
         transaction.set_properties({_METRICS + key: "full"})
 
 
 def _promotes(old: pa.DataType, new: pa.DataType) -> bool:
-    """Whether Iceberg lets readers of the new type read the old one's values."""
+    """Whether Iceberg's type promotion lets readers of the new type read old values."""
     if _is_list(old) and _is_list(new):
         return _promotes(old.value_type, new.value_type)
     if isinstance(old, pa.Decimal128Type) and isinstance(new, pa.Decimal128Type):
@@ -576,36 +580,37 @@ def _is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind)
 
 
-def _same(one: pa.Field, other: pa.Field) -> bool:
+def _has_same_type(one: pa.Field, other: pa.Field) -> bool:
     return _plain(one.type) == _plain(other.type)
 
 
 def _plain(kind: pa.DataType) -> Any:
-    """Iceberg hands strings, binaries and lists back in their `large_` Arrow variants."""
+    """Return a type without `large_`: Iceberg returns large strings, binaries and lists."""
     if _is_list(kind):
         return ("list", _plain(kind.value_type))
     return str(kind).removeprefix("large_")
 
 
 def data_files(table: Table, snapshot_id: int | None = None) -> list[str]:
-    """Paths of the data files of a snapshot; we write no delete files and accept none.
+    """Return the paths of a snapshot's data files.
 
-    Raises `LakeError` for a snapshot that is gone: to PyIceberg it is one without files.
+    Raises `LakeError` for delete files, which are never written here, and for an expired snapshot,
+    for which PyIceberg would list no files.
     """
     if snapshot_id is not None and table.snapshot_by_id(snapshot_id) is None:
         name = table.name()[-1]
         label = name.removesuffix("_snapshot")
         raise LakeError(
-            f"table {name} has no snapshot {snapshot_id} any more, which a baseline of the capture "
-            "log is: another engine has expired it",
-            fix=f"materialise {label}/pitr_export for a fresh baseline, then `cdc-pipeline "
-            f"reconcile {label} --full --repair`, which forgets the lost one",
+            f"table {name} has no snapshot {snapshot_id}, which a baseline of the capture log "
+            "needs: another engine has expired it",
+            fix=f"materialise {label}/pitr_export for a new baseline, then `cdc-pipeline "
+            f"reconcile {label} --full --repair`, which discards the lost one",
         )
     paths = []
     for task in table.scan(snapshot_id=snapshot_id).plan_files():
         if task.delete_files:
             raise LakeError(
-                f"table {'.'.join(table.name())} has row-level delete files, which are not ours",
+                f"table {'.'.join(table.name())} has row-level delete files of another engine",
                 fix="compact it with the engine that wrote them",
             )
         paths.append(task.file.file_path.removeprefix("file://"))

@@ -1,4 +1,4 @@
-"""Appending a stream of rows to an Iceberg table in one snapshot, with bounded memory."""
+"""Appends of rows to an Iceberg table in one snapshot, with bounded memory."""
 
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,37 +22,35 @@ from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.typedef import Record
 
 ROW_GROUP_ROWS = 20_000
-"""What is read of a sorted file for one item."""
+"""The rows of a sorted file that are read to find one item."""
 
 _ROW_GROUP_BYTES = 32 << 20
-"""Arrow bytes after which a row group is full whatever its rows: they are in memory together."""
+"""Arrow bytes after which a row group ends even with fewer rows: it is held in memory."""
 
 _FILE_BYTES = 128 << 20
-"""Parquet bytes after which a file is full: whoever looks something up opens every file."""
+"""Parquet bytes after which a file is full; large, because a look-up opens every file."""
 
 _LAST_CHARACTER = chr(0x10FFFF)
 
 CHECKSUMS = "cdc_pipeline.crc32"
-"""The snapshot's summary property with the CRC-32 of each data file it added, in order of path.
+"""Summary property of a snapshot: CRC-32 of each added data file, in order of path.
 
-In hex, with commas. Iceberg itself keeps only sizes.
+In hex, separated by commas. Iceberg itself stores only sizes.
 """
 
 
 def append_stream(
-    transaction: Transaction, rows: pa.RecordBatchReader, told: Mapping[str, str]
+    transaction: Transaction, rows: pa.RecordBatchReader, properties: Mapping[str, str]
 ) -> None:
-    """Append all rows, in their order; the snapshot is there even if there are none.
+    """Append all rows, in order, to a table without partitions; makes a snapshot even without rows.
 
-    `told`: properties of the snapshot.
-
-    The table has no partitions. Memory: a row group. PyIceberg 0.12 takes readers, too, but holds
-    all rows of a file, and its executor asks for those of every file before the first is written
-    (`pyiceberg.io.pyarrow.write_file`). Its writer, which is used here, takes them bit by bit.
+    `properties`: of the snapshot's summary. Memory: one row group. PyIceberg 0.12 accepts readers,
+    too, but holds all rows of a file, and its executor reads those of every file before the first
+    is written (`pyiceberg.io.pyarrow.write_file`). Its Parquet writer, used here, writes in parts.
     """
     groups = (_requested(transaction.table_metadata, group) for group in _row_groups(rows))
-    io = _SummingIO(transaction._table.io)
-    summary: dict[str, str] = {**told}
+    io = _ChecksumIO(transaction._table.io)
+    summary: dict[str, str] = {**properties}
     with transaction.update_snapshot(summary).fast_append() as files:
         for number in count():
             first = next(groups, None)
@@ -62,63 +60,63 @@ def append_stream(
             files.append_data_file(
                 _write_file(transaction.table_metadata, io, name, chain([first], groups))
             )
-        summary[CHECKSUMS] = io.told()
+        summary[CHECKSUMS] = io.checksums()
 
 
 def append_tables(transaction: Transaction, tables: Iterable[pa.Table]) -> None:
-    """Append tables one after the other; the snapshot is there even if there are none.
+    """Append tables one after the other; makes a snapshot even without tables.
 
-    Each has files of its own. PyIceberg looks at a whole table for every day in it, so that tables
-    of few days are written in less time than one of many.
+    Each table has its own files. PyIceberg scans a whole table for each of its days, so tables of
+    few days are written faster than one of many days.
     """
-    number = count()  # part of a file's name: without it each table would replace the one before
-    io: Any = _SummingIO(transaction._table.io)
+    number = count()  # part of the file name, or each table would replace the one before
+    io: Any = _ChecksumIO(transaction._table.io)
     summary: dict[str, str] = {}
     with transaction.update_snapshot(summary).fast_append() as files:
         for table in tables:
             metadata = transaction.table_metadata
             for file in _dataframe_to_data_files(metadata, table, io, files.commit_uuid, number):
                 files.append_data_file(file)
-        summary[CHECKSUMS] = io.told()
+        summary[CHECKSUMS] = io.checksums()
 
 
 def upper_text_bound(text: str, length: int | None) -> str | None:
-    """The least text of at most `length` characters, of its beginning, that is not below `text`.
+    """Return an upper bound of `text` with at most `length` characters; None: there is none.
 
-    None: there is none. Iceberg orders texts by code points, and Unicode has no characters between
-    U+D7FF and U+E000. PyIceberg 0.12 takes the code point behind U+D7FF for one and then cannot
-    encode its bound, which would stop every commit with such a text.
+    The bound is the shortened text with its last character increased. Iceberg orders texts by code
+    points, and Unicode has no characters between U+D7FF and U+E000. PyIceberg 0.12 uses the code
+    point after U+D7FF, cannot encode it, and would fail every commit with such a text.
     """
     if length is None or len(text) <= length:
         return text
     kept = text[:length].rstrip(_LAST_CHARACTER)
     if not kept:
         return None
-    after = "\ue000" if kept[-1] == "\ud7ff" else chr(ord(kept[-1]) + 1)
-    return kept[:-1] + after
+    increased = "\ue000" if kept[-1] == "\ud7ff" else chr(ord(kept[-1]) + 1)
+    return kept[:-1] + increased
 
 
-# Every commit of ours comes past this module, also those that PyIceberg writes all by itself, as
-# it rewrites files for a removed row; its bounds are made in one place, which takes no setting.
+# Every commit imports this module, including those whose files PyIceberg writes itself, such as a
+# rewrite for a removed row. PyIceberg makes its bounds in this one function and has no setting.
 pyiceberg_arrow.__dict__["truncate_upper_bound_text_string"] = upper_text_bound
 
 
-class _SummingIO:
+class _ChecksumIO:
     """The part of PyIceberg's FileIO that writes data files, with a CRC-32 of each."""
 
     def __init__(self, io: Any) -> None:
         self._io = io
         self.sums: dict[str, int] = {}
 
-    def new_output(self, location: str) -> "_SummingOutput":
-        return _SummingOutput(self._io.new_output(location), self.sums)
+    def new_output(self, location: str) -> "_ChecksumOutput":
+        return _ChecksumOutput(self._io.new_output(location), self.sums)
 
-    def told(self) -> str:
-        """What `CHECKSUMS` says of the files so far."""
+    def checksums(self) -> str:
+        """Return the value of `CHECKSUMS` for the files so far."""
         return ",".join(f"{self.sums[path]:08x}" for path in sorted(self.sums))
 
 
-class _SummingOutput:
+class _ChecksumOutput:
     def __init__(self, file: Any, sums: dict[str, int]) -> None:
         self._file = file
         self._sums = sums
@@ -129,12 +127,12 @@ class _SummingOutput:
     def __len__(self) -> int:
         return len(self._file)
 
-    def create(self, overwrite: bool = False) -> "_SummingStream":
-        return _SummingStream(self._file.create(overwrite), self._file.location, self._sums)
+    def create(self, overwrite: bool = False) -> "_ChecksumStream":
+        return _ChecksumStream(self._file.create(overwrite), self._file.location, self._sums)
 
 
-class _SummingStream:
-    """A Parquet file on its way: written from its first byte to its last."""
+class _ChecksumStream:
+    """A Parquet file being written, from its first byte to its last."""
 
     def __init__(self, stream: Any, path: str, sums: dict[str, int]) -> None:
         self._stream = stream
@@ -145,7 +143,7 @@ class _SummingStream:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
-    def __enter__(self) -> "_SummingStream":
+    def __enter__(self) -> "_ChecksumStream":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -157,7 +155,7 @@ class _SummingStream:
 
 
 def _write_file(
-    table: TableMetadata, io: _SummingIO, name: str, groups: Iterable[pa.Table]
+    table: TableMetadata, io: _ChecksumIO, name: str, groups: Iterable[pa.Table]
 ) -> DataFile:
     """Write row groups until the file is full; the rest stays in `groups`."""
     path = load_location_provider(table.location, table.properties).new_data_location(name)
@@ -168,7 +166,7 @@ def _write_file(
     with writer:
         for group in groups:
             writer.write(group)
-            assert writer._fos is not None  # it is open since the first rows
+            assert writer._fos is not None  # open since the first rows
             if writer._fos.tell() >= _FILE_BYTES:
                 break
     return DataFile.from_args(
@@ -186,12 +184,12 @@ def _write_file(
 
 
 def _requested(table: TableMetadata, group: pa.RecordBatch) -> pa.Table:
-    """Rows as the table's files have them: names, order, nullability, field ids."""
+    """Convert rows to the schema of the table's files: names, order, nullability, field ids."""
     schema = table.schema()
-    found = pyarrow_to_schema(group.schema, schema.name_mapping, format_version=2)
+    group_schema = pyarrow_to_schema(group.schema, schema.name_mapping, format_version=2)
     batch = _to_requested_schema(
         sanitize_column_names(schema),
-        found,
+        group_schema,
         group,
         include_field_ids=True,
         format_model=FileFormatFactory.get(FileFormat.PARQUET),
@@ -200,7 +198,7 @@ def _requested(table: TableMetadata, group: pa.RecordBatch) -> pa.Table:
 
 
 def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The same rows, in batches of the size of row groups."""
+    """Yield the same rows in batches of row group size."""
     parts: list[pa.RecordBatch] = []
     rows, size = 0, 0
     for batch in batches:
@@ -214,7 +212,7 @@ def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
                 parts, rows, size = [], 0, 0
                 yield group
                 del group
-                # Arrow keeps what was freed, while DuckDB sorts what comes next.
+                # Arrow's pool keeps freed memory while DuckDB sorts the next rows.
                 pa.default_memory_pool().release_unused()
     if parts:
         yield pa.concat_batches(parts)

@@ -1,8 +1,7 @@
-"""Baselines as snapshots of `<table>_snapshot`: the tags that keep them, and those that are gone.
+"""Baselines as snapshots of `<table>_snapshot`: tags, changes in the log, discarding.
 
-Whoever else expires snapshots (Athena's VACUUM, Spark, the catalogue's optimizer) knows nothing of
-our log, and spares only what a ref names. So each baseline that something is still made from has a
-tag.
+Other tools that expire snapshots (Athena's VACUUM, Spark, the catalogue's optimizer) do not read
+the capture log and keep only snapshots with a ref. So each baseline in use has a tag.
 """
 
 from collections.abc import Collection
@@ -16,11 +15,14 @@ from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.storage.log import CaptureLog, Parts
 
 TAG = "cdc_pipeline_baseline_"
-"""What the tags begin with; the generation is behind it."""
+"""Prefix of the tags; the generation follows."""
 
 
 def kept_baselines(state: LogState) -> list[Baseline]:
-    """Those that states are made from, or may be: staged ones and a held shadow, oldest first."""
+    """Return the baselines that states are or may be made from, oldest first.
+
+    These are the staged ones and a held shadow.
+    """
     kept = (b for b in state.baselines.values() if b.is_staged or b is state.shadow)
     return sorted(
         (b for b in kept if b.snapshot_id is not None), key=lambda baseline: baseline.generation
@@ -28,23 +30,23 @@ def kept_baselines(state: LogState) -> list[Baseline]:
 
 
 def tag_baselines(table: TableLake) -> None:
-    """Give every kept baseline its tag, and take those of others away.
+    """Tag every kept baseline and remove the tags of others.
 
-    The log is read behind the tags' table, so that a tag never names what an erasure replaced.
-    Raises `CommitConflictError` where others keep committing; the next one does it then.
+    The log is read after the Iceberg table, so that no tag names a snapshot that an erasure
+    replaced. Raises `CommitConflictError` if others keep committing; the next call tags then.
     """
 
     def tag() -> None:
-        found = table.iceberg("snapshot")
-        if found is None:
+        staged = table.iceberg("snapshot")
+        if staged is None:
             return
-        there = {snapshot.snapshot_id for snapshot in found.metadata.snapshots}
-        wanted = {
+        existing = {snapshot.snapshot_id for snapshot in staged.metadata.snapshots}
+        tags = {
             f"{TAG}{baseline.generation}": baseline.snapshot_id
             for baseline in kept_baselines(table.log.load())
-            if baseline.snapshot_id in there
+            if baseline.snapshot_id in existing
         }
-        table.lake.iceberg.tag(found, TAG, wanted)
+        table.lake.iceberg.tag(staged, TAG, tags)
 
     over_conflicts(tag)
 
@@ -52,21 +54,21 @@ def tag_baselines(table: TableLake) -> None:
 def record_baseline(
     log: CaptureLog, state: LogState, baseline: Baseline, **changes: Any
 ) -> Baseline:
-    """Log `changes` of a baseline as it stands; what others decided about it meanwhile stays."""
+    """Log `changes` to a baseline's fields; keep what other writers changed meanwhile."""
 
     def change(now: LogState) -> Parts | None:
-        standing = now.baselines[baseline.generation]
-        changed = replace(standing, **changes)
-        return None if changed == standing else {"baseline": changed}
+        current = now.baselines[baseline.generation]
+        changed = replace(current, **changes)
+        return None if changed == current else {"baseline": changed}
 
     log.commit(state, change)
     return state.baselines[baseline.generation]
 
 
 def forget_baselines(table: TableLake, generations: Collection[int]) -> None:
-    """Log that lost or damaged baselines are none any more.
+    """Log that lost or damaged baselines are discarded.
 
-    States between their exports and the next ones are told from an earlier baseline then.
+    States between their exports and the next ones are then made from an earlier baseline.
     """
     log = table.log
     state = log.load()

@@ -1,10 +1,10 @@
-"""cdc: one row per change, by write day: no repeats, no export line of a change that was captured.
+"""cdc: one row per change, by write day: no repeats, no export line of a captured change.
 
-What a heal landed need not be all that is known of its time: windows of exports reach past their
-gap, and the stream's own records of that time may land after the heal. A captured record wins
-(`transform/sql/told.sql` has the rule): it alone knows the TTL flag, the event id and the image
-right before it. What nobody captured is there once per item and window. What a later baseline shows
-and no change says is there, too, with the transport `baseline` (`lake.publish.rebased`).
+Changes of one time can land by a heal and by the stream: windows of exports extend past their gap,
+and the stream's records may land after the heal. The captured record wins (rule in
+`transform/sql/told.sql`): only it has the TTL flag, the event id and the image before the change. A
+change that was not captured has one row per item and window. Differences that only a later baseline
+shows are rows with the transport `baseline` (`lake.publish.rebased`).
 """
 
 import tempfile
@@ -41,22 +41,22 @@ from cdc_pipeline.transform.sql import load_sql
 _MICROS = pa.timestamp("us", "UTC")
 CDC_SCHEMA = pa.schema(
     [
-        # Iceberg v2 knows no milliseconds.
+        # Iceberg v2 has no timestamps in milliseconds.
         *(f.with_type(_MICROS) if pa.types.is_timestamp(f.type) else f for f in LANDING_SCHEMA),
         pa.field("generation", pa.int32()),
         pa.field("order_key", pa.string()),
         pa.field("day", pa.date32()),
     ]
 )
-"""The landing columns, then what the log adds."""
+"""The landing columns, then those from the log."""
 
 ROWS = "rows"
-"""The table property (with the day behind it) that says how many rows a day was built with."""
+"""Table property, with the day as suffix: the number of rows the day was built with."""
 
 _RULES, _PRESENT_RULES = "rules", "3"
-"""The table property that says by which rules a day was built, and the present ones.
+"""Table property with the version of the rules a day was built by, and the present version.
 
-Days without it (1): lines of exports stood beside and in place of captured records.
+Days without it (version 1) have export lines beside and in place of captured records.
 """
 
 _MASKED = (
@@ -70,9 +70,9 @@ _COMMIT_ROWS = 1_000_000
 
 @dataclass(frozen=True)
 class CdcDay:
-    """One day as it stands. `duplicates`: landed rows that repeated another one's change.
+    """One committed day. `duplicates`: landed rows that repeat another row's change.
 
-    `seconds`: what reading it took, 0 when it stood already.
+    `seconds`: time to read it, 0 if the day was up to date already.
     """
 
     day: date
@@ -94,32 +94,31 @@ def build_cdc_days(
 ) -> Iterator[CdcDay]:
     """Rebuild write days of `<table>_cdc` from every landing object logged for them.
 
-    Always rewrites a day, so that an explicit run is never a silent no-op, unless `only_changed`
-    says that days which nothing has landed for since are left as they are. Many days share a
-    commit, each yielded once it stands; a killed run leaves what it had committed. A day without
-    landing objects has no rows and is no error. Days that were built under other masking rules,
-    those with rows of a heal that an older version built, and those that lack what a later baseline
-    shows are rebuilt first. Overtaken by another commit it decides again; raises
-    `CommitConflictError` when that happens again and again, `LakeError`, `SettingsError` for
-    masking that cannot be.
+    Rewrites every given day, so that an explicit run is never a silent no-op. With `only_changed`,
+    days without new landing objects stay as they are. Many days share a commit; each is yielded
+    after its commit, and a killed run leaves what it had committed. A day without landing objects
+    has no rows and is no error. Rebuilt first: days built under other masking rules, days with rows
+    of a heal built by an older version, days without the differences of a later baseline. Retries
+    after a commit conflict. Raises `CommitConflictError` after repeated conflicts, `LakeError`,
+    `SettingsError` for masking that is not possible.
     """
     masking = masking_of(table.lake.settings, table.settings, writing=True)
     before = table.iceberg("cdc")
     state = table.log.load()
-    asked = sorted({*days})
+    requested = sorted({*days})
     stale = days_under_other_rules(before, masking)
     outdated = days_to_compare(table.lake, before, state)
     outdated |= outdated_days(before, state) if before else set()
-    others = sorted((stale | outdated) - {*asked})
+    others = sorted((stale | outdated) - {*requested})
     if only_changed and before and not stale:
-        unchanged = [day for day in asked if day not in outdated]
+        unchanged = [day for day in requested if day not in outdated]
         current = _current_days(table.lake, before, state, unchanged)
         yield from current
-        asked = [day for day in asked if day not in {kept.day for kept in current}]
+        requested = [day for day in requested if day not in {kept.day for kept in current}]
     built = build_groups(
         lambda group: _build(table, group, masking),
         _groups(state, others),
-        _groups(state, asked),
+        _groups(state, requested),
         lake=table.lake,
         forget=bool(stale),
     )
@@ -128,7 +127,7 @@ def build_cdc_days(
 
 
 def _groups(state: LogState, days: Iterable[date]) -> Iterator[list[date]]:
-    """Neighbouring days that share a commit: many, and some million rows."""
+    """Yield groups of neighbouring days that share a commit of some million rows."""
     counts: dict[str, int] = {}
     for landed in state.objects.values():
         counts[landed.day] = counts.get(landed.day, 0) + landed.rows
@@ -145,9 +144,9 @@ def _groups(state: LogState, days: Iterable[date]) -> Iterator[list[date]]:
 
 
 def outdated_days(built: IcebergTable, state: LogState) -> set[date]:
-    """Days that an older version built and that a heal landed something for.
+    """Return days that an older version built and that have objects of a heal.
 
-    Backfills compare with what is there before they land.
+    Days of backfills need no rebuild: a backfill lands only changes that are not there yet.
     """
     healed = heal_generations(state)
     days = {o.day for o in state.objects.values() if o.generation in healed} if healed else set()
@@ -161,20 +160,20 @@ def outdated_days(built: IcebergTable, state: LogState) -> set[date]:
 def _current_days(
     lake: Lake, built: IcebergTable, state: LogState, days: list[date]
 ) -> list[CdcDay]:
-    """Days that were built after the last object of theirs was logged."""
-    counts, found = lake.iceberg.rows_by_day(built), []
+    """Return the days that were built after their last object was logged."""
+    counts, current = lake.iceberg.rows_by_day(built), []
     for day in days:
         watermark = table_property(built, f"watermark.{day}")
         objects = state.objects_of_day(day.isoformat())
         if watermark is not None and all(o.entry <= int(watermark) for o in objects):
             rows = counts.get(day, 0)
             repeats = sum(o.rows for o in objects) - (rows - compared_rows(built, day))
-            found.append(CdcDay(day, rows, repeats, len(objects), int(watermark), 0.0))
-    return found
+            current.append(CdcDay(day, rows, repeats, len(objects), int(watermark), 0.0))
+    return current
 
 
 def require_rules_of_days(table: TableLake, built: IcebergTable, view: str = "cdc") -> None:
-    """Raise `OtherRulesError` unless every day is masked as the settings say."""
+    """Raise `OtherRulesError` unless every day is masked by the rules of the settings."""
     masking = masking_of(table.lake.settings, table.settings, writing=False)
     published = days_under_rules(built).values()
     name = table.safe_name
@@ -185,7 +184,7 @@ def _build(
     table: TableLake, days: list[date], masking: Masking
 ) -> tuple[list[CdcDay], IcebergTable]:
     name = f"{table.safe_name}_cdc"
-    # The table before the log: what is committed over it is then never older than it.
+    # Load the table before the log, so that a commit never replaces a table with an older state.
     before = table.lake.iceberg.load(name)
     state = table.log.load()
     rebased, rules = Rebased(table, before, state), days_under_rules(before) if before else {}
@@ -208,13 +207,13 @@ def _build(
                     column = pa.array([day] * batch.num_rows, pa.date32())
                     yield batch.append_column("day", column).cast(CDC_SCHEMA)
                 repeats, changes = sum(landed.rows for landed in objects) - rows, rows
-                of_day = rules.get(day.isoformat())
-                for batch in rebased.rows(connection, day, masking, of_day, CDC_SCHEMA):
+                day_rules = rules.get(day.isoformat())
+                for batch in rebased.rows(connection, day, masking, day_rules, CDC_SCHEMA):
                     rows += batch.num_rows
                     yield pa.Table.from_batches([batch])
                 properties.update(rebased.properties(day, rows - changes))
                 seconds = time.monotonic() - started
-                properties[f"{ROWS}.{day}"] = str(rows)  # read behind the last chunk
+                properties[f"{ROWS}.{day}"] = str(rows)  # read after the last chunk
                 built.append(CdcDay(day, rows, repeats, len(objects), state.n, seconds))
 
     chunks = _chunks(batches())
@@ -230,10 +229,10 @@ def _rows(
     objects: list[LandedObject],
     masking: Masking,
 ) -> Iterator[pa.Table]:
-    """The changes in some objects, masked, each once, in batches."""
+    """Yield batches of the changes in these objects, masked, each change once."""
     landed = landed_relation(connection, table.lake, objects)
     require_maskable_keys(connection, table.settings, masking, f"SELECT keys FROM {landed}")
-    # Before masking: images that differ in a masked attribute alone are of two changes.
+    # Before masking: images that differ only in a masked attribute are two changes.
     connection.execute(f"CREATE OR REPLACE TEMP VIEW landed AS SELECT * FROM {landed}")
     connection.execute(f"CREATE OR REPLACE TEMP TABLE told AS {load_sql('told')}")
     columns = _MASKED if masking else "*"
@@ -243,12 +242,12 @@ def _rows(
 
 
 def _chunks(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Small ones put together, whose files are then written side by side."""
-    gathered: list[pa.Table] = []
-    for found in tables:
-        gathered.append(found)
-        if sum(table.num_rows for table in gathered) >= _FILE_ROWS:
-            yield pa.concat_tables(gathered)
-            gathered = []
-    if gathered:
-        yield pa.concat_tables(gathered)
+    """Yield the tables, small ones concatenated; files of a chunk are written in parallel."""
+    pending: list[pa.Table] = []
+    for table in tables:
+        pending.append(table)
+        if sum(part.num_rows for part in pending) >= _FILE_ROWS:
+            yield pa.concat_tables(pending)
+            pending = []
+    if pending:
+        yield pa.concat_tables(pending)

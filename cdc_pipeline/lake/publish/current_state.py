@@ -1,4 +1,4 @@
-"""current_state: the compacted base, its tombstones, and when a state may be published."""
+"""current_state: the folded base, its tombstones, and the conditions of a publication."""
 
 import json
 import tempfile
@@ -61,15 +61,15 @@ from cdc_pipeline.transform.shred import typed_schema
 from cdc_pipeline.transform.sql import load_sql
 
 _BATCH_ROWS = 100_000
-_TYPES, _MOST, _SEEN = "types", "max_columns", "rules_seen"
+_TYPES, _MAX_COLUMNS, _SEEN = "types", "max_columns", "rules_seen"
 
 
 @dataclass(frozen=True)
 class Base:
-    """Items to fold a delta over: objects of `generation` and later, logged after `after`.
+    """Items to fold a delta over: objects of `generation` and later, logged after entry `after`.
 
-    `over`: the published table that a new base replaces, as it was read; None: there is none.
-    `is_counted`: whether `items` was written down; versions of ours that did not are long gone.
+    `over`: the published table that a new base replaces, as loaded; None: none is published.
+    `is_counted`: whether `items` is recorded; only very old versions did not record it.
     """
 
     table: IcebergTable
@@ -85,10 +85,10 @@ class Base:
 class PublishResult:
     """A published current state. `watermark`: the last log entry folded into it.
 
-    With an open gap the state stays where the gap begins: behind it some changes are missing.
-    `changes`: what became of the columns of the version before, None where there was none.
-    `rebuilt`: made anew from the exact data, because masking rules have changed.
-    `unseen_rules`: attributes that have a rule in the settings and were in no item so far.
+    With an open gap the state stays at the beginning of the gap: later changes are missing.
+    `changes`: changes of columns since the version before; None: there was no version.
+    `rebuilt`: made again from the exact data, because masking rules have changed.
+    `unseen_rules`: attributes with a rule in the settings that no item has had so far.
     """
 
     items: int
@@ -107,26 +107,26 @@ class PublishResult:
 
 
 def published_base(table: TableLake) -> Base | None:
-    """The base that readers see now, None before the first publication."""
-    found = table.iceberg("current_state")
-    if found is None:
+    """Return the base that readers see now; None before the first publication."""
+    published = table.iceberg("current_state")
+    if published is None:
         return None
     return Base(
-        table=found,
-        over=found,
+        table=published,
+        over=published,
         snapshot_id=None,
-        generation=_generation(found),
-        after=int(table_property(found, "watermark") or 0),
-        items=int(table_property(found, "items") or 0),
-        is_counted=table_property(found, "items") is not None,
+        generation=_generation(published),
+        after=int(table_property(published, "watermark") or 0),
+        items=int(table_property(published, "items") or 0),
+        is_counted=table_property(published, "items") is not None,
     )
 
 
 def next_base(table: TableLake, state: LogState) -> Base:
-    """What the next publication starts from; raises `NotReadyError` when nothing can be.
+    """Return the base of the next publication; raises `NotReadyError` if none is possible.
 
-    A newer baseline takes over as soon as everything written before its export time plus the
-    margin has landed: from then on the folded changes no longer show a mixture of times.
+    A newer baseline replaces the base once everything written before its export time plus the
+    margin has landed: from then on the folded changes no longer mix times.
     """
     current = published_base(table)
     staged = state.staged
@@ -136,10 +136,10 @@ def next_base(table: TableLake, state: LogState) -> Base:
             return _staged_base(table, staged, current)
         if current is None:
             raise NotReadyError(
-                f"{table.safe_name}/current_state: the export shows the table at "
+                f"{table.safe_name}/current_state: the export shows the table as of "
                 f"{_time(staged.export_time_us)}, and changes have landed up to "
-                f"{_time(landed_us)}; both must meet at "
-                f"{_time(handover_us(table.lake, staged))} before a state can be published",
+                f"{_time(landed_us)}; a state can be published once they have landed up to "
+                f"{_time(handover_us(table.lake, staged))}",
                 fix="run the job `capture` (or materialise raw_stream) once more, then this again",
             )
     if current is None:
@@ -148,36 +148,36 @@ def next_base(table: TableLake, state: LogState) -> Base:
             fix=f"materialise {table.safe_name}/pitr_export first",
         )
     if not _is_masked_alike(table, current):
-        # What is published does not tell the exact values; the baseline and the landing zone do.
+        # Published rows lack the exact values; the baseline and the landing zone have them.
         return _staged_base(table, state.baselines[current.generation], current)
     return current
 
 
 def _is_masked_alike(table: TableLake, current: Base) -> bool:
     masking = masking_of(table.lake.settings, table.settings, writing=True)
-    stones = table.iceberg("tombstones")
-    return all(masking.made(published_rules(t)) for t in (current.table, stones) if t)
+    tombstones = table.iceberg("tombstones")
+    return all(masking.made(published_rules(t)) for t in (current.table, tombstones) if t)
 
 
 def _is_typed_alike(table: Table, current: Base) -> bool:
     published = json.loads(table_property(current.table, _TYPES) or "{}")
-    most = table_property(current.table, _MOST) or ""
-    return published == pinned_types(table) and most == str(table.max_columns or "")
+    max_columns = table_property(current.table, _MAX_COLUMNS) or ""
+    return published == pinned_types(table) and max_columns == str(table.max_columns or "")
 
 
 def handover_us(lake: Lake, baseline: Baseline) -> int:
-    """When a baseline may be published: everything written before this must have landed."""
+    """Return the time in µs up to which changes must have landed before a baseline is published."""
     margin_us = int(lake.settings.handover_margin_seconds * 1_000_000)
-    # What has landed is told by our clock, the export's time by AWS's.
+    # Landing times are from our clock, the export's time from AWS's.
     return baseline.export_time_us + margin_us + lake.settings.clock_margin_us
 
 
 def _staged_base(table: TableLake, staged: Baseline, current: Base | None) -> Base:
-    found = table.iceberg("snapshot")
-    assert found is not None  # the log says that it was committed
+    snapshot = table.iceberg("snapshot")
+    assert snapshot is not None  # committed, by the log
     over = current.table if current else None
     return Base(
-        table=found,
+        table=snapshot,
         over=over,
         snapshot_id=staged.snapshot_id,
         generation=staged.generation,
@@ -194,9 +194,9 @@ def _time(time_us: int) -> str:
 
 
 def is_worth_folding(table: TableLake) -> bool:
-    """Whether the delta is large or the base old enough for a fold that nobody asked for.
+    """Whether the delta is large enough or the base old enough for an automatic fold.
 
-    Readers merge the delta, so they do not wait for it; folding rewrites the whole base.
+    Readers merge the delta themselves and do not wait for a fold, which rewrites the whole base.
     """
     base, state = published_base(table), table.log.load()
     if base is None or (state.staged and state.staged.generation > base.generation):
@@ -207,9 +207,9 @@ def is_worth_folding(table: TableLake) -> bool:
     changes = sum(o.rows for o in state.delta(generation=base.generation, after=base.after))
     if changes * 100 >= base.items * options.fold_percent:
         return True
-    committed = base.table.current_snapshot()
-    assert committed is not None  # it is published
-    age_us = table.log.now_us() - committed.timestamp_ms * 1000
+    snapshot = base.table.current_snapshot()
+    assert snapshot is not None  # a published table has one
+    age_us = table.log.now_us() - snapshot.timestamp_ms * 1000
     return age_us >= options.fold_minutes * 60_000_000
 
 
@@ -223,9 +223,9 @@ def is_behind(base: Base, table: Table, state: LogState) -> bool:
 
 
 def advance_watermark(lake: Lake, base: Base, state: LogState) -> IcebergTable:
-    """Say of published rows that they are complete up to a later time, as nothing changed since.
+    """Move the watermark of published rows to a later time, after which nothing has changed.
 
-    A commit of properties alone; left out where somebody else published meanwhile.
+    Commits properties only; does nothing if another writer published meanwhile. Returns the table.
     """
     until_us = state.complete_to_us(base.generation)
     if until_us <= int(table_property(base.table, "watermark_us") or 0):
@@ -239,15 +239,15 @@ def advance_watermark(lake: Lake, base: Base, state: LogState) -> IcebergTable:
 def publish_current_state(table: TableLake) -> PublishResult:
     """Fold everything that landed into a new base and commit it with its watermark.
 
-    Raises `NotReadyError`, `CommitConflictError`, `LakeError`, `SchemaContractError`, and
-    `SettingsError` for masking that cannot be. A run that finds nothing new leaves the rows as they
-    are. Tombstones are committed first: a crash in between leaves readers with the old base, and
-    the next fold with tombstones that its own delta explains.
+    Without new changes the rows stay as they are. Tombstones are committed first: after a crash in
+    between, readers have the old base, and the next fold has tombstones that its own delta
+    explains. Raises `NotReadyError`, `CommitConflictError`, `LakeError`, `SchemaContractError`, and
+    `SettingsError` for masking that is not possible.
     """
     started = time.monotonic()
     state = table.log.load()
     base = next_base(table, state)
-    # Now, because a commit over a table brings the object up to date, too.
+    # Read before the commit, which refreshes the table objects.
     is_new, before = base.table is not base.over, prior_columns(base.over)
     is_first, new_baseline = base.over is None, _generation(base.over) != base.generation
     delta = state.delta(generation=base.generation, after=base.after)
@@ -293,11 +293,11 @@ def _publish(
         _require_whole(connection, table.settings, base, files)
         is_exact = base.table is not base.over
         create_base(connection, table.settings, files, masking if is_exact else Masking())
-        stones = create_winners(connection, table, delta)
+        tombstones = create_winners(connection, table, delta)
         create_effective(connection)
-        # Until this base stands, readers have the one before it, which needs its own tombstones.
+        # Until this base is committed, readers use the base before it, with its own tombstones.
         oldest = _generation(base.over) if base.over else base.generation
-        _replace_tombstones(connection, table, stones, masking, oldest)
+        _replace_tombstones(connection, table, tombstones, masking, oldest)
         published = replace_typed(
             table.lake.iceberg,
             f"{table.safe_name}_current_state",
@@ -325,9 +325,9 @@ def _publish(
 def _require_whole(
     connection: duckdb.DuckDBPyConnection, table: Table, base: Base, files: list[str]
 ) -> None:
-    """Raise `LakeError` unless a base has as many rows as it was committed with.
+    """Raise `LakeError` unless a base has the number of rows it was committed with.
 
-    The assertion of the snapshot does not see what another engine did to the table in between.
+    The snapshot's assertion does not detect commits of another engine in between.
     """
     relation = files_relation(connection, files, typed_schema([]))
     rows = connection.execute(f"SELECT count(*) FROM {relation}").fetchall()[0][0]
@@ -337,14 +337,17 @@ def _require_whole(
             f"{base.items}: another engine has changed it",
             fix=f"cdc-pipeline reconcile {table.safe_name} --full --repair"
             if base.over
-            else f"materialise {table.safe_name}/pitr_export: a fresh baseline",
+            else f"materialise {table.safe_name}/pitr_export, which makes a new baseline",
         )
 
 
 def _plan(
     table: Table, over: IcebergTable | None, masking: Masking, names: dict[str, str]
 ) -> Callable[[Stats], tuple[list[Column], dict[str, str]]]:
-    """Columns of the next version, if the contract allows them, and by which rules it was made."""
+    """Return the function that decides the next version's columns and properties.
+
+    It raises `SchemaContractError` for columns that the contract does not allow.
+    """
     pins = pinned_types(table)
 
     def plan(stats: Stats) -> tuple[list[Column], dict[str, str]]:
@@ -352,50 +355,50 @@ def _plan(
         carry_widths(stats, prior_stats(over))
         columns = columns_of(stats, before, pins=pins, limit=table.max_columns, names=names)
         require_contract(table, before, columns)
-        earlier = table_property(over, _SEEN) if over else None
-        seen = {*json.loads(earlier or "[]"), *masking.seen, *(pins.keys() & stats.keys())}
-        rules = {PUBLISHED: masking.fingerprint, _TYPES: json.dumps(pins)}
-        rules[_MOST] = str(table.max_columns or "")
-        return columns, {**rules, _SEEN: json.dumps(sorted(seen))}
+        prior_seen = table_property(over, _SEEN) if over else None
+        seen = {*json.loads(prior_seen or "[]"), *masking.seen, *(pins.keys() & stats.keys())}
+        properties = {PUBLISHED: masking.fingerprint, _TYPES: json.dumps(pins)}
+        properties[_MAX_COLUMNS] = str(table.max_columns or "")
+        return columns, {**properties, _SEEN: json.dumps(sorted(seen))}
 
     return plan
 
 
 def forget_tombstones(table: TableLake) -> None:
-    """Begin with no tombstones, where they cannot be read and a new baseline needs none.
+    """Replace unreadable tombstones by none; valid only with a new baseline, which needs none.
 
-    Those of older generations rule out only changes that are ignored over the new baseline.
+    Tombstones of older generations exclude only changes that the new baseline ignores.
     """
     name = f"{table.safe_name}_tombstones"
-    nothing = TOMBSTONE_SCHEMA.empty_table().to_reader()
+    no_rows = TOMBSTONE_SCHEMA.empty_table().to_reader()
     table.lake.iceberg.replace(
-        name, nothing, {}, over=table.lake.iceberg.load(name), key="item_key"
+        name, no_rows, {}, over=table.lake.iceberg.load(name), key="item_key"
     )
 
 
 def _replace_tombstones(
     connection: duckdb.DuckDBPyConnection,
     table: TableLake,
-    stones: IcebergTable | None,
+    tombstones: IcebergTable | None,
     masking: Masking,
     oldest: int,
 ) -> None:
-    """Commit the tombstones after this fold, but those of generations before `oldest`.
+    """Commit the tombstones after this fold, without those of generations before `oldest`.
 
-    No clock decides: a tombstone is needed as long as a change of its generation can land, and
-    backlogs, repeats and late files know no bounds. Changes of generations before a published
-    baseline's are ignored, and with them go the tombstones that rule them out.
+    Tombstones do not expire by time: one is needed as long as a change of its generation can land,
+    and backlogs, repeats and late files have no time limit. Changes of generations before a
+    published baseline are ignored, so the tombstones that exclude them are not needed.
     """
     sql = (
         f"SELECT {', '.join(TOMBSTONE_SCHEMA.names)} FROM ({load_sql('tombstones')}) "
         f"WHERE order_key >= {literal(generation_prefix(oldest))}"
     )
-    found = arrow_batches(connection, sql, _BATCH_ROWS)
-    batches = (batch.cast(TOMBSTONE_SCHEMA) for batch in found)
+    kept = arrow_batches(connection, sql, _BATCH_ROWS)
+    batches = (batch.cast(TOMBSTONE_SCHEMA) for batch in kept)
     rows = pa.RecordBatchReader.from_batches(TOMBSTONE_SCHEMA, batches)
     name = f"{table.safe_name}_tombstones"
-    shows_too_much = stones is not None and not masking.made(published_rules(stones))
+    shows_too_much = tombstones is not None and not masking.made(published_rules(tombstones))
     properties = {PUBLISHED: masking.fingerprint}
-    committed = table.lake.iceberg.replace(name, rows, properties, over=stones, key="item_key")
+    committed = table.lake.iceberg.replace(name, rows, properties, over=tombstones, key="item_key")
     if shows_too_much:
         forget_earlier(table.lake, committed)

@@ -1,4 +1,4 @@
-"""Iceberg tables that are built day by day: what their builds share."""
+"""Shared steps of Iceberg tables that are built day by day."""
 
 from collections.abc import Callable, Iterable, Iterator
 from datetime import date
@@ -17,7 +17,7 @@ _R = TypeVar("_R")
 
 
 def days_under_other_rules(table: IcebergTable | None, masking: Masking) -> set[date]:
-    """The days that were built under other masking rules than those of the settings."""
+    """Return the days built under other masking rules than those of the settings."""
     published = days_under_rules(table) if table else {}
     return {date.fromisoformat(day) for day, rules in published.items() if not masking.made(rules)}
 
@@ -25,20 +25,20 @@ def days_under_other_rules(table: IcebergTable | None, masking: Masking) -> set[
 def build_groups(
     build: Callable[[_D], tuple[_R, IcebergTable]],
     stale: Iterable[_D],
-    asked: Iterable[_D],
+    requested: Iterable[_D],
     *,
     lake: Lake,
     forget: bool,
 ) -> Iterator[_R]:
-    """Build one day, or group of days, after the other: `stale` ones first, then what was asked.
+    """Build days, or groups of days, one after the other: `stale` ones, then `requested` ones.
 
-    `build`: returns what it built and the table as committed; it decides again when another commit
-    comes first. `forget`: earlier versions show what readers may not see any more.
-    Yields what was asked for, each once it stands.
+    `build`: returns the result and the committed table; called again after a commit conflict.
+    `forget`: whether to remove earlier versions, because they show values that readers may no
+    longer see. Yields the results of `requested`, each after its commit.
     """
     for group in stale:
         over_conflicts(partial(build, group))
-    for group in asked:
+    for group in requested:
         built, committed = over_conflicts(partial(build, group))
         if forget:
             forget_earlier(lake, committed)

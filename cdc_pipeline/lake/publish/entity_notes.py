@@ -1,7 +1,7 @@
-"""Notes on entities: what the items of each hold, counted whenever a state is published.
+"""Notes on entities: item count, attribute statistics and columns of each, per published state.
 
-They lie beside the capture log and spare readers a pass over all items. Notes of another published
-version, or of other rules, count for nothing but the names of columns.
+Stored beside the capture log, they save readers a pass over all items. Of notes for another
+published version, or under other rules, only the column names are used.
 """
 
 import json
@@ -26,7 +26,7 @@ _BATCH_ROWS = 4_000  # items are up to 400 kB
 
 @dataclass(frozen=True)
 class EntityNote:
-    """Items of one entity: how many, what they hold, and the columns that hold it."""
+    """Items of one entity: their number, attribute statistics and columns."""
 
     items: int
     stats: Stats
@@ -35,7 +35,7 @@ class EntityNote:
 
 @dataclass(frozen=True)
 class Notes:
-    """What a published state holds by entity. `unmatched`: items that are of none."""
+    """Notes on a published state, by entity. `unmatched`: number of items without an entity."""
 
     snapshot_id: int
     rules: str
@@ -44,17 +44,17 @@ class Notes:
 
 
 def entities_of(table: Table) -> list[Entity]:
-    """The entities of a table, in the order in which they are tried."""
+    """Return the entities of a table, in matching order."""
     return [rule.entity() for rule in table.entities]
 
 
 def kept_whole(table: Table) -> set[str]:
-    """Attributes that are not flattened: the settings say their type."""
+    """Return the attributes that are not flattened because the settings give their type."""
     return set(pinned_types(table))
 
 
 def split_mark(table: Table) -> str:
-    """Changes with the settings that decide what an entity's rows are; '' without entities."""
+    """Return a digest of the settings that decide an entity's rows; '' without entities."""
     if not table.entities:
         return ""
     pins = [f"{name}: {kind}" for name, kind in pinned_types(table).items()]
@@ -62,7 +62,7 @@ def split_mark(table: Table) -> str:
 
 
 def entity_mark(settings: Settings, schema: str, view: str) -> str:
-    """The `split_mark` of a view that is an entity's, '' for any other."""
+    """Return the `split_mark` of an entity's view; '' for any other view."""
     for table in settings.tables:
         if table.safe_name == schema and any(rule.name == view for rule in table.entities):
             return split_mark(table)
@@ -70,34 +70,34 @@ def entity_mark(settings: Settings, schema: str, view: str) -> str:
 
 
 def pins_of(table: Table, entity: Entity) -> dict[str, str]:
-    """Types that the settings say, by attribute as the entity's rows have it."""
+    """Return the types of the settings, by attribute name as in the entity's rows."""
     pins = pinned_types(table)
     return {escaped(name): kind for name, kind in pins.items()} if entity.depth else pins
 
 
 def read_notes(table: TableLake) -> Notes | None:
-    """The notes of whichever version was noted last."""
+    """Read the last notes, of whichever version; None: there are none."""
     data = table.lake.store.read(_key(table))
     if data is None:
         return None
-    said = json.loads(data)
+    document = json.loads(data)
     return Notes(
-        snapshot_id=said["snapshot_id"],
-        rules=said["rules"],
-        unmatched=said["unmatched"],
+        snapshot_id=document["snapshot_id"],
+        rules=document["rules"],
+        unmatched=document["unmatched"],
         entities={
             name: EntityNote(
                 note["items"],
                 stats_from_json(json.dumps(note["stats"])),
                 [Column(**column) for column in note["columns"]],
             )
-            for name, note in said["entities"].items()
+            for name, note in document["entities"].items()
         },
     )
 
 
 def are_current(notes: Notes | None, table: Table, published: IcebergTable) -> bool:
-    """Whether the notes are of this published version, by the present rules."""
+    """Whether the notes are of this published version, under the present rules."""
     return (
         notes is not None
         and notes.snapshot_id == published.metadata.current_snapshot_id
@@ -106,12 +106,12 @@ def are_current(notes: Notes | None, table: Table, published: IcebergTable) -> b
 
 
 def current_notes(table: TableLake, published: IcebergTable) -> Notes:
-    """Notes of this published version: those that are there, or made now and kept."""
+    """Return the notes of this published version; make and store them if there are none."""
     notes = read_notes(table)
     if notes is not None and are_current(notes, table.settings, published):
         return notes
     made = _make_notes(table, published, notes)
-    said = {
+    document = {
         "snapshot_id": made.snapshot_id,
         "rules": made.rules,
         "unmatched": made.unmatched,
@@ -124,12 +124,12 @@ def current_notes(table: TableLake, published: IcebergTable) -> Notes:
             for name, note in made.entities.items()
         },
     }
-    table.lake.store.write(_key(table), json.dumps(said).encode())
+    table.lake.store.write(_key(table), json.dumps(document).encode())
     return made
 
 
 def note_entities(table: TableLake, published: IcebergTable) -> None:
-    """After a publication: note what it holds by entity. Nothing for a table without entities."""
+    """Make the notes after a publication. Does nothing for a table without entities."""
     if table.settings.entities:
         current_notes(table, published)
 
@@ -147,15 +147,15 @@ def _make_notes(table: TableLake, published: IcebergTable, before: Notes | None)
             items, entities_of(table.settings), kept_whole(table.settings)
         )
     snapshot_id = published.metadata.current_snapshot_id
-    assert snapshot_id is not None  # it is published
-    noted = {}
+    assert snapshot_id is not None  # a published table has one
+    entities = {}
     for entity in entities_of(table.settings):
         stats = counts[entity.name].stats
         if before is not None and before.rules == split_mark(table.settings):
             carry_widths(stats, before.entities[entity.name].stats)
         columns = entity_columns(table, entity, stats, published, before)
-        noted[entity.name] = EntityNote(counts[entity.name].items, stats, columns)
-    return Notes(snapshot_id, split_mark(table.settings), unmatched, noted)
+        entities[entity.name] = EntityNote(counts[entity.name].items, stats, columns)
+    return Notes(snapshot_id, split_mark(table.settings), unmatched, entities)
 
 
 def entity_columns(
@@ -167,15 +167,15 @@ def entity_columns(
     *,
     more: Stats | None = None,
 ) -> list[Column]:
-    """Columns for these items of an entity, called as they ever were.
+    """Return the columns of an entity's items, with stable names.
 
-    Names are those of the entity before; else, for top-level attributes, those of `current_state`.
-    `more`: what newer items hold: the types are of all, of which kind a column is, stays.
+    Names are the entity's earlier ones; else, for top-level attributes, those of `current_state`.
+    `more`: statistics of newer items: types fit all items, the kind of a column does not change.
     """
     before = notes.entities.get(entity.name) if notes else None
     own = before.columns if before else _built_columns(table, entity)
     pins = pins_of(table.settings, entity)
-    names = [*own, *_named_alike(prior_columns(published), entity, own)]
+    names = [*own, *_inherited_names(prior_columns(published), entity, own)]
     columns = columns_of(stats, names, pins=pins)
     if not more:
         return columns
@@ -185,16 +185,16 @@ def entity_columns(
 
 
 def _built_columns(table: TableLake, entity: Entity) -> list[Column]:
-    """Of the entity's own table, where notes are lost."""
+    """Return the columns of the entity's own table, for use if its notes are lost."""
     if not any(rule.table for rule in table.settings.entities if rule.name == entity.name):
         return []
     return prior_columns(table.lake.iceberg.load(f"{table.safe_name}_{entity.name}"))
 
 
-def _named_alike(
+def _inherited_names(
     columns: Iterable[Column], entity: Entity, own: Iterable[Column]
 ) -> Iterator[Column]:
-    """Columns of `current_state` for attributes that have none here, unless the name is taken."""
+    """Yield columns of `current_state` for attributes without one here, if the name is free."""
     attributes = {column.attribute for column in own}
     taken = {column.name for column in own}
     for column in columns:

@@ -1,4 +1,4 @@
-"""Tables of entities: the items of one kind in the published state, as an Iceberg table each."""
+"""Tables of entities: one Iceberg table per entity, with its items of the published state."""
 
 import json
 import tempfile
@@ -39,7 +39,7 @@ _BATCH_ROWS = 4_000  # items are up to 400 kB
 
 @dataclass(frozen=True)
 class EntityTable:
-    """A committed table. `unchanged`: it was up to date, and nothing was written."""
+    """A committed table. `unchanged`: it was up to date already and was not written."""
 
     items: int
     columns: list[Column]
@@ -49,22 +49,23 @@ class EntityTable:
 
 
 def build_entity(table: TableLake, name: str) -> EntityTable:
-    """Make `<table>_<entity>` of the published `current_state`, whole, in one commit.
+    """Build `<table>_<entity>` from the published `current_state`, whole, in one commit.
 
-    Raises `NotReadyError` before the first publication, `OtherRulesError` where that was under
-    other masking rules, `CommitConflictError` when it is overtaken again and again, `LakeError`.
+    Raises `NotReadyError` before the first publication, `OtherRulesError` if the state was
+    published under other masking rules, `CommitConflictError` after repeated conflicts, and
+    `LakeError`.
     """
     return over_conflicts(lambda: _build(table, name))
 
 
 def _build(table: TableLake, name: str) -> EntityTable:
     started, safe = time.monotonic(), table.safe_name
-    # The table before what it is made from: what is committed over it is never older than it.
+    # Load the table before its input, so that a commit never replaces it with an older state.
     over = table.lake.iceberg.load(f"{safe}_{name}")
     base = published_base(table)
     if base is None:
         raise NotReadyError(
-            f"{safe}/{name}: no state of table {table.name} is published yet",
+            f"{safe}/{name}: table {table.name} has no published state yet",
             fix=f"materialise {safe}/current_state first",
         )
     masking, rules = (
@@ -77,7 +78,7 @@ def _build(table: TableLake, name: str) -> EntityTable:
     if over is not None and table_property(over, _MADE_OF) == made_of:
         seconds = time.monotonic() - started
         return EntityTable(note.items, note.columns, over, True, seconds)
-    # Now, because a commit over a table brings the object up to date, too.
+    # Read before the commit, which refreshes the table objects.
     shows_too_much = over is not None and published_rules(over) != rules
     table.lake.store.write(_mark(table, name), b"{}")
     properties = {
@@ -99,12 +100,13 @@ def _build(table: TableLake, name: str) -> EntityTable:
             _BATCH_ROWS,
         )
 
-        def own() -> Iterator[pa.RecordBatch]:
+        def own_rows() -> Iterator[pa.RecordBatch]:
             for batch in batches:
-                belongs = is_of(batch.column("item"), entities_of(table.settings), entity)
-                yield batch.cast(NARROW_SCHEMA).filter(belongs)
+                is_own = is_of(batch.column("item"), entities_of(table.settings), entity)
+                yield batch.cast(NARROW_SCHEMA).filter(is_own)
 
-        typed = shred_entity(own(), entity, note.columns, note.stats, kept_whole(table.settings))
+        keep = kept_whole(table.settings)
+        typed = shred_entity(own_rows(), entity, note.columns, note.stats, keep)
         rows = pa.RecordBatchReader.from_batches(typed_schema(note.columns), typed)
         committed = table.lake.iceberg.replace(
             f"{safe}_{name}", rows, properties, over=over, key="_key"
@@ -119,7 +121,7 @@ def _made_of(table: Table, published: IcebergTable) -> str:
 
 
 def stale_entities(table: TableLake, published: IcebergTable) -> Iterator[str]:
-    """Entities whose tables are made of another version of the state, or were never made."""
+    """Yield entities whose tables are made from another version of the state, or do not exist."""
     made_of = _made_of(table.settings, published)
     for rule in table.settings.entities:
         if rule.table:
@@ -129,7 +131,7 @@ def stale_entities(table: TableLake, published: IcebergTable) -> Iterator[str]:
 
 
 def entity_tables(table: TableLake) -> list[str]:
-    """Every entity that was ever kept as a table, those that the settings no longer name, too."""
+    """Return every entity that ever had a table, including those no longer in the settings."""
     folder = _mark(table, "")
     return sorted(key.removeprefix(folder) for key in table.lake.store.list(folder))
 
@@ -139,7 +141,10 @@ def _mark(table: TableLake, name: str) -> str:
 
 
 def count_unmatched(table: TableLake) -> tuple[int, dict[str, int]] | None:
-    """Published items that are of no entity, and of each; None: nothing is published yet."""
+    """Return the number of published items without an entity, and those of each entity.
+
+    None: nothing is published yet.
+    """
     base = published_base(table)
     if base is None:
         return None

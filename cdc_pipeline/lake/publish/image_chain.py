@@ -1,7 +1,7 @@
-"""The chain of images: every change's old image must be the new image of the change before.
+"""The chain of images: each change's old image must equal the new image of the change before.
 
-A missed change shows up as a break, without asking the source. Where an item was read because
-changes of one time do not tell their order, images need not meet.
+A missed change is a break, found without reading the source. Images need not match where an item
+was read because the order of changes of one time is unknown.
 """
 
 import hashlib
@@ -19,8 +19,7 @@ from cdc_pipeline.lake.publish.cdc import CDC_SCHEMA
 from cdc_pipeline.transform.sql import load_sql
 
 _EXAMPLES = 20
-# A tie whose order nobody could tell (`capture.landing.ties`): what was read behind it may be
-# newer.
+# A tie of unknown order (`capture.landing.ties`): the item as read after it may be newer.
 _IN_A_READ_TIE = (
     "EXISTS (SELECT 1 FROM cdc WHERE cdc.keys = links.keys AND cdc.transport = 'read' "
     "AND cdc.event_id <> '' AND cdc.sequence_number = '' "
@@ -30,7 +29,7 @@ _IN_A_READ_TIE = (
 
 @dataclass(frozen=True)
 class Break:
-    """Two neighbouring changes of an item that do not meet. `key`: a digest of the item's key."""
+    """Two neighbouring changes whose images do not match. `key`: a digest of the item's key."""
 
     key: str
     from_us: int
@@ -40,9 +39,9 @@ class Break:
 
 @dataclass(frozen=True)
 class Chain:
-    """What was compared. `in_gaps`: breaks across a recorded gap, which are no news.
+    """Result of a check. `in_gaps`: breaks across a recorded gap, which are expected.
 
-    `examples`: the first breaks that no gap explains.
+    `breaks`, `examples`: the number of breaks that no gap explains, and the first of them.
     """
 
     links: int
@@ -52,7 +51,7 @@ class Chain:
 
 
 def check_chain(table: TableLake, since: date) -> Chain:
-    """Compare neighbouring changes of each item in `<table>_cdc` from the day `since` on."""
+    """Compare neighbouring changes of each item in `<table>_cdc`, from the day `since` on."""
     cdc = table.iceberg("cdc")
     if cdc is None:
         return Chain(0, 0, 0, [])
@@ -64,7 +63,7 @@ def check_chain(table: TableLake, since: date) -> Chain:
         files = files_relation(connection, data_files(cdc), CDC_SCHEMA)
         connection.execute(
             f"CREATE TEMP VIEW cdc AS SELECT * FROM {files} WHERE day >= DATE '{since}' "
-            f"AND transport IS DISTINCT FROM '{BASELINE}'"  # no change
+            f"AND transport IS DISTINCT FROM '{BASELINE}'"  # these rows are no changes
         )
         connection.execute(f"CREATE TEMP TABLE links AS {load_sql('breaks')}")
         ((links,),) = connection.execute("SELECT count(*) FROM links").fetchall()
@@ -73,8 +72,8 @@ def check_chain(table: TableLake, since: date) -> Chain:
             f"generation FROM links WHERE is_break AND NOT ({_IN_A_READ_TIE}) ORDER BY order_key"
         )
         breaks, in_gaps, examples = 0, 0, []
-        while found := rows.fetchmany(10_000):
-            for keys, from_us, to_us, order_key, before, after in found:
+        while batch := rows.fetchmany(10_000):
+            for keys, from_us, to_us, order_key, before, after in batch:
                 if _in_gap(state, (before, after), (from_us, to_us)):
                     in_gaps += 1
                     continue
@@ -85,9 +84,10 @@ def check_chain(table: TableLake, since: date) -> Chain:
 
 
 def _in_gap(state: LogState, generations: tuple[int, int], times_us: tuple[int, int]) -> bool:
-    """A gap moves the table to later generations; what changed in it was not seen one by one.
+    """Whether a recorded gap lies between two changes; in a gap, single changes are not seen.
 
-    One that a backfill healed did not, but its time tells.
+    A gap moves the table to later generations. One that a backfill healed did not: it is matched by
+    its time.
     """
     (before, after), (from_us, to_us) = generations, times_us
     return any(

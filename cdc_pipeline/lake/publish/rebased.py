@@ -1,9 +1,9 @@
-"""What a later baseline shows and no change says, as rows of `cdc` on the day of its export.
+"""Differences that only a later baseline shows, as rows of `cdc` on the day of its export.
 
-A baseline taken after a break (a table recreated or restored, a gap that backups do not reach, a
-repair) replaces the state before it. Without these rows `history` would keep the versions of before
-as the current ones. They are derived from landing objects and baselines like all of `cdc`, so lakes
-of older versions get them with the next build.
+A baseline taken after a break (a table recreated or restored, a gap older than the backups, a
+repair) replaces the state before it. Without these rows `history` would keep the earlier versions
+as current. They are derived from landing objects and baselines like all of `cdc`, so lakes of older
+versions get them with the next build.
 """
 
 import json
@@ -32,16 +32,16 @@ from cdc_pipeline.transform.shred import typed_schema
 from cdc_pipeline.transform.sql import load_sql
 
 COMPARED = "compared"
-"""The table property (with the day behind it): which baselines were compared, and their rows."""
+"""Table property, with the day as suffix: the baselines that were compared, and their rows."""
 
 _BATCH_ROWS = 4_000  # two images of up to 400 kB each
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A baseline to compare with the one before it, None: with the changes before it alone.
+    """A baseline and the one before it (None: only changes are before it), to be compared.
 
-    `until_us`: what was written before then and belongs to the baseline's generation explains it.
+    `until_us`: changes of the baseline's generation written up to this time explain differences.
     """
 
     baseline: Baseline
@@ -50,61 +50,60 @@ class Comparison:
 
     @property
     def day(self) -> date:
-        """The day whose `cdc` has its rows."""
+        """Day of `cdc` with the rows of this comparison."""
         return day_of(self.baseline.export_time_us)
 
     @property
     def name(self) -> str:
-        """Differs where other baselines are compared."""
+        """Id of the pair of baselines."""
         before = self.before.snapshot_id if self.before else 0
         return f"{self.baseline.generation}:{self.baseline.snapshot_id}:{before}"
 
     def older(self, state: LogState) -> list[LandedObject]:
-        """Objects whose changes lead from the baseline before to this one."""
-        least = self.before.generation if self.before else 0
-        found = state.objects.values()
-        return [o for o in found if least <= o.generation < self.baseline.generation]
+        """Return the objects with changes between the baseline before and this one."""
+        first = self.before.generation if self.before else 0
+        objects = state.objects.values()
+        return [o for o in objects if first <= o.generation < self.baseline.generation]
 
     def explaining(self, state: LogState) -> list[LandedObject]:
-        """Objects whose changes may explain what is different."""
-        found = state.objects.values()
+        """Return the objects whose changes may explain differences."""
         return [
             o
-            for o in found
+            for o in state.objects.values()
             if o.generation >= self.baseline.generation and o.min_write_us <= self.until_us
         ]
 
 
 def comparisons(lake: Lake, built: IcebergTable | None, state: LogState) -> list[Comparison]:
-    """All that can be made now, in the order of their generations.
+    """Return the comparisons that are possible now, by generation.
 
-    The newest baseline waits until everything that may explain it has landed, once: a later gap
-    makes the watermark smaller again. The first one has nothing to be compared with, unless changes
-    of an earlier generation have landed.
+    The newest baseline waits until every change that may explain it has landed, and waits once
+    only: a later gap lowers the watermark again. The first baseline has no comparison unless
+    changes of an earlier generation have landed.
     """
     staged = sorted((b for b in state.baselines.values() if b.is_staged), key=_generation)
-    found, before = [], None
+    possible, before = [], None
     for baseline in staged:
         comparison = Comparison(baseline, before, handover_us(lake, baseline))
         waits = baseline is staged[-1] and state.watermark_us < comparison.until_us
         if waits and comparison.name not in _property(built, comparison.day).get("baselines", ()):
             break
         if before or comparison.older(state):
-            found.append(comparison)
+            possible.append(comparison)
         before = baseline
-    return found
+    return possible
 
 
 def days_to_compare(lake: Lake, built: IcebergTable | None, state: LogState) -> set[date]:
-    """Days of `cdc` that lack such rows, or were compared before other changes landed."""
-    of_days: dict[date, list[Comparison]] = {}
+    """Return the days of `cdc` not compared yet, or compared before other changes landed."""
+    by_day: dict[date, list[Comparison]] = {}
     for comparison in comparisons(lake, built, state):
-        of_days.setdefault(comparison.day, []).append(comparison)
-    return {day for day, every in of_days.items() if not _is_compared(built, state, day, every)}
+        by_day.setdefault(comparison.day, []).append(comparison)
+    return {day for day, every in by_day.items() if not _is_compared(built, state, day, every)}
 
 
 def compared_rows(built: IcebergTable, day: date) -> int:
-    """How many such rows a day has."""
+    """Return the number of a day's rows from comparisons."""
     return _property(built, day).get("rows", 0)
 
 
@@ -113,25 +112,25 @@ def _generation(baseline: Baseline) -> int:
 
 
 def _property(built: IcebergTable | None, day: date) -> dict:
-    said = table_property(built, f"{COMPARED}.{day}") if built else None
-    return json.loads(said or "{}")
+    text = table_property(built, f"{COMPARED}.{day}") if built else None
+    return json.loads(text or "{}")
 
 
 def _is_compared(
     built: IcebergTable | None, state: LogState, day: date, every: list[Comparison]
 ) -> bool:
-    said = _property(built, day)
-    if said.get("baselines") != [comparison.name for comparison in every]:
+    compared = _property(built, day)
+    if compared.get("baselines") != [comparison.name for comparison in every]:
         return False
     return not any(
-        landed.entry > said["watermark"]
+        landed.entry > compared["watermark"]
         for comparison in every
         for landed in comparison.older(state) + comparison.explaining(state)
     )
 
 
 class Rebased:
-    """The rows of some days, while these are built over `built` at the log's `state`."""
+    """Source of these rows while days of `cdc` are built over `built` at the log's `state`."""
 
     def __init__(self, table: TableLake, built: IcebergTable | None, state: LogState) -> None:
         self._table, self._built, self._state = table, built, state
@@ -145,9 +144,9 @@ class Rebased:
         rules: str | None,
         schema: pa.Schema,
     ) -> Iterator[pa.RecordBatch]:
-        """Batches of `schema`; `rules`: by which the day was masked that there is.
+        """Yield a day's rows in `schema`. `rules`: masking rules of the day as built before.
 
-        Comparing reads two whole baselines, so rows that are still right are taken over.
+        A comparison reads two whole baselines, so rows that are still valid are copied.
         """
         every = [comparison for comparison in self._every if comparison.day == day]
         if not every:
@@ -165,20 +164,20 @@ class Rebased:
                 yield _as_changes(batch, comparison, masking, self._table_id, schema)
 
     def properties(self, day: date, rows: int) -> dict[str, str]:
-        """What is to be kept of a day that has so many rows of them."""
+        """Return the table property of a day with this number of rows; {} if it needs none."""
         names = [comparison.name for comparison in self._every if comparison.day == day]
-        said = {"baselines": names, "watermark": self._state.n, "rows": rows}
-        is_told = bool(names or _property(self._built, day))
-        return {f"{COMPARED}.{day}": json.dumps(said)} if is_told else {}
+        compared = {"baselines": names, "watermark": self._state.n, "rows": rows}
+        is_needed = bool(names or _property(self._built, day))
+        return {f"{COMPARED}.{day}": json.dumps(compared)} if is_needed else {}
 
     @property
     def _table_id(self) -> str:
         return self._state.stream.table_id if self._state.stream else ""
 
     def _compare(self, connection: duckdb.DuckDBPyConnection, comparison: Comparison) -> None:
-        """The relations that `rebased.sql` reads, exact: masked alike others might be equal."""
+        """Create the inputs of `rebased.sql`, unmasked: masking may make different items equal."""
         snapshot = self._table.iceberg("snapshot")
-        assert snapshot is not None  # the log says that baselines were committed
+        assert snapshot is not None  # baselines were committed, by the log
         before = comparison.before
         files = data_files(snapshot, before.snapshot_id) if before else []
         create_base(connection, self._table.settings, files, Masking())
@@ -188,7 +187,7 @@ class Rebased:
         connection.execute(f"CREATE OR REPLACE TEMP VIEW earlier AS {left}")
         files = data_files(snapshot, comparison.baseline.snapshot_id)
         items = files_relation(connection, files, typed_schema([]))
-        # History begins with capture: what no change ever touched is not in it.
+        # History begins with capture: items without any change are not in it.
         touched = "" if before else "WHERE _key IN (SELECT item_key FROM changes)"
         connection.execute(
             "CREATE OR REPLACE TEMP VIEW baseline AS "

@@ -1,4 +1,4 @@
-"""What the settings promise about columns: pinned types, and contracts that refuse changes."""
+"""Column rules of the settings: pinned types, and schema contracts that refuse changes."""
 
 from collections.abc import Iterable
 
@@ -8,15 +8,14 @@ from cdc_pipeline.settings.model import Table
 
 
 def pinned_types(table: Table) -> dict[str, str]:
-    """Column types that the settings say, by attribute."""
+    """Return the column types of the settings, by attribute."""
     return {name: rule.type for name, rule in table.columns.items() if rule.type}
 
 
 def breaches(table: Table, before: list[Column], after: Iterable[Column]) -> list[ColumnChange]:
-    """Changes that the table's contract refuses: new attributes and types that changed.
+    """Return the changes that the table's contract refuses: new attributes, changed types.
 
-    A table that never had columns promises none. Attributes with a rule of their own are what the
-    settings say.
+    Without earlier columns nothing is refused. Attributes with a rule follow the settings.
     """
     if table.schema_contract != "refuse" or not before:
         return []
@@ -26,22 +25,22 @@ def breaches(table: Table, before: list[Column], after: Iterable[Column]) -> lis
 
 def require_contract(table: Table, before: list[Column], after: Iterable[Column]) -> None:
     """Raise `SchemaContractError` for breaches."""
-    broken = breaches(table, before, after)
-    if not broken:
+    refused = breaches(table, before, after)
+    if not refused:
         return
-    said = "; ".join(map(_breach, broken))
-    name = broken[0].attribute
+    listed = "; ".join(map(_breach_text, refused))
+    name = refused[0].attribute
     raise SchemaContractError(
-        f"{table.safe_name}/current_state: schema_contract is 'refuse', and {said}. "
+        f"{table.safe_name}/current_state: schema_contract is 'refuse', and {listed}. "
         "Readers keep the last published version",
         fix="to accept it, set schema_contract: evolve and materialise again; to keep the columns "
         f"as they are, give the attribute a rule, for example columns: {{{name!r}: {{drop: true}}}}"
-        " or a type (what does not fit it goes to _rescued)",
+        " or a type (values that do not fit it go to _rescued)",
     )
 
 
-def _breach(change: ColumnChange) -> str:
-    assert change.after is not None  # what is gone breaks nothing
+def _breach_text(change: ColumnChange) -> str:
+    assert change.after is not None  # a removed column is no breach
     if change.before is None:
         return f"attribute {change.attribute!r} is new ({change.after.type})"
     return f"attribute {change.attribute!r} was {change.before.type}, is now {change.after.type}"

@@ -1,14 +1,15 @@
-"""Staleness: what derived tables lack, by the capture log and the tables that they are made of.
+"""Staleness of derived tables, by the capture log and the tables they are made from.
 
-Whoever changed the lake, and whether anybody said so, does not matter: a run that was killed behind
-its log entry, a heal, a command. The rules, one per derived table:
+It does not depend on who changed the lake or on a notification: the cause can be a run killed after
+its log entry, a heal, a command. A derived table is stale by these rules:
 
-- a day of `cdc` lacks the objects that were logged for it behind its `watermark.<day>`, holds a
-  heal's rows by the rules of an older version, or lacks what a baseline of that day shows;
-- a day of `ttl_archive` is made of another version of that day of `cdc` than there is;
-- `current_state` lacks what landed behind its watermark, up to an open gap, or a newer baseline;
-- a table of an entity is made of another version of `current_state`, or by other rules;
-- an aggregate, or a day of one, keeps what it was made of (`inputs`), and that has changed since.
+- a day of `cdc`: objects were logged for it after its `watermark.<day>`, it has rows of a heal by
+  the rules of an older version, or lacks the differences of a baseline of that day;
+- a day of `ttl_archive`: made from another version of that day of `cdc`;
+- `current_state`: changes landed after its watermark, before any open gap, or a newer baseline is
+  staged;
+- a table of an entity: made from another version of `current_state`, or by other rules;
+- an aggregate, or a day of one: the versions of its inputs (property `inputs`) have changed.
 """
 
 import json
@@ -38,23 +39,23 @@ from cdc_pipeline.settings.model import Table
 from cdc_pipeline.transform.aggregates import AGGREGATES, Aggregate
 
 INPUTS = "inputs"
-"""The property (with the day behind it, of daily ones) that says what an aggregate is made of."""
+"""Table property with the versions of an aggregate's inputs; daily ones have the day as suffix."""
 
 _WATERMARK = f"{PROPERTY}watermark."
 _BY_DAY = {"cdc": "cdc", "history": "cdc", "ttl_archive": "ttl_archive"}
-"""Views whose tables are built day by day."""
+"""Views over tables built day by day, and the table of each."""
 
 
 @dataclass(frozen=True)
 class Stale:
-    """A derived table that lacks something. `days`: which days do, empty for a whole table."""
+    """A stale derived table. `days`: its stale days, empty for a table without days."""
 
     asset: str
     days: tuple[date, ...] = ()
 
 
 def stale_cdc_days(state: LogState, watermarks: Mapping[str, int]) -> list[str]:
-    """Days for which objects were logged behind the watermark that they were built with."""
+    """Return the days with objects logged after the watermark they were built with."""
     newest: dict[str, int] = {}
     for landed in state.objects.values():
         newest[landed.day] = max(newest.get(landed.day, 0), landed.entry)
@@ -62,14 +63,14 @@ def stale_cdc_days(state: LogState, watermarks: Mapping[str, int]) -> list[str]:
 
 
 def stale_archive_days(cdc: Mapping[str, int], archive: Mapping[str, int]) -> list[str]:
-    """Days that were made of another version of their day in `cdc`."""
+    """Return the days made from another version of the same day of `cdc`."""
     return sorted(day for day, built in cdc.items() if archive.get(day) != built)
 
 
 def stale_aggregate_days(
     built: Mapping[str, Mapping[str, str]], present: Mapping[str, Mapping[str, str]]
 ) -> list[str]:
-    """Days whose inputs, those in `present`, have other versions than those they were made of."""
+    """Return the days whose inputs, as far as in `present`, changed versions since the build."""
     return sorted(
         day
         for day, versions in present.items()
@@ -78,7 +79,10 @@ def stale_aggregate_days(
 
 
 def content_mark(state: LogState) -> str:
-    """Changes when a derived table can have become stale; entries that land nothing keep it."""
+    """Return a text that changes when a derived table may have become stale.
+
+    Entries that land nothing do not change it.
+    """
     newest = max((o.entry for o in state.objects.values()), default=0)
     generation = state.staged.generation if state.staged else 0
     gaps = [gap.entry for gap in state.open_gaps(generation)]
@@ -86,7 +90,7 @@ def content_mark(state: LogState) -> str:
 
 
 class Staleness:
-    """One look at the derived tables of a lake; loads each table once at most."""
+    """One check of a lake's derived tables; loads each table at most once."""
 
     def __init__(self, lake: Lake) -> None:
         self.lake = lake
@@ -96,12 +100,12 @@ class Staleness:
         self._complete_us: dict[str, int] = {}
 
     def load(self, table: Table) -> LogState:
-        """A table's capture log as it is now."""
+        """Load the state of a table's capture log."""
         self._states[table.safe_name] = self.lake.table(table).log.load()
         return self._states[table.safe_name]
 
     def of_table(self, table: Table) -> Iterator[Stale]:
-        """What of a table's own derived tables is stale. Raises `LakeError`, `SettingsError`."""
+        """Yield the stale derived tables of one table. Raises `LakeError`, `SettingsError`."""
         state, name = self._states[table.safe_name], table.safe_name
         if table.snapshot.first == "auto" and state.staged is None and state.shadow is None:
             yield Stale("pitr_export")
@@ -118,16 +122,16 @@ class Staleness:
         try:
             base = next_base(self.lake.table(table), state)
         except NotReadyError:
-            # Before the first export there is nothing to wait for.
-            behind, self._waiting[name] = False, state.staged is not None
+            # Without an export nothing waits.
+            is_stale, self._waiting[name] = False, state.staged is not None
         else:
-            behind = is_behind(base, table, state)
-            # A newer baseline waits for what must land before it is published and compared.
+            is_stale = is_behind(base, table, state)
+            # A newer baseline waits for the changes that must land before it is published.
             newest = state.staged.generation if state.staged else 0
-            self._waiting[name] = behind or newest > base.generation
+            self._waiting[name] = is_stale or newest > base.generation
             self._complete_us[name] = int(table_property(base.table, "watermark_us") or 0)
         published = self._iceberg(f"{name}_current_state") if table.entities else None
-        if (behind and is_worth_folding(self.lake.table(table))) or (
+        if (is_stale and is_worth_folding(self.lake.table(table))) or (
             published is not None
             and not are_current(read_notes(self.lake.table(table)), table, published)
         ):
@@ -136,25 +140,26 @@ class Staleness:
             yield from map(Stale, stale_entities(self.lake.table(table), published))
 
     def is_waiting(self, table: Table) -> bool:
-        """Whether something landed that is not worth a fold yet, or cannot be published yet."""
+        """Whether changes landed that are not worth a fold yet or cannot be published yet."""
         return self._waiting[table.safe_name]
 
     def complete_us(self, table: Table) -> int:
-        """Up to when the published state says that it is complete (µs), 0 where there is none."""
+        """Return the time in µs up to which the published state is complete; 0: none published."""
         return self._complete_us.get(table.safe_name, 0)
 
     def advance(self, table: Table) -> None:
-        """Let a published state that lacks nothing say so, in a commit of properties alone."""
+        """Advance the watermark of a state that lacks nothing; commits properties only."""
         state = self._states[table.safe_name]
         base = published_base(self.lake.table(table))
         if base is not None and not is_behind(base, table, state):
             advance_watermark(self.lake, base, state)
 
     def of_aggregate(self, aggregate: Aggregate, today: date) -> Stale | None:
-        """Whether an aggregate, or days of one, have to be built again.
+        """Return an aggregate that is stale, with its stale days; None: it is up to date.
 
-        Of a daily one today counts, and earlier days that were built, by their own day of inputs
-        that have days: a query may read anything else, but then every fold would ask for all days.
+        For a daily one, today is compared with all inputs. Earlier days are compared if they were
+        built, and only with the same day of daily inputs: comparing them with all inputs would make
+        every day stale after each fold.
         """
         built = self._iceberg(aggregate.table)
         if not aggregate.daily:
@@ -174,11 +179,11 @@ class Staleness:
         return Stale(aggregate.name, _dates(days)) if days else None
 
     def versions(self, aggregate: Aggregate, day: str | None = None) -> dict[str, str]:
-        """The versions of an aggregate's inputs, empty while one is missing.
+        """Return the versions of an aggregate's inputs by name; empty if one is missing.
 
-        Those of inputs that are built day by day are of `day`, and their names end in `@`.
+        With `day`, daily inputs have the version of that day, and their names end in `@`.
         """
-        found: dict[str, str] = {}
+        versions: dict[str, str] = {}
         known = {AGGREGATES, *(table.safe_name for table in self.lake.settings.tables)}
         for schema, view in aggregate.inputs:
             if schema not in known:
@@ -186,8 +191,8 @@ class Staleness:
             name, version = self._version(schema, view, day)
             if version is None:
                 return {}
-            found[name] = version
-        return found
+            versions[name] = version
+        return versions
 
     def _version(self, schema: str, view: str, day: str | None) -> tuple[str, str | None]:
         name = f"{schema}.{view}"
@@ -224,28 +229,28 @@ class Staleness:
 
 
 def inputs_property(day: date | None) -> str:
-    """Where an aggregate (a day of one) keeps the versions of what it is made of."""
+    """Return the name of the property with the input versions of an aggregate or of its day."""
     return INPUTS if day is None else f"{INPUTS}.{day}"
 
 
 def _inputs(built: IcebergTable | None) -> dict[str, dict[str, str]]:
-    """The versions of its inputs by day, under '' those of a whole table.
+    """Return the recorded versions of inputs by day; those of a whole table under ''.
 
-    Days that were built by a version of ours that kept none have none, so that they are stale.
+    Days built by an old version that recorded none have an empty mapping, so they are stale.
     """
     if built is None:
         return {}
     rules = f"{PROPERTY}{PUBLISHED}."
-    found = {name.removeprefix(rules): {} for name in built.properties if name.startswith(rules)}
-    start = PROPERTY + INPUTS
+    inputs = {name.removeprefix(rules): {} for name in built.properties if name.startswith(rules)}
+    prefix = PROPERTY + INPUTS
     for name, text in built.properties.items():
-        if name == start or name.startswith(f"{start}."):
-            found[name.removeprefix(start).removeprefix(".")] = json.loads(text)
-    return found
+        if name == prefix or name.startswith(f"{prefix}."):
+            inputs[name.removeprefix(prefix).removeprefix(".")] = json.loads(text)
+    return inputs
 
 
 def _watermarks(built: IcebergTable | None) -> dict[str, int]:
-    """The watermarks of a table's days."""
+    """Return the watermarks of a table's days."""
     properties = built.properties.items() if built else ()
     return {
         name.removeprefix(_WATERMARK): int(value)

@@ -1,8 +1,8 @@
-"""ttl_archive: items that DynamoDB's TTL deleted, with their last image, by the day they went.
+"""ttl_archive: items deleted by DynamoDB's TTL, with their last image, by day of deletion.
 
-Made from `cdc`, a day from the same day. A delete says itself what it deleted where the stream has
-old images; elsewhere the item's change before it does, or the baseline that it was in. Deletes by
-users are not in it, nor those of which nobody knows whose they are (from exports).
+Each day is made from the same day of `cdc`. The last image is the delete's old image if the stream
+has one, else the image of the item's change before it or of its baseline. Not included: deletes by
+users, and deletes of unknown cause (from exports).
 """
 
 import json
@@ -40,14 +40,14 @@ ARCHIVE_SCHEMA = pa.schema(
         pa.field("is_ttl_delete", pa.bool_()),
     ]
 )
-"""`_item`, exact typed JSON, and `data`, plain JSON, are null where the last image is not known."""
+"""`_item` (exact typed JSON) and `data` (plain JSON) are null if the last image is unknown."""
 
 _CHUNK_ROWS = 20_000
 
 
 @dataclass(frozen=True)
 class ArchiveDay:
-    """One built day. `unknown`: items of which no image is known."""
+    """One built day. `unknown`: number of items without a known image."""
 
     day: date
     rows: int
@@ -59,9 +59,9 @@ class ArchiveDay:
 def build_archive_day(table: TableLake, day: date) -> ArchiveDay:
     """Rebuild one day of `<table>_ttl_archive` from `<table>_cdc` and the baselines.
 
-    Days that were built under other masking rules are rebuilt first. Raises `NotReadyError` where
-    `cdc` was never built, `OtherRulesError` where it was under other rules, `CommitConflictError`
-    when it is overtaken again and again, `LakeError`, `SettingsError`.
+    Days built under other masking rules are rebuilt first. Raises `NotReadyError` if `cdc` was
+    never built, `OtherRulesError` if it was built under other rules, `CommitConflictError` after
+    repeated conflicts, `LakeError`, `SettingsError`.
     """
     masking = masking_of(table.lake.settings, table.settings, writing=True)
     before = table.iceberg("ttl_archive")
@@ -80,12 +80,12 @@ def _build(table: TableLake, day: date) -> tuple[ArchiveDay, IcebergTable]:
     started = time.monotonic()
     masking = masking_of(table.lake.settings, table.settings, writing=True)
     name = f"{table.safe_name}_ttl_archive"
-    # The table before what it is made from: what is committed over it is never older than it.
+    # Load the table before its input, so that a commit never replaces it with an older state.
     before = table.lake.iceberg.load(name)
     cdc = table.iceberg("cdc")
     if cdc is None:
         raise NotReadyError(
-            f"{table.safe_name}/ttl_archive: there is no cdc of table {table.name} yet",
+            f"{table.safe_name}/ttl_archive: table {table.name} has no cdc yet",
             fix=f"materialise {table.safe_name}/cdc first",
         )
     require_rules_of_days(table, cdc)
@@ -123,7 +123,7 @@ _NO_IMAGES = "SELECT keys, order_key, CAST(NULL AS VARCHAR) AS item FROM expired
 
 
 def _create_expired(connection: duckdb.DuckDBPyConnection, cdc: IcebergTable, day: date) -> bool:
-    """Table `expired`: the day's deletes by TTL; whether any lacks its old image."""
+    """Create table `expired`, the day's deletes by TTL; return whether any has no old image."""
     changes = files_relation(connection, data_files(cdc), CDC_SCHEMA)
     connection.execute(
         "CREATE TEMP TABLE expired AS SELECT keys, time_stamp, order_key, old_image "
@@ -136,23 +136,23 @@ def _create_expired(connection: duckdb.DuckDBPyConnection, cdc: IcebergTable, da
 def _create_images(
     connection: duckdb.DuckDBPyConnection, cdc: IcebergTable, baselines: str, item: str
 ) -> None:
-    """Table `images`: what changes and baselines say of the items whose deletes do not say it.
+    """Create table `images`: images from changes and baselines, for deletes without an old image.
 
-    An event without a new image makes the item unknown, until the read behind it says what it is.
+    After an event without a new image the item is unknown until the read that follows it.
     """
     changes = files_relation(connection, data_files(cdc), CDC_SCHEMA)
-    wanted = "keys IN (SELECT keys FROM expired WHERE old_image IS NULL)"
+    lacks_image = "keys IN (SELECT keys FROM expired WHERE old_image IS NULL)"
     connection.execute(
         "CREATE TEMP TABLE images AS "
         f"SELECT keys, order_key, new_image AS item FROM {changes} "
-        f"WHERE {wanted} "
+        f"WHERE {lacks_image} "
         f"UNION ALL SELECT keys, _order_key AS order_key, {item} AS item "
-        f"FROM ({baselines}) WHERE {wanted}"
+        f"FROM ({baselines}) WHERE {lacks_image}"
     )
 
 
 def _baselines(connection: duckdb.DuckDBPyConnection, table: TableLake, key: str) -> str:
-    """SQL for the items of every baseline."""
+    """Return SQL for the items of every baseline."""
     snapshot = table.iceberg("snapshot")
     relations = [
         files_relation(connection, data_files(snapshot, baseline.snapshot_id), typed_schema([]))

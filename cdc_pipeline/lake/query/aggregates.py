@@ -1,4 +1,4 @@
-"""Aggregates as Iceberg tables: run one's query, commit its result whole or day by day."""
+"""Builds of aggregates: run the query, commit the result to Iceberg, whole or day by day."""
 
 import json
 import time
@@ -40,19 +40,19 @@ class AggregateResult:
 
 
 def build_aggregate(lake: Lake, aggregate: Aggregate, day: date | None = None) -> AggregateResult:
-    """Run the query and commit its result; a daily one replaces just `day`. See `build_days`."""
+    """Run the query and commit its result; a daily one replaces `day` only. See `build_days`."""
     (result,) = _build_parts(lake, aggregate, [day])
     return result
 
 
 def build_days(lake: Lake, aggregate: Aggregate, days: Iterable[date]) -> Iterator[AggregateResult]:
-    """Run a daily aggregate's query for each day and commit the results, many days at once.
+    """Run a daily aggregate's query for each day and commit the results, many days per commit.
 
-    Each day is yielded once it stands; a killed run leaves what it had committed. Days that were
-    built under other masking rules are rebuilt first. Overtaken by another commit it runs again.
+    Each day is yielded after its commit; a killed run leaves what it had committed. Days built
+    under other masking rules are rebuilt first. After a commit conflict it runs again.
 
-    Raises `NotReadyError` when an input does not exist yet, `QueryError` for SQL that fails or
-    reads what masking keeps from readers, `CommitConflictError`, `LakeError`, `SettingsError`.
+    Raises `NotReadyError` if an input does not exist yet, `QueryError` for SQL that fails or reads
+    values hidden by masking, `CommitConflictError`, `LakeError`, `SettingsError`.
     """
     yield from _build_parts(lake, aggregate, sorted({*days}))
 
@@ -64,8 +64,8 @@ def _build_parts(
     every = load_aggregates(lake.settings.aggregates_folder)
     rules = fingerprints(lake, sources_of(lake, aggregate, every))
     before = lake.iceberg.load(aggregate.table)
-    there: list[date | None] = [*lake.iceberg.days(before)] if before and any(days) else [None]
-    stale = [d for d in there if published_rules(before, d) != rules] if before else []
+    existing: list[date | None] = [*lake.iceberg.days(before)] if before and any(days) else [None]
+    stale = [d for d in existing if published_rules(before, d) != rules] if before else []
     others = [day for day in stale if day not in days]
     built = build_groups(
         lambda group: _build(lake, aggregate, group, rules),
@@ -79,7 +79,7 @@ def _build_parts(
 
 
 def _groups(days: Sequence[date | None]) -> Iterator[Sequence[date | None]]:
-    """Days that share a connection and a commit; results of that many are in memory together."""
+    """Yield days that share a connection and a commit; their results are in memory together."""
     for start in range(0, len(days), _COMMIT_DAYS):
         yield days[start : start + _COMMIT_DAYS]
 
@@ -91,7 +91,7 @@ def _refuse_exact_inputs(lake: Lake, aggregate: Aggregate) -> None:
         if masking_of(lake.settings, lake.settings.table(schema), writing=False):
             raise QueryError(
                 f"aggregate {aggregate.name}: {schema}.{view} has the exact values of columns that "
-                "the settings mask, and an aggregate would show them",
+                "the settings mask, and the aggregate would show them",
                 fix=f"read {schema}.current_state, {schema}.cdc or {schema}.history",
             )
 
@@ -100,7 +100,7 @@ def _build(
     lake: Lake, aggregate: Aggregate, days: Sequence[date | None], rules: str
 ) -> tuple[list[AggregateResult], IcebergTable]:
     before = lake.iceberg.load(aggregate.table)
-    # The inputs' versions before the inputs: what is built is then never older than it says.
+    # Read the inputs' versions before the inputs: rows are never older than their recorded version.
     staleness = Staleness(lake)
     made_of = {
         inputs_property(day): json.dumps(staleness.versions(aggregate, day and day.isoformat()))
@@ -138,13 +138,13 @@ def _run(connection: duckdb.DuckDBPyConnection, aggregate: Aggregate, day: date 
         parameters = {"day": day} if aggregate.daily else None
         relation = connection.sql(statement(aggregate.sql), params=parameters)
         if relation is None:
-            raise QueryError(f"aggregate {aggregate.name}: its SQL has no result")
+            raise QueryError(f"aggregate {aggregate.name}: the SQL returns no result")
         rows = storable_table(relation, f"aggregate {aggregate.name}")
     except duckdb.CatalogException as error:
-        named = ", ".join(".".join(pair) for pair in aggregate.inputs)
+        inputs = ", ".join(".".join(pair) for pair in aggregate.inputs)
         raise NotReadyError(
             f"aggregate {aggregate.name}: {explain(error).splitlines()[0]}",
-            fix=f"materialise its inputs first: {named}",
+            fix=f"materialise its inputs first: {inputs}",
         ) from None
     except duckdb.Error as error:
         raise QueryError(f"aggregate {aggregate.name}: {explain(error)}") from None

@@ -1,4 +1,4 @@
-"""What Athena can query of a table: what its catalogue has, and the queries as a script."""
+"""Athena queries on a table: its tables in the catalogue, and a script with the queries."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -20,8 +20,8 @@ from cdc_pipeline.transform.shred import typed_schema
 
 _HEADING = """\
 -- Queries on {database}.{table}_* for Athena (Trino SQL). Athena charges for the bytes it reads.
--- current_state with the changes that landed since is not among them: which objects count, and in
--- which order, is in the capture log, which Athena cannot read. `cdc-pipeline query` merges them.
+-- There is no query for current_state merged with the changes that landed since: the valid objects
+-- and their order are in the capture log, which Athena cannot read. `cdc-pipeline query` does this.
 """
 _VALUE = "put the value here"
 
@@ -29,18 +29,18 @@ _VALUE = "put the value here"
 def athena_script(
     table: TableLake, names: Sequence[str] = (), key: str | None = None
 ) -> Iterator[str]:
-    """Parts of a script with all queries, or those of these names.
+    """Yield the parts of a script with the queries of these names; no names: all queries.
 
-    `key`: JSON of an item's key, plain or typed, for the queries about one item. Raises
-    `QueryError` for names that there are not, `EraseRefusedError` for another key than the table's,
-    `LakeError`, `SettingsError`.
+    `key`: JSON of an item's key, plain or typed, for the queries on one item. Raises `QueryError`
+    for unknown names, `EraseRefusedError` for a key that does not fit the table, `LakeError`,
+    `SettingsError`.
     """
     statements = {s.name: s for s in athena_statements(catalogued(table, key))}
     unknown = [name for name in names if name not in statements]
     if unknown:
         raise QueryError(
             f"there is no query {unknown[0]!r} for {table.safe_name}",
-            fix=f"use one of: {', '.join(statements) or 'none yet: nothing has landed'}",
+            fix=f"use one of: {', '.join(statements) or 'none yet, nothing has landed'}",
         )
     yield _HEADING.format(database=table.lake.database, table=table.safe_name)
     if not table.lake.settings.is_s3:
@@ -48,9 +48,9 @@ def athena_script(
     elif table.lake.settings.catalog_type == "s3tables":
         yield "-- Iceberg tables: choose the catalogue s3tablescatalog/<table bucket>.\n"
     elif not table.lake.settings.has_glue:
-        yield "-- This lake's catalogue is not in AWS: Athena does not see it.\n"
+        yield "-- This lake's catalogue is not in AWS: Athena cannot read it.\n"
     if not statements:
-        yield "-- Nothing is in the catalogue yet: run the job `capture`.\n"
+        yield "-- The catalogue is still empty: run the job `capture`.\n"
     for statement in statements.values():
         if not names or statement.name in names:
             notes = statement.notes.replace("\n", "\n-- ")
@@ -58,7 +58,7 @@ def athena_script(
 
 
 def catalogued(table: TableLake, key: str | None = None) -> Catalogued:
-    """What the catalogue has of a table now."""
+    """Return the content of the catalogue for this table, as of now."""
     state, base = table.log.load(), published_base(table)
     cdc = table.iceberg("cdc")
     archive = table.iceberg("ttl_archive") if table.settings.ttl_archive else None
@@ -80,30 +80,30 @@ def catalogued(table: TableLake, key: str | None = None) -> Catalogued:
 
 
 def _published_at(base: Base | None) -> datetime | None:
-    """A whole second at which the present snapshot was there already."""
+    """Return the first whole second after the commit of the present snapshot."""
     snapshot = base.table.current_snapshot() if base else None
     return datetime.fromtimestamp(snapshot.timestamp_ms // 1000 + 1, UTC) if snapshot else None
 
 
 def _complete_to(base: Base | None) -> datetime | None:
-    told = int(table_property(base.table, "watermark_us") or 0) if base else 0
-    return utc(told) if told else None
+    watermark_us = int(table_property(base.table, "watermark_us") or 0) if base else 0
+    return utc(watermark_us) if watermark_us else None
 
 
-def _key(table: TableLake, state: LogState, base: Base | None, said: str | None) -> str:
-    """The key that was said as the tables have it, or what a key looks like."""
-    found = _some_key(table.lake, state, base)
-    if found is None:
+def _key(table: TableLake, state: LogState, base: Base | None, key: str | None) -> str:
+    """Return `key` as stored in the tables; None: a template of the table's key."""
+    example = _example_key(table.lake, state, base)
+    if example is None:
         return to_json({_VALUE: {"S": ""}})
-    types = {name: tag for name, value in json.loads(found).items() for tag in value}
-    if said is None:
+    types = {name: tag for name, value in json.loads(example).items() for tag in value}
+    if key is None:
         return to_json({name: {tag: _VALUE} for name, tag in sorted(types.items())})
     masking = masking_of(table.lake.settings, table.settings, writing=True)
-    return masking.item(typed_key(said, types))
+    return masking.item(typed_key(key, types))
 
 
-def _some_key(lake: Lake, state: LogState, base: Base | None) -> str | None:
-    """A key of the table, exact where anything has landed: a hash has another type."""
+def _example_key(lake: Lake, state: LogState, base: Base | None) -> str | None:
+    """Return any key of the table, an exact one if possible: a hash has another type."""
     newest = sorted(state.objects.values(), key=lambda landed: landed.entry)[-1:]
     with connect_duckdb(lake) as connection:
         landed = landed_relation(connection, lake, newest)

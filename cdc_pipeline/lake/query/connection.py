@@ -69,7 +69,7 @@ def connect_lake(
         connection.close()
         raise LakeError(
             f"lake {settings.lake}: {explain(error)}",
-            fix="if a file is missing or damaged, `cdc-pipeline reconcile TABLE` says what to do",
+            fix="if a file is missing or damaged, run `cdc-pipeline reconcile TABLE` for the fix",
         ) from error
     except BaseException:
         connection.close()
@@ -80,7 +80,7 @@ def connect_lake(
 def _create_schema(connection: duckdb.DuckDBPyConnection, table: TableLake) -> None:
     schema = identifier(table.safe_name)
     connection.execute(f"CREATE SCHEMA {schema}")
-    # The base before the log: whatever is published in between, the log covers the base.
+    # Load the base before the log, so that the log covers the base despite a publication between.
     base = published_base(table)
     state = table.log.load()
     if state.n == 0:
@@ -118,20 +118,20 @@ def _create_past_schema(
     schema = identifier(table.safe_name)
     connection.execute(f"CREATE SCHEMA {schema}")
     state = table.log.load()
-    found = find_state(table, state, as_of)
-    for warning in found.warnings:
+    past = find_state(table, state, as_of)
+    for warning in past.warnings:
         warnings.warn(warning, stacklevel=4)
     landed = landed_relation(connection, table.lake, list(state.objects.values()))
-    until = f"WHERE write_time_us <= {found.until_us}"
+    until = f"WHERE write_time_us <= {past.until_us}"
     raw_stream = named(connection, "raw_stream", landed)
     connection.execute(f"CREATE VIEW {schema}.raw_stream AS {raw_stream} {until}")
     _create_cdc(connection, table, schema, until)
-    _create_pitr_export(connection, table, schema, found.baseline)
+    _create_pitr_export(connection, table, schema, past.baseline)
     folder = Path(tempfile.mkdtemp(prefix="cdc_pipeline-"))
     weakref.finalize(connection, shutil.rmtree, folder, ignore_errors=True)
     items = folder / f"{table.safe_name}.parquet"
     with open_duckdb(table.lake, folder) as scratch:
-        write_state(scratch, table, state, found, items)
+        write_state(scratch, table, state, past, items)
     shown = named(connection, "current_state", f"read_parquet({literal(str(items))})")
     connection.execute(f"CREATE VIEW {schema}.current_state AS {shown}")
     create_entity_views(connection, table)
@@ -151,7 +151,7 @@ def _create_cdc(
         refusing_view(connection, f"{schema}.cdc", f"({shown})", error)
     else:
         connection.execute(f"CREATE VIEW {schema}.cdc AS {shown} {where}")
-    # The portable statement names its input `cdc`; here that is this schema's view.
+    # The portable statement's input is named `cdc`: replace it by this schema's view.
     history = load_sql("history").replace("FROM cdc", f"FROM {schema}.cdc")
     connection.execute(f"CREATE VIEW {schema}.history AS {history}")
 
@@ -185,10 +185,10 @@ def _create_pitr_export(
     try:
         files = data_files(exported, baseline.snapshot_id)
     except LakeError as error:  # current_state can be read without it
-        nothing = named(
+        no_rows = named(
             connection, "pitr_export", empty_relation(connection, typed_schema(columns))
         )
-        refusing_view(connection, view, f"({nothing})", error)
+        refusing_view(connection, view, f"({no_rows})", error)
         return
     relation = files_relation(connection, files, typed_schema(columns))
     names = column_names(table.lake.iceberg, table.safe_name)
@@ -198,15 +198,15 @@ def _create_pitr_export(
 
 
 def _renamed(connection: duckdb.DuckDBPyConnection, relation: str, names: dict[str, str]) -> str:
-    """The columns of a relation, called as in the table's other views.
+    """Return SQL for the columns of a relation, with the names of the table's other views.
 
-    An older version named those of exports and of the published state each by themselves.
+    An older version named the columns of exports independently of those of the published state.
     """
-    have: list[str] = [
+    columns: list[str] = [
         row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()
     ]
-    others = {names[name] for name in have if name in names}
-    kept = [name for name in have if name in names or name not in others]
+    new_names = {names[name] for name in columns if name in names}
+    kept = [name for name in columns if name in names or name not in new_names]
     return ", ".join(f"{identifier(n)} AS {identifier(names.get(n) or n)}" for n in kept)
 
 
@@ -227,7 +227,7 @@ def _create_aggregates(connection: duckdb.DuckDBPyConnection, lake: Lake) -> Non
     for broken in broken_aggregates(lake.settings.aggregates_folder):
         built = lake.iceberg.load(broken.table)
         if built is not None:
-            # Its inputs are unknown, and with them the masking rules that it has to follow.
+            # Its inputs are unknown, and so are the masking rules it has to follow.
             view, rows = (
                 f"{AGGREGATES}.{identifier(broken.name)}",
                 table_relation(connection, built),

@@ -1,7 +1,7 @@
-"""Views of entities: the items of each kind in `current_state`, typed by themselves.
+"""Views of entities: the items of each entity in `current_state`, with columns of their own.
 
-A view sees what `current_state` sees: the published base with what has landed since, or a past
-state. Splitting and typing is done by functions of the connection, row by row as a query reads.
+A view has the rows of `current_state`: the published base with later changes, or a past state.
+Functions of the connection split and type rows as a query reads them.
 """
 
 import weakref
@@ -52,10 +52,10 @@ def create_entity_views(
     table: TableLake,
     published: IcebergTable | None = None,
 ) -> None:
-    """Create `<schema>.<entity>` for every entity, over the view `current_state` that is there.
+    """Create `<schema>.<entity>` for every entity, over the existing view `current_state`.
 
-    `published`: the base that `current_state` merges with what has landed; its notes spare a pass
-    over all items. None: `current_state` is of another time, and every item of it is read now.
+    `published`: the base that `current_state` merges with later changes; its notes save a pass over
+    all items. None: `current_state` is of another time, and all its items are read now.
     """
     if not table.settings.entities:
         return
@@ -73,13 +73,13 @@ def create_entity_views(
         relation = _fresh_items(connection, table.settings)
     else:
         relation = f"{identifier(table.safe_name)}.current_state"
-    found: dict[str, Stats] = {}
+    fresh: dict[str, Stats] = {}
     if relation:
         batches = arrow_batches(connection, f"SELECT _item FROM {relation}", _BATCH_ROWS)
         counts, _ = count_entities((batch.column(0) for batch in batches), entities, keep)
-        found = {name: count.stats for name, count in counts.items()}
+        fresh = {name: count.stats for name, count in counts.items()}
     for entity in entities:
-        stats, more = known.get(entity.name), found.get(entity.name)
+        stats, more = known.get(entity.name), fresh.get(entity.name)
         if stats is None:
             stats, more = more or {}, None
         columns = entity_columns(table, entity, stats, base, notes, more=more)
@@ -88,18 +88,18 @@ def create_entity_views(
 
 
 def refuse_entity_views(
-    connection: duckdb.DuckDBPyConnection, table: Table, why: Exception
+    connection: duckdb.DuckDBPyConnection, table: Table, reason: Exception
 ) -> None:
-    """Create the views of entities so that they say why they cannot be read."""
+    """Create views of entities that fail with the reason when they are read."""
     for entity in entities_of(table):
-        nothing = empty_relation(connection, typed_schema([]))
-        refusing_view(connection, _view(table, entity), nothing, why)
+        no_rows = empty_relation(connection, typed_schema([]))
+        refusing_view(connection, _view(table, entity), no_rows, reason)
 
 
 def entities_in_script(connection: duckdb.DuckDBPyConnection, table: TableLake) -> Iterator[str]:
-    """Put views that a plain DuckDB shell can read in place of those of entities; say what is so.
+    """Replace views of entities by views a plain DuckDB shell can read; yield comments on them.
 
-    Splitting and typing take functions of ours, so that only tables as they were built are left.
+    Splitting and typing need functions of this package, so only built tables can be shown.
     """
     for rule in table.settings.entities:
         view = _view(table.settings, rule.entity())
@@ -107,8 +107,8 @@ def entities_in_script(connection: duckdb.DuckDBPyConnection, table: TableLake) 
         built = table.lake.iceberg.load(f"{table.safe_name}_{rule.name}") if rule.table else None
         name = f"{table.safe_name}.{rule.name}"
         if built is None:
-            yield f"-- {name} is left out: splitting takes cdc-pipeline. The settings can keep it\n"
-            yield "-- as a table of its own (entities: table: true), which is in here.\n"
+            yield f"-- {name} is left out: splitting needs cdc-pipeline. To include it, keep it\n"
+            yield "-- as a table of its own in the settings (entities: table: true).\n"
             continue
         relation = table_relation(connection, built)
         try:
@@ -118,22 +118,22 @@ def entities_in_script(connection: duckdb.DuckDBPyConnection, table: TableLake) 
             refusing_view(connection, view, relation, error)
         else:
             connection.execute(f"CREATE VIEW {view} AS SELECT * FROM {relation}")
-        yield f"-- {name} is the table as it was built last, without what landed since.\n"
+        yield f"-- {name} is the table as last built, without changes that landed since.\n"
 
 
 def not_published(table: Table) -> NotReadyError:
-    """Why there are no entities yet."""
+    """Return the error for entities of a table without a published state."""
     asset = f"{table.safe_name}/current_state"
     return NotReadyError(f"{asset} does not exist yet", fix=f"materialise {asset}")
 
 
 def _fresh_items(connection: duckdb.DuckDBPyConnection, table: Table) -> str | None:
-    """The temporary table of items that landed behind the base, None where nothing did."""
+    """Return the temporary table of items that landed after the base; None: nothing landed."""
     _, items = delta_tables(table)
-    there = connection.execute(
+    ((tables,),) = connection.execute(
         "SELECT count(*) FROM duckdb_tables() WHERE temporary AND table_name = ?", [items]
     ).fetchall()
-    return f"temp.main.{identifier(items)}" if there[0][0] else None
+    return f"temp.main.{identifier(items)}" if tables else None
 
 
 def _view(table: Table, entity: Entity) -> str:
@@ -150,19 +150,19 @@ def _create_view(
     entities, keep = entities_of(table), kept_whole(table)
     name = f"{table.safe_name}.{entity.name}"
     fields = cell_fields(columns)
-    nothing = pa.schema([pa.field("cells", pa.struct(fields))]).empty_table()
-    (kind,) = connection.from_arrow(nothing).types
+    no_cells = pa.schema([pa.field("cells", pa.struct(fields))]).empty_table()
+    (cells_type,) = connection.from_arrow(no_cells).types
 
-    def belongs(items: pa.ChunkedArray) -> pa.Array:
+    def is_own(items: pa.ChunkedArray) -> pa.Array:
         return is_of(items, entities, entity)
 
     def typed(items: pa.ChunkedArray) -> pa.Array:
         return shred_cells(items, entity, columns, stats, keep)
 
     text: Any = ["VARCHAR"]
-    # DuckDB counts bound parameters of a `partial`, too.
-    connection.create_function(f"{name}.is", belongs, text, "BOOLEAN", type=_ARROW)  # type: ignore[arg-type]
-    connection.create_function(f"{name}.cells", typed, text, kind, type=_ARROW)
+    # No `partial` here: DuckDB counts its bound parameters, too.
+    connection.create_function(f"{name}.is", is_own, text, "BOOLEAN", type=_ARROW)  # type: ignore[arg-type]
+    connection.create_function(f"{name}.cells", typed, text, cells_type, type=_ARROW)
     cells = ", ".join(f"cells.{identifier(f.name)} AS {identifier(f.name)}" for f in fields)
     rows = (
         f"(SELECT {_SYSTEM}, {cells} FROM ("
@@ -175,9 +175,9 @@ def _create_view(
 
 
 def _close(connection: "weakref.ref[duckdb.DuckDBPyConnection]") -> None:
-    """Close a connection that is still open when Python ends.
+    """Close a connection that is still open when Python exits.
 
-    DuckDB 2.0 may report functions of an open one as leaks then, line after line.
+    For one left open, DuckDB 2.0 may report each function as a leak.
     """
     opened = connection()
     if opened is not None:

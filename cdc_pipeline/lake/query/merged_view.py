@@ -1,4 +1,4 @@
-"""The merged view: a published base and everything that has landed since, typed alike."""
+"""The merged view: a published base and the changes that landed since, with the same types."""
 
 from dataclasses import replace
 
@@ -34,39 +34,39 @@ def merged_relation(
     base: Base,
     delta: list[LandedObject],
 ) -> str:
-    """SQL for the items of `base` after `delta`, for views of this connection.
+    """Return SQL for the items of `base` after `delta`, for views of this connection.
 
-    The delta is folded and typed now, the join with the base is left to the query: only the
-    columns it asks for are read. Columns are the base's, widened where the delta needs it. A delta
-    that breaks the table's schema contract is left out, as it cannot be published. Raises
-    `OtherRulesError`, `SettingsError` where base and delta cannot be masked alike.
+    The delta is folded and typed now; the query joins it with the base and reads only the columns
+    it needs. Columns are those of the base, widened where the delta needs it. A delta that breaks
+    the table's schema contract is left out, because it cannot be published. Raises
+    `OtherRulesError`, `SettingsError` if base and delta cannot be masked by the same rules.
     """
-    had = prior_columns(base.table)
-    files = files_relation(connection, data_files(base.table), typed_schema(had))
+    before = prior_columns(base.table)
+    files = files_relation(connection, data_files(base.table), typed_schema(before))
     masking = masking_of(table.lake.settings, table.settings, writing=True)
-    stones = create_winners(connection, table, delta) if delta else None
-    published = [published_rules(t) for t in (base.table, stones) if t]
+    tombstones = create_winners(connection, table, delta) if delta else None
+    published = [published_rules(t) for t in (base.table, tombstones) if t]
     name = table.safe_name
     require_rules(masking, published, f"{name}.current_state", f"{name}/current_state")
     if not delta:
         return f"SELECT * FROM {files}"
     names = column_names(table.lake.iceberg, name)
-    columns = _delta_tables(connection, table.settings, base, had, names)
-    if breaches(table.settings, had, columns):
-        return f"SELECT * FROM {files}"  # as the last publication left it
+    columns = _delta_tables(connection, table.settings, base, before, names)
+    if breaches(table.settings, before, columns):
+        return f"SELECT * FROM {files}"  # the last published version
     system = [field.name for field in typed_schema([])]
-    old = ", ".join([*(f"b.{name}" for name in system), *(_widened(c, had) for c in columns)])
+    old = ", ".join([*(f"b.{name}" for name in system), *(_widened(c, before) for c in columns)])
     new = ", ".join(f"d.{identifier(name)}" for name in [*system, *(c.name for c in columns)])
     keys, items = _temporary(table.settings, _TOUCHED), _temporary(table.settings, _FRESH)
     kept, fresh = "k.item_key IS NULL", f"SELECT {new} FROM {items} AS d"
-    ((least,),) = connection.execute(f"SELECT min(order_key) FROM {keys}").fetchall()
-    if not _is_older(base, least):
-        # A row that landed late may be older than the base's: the later order key wins either way.
-        # The least one as a literal spares reading most of the base: Parquet knows its bounds.
+    ((min_key,),) = connection.execute(f"SELECT min(order_key) FROM {keys}").fetchall()
+    if not _is_older(base, min_key):
+        # A row that landed late may be older than the base's: the later order key wins.
+        # With the minimum as a literal, DuckDB skips most of the base by Parquet's statistics.
         kept += " OR b._order_key >= k.order_key"
         fresh += (
             f" LEFT JOIN (SELECT _key, _order_key FROM {files} "
-            f"WHERE _order_key >= {literal(least)}) AS b "
+            f"WHERE _order_key >= {literal(min_key)}) AS b "
             "ON b._key = d._key AND b._order_key >= d._order_key WHERE b._key IS NULL"
         )
     return (
@@ -75,22 +75,22 @@ def merged_relation(
     )
 
 
-def _is_older(base: Base, least: str | None) -> bool:
-    """Whether every row of the base is known to be older than all changes, from `least` on."""
-    greatest = max_order_key(base.table)
-    return least is None or (greatest is not None and greatest < least)
+def _is_older(base: Base, min_key: str | None) -> bool:
+    """Whether every row of the base is known to be older than order key `min_key`."""
+    max_key = max_order_key(base.table)
+    return min_key is None or (max_key is not None and max_key < min_key)
 
 
 def _delta_tables(
     connection: duckdb.DuckDBPyConnection,
     table: Table,
     base: Base,
-    had: list[Column],
+    before: list[Column],
     names: dict[str, str],
 ) -> list[Column]:
-    """Temporary tables of the keys that the delta touches and of the items it leaves, typed.
+    """Create temporary tables of the delta's keys and of its remaining items, typed.
 
-    A change that an older tombstone rules out is in neither. Returns the merged columns.
+    A change that a tombstone excludes is in neither. Returns the merged columns.
     """
     keys, items = _temporary(table, _TOUCHED), _temporary(table, _FRESH)
     connection.execute(
@@ -108,7 +108,12 @@ def _delta_tables(
     for name, seen in collect_stats(fresh.to_batches(_BATCH_ROWS)).items():
         stats.setdefault(name, AttributeStats()).merge(seen)
     columns = columns_of(
-        stats, had, keep_tags=True, pins=_pins(table, had), limit=table.max_columns, names=names
+        stats,
+        before,
+        keep_tags=True,
+        pins=_pins(table, before),
+        limit=table.max_columns,
+        names=names,
     )
     batches = shred_pinned(fresh.to_batches(_BATCH_ROWS), columns, stats)
     typed = pa.Table.from_batches(batches, typed_schema(columns))
@@ -118,15 +123,15 @@ def _delta_tables(
     return columns
 
 
-def _pins(table: Table, had: list[Column]) -> dict[str, str]:
-    """Types as the base was published with, those of the settings for new attributes."""
-    published = {column.attribute: column.type for column in had if column.pinned}
-    known = {column.attribute for column in had}
+def _pins(table: Table, before: list[Column]) -> dict[str, str]:
+    """Return pinned types: of the published base, for new attributes those of the settings."""
+    published = {column.attribute: column.type for column in before if column.pinned}
+    known = {column.attribute for column in before}
     return published | {a: kind for a, kind in pinned_types(table).items() if a not in known}
 
 
 def delta_tables(table: Table) -> list[str]:
-    """The temporary tables that a merged view reads, by their names."""
+    """Return the names of the temporary tables that a merged view reads."""
     return [f"{table.safe_name}_{part}" for part in (_TOUCHED, _FRESH)]
 
 
@@ -145,25 +150,22 @@ def _sql_type(kind: str) -> str:
     return kind.upper() if kind.startswith("decimal(") else _SQL_TYPES[kind]
 
 
-def _widened(column: Column, had: list[Column]) -> str:
-    """A base column in the type that base and delta share; NULL where the base lacks it."""
+def _widened(column: Column, before: list[Column]) -> str:
+    """Return SQL for a base column in the merged type; NULL if the base lacks it."""
     name, target = identifier(column.name), _sql_type(column.type)
-    before = next((c for c in had if c.name == column.name), None)
-    if before is None:
+    own = next((c for c in before if c.name == column.name), None)
+    if own is None:
         return f"CAST(NULL AS {target}) AS {name}"
-    if before == column:
+    if own == column:
         return f"b.{name}"
-    if column.type in ("string", "list<string>") and "decimal" in before.type:
-        return f"{_canonical_text(f'b.{name}', replace(before, name=name))} AS {name}"
+    if column.type in ("string", "list<string>") and "decimal" in own.type:
+        return f"{_canonical_text(f'b.{name}', replace(own, name=name))} AS {name}"
     return f"CAST(b.{name} AS {target}) AS {name}"
 
 
 def _canonical_text(value: str, before: Column) -> str:
-    """A decimal as DynamoDB spells it: a stored scale adds zeros that are not its own.
-
-    Where all digits are scale, DuckDB leaves out the zero before the point.
-    """
-    # DuckDB leaves the zero before the point out when all digits are behind it.
+    """Return SQL for a decimal in DynamoDB's spelling, without the zeros added by the scale."""
+    # DuckDB omits the zero before the point if all digits are after it.
     trim = "rtrim(rtrim(regexp_replace(CAST({0} AS VARCHAR), '^(-?)[.]', '\\10.'), '0'), '.')"
     trim = rf"regexp_replace({trim}, '^(-?)(\.|$)', '\10\2')"
     if before.type.endswith(",0)"):

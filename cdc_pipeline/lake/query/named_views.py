@@ -1,4 +1,4 @@
-"""Views with the names of `core.items.view_names` behind the columns that their tables have."""
+"""Views that add the names of `core.items.view_names` after the columns of their tables."""
 
 import duckdb
 
@@ -7,17 +7,17 @@ from cdc_pipeline.lake.engine.duckdb_session import identifier
 
 
 def named(connection: duckdb.DuckDBPyConnection, view: str, relation: str) -> str:
-    """SQL for the rows of `relation`, which `view` shows.
+    """Return SQL for the rows of `relation` with the names that `view` adds.
 
-    A column that has one of the names already keeps it: an attribute of a table that was published
-    before these names were.
+    A column with one of these names keeps it: an attribute of a table published before the names
+    existed.
     """
     described = connection.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()
-    have = {row[0] for row in described}
+    columns = {row[0] for row in described}
     added = [
         f"{_expression(stored)} AS {name}"
         for name, stored in STORED_NAMES[view].items()
-        if name not in have
+        if name not in columns
     ]
     return f"SELECT {', '.join(['*', *added])} FROM {relation}"
 

@@ -1,4 +1,4 @@
-"""Queries for people: load only what the SQL names, and say clearly what is missing."""
+"""Queries from people: load only the tables in the SQL, name missing views, format results."""
 
 import csv
 import io
@@ -19,21 +19,21 @@ from cdc_pipeline.transform.aggregates import AGGREGATES, tables_named
 
 _BATCH_ROWS = 10_000
 VIEWS = ("pitr_export", "raw_stream", "cdc", "current_state", "history", "ttl_archive")
-"""The views of every table; `ttl_archive` where the settings ask for it."""
+"""The views of every table; `ttl_archive` only if the settings enable it."""
 
 
 def connect_for(lake: Lake, sql: str, as_of: datetime | None = None) -> duckdb.DuckDBPyConnection:
-    """A connection that has loaded the tables the statement names, and no others.
+    """Open a connection with the tables of the statement only.
 
-    `as_of`: show them as they were at that time; aggregates have no past.
-    Raises `QueryError` for SQL that cannot be parsed or names a table we do not have.
+    `as_of`: show them as of that time; aggregates have no past. Raises `QueryError` for SQL that
+    cannot be parsed or names an unknown table.
     """
     try:
-        named = tables_named(sql)
+        names = tables_named(sql)
     except SettingsError as error:
         raise QueryError(error.message) from None
     known = {table.safe_name for table in lake.settings.tables}
-    schemas = {schema for schema, _ in named if schema}
+    schemas = {schema for schema, _ in names if schema}
     for schema in sorted(schemas - known - {AGGREGATES, "information_schema"}):
         raise QueryError(
             f"there is no table {schema!r} in the settings",
@@ -50,19 +50,19 @@ def connect_for(lake: Lake, sql: str, as_of: datetime | None = None) -> duckdb.D
 
 
 def _missing(schema: str, view: str, views: list[str]) -> QueryError:
-    there = f"views that exist now: {', '.join(views) or 'none'}"
+    existing = f"views that exist now: {', '.join(views) or 'none'}"
     if schema != AGGREGATES and view not in VIEWS:
         return QueryError(
-            f"there is no view {schema}.{view}", fix=f"use one of: {', '.join(VIEWS)}; {there}"
+            f"there is no view {schema}.{view}", fix=f"use one of: {', '.join(VIEWS)}; {existing}"
         )
     asset = "cdc" if view == "history" else view
     return QueryError(
-        f"{schema}.{view} does not exist yet", fix=f"materialise {schema}/{asset}; {there}"
+        f"{schema}.{view} does not exist yet", fix=f"materialise {schema}/{asset}; {existing}"
     )
 
 
 def run_query(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRelation | None:
-    """The statement's result (None for statements without one); raises `QueryError`."""
+    """Run the statement; return its result, None if it has none. Raises `QueryError`."""
     try:
         return connection.sql(statement(sql))
     except duckdb.CatalogException as error:
@@ -91,7 +91,7 @@ def show(result: duckdb.DuckDBPyRelation, width: int, rows: int = 200) -> None:
 
 
 def as_json(result: duckdb.DuckDBPyRelation) -> Iterator[str]:
-    """A JSON array, one row per line. Decimals are number tokens with all their digits."""
+    """Yield a JSON array, one row per line. Decimals are number tokens with all their digits."""
     encode = msgspec.json.Encoder(decimal_format="number").encode
     opening = "["
     names = _unique(result.columns)
@@ -103,7 +103,7 @@ def as_json(result: duckdb.DuckDBPyRelation) -> Iterator[str]:
 
 
 def as_csv(result: duckdb.DuckDBPyRelation) -> Iterator[str]:
-    """CSV with a header line; NULL is an empty field."""
+    """Yield CSV with a header line; NULL is an empty field."""
     yield _csv_line(result.columns)
     for row in _rows(result):
         yield _csv_line([_csv_cell(value) for value in row])
@@ -113,12 +113,12 @@ def _rows(result: duckdb.DuckDBPyRelation) -> Iterator[list[Any]]:
     try:
         yield from shown_rows(result, _BATCH_ROWS)
     except (duckdb.Error, OSError) as error:
-        # Behind the first batch Arrow hands DuckDB's errors on as its own.
+        # After the first batch Arrow raises DuckDB's errors as OSError.
         raise QueryError(explain(error)) from None
 
 
 def _unique(columns: list[str]) -> list[str]:
-    """Columns of one name told apart, as a JSON object needs."""
+    """Return unique column names for a JSON object: duplicates get a number."""
     names: list[str] = []
     for name in columns:
         others = (f"{name}_{number}" for number in count(1))

@@ -1,4 +1,4 @@
-"""Time travel: the state of a table as of a moment, from a baseline and the changes up to it."""
+"""Time travel: the state of a table as of a second, from a baseline and the changes up to it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,22 +30,22 @@ _BATCH_ROWS = 4_000  # items are up to 400 kB
 _SECOND_US = 1_000_000
 
 
-def parse_moment(said: str | datetime) -> datetime:
-    """A time or its ISO 8601 text, UTC unless it says otherwise; raises `QueryError`."""
+def parse_moment(text: str | datetime) -> datetime:
+    """Parse an ISO 8601 text, in UTC without an offset; raises `QueryError`."""
     try:
-        moment = datetime.fromisoformat(said) if isinstance(said, str) else said
+        moment = datetime.fromisoformat(text) if isinstance(text, str) else text
     except ValueError:
         raise QueryError(
-            f"{said!r} is not a time", fix="use ISO 8601, in UTC: 2026-11-20T12:00Z"
+            f"{text!r} is not a time", fix="use ISO 8601, in UTC: 2026-11-20T12:00Z"
         ) from None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True)
 class AsOf:
-    """Where a past state comes from. `warnings`: why it may not be quite what was.
+    """Sources of a past state. `warnings`: why it may be inexact.
 
-    `until_us`: the last µs whose changes belong to it.
+    `until_us`: last µs, included, whose changes belong to the state.
     """
 
     baseline: Baseline
@@ -54,13 +54,13 @@ class AsOf:
 
 
 def find_state(table: TableLake, state: LogState, at: datetime) -> AsOf:
-    """The newest baseline from which the state at `at` can be told; raises `QueryError`.
+    """Find the newest baseline from which the state at `at` can be made; raises `QueryError`.
 
-    Times of DynamoDB Streams are rounded down to seconds, so a state is the one at the end of a
-    second, whatever finer times other transports and exports tell. In a gap that was healed it is
-    exact from the end of the heal on: an export has the last change of an item in its window. An
+    Times of DynamoDB Streams are rounded down to seconds, so a state is as of the end of a second,
+    although other transports and exports have finer times. In a gap that was healed it is exact
+    only from the end of the heal on: an export has an item's last change in its window. An
     export is exact to about a minute (docs/aws_facts.md, exports): one that is younger than the
-    handover margin is used only when there is no older one, and with a warning.
+    handover margin is used only if there is no older one, and with a warning.
     """
     at_us = int(at.timestamp()) * _SECOND_US
     until_us = at_us + _SECOND_US - 1
@@ -69,31 +69,31 @@ def find_state(table: TableLake, state: LogState, at: datetime) -> AsOf:
         key=lambda b: b.generation,
     )
     if not staged or at_us < staged[0].export_time_us:
-        since = _utc(staged[0].export_time_us) if staged else None
+        first = _utc(staged[0].export_time_us) if staged else None
         raise QueryError(
             f"{table.safe_name}: there is no baseline as old as {_utc(at_us)}"
-            + (f"; the first one is of {since}" if since else ""),
-            fix=f"ask for {since} or later"
-            if since
+            + (f"; the first one is of {first}" if first else ""),
+            fix=f"use {first} or later"
+            if first
             else f"materialise {table.safe_name}/pitr_export first",
         )
     settled = [b for b in staged if handover_us(table.lake, b) <= at_us]
     chosen = settled[-1] if settled else staged[0]
-    # What a quiet shard was read to is a time of our clock.
+    # The time up to which a quiet shard was read comes from our clock.
     complete_us = state.complete_to_us(chosen.generation) - table.lake.settings.clock_margin_us
-    # What was written within the second that was asked for must have landed, too.
+    # Changes up to the end of the requested second must have landed.
     if until_us >= complete_us:
         raise QueryError(
             f"{table.safe_name} is complete up to {_utc(complete_us)} only, "
             f"{_utc(at_us)} is later" + _gap_note(state, chosen, at_us),
-            fix=f"ask for an earlier time, or run the job `capture` for {table.safe_name}",
+            fix=f"use an earlier time, or run the job `capture` for {table.safe_name}",
         )
     warnings = []
     if not settled:
         warnings.append(
             f"{table.safe_name}: {_utc(at_us)} is within "
             f"{table.lake.settings.handover_margin_seconds:g} seconds of the first export, "
-            "which AWS promises to be exact to about a minute only"
+            "which by AWS's documentation is exact to about a minute only"
         )
     warnings += _heal_warnings(table.settings, state, chosen, at_us)
     lost = [
@@ -103,18 +103,18 @@ def find_state(table: TableLake, state: LogState, at: datetime) -> AsOf:
     ]
     if lost:
         warnings.append(
-            f"{table.safe_name}: {sum(lost)} changes before {_utc(at_us)} were in landing objects "
-            "that were damaged and could not be restored"
+            f"{table.safe_name}: {sum(lost)} changes before {_utc(at_us)} are missing: their "
+            "landing objects were damaged and could not be restored"
         )
     return AsOf(chosen, until_us, warnings)
 
 
 def _heal_warnings(table: Table, state: LogState, baseline: Baseline, at_us: int) -> Iterator[str]:
-    """Gaps that were healed around that second, and from when on the state is exact again.
+    """Yield a warning for each healed gap around that second, with the end of the inexact span.
 
-    From the beginning of the gap to the end of the last window of its heal: of an item that was
-    changed in the gap and again in the window behind it, the export has the second change alone,
-    and an item that came and went leaves at the end of them all.
+    The span is from the beginning of the gap to the end of the last window of its heal: of an item
+    changed in the gap and again later in the window, the export has the last change only, and an
+    item that was created and deleted is removed at the end of the last window.
     """
     for n, gap in state.gaps.items():
         heal = state.heal_of(n)
@@ -123,9 +123,9 @@ def _heal_warnings(table: Table, state: LogState, baseline: Baseline, at_us: int
         exact_us = -(-max(gap.to_us, *(w.to_us for w in heal.windows)) // _SECOND_US) * _SECOND_US
         if gap.from_us < at_us + _SECOND_US and at_us < exact_us:
             yield (
-                f"{table.safe_name}: {_utc(at_us)} lies in a gap that was healed, from "
-                f"{_utc(gap.from_us)} to {_utc(gap.to_us)}: items may be shown as they were before "
-                f"changes in it; states are exact from {_utc(exact_us)} on"
+                f"{table.safe_name}: {_utc(at_us)} is in a gap that was healed, from "
+                f"{_utc(gap.from_us)} to {_utc(gap.to_us)}: items may lack changes made in the "
+                f"gap; states are exact from {_utc(exact_us)} on"
             )
 
 
@@ -138,10 +138,11 @@ def write_state(
 ) -> None:
     """Write the typed items of a past state to the Parquet file `path`.
 
-    `connection` is a scratch one with bounded memory; so is the rest, whatever the table's size.
+    `connection`: a scratch connection with bounded memory. Memory use does not depend on the
+    table's size.
     """
     snapshot = table.iceberg("snapshot")
-    assert snapshot is not None  # the log says that it was committed
+    assert snapshot is not None  # committed, by the log
     delta = state.delta(generation=as_of.baseline.generation, after=0)
     past = [landed for landed in delta if landed.min_write_us <= as_of.until_us]
     spool = path.with_suffix(".narrow")
@@ -159,8 +160,8 @@ def write_state(
             f"COPY (SELECT item_key, order_key, item, write_time_us FROM ({load_sql('fold')})) "
             f"TO {literal(str(spool))} (FORMAT parquet, ROW_GROUP_SIZE 20480)"
         )
-    with pq.ParquetFile(spool, pre_buffer=False) as narrow:  # else all of it is kept
-        # Columns are named as they are now, and typed by the items of then.
+    with pq.ParquetFile(spool, pre_buffer=False) as narrow:  # pre_buffer keeps the whole file
+        # Present names of columns, types by the items of the past state.
         stats = collect_stats(narrow.iter_batches(_BATCH_ROWS, columns=["item"]))
         names = column_names(table.lake.iceberg, table.safe_name)
         columns = columns_of(

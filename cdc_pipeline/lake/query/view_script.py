@@ -1,7 +1,7 @@
-"""The lake's views as SQL for a DuckDB shell that knows nothing of us: a picture of this moment.
+"""The lake's views as a SQL script for a plain DuckDB shell, as of now.
 
-The views are those of `connect_lake`, in DuckDB's own words. What has landed since the last fold
-is typed here and goes along as rows: plain SQL cannot type DynamoDB JSON without floats.
+The views are those of `connect_lake`, in DuckDB's SQL. Changes since the last fold are typed here
+and written as rows: plain SQL cannot type DynamoDB JSON without floats.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,25 +33,25 @@ from cdc_pipeline.transform.aggregates import AGGREGATES
 from cdc_pipeline.transform.shred import typed_schema
 
 _DELTA_BYTES = 16 << 20
-"""Of rows that go into the script; a fold is cheaper than a longer one."""
+"""Limit of the rows in a script; beyond it, a fold is cheaper."""
 _INSERT_ROWS = 500
 
 
 def view_script(lake: Lake, names: Sequence[str] = ()) -> Iterator[str]:
-    """Parts of a script that creates the views of the named tables, of all tables for no name.
+    """Yield the parts of a script that creates the views of the named tables; no names: all tables.
 
-    `names` may hold `aggregates`; they go with all tables. Raises what `connect_lake` raises.
+    `names` may include `aggregates`; all tables include them. Raises the errors of `connect_lake`.
     """
     with _connect(lake, names) as connection:
         yield from _heading(lake)
         for table in _tables(lake, names):
             yield f"\n-- {table.safe_name}: the DynamoDB table {table.name}\n"
             yield f"CREATE SCHEMA IF NOT EXISTS {identifier(table.safe_name)};\n"
-            left_out = _leaves_delta_out(connection, lake.table(table))
-            if left_out is not None:
+            reason = _why_without_delta(connection, lake.table(table))
+            if reason is not None:
                 _show_published(connection, lake.table(table))
-                yield "-- current_state is as it was published, without what landed since\n"
-                yield f"-- ({left_out}).\n"
+                yield "-- current_state is as last published, without changes that landed since\n"
+                yield f"-- ({reason}).\n"
             elif _has_delta(connection, table):
                 for part in delta_tables(table):
                     yield from _rows_as_table(connection, table, part)
@@ -63,13 +63,13 @@ def view_script(lake: Lake, names: Sequence[str] = ()) -> Iterator[str]:
 
 
 def list_views(lake: Lake, names: Sequence[str] = ()) -> list[str]:
-    """The views that exist, as `schema.view`; `names` as for `view_script`."""
+    """Return the existing views, as `schema.view`; `names` as for `view_script`."""
     with _connect(lake, names) as connection:
-        found = connection.execute(
+        rows = connection.execute(
             "SELECT schema_name || '.' || view_name FROM duckdb_views() "
             "WHERE NOT internal AND NOT temporary ORDER BY schema_name, view_oid"
         ).fetchall()
-    return [name for (name,) in found]
+    return [name for (name,) in rows]
 
 
 def _connect(lake: Lake, names: Sequence[str]) -> duckdb.DuckDBPyConnection:
@@ -78,9 +78,9 @@ def _connect(lake: Lake, names: Sequence[str]) -> duckdb.DuckDBPyConnection:
 
 
 def _tables(lake: Lake, names: Iterable[str]) -> list[Table]:
-    named = [name for name in names if name != AGGREGATES]
-    everything = [] if AGGREGATES in names else lake.settings.tables
-    return [lake.settings.table(name) for name in named] or list(everything)
+    chosen = [name for name in names if name != AGGREGATES]
+    default = [] if AGGREGATES in names else lake.settings.tables
+    return [lake.settings.table(name) for name in chosen] or list(default)
 
 
 def _with_aggregates(names: Sequence[str]) -> bool:
@@ -88,7 +88,7 @@ def _with_aggregates(names: Sequence[str]) -> bool:
 
 
 def _has_delta(connection: duckdb.DuckDBPyConnection, table: Table) -> bool:
-    """Whether `connect_lake` has merged something and the view still says so."""
+    """Whether the view `current_state` still reads a delta that `connect_lake` merged."""
     (view,) = connection.execute(
         "SELECT max(sql) FROM duckdb_views() WHERE schema_name = ? AND view_name = 'current_state'",
         [table.safe_name],
@@ -96,10 +96,10 @@ def _has_delta(connection: duckdb.DuckDBPyConnection, table: Table) -> bool:
     return any(part in (view[0] or "") for part in delta_tables(table))
 
 
-def _leaves_delta_out(connection: duckdb.DuckDBPyConnection, table: TableLake) -> str | None:
-    """Why the script shows `current_state` as it was published, None where it is merged."""
+def _why_without_delta(connection: duckdb.DuckDBPyConnection, table: TableLake) -> str | None:
+    """Return why the script has the published `current_state` only; None: it has the merged one."""
     if masking_of(table.lake.settings, table.settings, writing=False).hashed:
-        return "hashed columns: making hashes of newer changes takes the masking key"
+        return "hashed columns: hashes of newer changes need the masking key"
     if not _has_delta(connection, table.settings):
         return None
     size = sum(
@@ -122,7 +122,7 @@ def _show_published(connection: duckdb.DuckDBPyConnection, table: TableLake) -> 
         published = [published_rules(base.table)]
         require_rules(masking, published, f"{name}.current_state", f"{name}/current_state")
     except (OtherRulesError, SettingsError):
-        return  # the view that is there says so
+        return  # the existing view raises this error
     schema = typed_schema(prior_columns(base.table))
     files = files_relation(connection, data_files(base.table), schema)
     view = f"{identifier(name)}.current_state"
@@ -132,15 +132,15 @@ def _show_published(connection: duckdb.DuckDBPyConnection, table: TableLake) -> 
 
 def _heading(lake: Lake) -> Iterator[str]:
     yield (
-        f"-- Views of the lake {_one_line(lake.settings.lake)} as it was at "
+        f"-- Views of the lake {_one_line(lake.settings.lake)} as of "
         f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC, for a DuckDB shell:\n"
         "--   cdc-pipeline views --sql > views.sql && duckdb -init views.sql\n"
-        "-- What lands or is published later is not in them; when a file is gone, maintenance has\n"
-        "-- merged it since: print them again. They hold rows of what landed last: keep this file\n"
-        "-- as you keep the tables.\n"
+        "-- Later changes and publications are not in them. If a file is missing, maintenance has\n"
+        "-- merged it since: print the views again. They contain rows of the latest changes:\n"
+        "-- protect this file like the tables.\n"
     )
     if lake.settings.is_s3:
-        yield "--\n-- The files are in S3. Say this first:\n" + _secret(lake)
+        yield "--\n-- The files are in S3. Run this first:\n" + _secret(lake)
     yield "SET TimeZone = 'UTC';\n"
 
 
@@ -164,24 +164,24 @@ def _secret(lake: Lake) -> str:
 
 
 def _views(connection: duckdb.DuckDBPyConnection, schema: str) -> Iterator[str]:
-    """In the order in which they were made: some read others."""
-    found = connection.execute(
+    """Yield the views in order of creation, because some read others."""
+    rows = connection.execute(
         "SELECT sql FROM duckdb_views() WHERE schema_name = ? AND NOT internal ORDER BY view_oid",
         [schema],
     ).fetchall()
-    for (sql,) in found:
+    for (sql,) in rows:
         yield sql.replace("CREATE VIEW", "CREATE OR REPLACE VIEW", 1) + "\n"
 
 
 def _rows_as_table(connection: duckdb.DuckDBPyConnection, table: Table, name: str) -> Iterator[str]:
-    """In the schema of the view that reads it, which DuckDB looks through first."""
+    """Yield SQL for a table in the schema of its view, which DuckDB searches first."""
     rows = arrow_table(connection, f"FROM {_name(name)}")
-    kinds = connection.execute(f"DESCRIBE {_name(name)}").fetchall()
-    columns = ", ".join(f"{identifier(kind[0])} {kind[1]}" for kind in kinds)
+    described = connection.execute(f"DESCRIBE {_name(name)}").fetchall()
+    columns = ", ".join(f"{identifier(column[0])} {column[1]}" for column in described)
     full = f"{identifier(table.safe_name)}.{identifier(name)}"
     yield f"CREATE OR REPLACE TABLE {full} ({columns});\n"
     for batch in rows.to_batches(_INSERT_ROWS):
-        values = ",\n".join(_row(row.values(), kinds) for row in batch.to_pylist())
+        values = ",\n".join(_row(row.values(), described) for row in batch.to_pylist())
         yield f"INSERT INTO {full} VALUES\n{values};\n"
 
 
@@ -189,23 +189,23 @@ def _name(table: str) -> str:
     return f"temp.main.{identifier(table)}"
 
 
-def _row(values: Iterable[Any], kinds: Sequence[Sequence[Any]]) -> str:
-    return "(" + ", ".join(_cell(v, k[1]) for v, k in zip(values, kinds, strict=True)) + ")"
+def _row(values: Iterable[Any], described: Sequence[Sequence[Any]]) -> str:
+    return "(" + ", ".join(_cell(v, c[1]) for v, c in zip(values, described, strict=True)) + ")"
 
 
-def _cell(value: Any, kind: str) -> str:
-    """A value as SQL that DuckDB reads back as the very same in a column of that type."""
+def _cell(value: Any, sql_type: str) -> str:
+    """Return SQL that DuckDB reads back as the same value in a column of this type."""
     if value is None:
         return "NULL"
     if isinstance(value, list):
-        return f"CAST([{', '.join(_cell(v, '') for v in value)}] AS {kind})"
+        return f"CAST([{', '.join(_cell(v, '') for v in value)}] AS {sql_type})"
     if isinstance(value, bytes):
         return f"from_hex('{value.hex()}')"
     if isinstance(value, Decimal):
         return f"'{value:f}'"
     if not isinstance(value, str):
         return str(value)
-    if any(sign < " " for sign in value):  # a shell might take them for its own
+    if any(char < " " for char in value):  # a shell may interpret control characters
         return f"decode(from_hex('{value.encode().hex()}'))"
     return literal(value)
 

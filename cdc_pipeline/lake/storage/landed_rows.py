@@ -1,8 +1,8 @@
-"""Rows of landing objects by their time and item, found by reading as little as possible.
+"""Look-up of rows in landing objects by time and item, with as few reads as possible.
 
-The log says which times an object spans, its footer which times each row group spans; of those
-that may hold something the write times are read, of rows that have one the keys, and of row groups
-with a row that was asked for everything.
+The log has the time span of each object, the footer that of each row group. Reads in order: write
+times of row groups that overlap, keys of rows whose time matches, all columns of row groups with a
+matching row.
 """
 
 import io
@@ -26,9 +26,9 @@ _MS = 1000
 
 
 class LandedRows:
-    """Looks into landing objects; what their footers say is kept for the next time.
+    """Reader of single rows in landing objects, with a cache of their Parquet footers.
 
-    `bytes_read`: so far.
+    `bytes_read`: total so far.
     """
 
     def __init__(self, store: Store) -> None:
@@ -39,31 +39,35 @@ class LandedRows:
     def find(
         self, objects: Iterable[LandedObject], slots: Set[tuple[int, str]]
     ) -> Iterator[Change]:
-        """Rows whose ms and item (`core.changes.ties.slot_of`) are among `slots`.
+        """Yield rows whose ms and item (`core.changes.ties.slot_of`) are in `slots`.
 
-        Objects that are gone or damaged have none: their rows are lost, which reconciliation finds
-        and backfills heal, and capture must go on. Raises `LakeError`.
+        Missing and damaged objects are skipped: reconciliation reports lost rows and backfills heal
+        them, and capture must continue. Raises `LakeError`.
         """
-        times = sorted({time for time, _ in slots})
-        overlapping = [o for o in objects if _between(times, o.min_write_us, o.max_write_us)]
+        times_ms = sorted({time_ms for time_ms, _ in slots})
+        overlapping = [o for o in objects if _within(times_ms, o.min_write_us, o.max_write_us)]
         kept = {o.key: self._footers[o.key] for o in overlapping if o.key in self._footers}
         self._footers = kept
         for landed in overlapping:
             try:
-                yield from self._rows(landed, times, slots)
-            except (OSError, pa.ArrowInvalid):  # what the store cannot do is a LakeError
+                yield from self._rows(landed, times_ms, slots)
+            except (OSError, pa.ArrowInvalid):  # errors of the store are LakeErrors
                 continue
 
     def _rows(
-        self, landed: LandedObject, times: list[int], slots: Set[tuple[int, str]]
+        self, landed: LandedObject, times_ms: list[int], slots: Set[tuple[int, str]]
     ) -> Iterator[Change]:
-        with _Object(self._store, landed) as data:
-            found = self._matches(landed, data, times, slots)
-            yield from found
+        with _ObjectFile(self._store, landed) as data:
+            matches = self._matches(landed, data, times_ms, slots)
+            yield from matches
             self.bytes_read += data.bytes_read
 
     def _matches(
-        self, landed: LandedObject, data: "_Object", times: list[int], slots: Set[tuple[int, str]]
+        self,
+        landed: LandedObject,
+        data: "_ObjectFile",
+        times_ms: list[int],
+        slots: Set[tuple[int, str]],
     ) -> list[Change]:
         file = pq.ParquetFile(data, metadata=self._footers.get(landed.key))
         self._footers[landed.key] = file.metadata
@@ -71,76 +75,77 @@ class LandedRows:
         matches: list[Change] = []
         for group in range(file.num_row_groups):
             span = file.metadata.row_group(group).column(column).statistics
-            wanted = _between(times, span.min, span.max)
-            rows = _places(file, group, wanted, slots) if wanted else []
+            wanted_ms = _within(times_ms, span.min, span.max)
+            rows = _row_numbers(file, group, wanted_ms, slots) if wanted_ms else []
             if rows:
                 whole = file.read_row_group(group, columns=list(Change._fields))
                 matches += [Change(**row) for row in whole.take(rows).to_pylist()]
         return matches
 
 
-def _between(times: list[int], min_us: int, max_us: int) -> list[int]:
-    """Those of some ms, in order, that a span of µs touches."""
-    return times[bisect_left(times, min_us // _MS) : bisect_right(times, max_us // _MS)]
+def _within(times_ms: list[int], min_us: int, max_us: int) -> list[int]:
+    """Return the times, sorted and in ms, within a span in µs (both ends included)."""
+    start, end = bisect_left(times_ms, min_us // _MS), bisect_right(times_ms, max_us // _MS)
+    return times_ms[start:end]
 
 
-def _places(
-    file: pq.ParquetFile, group: int, wanted: list[int], slots: Set[tuple[int, str]]
+def _row_numbers(
+    file: pq.ParquetFile, group: int, wanted_ms: list[int], slots: Set[tuple[int, str]]
 ) -> list[int]:
-    """Rows of a row group that are in one of the slots, by their numbers."""
-    written = file.read_row_group(group, columns=["write_time_us"])["write_time_us"]
-    times = written.to_numpy() // _MS
-    places = np.flatnonzero(np.isin(times, wanted))
-    if not len(places):
+    """Return the numbers of a row group's rows that are in one of the slots."""
+    written_us = file.read_row_group(group, columns=["write_time_us"])["write_time_us"]
+    times_ms = written_us.to_numpy() // _MS
+    numbers = np.flatnonzero(np.isin(times_ms, wanted_ms))
+    if not len(numbers):
         return []
-    keys = file.read_row_group(group, columns=["keys"])["keys"].take(pa.array(places)).to_pylist()
-    at = zip(times[places].tolist(), keys, strict=True)
-    return [place for place, slot in zip(places.tolist(), at, strict=True) if slot in slots]
+    keys = file.read_row_group(group, columns=["keys"])["keys"].take(pa.array(numbers)).to_pylist()
+    row_slots = zip(times_ms[numbers].tolist(), keys, strict=True)
+    return [n for n, slot in zip(numbers.tolist(), row_slots, strict=True) if slot in slots]
 
 
-class _Object(io.RawIOBase):
-    """A landing object as a file; its size is in the log. Reads raise `FileNotFoundError`."""
+class _ObjectFile(io.RawIOBase):
+    """A landing object as a file of the size in the log; reads raise `FileNotFoundError`."""
 
     def __init__(self, store: Store, landed: LandedObject) -> None:
         self._store = store
         self._landed = landed
-        self._at = 0
+        self._offset = 0
         self._whole: bytes | None = None
         self.bytes_read = 0
 
     def readable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def tell(self) -> int:
-        """Where the next read begins."""
-        return self._at
+        """Return the offset of the next read, in bytes."""
+        return self._offset
 
     def seek(self, offset: int, whence: int = 0) -> int:
         """See `io.IOBase`."""
-        self._at = offset + {0: 0, 1: self._at, 2: self._landed.bytes}[whence]
-        return self._at
+        self._offset = offset + {0: 0, 1: self._offset, 2: self._landed.bytes}[whence]
+        return self._offset
 
     def readinto(self, buffer: "WriteableBuffer") -> int:
         """See `io.RawIOBase`."""
         view = memoryview(buffer).cast("B")
-        found = self._read(min(len(view), max(self._landed.bytes - self._at, 0)))
-        view[: len(found)] = found
-        self._at += len(found)
-        return len(found)
+        data = self._read(min(len(view), max(self._landed.bytes - self._offset, 0)))
+        view[: len(data)] = data
+        self._offset += len(data)
+        return len(data)
 
     def _read(self, size: int) -> bytes:
         if self._landed.bytes > _WHOLE_BYTES:
-            return self._fetched(self._store.read_part(self._landed.key, self._at, size))
+            return self._counted(self._store.read_part(self._landed.key, self._offset, size))
         if self._whole is None:
-            self._whole = self._fetched(self._store.read(self._landed.key))
-        return self._whole[self._at : self._at + size]
+            self._whole = self._counted(self._store.read(self._landed.key))
+        return self._whole[self._offset : self._offset + size]
 
-    def _fetched(self, data: bytes | None) -> bytes:
+    def _counted(self, data: bytes | None) -> bytes:
         if data is None:
             raise FileNotFoundError(self._landed.key)
         self.bytes_read += len(data)

@@ -1,4 +1,4 @@
-"""Landing objects: changes as Parquet in the landing columns, by write day."""
+"""Landing objects: Parquet files of changes in the landing columns, one write day each."""
 
 import base64
 import json
@@ -30,9 +30,9 @@ _ARROW_TYPES = {
     "timestamp": pa.timestamp("ms", "UTC"),
 }
 LANDING_SCHEMA = pa.schema([(c.name, _ARROW_TYPES[c.type]) for c in LANDING_COLUMNS])
-"""The landing columns in Arrow. Athena reads no timestamps finer than milliseconds."""
+"""The landing columns in Arrow. Timestamps are in ms: Athena reads none finer."""
 
-# Worth a dictionary; the other columns hold a new value in each row.
+# Dictionary-encoded columns; the others have a new value in each row.
 _REPEATING = ["op", "time_stamp", "shard_id", "transport", "landed_at"]
 
 
@@ -46,9 +46,9 @@ def write_landing(
     generation: int,
     landed_us: int,
 ) -> list[LandedObject]:
-    """Write one object per write day; they count only once log entry `n` names them."""
-    keys = partial(paths.landed, n=n, nonce=nonce)
-    return write_days(store, changes, keys, generation, landed_us)
+    """Write one object per write day. Readers use them from log entry `n` on, which names them."""
+    key_of = partial(paths.landed, n=n, nonce=nonce)
+    return write_days(store, changes, key_of, generation, landed_us)
 
 
 def write_days(
@@ -58,15 +58,15 @@ def write_days(
     generation: int,
     landed_us: int,
 ) -> list[LandedObject]:
-    """Write one object per write day; `key_of` gives the key of a day's."""
-    ordered = sorted(changes, key=_day_and_place)
+    """Write one object per write day; `key_of` returns the object key of a day."""
+    ordered = sorted(changes, key=_day_and_position)
     objects = []
     for day, group in groupby(ordered, key=_day):
         key, rows = key_of(day_of(day * DAY_US)), list(group)
         row_group = _ROW_GROUP_BY_TIME if rows[0].transport in BY_TIME else None
         table = landing_table(rows, landed_us)
         objects.append(write_object(store, key, [table], generation, row_group=row_group))
-    # Arrow's pool keeps what it freed, and a backlog is landed object after object.
+    # Arrow's pool keeps freed memory, and a backlog lands object after object.
     pa.default_memory_pool().release_unused()
     return objects
 
@@ -74,15 +74,15 @@ def write_days(
 DAY_US = 24 * 3600 * 1_000_000
 _ROW_GROUP = 20_000
 _ROW_GROUP_BY_TIME = 5_000
-"""Of changes in the order of their times: `landed_rows` looks for times, group by group."""
+"""For changes sorted by time: `landed_rows` searches for times, row group by row group."""
 
 
 def _day(change: Change) -> int:
     return change.write_time_us // DAY_US
 
 
-def _day_and_place(change: Change) -> tuple[int, str, str]:
-    """By shard and position, or by position alone, which is the time then."""
+def _day_and_position(change: Change) -> tuple[int, str, str]:
+    """Return the sort key: day, shard, position; no shard where the position is the time."""
     shard_id = "" if change.transport in BY_TIME else change.shard_id
     return change.write_time_us // DAY_US, shard_id, change.position
 
@@ -96,10 +96,10 @@ def write_object(
     through: int = 0,
     row_group: int | None = None,
 ) -> LandedObject:
-    """Write rows in the landing columns, of one day, as one object; the one writer of them all.
+    """Write one day's rows in the landing columns as one object: the only writer of such objects.
 
-    `tables`: one or more, each at least a row group of its own. `through`: the last entry whose
-    rows it holds, where that is not its own.
+    `tables`: one or more; each starts a new row group. `through`: the last log entry whose rows
+    the object holds; 0: its own entry.
     """
     sink, spans = pa.BufferOutputStream(), []
     with pq.ParquetWriter(
@@ -131,7 +131,7 @@ def write_object(
 
 
 class _Span(NamedTuple):
-    """What the log says of some rows; see `LandedObject`."""
+    """Log fields of some rows; see `LandedObject`."""
 
     rows: int
     min_write_us: int
@@ -147,7 +147,7 @@ def _span(rows: pa.Table) -> _Span:
         pc.min_max(rows[name])  # type: ignore[attr-defined]
         for name in ("write_time_us", "position")
     )
-    absent, ops = rows["new_image"].is_null().to_pylist(), rows["op"].to_pylist()
+    has_no_image, ops = rows["new_image"].is_null().to_pylist(), rows["op"].to_pylist()
     return _Span(
         rows.num_rows,
         times["min"].as_py(),
@@ -155,12 +155,12 @@ def _span(rows: pa.Table) -> _Span:
         positions["min"].as_py(),
         positions["max"].as_py(),
         rows["shard_id"].unique().to_pylist(),
-        any(no_image and op != "D" for no_image, op in zip(absent, ops, strict=True)),
+        any(no_image and op != "D" for no_image, op in zip(has_no_image, ops, strict=True)),
     )
 
 
 def landing_table(rows: Sequence[Change], landed_us: int) -> pa.Table:
-    """Changes in the landing columns."""
+    """Return the changes in the landing columns."""
     columns: dict[str, Sequence[Any]] = dict(
         zip(Change._fields, zip(*rows, strict=True), strict=True)
     )
@@ -171,7 +171,7 @@ def landing_table(rows: Sequence[Change], landed_us: int) -> pa.Table:
 
 
 def read_landing(store: Store, key: str) -> list[Change]:
-    """The changes of a landing object; raises `LakeError` when it is gone."""
+    """Read the changes of a landing object; raises `LakeError` if it is missing."""
     data = store.read(key)
     if data is None:
         raise LakeError(f"landing object {key} is in the capture log but not in the lake")
@@ -180,7 +180,7 @@ def read_landing(store: Store, key: str) -> list[Change]:
 
 
 def merge_landing(store: Store, key: str, objects: Sequence[LandedObject]) -> LandedObject:
-    """Write the rows of some objects as one; raises `LakeError` if rows are missing."""
+    """Write the rows of several objects as one object; raises `LakeError` if rows are missing."""
     groups = (
         pa.concat_tables([read_object(store, landed) for landed in group])
         for group in _groups(objects)
@@ -190,13 +190,14 @@ def merge_landing(store: Store, key: str, objects: Sequence[LandedObject]) -> La
     if merged.rows != sum(landed.rows for landed in objects):
         store.delete([key])
         raise LakeError(
-            f"{merged.rows} rows in {len(objects)} landing objects, the log says otherwise"
+            f"{len(objects)} landing objects have {merged.rows} rows; the capture log has "
+            f"{sum(landed.rows for landed in objects)}"
         )
     return merged
 
 
 def _groups(objects: Sequence[LandedObject]) -> Iterator[list[LandedObject]]:
-    """Neighbours that make a row group together."""
+    """Yield neighbouring objects that fill a row group together."""
     group: list[LandedObject] = []
     for landed in objects:
         group.append(landed)
@@ -208,7 +209,7 @@ def _groups(objects: Sequence[LandedObject]) -> Iterator[list[LandedObject]]:
 
 
 def read_object(store: Store, landed: LandedObject) -> pa.Table:
-    """A landing object in the landing columns; raises `LakeError` when it is gone."""
+    """Read a landing object in the landing columns; raises `LakeError` if it is missing."""
     data = store.read(landed.key)
     if data is None:
         raise LakeError(
@@ -227,21 +228,21 @@ def write_quarantine(
     nonce: str,
     landed_us: int,
 ) -> list[QuarantinedObject]:
-    """Write records that could not be read, as `(reason, their bytes)`, one JSON per line."""
+    """Write unreadable records, given as `(reason, bytes)`, one JSON object per line."""
     if not records:
         return []
     key = paths.quarantined("unreadable-record", day_of(landed_us), n, nonce)
     reasons: dict[str, int] = {}
     for reason, _ in records:
         reasons[reason] = reasons.get(reason, 0) + 1
-    # The record may be anything, valid JSON in the best case: it is kept as base64 of its bytes.
+    # A record can be any bytes, at best valid JSON: stored as base64.
     body = "".join(_quarantine_line(reason, record) for reason, record in records)
     store.write(key, body.encode())
     return [QuarantinedObject(key=key, rows=len(records), reasons=reasons)]
 
 
 def count_reasons(lines: bytes) -> dict[str, int]:
-    """Quarantined records by reason, of the lines of a quarantine object."""
+    """Count quarantined records by reason, from the lines of a quarantine object."""
     return dict(Counter(json.loads(line)["reason"] for line in lines.splitlines()))
 
 

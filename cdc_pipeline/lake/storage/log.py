@@ -1,4 +1,4 @@
-"""Storage of the capture log: reading its state, and racing for the next entry."""
+"""Storage of the capture log: reads the state, appends entries with optimistic concurrency."""
 
 import os
 import secrets
@@ -17,22 +17,23 @@ from cdc_pipeline.lake.storage.store import Store
 
 _SUMMARY_EVERY = 100
 _SUMMARIES_KEPT = 3
-# A summary holds every live object (some 500 bytes each). Its cost is spread over so many entries
-# that each bears no more than these; a reader then has about 1 % as many entries to read behind it.
+# A summary holds every live object (some 500 bytes each). The interval between summaries grows so
+# that at most this many objects fall to one entry; a reader then reads, after the summary, about
+# 1 % as many entries as there are objects.
 _OBJECTS_PER_ENTRY = 100
 
 
 Parts = Mapping[str, Any]
-"""What an entry records: fields of `Entry` by name, without its number, time and owner."""
+"""Fields of an `Entry` by name, without its number, time and owner."""
 
 
 def new_nonce() -> str:
-    """Tells this attempt at an entry from every other one."""
+    """Return a random id of one attempt to write an entry."""
     return secrets.token_hex(8)
 
 
 def this_owner() -> str:
-    """Who writes, for people: host, process and, in Dagster, run."""
+    """Return the writer, as text for people: host, process and, in Dagster, run."""
     run = os.environ.get("DAGSTER_RUN_ID") or ""
     return f"{socket.gethostname()}:{os.getpid()}" + (f":{run[:8]}" if run else "")
 
@@ -40,8 +41,8 @@ def this_owner() -> str:
 class CaptureLog:
     """The capture log of one table in one lake.
 
-    `margin_us`: how far `clock` may be off AWS's. No time of the one is compared with a time of the
-    other without it.
+    `margin_us`: bound on the difference between `clock` and AWS's clock, applied wherever times of
+    the two are compared.
     """
 
     def __init__(
@@ -57,26 +58,26 @@ class CaptureLog:
         self.margin_us = margin_us
 
     def load(self) -> LogState:
-        """The state after the newest entry: the newest summary and the entries behind it."""
+        """Return the state after the newest entry: the newest summary and the entries after it."""
         state = self._newest_summary()
         self.catch_up(state)
         return state
 
     def catch_up(self, state: LogState) -> list[Entry]:
-        """Apply entries that appeared since `state` was read; returns them."""
-        found = list(self.store.list(self.paths.entries, after=self.paths.entry(state.n)))
-        if not found:
+        """Apply entries written since `state` was read; return them."""
+        keys = list(self.store.list(self.paths.entries, after=self.paths.entry(state.n)))
+        if not keys:
             return []
         with ThreadPoolExecutor(16) as pool:
-            entries = list(pool.map(self._read_entry, found))
+            entries = list(pool.map(self._read_entry, keys))
         for entry in entries:
             state.apply(entry)
         return entries
 
     def entries_since(self, state: LogState, day: date) -> Iterator[Entry]:
-        """Every entry up to `state` that was written on a day or later, in order.
+        """Yield entries written on `day` or later, up to `state`, in order.
 
-        Entries are never removed, so this finds what the state has forgotten.
+        Entries are never removed, so this includes facts that the state no longer holds.
         """
         since_us = int(datetime.combine(day, datetime.min.time(), UTC).timestamp() * 1_000_000)
         before, last = 0, state.n
@@ -91,11 +92,12 @@ class CaptureLog:
             yield from pool.map(self._read_entry, keys)
 
     def names_quarantined(self, state: LogState, key: str) -> bool:
-        """Whether an object is a quarantined one, also one that the state has only summed up."""
+        """Whether an entry names this quarantined object; reads entries the state only sums up."""
         n = entry_number(key)
         if key in state.quarantined or n is None or not 0 < n <= state.summed_to:
             return key in state.quarantined
-        return any(found.key == key for found in self._read_entry(self.paths.entry(n)).quarantined)
+        entry = self._read_entry(self.paths.entry(n))
+        return any(quarantined.key == key for quarantined in entry.quarantined)
 
     def commit(
         self,
@@ -104,11 +106,11 @@ class CaptureLog:
         *,
         overtaken: Callable[[list[Entry]], object] = lambda _: None,
     ) -> bool:
-        """Append the entry that `step` makes of the state; False if `step` gives None.
+        """Append the entry with the parts that `step` returns; False if `step` returns None.
 
-        When another writer takes the number, the state catches up, `overtaken` gets the entries
-        that came in between (it may raise), and `step` decides again. `state` includes the entry
-        afterwards. This is the one way to append to a capture log.
+        If another writer takes the entry number first, `state` catches up, `overtaken` gets the
+        entries in between (it may raise), and `step` decides again. Afterwards `state` includes the
+        entry. The only way to append to a capture log.
         """
         while (parts := step(state)) is not None:
             entry = Entry(
@@ -120,16 +122,16 @@ class CaptureLog:
         return False
 
     def append(self, state: LogState, entry: Entry) -> bool:
-        """Try once to make `entry` the next one; on success `state` includes it. See `commit`.
+        """Try once to append `entry`; on success `state` includes it. See `commit`.
 
-        When the store says the entry is there already, it is read back: its own nonce means that
-        an earlier attempt had won and only the answer was lost.
+        If the entry exists already, it is read back: the same nonce means that an earlier attempt
+        of this writer succeeded and only the response was lost.
         """
         entry = replace(entry, n=state.n + 1, at_us=self.now_us())
         key = self.paths.entry(entry.n)
         if not self.store.create(key, entry.to_json().encode()):
-            standing = self._read_entry(key)
-            if standing.nonce != entry.nonce:
+            existing = self._read_entry(key)
+            if existing.nonce != entry.nonce:
                 return False
         state.apply(entry)
         if entry.n % _summary_interval(len(state.objects)) == 0:
@@ -137,11 +139,11 @@ class CaptureLog:
         return True
 
     def now_us(self) -> int:
-        """The writer's clock in µs since the epoch."""
+        """Return the time of the writer's clock, in µs since the epoch."""
         return int(self.clock() * 1_000_000)
 
     def not_yet_us(self) -> int:
-        """A time that has not come by AWS's clock: what has been written by now is older."""
+        """Return a time still ahead on AWS's clock, in µs; everything written by now is older."""
         return self.now_us() + self.margin_us
 
     def _read_entry(self, key: str) -> Entry:
@@ -158,16 +160,17 @@ class CaptureLog:
         return LogState()
 
     def _summarise(self, state: LogState) -> None:
-        """Entries are never removed, so a summary is only speed: old ones may go at any time."""
+        """Write a summary, delete old ones. Entries stay, so summaries only speed up reading."""
         self.store.create(self.paths.summary(state.n), state.to_json().encode())
         keys = list(self.store.list(self.paths.summaries))
         self.store.delete(keys[:-_SUMMARIES_KEPT])
 
 
 def _summary_interval(objects: int) -> int:
-    """After how many entries a summary of so many objects is due; in powers of two.
+    """Return the number of entries between summaries of this many objects, doubled as they grow.
 
-    So whoever writes an entry knows whether its summary is due without knowing the last one.
+    With these steps the writer of an entry can decide that a summary is due without reading the
+    last one.
     """
     interval = _SUMMARY_EVERY
     while interval * _OBJECTS_PER_ENTRY < objects:
@@ -176,10 +179,10 @@ def _summary_interval(objects: int) -> int:
 
 
 def remove_orphans(store: Store, state: LogState, folders: list[str]) -> list[str]:
-    """Delete objects in `folders` that no log entry names though their entry stands.
+    """Delete objects in `folders` whose log entry exists and does not name them; return their keys.
 
-    An object is written before its entry `n`; once entry `n` exists and does not name the
-    object, nothing ever will. Objects numbered beyond `state.n` may still be on their way.
+    An object is written before its entry `n`; once entry `n` exists without naming it, no later
+    entry will. Objects numbered above `state.n` may still get their entry.
     """
     orphans = [
         key

@@ -1,4 +1,4 @@
-"""Object stores: what the lake needs of S3 or a local folder, and the local one."""
+"""Object stores: the protocol for S3 and local folders, and the store of a local folder."""
 
 import os
 import secrets
@@ -15,53 +15,53 @@ from cdc_pipeline.core.names import split_s3
 from cdc_pipeline.settings.model import Settings
 
 TEMPORARY = "_cdc/tmp/"
-"""Where a local lake's files are before they have their names."""
+"""Folder of a local lake's files until they are renamed to their keys."""
 
 
 class Store(Protocol):
     """Whole objects by key relative to the lake root. Every method raises `LakeError`."""
 
     def uri(self, key: str) -> str:
-        """The object's address for Iceberg and DuckDB."""
+        """Return the object's URI for Iceberg and DuckDB."""
         ...
 
     def read(self, key: str) -> bytes | None:
-        """The whole object, None if there is none."""
+        """Read the whole object; None: no such object."""
         ...
 
     def read_part(self, key: str, start: int, size: int) -> bytes | None:
-        """`size` bytes of an object from `start` on, fewer at its end; None if there is none."""
+        """Read `size` bytes from offset `start`, fewer at the end; None: no such object."""
         ...
 
     def write(self, key: str, data: bytes) -> None:
-        """Create or replace an object, whole or not at all."""
+        """Create or replace an object atomically."""
         ...
 
     def create(self, key: str, data: bytes) -> bool:
-        """Create an object unless there is one; False means there was one."""
+        """Create an object; False: it exists already and stays unchanged."""
         ...
 
     def list(self, prefix: str, after: str = "") -> Iterator[str]:
-        """Keys under `prefix` in order, behind `after`."""
+        """Yield keys with this prefix, sorted, those greater than `after`."""
         ...
 
     def files(self, prefix: str) -> Iterator[StoredFile]:
-        """What lies under `prefix`, in any order."""
+        """Yield objects with this prefix, in any order, with size and time."""
         ...
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Delete objects; missing ones are fine."""
+        """Delete objects; missing ones are no error."""
         ...
 
 
 class LocalStore:
-    """A folder as an object store, durable: files and their folders are synced."""
+    """A local folder as an object store. Writes are durable: files and folders are synced."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def uri(self, key: str) -> str:
-        """A plain absolute path, which DuckDB, pyarrow and PyIceberg all take."""
+        """Return a plain absolute path, which DuckDB, pyarrow and PyIceberg all accept."""
         return str(self.root / key)
 
     def read(self, key: str) -> bytes | None:
@@ -89,7 +89,7 @@ class LocalStore:
             _sync_folder((self.root / key).parent)
 
     def create(self, key: str, data: bytes) -> bool:
-        """See `Store`. A hard link fails where a rename would replace."""
+        """See `Store`. Uses a hard link: it fails if the name exists, a rename would replace."""
         with self._errors("writing", key):
             temporary = self._temporary(key, data)
             try:
@@ -104,16 +104,16 @@ class LocalStore:
     def list(self, prefix: str, after: str = "") -> Iterator[str]:
         """See `Store`."""
         with self._errors("listing", prefix):
-            found = self._keys(prefix.rpartition("/")[0])
-            keys = sorted(key for key in found if key.startswith(prefix) and key > after)
+            in_folder = self._keys(prefix.rpartition("/")[0])
+            keys = sorted(key for key in in_folder if key.startswith(prefix) and key > after)
         yield from keys
 
     def files(self, prefix: str) -> Iterator[StoredFile]:
         """See `Store`."""
         for key in self.list(prefix):
             with suppress(FileNotFoundError):
-                found = (self.root / key).stat()
-                yield StoredFile(key, found.st_size, found.st_mtime)
+                stat = (self.root / key).stat()
+                yield StoredFile(key, stat.st_size, stat.st_mtime)
 
     def delete(self, keys: Iterable[str]) -> None:
         """See `Store`."""
@@ -122,10 +122,13 @@ class LocalStore:
                 (self.root / key).unlink(missing_ok=True)
 
     def _keys(self, folder: str) -> Iterator[str]:
-        """All files below a folder, by their names alone: a log may have a million entries."""
+        """Yield the keys below a folder without a stat per file: a log may have a million entries.
+
+        Subfolders included.
+        """
         base = f"{folder}/" if folder else ""
-        with suppress(FileNotFoundError), os.scandir(self.root / folder) as found:
-            for entry in found:
+        with suppress(FileNotFoundError), os.scandir(self.root / folder) as entries:
+            for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     yield from self._keys(base + entry.name)
                 else:
@@ -133,7 +136,7 @@ class LocalStore:
 
     def _temporary(self, key: str, data: bytes) -> Path:
         _make_folder((self.root / key).parent)
-        # Outside the data folders: a crash must not leave a file where readers list.
+        # Outside the data folders: a crash must not leave a partial file where readers list.
         scratch = self.root / TEMPORARY
         scratch.mkdir(parents=True, exist_ok=True)
         temporary = scratch / secrets.token_hex(8)
@@ -144,18 +147,18 @@ class LocalStore:
         return temporary
 
     @contextmanager
-    def _errors(self, doing: str, key: str) -> Iterator[None]:
+    def _errors(self, action: str, key: str) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             raise LakeError(
-                f"lake {self.root}: {doing} {key}: {error.strerror or error}",
-                fix="check that the folder exists, is writable and has room",
+                f"lake {self.root}: {action} {key} failed: {error.strerror or error}",
+                fix="check that the folder exists, is writable and has free space",
             ) from error
 
 
 def _make_folder(folder: Path) -> None:
-    """Make a folder and its parents, durably: the name of a folder is data of its parent's."""
+    """Create a folder and its parents durably: a folder's name is data of its parent folder."""
     if folder.exists():
         return
     _make_folder(folder.parent)
@@ -172,10 +175,12 @@ def _sync_folder(folder: Path) -> None:
 
 
 def open_store(settings: Settings, aws: AwsSession) -> Store:
-    """The store that `lake` in the settings names."""
+    """Open the store that the setting `lake` names."""
     if not settings.is_s3:
         return LocalStore(settings.lake_folder)
     bucket, prefix = split_s3(settings.lake)
     if not bucket:
-        raise SettingsError(f"lake {settings.lake!r} names no bucket", fix="s3://bucket/prefix")
+        raise SettingsError(
+            f"lake {settings.lake!r} has no bucket name", fix="write lake: s3://bucket/prefix"
+        )
     return S3Store(aws, bucket, prefix, sse_parameters(settings.kms_key))

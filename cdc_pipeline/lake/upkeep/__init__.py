@@ -1,1 +1,1 @@
-"""Upkeep of a lake: maintenance, verification, restoration, status."""
+"""Upkeep of a lake: maintenance, verification, restoration, and status of its tables."""

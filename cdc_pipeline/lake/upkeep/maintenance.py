@@ -1,4 +1,4 @@
-"""Maintenance: merging small objects, expiring snapshots, removing what nothing refers to."""
+"""Maintenance: merges small objects, expires snapshots, removes unreferenced files."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -20,12 +20,12 @@ from cdc_pipeline.lake.publish.entity_tables import entity_tables
 from cdc_pipeline.lake.storage.compaction import Compaction, compact_landing, remove_replaced
 from cdc_pipeline.lake.storage.store import TEMPORARY
 
-_OF_A_TABLE = ("snapshot", "current_state", "tombstones", "cdc", "ttl_archive")
+_TABLE_KINDS = ("snapshot", "current_state", "tombstones", "cdc", "ttl_archive")
 
 
 @dataclass
 class Upkeep:
-    """What was done. `files` and `bytes`: removed because nothing referred to them any more.
+    """Result of maintenance. `files` and `bytes`: removed because they were unreferenced.
 
     `not_expired`: tables whose catalogue ignores expiry.
     """
@@ -45,80 +45,77 @@ class Upkeep:
 
 
 def maintain_table(table: TableLake) -> Upkeep:
-    """Tidy up one table's landing zone and Iceberg tables; safe beside everything else.
+    """Maintain one table's landing zone and Iceberg tables; safe beside all other runs.
 
-    Never touches what a log entry or a kept snapshot names, nor the snapshots that are baselines
-    of the log: time travel starts from them. Raises `LakeError`.
+    Keeps everything that a log entry or a kept snapshot names, and the snapshots of the log's
+    baselines, from which time travel starts. Raises `LakeError`.
     """
     options, log = table.lake.settings.maintenance, table.log
     base = published_base(table)
-    done = Upkeep(compact_landing(log, base.after if base else 0))
+    result = Upkeep(compact_landing(log, base.after if base else 0))
     replaced_us = options.keep_replaced_minutes * 60_000_000
-    done.replaced_removed = remove_replaced(log, log.now_us() - replaced_us)
-    _remove_unlogged(table, done)
-    with suppress(CommitConflictError):  # the next maintenance will do
+    result.replaced_removed = remove_replaced(log, log.now_us() - replaced_us)
+    _remove_unlogged(table, result)
+    with suppress(CommitConflictError):  # the next maintenance tags them
         tag_baselines(table)
     baselines = {baseline.snapshot_id for baseline in kept_baselines(log.load())}
-    for kind in (*_OF_A_TABLE, *entity_tables(table)):
-        _maintain_iceberg(table.lake, f"{table.safe_name}_{kind}", baselines, done)
-    return done
+    for kind in (*_TABLE_KINDS, *entity_tables(table)):
+        _maintain_iceberg(table.lake, f"{table.safe_name}_{kind}", baselines, result)
+    return result
 
 
 def maintain_aggregate(lake: Lake, name: str) -> Upkeep:
-    """Tidy up the Iceberg table of an aggregate."""
-    done = Upkeep()
-    _maintain_iceberg(lake, name, set(), done)
-    return done
+    """Maintain the Iceberg table of an aggregate."""
+    result = Upkeep()
+    _maintain_iceberg(lake, name, set(), result)
+    return result
 
 
-def _remove_unlogged(table: TableLake, done: Upkeep) -> None:
-    """Remove what killed runs left in the landing zone, of any day."""
+def _remove_unlogged(table: TableLake, result: Upkeep) -> None:
+    """Remove objects of killed runs from the landing zone, and old temporary files."""
     log, paths = table.log, table.paths
-    found = [
+    old = [
         file
         for zone in (paths.landing, paths.quarantine)
         for file in _old_files(table.lake, zone)
         if is_landing_name(file.key)
     ]
-    # The log after the files: what was logged in between is in it.
+    # Load the log after listing the files, so that it names those logged in between.
     state = log.load()
     live = state.objects.keys() | state.replaced.keys()
     unlogged = [
-        file for file in found if file.key not in live and not state.may_be_quarantined(file.key)
+        file for file in old if file.key not in live and not state.may_be_quarantined(file.key)
     ]
-    _remove(table.lake, unlogged, done)
-    # Converted files of an export that a run left unfinished; who takes it up converts them again.
-    _remove(
-        table.lake,
-        [*_old_files(table.lake, TEMPORARY), *_old_files(table.lake, paths.staging)],
-        done,
-    )
+    _remove(table.lake, unlogged, result)
+    # Staging: converted files of an unfinished export; a run that resumes it converts them again.
+    temporary = [*_old_files(table.lake, TEMPORARY), *_old_files(table.lake, paths.staging)]
+    _remove(table.lake, temporary, result)
 
 
-def _maintain_iceberg(lake: Lake, name: str, keep: set[int | None], done: Upkeep) -> None:
+def _maintain_iceberg(lake: Lake, name: str, keep: set[int | None], result: Upkeep) -> None:
     folders = (f"iceberg/{lake.database}/{name}/", described_in(lake.database, name))
-    found = [file for folder in folders for file in _old_files(lake, folder)]
+    old = [file for folder in folders for file in _old_files(lake, folder)]
     table = lake.iceberg.load(name)
     if table is None:
-        return  # never committed to: what lies there may be a first commit under way
+        return  # not committed to yet: the files may belong to a first commit in progress
     until = datetime.now(UTC) - timedelta(days=lake.settings.maintenance.keep_snapshot_days)
     try:
-        done.snapshots_expired += lake.iceberg.expire(table, until, keep)
+        result.snapshots_expired += lake.iceberg.expire(table, until, keep)
     except ExpiryIgnoredError:
-        done.not_expired.append(name)
+        result.not_expired.append(name)
     table = lake.iceberg.load(name)
-    assert table is not None  # it was there
+    assert table is not None  # loaded before
     referenced = referenced_files(table)
-    _remove(lake, [f for f in found if lake.store.uri(f.key) not in referenced], done)
+    _remove(lake, [f for f in old if lake.store.uri(f.key) not in referenced], result)
 
 
 def _old_files(lake: Lake, prefix: str) -> Iterator[StoredFile]:
-    """Files old enough that no writer can still be about to refer to them."""
+    """Yield files too old to become referenced by a running writer."""
     hours = lake.settings.maintenance.unreferenced_hours
     until = datetime.now(UTC).timestamp() - hours * 3600
     return (file for file in lake.store.files(prefix) if file.modified < until)
 
 
-def _remove(lake: Lake, files: list[StoredFile], done: Upkeep) -> None:
+def _remove(lake: Lake, files: list[StoredFile], result: Upkeep) -> None:
     lake.store.delete(file.key for file in files)
-    done.removed(files)
+    result.removed(files)

@@ -1,4 +1,4 @@
-"""Damaged landing objects: their rows again from cdc where it still has them, or written off."""
+"""Restoration of damaged landing objects: rows come from cdc if it has them, or are written off."""
 
 import tempfile
 from contextlib import suppress
@@ -32,7 +32,7 @@ from cdc_pipeline.lake.storage.log import new_nonce
 
 @dataclass
 class Restored:
-    """Keys of landing objects whose rows are back in new ones, and of those written off."""
+    """Keys of landing objects whose rows were restored, and of those written off."""
 
     restored: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
@@ -41,30 +41,30 @@ class Restored:
 def restore_landing(table: TableLake, damaged: list[str]) -> Restored:
     """Replace damaged landing objects through the capture log.
 
-    `cdc` holds every change of a day that was built since it landed. Where it was not, or where it
-    is masked, the object is written off: its changes are missing in `cdc` when that day is built
-    again, and time travel to before the next baseline says so. Maintenance removes the files.
+    `cdc` has every change of a day that was built since it landed. If the day was not built since,
+    or is masked, the object is written off: its changes are missing when that day of `cdc` is built
+    again, and time travel to times before the next baseline warns. Maintenance removes the files.
     """
-    done, log = Restored(), table.log
+    result, log = Restored(), table.log
     for key in damaged:
         state = log.load()
         if key not in state.objects:
-            continue  # compaction or another repair was faster
+            continue  # replaced meanwhile by compaction or another repair
         others = [o for o in state.objects_of_day(state.objects[key].day) if o.key not in damaged]
-        made = _from_cdc(table, state, state.objects[key], others)
-        found = made is not None
-        parts = {"objects": made, "replaced": (key,)} if found else {"lost": (key,)}
+        written = _from_cdc(table, state, state.objects[key], others)
+        is_restored = written is not None
+        parts = {"objects": written, "replaced": (key,)} if is_restored else {"lost": (key,)}
         log.commit(state, lambda now, k=key, parts=parts: parts if k in now.objects else None)
-        (done.restored if found else done.lost).append(key)
-    return done
+        (result.restored if is_restored else result.lost).append(key)
+    return result
 
 
 def _from_cdc(
     table: TableLake, state: LogState, landed: LandedObject, others: list[LandedObject]
 ) -> tuple[LandedObject, ...] | None:
-    """New objects with the rows of `landed` that no other object has; None if cdc lacks some.
+    """Write new objects with the rows of `landed` that no other object has; None: cdc lacks some.
 
-    Of what a heal landed cdc leaves out what captured records tell: nobody needs it.
+    Of rows that a heal landed, cdc omits changes with a captured record; they are not needed.
     """
     cdc = table.iceberg("cdc")
     if cdc is None or masking_of(table.lake.settings, table.settings, writing=True):
@@ -77,31 +77,30 @@ def _from_cdc(
         open_duckdb(table.lake, Path(folder)) as connection,
     ):
         built = files_relation(connection, data_files(cdc), CDC_SCHEMA)
-        held = landed_relation(connection, table.lake, others)
-        least, greatest = literal(landed.min_position), literal(landed.max_position)
+        landed_elsewhere = landed_relation(connection, table.lake, others)
+        first, last = literal(landed.min_position), literal(landed.max_position)
         rows = arrow_table(
             connection,
             f"SELECT * FROM {built} WHERE day = {literal(landed.day)} "
-            f"AND generation = {landed.generation} AND position BETWEEN {least} AND {greatest} "
-            f"AND uuid NOT IN (SELECT uuid FROM {held}) ORDER BY shard_id, position",
+            f"AND generation = {landed.generation} AND position BETWEEN {first} AND {last} "
+            f"AND uuid NOT IN (SELECT uuid FROM {landed_elsewhere}) ORDER BY shard_id, position",
         )
-        told = landed.generation in heal_generations(state) and _is_whole(
-            table.lake, cdc, landed.day
-        )
-        if rows.num_rows == landed.rows or told:
+        is_healed = landed.generation in heal_generations(state)
+        if rows.num_rows == landed.rows or (is_healed and _is_whole(table.lake, cdc, landed.day)):
             exact = rows.select(LANDING_SCHEMA.names).cast(LANDING_SCHEMA)
             if rows.num_rows != landed.rows:
-                exact = pa.concat_tables([exact, _told_lines(connection, built, landed)])
+                exact = pa.concat_tables([exact, _captured_lines(connection, built, landed)])
             return (_write(table, landed, exact),) if exact.num_rows else ()
     return None
 
 
-def _told_lines(
+def _captured_lines(
     connection: duckdb.DuckDBPyConnection, built: str, landed: LandedObject
 ) -> pa.Table:
-    """Lines that records of earlier generations tell, which stand in their places in `cdc`.
+    """Return export lines of changes that `cdc` has as captured records of earlier generations.
 
-    `cdc` needs none of them, but states are made in the order of what landed.
+    `cdc` has these records at the positions of the lines and does not need the lines, but states
+    are made in landing order.
     """
     prefix = generation_prefix(landed.generation)
     place = f"substr(order_key, {len(prefix) + 1})"
@@ -117,7 +116,7 @@ def _told_lines(
 
 
 def _is_whole(lake: Lake, cdc: IcebergTable, day: str) -> bool:
-    """Whether a day of cdc has all the rows that it was built with."""
+    """Whether a day of cdc has all rows it was built with."""
     rows = lake.iceberg.rows_by_day(cdc).get(date.fromisoformat(day), 0)
     return table_property(cdc, f"{ROWS}.{day}") == str(rows)
 

@@ -1,4 +1,4 @@
-"""What the lake holds of each table, from its log and catalogue alone."""
+"""Status of each table, read from its log and the catalogue only."""
 
 from dataclasses import dataclass
 
@@ -15,18 +15,17 @@ from cdc_pipeline.settings.model import Table
 
 @dataclass(frozen=True)
 class TableStatus:
-    """One table's state. Times in µs since the epoch; None or 0: not yet.
+    """Status of one table. Times in µs since the epoch; None or 0: not yet.
 
     `captured_to_us`: every change written before has been read. `state_to_us`: the same for the
-    published current state (queries add what landed since). `gaps`: ranges that the stream lost,
-    `fixes`: the step that helps, by the entry of the gap.
-    `coverage`: the ledger, see `core.log.coverage`. `transport`: the one that is followed now, None
-    before the first capture; `cut`: the switch to another one that is on its way.
-    `retention_hours`: how long the stream keeps a change. `expires`: what is unread may be lost
-    (a stream forgets). `legacy_us`: the newest row of an older Lambda, which leaves deletes out, 0:
-    none. `clock_offset_us`: how far the clock of who captured last was ahead of AWS's, None while
-    nobody measured it. `late_changes`: changes that came behind a watermark given, the latest of
-    them at `late_at_us`.
+    published current state (queries add later changes). `gaps`: ranges that the stream lost;
+    `fixes`: the next step for each, by the entry of the gap. `coverage`: the ledger, see
+    `core.log.coverage`. `transport`: the present one, None before the first capture; `cut`: the
+    pending switch to another one. `retention_hours`: how long the stream keeps a change.
+    `expires`: whether unread changes may be lost, as in a stream. `legacy_us`: newest row of an
+    older Lambda, which omits deletes, 0: none. `clock_offset_us`: how far the clock of the last
+    capture was ahead of AWS's, None: not measured. `late_changes`: number of changes that landed
+    with a time before the watermark, the latest of them at `late_at_us`.
     """
 
     table: str
@@ -87,7 +86,7 @@ def table_status(table: TableLake) -> TableStatus:
 
 
 def _fix(state: LogState, table: Table, gap: Gap) -> str:
-    """What the person who reads of an open gap has to do next."""
+    """Return the next step to close an open gap, as text for people."""
     name, staged, heal = table.safe_name, state.staged, state.heal_of(gap.entry)
     if staged is not None and staged.generation > gap.heal_generation:
         return f"run the job `capture`, then materialise {name}/current_state: a new baseline waits"

@@ -1,4 +1,4 @@
-"""Verification of a table's files: each is there, and holds what was written to it."""
+"""Verification of a table's files: presence, size, and with content checksum or rows."""
 
 import io
 import zlib
@@ -28,16 +28,17 @@ from cdc_pipeline.lake.publish.current_state import published_base
 from cdc_pipeline.lake.storage.store import Store
 from cdc_pipeline.settings.model import Table
 
-_AT_ONCE = 8
+_READERS = 8
 LANDING, BASELINE, TOMBSTONES, CDC = "landing object", "snapshot", "tombstones", "cdc"
 _ICEBERG = (BASELINE, "current_state", TOMBSTONES, CDC)
 
 
 @dataclass(frozen=True)
 class Damage:
-    """A file, or a day of cdc, that is not what was written.
+    """A file, or a day of cdc, that differs from what was written.
 
-    `kind`: what it is part of. `day`: of cdc, to be built again. `generation`: of a baseline.
+    `kind`: the part of the table. `found`: the damage, as text. `day`: of cdc, to be built again.
+    `generation`: of a baseline.
     """
 
     kind: str
@@ -48,13 +49,13 @@ class Damage:
     generation: int | None = None
 
     def __str__(self) -> str:
-        """One line for people."""
+        """Return one line for people."""
         return f"{self.kind} {self.name} {self.found}. Fix: {self.fix}"
 
 
 @dataclass
 class Verified:
-    """What was looked at. `bytes`: of the files whose content was read."""
+    """Result of a verification. `bytes`: of files whose content was read."""
 
     files: int = 0
     bytes: int = 0
@@ -62,8 +63,8 @@ class Verified:
 
 
 @dataclass(frozen=True)
-class _File:
-    """What a file must be; `crc32` and `rows` are None where nobody wrote them down."""
+class _ExpectedFile:
+    """Expected size, checksum and rows of a file; `crc32`, `rows`: None if not recorded."""
 
     kind: str
     key: str
@@ -76,128 +77,121 @@ class _File:
 
 
 def verify_files(table: TableLake, *, content: bool) -> Verified:
-    """Check every file that the present state of a table is made of, and the days of cdc.
+    """Check every file of the present state of a table, and the days of cdc.
 
-    Looked at are the baselines, earlier ones too, landing objects, current_state with its
-    tombstones, and cdc.
-    Sizes are compared with what the log and the Iceberg manifests say; with `content` every file
-    is read, and its checksum compared, or its rows where it was written without one.
+    Files: baselines including earlier ones, landing objects, current_state with its tombstones,
+    and cdc. Sizes are compared with the log and the Iceberg manifests. With `content` every file is
+    read, and its checksum compared, or its number of rows if it has no checksum.
     """
     state = table.log.load()
-    done = Verified()
-    expected = [*_landed(table.settings, state), *_iceberg_files(table, state, done)]
+    result = Verified()
+    expected = [*_landed(table.settings, state), *_iceberg_files(table, state, result)]
     sizes: dict[str, int] = {}
     stores: dict[str, Store] = {}
     for store, folder in _stores(table):
-        for there in store.files(folder):
-            sizes[there.key], stores[there.key] = there.bytes, store
+        for stored in store.files(folder):
+            sizes[stored.key], stores[stored.key] = stored.bytes, store
     sound = []
     for file in expected:
-        done.files += 1
+        result.files += 1
         if file.key not in sizes:
-            _note(done, file, "is missing")
+            _add_damage(result, file, "is missing")
         elif sizes[file.key] != file.bytes:
-            _note(done, file, f"has {sizes[file.key]} bytes and was written with {file.bytes}")
+            text = f"has {sizes[file.key]} bytes and was written with {file.bytes}"
+            _add_damage(result, file, text)
         else:
             sound.append(file)
     if content:
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            for file, found in zip(
-                sound, pool.map(lambda f: _content(stores, f), sound), strict=True
-            ):
-                done.bytes += file.bytes
-                if found:
-                    _note(done, file, found)
-    return done
+        with ThreadPoolExecutor(_READERS) as pool:
+            damages = pool.map(lambda file: _content_damage(stores, file), sound)
+            for file, damage in zip(sound, damages, strict=True):
+                result.bytes += file.bytes
+                if damage:
+                    _add_damage(result, file, damage)
+    return result
 
 
-def _note(done: Verified, file: _File, found: str) -> None:
-    damage = Damage(file.kind, file.key, found, file.fix, file.day, file.generation)
-    done.damages.append(damage)
+def _add_damage(result: Verified, file: _ExpectedFile, text: str) -> None:
+    damage = Damage(file.kind, file.key, text, file.fix, file.day, file.generation)
+    result.damages.append(damage)
 
 
 def repair_command(table: Table) -> str:
-    """What makes the present state of a table sound again."""
+    """Return the command that repairs the present state of a table."""
     return f"cdc-pipeline reconcile {table.safe_name} --full --repair"
 
 
-def _landed(table: Table, state: LogState) -> Iterator[_File]:
+def _landed(table: Table, state: LogState) -> Iterator[_ExpectedFile]:
     fix = repair_command(table)
     for landed in state.objects.values():
-        yield _File(LANDING, landed.key, landed.bytes, landed.crc32, landed.rows, fix)
+        yield _ExpectedFile(LANDING, landed.key, landed.bytes, landed.crc32, landed.rows, fix)
 
 
-def _iceberg_files(table: TableLake, state: LogState, done: Verified) -> Iterator[_File]:
+def _iceberg_files(table: TableLake, state: LogState, result: Verified) -> Iterator[_ExpectedFile]:
     base = published_base(table)
     live = state.baselines.get(base.generation) if base else state.staged
     baselines = {b.generation: b for b in (*kept_baselines(state), live) if b}
     for kind in _ICEBERG:
         name = f"{table.safe_name}_{kind}"
-        found = table.lake.iceberg.load(name)
-        if found is None:
+        built = table.lake.iceberg.load(name)
+        if built is None:
             continue
         try:
             if kind == CDC:
-                yield from _cdc_files(table, found, done)
+                yield from _cdc_files(table, built, result)
             elif kind == BASELINE:
                 for baseline in baselines.values():
-                    yield from _baseline_files(table, found, baseline, done)
+                    yield from _baseline_files(table, built, baseline, result)
             else:
-                yield from _typed_files(table, kind, found, found.current_snapshot())
+                yield from _typed_files(table, kind, built, built.current_snapshot())
         except OSError as error:
             damage = Damage(
                 kind, name, f"has unreadable metadata ({error})", repair_command(table.settings)
             )
-            done.damages.append(damage)
+            result.damages.append(damage)
 
 
 def _baseline_files(
-    table: TableLake, found: IcebergTable, baseline: Baseline, done: Verified
-) -> Iterator[_File]:
-    snapshot = found.snapshot_by_id(baseline.snapshot_id or 0)
+    table: TableLake, staged: IcebergTable, baseline: Baseline, result: Verified
+) -> Iterator[_ExpectedFile]:
+    snapshot = staged.snapshot_by_id(baseline.snapshot_id or 0)
     if snapshot is not None:
-        for file in _typed_files(table, BASELINE, found, snapshot):
+        for file in _typed_files(table, BASELINE, staged, snapshot):
             yield replace(file, generation=baseline.generation)
         return
-    lost, fix = (
-        f"of {time_text(baseline.export_time_us)} UTC has expired",
-        repair_command(table.settings),
-    )
-    name, generation = f"{table.safe_name}_{BASELINE}", baseline.generation
-    done.damages.append(Damage(BASELINE, name, lost, fix, generation=generation))
+    text = f"of {time_text(baseline.export_time_us)} UTC has expired"
+    name, fix = f"{table.safe_name}_{BASELINE}", repair_command(table.settings)
+    result.damages.append(Damage(BASELINE, name, text, fix, generation=baseline.generation))
 
 
 def _typed_files(
-    table: TableLake, kind: str, found: IcebergTable, chosen: Snapshot | None
-) -> Iterator[_File]:
-    assert chosen is not None  # `Tables.load` gives no table without a snapshot
-    said = chosen.summary.additional_properties.get(CHECKSUMS) if chosen.summary else None
-    tasks = found.scan(snapshot_id=chosen.snapshot_id).plan_files()
+    table: TableLake, kind: str, built: IcebergTable, snapshot: Snapshot | None
+) -> Iterator[_ExpectedFile]:
+    assert snapshot is not None  # `Tables.load` returns no table without one
+    listed = snapshot.summary.additional_properties.get(CHECKSUMS) if snapshot.summary else None
+    tasks = built.scan(snapshot_id=snapshot.snapshot_id).plan_files()
     files = sorted((task.file for task in tasks), key=lambda file: file.file_path)
-    sums = [int(text, 16) for text in said.split(",")] if said else [None] * len(files)
-    for file, crc32 in zip(files, sums, strict=True):
+    checksums = [int(text, 16) for text in listed.split(",")] if listed else [None] * len(files)
+    for file, crc32 in zip(files, checksums, strict=True):
         key, fix = _key(table.lake, file.file_path), repair_command(table.settings)
-        yield _File(kind, key, file.file_size_in_bytes, crc32, file.record_count, fix)
+        yield _ExpectedFile(kind, key, file.file_size_in_bytes, crc32, file.record_count, fix)
 
 
-def _cdc_files(table: TableLake, found: IcebergTable, done: Verified) -> Iterator[_File]:
-    """The files of cdc; days that lack rows are noted at once."""
+def _cdc_files(table: TableLake, cdc: IcebergTable, result: Verified) -> Iterator[_ExpectedFile]:
+    """Yield the files of cdc, and add days that lack rows to the damages."""
     rows: dict[str, int] = {}
-    for task in found.scan().plan_files():
-        day = str(table.lake.iceberg.day_of_file(task.file))
-        rows[day] = rows.get(day, 0) + task.file.record_count
-        key, fix, file = (
-            _key(table.lake, task.file.file_path),
-            _cdc_fix(table.settings, day),
-            task.file,
-        )
-        yield _File(CDC, key, file.file_size_in_bytes, None, file.record_count, fix, day)
-    start = f"{PROPERTY}{ROWS}."
-    for name, built in sorted(found.properties.items()):
-        day = name.removeprefix(start)
-        if name.startswith(start) and rows.get(day, 0) != int(built):
-            held = f"holds {rows.get(day, 0)} rows and was built with {built}"
-            done.damages.append(Damage(CDC, day, held, _cdc_fix(table.settings, day), day))
+    for task in cdc.scan().plan_files():
+        file = task.file
+        day = str(table.lake.iceberg.day_of_file(file))
+        rows[day] = rows.get(day, 0) + file.record_count
+        key, fix = _key(table.lake, file.file_path), _cdc_fix(table.settings, day)
+        yield _ExpectedFile(CDC, key, file.file_size_in_bytes, None, file.record_count, fix, day)
+    prefix = f"{PROPERTY}{ROWS}."
+    for name, expected in sorted(cdc.properties.items()):
+        day = name.removeprefix(prefix)
+        if name.startswith(prefix) and rows.get(day, 0) != int(expected):
+            text = f"holds {rows.get(day, 0)} rows and was built with {expected}"
+            result.damages.append(Damage(CDC, day, text, _cdc_fix(table.settings, day), day))
 
 
 def _cdc_fix(table: Table, day: str) -> str:
@@ -205,24 +199,24 @@ def _cdc_fix(table: Table, day: str) -> str:
 
 
 def _key(lake: Lake, path: str) -> str:
-    """The key in the lake's store; the whole address of a file that is not in it."""
+    """Return the key in the lake's store; the whole address of a file outside of it."""
     return path.removeprefix("file://").removeprefix(f"{lake.store.uri('').rstrip('/')}/")
 
 
 def _stores(table: TableLake) -> list[tuple[Store, str]]:
-    """Where the files are, and in which folder."""
-    found: list[tuple[Store, str]] = [(table.lake.store, table.paths.landing)]
+    """Return the stores and folders with the table's files."""
+    folders: list[tuple[Store, str]] = [(table.lake.store, table.paths.landing)]
     for kind in _ICEBERG:
         name = f"{table.safe_name}_{kind}"
-        found.append((table.lake.store, f"iceberg/{table.lake.database}/{name}/data/"))
+        folders.append((table.lake.store, f"iceberg/{table.lake.database}/{name}/data/"))
         built = table.lake.iceberg.load(name)
         if built is not None and not table.lake.iceberg.is_placed(built):
-            found.append((NamedFiles(table.lake.iceberg, name), ""))
-    return found
+            folders.append((NamedFiles(table.lake.iceberg, name), ""))
+    return folders
 
 
-def _content(stores: dict[str, Store], file: _File) -> str | None:
-    """What is wrong with a file's content."""
+def _content_damage(stores: dict[str, Store], file: _ExpectedFile) -> str | None:
+    """Return the damage of a file's content; None: there is none."""
     data = stores[file.key].read(file.key)
     if data is None:
         return "is missing"
@@ -231,13 +225,13 @@ def _content(stores: dict[str, Store], file: _File) -> str | None:
     try:
         rows = pq.read_metadata(io.BytesIO(data)).num_rows
     except pa.ArrowInvalid:
-        return "is no Parquet file"
+        return "is not a Parquet file"
     return None if rows == file.rows else f"holds {rows} rows and was written with {file.rows}"
 
 
 @contextmanager
 def readable_files(table: Table) -> Iterator[None]:
-    """Raise `LakeError` for files that a comparison needs and that cannot be read."""
+    """Raise `LakeError` if files needed by a comparison cannot be read."""
     try:
         yield
     except (duckdb.Error, OSError, pa.ArrowException) as error:

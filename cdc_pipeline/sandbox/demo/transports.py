@@ -90,7 +90,7 @@ def _open_channels() -> None:
 
 
 def _deploy_stacks() -> None:
-    """infra/cdc_pipeline.yaml once per table, as in README: it makes table, streams and Lambda.
+    """infra/cdc_pipeline.yaml per table (docs/transports/firehose.md): table, streams and Lambda.
 
     Raises SandboxError if the checkout's infra/ is missing or a stack fails.
     """
