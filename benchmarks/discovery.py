@@ -26,7 +26,7 @@ from cdc_pipeline.defs.tables.shard_sensor import _look
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.storage.log import CaptureLog
 from cdc_pipeline.lake.storage.store import LocalStore
-from cdc_pipeline.settings.model import parse_settings
+from cdc_pipeline.settings.load import parse_settings
 from cdc_pipeline_tests.simulators import streams_model
 from cdc_pipeline_tests.simulators.clients import session
 from cdc_pipeline_tests.simulators.clock import SimulatedClock

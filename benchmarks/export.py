@@ -73,7 +73,7 @@ def sorted_in_iceberg(folder: Path, files: list[DataFile], out: Path) -> int:
     from cdc_pipeline.lake.engine.duckdb_session import files_relation, open_duckdb
     from cdc_pipeline.lake.engine.item_table import Seen, replace_typed
     from cdc_pipeline.lake.lake import Lake
-    from cdc_pipeline.settings.model import parse_settings
+    from cdc_pipeline.settings.load import parse_settings
     from cdc_pipeline.transform.shred import NARROW_SCHEMA, merge_stats
 
     raw = {"lake": str(out / "lake"), "region": "us-east-1", "tables": [{"name": "orders"}]}

@@ -34,7 +34,7 @@ from benchmarks.measure import (
 from cdc_pipeline.lake.engine.duckdb_session import literal, open_duckdb, place_in
 from cdc_pipeline.lake.engine.folding import create_effective, find_winners
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.settings.model import parse_settings
+from cdc_pipeline.settings.load import parse_settings
 from cdc_pipeline.transform.sql import load_sql
 from cdc_pipeline_tests.spark import session
 

@@ -30,7 +30,8 @@ from cdc_pipeline.lake.query.connection import connect_lake
 from cdc_pipeline.lake.storage.landing import read_landing
 from cdc_pipeline.sandbox.demo import items
 from cdc_pipeline.sandbox.process import apply_environment, child_environment
-from cdc_pipeline.settings.model import Table, load_settings
+from cdc_pipeline.settings.load import load_settings
+from cdc_pipeline.settings.model import Table
 
 _ROOT = Path(__file__).resolve().parents[1]
 _TABLE = "orders"

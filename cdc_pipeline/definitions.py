@@ -4,7 +4,7 @@ import dagster as dg
 
 from cdc_pipeline.core.errors import SettingsError
 from cdc_pipeline.defs.build import build_definitions, explain_missing_settings
-from cdc_pipeline.settings.model import load_settings, settings_path
+from cdc_pipeline.settings.load import load_settings, settings_path
 
 
 @dg.definitions

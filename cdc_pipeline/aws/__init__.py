@@ -1,1 +1,1 @@
-"""Thin boto3 adapters, one file per service. They know AWS and nothing of lakes or Dagster."""
+"""Thin boto3 adapters, one file per service, independent of lakes and Dagster."""

@@ -1,4 +1,4 @@
-"""CloudWatch: what AWS counts and measures of a table's changes, and says nowhere else."""
+"""CloudWatch metrics of a table's changes that no other API has."""
 
 from collections.abc import Mapping
 
@@ -12,44 +12,44 @@ _REPLICATION = {"DelegatedOperation": "PutRecord"}
 
 
 def failed_to_replicate(aws: AwsSession, table: str, from_us: int, to_us: int) -> int:
-    """How many records DynamoDB could not write to a table's Kinesis stream in [from_us, to_us).
+    """Count the records that DynamoDB could not write to Kinesis in [from_us, to_us).
 
-    Whole minutes. Raises `SourceError`, also where the role may not ask.
+    Whole minutes. Raises `SourceError`, also without the permission.
     """
     minutes = -(-(to_us - from_us) // _MINUTE_US)
     # CloudWatch keeps minutes for 15 days only, hours for more than a year.
     period = 60 if minutes <= _MOST_POINTS else 3600 * -(-minutes // (60 * _MOST_POINTS))
-    where = {"TableName": table, **_REPLICATION}
+    dimensions = {"TableName": table, **_REPLICATION}
     name = "FailedToReplicateRecordCount"
-    found = _points(aws, "AWS/DynamoDB", name, where, (from_us, to_us), "Sum", period)
-    return round(sum(found.values()))
+    points = _points(aws, "AWS/DynamoDB", name, dimensions, (from_us, to_us), "Sum", period)
+    return round(sum(points.values()))
 
 
 def replication_ages(aws: AwsSession, table: str, from_us: int, to_us: int) -> dict[int, int]:
-    """The age of DynamoDB's oldest change that is not in Kinesis yet; by minute, all in µs.
+    """Return the age of DynamoDB's oldest change not in Kinesis yet, by minute, all in µs.
 
     `AgeOfOldestUnreplicatedRecord` of AWS/DynamoDB in milliseconds, dimensions TableName and
-    DelegatedOperation; a point is of five minutes (DynamoDB guide, "metrics and dimensions").
-    Minutes without a point are left out, here and below. Raises `SourceError`.
+    DelegatedOperation; a point covers five minutes (DynamoDB guide, "metrics and dimensions").
+    Minutes without a point are absent, here and below. Raises `SourceError`.
     """
-    where = {"TableName": table, **_REPLICATION}
+    dimensions = {"TableName": table, **_REPLICATION}
     name = "AgeOfOldestUnreplicatedRecord"
-    found = _points(aws, "AWS/DynamoDB", name, where, (from_us, to_us), "Maximum")
-    return {minute: round(age * 1000) for minute, age in found.items()}
+    points = _points(aws, "AWS/DynamoDB", name, dimensions, (from_us, to_us), "Maximum")
+    return {minute: round(age * 1000) for minute, age in points.items()}
 
 
 def firehose_ages(
     aws: AwsSession, stream: str, from_us: int, to_us: int
 ) -> tuple[dict[int, int], dict[int, int]]:
-    """How old Firehose's oldest record is, and how far it is behind its Kinesis stream.
+    """Return the age of Firehose's oldest record, and its lag after its Kinesis stream.
 
     `DeliveryToS3.DataFreshness` of AWS/Firehose in seconds, counted from a record's arrival in
     Firehose, and `KinesisMillisBehindLatest`, dimension DeliveryStreamName of both (Firehose guide,
     "Monitor with CloudWatch metrics"). By minute, all in µs. Raises `SourceError`.
     """
-    where, time = {"DeliveryStreamName": stream}, (from_us, to_us)
-    age = _points(aws, "AWS/Firehose", "DeliveryToS3.DataFreshness", where, time, "Maximum")
-    behind = _points(aws, "AWS/Firehose", "KinesisMillisBehindLatest", where, time, "Maximum")
+    dimensions, time = {"DeliveryStreamName": stream}, (from_us, to_us)
+    age = _points(aws, "AWS/Firehose", "DeliveryToS3.DataFreshness", dimensions, time, "Maximum")
+    behind = _points(aws, "AWS/Firehose", "KinesisMillisBehindLatest", dimensions, time, "Maximum")
     return (
         {minute: round(seconds * 1_000_000) for minute, seconds in age.items()},
         {minute: round(millis * 1000) for minute, millis in behind.items()},
@@ -59,47 +59,47 @@ def firehose_ages(
 def channel_ages(
     aws: AwsSession, where: Mapping[str, str], from_us: int, to_us: int
 ) -> dict[int, int]:
-    """The age of the oldest record that a Kinesis channel has not delivered; by minute, in µs.
+    """Return the age of a Kinesis channel's oldest undelivered record, by minute, all in µs.
 
     `DeliveryToS3.DataFreshness` of AWS/Kinesis in seconds (Kinesis guide, "Monitoring data
     delivery"). `where`: StreamName, ChannelName and ChannelId, all three. Raises `SourceError`.
     """
     name = "DeliveryToS3.DataFreshness"
-    found = _points(aws, "AWS/Kinesis", name, where, (from_us, to_us), "Maximum")
-    return {minute: round(seconds * 1_000_000) for minute, seconds in found.items()}
+    points = _points(aws, "AWS/Kinesis", name, where, (from_us, to_us), "Maximum")
+    return {minute: round(seconds * 1_000_000) for minute, seconds in points.items()}
 
 
 def channel_counts(
     aws: AwsSession, where: Mapping[str, str], metric: str, from_us: int, to_us: int
 ) -> dict[int, int]:
-    """Records that a channel counted by minute (µs), of a day at most.
+    """Return a channel's counts of records by minute (µs), for a day at most.
 
-    `metric`: `SuccessfulRecordCount` or `FailedRecordCount`, of `DeliveryToS3`. `where`: as of
+    `metric`: `SuccessfulRecordCount` or `FailedRecordCount`, of `DeliveryToS3`. `where`: as for
     `channel_ages`. Raises `SourceError`.
     """
     name = f"DeliveryToS3.{metric}"
-    found = _points(aws, "AWS/Kinesis", name, where, (from_us, to_us), "Sum")
-    return {minute: round(count) for minute, count in found.items()}
+    points = _points(aws, "AWS/Kinesis", name, where, (from_us, to_us), "Sum")
+    return {minute: round(count) for minute, count in points.items()}
 
 
 def _points(
     aws: AwsSession,
     namespace: str,
     name: str,
-    where: Mapping[str, str],
+    dimensions: Mapping[str, str],
     time: tuple[int, int],
     statistic: str,
     period: int = 60,
 ) -> dict[int, float]:
     with aws_errors(
-        f"metric {name} of {', '.join(where.values())}",
+        f"metric {name} of {', '.join(dimensions.values())}",
         AccessDenied=_GRANT,
         AccessDeniedException=_GRANT,
     ):
         answer = aws.client("cloudwatch").get_metric_statistics(
             Namespace=namespace,
             MetricName=name,
-            Dimensions=[{"Name": key, "Value": value} for key, value in where.items()],
+            Dimensions=[{"Name": key, "Value": value} for key, value in dimensions.items()],
             StartTime=utc(time[0]),
             EndTime=utc(time[1]),
             Period=period,

@@ -1,4 +1,4 @@
-"""PITR exports: request, wait, and the files they consist of (docs/aws_facts.md, exports)."""
+"""PITR exports: requests, status, manifests and data files (docs/aws_facts.md, exports)."""
 
 import base64
 import hashlib
@@ -15,7 +15,7 @@ from cdc_pipeline.aws.s3.objects import open_object
 from cdc_pipeline.aws.s3.output import AWS_MANAGED_KEY
 from cdc_pipeline.core.errors import ExportError, UnusableExportError
 
-try:  # of the extra `fast`: a third of the time
+try:  # extra `fast`: inflates in a third of the time
     from isal import isal_zlib as _zlib
 
     _INFLATE_ERRORS: tuple[Any, ...] = (_zlib.error,)
@@ -29,9 +29,10 @@ FULL, INCREMENTAL = "FULL_EXPORT", "INCREMENTAL_EXPORT"
 
 @dataclass(frozen=True)
 class ExportTarget:
-    """Where DynamoDB writes an export, and what it encrypts it with (None: as the bucket has it).
+    """Location and encryption of an export.
 
-    `owner`: the bucket's account, where AWS must be told. `kms_key`: an ARN, or `aws/s3`.
+    `owner`: the bucket's account, if AWS requires it. `kms_key`: an ARN, or `aws/s3`; None: the
+    bucket's own encryption.
     """
 
     bucket: str
@@ -42,9 +43,9 @@ class ExportTarget:
 
 @dataclass(frozen=True)
 class ExportStatus:
-    """What DescribeExport says. `status`: IN_PROGRESS, COMPLETED or FAILED.
+    """Result of DescribeExport. `status`: IN_PROGRESS, COMPLETED or FAILED.
 
-    `table_id`: of the table, which may have been made again since; '' where AWS does not say.
+    `table_id`: of the exported table, which may have been created again since; '': unknown.
     """
 
     arn: str
@@ -67,7 +68,7 @@ class DataFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A finished export: its files, and how many items they hold together."""
+    """A completed export: its files, and their total number of items."""
 
     bucket: str
     items: int
@@ -78,7 +79,7 @@ class Manifest:
 def request_export(
     aws: AwsSession, table_arn: str, at: datetime, target: ExportTarget, token: str
 ) -> str:
-    """Ask for a full export of the table as of `at`; the same token gives the same export."""
+    """Request a full export of the table as of `at`; the same token returns the same export."""
     return _request(aws, table_arn, target, token, ExportTime=at)
 
 
@@ -89,7 +90,7 @@ def request_incremental(
     target: ExportTarget,
     token: str,
 ) -> str:
-    """Ask for an export of what changed in a window, whose end is not part of it."""
+    """Request an export of the changes in a half-open window [from, to)."""
     specification = {
         "ExportFromTime": window[0],
         "ExportToTime": window[1],
@@ -105,7 +106,7 @@ def request_incremental(
     )
 
 
-def _request(aws: AwsSession, table_arn: str, target: ExportTarget, token: str, **what: Any) -> str:
+def _request(aws: AwsSession, table_arn: str, target: ExportTarget, token: str, **more: Any) -> str:
     with aws_errors(
         f"export of {table_arn}",
         ExportError,
@@ -124,7 +125,7 @@ def _request(aws: AwsSession, table_arn: str, target: ExportTarget, token: str, 
             ClientToken=token,
             **({"S3BucketOwner": target.owner} if target.owner else {}),
             **_encryption(target.kms_key),
-            **what,
+            **more,
         )
     return answer["ExportDescription"]["ExportArn"]
 
@@ -137,29 +138,29 @@ def _encryption(kms_key: str | None) -> dict[str, str]:
 
 
 def describe_export(aws: AwsSession, arn: str) -> ExportStatus:
-    """DescribeExport; raises `ExportError`, `UnusableExportError` for one that AWS has forgotten.
+    """Describe an export; raises `ExportError`, `UnusableExportError` for an expired one.
 
-    Also for a filtered one: what it lacks proves nothing. AWS tells of exports for 90 days
-    (botocore model: ListExports).
+    Also for a filtered one, because items missing in it prove nothing. AWS lists exports for 90
+    days (botocore model: ListExports).
     """
     try:
         with aws_errors(f"export {arn}", ExportError):
-            found = aws.client("dynamodb").describe_export(ExportArn=arn)["ExportDescription"]
+            description = aws.client("dynamodb").describe_export(ExportArn=arn)["ExportDescription"]
     except ExportError as error:
         if code_behind(error) == "ExportNotFoundException":
             raise UnusableExportError(error.message) from error
         raise
-    if found.get("FilterSpecification"):
-        raise UnusableExportError(f"export {arn} is filtered, so what it lacks proves nothing")
-    failure = f"{found.get('FailureCode', '')}: {found.get('FailureMessage', '')}"
+    if description.get("FilterSpecification"):
+        raise UnusableExportError(f"export {arn} is filtered, so items missing in it prove nothing")
+    failure = f"{description.get('FailureCode', '')}: {description.get('FailureMessage', '')}"
     return ExportStatus(
         arn=arn,
-        status=found["ExportStatus"],
-        bucket=found.get("S3Bucket", ""),
-        prefix=found.get("S3Prefix") or "",
-        manifest_key=found.get("ExportManifest"),
+        status=description["ExportStatus"],
+        bucket=description.get("S3Bucket", ""),
+        prefix=description.get("S3Prefix") or "",
+        manifest_key=description.get("ExportManifest"),
         failure=failure,
-        table_id=found.get("TableId") or "",
+        table_id=description.get("TableId") or "",
     )
 
 
@@ -168,7 +169,7 @@ class _Summary(msgspec.Struct):
     manifestFilesS3Key: str
     tableId: str = ""
     outputFormat: str = "DYNAMODB_JSON"
-    exportType: str = FULL  # real full exports leave it out
+    exportType: str = FULL  # absent in real full exports
 
 
 class _File(msgspec.Struct):
@@ -178,9 +179,9 @@ class _File(msgspec.Struct):
 
 
 def read_manifest(aws: AwsSession, export: ExportStatus, kind: str = FULL) -> Manifest:
-    """The manifests of a completed export, their checksums verified; raises `ExportError`."""
+    """Read and verify the manifests of a completed export; raises `ExportError`."""
     if export.manifest_key is None:
-        raise ExportError(f"export {export.arn} is complete but names no manifest")
+        raise ExportError(f"export {export.arn} is complete, but has no manifest")
     summary = _decode(_Summary, _verified(aws, export, export.manifest_key), export.manifest_key)
     if summary.exportType != kind or summary.outputFormat != "DYNAMODB_JSON":
         raise ExportError(
@@ -189,11 +190,11 @@ def read_manifest(aws: AwsSession, export: ExportStatus, kind: str = FULL) -> Ma
         )
     lines = _verified(aws, export, summary.manifestFilesS3Key).splitlines()
     files = [_decode(_File, line, summary.manifestFilesS3Key) for line in lines if line.strip()]
-    promised = sum(file.itemCount for file in files)
-    if promised != summary.itemCount:
+    file_items = sum(file.itemCount for file in files)
+    if file_items != summary.itemCount:
         raise ExportError(
             f"export {export.arn}: its summary counts {summary.itemCount} items, "
-            f"its files {promised}"
+            f"its files {file_items}"
         )
     return Manifest(
         bucket=export.bucket,
@@ -211,7 +212,7 @@ def _decode(kind: type, data: bytes, key: str) -> Any:
 
 
 def _verified(aws: AwsSession, export: ExportStatus, key: str) -> bytes:
-    """A manifest's bytes, checked against its `.md5` (real exports) or `.checksum` (AWS's docs)."""
+    """Read a manifest and check its `.md5` (real exports) or `.checksum` (AWS's docs)."""
     data = _whole(aws, export, key)
     if data is None:
         raise ExportError(f"s3://{export.bucket}/{key} is missing")
@@ -227,7 +228,7 @@ def _verified(aws: AwsSession, export: ExportStatus, key: str) -> bytes:
 
 
 def _whole(aws: AwsSession, export: ExportStatus, key: str) -> bytes | None:
-    """Keys in manifests are relative to the bucket; AWS's examples leave the prefix out."""
+    """Read an object by a manifest's key; in AWS's examples the key lacks the prefix."""
     for candidate in dict.fromkeys((key, f"{export.prefix}/{key}")):
         stream = open_object(aws, export.bucket, candidate)
         if stream is not None:
@@ -242,17 +243,17 @@ def _md5(data: bytes) -> str:
 
 _PIECE_BYTES = 1 << 20
 _LONGEST_LINE = 64 << 20
-"""More than any item takes: 400 kB of it are at most some 6 MB of JSON."""
+"""Upper bound of a line: an item of 400 kB is at most some 6 MB of JSON."""
 
 
 def read_data_file(aws: AwsSession, export: ExportStatus, file: DataFile) -> Iterator[bytes]:
-    """Decompressed pieces of one data file, as `verified` gives them."""
+    """Yield decompressed pieces of one data file; see `verified`."""
     with _open_data_file(aws, export, file) as stream:
         yield from verified(stream, file, f"s3://{export.bucket}/{file.key}")
 
 
 def check_data_file(aws: AwsSession, export: ExportStatus, file: DataFile) -> int:
-    """Compare one data file with its MD5 in the manifest; its bytes. Raises `ExportError`."""
+    """Check a data file's MD5; returns its size in bytes. Raises `ExportError`."""
     digest, size = hashlib.md5(usedforsecurity=False), 0
     with _open_data_file(aws, export, file) as stream:
         while piece := stream.read(_PIECE_BYTES):
@@ -277,10 +278,10 @@ def _require_md5(digest: bytes, file: DataFile, where: str) -> None:
 
 
 def verified(stream: BinaryIO, file: DataFile, where: str) -> Iterator[bytes]:
-    """Decompressed pieces of one data file; its MD5 is checked when its end is reached.
+    """Yield decompressed pieces of one data file, and check its MD5 at the end.
 
-    Nothing read may be used before the last piece was taken: `ExportError` is raised then for a
-    file that is missing, damaged or not GZIP. Memory: some MB, however well it is compressed.
+    Callers must not use any piece before the end: a missing or damaged file, or one that is not
+    GZIP, raises `ExportError` only there. Memory: some MB, at any rate of compression.
     """
     digest = hashlib.md5(usedforsecurity=False)
 
@@ -294,7 +295,7 @@ def verified(stream: BinaryIO, file: DataFile, where: str) -> Iterator[bytes]:
 
 
 def _gunzip(pieces: Iterator[bytes], where: str) -> Iterator[bytes]:
-    """Inflate GZIP; several members may follow each other in one file."""
+    """Inflate GZIP files, which may have several members."""
     inflate = _inflater()
     try:
         for piece in pieces:
@@ -317,9 +318,9 @@ def _inflater() -> Any:
 
 
 def whole_lines(pieces: Iterable[bytes], where: str) -> Iterator[bytes]:
-    """The same bytes cut behind newlines; a last line that lacks its own gets one.
+    """Split the same bytes after newlines; a last line without a newline gets one.
 
-    Raises `ExportError` for a line that no item can have, so that memory is bounded.
+    Raises `ExportError` for a line too long for an item, so that memory is bounded.
     """
     rest: list[bytes] = []
     for piece in pieces:

@@ -14,7 +14,7 @@ from cdc_pipeline.core.errors import LakeError
 _BATCH = 100  # BatchCreatePartition and BatchUpdatePartition take 100 partitions (botocore model)
 _ATTEMPTS = 5
 _PAUSE_SECONDS = 0.2  # doubled with each attempt
-_PASSING = {
+_TRANSIENT = {
     "ConcurrentModificationException",
     "InternalServiceException",
     "OperationTimeoutException",
@@ -26,12 +26,12 @@ _STORAGE = {
     "SerdeInfo": {
         "SerializationLibrary": "org.apache.hadoop.hive.ql.io.parquet.serde.ParquetHiveSerDe"
     },
-    "NumberOfBuckets": -1,  # none, as Athena's own DDL says it; Trino's client fails without
+    "NumberOfBuckets": -1,  # none, as in Athena's own DDL; Trino's client fails without it
 }
 _PARAMETERS = {"classification": "parquet", "EXTERNAL": "TRUE"}
 _PROJECTION = ("projection.", "storage.location.template")
 _COLUMNS = "cdc_pipeline.columns"
-"""A partition's parameter that tells its columns: listings leave the columns themselves out."""
+"""A partition's parameter with a hash of its columns, which listings leave out."""
 Columns = Sequence[tuple[str, str]]
 Values = tuple[str, ...]
 _T = TypeVar("_T")
@@ -39,9 +39,9 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class HiveTable:
-    """An external Parquet table as it should be.
+    """The wanted state of an external Parquet table.
 
-    `projection`: parameters of Athena's partition projection, none where partitions are registered.
+    `projection`: parameters of Athena's partition projection; empty if partitions are registered.
     """
 
     name: str
@@ -53,7 +53,7 @@ class HiveTable:
 
 @dataclass(frozen=True)
 class Partition:
-    """A registered partition. `is_current`: it has the columns that were asked for."""
+    """A registered partition. `is_current`: it has the wanted columns."""
 
     location: str
     is_current: bool
@@ -61,7 +61,7 @@ class Partition:
 
 @dataclass(frozen=True)
 class Written:
-    """What became of partitions. `failed`: AWS's words by the partition's values."""
+    """Result of writing partitions. `failed`: AWS's error by the partition's values."""
 
     done: list[Values]
     failed: dict[Values, str]
@@ -75,49 +75,50 @@ class Glue:
         self._database = database
 
     def table_parameters(self, name: str) -> dict[str, str] | None:
-        """Parameters of a table, None for a table that does not exist."""
-        found = self._table(name)
-        return None if found is None else found.get("Parameters", {})
+        """Return the parameters of a table; None: no such table."""
+        table = self._table(name)
+        return None if table is None else table.get("Parameters", {})
 
     def is_as_wanted(self, wanted: HiveTable) -> bool:
-        """Whether the table exists with the columns, place and projection that it should have."""
-        found = self._table(wanted.name)
-        return found is not None and not _differs(found, wanted)
+        """Whether the table exists with the wanted columns, location and projection."""
+        table = self._table(wanted.name)
+        return table is not None and not _differs(table, wanted)
 
     def ensure_table(self, wanted: HiveTable) -> bool:
-        """Create the table, and its database before it, or update it; False if it is as wanted.
+        """Create the table and its database, or update the table; False: nothing to do.
 
-        Columns, place and projection are ours; parameters and descriptions of others stay. Of two
-        writers at once the later one reads again what the earlier one made.
+        Columns, location and projection are set; foreign parameters and descriptions stay. Of two
+        concurrent writers the later one reads the earlier one's result and retries.
         """
         what = f"Glue table {self._database}.{wanted.name}"
         with aws_errors(what, LakeError):
-            return _persistently(lambda: self._ensure_table(wanted))
+            return _retry_conflicts(lambda: self._ensure_table(wanted))
 
     def partitions(self, name: str, columns: Columns) -> dict[Values, Partition]:
-        """All partitions of a table by their values; none for a table that does not exist."""
+        """List all partitions of a table by their values; none without the table."""
         pages = self._client.get_paginator("get_partitions")
-        found: dict[Values, Partition] = {}
+        partitions: dict[Values, Partition] = {}
         with aws_errors(f"partitions of Glue table {self._database}.{name}", LakeError):
             try:
                 for page in pages.paginate(
                     DatabaseName=self._database, TableName=name, ExcludeColumnSchema=True
                 ):
-                    for told in page["Partitions"]:
-                        has = told.get("Parameters", {}).get(_COLUMNS)
-                        place = told["StorageDescriptor"].get("Location", "")
-                        found[tuple(told["Values"])] = Partition(place, has == _digest(columns))
+                    for raw in page["Partitions"]:
+                        digest = raw.get("Parameters", {}).get(_COLUMNS)
+                        location = raw["StorageDescriptor"].get("Location", "")
+                        is_current = digest == _digest(columns)
+                        partitions[tuple(raw["Values"])] = Partition(location, is_current)
             except ClientError as error:
                 if error_code(error) != "EntityNotFoundException":
                     raise
-        return found
+        return partitions
 
     def add_partitions(
         self, name: str, columns: Columns, locations: Mapping[Values, str]
     ) -> Written:
-        """Add partitions; `done` are those that are new, and ones that were there are no failure.
+        """Add partitions; `done`: the new ones. Existing ones are no failure.
 
-        The call answers 200 with an error per partition; one that fails stops no other.
+        The call answers 200 with an error per partition; a failure does not stop the others.
         """
 
         def create(batch: Sequence[Values]) -> dict[Values, tuple[str, str]]:
@@ -133,7 +134,7 @@ class Glue:
     def update_partitions(
         self, name: str, columns: Columns, locations: Mapping[Values, str]
     ) -> Written:
-        """Give partitions these columns and places; errors are those of each, as when adding."""
+        """Update columns and locations of partitions; errors as in `add_partitions`."""
 
         def update(batch: Sequence[Values]) -> dict[Values, tuple[str, str]]:
             entries = [
@@ -151,7 +152,7 @@ class Glue:
         return self._in_batches(name, list(locations), update)
 
     def remove_partition(self, name: str, values: Values) -> None:
-        """Remove a partition from the catalogue, not its files; one that is gone is fine."""
+        """Remove a partition from the catalogue, not its files; a missing one is no error."""
         what = f"partition {'/'.join(values)} of Glue table {self._database}.{name}"
         with aws_errors(what, LakeError):
             try:
@@ -172,46 +173,46 @@ class Glue:
                 return None
 
     def _ensure_table(self, wanted: HiveTable) -> bool:
-        found = self._table(wanted.name)
-        if found is None:
-            _unless_there(
+        table = self._table(wanted.name)
+        if table is None:
+            _ignore_existing(
                 lambda: self._client.create_database(DatabaseInput={"Name": self._database})
             )
-            _unless_there(
+            _ignore_existing(
                 lambda: self._client.create_table(
                     DatabaseName=self._database, TableInput=self._table_input({}, wanted)
                 )
             )
             return True
-        if not _differs(found, wanted):
+        if not _differs(table, wanted):
             return False
-        version = {"VersionId": found["VersionId"]} if "VersionId" in found else {}
+        version = {"VersionId": table["VersionId"]} if "VersionId" in table else {}
         self._client.update_table(
             DatabaseName=self._database,
-            TableInput=self._table_input(found, wanted),
-            SkipArchive=True,  # or each update would keep the version before it
+            TableInput=self._table_input(table, wanted),
+            SkipArchive=True,  # otherwise each update keeps the former version
             **version,
         )
         return True
 
-    def _table_input(self, found: Mapping[str, Any], wanted: HiveTable) -> dict[str, Any]:
-        """`found` with what is ours as wanted.
+    def _table_input(self, table: Mapping[str, Any], wanted: HiveTable) -> dict[str, Any]:
+        """Merge the wanted parts into a table's present definition.
 
-        GetTable tells more than UpdateTable takes, empty texts for example.
+        GetTable returns more than UpdateTable accepts, for example empty texts.
         """
         known = self._client.meta.service_model.shape_for("TableInput").members
-        theirs = {
+        foreign = {
             name: value
-            for name, value in found.get("Parameters", {}).items()
+            for name, value in table.get("Parameters", {}).items()
             if not name.startswith(_PROJECTION)
         }
-        storage = found.get("StorageDescriptor", {})
+        storage = table.get("StorageDescriptor", {})
         return {
             "TableType": "EXTERNAL_TABLE",
             "PartitionKeys": _columns(wanted.partition_keys),
-            **{name: value for name, value in found.items() if name in known and value},
+            **{name: value for name, value in table.items() if name in known and value},
             "Name": wanted.name,
-            "Parameters": {**theirs, **_PARAMETERS, **wanted.projection},
+            "Parameters": {**foreign, **_PARAMETERS, **wanted.projection},
             "StorageDescriptor": {**storage, **_storage(wanted.location, wanted.columns)},
         }
 
@@ -222,21 +223,21 @@ class Glue:
         write: Callable[[Sequence[Values]], dict[Values, tuple[str, str]]],
         harmless: str = "",
     ) -> Written:
-        """`write` returns code and message by the values of partitions that it did not write."""
+        """Write partitions in batches; `write` returns code and message of each failed one."""
         written = Written([], {})
         for start in range(0, len(todo), _BATCH):
             batch = todo[start : start + _BATCH]
             pause = _PAUSE_SECONDS
             for attempt in range(_ATTEMPTS):
                 with aws_errors(f"partitions of Glue table {self._database}.{name}", LakeError):
-                    errors = _persistently(lambda batch=batch: write(batch))
+                    errors = _retry_conflicts(lambda batch=batch: write(batch))
                 written.done.extend(values for values in batch if values not in errors)
-                batch = [values for values, (code, _) in errors.items() if code in _PASSING]
+                batch = [values for values, (code, _) in errors.items() if code in _TRANSIENT]
                 is_last = not batch or attempt == _ATTEMPTS - 1
                 written.failed.update(
                     (values, f"{code}: {message}")
                     for values, (code, message) in errors.items()
-                    if code != harmless and (is_last or code not in _PASSING)
+                    if code != harmless and (is_last or code not in _TRANSIENT)
                 )
                 if is_last:
                     break
@@ -245,8 +246,8 @@ class Glue:
         return written
 
 
-def _persistently(call: Callable[[], _T]) -> _T:
-    """Repeat a call that another writer came in between of; botocore repeats the throttled ones."""
+def _retry_conflicts(call: Callable[[], _T]) -> _T:
+    """Repeat a call after a conflict with another writer; botocore repeats throttled calls."""
     for attempt in range(_ATTEMPTS - 1):
         try:
             return call()
@@ -267,7 +268,7 @@ def _item_errors(answer: Mapping[str, Any], key: str) -> dict[Values, tuple[str,
     }
 
 
-def _unless_there(create: Any) -> None:
+def _ignore_existing(create: Any) -> None:
     try:
         create()
     except ClientError as error:
@@ -275,8 +276,8 @@ def _unless_there(create: Any) -> None:
             raise
 
 
-def _differs(found: Mapping[str, Any], wanted: HiveTable) -> bool:
-    storage, parameters = found.get("StorageDescriptor", {}), found.get("Parameters", {})
+def _differs(table: Mapping[str, Any], wanted: HiveTable) -> bool:
+    storage, parameters = table.get("StorageDescriptor", {}), table.get("Parameters", {})
     columns = [(column["Name"], column.get("Type")) for column in storage.get("Columns", ())]
     projection = {n: value for n, value in parameters.items() if n.startswith(_PROJECTION)}
     return (
@@ -287,7 +288,7 @@ def _differs(found: Mapping[str, Any], wanted: HiveTable) -> bool:
 
 
 def same_place(one: str, other: str) -> bool:
-    """Whether two locations are one folder."""
+    """Whether two locations are the same folder."""
     return one.rstrip("/") == other.rstrip("/")
 
 

@@ -1,4 +1,4 @@
-"""Kinesis Data Streams that DynamoDB writes to: shard listings, iterators, destinations."""
+"""Kinesis Data Streams of DynamoDB tables: shard listings, iterators, destinations."""
 
 import time
 from typing import Any
@@ -15,7 +15,7 @@ WRITTEN_TO = {"ACTIVE", "UPDATING"}
 """States of a stream, and of a destination, in which DynamoDB writes to it."""
 MOST_RETENTION_US = 365 * 24 * 3_600_000_000
 _MOST_PAGES = 1000
-_PAUSE_SECONDS = 0.2  # 5 reads a second and shard
+_PAUSE_SECONDS = 0.2  # 5 reads per second and shard
 
 
 class _Numbered(msgspec.Struct):
@@ -26,7 +26,7 @@ _numbered = msgspec.json.Decoder(_Numbered).decode
 
 
 class KinesisStreams(ShardClient):
-    """A reader of the Kinesis streams of one table's account. Safe to use from several threads."""
+    """A reader of the Kinesis streams in one table's account. Thread-safe."""
 
     service = "kinesis"
 
@@ -36,29 +36,29 @@ class KinesisStreams(ShardClient):
         self._table = table
 
     def describe(self, arn: str) -> StreamDescription:
-        """The stream, ENABLED while the table writes to it, and all its shards.
+        """Describe the stream, ENABLED while the table writes to it, with all its shards.
 
-        Closed shards are listed until their last record has expired. Raises `ShardGoneError` when
-        the stream no longer exists.
+        Closed shards are listed until their last record has expired. Raises `ShardGoneError` for a
+        deleted stream.
         """
-        found = self._summary(arn)
-        written = destinations(self._aws, self._table).get(arn, "") in WRITTEN_TO
-        on = written and found["StreamStatus"] in WRITTEN_TO
+        summary = self._summary(arn)
+        is_destination = destinations(self._aws, self._table).get(arn, "") in WRITTEN_TO
+        is_written = is_destination and summary["StreamStatus"] in WRITTEN_TO
         return StreamDescription(
             arn,
-            "ENABLED" if on else "DISABLED",
+            "ENABLED" if is_written else "DISABLED",
             NEW_AND_OLD_IMAGES,
             self._list(arn),
-            found["RetentionPeriodHours"],
-            _created_us(found),
+            summary["RetentionPeriodHours"],
+            _created_us(summary),
         )
 
     def children(self, arn: str, shard_id: str) -> list[Shard] | None:
-        """None, always: ListShards is consistent and has 1000 shards a page, so it does."""
+        """Return None: ListShards suffices, as it is consistent and has 1000 shards a page."""
         return None
 
     def created_us(self, arn: str) -> int:
-        """When a stream was made, 0 if that is not known; one made anew has the same ARN.
+        """Return a stream's creation time, 0: unknown. A new stream may reuse the ARN.
 
         Raises `ShardGoneError`, `SourceError`.
         """
@@ -69,28 +69,28 @@ class KinesisStreams(ShardClient):
         return self._call("describe_stream_summary", f"stream {arn}", part, StreamARN=arn)[part]
 
     def _list(self, arn: str) -> list[Shard]:
-        """ListShards, all pages, of 1000 shards each; begun anew if its token expires (300 s)."""
+        """List all shards, 1000 a page; starts again if the token expires (300 s)."""
         for _ in range(3):
             shards: list[Shard] = []
-            place: dict[str, Any] = {"StreamARN": arn}
+            start: dict[str, Any] = {"StreamARN": arn}
             try:
                 while True:
-                    found = self._call("list_shards", f"stream {arn}", "Shards", **place)
-                    shards += map(_shard, found["Shards"])
-                    if not found.get("NextToken"):
+                    page = self._call("list_shards", f"stream {arn}", "Shards", **start)
+                    shards += map(_shard, page["Shards"])
+                    if not page.get("NextToken"):
                         return shards
-                    place = {"NextToken": found["NextToken"]}
+                    start = {"NextToken": page["NextToken"]}
             except SourceError as error:
                 if code_behind(error) != "ExpiredNextTokenException":
                     raise
         raise SourceError(f"stream {arn}: its list of shards takes too long")
 
     def iterator(self, arn: str, shard_id: str, after: str | None) -> str:
-        """An iterator behind sequence number `after`, or at the shard's oldest record if None.
+        """Get an iterator after sequence number `after`, or, for None, at the oldest record.
 
-        A record that has expired makes no difference: reading begins at the oldest one left.
+        `after` may be an expired record: reading then begins at the oldest remaining one.
         """
-        place: dict[str, str] = (
+        start: dict[str, str] = (
             {"ShardIteratorType": "TRIM_HORIZON"}
             if after is None
             else {"ShardIteratorType": "AFTER_SEQUENCE_NUMBER", "StartingSequenceNumber": after}
@@ -102,16 +102,16 @@ class KinesisStreams(ShardClient):
             part,
             StreamARN=arn,
             ShardId=shard_id,
-            **place,
+            **start,
         )[part]
 
     def record_at(
         self, arn: str, shard_id: str, sequence_number: str
     ) -> tuple[msgspec.Raw | None, int]:
-        """One record by its sequence number, None if it has expired, and the stream's retention.
+        """Read one record by its sequence number (None: expired), and the stream's retention in µs.
 
-        Kinesis does not say so when a record has expired: it goes on with the oldest one left,
-        and pages may be empty before a record. Raises `ShardGoneError`, `SourceError`.
+        Kinesis reports no error for an expired record, but continues with the oldest remaining one,
+        and pages before a record may be empty. Raises `ShardGoneError`, `SourceError`.
         """
         retention_us = self._summary(arn)["RetentionPeriodHours"] * 3_600_000_000
         part = "ShardIterator"
@@ -126,7 +126,7 @@ class KinesisStreams(ShardClient):
                 StartingSequenceNumber=sequence_number,
             )[part]
         except SourceError as error:
-            # A number that is not the shard's: that of a stream made anew, or no number at all.
+            # The number is not of this shard: of another stream with this ARN, or malformed.
             if code_behind(error) != "InvalidArgumentException":
                 raise
             return None, retention_us
@@ -136,8 +136,8 @@ class KinesisStreams(ShardClient):
             page = self.read(iterator)
             if page.records:
                 first = page.records[0]
-                found = _numbered(first).SequenceNumber == sequence_number
-                return first if found else None, retention_us
+                is_wanted = _numbered(first).SequenceNumber == sequence_number
+                return first if is_wanted else None, retention_us
             if not page.behind_ms:
                 return None, retention_us
             iterator = page.next_iterator
@@ -146,9 +146,9 @@ class KinesisStreams(ShardClient):
 
 
 def destinations(aws: AwsSession, table: str) -> dict[str, str]:
-    """The Kinesis streams that a table was told to write to, each with its state, by ARN.
+    """Return the states of a table's Kinesis destinations, by stream ARN.
 
-    Empty for a table that no longer exists. Raises `SourceError`.
+    Empty for a deleted table. Raises `SourceError`.
     """
     try:
         with aws_errors(f"Kinesis destinations of table {table}"):
@@ -157,27 +157,26 @@ def destinations(aws: AwsSession, table: str) -> dict[str, str]:
         if code_behind(error) == "ResourceNotFoundException":
             return {}
         raise
-    found = answer.get("KinesisDataStreamDestinations", ())
     states: dict[str, str] = {}
-    for one in found:
+    for destination in answer.get("KinesisDataStreamDestinations", ()):
         # A stream that was turned off and on again may be listed more than once.
-        if states.get(one["StreamArn"]) not in WRITTEN_TO:
-            states[one["StreamArn"]] = one["DestinationStatus"]
+        if states.get(destination["StreamArn"]) not in WRITTEN_TO:
+            states[destination["StreamArn"]] = destination["DestinationStatus"]
     return states
 
 
 def active_destination(aws: AwsSession, table: str) -> str:
-    """The ARN of the stream that a table writes to; raises `SourceError` when there is none."""
-    found = destinations(aws, table)
-    active = [arn for arn, state in found.items() if state in WRITTEN_TO]
+    """Return the ARN of the stream that a table writes to; raises `SourceError` without one."""
+    states = destinations(aws, table)
+    active = [arn for arn, state in states.items() if state in WRITTEN_TO]
     if active:
         return active[0]
-    listed = ", ".join(f"{arn} is {state}" for arn, state in found.items())
+    listed = ", ".join(f"{arn} is {state}" for arn, state in states.items())
     example = f"arn:{aws.partition}:kinesis:REGION:ACCOUNT:stream/NAME"
     raise SourceError(
-        f"table {table}: it writes to no Kinesis stream ({listed or 'none was ever named'})",
+        f"table {table}: it writes to no Kinesis stream ({listed or 'no destination'})",
         fix=f"aws dynamodb enable-kinesis-streaming-destination --table-name {table} "
-        f"--stream-arn {next(iter(found), example)} --enable-kinesis-streaming-configuration "
+        f"--stream-arn {next(iter(states), example)} --enable-kinesis-streaming-configuration "
         "ApproximateCreationDateTimePrecision=MICROSECOND",
     )
 

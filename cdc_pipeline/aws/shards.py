@@ -1,10 +1,10 @@
-"""What DynamoDB Streams and Kinesis have in common: shards, and pages of records as bytes.
+"""Common parts of DynamoDB Streams and Kinesis: shards, and pages of records as bytes.
 
-GetRecords answers are not parsed by botocore. It turns a thousand records into a million Python
-objects, and it takes an answer whose body was cut short, or is empty, for one without records and
-without a next iterator, which would read as "shard finished". Signing, credentials, endpoints and
-retries stay botocore's: only the parser of this one answer is exchanged. Both services name it
-alike and write it as JSON.
+botocore does not parse GetRecords answers here. It turns a thousand records into a million Python
+objects, and it accepts a truncated or empty body as an answer without records and without a next
+iterator, which would mean "shard finished". Signing, credentials, endpoints and retries stay
+botocore's: only the parser of this one answer is replaced. Both services use the same name and JSON
+format for it.
 """
 
 import random
@@ -33,8 +33,8 @@ _PAGE = "Page"
 class StreamDescription:
     """A stream and all its shards. `status`: ENABLING, ENABLED, DISABLING or DISABLED.
 
-    `created_us`: tells streams of one ARN apart, 0 where no two ever have the same. `began_us`:
-    when it was made, by AWS's clock, 0: unknown.
+    `created_us`: distinguishes streams of one ARN, 0 if ARNs are unique. `began_us`: its creation
+    time by AWS's clock, 0: unknown.
     """
 
     arn: str
@@ -48,9 +48,9 @@ class StreamDescription:
 
 @dataclass(frozen=True)
 class Page:
-    """One GetRecords answer: each record's JSON, and where to go on (None: the shard has ended).
+    """One GetRecords answer: each record's JSON, and the next iterator (None: the shard has ended).
 
-    `behind_ms`: how much older than the shard's tip the end of the page is, where AWS says it.
+    `behind_ms`: distance of the page's end from the shard's tip, if AWS reports it.
     """
 
     records: list[msgspec.Raw]
@@ -60,7 +60,7 @@ class Page:
 
 
 class _Answer(msgspec.Struct):
-    # Records has no default: an answer without it is a failed one, not an empty one.
+    # Records has no default: an answer without it is a failure, not an empty page.
     Records: list[msgspec.Raw]
     NextShardIterator: str | None = None
     MillisBehindLatest: int | None = None
@@ -70,7 +70,7 @@ _decode_answer = msgspec.json.Decoder(_Answer).decode
 
 
 class ShardClient:
-    """Calls of one service without side effects, asked again until the whole answer is there."""
+    """Read-only calls of one service, repeated until the answer is complete."""
 
     service: ClassVar[str]
 
@@ -78,7 +78,7 @@ class ShardClient:
         self._client = client_of(aws, self.service)
 
     def read(self, iterator: str) -> Page:
-        """One page of records; an answer that was cut short is asked for again.
+        """Read one page of records; a truncated answer is requested again.
 
         Raises `ExpiredIteratorError`, `TrimmedDataError`, `ShardGoneError`, `SourceError`.
         """
@@ -86,9 +86,9 @@ class ShardClient:
         return self._call("get_records", what, _PAGE, ShardIterator=iterator)[_PAGE]
 
     def _call(self, operation: str, what: str, wanted: str, **arguments: Any) -> Any:
-        """An answer with its part `wanted`; answers and errors cut short are asked for again.
+        """Call until the answer has its part `wanted`; truncated answers and errors are repeated.
 
-        botocore retries what it recognises: throttling, 5xx, broken connections.
+        botocore retries throttling, 5xx and broken connections.
         """
         for attempt in range(_ATTEMPTS):
             if attempt:
@@ -98,9 +98,9 @@ class ShardClient:
                     answer = getattr(self._client, operation)(**arguments)
             except SourceError as error:
                 code = code_behind(error)
-                # botocore names an error whose body it could not parse after the HTTP status.
-                passing = code.isdigit() or code in _PASSING
-                if passing and attempt < _ATTEMPTS - 1:
+                # An error with an unparsable body has the HTTP status as its code in botocore.
+                is_transient = code.isdigit() or code in _TRANSIENT
+                if is_transient and attempt < _ATTEMPTS - 1:
                     continue
                 special = _SPECIAL.get(code)
                 if special is not None:
@@ -111,7 +111,7 @@ class ShardClient:
         raise SourceError(f"{what}: {operation} was cut short {_ATTEMPTS} times in a row")
 
 
-_PASSING = {"KMSThrottlingException"}
+_TRANSIENT = {"KMSThrottlingException"}
 _SPECIAL: dict[str, type[Exception]] = {
     "ExpiredIteratorException": ExpiredIteratorError,
     "TrimmedDataAccessException": TrimmedDataError,
@@ -120,7 +120,7 @@ _SPECIAL: dict[str, type[Exception]] = {
 
 
 class _RawRecordsParser:
-    """botocore's parser, but for a successful GetRecords answer, which is handed on as bytes."""
+    """botocore's parser, except for a successful GetRecords answer, which stays bytes."""
 
     def __init__(self, parser: Any) -> None:
         self._parser = parser
@@ -134,7 +134,7 @@ class _RawRecordsParser:
 
 
 def parse_page(body: bytes, length: str | None) -> Page | None:
-    """A whole GetRecords answer, None for one that was cut short (`length`: Content-Length)."""
+    """Parse a GetRecords answer; None: truncated. `length`: the Content-Length header."""
     if length and int(length) != len(body):
         return None
     try:
@@ -150,10 +150,10 @@ class _RawRecordsFactory(ResponseParserFactory):
 
 
 def client_of(aws: AwsSession, service: str) -> Any:
-    """The session's client of a service whose records are read.
+    """Return the session's client of a service with GetRecords.
 
-    A session keeps its clients, and the parser that GetRecords needs must be there before the
-    first: whoever calls such a service, for whatever, takes the client from here.
+    A session keeps its clients, and the parser for GetRecords must be registered before the first:
+    so every caller of such a service, for any operation, must use this function.
     """
     aws.session._session.register_component("response_parser_factory", _RawRecordsFactory())
     return aws.client(service)

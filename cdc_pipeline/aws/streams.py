@@ -8,41 +8,41 @@ from cdc_pipeline.core.errors import ShardGoneError, SourceError
 from cdc_pipeline.core.log.lineage import Shard
 
 _NO_FILTER = {"ValidationException", "SerializationException"}
-"""Errors of servers that do not know the parameter ShardFilter."""
+"""Errors of servers without the parameter ShardFilter."""
 
 
 class DynamoDBStreams(ShardClient):
-    """A reader of one account's streams. Safe to use from several threads."""
+    """A reader of one account's streams. Thread-safe."""
 
     service = "dynamodbstreams"
 
     def describe(self, arn: str) -> StreamDescription:
-        """DescribeStream, all pages; raises `ShardGoneError` when the stream no longer exists.
+        """Describe a stream with all its shards; raises `ShardGoneError` for a deleted stream.
 
-        A page has 100 shards, and AWS allows ten requests a second.
+        A page has 100 shards, and AWS allows ten requests per second.
         """
         shards: list[Shard] = []
-        found = self._list(arn, shards)
-        created = found.get("CreationRequestDateTime")
+        description = self._list(arn, shards)
+        created = description.get("CreationRequestDateTime")
         return StreamDescription(
             arn,
-            found["StreamStatus"],
-            found["StreamViewType"],
+            description["StreamStatus"],
+            description["StreamViewType"],
             shards,
             began_us=int(created.timestamp() * 1_000_000) if created else 0,
         )
 
     def children(self, arn: str, shard_id: str) -> list[Shard] | None:
-        """DescribeStream with ShardFilter CHILD_SHARDS: the shards that follow an ended one.
+        """List the children of an ended shard: DescribeStream with ShardFilter CHILD_SHARDS.
 
-        Empty while none shows: AWS gives no bound for how late that is. None: this server does not
-        filter (some emulators refuse the parameter, some overlook it). Raises `SourceError`.
+        Empty until they appear; AWS gives no bound for this delay. None: this server does not
+        filter (some emulators refuse the parameter, some ignore it). Raises `SourceError`.
         """
         shards: list[Shard] = []
         try:
             self._list(arn, shards, ShardFilter={"Type": "CHILD_SHARDS", "ShardId": shard_id})
         except ShardGoneError:
-            return []  # expired; the next whole listing tells whether it is the stream
+            return []  # expired; the next full listing shows whether the stream is gone
         except SourceError as error:
             if code_behind(error) in _NO_FILTER:
                 return None
@@ -50,19 +50,19 @@ class DynamoDBStreams(ShardClient):
         return shards if all(shard_id in shard.parents for shard in shards) else None
 
     def _list(self, arn: str, shards: list[Shard], **arguments: Any) -> dict[str, Any]:
-        """Add the shards of all pages to `shards`; the description on the last page."""
+        """Add the shards of all pages to `shards`; returns the description on the last page."""
         part = "StreamDescription"
         while True:
-            found = self._call("describe_stream", f"stream {arn}", part, StreamArn=arn, **arguments)
-            shards += map(_shard, found[part].get("Shards", ()))
-            last = found[part].get("LastEvaluatedShardId")
+            page = self._call("describe_stream", f"stream {arn}", part, StreamArn=arn, **arguments)
+            shards += map(_shard, page[part].get("Shards", ()))
+            last = page[part].get("LastEvaluatedShardId")
             if not last:
-                return found[part]
+                return page[part]
             arguments["ExclusiveStartShardId"] = last
 
     def iterator(self, arn: str, shard_id: str, after: str | None) -> str:
-        """An iterator behind sequence number `after`, or at the shard's oldest record if None."""
-        place: dict[str, str] = (
+        """Get an iterator after sequence number `after`, or, for None, at the oldest record."""
+        start: dict[str, str] = (
             {"ShardIteratorType": "TRIM_HORIZON"}
             if after is None
             else {"ShardIteratorType": "AFTER_SEQUENCE_NUMBER", "SequenceNumber": after}
@@ -74,7 +74,7 @@ class DynamoDBStreams(ShardClient):
             part,
             StreamArn=arn,
             ShardId=shard_id,
-            **place,
+            **start,
         )[part]
 
 

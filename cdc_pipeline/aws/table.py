@@ -13,11 +13,11 @@ from cdc_pipeline.aws.client.session import AwsSession, aws_errors
 
 @dataclass(frozen=True)
 class TableDescription:
-    """What capture needs to know of a table. `stream_arn` is None while its stream is off.
+    """Properties of a table. `stream_arn`: None while its stream is off.
 
     `item_count` and `bytes` are some six hours old (botocore model). `key_types`: S, N or B by key
-    attribute. `replicas`: the other Regions of a global table. `strongly_consistent`: reads in any
-    of them show the last write (MultiRegionConsistency STRONG).
+    attribute. `replicas`: the other Regions of a global table. `strongly_consistent`: reads in
+    every Region show the last write (MultiRegionConsistency STRONG).
     """
 
     name: str
@@ -34,10 +34,10 @@ class TableDescription:
 
     @property
     def global_note(self) -> str | None:
-        """What a global table's stream holds less of than the writing Region's; None: no matter.
+        """Limits of a global table's stream compared with the writing Region's; None: not global.
 
-        Replication may merge changes of an item into one, and marks no TTL delete of another Region
-        as one (developer guide, globaltables-CoreConcepts and time-to-live-ttl-streams).
+        Replication may merge changes of an item into one, and does not mark another Region's TTL
+        deletes (developer guide, globaltables-CoreConcepts and time-to-live-ttl-streams).
         """
         if not self.replicas:
             return None
@@ -50,31 +50,31 @@ class TableDescription:
 
 
 def describe_table(aws: AwsSession, name: str) -> TableDescription:
-    """DescribeTable; raises `SourceError` when the table is missing or out of reach."""
+    """Describe a table; raises `SourceError` for a missing or unreachable one."""
     with aws_errors(
         f"table {name}",
         ResourceNotFoundException="check the name, the account and the region in the settings",
     ):
-        found = aws.client("dynamodb").describe_table(TableName=name)["Table"]
-    stream = found.get("StreamSpecification", {})
-    on = stream.get("StreamEnabled", False)
+        table = aws.client("dynamodb").describe_table(TableName=name)["Table"]
+    stream = table.get("StreamSpecification", {})
+    is_on = stream.get("StreamEnabled", False)
     return TableDescription(
         name=name,
-        table_id=found.get("TableId") or found["TableArn"],
-        arn=found["TableArn"],
-        key_names=tuple(key["AttributeName"] for key in found["KeySchema"]),
-        stream_arn=found.get("LatestStreamArn") if on else None,
-        view_type=stream.get("StreamViewType") if on else None,
-        item_count=found.get("ItemCount", 0),
-        bytes=found.get("TableSizeBytes", 0),
-        key_types=_key_types(found),
-        replicas=_replicas(found, aws),
-        strongly_consistent=found.get("MultiRegionConsistency") == "STRONG",
+        table_id=table.get("TableId") or table["TableArn"],
+        arn=table["TableArn"],
+        key_names=tuple(key["AttributeName"] for key in table["KeySchema"]),
+        stream_arn=table.get("LatestStreamArn") if is_on else None,
+        view_type=stream.get("StreamViewType") if is_on else None,
+        item_count=table.get("ItemCount", 0),
+        bytes=table.get("TableSizeBytes", 0),
+        key_types=_key_types(table),
+        replicas=_replicas(table, aws),
+        strongly_consistent=table.get("MultiRegionConsistency") == "STRONG",
     )
 
 
 def _replicas(table: Mapping[str, Any], aws: AwsSession) -> tuple[str, ...]:
-    """Regions of a global table but its own; AWS may list that one, too."""
+    """List the Regions of a global table except its own, which AWS may list, too."""
     own = aws.client("dynamodb").meta.region_name
     named = {replica["RegionName"] for replica in table.get("Replicas", ())}
     return tuple(sorted(named - {own}))
@@ -86,10 +86,10 @@ def _key_types(table: Mapping[str, Any]) -> dict[str, str]:
 
 
 def has_item(aws: AwsSession, name: str, key: Mapping[str, Any]) -> tuple[bool, int]:
-    """Whether the table has an item now, by a consistent read, and DynamoDB's time in seconds.
+    """Check by a consistent read whether an item exists; returns DynamoDB's time in seconds, too.
 
-    `key` as botocore takes it (binary as bytes). The time is that of the answer's Date header,
-    the clock closest to the one that write times are from. Raises `SourceError`.
+    `key` in botocore's form (binary as bytes). The time is from the answer's Date header, the
+    clock closest to that of write times. Raises `SourceError`.
     """
     with aws_errors(f"reading an item of table {name}"):
         answer = aws.client("dynamodb").get_item(
@@ -105,7 +105,7 @@ def has_item(aws: AwsSession, name: str, key: Mapping[str, Any]) -> tuple[bool, 
 
 @dataclass(frozen=True)
 class BackupWindow:
-    """Whether point-in-time recovery is on, and the times that it can restore."""
+    """Status of point-in-time recovery, and its range of restorable times."""
 
     enabled: bool
     earliest: datetime | None
@@ -113,7 +113,7 @@ class BackupWindow:
 
 
 def describe_backups(aws: AwsSession, name: str) -> BackupWindow:
-    """DescribeContinuousBackups; raises `SourceError`."""
+    """Describe point-in-time recovery; raises `SourceError`."""
     with aws_errors(f"backups of table {name}"):
         answer = aws.client("dynamodb").describe_continuous_backups(TableName=name)
     recovery = answer["ContinuousBackupsDescription"].get("PointInTimeRecoveryDescription", {})
@@ -125,7 +125,7 @@ def describe_backups(aws: AwsSession, name: str) -> BackupWindow:
 
 
 def scan_items(aws: AwsSession, name: str) -> Iterator[dict[str, Any]]:
-    """Every item by a consistent Scan, as botocore gives it (binary as bytes)."""
+    """Yield every item by a consistent Scan, in botocore's form (binary as bytes)."""
     pages = aws.client("dynamodb").get_paginator("scan")
     with aws_errors(f"scan of table {name}"):
         for page in pages.paginate(TableName=name, ConsistentRead=True):
@@ -136,10 +136,10 @@ _SEGMENTS_TRIED = 4
 
 
 def scan_some(aws: AwsSession, table: TableDescription, wanted: int) -> Iterator[dict[str, Any]]:
-    """Up to `wanted` keys from random places of a table, as botocore gives them.
+    """Yield up to `wanted` keys from random segments of a table, in botocore's form.
 
-    A segment of a parallel Scan is a range of hashed keys; with this many segments, one holds
-    about as many items as are wanted. Read capacity: half a unit per 4 kB of items read.
+    A segment of a parallel Scan is a range of hashed keys; the number of segments is chosen so that
+    one has about `wanted` items. Read capacity: half a unit per 4 kB of items read.
     """
     segments = min(max(1, table.item_count // wanted), 1_000_000)
     tries = random.sample(range(segments), min(segments, _SEGMENTS_TRIED))
@@ -160,7 +160,7 @@ def scan_some(aws: AwsSession, table: TableDescription, wanted: int) -> Iterator
 
 
 def wire_form(item: dict[str, Any]) -> dict[str, Any]:
-    """An item as botocore gives it in the form it has on the wire: binary as base64 text."""
+    """Convert an item from botocore's form to the wire form: binary as base64 text."""
     return {name: _wire_value(value) for name, value in item.items()}
 
 

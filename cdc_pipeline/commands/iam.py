@@ -41,7 +41,7 @@ def iam_policy(
         --policy-document file://policy.json
     """
     from cdc_pipeline.lake.lake import Lake
-    from cdc_pipeline.settings.model import load_settings
+    from cdc_pipeline.settings.load import load_settings
     from cdc_pipeline.setup.permissions import policies
 
     settings = load_settings()

@@ -9,6 +9,6 @@ if TYPE_CHECKING:
 def open_lake() -> "Lake":
     """Return the lake of the settings file; opening it touches no network."""
     from cdc_pipeline.lake.lake import Lake
-    from cdc_pipeline.settings.model import load_settings
+    from cdc_pipeline.settings.load import load_settings
 
     return Lake.open(load_settings())

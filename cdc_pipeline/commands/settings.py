@@ -48,7 +48,7 @@ def add(
       cdc-pipeline tables add --from tables.csv
       cdc-pipeline tables add orders --lake s3://my-lake/dynamodb --region eu-central-1
     """
-    from cdc_pipeline.settings.model import settings_path
+    from cdc_pipeline.settings.load import settings_path
     from cdc_pipeline.setup.onboarding import add_tables, rows_of_file
 
     if bool(names) == bool(source):
@@ -78,7 +78,7 @@ def add(
 )
 def list_tables(form: str) -> None:
     """List the tables of the settings file."""
-    from cdc_pipeline.settings.model import load_settings
+    from cdc_pipeline.settings.load import load_settings
 
     settings = load_settings()
     rows = [_row(table, settings.region) for table in settings.tables]
@@ -101,7 +101,7 @@ def list_tables(form: str) -> None:
 def remove(name: str, yes: bool) -> None:
     """Remove table NAME from the settings. Its data stays in the lake."""
     from cdc_pipeline.lake.lake import Lake
-    from cdc_pipeline.settings.model import load_settings, settings_path
+    from cdc_pipeline.settings.load import load_settings, settings_path
     from cdc_pipeline.setup.onboarding import places_of, remove_table
 
     path, settings = settings_path(), load_settings()
@@ -124,7 +124,7 @@ def remove(name: str, yes: bool) -> None:
 @click.command("settings-schema")
 def settings_schema() -> None:
     """Print the JSON schema of the settings file, for editors."""
-    from cdc_pipeline.settings.model import settings_schema as schema
+    from cdc_pipeline.settings.load import settings_schema as schema
 
     click.echo(json.dumps(schema(), indent=2))
 

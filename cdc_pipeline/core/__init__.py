@@ -1,4 +1,4 @@
 """The pure domain: attribute values, changes, order, lineage, the capture log's model, the fold.
 
-Standard library only; a test keeps it so.
+Standard library only; a test checks this.
 """

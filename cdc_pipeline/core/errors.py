@@ -1,11 +1,11 @@
-"""Every error this project raises on purpose: what happened, to what, and what to do."""
+"""Errors that this project raises: message with the affected thing, and a fix."""
 
 
 class CdcPipelineError(Exception):
     """Base of all errors that a user can act on.
 
-    `message` says what happened and to what; `fix` says what to do about it. Neither ever holds
-    item contents or secrets.
+    `message`: what happened, and to what; `fix`: the remedy. Neither contains item contents or
+    secrets.
     """
 
     def __init__(self, message: str, *, fix: str | None = None) -> None:
@@ -15,31 +15,31 @@ class CdcPipelineError(Exception):
 
 
 class SettingsError(CdcPipelineError):
-    """The settings file is missing or says something that cannot be."""
+    """The settings file is missing or invalid."""
 
 
 class SourceError(CdcPipelineError):
-    """DynamoDB, its stream or its backups are not as capture needs them, or cannot be reached."""
+    """DynamoDB, its stream or its backups are unreachable, or not set up as capture needs them."""
 
 
 class ExportError(CdcPipelineError):
-    """A PITR export failed or what it wrote does not match its manifest."""
+    """A PITR export failed, or its files do not match its manifest."""
 
 
 class FailedExportError(ExportError):
-    """AWS gave an export up; another one may succeed."""
+    """AWS reported a failed export; another attempt may succeed."""
 
 
 class RunningExportError(ExportError):
-    """AWS is still writing an export after the time that the settings allow for it."""
+    """An export is still running after the time that the settings allow."""
 
 
 class UnusableExportError(ExportError):
-    """An export that never will be of use: AWS forgot it, or it is filtered or of another table."""
+    """An export that cannot be used: expired in AWS, filtered, or of another table."""
 
 
 class LakeError(CdcPipelineError):
-    """The lake cannot be read or written, or holds something that we did not write."""
+    """The lake cannot be read or written, or contains files that this project did not write."""
 
 
 class CaptureConflictError(CdcPipelineError):
@@ -59,9 +59,9 @@ class QueryError(CdcPipelineError):
 
 
 class UnreadableError(Exception):
-    """One record or line that cannot be understood; it is quarantined, never dropped.
+    """A record or line that cannot be parsed; it is quarantined, never dropped.
 
-    `reason` is short, names no values, and groups like with like.
+    `reason`: short, without values, the same text for the same kind of mistake.
     """
 
     def __init__(self, reason: str) -> None:
@@ -70,7 +70,7 @@ class UnreadableError(Exception):
 
 
 class ExpiredIteratorError(Exception):
-    """A shard iterator is older than 15 minutes; a new one at the checkpoint goes on."""
+    """A shard iterator is older than 15 minutes; a new one at the checkpoint replaces it."""
 
 
 class TrimmedDataError(Exception):
@@ -78,7 +78,7 @@ class TrimmedDataError(Exception):
 
 
 class HeadTrimmedError(TrimmedDataError):
-    """A shard's oldest records may have been trimmed before anyone read it."""
+    """A shard's oldest records may have been trimmed before its first read."""
 
 
 class ShardGoneError(Exception):
@@ -86,12 +86,12 @@ class ShardGoneError(Exception):
 
 
 class NotCoveredError(CdcPipelineError):
-    """A day of which nothing that still exists knows the changes."""
+    """A day whose changes neither the lake, the stream nor a backup holds."""
 
 
 class EraseRefusedError(CdcPipelineError):
-    """An item cannot be erased as things stand; nothing was changed."""
+    """An item cannot be erased in the present state; nothing was changed."""
 
 
 class CannotHealError(CdcPipelineError):
-    """A gap that incremental exports cannot heal; a new baseline can."""
+    """A gap that incremental exports cannot heal; it needs a new baseline."""

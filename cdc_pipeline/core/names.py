@@ -1,61 +1,61 @@
-"""Names and places: SQL-safe table names and every path in the lake, relative to its root."""
+"""Names: SQL-safe table names, and every object key of the lake, relative to its root."""
 
 import re
 from dataclasses import dataclass
 from datetime import date
 
 LAKE_ZONES = ("_cdc/", "dynamo-cdc/", "dynamo-export/", "iceberg/")
-"""Folders right under the lake's root in which nobody else may write."""
+"""Folders directly under the lake's root, reserved for this project."""
 
 OWNERS = "an e-mail address whose domain ends in 2 to 7 letters, or 'team:name'"
-"""What `is_owner` takes, for messages."""
+"""Values that `is_owner` accepts, for messages."""
 
 MAX_COLUMN_NAME = 255
-"""Characters of a column's name that Glue takes (its API reference: `Column.Name`)."""
+"""Longest column name in Glue, in characters (its API reference: `Column.Name`)."""
 
 _OBJECT_NAME = re.compile(r"(\d{12})-([0-9a-f]{16})\.[a-z.]+")
 _UNNUMBERED = ("/compacted-", "/heal-", "/backfill-")
 
 
 def safe_name(table_name: str) -> str:
-    """The SQL-safe name of a DynamoDB table, `[a-z0-9_]` (its own may hold A-Z, dots, dashes)."""
+    """Return the SQL-safe name of a DynamoDB table: `[a-z0-9_]`, no A-Z, dots or dashes."""
     name = re.sub(r"[^a-z0-9_]", "_", table_name.lower())
     return f"t_{name}" if name[:1].isdigit() else name
 
 
 def is_owner(value: str) -> bool:
-    """Whether Dagster takes it as the owner of an asset, an e-mail address or `team:name`.
+    """Whether Dagster accepts a value as an asset's owner: an e-mail address or `team:name`.
 
-    The rule for addresses is that of Dagster 1.13: it takes top-level domains of 2 to 7 letters.
+    Rule for addresses as in Dagster 1.13: top-level domains of 2 to 7 letters.
     """
     address = r"\b[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}"
     return bool(re.fullmatch(rf"team:[\w-]+|{address}", value))
 
 
 def day_folder(day: date) -> str:
-    """The Hive folder of a day, with its trailing slash."""
+    """Return the Hive folder of a day, with a trailing slash."""
     return f"year={day.year:04d}/month={day.month:02d}/day={day.day:02d}/"
 
 
 def split_s3(uri: str) -> tuple[str, str]:
-    """Bucket and key, or prefix, of an `s3://` URI; the key is empty if it has none."""
+    """Split an `s3://` URI into bucket and key (or prefix); the key may be empty."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     return bucket, key
 
 
 def object_name(n: int, nonce: str, suffix: str = "parquet") -> str:
-    """The file name of an object that log entry `n`, written under `nonce`, makes valid."""
+    """Return the file name of an object of log entry `n`, written under `nonce`."""
     return f"{n:012d}-{nonce}.{suffix}"
 
 
 def entry_number(key: str) -> int | None:
-    """The log entry an object's file name claims, None for a file that is not ours."""
+    """Parse the log entry number from an object's name; None: not a name of this project."""
     match = _OBJECT_NAME.fullmatch(key.rpartition("/")[2])
     return int(match[1]) if match else None
 
 
 def is_landing_name(key: str) -> bool:
-    """Whether an object of the landing zone or quarantine is called as ours are (`TablePaths`)."""
+    """Whether a key of the landing zone or quarantine has a name of this project (`TablePaths`)."""
     return entry_number(key) is not None or any(part in key for part in _UNNUMBERED)
 
 
@@ -73,12 +73,12 @@ class TablePaths:
 
     @property
     def quarantine(self) -> str:
-        """Records that could not be read, by kind of error."""
+        """Unreadable records, by kind of error."""
         return f"dynamo-cdc/{self.database}/error/{self.table}/"
 
     @property
     def state(self) -> str:
-        """The capture log and all other state of ours."""
+        """The capture log and all other state."""
         return f"_cdc/{self.database}/{self.table}/"
 
     @property
@@ -93,12 +93,12 @@ class TablePaths:
 
     @property
     def staging(self) -> str:
-        """Converted files of exports that are not staged yet, in a folder for each export."""
+        """Converted files of exports that are not staged yet, one folder for each export."""
         return f"{self.state}staging/"
 
     @property
     def backups(self) -> str:
-        """Untouched copies of records, where something else writes them."""
+        """Unchanged copies of records, where another program writes them."""
         return f"dynamo-backup/{self.database}/{self.table}/"
 
     @property
@@ -111,16 +111,16 @@ class TablePaths:
         return f"{self.landing}{day_folder(day)}{object_name(n, nonce)}"
 
     def compacted(self, day: date, first: int, last: int, nonce: str) -> str:
-        """Key of an object that holds the landed rows of one day from entries `first` to `last`.
+        """Key of an object with the landed rows of one day from entries `first` to `last`.
 
-        It claims no entry of its own: capture may run at the same time, and who comes first
-        decides which entry it becomes valid with.
+        Its name contains no entry of its own: capture may run at the same time, and the race for
+        the log decides which entry makes the object valid.
         """
         name = f"compacted-{first:012d}-{last:012d}-{nonce}.parquet"
         return f"{self.landing}{day_folder(day)}{name}"
 
     def healed(self, day: date, gap: int, nonce: str) -> str:
-        """Key of an object of one day that heals the gap opened by entry `gap`."""
+        """Key of an object of one day with changes that heal the gap opened by entry `gap`."""
         return f"{self.landing}{day_folder(day)}heal-{gap:012d}-{nonce}.parquet"
 
     def backfilled(self, day: date, nonce: str) -> str:

@@ -1,4 +1,4 @@
-"""What whoever starts long work gives it: where progress is reported, and how it waits."""
+"""The context of long work: where it reports progress, and how it waits."""
 
 import time
 from collections.abc import Callable
@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class RunContext:
-    """The last parameter of work that takes long. `progress`: takes one line for people."""
+    """The last parameter of long work. `progress` receives one line of text for people."""
 
     progress: Callable[[str], object] = lambda _: None
     sleep: Callable[[float], object] = time.sleep
 
     def within(self, part: str) -> "RunContext":
-        """The same for a part of the work, which its lines begin with."""
+        """Return a context for a part of the work, whose name precedes each line."""
         return replace(self, progress=lambda line: self.progress(f"{part}: {line}"))
 
 
 SILENT = RunContext()
-"""Reports nothing, and waits by the clock."""
+"""No progress reports; real sleep."""

@@ -8,7 +8,8 @@ from typing import Any
 
 import dagster as dg
 
-from cdc_pipeline.settings.model import DEFAULT_PATH, Settings
+from cdc_pipeline.settings.load import DEFAULT_PATH
+from cdc_pipeline.settings.model import Settings
 
 # Two Beta notices would appear at every start: one for backfill policies, used on purpose here, and
 # one for a parameter that Dagster itself passes when it copies a sensor.

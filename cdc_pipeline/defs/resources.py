@@ -8,7 +8,7 @@ from pathlib import Path
 import dagster as dg
 
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.settings.model import load_settings
+from cdc_pipeline.settings.load import load_settings
 
 RUN_ID_VARIABLE = "DAGSTER_RUN_ID"
 """Environment variable from which `lake.storage.log` takes the run id of an entry's owner."""

@@ -26,7 +26,7 @@ def connect(
     from cdc_pipeline.lake.lake import Lake
     from cdc_pipeline.lake.query.connection import connect_lake
     from cdc_pipeline.lake.query.time_travel import parse_moment
-    from cdc_pipeline.settings.model import load_settings
+    from cdc_pipeline.settings.load import load_settings
 
     moment = None if as_of is None else parse_moment(as_of)
     return connect_lake(Lake.open(load_settings()), tables, as_of=moment)

@@ -1,1 +1,1 @@
-"""Settings: their model, and edits of the file that keep its comments."""
+"""Settings: their model, the loader of the file, and edits of the file that keep its comments."""

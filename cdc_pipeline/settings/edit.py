@@ -1,4 +1,4 @@
-"""Edits of the settings file as text: tables come and go, every other character stays."""
+"""Text edits of the settings file: add and remove tables, keep every other character."""
 
 import os
 import tempfile
@@ -9,27 +9,28 @@ from typing import Any
 import yaml
 
 from cdc_pipeline.core.errors import SettingsError
-from cdc_pipeline.settings.model import Settings, read_settings
+from cdc_pipeline.settings.load import read_settings
+from cdc_pipeline.settings.model import Settings
 
 _NEW = """\
 # Settings of cdc_pipeline. cdc_pipeline.example.yaml explains more of them, and
-# docs/settings.schema.json knows all.
+# docs/settings.schema.json lists all.
 """
 
 
 def new_text(top: Mapping[str, str], tables: Sequence[Mapping[str, Any]]) -> str:
-    """A settings file with these scalars and tables."""
+    """Build a settings file with these scalars and tables."""
     scalars = "".join(f"{name}: {_scalar(value)}\n" for name, value in top.items())
     return f"{_NEW}{scalars}\ntables:\n{_block(tables, '  ')}"
 
 
 def with_tables(text: str, tables: Sequence[Mapping[str, Any]]) -> str:
-    """The settings file's text with tables added behind those it has."""
+    """Add tables to the settings file's text, after the present ones."""
     key, listed = _tables_node(text)
     if key is None:
-        return f"{_ended(text)}\ntables:\n{_block(tables, '  ')}"
-    if not isinstance(listed, yaml.SequenceNode):  # `tables:` with nothing behind it
-        return _insert_behind(text, key.end_mark.line, _block(tables, "  "))
+        return f"{_with_newline(text)}\ntables:\n{_block(tables, '  ')}"
+    if not isinstance(listed, yaml.SequenceNode):  # `tables:` without a value
+        return _insert_after(text, key.end_mark.line, _block(tables, "  "))
     if listed.flow_style:
         added = ", ".join(map(_flow, tables))
         if not listed.value:
@@ -37,16 +38,17 @@ def with_tables(text: str, tables: Sequence[Mapping[str, Any]]) -> str:
         return _spliced(text, listed.value[-1].end_mark.index, f", {added}")
     column = listed.start_mark.column
     last = _last_line_with_comments(text, listed, column)
-    return _insert_behind(text, last, _block(tables, " " * column))
+    return _insert_after(text, last, _block(tables, " " * column))
 
 
 def without_table(text: str, position: int) -> str:
-    """The settings file's text without one table, and without the comments that are about it.
+    """Remove one table and its comments from the settings file's text.
 
-    Those are the lines right above it, and those behind it that are indented deeper than its dash.
+    Its comments are the lines directly above it, and those after it with a deeper indent than its
+    dash.
     """
     _, listed = _tables_node(text)
-    assert isinstance(listed, yaml.SequenceNode)  # it was read as settings
+    assert isinstance(listed, yaml.SequenceNode)  # checked when the settings were read
     node = listed.value[position]
     if listed.flow_style:
         first, last = node.start_mark.index, node.end_mark.index
@@ -63,7 +65,7 @@ def without_table(text: str, position: int) -> str:
 
 
 def write_settings(path: Path, text: str) -> None:
-    """Put `text` in the place of the file in one step; raises `SettingsError`."""
+    """Replace the file atomically with `text`; raises `SettingsError`."""
     target = path.resolve()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -84,15 +86,15 @@ def write_settings(path: Path, text: str) -> None:
 
 
 def edited_settings(text: str, path: Path, before: Settings | None, tables: list[Any]) -> Settings:
-    """Check an edited text: it says `tables`, and of all else what it said before.
+    """Check an edited text: it has `tables`, and all other settings as before.
 
-    Raises `SettingsError`, for example where a file is laid out so that it cannot be edited.
+    Raises `SettingsError`, for example for a file with a layout that cannot be edited.
     """
     after = read_settings(text, path)
-    same = before is None or _others(before) == _others(after)
-    if not same or after.tables != tables:
+    is_unchanged = before is None or _others(before) == _others(after)
+    if not is_unchanged or after.tables != tables:
         raise SettingsError(
-            f"{path} is laid out in a way that cannot be edited safely",
+            f"{path} has a layout that cannot be edited safely",
             fix="write each table on lines of its own below `tables:`, or edit it by hand",
         )
     return after
@@ -112,7 +114,7 @@ def _tables_node(text: str) -> tuple[yaml.Node | None, yaml.Node | None]:
 
 
 def _last_line(node: yaml.Node) -> int:
-    """The last line that says something; a block's own end is behind the comments after it."""
+    """Return the last line with content; a block's own end is after its trailing comments."""
     if isinstance(node, yaml.MappingNode) and node.value and not node.flow_style:
         return _last_line(node.value[-1][1])
     if isinstance(node, yaml.SequenceNode) and node.value and not node.flow_style:
@@ -122,15 +124,15 @@ def _last_line(node: yaml.Node) -> int:
 
 
 def _last_line_with_comments(text: str, node: yaml.Node, column: int) -> int:
-    """The same with the comments behind it that are indented deeper than its dash."""
+    """Return the last line, including later comments with a deeper indent than the dash."""
     lines, last = text.splitlines(), _last_line(node)
     while last + 1 < len(lines) and _is_comment(lines[last + 1], column + 1):
         last += 1
     return last
 
 
-def _insert_behind(text: str, line: int, block: str) -> str:
-    lines = _ended(text).splitlines(keepends=True)
+def _insert_after(text: str, line: int, block: str) -> str:
+    lines = _with_newline(text).splitlines(keepends=True)
     return "".join([*lines[: line + 1], block, *lines[line + 1 :]])
 
 
@@ -138,7 +140,7 @@ def _spliced(text: str, index: int, added: str) -> str:
     return text[:index] + added + text[index:]
 
 
-def _ended(text: str) -> str:
+def _with_newline(text: str) -> str:
     return text if text.endswith("\n") else f"{text}\n"
 
 
@@ -163,5 +165,5 @@ def _flow(table: Mapping[str, Any]) -> str:
 
 
 def _scalar(value: Any) -> str:
-    """A scalar as YAML reads it back, in quotes where it must be."""
+    """Dump a scalar as YAML, quoted if needed."""
     return yaml.safe_dump(value, width=10_000, allow_unicode=True).removesuffix("...\n").strip()

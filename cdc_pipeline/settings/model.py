@@ -1,13 +1,11 @@
-"""The settings file: its model, how it is found and read, and its errors."""
+"""Settings: their keys, types, defaults and rules, as pydantic models."""
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -17,7 +15,6 @@ from pydantic import (
     PrivateAttr,
     StrictInt,
     StrictStr,
-    ValidationError,
     field_validator,
     model_validator,
 )
@@ -37,18 +34,16 @@ from cdc_pipeline.core.names import LAKE_ZONES, OWNERS, is_owner, safe_name
 from cdc_pipeline.core.plans.firehose_folders import by_layout
 from cdc_pipeline.core.transports import DYNAMODB_STREAMS, FIREHOSE, Transport
 
-PATH_VARIABLE = "CDC_PIPELINE_CONFIG"
-DEFAULT_PATH = "cdc_pipeline.yaml"
 _RESERVED = {"aggregates", "error", "information_schema", "main", "pg_catalog", "system", "temp"}
 
 
 def _cron(value: str) -> str:
-    """Raise for a cron expression that Dagster refuses, and for one whose time never comes.
+    """Refuse a cron expression that Dagster refuses, or whose time never comes.
 
-    croniter is the release that Dagster 1.13 carries in itself. Dagster takes the second kind, and
-    then each tick of its scheduler fails.
+    croniter is the release bundled with Dagster 1.13. Dagster accepts the second kind, and then
+    each tick of its scheduler fails.
     """
-    from croniter import CroniterBadDateError, croniter  # 50 ms that most commands need not spend
+    from croniter import CroniterBadDateError, croniter  # an import of 50 ms, here for few commands
 
     try:
         fields = croniter.expand(value)[0]
@@ -63,7 +58,7 @@ def _cron(value: str) -> str:
         croniter(value, datetime(2026, 1, 1, tzinfo=UTC)).get_prev()
     except CroniterBadDateError:
         raise ValueError(
-            "a cron expression names dates that come, such as '0 3 * * 0'; no date is like that"
+            "no date matches this cron expression; use one with existing dates, such as '0 3 * * 0'"
         ) from None
     return value
 
@@ -123,10 +118,10 @@ class Snapshot(_Strict):
     """When full exports are taken."""
 
     first: Literal["manual", "auto"] = Field(
-        "manual", description="auto: the first export is taken without being asked for (it costs)"
+        "manual", description="auto: the first export is taken automatically (it costs)"
     )
     schedule: Cron | None = Field(
-        None, description="cron (UTC) of repeated full exports; none: when materialised by hand"
+        None, description="cron (UTC) of repeated full exports; none: on manual materialisation"
     )
 
 
@@ -140,32 +135,32 @@ class Kinesis(_Strict):
         60,
         ge=0,
         le=3600,
-        description="how long after its write a change may come; the lake counts as complete up "
-        "to that long ago",
+        description="longest delay from a write to its change in Kinesis; the lake counts as "
+        "complete up to this long ago",
     )
     metric_minutes: float = Field(
         5,
         ge=0,
         le=60,
-        description="how late CloudWatch's metrics of the way to S3 or Kinesis are complete",
+        description="delay after which CloudWatch's delivery metrics are complete",
     )
 
 
 class ColumnRule(_Strict):
-    """What becomes of one top-level attribute on its way to readers: exactly one of these."""
+    """Rule for one top-level attribute in the views of readers: exactly one of these."""
 
     hash: bool = Field(False, description="replaced by its HMAC-SHA256, equal for equal values")
-    drop: bool = Field(False, description="left out, of `_item` too")
+    drop: bool = Field(False, description="left out, also in `_item`")
     mask: str | None = Field(None, description="replaced by this text")
     type: ColumnType | None = Field(
-        None, description="the column's type; what does not fit it goes to `_rescued`"
+        None, description="the column's type; values that do not fit it go to `_rescued`"
     )
 
     @model_validator(mode="after")
     def _one_rule(self) -> "ColumnRule":
-        said = [self.hash, self.drop, self.mask is not None, self.type is not None]
-        if sum(said) != 1:
-            raise ValueError("say exactly one of hash: true, drop: true, mask, type")
+        rules = [self.hash, self.drop, self.mask is not None, self.type is not None]
+        if sum(rules) != 1:
+            raise ValueError("set exactly one of hash: true, drop: true, mask, type")
         return self
 
 
@@ -173,23 +168,23 @@ _Prefix = Annotated[str, AfterValidator(_s3_folder)]
 
 
 class Firehose(_Strict):
-    """Where Firehose writes a table's changes, and how they are looked for."""
+    """Location of a table's changes from Firehose, and how they are listed."""
 
     prefixes: Annotated[list[_Prefix], Field(min_length=1)] = Field(
-        description="s3://bucket/folder/ of raw records or Parquet, up to where the date begins; "
-        "without its last slash also what begins with it, `folder2026/11/21/`"
+        description="s3://bucket/folder/ of raw records or Parquet, up to the beginning of the "
+        "date; without the last slash it is a prefix, as for `folder2026/11/21/`"
     )
     error_prefixes: list[_Prefix] = Field(
         [], description="s3://bucket/folder of records that Firehose could not process"
     )
     interval_seconds: int = Field(
-        300, ge=5, description="all folders that may get objects are listed this often"
+        300, ge=5, description="interval between listings of all folders that may get objects"
     )
     layout: Annotated[str, AfterValidator(_layout)] | None = Field(
         None,
-        description="how keys behind the prefix tell the day, where no rule covers it: a text with "
-        "{yyyy}, {MM}, {dd} and * for anything, such as 'day-{dd}.{MM}.{yyyy}/'; or last_modified: "
-        "they do not. All objects are listed each time then",
+        description="date layout of keys after the prefix, if no built-in rule fits: a text with "
+        "{yyyy}, {MM}, {dd} and * for anything, such as 'day-{dd}.{MM}.{yyyy}/'; or last_modified "
+        "for keys without a day, which lists all objects each time",
     )
     window_days: int = Field(
         3, ge=2, le=60, description="how long after its day a folder may get objects"
@@ -198,24 +193,24 @@ class Firehose(_Strict):
         20,
         ge=0,
         description="longest time from a write to its object: Firehose's buffer and a margin; "
-        "counts where `delivery_stream` is not named or its metrics say nothing",
+        "used without `delivery_stream`, or if its metrics are missing",
     )
     delivery_stream: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")] | None = Field(
         None,
-        description="name of the Firehose stream, whose metrics then say up to when all has been "
-        "delivered",
+        description="name of the Firehose stream; its metrics then give the time up to which all "
+        "changes have been delivered",
     )
 
 
 class KinesisChannel(_Strict):
-    """The Kinesis channel that writes a table's changes to S3, and how its objects are found."""
+    """The Kinesis channel that writes a table's changes to S3, and how its objects are listed."""
 
     channel: ChannelName | None = Field(
         None,
         description="name or ARN; default: the one that writes the table's Kinesis stream to S3",
     )
     interval_seconds: int = Field(
-        300, ge=5, description="all folders that may get objects are listed this often"
+        300, ge=5, description="interval between listings of all folders that may get objects"
     )
     window_days: int = Field(
         3, ge=2, le=60, description="how long after its day a folder may get objects"
@@ -224,29 +219,30 @@ class KinesisChannel(_Strict):
         30,
         ge=0,
         description="longest time from a write to its object: the channel's freshness and a "
-        "margin; counts where `measured` is off or the metrics say nothing",
+        "margin; used if `measured` is off or the metrics are missing",
     )
     measured: bool = Field(
         True,
-        description="CloudWatch's metrics of the channel say up to when all has been delivered",
+        description="take the time up to which all changes have been delivered from CloudWatch's "
+        "metrics of the channel",
     )
 
 
 class Match(_Strict):
-    """What a top-level attribute is in an entity's items: exactly one of these."""
+    """Condition on a top-level attribute of an entity's items: exactly one of these."""
 
     equals: list[StrictStr | StrictInt] = Field(
         [], description="one of these values: texts, or whole numbers for attributes of type N"
     )
     prefix: str = Field("", description="a text that begins with this")
     regex: str = Field(
-        "", description="a text that this regular expression (Python's) matches as a whole"
+        "", description="a text that this regular expression (Python's) matches in full"
     )
 
     @model_validator(mode="after")
     def _one_way(self) -> "Match":
         if sum(map(bool, (self.equals, self.prefix, self.regex))) != 1:
-            raise ValueError("say exactly one of a value, a list of values, {prefix: }, {regex: }")
+            raise ValueError("give exactly one of a value, a list of values, {prefix: }, {regex: }")
         try:
             re.compile(self.regex)
         except re.error as error:
@@ -256,7 +252,7 @@ class Match(_Strict):
         return self
 
     def condition(self, attribute: str) -> Condition:
-        """As the splitting takes it."""
+        """Convert to the condition of `core.items.entities`."""
         equals = tuple(
             ("S", value) if isinstance(value, str) else ("N", canonical_number(str(value)))
             for value in self.equals
@@ -264,13 +260,13 @@ class Match(_Strict):
         return Condition(attribute, equals, self.prefix, self.regex)
 
 
-def _values(said: Any) -> Any:
-    if isinstance(said, Mapping | Match):
-        return said
-    values = said if isinstance(said, list) else [said]
+def _values(condition: Any) -> Any:
+    if isinstance(condition, Mapping | Match):
+        return condition
+    values = condition if isinstance(condition, list) else [condition]
     if not all(isinstance(v, str | int) and not isinstance(v, bool) for v in values):
         raise ValueError(
-            "it is a text or a whole number, a list of such, {prefix: ...} or {regex: ...}"
+            "give a text, a whole number, a list of these, {prefix: ...} or {regex: ...}"
         )
     return {"equals": values}
 
@@ -286,18 +282,18 @@ When = Annotated[
 class Flatten(_Strict):
     """Nested maps as columns of an entity."""
 
-    depth: int = Field(1, ge=1, le=MAX_DEPTH, description="so many levels of maps; 1: the first")
+    depth: int = Field(1, ge=1, le=MAX_DEPTH, description="number of levels of maps")
 
 
 class EntityRule(_Strict):
     """One kind of item in a table of single-table design."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")] = Field(
-        description="of the view, and of the asset if it is a table"
+        description="name of the view, and of the asset if it is a table"
     )
     when: Annotated[dict[str, When], Field(min_length=1)] = Field(
-        description="what its items have in common, by top-level attribute: a value, a list of "
-        "values, {prefix: ...} or {regex: ...}; all of it must hold"
+        description="conditions on its items, by top-level attribute: a value, a list of values, "
+        "{prefix: ...} or {regex: ...}; all must hold"
     )
     table: bool = Field(
         False, description="keep it as an Iceberg table and asset of its own beside the view"
@@ -305,16 +301,16 @@ class EntityRule(_Strict):
     flatten: Flatten | None = Field(None, description="nested maps become columns")
 
     def entity(self) -> Entity:
-        """As the splitting takes it."""
+        """Convert to the entity of `core.items.entities`."""
         conditions = tuple(match.condition(name) for name, match in self.when.items())
         return Entity(self.name, conditions, self.flatten.depth if self.flatten else 0)
 
 
 class Table(_Strict):
-    """One DynamoDB table to keep a copy of."""
+    """One DynamoDB table to copy."""
 
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{3,255}$")]
-    transport: Transport = Field(DYNAMODB_STREAMS, description="how changes come to the lake")
+    transport: Transport = Field(DYNAMODB_STREAMS, description="how changes get to the lake")
     kinesis: Kinesis = Kinesis()  # type: ignore[call-arg]
     owner: Owner | None = Field(None, description="e-mail address or team:name")
     firehose: Firehose | None = Field(None, description="needed with transport firehose")
@@ -324,19 +320,19 @@ class Table(_Strict):
     )
     alias: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] | None = Field(
         None,
-        description="the table's name in the lake; default: made from `name`. For tables of one "
-        "name in several accounts or regions",
+        description="the table's name in the lake; default: derived from `name`. For tables with "
+        "one name in several accounts or regions",
     )
     region: Region | None = Field(None, description="AWS region of the table; default: the lake's")
     role_arn: RoleArn | None = Field(
-        None, description="role of the table's account that is assumed to read the table"
+        None, description="role in the table's account, assumed to read the table"
     )
     external_id: ExternalId | None = Field(
-        None, description="external id that the role asks for (AWS treats it as no secret)"
+        None, description="external id that the role requires (AWS does not treat it as a secret)"
     )
     complete_by_read: bool = Field(
         False,
-        description="allow a stream without new images; every changed item is read from the table",
+        description="accept a stream without new images; every changed item is read from the table",
     )
     snapshot: Snapshot = Snapshot()  # type: ignore[call-arg]
     columns: dict[str, ColumnRule] = Field(
@@ -346,26 +342,26 @@ class Table(_Strict):
         None,
         ge=1,
         le=5000,
-        description="attributes that have columns of their own in current_state and pitr_export, "
-        f"the most frequent ones; all are in _item. Default: {MAX_COLUMNS}, or as many as the "
-        "table has already",
+        description="number of attributes with columns of their own in current_state and "
+        "pitr_export, the most frequent ones; all are in _item. Default: "
+        f"{MAX_COLUMNS}, or the table's present number if greater",
     )
     heal: Literal["auto", "ask"] = Field(
         "auto", description="auto: gaps are healed from exports (which cost) as soon as they open"
     )
     ttl_archive: bool = Field(
         False,
-        description="keep items that TTL deleted, with their last image, as an asset of their own",
+        description="keep items deleted by TTL, with their last image, as an asset of their own",
     )
     schema_contract: Literal["evolve", "refuse"] = Field(
         "evolve",
-        description="refuse: current_state stays as it is when attributes are new or change type",
+        description="refuse: new attributes and changed types leave current_state unchanged",
     )
 
     entities: list[EntityRule] = Field(
         [],
-        description="single-table design: the kinds of items in the table, each a view of its own; "
-        "an item is of the first that matches",
+        description="single-table design: the kinds of items in the table, each with its own view; "
+        "an item belongs to the first that matches",
     )
 
     @field_validator("entities")
@@ -374,82 +370,83 @@ class Table(_Strict):
         names = [rule.name for rule in rules]
         for name in names:
             if name in RESERVED_ENTITIES or name.startswith(RESERVED_PREFIXES):
-                raise ValueError(f"entity {name!r}: the name is taken by the lake")
+                raise ValueError(f"entity {name!r}: the name is reserved by the lake")
             if names.count(name) > 1:
                 raise ValueError(f"entity {name!r} is listed twice")
-        found = unreachable([rule.entity() for rule in rules])
-        if found:
+        pair = unreachable([rule.entity() for rule in rules])
+        if pair:
+            later, earlier = pair
             raise ValueError(
-                f"entity {found[0].name!r} can have no items: all that match are of "
-                f"{found[1].name!r}, which is listed before it; list the narrower one first"
+                f"entity {later.name!r} can have no items: all that match belong to "
+                f"{earlier.name!r}, which is listed before it; list the narrower one first"
             )
         return rules
 
     @model_validator(mode="after")
-    def _sees_what_entities_are(self) -> "Table":
+    def _entities_use_visible_attributes(self) -> "Table":
         for rule in self.entities:
             for attribute in rule.when:
-                said = self.columns.get(attribute)
-                if said is not None and said.type is None:
+                column_rule = self.columns.get(attribute)
+                if column_rule is not None and column_rule.type is None:
                     raise ValueError(
-                        f"entity {rule.name!r} asks for attribute {attribute!r}, which `columns` "
-                        "hash, mask or drop, so that readers' items do not have it; ask for another"
+                        f"entity {rule.name!r} uses attribute {attribute!r}, which `columns` "
+                        "hash, mask or drop, so that readers' items do not have it; use another"
                     )
         return self
 
     @model_validator(mode="after")
-    def _role_for_external_id(self) -> "Table":
+    def _external_id_has_role(self) -> "Table":
         if self.external_id and not self.role_arn:
             raise ValueError("`external_id` is for the role in `role_arn`, which is missing")
         return self
 
     @model_validator(mode="after")
-    def _has_its_transport(self) -> "Table":
+    def _transport_has_settings(self) -> "Table":
         if self.transport == FIREHOSE and self.firehose is None:
             raise ValueError(
-                "transport firehose needs to know where: firehose: {prefixes: [s3://...]}"
+                "transport firehose needs the location: firehose: {prefixes: [s3://...]}"
             )
         return self
 
     @property
     def safe_name(self) -> str:
-        """The SQL-safe name: asset key prefix, schema and folder name."""
+        """SQL-safe name: asset key prefix, schema and folder name."""
         return self.alias or safe_name(self.name)
 
     @property
     def label(self) -> str:
-        """What runs and people call the table, unique in the settings."""
+        """Name of the table in runs and messages, unique in the settings."""
         return self.alias or self.name
 
     @property
     def account(self) -> str | None:
-        """The account of the role that reads the table, None for that of the lake."""
+        """Account of the role that reads the table; None: the lake's account."""
         return self.role_arn.split(":")[4] if self.role_arn else None
 
 
 class Capture(_Strict):
     """How streams are read."""
 
-    interval_seconds: int = Field(60, ge=5, description="a table is captured this often")
-    max_run_seconds: int = Field(240, ge=1, description="a run stops reading after this long")
+    interval_seconds: int = Field(60, ge=5, description="interval between captures of a table")
+    max_run_seconds: int = Field(240, ge=1, description="a run stops reading after this time")
     empty_polls: int = Field(
         3,
         ge=1,
         description="consecutive empty reads after which a shard counts as read to its tip; more "
-        "where the position is old (docs/sizing.md)",
+        "if the position is old (docs/sizing.md)",
     )
     poll_seconds: float = Field(1.0, gt=0, le=60, description="pause between empty reads")
     listing_lag_seconds: float = Field(
-        300, ge=0, le=3600, description="how long listings may lack a new shard"
+        300, ge=0, le=3600, description="longest time without a new shard in listings"
     )
     parallel_shards: int = Field(16, ge=1, le=256, description="shards read at the same time")
     flush_rows: int = Field(25_000, ge=1, description="changes per landing object at most")
     flush_mb: int = Field(64, ge=1, description="MB of stream answers per landing object at most")
     linger_seconds: int = Field(
-        0, ge=0, description="a run goes on reading at the tip for this long (continuous mode)"
+        0, ge=0, description="a run continues to read at the tip for this time (continuous mode)"
     )
     flush_seconds: float = Field(
-        1.0, gt=0, description="least pause between landing objects while a run lingers"
+        1.0, gt=0, description="least pause between landing objects in continuous mode"
     )
     reads_per_second: float = Field(
         200, gt=0, description="items read per second and table with complete_by_read"
@@ -461,7 +458,7 @@ class Capture(_Strict):
 
 
 class Export(_Strict):
-    """Where DynamoDB writes PITR exports and how long they may take."""
+    """Location, encryption and time limits of PITR exports."""
 
     bucket: str | None = Field(
         None, description="S3 bucket; default: the lake's. Needed when the lake is a local folder"
@@ -469,30 +466,30 @@ class Export(_Strict):
     prefix: str = Field("", description="S3 prefix in that bucket when `bucket` is given")
     bucket_owner: AccountId | None = Field(
         None,
-        description="account of the bucket, which exports from another account name; default: the "
+        description="account of the bucket, needed for exports from another account; default: the "
         "lake's",
     )
     kms_key: KmsKey | None = Field(
         None,
         description="exports are encrypted with this KMS key (ARN, or aws/s3); default: the "
-        "lake's `kms_key` where the bucket is the lake's, else as the bucket has it",
+        "lake's `kms_key` if the bucket is the lake's, else the bucket's own encryption",
     )
-    poll_seconds: float = Field(15.0, gt=0, description="pause between looks at a running export")
-    timeout_minutes: int = Field(24 * 60, ge=1, description="give up waiting after this long")
+    poll_seconds: float = Field(15.0, gt=0, description="pause between checks of a running export")
+    timeout_minutes: int = Field(24 * 60, ge=1, description="longest time to wait for an export")
     least_window_minutes: float = Field(
-        15, gt=0, description="shortest incremental export; AWS takes none below 15 minutes"
+        15, gt=0, description="shortest incremental export; AWS accepts 15 minutes or more"
     )
 
 
 class Schedules(_Strict):
-    """Cron expressions (UTC) and pauses of the automation."""
+    """Cron expressions (UTC) and intervals of the automation."""
 
     yesterday: Cron = Field("20 0 * * *", description="re-materialise yesterday's partitions")
     downstream_seconds: int = Field(
-        60, ge=5, description="pause between two looks for stale cdc, current_state, aggregates"
+        60, ge=5, description="interval between checks for stale cdc, current_state and aggregates"
     )
     glue_seconds: int = Field(
-        300, ge=5, description="pause between two looks for missing Glue partitions"
+        300, ge=5, description="interval between checks for missing Glue partitions"
     )
     running: bool = Field(
         False, description="start sensors and schedules as soon as Dagster loads the tables"
@@ -500,7 +497,7 @@ class Schedules(_Strict):
 
 
 class CurrentState(_Strict):
-    """When changes are folded into the published state by themselves; queries see them anyway."""
+    """Automatic folds of changes into the published state; queries see the changes anyway."""
 
     fold_percent: float = Field(
         5, ge=0, description="fold when the changes are this many percent of the items"
@@ -509,39 +506,39 @@ class CurrentState(_Strict):
 
 
 class Maintenance(_Strict):
-    """What the asset `maintenance` may remove, and when."""
+    """Schedule of the asset `maintenance`, and the ages of what it removes."""
 
     schedule: Cron = Field("41 * * * *", description="when small objects are merged (UTC)")
     keep_replaced_minutes: int = Field(
-        60, ge=1, description="landing objects stay this long after others took their place"
+        60, ge=1, description="how long replaced landing objects stay"
     )
     keep_snapshot_days: int = Field(
-        7, ge=1, description="Iceberg snapshots kept; those that are baselines are kept for ever"
+        7, ge=1, description="how long Iceberg snapshots are kept; baselines are kept for ever"
     )
     unreferenced_hours: int = Field(
-        48, ge=24, description="age at which a file that nothing refers to is removed"
+        48, ge=24, description="age at which an unreferenced file is removed"
     )
 
 
 class Alarms(_Strict):
-    """When a table counts as stale, and who is told of failing checks and runs."""
+    """When a table counts as stale, and who is notified of failed checks and runs."""
 
     warn_minutes: float = Field(
-        15, gt=0, description="the check `fresh` warns when queries see nothing younger"
+        15, gt=0, description="the check `fresh` warns when the data in queries is older than this"
     )
-    fail_minutes: float = Field(60, gt=0, description="and fails when they see nothing younger")
+    fail_minutes: float = Field(60, gt=0, description="and fails when it is older than this")
     sns_topic: Annotated[str, Field(pattern=r"^arn:[^:]+:sns:[^:]+:[0-9]{12}:.+$")] | None = Field(
         None, description="ARN of an SNS topic"
     )
     webhook_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = Field(
         None,
-        description="environment variable with the address of a webhook; it is sent JSON with a "
-        "`text`, as Slack, Mattermost and Teams take it",
+        description="environment variable with the address of a webhook; it receives JSON with a "
+        "`text`, as Slack, Mattermost and Teams accept it",
     )
 
 
 class Reconcile(_Strict):
-    """How the lake is compared with the source again and again."""
+    """Regular comparisons of the lake with the source."""
 
     schedule: Cron | None = Field(
         "23 4 * * *", description="when samples of all tables are compared (UTC); none: never"
@@ -560,8 +557,8 @@ class Glue(_Strict):
 
     projection: bool = Field(
         False,
-        description="Athena makes partitions of `<table>_raw_stream` from the table's parameters; "
-        "none are registered, and engines that know no projection see no new days",
+        description="Athena derives partitions of `<table>_raw_stream` from the table's "
+        "parameters; none are registered, and engines without partition projection see no new days",
     )
 
 
@@ -582,7 +579,7 @@ _FILE_KEYS = ("s3.", "client.", "gcs.", "adls.", "hf.", "py-io-impl", "py-catalo
 
 
 class Catalog(_Strict):
-    """Where the Iceberg tables are catalogued; the lake's files are reached as `lake` says."""
+    """Catalogue of the Iceberg tables; access to the lake's files depends on `lake` alone."""
 
     type: Literal["glue", "glue-rest", "s3tables", "rest", "sql"] = Field(
         description="Glue, by its own calls or by its Iceberg REST endpoint; a table bucket of S3 "
@@ -590,13 +587,13 @@ class Catalog(_Strict):
     )
     properties: dict[str, str] = Field(
         {},
-        description="properties by PyIceberg's names: `uri`, `warehouse` (of s3tables the table "
+        description="properties by PyIceberg's names: `uri`, `warehouse` (for s3tables the table "
         "bucket's ARN), for rest also `scope`, `oauth2-server-uri`, `header.X-...`, "
         "`rest.sigv4-enabled` and others",
     )
     secrets: dict[str, Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]] = Field(
         {},
-        description="properties that are secret, each with the environment variable that holds it, "
+        description="secret properties, each with the environment variable that contains it, "
         "such as `credential: CATALOG_CREDENTIAL`",
     )
 
@@ -606,11 +603,13 @@ class Catalog(_Strict):
         allowed = _CATALOG_KEYS.get(self.type)
         for name in given:
             if allowed is not None and name not in allowed:
-                raise ValueError(f"{self.type} has no property {name!r}: {', '.join(allowed)}")
+                raise ValueError(
+                    f"{self.type} has no property {name!r}; allowed: {', '.join(allowed)}"
+                )
             if name.startswith(_FILE_KEYS):
                 raise ValueError(
-                    f"property {name!r}: files are reached as `lake`, `endpoint_url` and AWS's "
-                    "credential chain say, whatever the catalogue"
+                    f"property {name!r}: access to files depends on `lake`, `endpoint_url` and "
+                    "AWS's credential chain, not on the catalogue; remove it"
                 )
         needed = _CATALOG_NEEDS.get(self.type)
         if needed and needed not in given:
@@ -634,7 +633,7 @@ class Catalog(_Strict):
 
 
 class Settings(_Strict):
-    """Everything a deployment can say. Secrets never: they come from AWS's credential chain."""
+    """All settings of a deployment. No secrets: they come from AWS's credential chain."""
 
     lake: str = Field(description="lake root: s3://bucket/prefix or a local folder")
     database: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")] = Field(
@@ -647,13 +646,13 @@ class Settings(_Strict):
     kms_key: KmsKey | None = Field(
         None,
         description="objects of the lake in S3 are written with SSE-KMS and this key (ARN, or "
-        "aws/s3 for AWS's own), as buckets demand it whose policy denies anything else; default: "
-        "as the bucket has it",
+        "aws/s3 for AWS's own), for buckets whose policy requires it; default: the bucket's own "
+        "encryption",
     )
     catalog: Catalog | None = Field(
         None,
-        description="where the Iceberg tables are catalogued; default: Glue for a lake in S3, a "
-        "SQLite file in the lake for a local folder",
+        description="catalogue of the Iceberg tables; default: Glue for a lake in S3, a SQLite "
+        "file in the lake for a local folder",
     )
     handover_margin_seconds: float = Field(
         300, ge=1, description="distance between stream positions and export time at a handover"
@@ -661,11 +660,11 @@ class Settings(_Strict):
     clock_margin_seconds: float | None = Field(
         None,
         ge=0,
-        description="how far this machine's clock may be off AWS's (which refuses requests that "
-        "are off by more than 5 minutes); default: as handover_margin_seconds",
+        description="largest offset of this machine's clock from AWS's (which refuses requests "
+        "with more than 5 minutes); default: handover_margin_seconds",
     )
     memory_mb: int = Field(
-        1000, ge=100, description="memory for DuckDB's folds and sorts; what is more goes to disk"
+        1000, ge=100, description="memory for DuckDB's folds and sorts; the rest goes to disk"
     )
     start_date: date = Field(
         date(2026, 1, 1), ge=date(1970, 1, 1), description="first daily partition (UTC)"
@@ -688,12 +687,10 @@ class Settings(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Settings":
-        for _, why in clashes(self.tables, self.region):
-            raise ValueError(why)
+        for _, reason in clashes(self.tables, self.region):
+            raise ValueError(reason)
         if not self.is_s3 and "://" in self.lake:
-            raise ValueError(
-                f"lake {self.lake!r}: allowed are s3://bucket/prefix and local folders"
-            )
+            raise ValueError(f"lake {self.lake!r}: use s3://bucket/prefix or a local folder")
         self._check_catalog()
         self._keep_firehose_out_of_the_lake()
         return self
@@ -716,24 +713,24 @@ class Settings(_Strict):
             raise ValueError("catalog: sql needs the property 'uri' for a lake in S3")
 
     def _keep_firehose_out_of_the_lake(self) -> None:
-        """What lies in our folders and is not ours would be removed, or read as landed."""
+        """Refuse shared folders: the lake would remove foreign objects, or read them as landed."""
         if not self.is_s3:
             return
-        ours = [f"{self.lake.rstrip('/')}/{zone}" for zone in LAKE_ZONES]
+        zones = [f"{self.lake.rstrip('/')}/{zone}" for zone in LAKE_ZONES]
         for table in self.tables:
             chosen = table.firehose
             for prefix in [*chosen.prefixes, *chosen.error_prefixes] if chosen else []:
                 folder = f"{prefix.rstrip('/')}/"
-                inside = [z for z in ours if folder.startswith(z) or z.startswith(folder)]
-                if inside:
+                shared = [z for z in zones if folder.startswith(z) or z.startswith(folder)]
+                if shared:
                     raise ValueError(
-                        f"table {table.name!r}: {folder} is Firehose's and {inside[0]} the lake's "
+                        f"table {table.name!r}: {folder} is Firehose's and {shared[0]} the lake's "
                         "own; neither may be in the other"
                     )
 
     @property
     def clock_margin_us(self) -> int:
-        """How far this machine's clock may be off AWS's, in µs."""
+        """Largest offset of this machine's clock from AWS's, in µs."""
         seconds = self.clock_margin_seconds
         return int((self.handover_margin_seconds if seconds is None else seconds) * 1_000_000)
 
@@ -744,41 +741,41 @@ class Settings(_Strict):
 
     @property
     def catalog_type(self) -> str:
-        """The kind of catalogue of the Iceberg tables: a `type` of `catalog`."""
+        """Type of the Iceberg catalogue: a `type` of `catalog`."""
         return self.catalog.type if self.catalog else "glue" if self.is_s3 else "sql"
 
     @property
     def has_glue(self) -> bool:
-        """Whether the landing zone is catalogued in Glue: in S3, with a catalogue of AWS's."""
+        """Whether Glue catalogues the landing zone: lake in S3, and one of AWS's catalogues."""
         return self.is_s3 and self.catalog_type in _AWS_CATALOGS
 
     @property
     def lake_folder(self) -> Path:
-        """The local lake's folder; a relative one counts from the settings file."""
+        """The local lake's folder; a relative path starts at the settings file."""
         return (self._folder / Path(self.lake).expanduser()).resolve()
 
     @property
     def aggregates_folder(self) -> Path:
-        """Where aggregates' SQL files are; a relative one counts from the settings file."""
+        """Folder of aggregates' SQL files; a relative path starts at the settings file."""
         return (self._folder / self.aggregates).resolve()
 
     def table(self, name: str) -> Table:
-        """The table with this alias, DynamoDB or safe name; raises `SettingsError`."""
+        """Find a table by alias, DynamoDB name or safe name; raises `SettingsError`."""
         for table in self.tables:
             if name in (table.label, table.safe_name):
                 return table
-        of_this_name = [table for table in self.tables if table.name == name]
-        if len(of_this_name) == 1:
-            return of_this_name[0]
-        known = ", ".join(t.label for t in of_this_name or self.tables)
-        found = f"{len(of_this_name)} tables" if of_this_name else "no table"
-        raise SettingsError(f"{found} {name!r} in the settings", fix=f"use one of: {known}")
+        namesakes = [table for table in self.tables if table.name == name]
+        if len(namesakes) == 1:
+            return namesakes[0]
+        labels = ", ".join(t.label for t in namesakes or self.tables)
+        number = f"{len(namesakes)} tables" if namesakes else "no table"
+        raise SettingsError(f"{number} {name!r} in the settings", fix=f"use one of: {labels}")
 
 
 def clashes(tables: Iterable[Table], region: str | None) -> Iterator[tuple[int, str]]:
-    """Positions of tables that cannot stand beside those before them, and why.
+    """Yield position and reason for each table that conflicts with an earlier one.
 
-    `region`: that of tables which name none.
+    `region`: default region of tables.
     """
     tables = list(tables)
     names: dict[str, str] = {}
@@ -787,13 +784,13 @@ def clashes(tables: Iterable[Table], region: str | None) -> Iterator[tuple[int, 
     for position, table in enumerate(tables):
         for own in [f"{table.safe_name}_{rule.name}" for rule in table.entities if rule.table]:
             if own in kept:
-                why = f"would be kept as {own!r}, which is one of table {kept[own].name!r}"
-                yield position, f"table {table.name!r}: an entity {why}; call it otherwise"
+                why = f"would be kept as {own!r}, which is a name of table {kept[own].name!r}"
+                yield position, f"table {table.name!r}: an entity {why}; rename the entity"
             kept[own] = table
         name = table.safe_name
         place = (table.name, table.region or region, table.account)
         if name in _RESERVED:
-            yield position, f"table {table.name!r}: the name {name!r} is taken by the lake"
+            yield position, f"table {table.name!r}: the name {name!r} is reserved by the lake"
         elif place in places:
             yield position, f"table {table.name!r} is listed twice"
         elif name in names:
@@ -804,129 +801,3 @@ def clashes(tables: Iterable[Table], region: str | None) -> Iterator[tuple[int, 
             )
         names.setdefault(name, table.name)
         places.add(place)
-
-
-def settings_path() -> Path:
-    """Where the settings file is expected."""
-    return Path(os.environ.get(PATH_VARIABLE) or DEFAULT_PATH)
-
-
-def load_settings(path: Path | None = None) -> Settings:
-    """Read and check the settings file; raises `SettingsError` with every mistake in it."""
-    path = path or settings_path()
-    try:
-        text = path.read_text("utf-8")
-    except FileNotFoundError:
-        raise SettingsError(
-            f"no settings file at {path}",
-            fix=f"copy cdc_pipeline.example.yaml to {DEFAULT_PATH} and edit it, or set "
-            f"{PATH_VARIABLE}; `make demo` needs none",
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} cannot be read: {error}") from None
-    return read_settings(text, path)
-
-
-def read_settings(text: str, path: Path) -> Settings:
-    """Check the text of a settings file at `path`; raises `SettingsError`."""
-    try:
-        raw = yaml.load(text, Loader=_UniqueKeys)
-    # Contents that do not fit their tag and keys that are no scalars: PyYAML's other exceptions.
-    except (yaml.YAMLError, ValueError, TypeError, LookupError, RecursionError) as error:
-        raise SettingsError(f"{path} is not YAML: {_one_line(error)}") from None
-    return parse_settings(raw, path)
-
-
-def parse_settings(raw: Any, path: Path) -> Settings:
-    """Check settings that were read from `path`, which errors name."""
-    if not isinstance(raw, Mapping):
-        raise SettingsError(f"{path} holds no settings", fix="see cdc_pipeline.example.yaml")
-    try:
-        settings = Settings.model_validate(raw)
-    except ValidationError as error:
-        mistakes = "\n".join(f"  - {_mistake(e)}" for e in error.errors(include_url=False))
-        raise SettingsError(f"{path}:\n{mistakes}") from None
-    settings._folder = path.resolve().parent
-    return settings
-
-
-def parse_table(raw: Mapping[str, Any]) -> Table:
-    """One table by itself; raises `SettingsError` with every mistake in it."""
-    try:
-        return Table.model_validate(raw)
-    except ValidationError as error:
-        mistakes = "; ".join(_mistake(e, Table) for e in error.errors(include_url=False))
-        raise SettingsError(mistakes) from None
-
-
-_HAS_PARTS = re.compile(r"'(\$ref|additionalProperties)'")
-
-
-def table_columns() -> list[str]:
-    """The keys of a table that are plain values, which a CSV file can say."""
-    properties = Table.model_json_schema()["properties"]
-    # Values of other models and of mappings are objects, or references to them.
-    return [name for name, said in properties.items() if not _HAS_PARTS.search(str(said))]
-
-
-def settings_schema() -> dict[str, Any]:
-    """JSON schema of the settings file, for editors."""
-    return Settings.model_json_schema()
-
-
-def _mistake(error: Any, root: type[BaseModel] | None = None) -> str:
-    where = ".".join(str(part) for part in error["loc"]) or "(whole file)"
-    found, kind = error["input"], error["type"]
-    if kind == "extra_forbidden":
-        model: type[BaseModel] = root or Settings
-        for part in error["loc"][:-1]:
-            model = _submodel(model, part)
-        return f"{where}: unknown key; allowed: {', '.join(model.model_fields)}"
-    if kind == "missing":
-        return f"{where}: required, but missing"
-    if kind == "too_short" and where == "tables":
-        return "tables: no tables; name at least one"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["loc"][:1] == ("catalog",):  # what was found may be a secret
-        return f"{where}: {_lower(message)}"
-    return message if where == "(whole file)" else f"{where}: found {found!r}; {_lower(message)}"
-
-
-def _submodel(model: type[BaseModel], part: str | int) -> type[BaseModel]:
-    if isinstance(part, int):
-        return model
-    if part not in model.model_fields:  # a name that the user chose
-        return model
-    annotation = model.model_fields[part].annotation
-    arguments = getattr(annotation, "__args__", ())
-    for candidate in (*arguments, annotation):
-        candidate = getattr(candidate, "__origin__", candidate)  # Annotated[Model, ...]
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return model
-
-
-def _lower(message: str) -> str:
-    return message[:1].lower() + message[1:]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key given twice is an error, not a silent override."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key_node.value!r} is given twice", key_node.start_mark
-                )
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-
-# A date stays text until its key is known, so that a mistake in it is one of that key.
-_UniqueKeys.add_constructor("tag:yaml.org,2002:timestamp", yaml.SafeLoader.construct_yaml_str)

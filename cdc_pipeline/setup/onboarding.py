@@ -15,14 +15,8 @@ from cdc_pipeline.settings.edit import (
     without_table,
     write_settings,
 )
-from cdc_pipeline.settings.model import (
-    Settings,
-    Table,
-    clashes,
-    parse_table,
-    read_settings,
-    table_columns,
-)
+from cdc_pipeline.settings.load import parse_table, read_settings, table_columns
+from cdc_pipeline.settings.model import Settings, Table, clashes
 
 _PARALLEL = 16
 

@@ -1,1 +1,1 @@
-"""Transformations as SQL and Arrow: they know core and an engine, neither AWS nor the lake."""
+"""Transformations as SQL and Arrow; they depend on core and an engine, not on AWS or the lake."""

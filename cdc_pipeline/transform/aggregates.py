@@ -20,7 +20,7 @@ DAY_PARAMETER = "$day"
 
 @dataclass(frozen=True)
 class Aggregate:
-    """A query over the lake's views. `inputs`: (schema, view) pairs it reads."""
+    """A query over the lake's views. `inputs`: (schema, view) pairs that it reads."""
 
     name: str
     sql: str
@@ -31,30 +31,30 @@ class Aggregate:
 
     @property
     def table(self) -> str:
-        """The name of its Iceberg table."""
+        """Name of its Iceberg table."""
         return f"{AGGREGATES}_{self.name}"
 
 
 @dataclass(frozen=True)
 class BrokenAggregate:
-    """A file that cannot be an aggregate, and why; `name`: from the file's, no sound one's."""
+    """An invalid aggregate file, and the reason. `name`: from the file's, unique in the folder."""
 
     name: str
     error: str
 
     @property
     def table(self) -> str:
-        """The name of its Iceberg table, which it has if it was built before it broke."""
+        """Name of its Iceberg table, which exists if it was built while the file was valid."""
         return f"{AGGREGATES}_{self.name}"
 
 
 def load_aggregates(folder: Path) -> list[Aggregate]:
-    """Every `*.sql` in the folder that is sound, sorted by name."""
+    """Load every valid `*.sql` in the folder, sorted by name."""
     return _read(folder)[0]
 
 
 def broken_aggregates(folder: Path) -> list[BrokenAggregate]:
-    """Every other `*.sql` in the folder: one bad file takes no other with it."""
+    """List every invalid `*.sql` in the folder; invalid files do not affect the others."""
     return _read(folder)[1]
 
 
@@ -67,7 +67,7 @@ def _read(folder: Path) -> tuple[list[Aggregate], list[BrokenAggregate]]:
             parsed[stem] = _parse(path)
         except SettingsError as error:
             errors[stem] = error.message
-    for name, problem in list(_misdirected(parsed.values(), paths)):
+    for name, problem in list(_invalid_reads(parsed.values(), paths)):
         del parsed[name]
         errors[name] = f"{paths[name]}: {problem}"
     taken = set(parsed)
@@ -78,9 +78,9 @@ def _read(folder: Path) -> tuple[list[Aggregate], list[BrokenAggregate]]:
     return list(parsed.values()), broken
 
 
-def _misdirected(found: Iterable[Aggregate], known: Container[str]) -> Iterator[tuple[str, str]]:
-    """The name and the problem of each aggregate that reads what no file defines, or itself."""
-    reads = {a.name: [view for schema, view in a.inputs if schema == AGGREGATES] for a in found}
+def _invalid_reads(parsed: Iterable[Aggregate], known: Container[str]) -> Iterator[tuple[str, str]]:
+    """Yield name and problem of each aggregate that reads an undefined one, or itself."""
+    reads = {a.name: [view for schema, view in a.inputs if schema == AGGREGATES] for a in parsed}
     for name, sources in list(reads.items()):
         missing = [f"{AGGREGATES}.{source}" for source in sources if source not in known]
         if missing:
@@ -90,16 +90,16 @@ def _misdirected(found: Iterable[Aggregate], known: Container[str]) -> Iterator[
         try:
             TopologicalSorter(reads).prepare()
         except CycleError as error:
-            circle = error.args[1][::-1]  # each is read by the one behind it
+            cycle = error.args[1][::-1]  # each is read by the next one
         else:
             return
-        for name in circle[1:]:
+        for name in cycle[1:]:
             del reads[name]
-            yield name, f"aggregates wait for each other in a circle: {' reads '.join(circle)}"
+            yield name, f"aggregates wait for each other in a circle: {' reads '.join(cycle)}"
 
 
 def _free_name(stem: str, taken: set[str]) -> str:
-    """A name for an asset, from a file's that need not be one."""
+    """Derive a free asset name from a file's name, which need not be valid."""
     name = safe_name(stem)
     numbered = (f"{name}_{number}" for number in count(2))
     return next(free for free in chain([name], numbered) if free not in taken)
@@ -121,8 +121,8 @@ def _parse(path: Path) -> Aggregate:
     daily = partitioned == "daily"
     if daily != (DAY_PARAMETER in _without_comments(text)):
         raise SettingsError(
-            f"{path}: a daily aggregate names {DAY_PARAMETER} in its SQL and its header says "
-            "'-- partitioned: daily'; here only one of the two is so"
+            f"{path}: a daily aggregate has {DAY_PARAMETER} in its SQL and '-- partitioned: daily' "
+            "in its header; this file has only one of the two"
         )
     owner = header.get("owner")
     if owner is not None and not is_owner(owner):
@@ -138,7 +138,7 @@ def _parse(path: Path) -> Aggregate:
 
 
 def tables_named(sql: str, where: str = "SQL") -> tuple[tuple[str, str], ...]:
-    """The `schema.view` pairs a statement reads, CTEs left out; raises `SettingsError`."""
+    """List the (schema, view) pairs read by a statement, without CTEs; raises `SettingsError`."""
     try:
         statement = sqlglot.parse_one(sql, read="duckdb")
     except SqlglotError as error:
@@ -146,12 +146,12 @@ def tables_named(sql: str, where: str = "SQL") -> tuple[tuple[str, str], ...]:
     except RecursionError:
         raise SettingsError(f"{where}: not valid SQL: nested too deeply") from None
     defined = {cte.alias_or_name for cte in statement.find_all(exp.CTE)}
-    found = {
+    pairs = {
         (table.db.lower(), table.name.lower())
         for table in statement.find_all(exp.Table)
         if table.name and not (not table.db and table.name in defined)
     }
-    return tuple(sorted(found))
+    return tuple(sorted(pairs))
 
 
 def _without_comments(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Ready queries on one table for Athena, which speaks Trino's SQL: statements as text."""
+"""Ready queries on one table for Athena, in Trino's SQL."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from cdc_pipeline.transform.sql import load_sql
 
 @dataclass(frozen=True)
 class Catalogued:
-    """What the catalogue has of one table. None, or nothing: it is not there yet.
+    """A table's contents in the catalogue; None or empty: not there yet.
 
-    `table`: the safe name. `key`: an item's key as the tables have it, canonical typed JSON.
+    `table`: the safe name. `key`: an item's key in the tables' form, canonical typed JSON.
     `columns`: of current_state, published at `published_at` and complete up to `complete_to`.
     `cdc_day`, `landed_day`: the newest ones. `baseline`: the snapshot of the live export.
     """
@@ -32,7 +32,7 @@ class Catalogued:
 
 @dataclass(frozen=True)
 class Statement:
-    """One query: a name to ask for it by, what it means and costs, and its SQL."""
+    """One query: its name, notes on meaning and cost, and its SQL."""
 
     name: str
     notes: str
@@ -40,31 +40,31 @@ class Statement:
 
 
 def athena_statements(has: Catalogued) -> list[Statement]:
-    """Every query that the tables which exist can answer."""
-    found: list[Statement] = []
+    """Build all queries on the existing tables."""
+    statements: list[Statement] = []
     if has.published_at is not None:
-        found += _state(has, has.published_at)
+        statements += _state(has, has.published_at)
     if has.cdc_day is not None:
-        found += _cdc(has, has.cdc_day)
+        statements += _cdc(has, has.cdc_day)
     if has.landed_day is not None:
-        found += _raw(has, has.landed_day)
+        statements += _raw(has, has.landed_day)
     if has.baseline is not None:
-        found.append(_pitr_export(has, has.baseline))
-    return found
+        statements.append(_pitr_export(has, has.baseline))
+    return statements
 
 
 def quoted(name: str) -> str:
-    """A quoted identifier."""
+    """Quote an identifier."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def text(value: str) -> str:
-    """A string literal."""
+    """Quote a string literal."""
     return "'" + value.replace("'", "''") + "'"
 
 
 def json_path(attribute: str) -> str:
-    """A literal of the JSON path to a top-level attribute, whatever its name is."""
+    """Build the literal of a JSON path to a top-level attribute of any name."""
     escaped = attribute.replace("\\", "\\\\").replace('"', '\\"')
     return text(f'$["{escaped}"]')
 
@@ -82,7 +82,7 @@ def _attributes(has: Catalogued) -> list[str]:
 
 
 def _whole_item(has: Catalogued) -> str:
-    """The names of `core.items.view_names`, and the rest."""
+    """List the columns of `core.items.view_names`, and the others."""
     return ",\n".join(
         [
             '    "_key" AS "item_key"',
@@ -101,28 +101,28 @@ def _state(has: Catalogued, published_at: datetime) -> Iterator[Statement]:
     yield Statement(
         "current_state",
         f"One row per item, one typed column per attribute, as published: complete up to {to}.\n"
-        "Name the columns that you need: Athena charges for the columns it reads, and `_item`,\n"
+        "List only columns that you need: Athena charges for the columns read, and `_item`,\n"
         "the whole item as exact DynamoDB JSON, is the largest. JSON columns (maps and lists) are\n"
         "text.",
         f"SELECT\n{_typed_columns(has)}\nFROM {state}\nLIMIT 100",
     )
     yield Statement(
         "item",
-        "One item by its key, in DynamoDB JSON without spaces, attributes by name. Files are\n"
-        "sorted by key, so that little is read.",
+        "One item by its key, in DynamoDB JSON without spaces, attributes sorted by name. Files\n"
+        "are sorted by key, so that little is read.",
         f'SELECT\n{_whole_item(has)}\nFROM {state}\nWHERE "_key" = {text(has.key)}',
     )
     yield Statement(
         "rescued",
-        "Values whose DynamoDB type is not the column's: there the column is null, and the value\n"
-        "is in `_rescued`, as typed JSON by attribute.",
+        "Values whose DynamoDB type is not the column's: the column is null, and the value is in\n"
+        "`_rescued`, as typed JSON by attribute.",
         f'SELECT "_key" AS "item_key", "_rescued"\nFROM {state}\n'
         'WHERE "_rescued" IS NOT NULL\nLIMIT 100',
     )
     yield Statement(
         "time_travel",
-        "current_state as it was published at that time (which is not what the source was then:\n"
-        "`cdc-pipeline query --as-of` computes that). Snapshots are kept for "
+        "current_state as published at that time (not the source's state then, which\n"
+        "`cdc-pipeline query --as-of` computes). Snapshots are kept for "
         f"{has.keep_snapshot_days} days.",
         f"SELECT\n{_typed_columns(has)}\nFROM {state}\n"
         f"FOR TIMESTAMP AS OF TIMESTAMP '{published_at:%Y-%m-%d %H:%M:%S} UTC'\nLIMIT 100",
@@ -130,7 +130,7 @@ def _state(has: Catalogued, published_at: datetime) -> Iterator[Statement]:
     snapshots = f"{quoted(has.database)}.{quoted(f'{has.table}_current_state$snapshots')}"
     yield Statement(
         "snapshots",
-        "The times to travel to; reads metadata only.",
+        "The published versions and their times; reads metadata only.",
         f'SELECT "committed_at", "snapshot_id", "operation"\nFROM {snapshots}\n'
         'ORDER BY "committed_at" DESC',
     )
@@ -142,14 +142,14 @@ def _cdc(has: Catalogued, day: date) -> Iterator[Statement]:
     yield Statement(
         "cdc_of_a_day",
         "Every change of one write day (UTC) once, in the order of each item's changes. Reads\n"
-        "that day alone.",
+        "this day only.",
         'SELECT "time_stamp" AS "write_time", "op", "keys" AS "item_key", "data",\n'
         '    "is_ttl_delete", "transport", "order_key"\n'
         f'FROM {cdc}\nWHERE {of_the_day}\nORDER BY "item_key", "order_key"',
     )
     yield Statement(
         "ttl_deletes",
-        "Items that TTL deleted on a day; `old_image` is what they were, where the stream has it.",
+        "Items deleted by TTL on a day; `old_image` is their last state, if the stream has it.",
         'SELECT "time_stamp" AS "write_time", "keys" AS "item_key", "old_image"\n'
         f'FROM {cdc}\nWHERE {of_the_day} AND "op" = \'D\' AND "is_ttl_delete"\n'
         'ORDER BY "write_time", "item_key"',
@@ -157,10 +157,9 @@ def _cdc(has: Catalogued, day: date) -> Iterator[Statement]:
     if has.columns:
         yield Statement(
             "changes_as_columns",
-            "Attributes out of `data`, the plain JSON of the item after the change. Numbers with\n"
-            "decimals come as text, with all their digits: a cast would round. Maps, lists and\n"
-            "sets come as JSON, where Athena may keep numbers as floating point: `data` itself is\n"
-            "exact.",
+            "Attributes from `data`, the plain JSON of the item after the change. Numbers with\n"
+            "decimals are text, with all their digits: a cast would round. Maps, lists and sets\n"
+            "are JSON, where Athena may keep numbers as floating point: `data` itself is exact.",
             f'SELECT\n    "time_stamp" AS "write_time",\n    "op",\n    "keys" AS "item_key",\n'
             f"{_extracts(has.columns)}\n"
             f'FROM {cdc}\nWHERE {of_the_day}\nORDER BY "keys", "order_key"',
@@ -174,14 +173,14 @@ def _cdc(has: Catalogued, day: date) -> Iterator[Statement]:
     )
     yield Statement(
         "item_history",
-        "The versions of one item. The day of a change is not known from its key, so the keys of\n"
-        "all days are read.",
+        "The versions of one item. The day of a change does not follow from its key, so the keys\n"
+        "of all days are read.",
         _history(cdc, f'\n    WHERE "keys" = {text(has.key)}'),
     )
     if has.has_ttl_archive:
         yield Statement(
             "ttl_archive",
-            "Items that TTL deleted, with their last image, found also where the stream has none.",
+            "Items deleted by TTL, with their last image, even if the stream has none.",
             'SELECT "keys" AS "item_key", "order_key", "_item" AS "item",\n'
             f'    "expired_at" AS "write_time", "data"\nFROM {_relation(has, "ttl_archive")}\n'
             f"WHERE {of_the_day}",
@@ -222,24 +221,24 @@ def _raw(has: Catalogued, day: date) -> Iterator[Statement]:
     once = 'SELECT DISTINCT "uuid", "time_stamp", "op", "year", "month", "day"'
     yield Statement(
         "changes_per_day",
-        "What landed of a month, by write day. The raw table may hold a change more than once;\n"
-        "`uuid` (with `time_stamp`, for files of an older Lambda) is one for each change.",
+        "Landed changes of a month, by write day. The raw table may contain a change more than\n"
+        "once; `uuid` (with `time_stamp`, for files of an older Lambda) identifies a change.",
         f'SELECT "year", "month", "day", "op", COUNT(*) AS "changes"\n'
         f"FROM (\n    {once}\n    FROM {raw}\n    WHERE {of_the_month}\n) AS landed\n"
         'GROUP BY "year", "month", "day", "op"\nORDER BY "year", "month", "day", "op"',
     )
     yield Statement(
         "changes_per_hour",
-        "The same for the hours of one day. Reads one partition.",
+        "Landed changes of one day, by hour. Reads one partition.",
         'SELECT date_trunc(\'hour\', "time_stamp") AS "hour", "op", COUNT(*) AS "changes"\n'
         f"FROM (\n    {once}\n    FROM {raw}\n    WHERE {of_the_day}\n) AS landed\n"
         'GROUP BY date_trunc(\'hour\', "time_stamp"), "op"\nORDER BY 1, 2',
     )
     yield Statement(
         "landed_of_a_day",
-        "The changes of a day as fresh as they have landed, each once. `position` is the order of\n"
-        "an item's changes as long as capture was not interrupted; `order_key` of cdc always is.\n"
-        "Values are exact here even where columns are masked elsewhere: a restricted table.",
+        "The changes of a day as soon as they have landed, each once. `position` is the order of\n"
+        "an item's changes if capture was not interrupted; `order_key` of cdc is always.\n"
+        "Values are exact here even if columns are masked elsewhere: a restricted table.",
         'SELECT "time_stamp" AS "write_time", "op", "keys" AS "item_key", "data",\n'
         '    "new_image" AS "item", "position"\n'
         "FROM (\n"
@@ -253,8 +252,8 @@ def _raw(has: Catalogued, day: date) -> Iterator[Statement]:
 def _pitr_export(has: Catalogued, baseline: int) -> Statement:
     return Statement(
         "pitr_export",
-        "The items of the live baseline as DynamoDB exported them. Exact values even where\n"
-        "columns are masked elsewhere: a restricted table.",
+        "The items of the live baseline as DynamoDB exported them. Exact values even if columns\n"
+        "are masked elsewhere: a restricted table.",
         f'SELECT "_key" AS "item_key", "_item" AS "item"\nFROM {_relation(has, "snapshot")}\n'
         f"FOR VERSION AS OF {baseline}\nLIMIT 100",
     )

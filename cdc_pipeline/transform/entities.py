@@ -1,4 +1,4 @@
-"""Items of one entity out of a table's: telling them apart, counting their values, typing them."""
+"""Items of single entities: classify them, count their values, type their columns."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ _decode = msgspec.json.decode
 
 @dataclass
 class EntityCount:
-    """Items of one entity and what their attributes hold, flattened as the entity says."""
+    """Number of items of one entity, and statistics of their flattened attributes."""
 
     items: int = 0
     stats: Stats = field(default_factory=dict)
@@ -28,7 +28,7 @@ def count_entities(
     entities: Sequence[Entity],
     keep: Collection[str] = (),
 ) -> tuple[dict[str, EntityCount], int]:
-    """What every entity's items hold, and how many items are of no entity.
+    """Collect statistics by entity, and count the items without an entity.
 
     `items`: canonical typed JSON. `keep`: attributes that are not flattened.
     """
@@ -51,10 +51,10 @@ def count_entities(
 def is_of(
     items: pa.Array | pa.ChunkedArray, entities: Sequence[Entity], entity: Entity
 ) -> pa.Array:
-    """Which of these items (canonical typed JSON) are of the entity."""
+    """Return a mask of the items (canonical typed JSON) that belong to the entity."""
     classify = classifier(entities)
-    found = [classify(_decode(text)) == entity.name for text in items.to_pylist()]
-    return pa.array(found, pa.bool_())
+    mask = [classify(_decode(text)) == entity.name for text in items.to_pylist()]
+    return pa.array(mask, pa.bool_())
 
 
 def shred_entity(
@@ -64,14 +64,14 @@ def shred_entity(
     stats: Stats,
     keep: Collection[str] = (),
 ) -> Iterator[pa.RecordBatch]:
-    """Batches of `NARROW_SCHEMA`, all of one entity, as batches of `typed_schema(columns)`.
+    """Convert batches of `NARROW_SCHEMA`, all of one entity, to `typed_schema(columns)`.
 
-    `_item` is the item as it was; columns and `_rescued` are of the flattened one.
+    `_item` is the unchanged item; columns and `_rescued` are from the flattened one.
     """
     if not entity.depth:
         yield from shred_pinned(batches, columns, stats)
         return
-    place = typed_schema(columns).get_field_index("_item")
+    index = typed_schema(columns).get_field_index("_item")
     for batch in batches:
         items = batch.column("item")
         flat = [to_json(flatten(_decode(text), entity.depth, keep)) for text in items.to_pylist()]
@@ -79,7 +79,7 @@ def shred_entity(
             NARROW_SCHEMA.get_field_index("item"), NARROW_SCHEMA.field("item"), pa.array(flat)
         )
         for typed in shred_pinned([narrow], columns, stats):
-            yield typed.set_column(place, typed.schema.field(place), items)
+            yield typed.set_column(index, typed.schema.field(index), items)
 
 
 def shred_cells(
@@ -89,17 +89,17 @@ def shred_cells(
     stats: Stats,
     keep: Collection[str] = (),
 ) -> pa.Array:
-    """`_rescued` and the columns of an entity's items, as one struct for each item."""
+    """Return `_rescued` and the columns of an entity's items, as one struct per item."""
     texts = items.combine_chunks() if isinstance(items, pa.ChunkedArray) else items
-    nothing = pa.array([""] * len(texts), pa.string())
+    empty = pa.array([""] * len(texts), pa.string())
     times = pa.array([0] * len(texts), pa.int64())
-    narrow = pa.RecordBatch.from_arrays([nothing, nothing, texts, times], schema=NARROW_SCHEMA)
+    narrow = pa.RecordBatch.from_arrays([empty, empty, texts, times], schema=NARROW_SCHEMA)
     fields = cell_fields(columns)
     (typed,) = shred_entity([narrow], entity, columns, stats, keep)
     return pa.StructArray.from_arrays([typed.column(f.name) for f in fields], fields=fields)
 
 
 def cell_fields(columns: Sequence[Column]) -> list[pa.Field]:
-    """The fields of what `shred_cells` returns."""
+    """Return the fields of the result of `shred_cells`."""
     schema = typed_schema(columns)
     return list(schema)[schema.get_field_index("_rescued") :]

@@ -1,4 +1,4 @@
-"""Lines of full exports into canonical keys and items, with the statistics of their attributes."""
+"""Conversion of full exports' lines to canonical keys and items, with attribute statistics."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -24,9 +24,9 @@ class Rows(NamedTuple):
 
 
 class LineConverter:
-    """Converts one data file; compiled with the extra `fast`, and equal without it.
+    """Converter of one data file; compiled with the extra `fast`, with the same results without it.
 
-    `where` names the file in errors. Not for two threads at once.
+    `where`: the file's name in errors. Not thread-safe.
     """
 
     def __init__(self, key_names: Sequence[str], where: str, *, fast: bool = True) -> None:
@@ -37,7 +37,7 @@ class LineConverter:
         self.lines = 0
 
     def convert(self, lines: bytes) -> Rows:
-        """Convert whole lines, each with its newline; raises `ExportError` naming the line."""
+        """Convert whole lines, each with its newline; raises `ExportError` with the line number."""
         read = self._reader.read(lines) if self._reader else None
         if read is None:
             rows = self._exactly(enumerate(lines.split(b"\n")[:-1], 1))
@@ -51,11 +51,11 @@ class LineConverter:
         return rows
 
     def stats(self) -> Stats:
-        """What was seen in all lines so far."""
+        """Return the statistics of all lines so far."""
         return merge_stats(self._stats, self._reader.stats() if self._reader else {})
 
     def _exactly(self, lines: Iterable[tuple[int, bytes]]) -> Rows:
-        """Convert lines one by one; they come with their numbers in what is converted now."""
+        """Convert single lines; their numbers count within the present block."""
         keys, items = [], []
         for number, line in lines:
             key, item = self._convert_line(self.lines + number, line)

@@ -1,4 +1,4 @@
-"""Columns whose type the settings say: numbers that do not fit it go to the rescue column."""
+"""Columns with types from the settings: numbers that do not fit go to the rescue column."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,10 +19,10 @@ _decode = msgspec.json.decode
 def shred_pinned(
     batches: Iterable[pa.RecordBatch], columns: Sequence[Column], stats: Stats
 ) -> Iterator[pa.RecordBatch]:
-    """`shred`, with what does not fit a pinned column in `_rescued`; `stats` are of all rows.
+    """Like `shred`, with values that do not fit a pinned column in `_rescued`.
 
-    Columns that some number may not fit are typed as text first, so that whatever does the
-    typing need not know of misfits.
+    `stats`: of all rows. Columns with possible misfits are typed as text first, so that `shred`
+    does not handle misfits.
     """
     narrow = _narrow(columns, stats)
     if not narrow:
@@ -38,9 +38,9 @@ def shred_pinned(
 def count_misfits(
     batches: Iterable[pa.RecordBatch], columns: Sequence[Column], stats: Stats
 ) -> dict[str, int]:
-    """How many values of the `item` column do not fit their pinned column, by attribute.
+    """Count values of the `item` column that do not fit their pinned column, by attribute.
 
-    Reads no batch when the statistics rule misfits out.
+    Reads no batch if the statistics exclude misfits.
     """
     narrow = _narrow(columns, stats)
     counts: Counter[str] = Counter()

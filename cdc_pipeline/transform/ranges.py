@@ -1,7 +1,7 @@
 """Narrow Parquet files split into ranges of keys, so that each can be sorted in bounded memory.
 
-DuckDB's sort spills to disk, but what it has to hold at once still grows with the rows: one thread
-with 320 MB sorts 4 GB of items, and with 400 MB it fails at 15 GB (DuckDB 2.0.0, measured).
+DuckDB's sort spills to disk, but its memory still grows with the rows: one thread with 320 MB sorts
+4 GB of items, and with 400 MB it fails at 15 GB (DuckDB 2.0.0, measured).
 """
 
 import bisect
@@ -20,7 +20,7 @@ _BUFFER_BYTES = 128 << 20
 
 
 def write_narrow(path: Path) -> pq.ParquetWriter:
-    """A writer of `NARROW_SCHEMA` for files that are read once or twice and thrown away."""
+    """Open a writer of `NARROW_SCHEMA` for temporary files, read once or twice."""
     return pq.ParquetWriter(
         path,
         NARROW_SCHEMA,
@@ -31,17 +31,17 @@ def write_narrow(path: Path) -> pq.ParquetWriter:
 
 
 def split_by_key(paths: Sequence[Path], folder: Path, ranges: int) -> list[Path]:
-    """Move the rows of some files into one file for each range of keys, in the order of ranges.
+    """Move the rows of files into one file per range of keys, in the order of ranges.
 
-    The ranges have about as many rows each. The files are removed as they are read. Memory: a
-    batch, and buffers of 128 MB together.
+    The ranges have about equal numbers of rows. Files are removed after reading. Memory: a batch,
+    and buffers of 128 MB in total.
     """
     bounds = _bounds(paths, ranges)
     split = [folder / f"range-{number:05d}.parquet" for number in range(len(bounds) + 1)]
     with ExitStack() as stack:
         writers = [_Buffered(stack.enter_context(write_narrow(path)), len(split)) for path in split]
         for path in paths:
-            with pq.ParquetFile(path, pre_buffer=False) as file:  # else all of it is kept
+            with pq.ParquetFile(path, pre_buffer=False) as file:  # True keeps whole files
                 for batch in file.iter_batches(_BATCH_ROWS):
                     _distribute(batch.cast(NARROW_SCHEMA), bounds, writers)
             path.unlink()
@@ -51,7 +51,7 @@ def split_by_key(paths: Sequence[Path], folder: Path, ranges: int) -> list[Path]
 
 
 def _bounds(paths: Sequence[Path], ranges: int) -> list[str]:
-    """The first key of each range but the first, from a sample of the keys."""
+    """Return the first key of each range except the first, from a sample of the keys."""
     rows = sum(pq.read_metadata(path).num_rows for path in paths)
     step = max(1, rows // (_SAMPLES * ranges))
     sample: list[str] = []
@@ -82,7 +82,7 @@ class _Buffered:
 
 
 def _distribute(batch: pa.RecordBatch, bounds: list[str], writers: list[_Buffered]) -> None:
-    """Sorted by key, the rows of each range follow each other."""
+    """Distribute a batch over ranges; after a sort by key each range is one slice."""
     ordered = batch.sort_by("item_key")
     keys, start = ordered.column("item_key").to_pylist(), 0
     for number, writer in enumerate(writers):

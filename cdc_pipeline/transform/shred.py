@@ -1,7 +1,7 @@
-"""Typed DynamoDB JSON into typed Arrow columns, batch by batch.
+"""Conversion of typed DynamoDB JSON to typed Arrow columns, batch by batch.
 
-The exact path is here: any item, any attribute name. With the extra `fast` compiled code does the
-same (`transform.fast`) and hands back what it does not know.
+This module is the exact path, for any item and attribute name. With the extra `fast`, compiled code
+(`transform.fast`) has the same results, and returns input that it does not support.
 """
 
 import base64
@@ -40,14 +40,14 @@ _SYSTEM_FIELDS = [
 _decode = msgspec.json.decode
 
 
-# Loading compiled code takes a second, which is what the exact path takes for some 16 MB.
+# Loading compiled code takes a second, as long as the exact path takes for some 16 MB.
 FAST_BYTES = 16 << 20
 
 
 def collect_stats(batches: Iterable[pa.RecordBatch]) -> Stats:
-    """What every attribute of the `item` column holds, over all batches."""
-    batches, many = _look_ahead(batches)
-    reader = stats_reader() if many else None
+    """Collect statistics of all attributes of the `item` column, over all batches."""
+    batches, is_large = _look_ahead(batches)
+    reader = stats_reader() if is_large else None
     stats: Stats = {}
     for batch in batches:
         items = batch.column("item")
@@ -58,7 +58,7 @@ def collect_stats(batches: Iterable[pa.RecordBatch]) -> Stats:
 
 
 def _look_ahead(batches: Iterable[pa.RecordBatch]) -> tuple[Iterable[pa.RecordBatch], bool]:
-    """The same batches, and whether there is enough in them for compiled code to pay."""
+    """Return the same batches, and whether they are large enough for compiled code to pay."""
     rest = iter(batches)
     seen, size = [], 0
     for batch in rest:
@@ -70,7 +70,7 @@ def _look_ahead(batches: Iterable[pa.RecordBatch]) -> tuple[Iterable[pa.RecordBa
 
 
 def merge_stats(*parts: Stats) -> Stats:
-    """What was seen in all parts together."""
+    """Merge statistics."""
     merged: Stats = {}
     for part in parts:
         for name, seen in part.items():
@@ -79,17 +79,17 @@ def merge_stats(*parts: Stats) -> Stats:
 
 
 def stats_to_json(stats: Stats) -> str:
-    """Statistics as text, to be kept with the table they describe."""
+    """Serialize statistics to text, which is stored with the table."""
     return to_json({name: vars(seen) for name, seen in sorted(stats.items())})
 
 
 def stats_from_json(text: str) -> Stats:
-    """The reverse of `stats_to_json`."""
+    """Parse the text of `stats_to_json`."""
     return stats_of(json.loads(text))
 
 
 def stats_of(raw: Mapping[str, Any]) -> Stats:
-    """Statistics of what their JSON says."""
+    """Build statistics from their parsed JSON."""
     return {
         name: AttributeStats(Counter(seen["tags"]), seen["integer_digits"], seen["scale"])
         for name, seen in raw.items()
@@ -97,7 +97,7 @@ def stats_of(raw: Mapping[str, Any]) -> Stats:
 
 
 def arrow_type(kind: str) -> pa.DataType:
-    """The Arrow type of a `core.items.columns.Column` type."""
+    """Return the Arrow type of a `core.items.columns.Column` type."""
     if kind.startswith("list<"):
         return pa.list_(arrow_type(kind[5:-1]))
     if kind.startswith("decimal("):
@@ -116,24 +116,24 @@ _ARROW_TYPES = {
 
 
 def typed_schema(columns: Sequence[Column]) -> pa.Schema:
-    """System columns, then one field per column."""
+    """Return the schema: system columns, then one field per column."""
     return pa.schema([*_SYSTEM_FIELDS, *(pa.field(c.name, arrow_type(c.type)) for c in columns)])
 
 
 def shred(batches: Iterable[pa.RecordBatch], columns: Sequence[Column]) -> Iterator[pa.RecordBatch]:
-    """Batches of `NARROW_SCHEMA` as batches of `typed_schema(columns)`, rows in the same order.
+    """Convert batches of `NARROW_SCHEMA` to `typed_schema(columns)`, rows in the same order.
 
-    A value whose tag is not its column's goes to `_rescued`, a JSON object of typed values by
-    attribute name. NULL is null in the column and visible in `_item`, as is all of an attribute
-    without a column.
+    A value with another tag than its column's goes to `_rescued`, a JSON object of typed values by
+    attribute name. NULL is null in the column and visible in `_item`, as are all values of an
+    attribute without a column.
     """
     schema = typed_schema(columns)
     places = {c.attribute: (i, c.tag, _converter(c)) for i, c in enumerate(columns)}
-    batches, many = _look_ahead(batches)
-    fast = shredder(columns, schema.types[len(_SYSTEM_FIELDS) :]) if many else None
+    batches, is_large = _look_ahead(batches)
+    fast = shredder(columns, schema.types[len(_SYSTEM_FIELDS) :]) if is_large else None
     for batch in batches:
-        found = fast.shred(batch.column("item")) if fast else None
-        rescued, cells = found or _shred_items(batch.column("item"), schema, places)
+        converted = fast.shred(batch.column("item")) if fast else None
+        rescued, cells = converted or _shred_items(batch.column("item"), schema, places)
         system = (batch.column(name) for name in ("item_key", "order_key", "write_time_us", "item"))
         yield pa.RecordBatch.from_arrays([*system, rescued, *cells], schema=schema)
 
@@ -143,7 +143,7 @@ def _shred_items(
     schema: pa.Schema,
     places: dict[str, tuple[int, str, Callable[[Any], Any]]],
 ) -> tuple[pa.Array, list[pa.Array]]:
-    """The rescue column and the typed columns."""
+    """Return the rescue column and the typed columns."""
     kinds = schema.types[len(_SYSTEM_FIELDS) :]
     cells: list[list[Any]] = [[None] * len(items) for _ in kinds]
     rescued: list[str | None] = [None] * len(items)
@@ -153,7 +153,7 @@ def _shred_items(
             ((tag, content),) = value.items()
             place = places.get(name)
             if place is None:
-                continue  # it has no column, and is in `_item`
+                continue  # without a column; the value is in `_item`
             column, expected, convert = place
             if tag == expected:
                 cells[column][row] = convert(content)

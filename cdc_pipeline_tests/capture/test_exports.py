@@ -12,7 +12,7 @@ from cdc_pipeline.core.errors import FailedExportError, RunningExportError, Unus
 from cdc_pipeline.core.run_context import RunContext
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.storage.store import LocalStore
-from cdc_pipeline.settings.model import parse_settings
+from cdc_pipeline.settings.load import parse_settings
 from cdc_pipeline.snapshot import export
 from cdc_pipeline.snapshot.export import wait_for_export
 from cdc_pipeline_tests.log_clock import set_log_clock

@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cdc_pipeline.cli import main
-from cdc_pipeline.settings.model import PATH_VARIABLE, load_settings
+from cdc_pipeline.settings.load import PATH_VARIABLE, load_settings
 
 BEFORE = "lake: ./lake # local\nexport: {bucket: abc}\ntables:\n  - name: orders # sold\n"
 

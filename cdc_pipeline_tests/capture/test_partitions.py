@@ -8,7 +8,7 @@ import pytest
 
 from cdc_pipeline.core.plans.iam import SourceTable, source_statements
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.settings.model import parse_settings
+from cdc_pipeline.settings.load import parse_settings
 from cdc_pipeline.setup.findings import AwsProbe
 from cdc_pipeline.setup.permissions import policies
 

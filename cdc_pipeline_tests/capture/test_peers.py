@@ -28,7 +28,7 @@ from cdc_pipeline.defs.tables.checks import retention
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.storage.log import CaptureLog
 from cdc_pipeline.lake.storage.store import LocalStore
-from cdc_pipeline.settings.model import parse_settings
+from cdc_pipeline.settings.load import parse_settings
 from cdc_pipeline.snapshot import export, snapshot, unfinished
 from cdc_pipeline_tests.capture.test_drain import HOUR, OPTIONS, Bench, check
 from cdc_pipeline_tests.log_clock import set_log_clock

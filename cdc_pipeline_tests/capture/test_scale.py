@@ -17,7 +17,8 @@ from cdc_pipeline.capture.sources.source import Source
 from cdc_pipeline.defs.tables.shard_sensor import _inspect
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.storage.store import LocalStore
-from cdc_pipeline.settings.model import Settings, parse_settings
+from cdc_pipeline.settings.load import parse_settings
+from cdc_pipeline.settings.model import Settings
 from cdc_pipeline_tests.capture.test_drain import Bench, check
 from cdc_pipeline_tests.simulators.clients import session, use
 from cdc_pipeline_tests.simulators.clock import SimulatedClock

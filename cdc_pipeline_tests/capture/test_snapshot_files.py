@@ -29,7 +29,7 @@ from cdc_pipeline.core.run_context import RunContext
 from cdc_pipeline.lake.iceberg.tables import data_files
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.storage.store import LocalStore
-from cdc_pipeline.settings.model import parse_settings
+from cdc_pipeline.settings.load import parse_settings
 from cdc_pipeline.snapshot import export as exports
 from cdc_pipeline.snapshot import snapshot, staging
 from cdc_pipeline_tests.simulators.clients import session, use

@@ -19,7 +19,8 @@ from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.storage.landing import read_landing
 from cdc_pipeline.lake.storage.log import CaptureLog
 from cdc_pipeline.lake.storage.store import LocalStore
-from cdc_pipeline.settings.model import Table, parse_settings
+from cdc_pipeline.settings.load import parse_settings
+from cdc_pipeline.settings.model import Table
 from cdc_pipeline_tests.log_clock import set_log_clock
 from cdc_pipeline_tests.simulators.clients import session, use
 from cdc_pipeline_tests.simulators.clock import SimulatedClock

@@ -22,7 +22,7 @@ from cdc_pipeline.core.items.attributes import canonical_item, to_json
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.storage.landing import read_landing
 from cdc_pipeline.lake.storage.log import CaptureLog
-from cdc_pipeline.settings.model import load_settings
+from cdc_pipeline.settings.load import load_settings
 from cdc_pipeline_tests.contract.backends import (
     BOTH_IMAGES,
     MOTO,

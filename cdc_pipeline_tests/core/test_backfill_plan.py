@@ -76,7 +76,7 @@ def test_a_day_that_has_not_begun() -> None:
 
 def test_an_export_is_compared_with_the_stream_only_when_that_has_landed() -> None:
     behind = _state(read_to_us=BEGAN_US - 3600 * SECOND_US)
-    with pytest.raises(NotReadyError, match="must come past"):
+    with pytest.raises(NotReadyError, match="must reach"):
         _plan(BEGAN, behind)
     assert _plan(BEGAN - timedelta(days=5), behind).fills
 

@@ -10,7 +10,7 @@ import yaml
 
 from cdc_pipeline.defs.build import build_definitions
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.settings.model import load_settings
+from cdc_pipeline.settings.load import load_settings
 from cdc_pipeline_tests.lake.builder import MARGIN_US, START_US, LakeBuilder, change
 
 pytestmark = [

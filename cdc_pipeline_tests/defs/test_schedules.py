@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from cdc_pipeline.defs.build import build_definitions
-from cdc_pipeline.settings.model import load_settings
+from cdc_pipeline.settings.load import load_settings
 
 pytestmark = [
     # Dagster passes this parameter itself when it copies a sensor.

@@ -26,7 +26,8 @@ from cdc_pipeline.lake import connect
 from cdc_pipeline.lake.query.aggregates import build_aggregate, build_days
 from cdc_pipeline.sandbox.demo import items
 from cdc_pipeline.sandbox.demo.traffic import create_tables
-from cdc_pipeline.settings.model import PATH_VARIABLE, Settings, parse_settings
+from cdc_pipeline.settings.load import PATH_VARIABLE, parse_settings
+from cdc_pipeline.settings.model import Settings
 from cdc_pipeline.transform.aggregates import load_aggregates
 from cdc_pipeline_tests.docs.pages import (
     OURS,

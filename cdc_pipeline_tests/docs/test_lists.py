@@ -12,7 +12,8 @@ from cdc_pipeline.core.changes.landing_columns import LANDING_COLUMNS
 from cdc_pipeline.core.items.columns import SYSTEM_COLUMNS
 from cdc_pipeline.core.log.entries import Cause
 from cdc_pipeline.defs.build import build_definitions
-from cdc_pipeline.settings.model import Settings, parse_settings
+from cdc_pipeline.settings.load import parse_settings
+from cdc_pipeline.settings.model import Settings
 from cdc_pipeline_tests.docs.pages import ROOT
 
 _DOCS = ROOT / "docs"

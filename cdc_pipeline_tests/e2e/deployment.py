@@ -10,7 +10,7 @@ import dagster as dg
 
 from cdc_pipeline.defs.build import build_definitions
 from cdc_pipeline.defs.resources import LakeResource
-from cdc_pipeline.settings.model import load_settings
+from cdc_pipeline.settings.load import load_settings
 from cdc_pipeline_tests.e2e.world import World
 
 

@@ -16,7 +16,7 @@ import pytest
 from cdc_pipeline.defs.build import build_definitions
 from cdc_pipeline.sandbox.demo.traffic import create_tables, seed
 from cdc_pipeline.sandbox.process import SandboxProcess
-from cdc_pipeline.settings.model import PATH_VARIABLE, load_settings
+from cdc_pipeline.settings.load import PATH_VARIABLE, load_settings
 from cdc_pipeline_tests.e2e.deployment import (
     Deployment,
     deploy,

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from cdc_pipeline.cli import main
 from cdc_pipeline.sandbox.process import SandboxProcess
-from cdc_pipeline.settings.model import load_settings
+from cdc_pipeline.settings.load import load_settings
 from cdc_pipeline_tests.e2e.deployment import deploy, requested_tables
 from cdc_pipeline_tests.e2e.world import World, make_world
 

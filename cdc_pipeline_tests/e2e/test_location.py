@@ -8,7 +8,7 @@ import yaml
 from click.testing import CliRunner
 
 from cdc_pipeline.cli import main
-from cdc_pipeline.settings.model import PATH_VARIABLE
+from cdc_pipeline.settings.load import PATH_VARIABLE
 from cdc_pipeline_tests.e2e.world import PACKAGE_ROOT
 from cdc_pipeline_tests.ui.stack import ask, dagster_dev, is_loaded, wait_for
 

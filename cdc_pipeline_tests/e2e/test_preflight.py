@@ -15,7 +15,7 @@ from cdc_pipeline.cli import main
 from cdc_pipeline.core.plans.prices import stream_reads_usd
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.sandbox.process import SandboxProcess
-from cdc_pipeline.settings.model import load_settings
+from cdc_pipeline.settings.load import load_settings
 from cdc_pipeline.setup.findings import Finding
 from cdc_pipeline.setup.preflight import Report, preflight
 from cdc_pipeline_tests.capture.delivery import now, record, to_us

@@ -554,7 +554,7 @@ def test_a_filtered_export_proves_nothing(filled: World, monkeypatch: pytest.Mon
     before = filled.items(NAME)
     with monkeypatch.context() as patch:
         filter_exports(patch)
-        with pytest.raises(ExportError, match="is filtered, so what it lacks proves nothing"):
+        with pytest.raises(ExportError, match="is filtered, so items missing in it prove nothing"):
             _full(filled, repair=True)
     assert filled.items(NAME) == before
     assert held_shadow(filled.table_lake(NAME)) is None

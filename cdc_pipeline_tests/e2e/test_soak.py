@@ -24,7 +24,7 @@ from cdc_pipeline.reconcile.compare import compare_with_source
 from cdc_pipeline.sandbox.demo.transports import start_traffic
 from cdc_pipeline.sandbox.demo.workspace import BUCKET, write_settings
 from cdc_pipeline.sandbox.process import SandboxProcess, local_client
-from cdc_pipeline.settings.model import load_settings
+from cdc_pipeline.settings.load import load_settings
 from cdc_pipeline_tests.e2e.ticks import failed_ticks
 from cdc_pipeline_tests.ui.stack import dagster_dev, enter, is_loaded, wait_for
 

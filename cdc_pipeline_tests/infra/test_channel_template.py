@@ -11,7 +11,7 @@ import yaml
 from botocore.validate import ParamValidator
 
 from cdc_pipeline.core.changes.channel import folder_of, has_days
-from cdc_pipeline.settings.model import parse_settings
+from cdc_pipeline.settings.load import parse_settings
 from cdc_pipeline_tests.infra.template import ACCOUNT, KEY, REGION, STACK, Stack
 
 _PATH = Path(__file__).parents[2] / "infra" / "kinesis_channel.yaml"

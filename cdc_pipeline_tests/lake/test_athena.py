@@ -19,7 +19,7 @@ from cdc_pipeline.lake.publish.cdc import build_cdc_day
 from cdc_pipeline.lake.publish.current_state import publish_current_state
 from cdc_pipeline.lake.query.athena import athena_script, catalogued
 from cdc_pipeline.lake.query.view_script import list_views, view_script
-from cdc_pipeline.settings.model import PATH_VARIABLE, load_settings
+from cdc_pipeline.settings.load import PATH_VARIABLE, load_settings
 from cdc_pipeline.transform.athena import Catalogued, athena_statements
 from cdc_pipeline_tests.lake.builder import MARGIN_US, START_US, LakeBuilder, change
 

@@ -35,7 +35,7 @@ from cdc_pipeline.lake.query.connection import connect_lake
 from cdc_pipeline.lake.query.query import as_json, connect_for, run_query
 from cdc_pipeline.lake.query.view_script import list_views, view_script
 from cdc_pipeline.lake.upkeep.maintenance import maintain_table
-from cdc_pipeline.settings.model import parse_settings
+from cdc_pipeline.settings.load import parse_settings
 from cdc_pipeline.transform.aggregates import load_aggregates
 from cdc_pipeline.transform.shred import typed_schema
 from cdc_pipeline_tests.lake.builder import (

@@ -15,7 +15,7 @@ from cdc_pipeline.lake import glue_partitions as lake_glue
 from cdc_pipeline.lake.glue_partitions import find_repairs, register_days, registered_days, repair
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.storage.store import LocalStore
-from cdc_pipeline.settings.model import parse_settings
+from cdc_pipeline.settings.load import parse_settings
 from cdc_pipeline_tests.lake.builder import LakeBuilder, change
 from cdc_pipeline_tests.simulators.glue_server import GlueSimulator
 

@@ -27,7 +27,7 @@ from cdc_pipeline.lake.publish.cdc import build_cdc_day
 from cdc_pipeline.lake.publish.current_state import publish_current_state
 from cdc_pipeline.lake.query.aggregates import build_aggregate
 from cdc_pipeline.lake.query.connection import connect_lake
-from cdc_pipeline.settings.model import parse_settings
+from cdc_pipeline.settings.load import parse_settings
 from cdc_pipeline.transform.aggregates import load_aggregates
 from cdc_pipeline_tests.lake.builder import (
     MARGIN_US,

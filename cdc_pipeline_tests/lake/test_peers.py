@@ -20,7 +20,7 @@ from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.publish.cdc import build_cdc_day
 from cdc_pipeline.lake.publish.current_state import publish_current_state
 from cdc_pipeline.lake.storage.store import LocalStore
-from cdc_pipeline.settings.model import parse_settings
+from cdc_pipeline.settings.load import parse_settings
 from cdc_pipeline_tests.lake.builder import (
     MARGIN_US,
     START_US,

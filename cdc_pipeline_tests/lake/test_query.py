@@ -18,7 +18,7 @@ from cdc_pipeline.lake.publish.current_state import publish_current_state
 from cdc_pipeline.lake.query.aggregates import build_aggregate
 from cdc_pipeline.lake.query.connection import connect_lake
 from cdc_pipeline.lake.query.query import as_csv, as_json, connect_for, run_query
-from cdc_pipeline.settings.model import PATH_VARIABLE
+from cdc_pipeline.settings.load import PATH_VARIABLE
 from cdc_pipeline.transform.aggregates import load_aggregates
 from cdc_pipeline_tests.lake.builder import MARGIN_US, START_US, LakeBuilder, change, plain_view
 

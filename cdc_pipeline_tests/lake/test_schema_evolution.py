@@ -9,7 +9,7 @@ from cdc_pipeline.core.errors import SchemaContractError
 from cdc_pipeline.lake.iceberg.tables import data_files
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.publish.current_state import PublishResult, publish_current_state
-from cdc_pipeline.settings.model import parse_settings
+from cdc_pipeline.settings.load import parse_settings
 from cdc_pipeline_tests.lake.builder import MARGIN_US, START_US, LakeBuilder, change, plain_view
 
 

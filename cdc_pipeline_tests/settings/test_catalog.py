@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from cdc_pipeline.core.errors import SettingsError
-from cdc_pipeline.settings.model import Settings, parse_settings
+from cdc_pipeline.settings.load import parse_settings
+from cdc_pipeline.settings.model import Settings
 
 _BUCKET = "arn:aws:s3tables:eu-west-1:111111111111:bucket/tables"
 _SECRET = "hunter2-4711"
@@ -60,7 +61,7 @@ def test_kinds(lake: str, catalog: dict[str, Any] | None, kind: str, has_glue: b
         (
             "s3://b/l",
             {"type": "rest", "properties": {**_REST, "s3.secret-access-key": _SECRET}},
-            "files are reached as",
+            "access to files depends on",
         ),
         (
             "s3://b/l",

@@ -11,7 +11,7 @@ import pytest
 from dagster._utils.schedules import cron_string_iterator
 
 from cdc_pipeline.core.errors import SettingsError
-from cdc_pipeline.settings.model import parse_settings
+from cdc_pipeline.settings.load import parse_settings
 
 _FIELDS = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
 _NAMES = (

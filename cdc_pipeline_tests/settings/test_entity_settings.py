@@ -10,7 +10,8 @@ import yaml
 
 from cdc_pipeline.core.errors import SettingsError
 from cdc_pipeline.core.items.entities import Condition, Entity, classifier
-from cdc_pipeline.settings.model import Table, parse_settings, settings_schema
+from cdc_pipeline.settings.load import parse_settings, settings_schema
+from cdc_pipeline.settings.model import Table
 
 
 def _raw(*entities: Any, **more: Any) -> dict[str, Any]:
@@ -58,18 +59,18 @@ def _one(**more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("entity", "said"),
     [
-        (_one(name="current_state"), "'current_state': the name is taken by the lake"),
-        (_one(name="snapshot"), "the name is taken by the lake"),
-        (_one(name="replica_x"), "the name is taken by the lake"),
+        (_one(name="current_state"), "'current_state': the name is reserved by the lake"),
+        (_one(name="snapshot"), "the name is reserved by the lake"),
+        (_one(name="replica_x"), "the name is reserved by the lake"),
         (_one(name="Order"), "name: found 'Order'"),
-        (_one(name="old_cdc", table=True), "one of table 'shop_old'; call it otherwise"),
+        (_one(name="old_cdc", table=True), "a name of table 'shop_old'; rename the entity"),
         (_one(wen={}), "entities.0.wen: unknown key; allowed: name, when, table, flatten"),
         (_one(when={}), "when: found {}"),
-        (_one(when={"type": True}), "when.type: found True; it is a text or a whole number"),
-        (_one(when={"type": [1.5]}), "it is a text or a whole number, a list of such"),
-        (_one(when={"type": []}), "say exactly one of a value"),
-        (_one(when={"type": {"prefix": "a", "regex": "b"}}), "say exactly one of a value"),
-        (_one(when={"type": {"prefix": ""}}), "say exactly one of a value"),
+        (_one(when={"type": True}), "when.type: found True; give a text, a whole number"),
+        (_one(when={"type": [1.5]}), "give a text, a whole number, a list of these"),
+        (_one(when={"type": []}), "give exactly one of a value"),
+        (_one(when={"type": {"prefix": "a", "regex": "b"}}), "give exactly one of a value"),
+        (_one(when={"type": {"prefix": ""}}), "give exactly one of a value"),
         (_one(when={"type": {"prefx": "a"}}), "unknown key; allowed: equals, prefix, regex"),
         (_one(when={"type": {"regex": "("}}), "'(' is no regular expression"),
         (_one(when={"type": 10**38}), "38 digits at most"),
@@ -93,7 +94,7 @@ def test_entities_stand_beside_each_other() -> None:
 
 @pytest.mark.parametrize("rule", [{"hash": True}, {"drop": True}, {"mask": "x"}])
 def test_an_attribute_that_readers_do_not_have_splits_nothing(rule: dict[str, Any]) -> None:
-    with pytest.raises(SettingsError, match="entity 'order' asks for attribute 'type'"):
+    with pytest.raises(SettingsError, match="entity 'order' uses attribute 'type'"):
         _table(_one(), columns={"type": rule})
     assert _table(_one(), columns={"type": {"type": "string"}, "other": rule})
 

@@ -13,15 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdc_pipeline.core.errors import SettingsError
-from cdc_pipeline.settings.model import (
+from cdc_pipeline.settings.load import (
     DEFAULT_PATH,
     PATH_VARIABLE,
-    Settings,
     load_settings,
     parse_settings,
     parse_table,
     settings_schema,
 )
+from cdc_pipeline.settings.model import Settings
 
 _EXAMPLE = Path(__file__).parents[2] / "cdc_pipeline.example.yaml"
 _GOOD: dict[str, Any] = {"lake": "lake", "tables": [{"name": "orders"}]}
@@ -70,7 +70,7 @@ def _table(**parts: Any) -> dict[str, Any]:
         ({**_GOOD, "lake": 5}, ["lake: found 5", "string"]),
         (
             {**_GOOD, "lake": "https://x/y"},
-            ["'https://x/y'", "s3://bucket/prefix", "local folders"],
+            ["'https://x/y'", "s3://bucket/prefix", "local folder"],
         ),
         ({**_GOOD, "database": "My-Db"}, ["database: found 'My-Db'", "^[a-z0-9_]+$"]),
         ({**_GOOD, "start_date": "soon"}, ["start_date: found 'soon'", "date"]),
@@ -120,8 +120,8 @@ def _table(**parts: Any) -> dict[str, Any]:
         (_table(columns={1: {"drop": True}}), ["tables.0.columns.1", "string"]),
         (_table(schema_contract="no"), ["schema_contract: found 'no'", "'evolve'", "'refuse'"]),
         ({**_GOOD, "masking_key_env": "my key"}, ["masking_key_env: found 'my key'"]),
-        (_table(name="Aggregates"), ["'Aggregates'", "'aggregates' is taken"]),
-        (_table(name="error"), ["'error' is taken"]),
+        (_table(name="Aggregates"), ["'Aggregates'", "'aggregates' is reserved"]),
+        (_table(name="error"), ["'error' is reserved"]),
         (_table(transport="firehose"), ["tables.0", "firehose: {prefixes: [s3://...]}"]),
         (_table(firehose={}), ["tables.0.firehose.prefixes: required"]),
         (_table(firehose={"prefixes": []}), ["tables.0.firehose.prefixes: found []"]),
@@ -158,10 +158,10 @@ def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "holds no settings"),
-        ("# only a comment\n", "holds no settings"),
-        ("- lake\n", "holds no settings"),
-        ("just text\n", "holds no settings"),
+        ("", "contains no settings"),
+        ("# only a comment\n", "contains no settings"),
+        ("- lake\n", "contains no settings"),
+        ("just text\n", "contains no settings"),
         ("lake: [x\n", "not YAML"),
         ("lake: x\n\ttables: y\n", "not YAML"),
         ("lake: a\nlake: b\n", "'lake' is given twice"),

@@ -17,7 +17,7 @@ from cdc_pipeline.settings.edit import (
     without_table,
     write_settings,
 )
-from cdc_pipeline.settings.model import parse_table, read_settings
+from cdc_pipeline.settings.load import parse_table, read_settings
 
 PATH = Path("cdc_pipeline.yaml")
 EXAMPLE = (Path(cdc_pipeline.__file__).parents[1] / "cdc_pipeline.example.yaml").read_text("utf-8")

@@ -26,7 +26,7 @@ from cdc_pipeline.sandbox.demo.traffic import Traffic
 from cdc_pipeline.sandbox.demo.transports import start_traffic
 from cdc_pipeline.sandbox.demo.workspace import BUCKET, write_settings
 from cdc_pipeline.sandbox.process import SandboxProcess, local_client
-from cdc_pipeline.settings.model import PATH_VARIABLE
+from cdc_pipeline.settings.load import PATH_VARIABLE
 
 _T = TypeVar("_T")
 

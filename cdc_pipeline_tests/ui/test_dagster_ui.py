@@ -10,7 +10,7 @@ from cdc_pipeline import lake
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.reconcile.compare import compare_with_source
 from cdc_pipeline.sandbox.process import local_client
-from cdc_pipeline.settings.model import load_settings
+from cdc_pipeline.settings.load import load_settings
 from cdc_pipeline_tests.ui.browser import Browser
 from cdc_pipeline_tests.ui.stack import DAYS, ORDERS, Stack, running_stack, wait_for
 

@@ -1,1 +1,1 @@
-"""How AWS is reached: sessions, credentials, retries, and the clock of its responses."""
+"""Access to AWS: sessions, credentials, retries, checks of answers, and the clock offset."""

@@ -1,8 +1,8 @@
-"""How far this machine's clock is ahead of AWS's, by the `Date` header of its answers.
+"""Offset of this machine's clock from AWS's, measured by the `Date` header of answers.
 
-A `Date` is a whole second, rounded down, and was written between the sending of a request and the
-end of its answer. So each answer gives bounds, and several of them narrow these down, as the whole
-seconds fall differently. AWS itself refuses requests that are signed more than five minutes off.
+A `Date` is a whole second, rounded down, written between the sending of a request and the end of
+its answer. So each answer gives bounds, and several answers narrow them, as their whole seconds
+differ. AWS refuses requests with a signature time more than five minutes off.
 """
 
 import threading
@@ -13,7 +13,7 @@ from typing import Any
 
 
 class ClockOffset:
-    """Bounds of `clock` minus AWS's clock, in seconds; safe to use from several threads."""
+    """Bounds of `clock` minus AWS's clock, in seconds; thread-safe."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
@@ -27,7 +27,7 @@ class ClockOffset:
         session.register("response-received.*.*", self._receive)
 
     def offset_us(self) -> int | None:
-        """The middle of the bounds in µs, None before the first answer."""
+        """Return the middle of the bounds in µs; None: before the first answer."""
         bounds = self._bounds
         return None if bounds is None else int(sum(bounds) / 2 * 1_000_000)
 
@@ -36,22 +36,22 @@ class ClockOffset:
 
     def _receive(self, response_dict: Any = None, **_: Any) -> None:
         sent = getattr(self._sent, "at", None)
-        named = response_dict and response_dict.get("headers", {}).get("date")
-        if sent is None or not named:
+        header = response_dict and response_dict.get("headers", {}).get("date")
+        if sent is None or not header:
             return
         try:
-            told = parsedate_to_datetime(named).timestamp()
+            aws_time = parsedate_to_datetime(header).timestamp()
         except ValueError:
             return
-        self.add(sent, told, self._clock())
+        self.add(sent, aws_time, self._clock())
 
-    def add(self, sent: float, told: float, received: float) -> None:
-        """Take an answer of the second `told` to a request sent and answered at these times."""
-        low, high = sent - told - 1, received - told
+    def add(self, sent: float, aws_time: float, received: float) -> None:
+        """Add one answer: times of sending and receiving, and AWS's whole second, all in s."""
+        low, high = sent - aws_time - 1, received - aws_time
         with self._lock:
             if self._bounds is not None:
                 known_low, known_high = self._bounds
-                # Bounds that contradict each other: one of the clocks was set, and the new one is.
+                # Contradicting bounds: one of the clocks was set, so the new bounds count.
                 if max(low, known_low) <= min(high, known_high):
                     low, high = max(low, known_low), min(high, known_high)
             self._bounds = (low, high)

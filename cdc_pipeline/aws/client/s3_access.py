@@ -1,6 +1,6 @@
-"""How S3 is reached: host, region, proxy, authorities and credentials, for every client.
+"""Access to S3 for all clients: host, region, proxy, certificate authorities and credentials.
 
-Read off botocore's own client, so that clients which are not boto3's agree with it.
+Taken from botocore's own client, so that other clients agree with it.
 """
 
 import os
@@ -12,19 +12,19 @@ from botocore.httpsession import ProxyConfiguration, get_cert_path
 from botocore.utils import get_environ_proxies
 
 CONNECT_SECONDS, READ_SECONDS = 5, 60
-"""Of every client; pyarrow's own are 1 and 3."""
+"""Timeouts of every client; pyarrow's defaults are 1 and 3."""
 _ORDINARY = re.compile(r"https://s3(\.[a-z0-9-]+)?\.amazonaws\.com")
 _AWS_HOST = re.compile(r"https://s3(-fips)?(\.dualstack)?(\.[a-z0-9-]+)?\.amazonaws\.[a-z.]+")
 
 
 @dataclass(frozen=True)
 class S3Access:
-    """How S3, or one bucket of it, is reached. Credentials are frozen and may expire.
+    """Access to S3, or to one bucket. Credentials are frozen and may expire.
 
-    `endpoint_url`: None for the host that every client finds by the region (public, partition
-    `aws`). `has_bucket_in_host`: where there is another, it is `https://bucket.host/key`, else
-    `https://host/bucket/key`. `proxy_url`: None for none, also by NO_PROXY. `ca_file`: the
-    authorities (PEM) that the server's certificate is checked with.
+    `endpoint_url`: None for the host that every client derives from the region (public, partition
+    `aws`). `has_bucket_in_host`: addresses are `https://bucket.host/key`, else
+    `https://host/bucket/key`. `proxy_url`: None for no proxy, also by NO_PROXY. `ca_file`: the
+    certificate authorities (PEM) for the server's certificate.
     """
 
     endpoint_url: str | None
@@ -38,22 +38,22 @@ class S3Access:
 
 
 def endpoint_style(endpoint: str, style: str | None, bucket: str | None) -> tuple[str | None, bool]:
-    """`S3Access`'s `endpoint_url` and `has_bucket_in_host` for botocore's endpoint.
+    """Return `endpoint_url` and `has_bucket_in_host` of `S3Access` for botocore's endpoint.
 
-    `style`: botocore's `addressing_style`. A host that was configured gets the bucket in the path,
-    as from botocore; one of AWS's in the host name, unless a dot in it would break TLS.
+    `style`: botocore's `addressing_style`. A configured host gets the bucket in the path, as in
+    botocore; AWS's own host in the host name, unless a dot in the bucket would break TLS.
     """
     endpoint = endpoint.rstrip("/")
-    dotted = bucket is not None and "." in bucket
+    has_dot = bucket is not None and "." in bucket
     in_host = style == "virtual" or (style != "path" and bool(_AWS_HOST.fullmatch(endpoint)))
-    in_host = in_host and not dotted
+    in_host = in_host and not has_dot
     if in_host and _ORDINARY.fullmatch(endpoint):
         return None, True
     return endpoint, in_host
 
 
 def s3_access(client: Any, bucket: str | None, ca_bundle: str | None) -> S3Access:
-    """How a boto3 client of S3 reaches a bucket, without credentials.
+    """Return a boto3 client's access to a bucket, without credentials.
 
     `ca_bundle`: botocore's setting of that name (AWS_CA_BUNDLE).
     """
@@ -70,7 +70,7 @@ def s3_access(client: Any, bucket: str | None, ca_bundle: str | None) -> S3Acces
 
 
 def authorities(ca_bundle: str | None) -> str | None:
-    """The file of authorities in botocore's order; its own ones where nothing is said.
+    """Return the file of certificate authorities in botocore's order; its own by default.
 
     `ca_bundle`: botocore's setting of that name (AWS_CA_BUNDLE).
     """

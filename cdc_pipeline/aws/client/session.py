@@ -1,4 +1,4 @@
-"""boto3 sessions of accounts and regions: clients, retries, and AWS errors in plain words."""
+"""boto3 sessions of accounts and regions: clients, retries, and errors with a fix."""
 
 import threading
 from collections.abc import Iterator
@@ -34,11 +34,11 @@ _DENIED = {"AccessDenied", "AccessDeniedException", "403", "UnrecognizedClientEx
 
 
 class AwsSession:
-    """Clients by service name, made once; honours AWS_ENDPOINT_URL and per-service variants.
+    """Cached clients by service name; honours AWS_ENDPOINT_URL and per-service variants.
 
-    `endpoint_url` from the settings wins over the environment; None leaves the choice to
-    botocore, which reads the environment and the shared config file. `credentials`: instead of
-    those that AWS's chain finds.
+    `endpoint_url` from the settings overrides the environment; None leaves the choice to
+    botocore, which reads the environment and the shared config file. `credentials`: override
+    AWS's credential chain.
     """
 
     def __init__(
@@ -62,12 +62,12 @@ class AwsSession:
         self._account: str | None = None
 
     def client(self, service: str, region: str | None = None) -> Any:
-        """The client of a service, such as `dynamodb`; in this session's region by default."""
-        named = (service, region)
+        """Return the client of a service, such as `dynamodb`; default: this session's region."""
+        key = (service, region)
         with self._lock:
-            if named not in self._clients:
+            if key not in self._clients:
                 try:
-                    self._clients[named] = self.session.client(
+                    self._clients[key] = self.session.client(
                         service,  # type: ignore[call-overload]
                         region_name=region,
                         endpoint_url=self._endpoint_url,
@@ -86,7 +86,7 @@ class AwsSession:
                         f"no AWS client for {service}: {error}",
                         fix="set `region` in the settings, or AWS_DEFAULT_REGION",
                     ) from None
-            return self._clients[named]
+            return self._clients[key]
 
     def elsewhere(
         self,
@@ -95,17 +95,17 @@ class AwsSession:
         role_arn: str | None = None,
         external_id: str | None = None,
     ) -> "AwsSession":
-        """A session in another region, or of a role that this session's credentials may assume.
+        """Return a session in another region, or of a role that this session may assume.
 
-        The role is assumed at the first request, and again before its credentials expire; where it
-        cannot be, requests raise `SourceError`.
+        The role is assumed at the first request, and again before its credentials expire; if this
+        fails, requests raise `SourceError`.
         """
         credentials = None
         if role_arn:
-            asked = {"RoleArn": role_arn, "RoleSessionName": _SESSION_NAME}
-            asked |= {"ExternalId": external_id} if external_id else {}
+            request = {"RoleArn": role_arn, "RoleSessionName": _SESSION_NAME}
+            request |= {"ExternalId": external_id} if external_id else {}
             credentials = DeferredRefreshableCredentials(
-                refresh_using=lambda: self._assume(asked), method="sts-assume-role"
+                refresh_using=lambda: self._assume(request), method="sts-assume-role"
             )
         return AwsSession(
             region=region or self.session.region_name,
@@ -113,54 +113,54 @@ class AwsSession:
             credentials=credentials,
         )
 
-    def _assume(self, asked: dict[str, str]) -> dict[str, str]:
-        """Temporary credentials as botocore's refreshing ones want them."""
-        role = asked["RoleArn"]
+    def _assume(self, request: dict[str, str]) -> dict[str, str]:
+        """Assume a role; returns credentials in the form of botocore's refreshable ones."""
+        role = request["RoleArn"]
         fix = (
             f"allow this role to call sts:AssumeRole on {role}, and let that role's trust policy "
-            "name it (with the external id, where it asks for one)"
+            "name it (with the external id, if it requires one)"
         )
         with aws_errors(f"role {role}", AccessDenied=fix, AccessDeniedException=fix):
-            found = self.client("sts").assume_role(**asked)["Credentials"]
+            credentials = self.client("sts").assume_role(**request)["Credentials"]
         return {
-            "access_key": found["AccessKeyId"],
-            "secret_key": found["SecretAccessKey"],
-            "token": found["SessionToken"],
-            "expiry_time": found["Expiration"].isoformat(),
+            "access_key": credentials["AccessKeyId"],
+            "secret_key": credentials["SecretAccessKey"],
+            "token": credentials["SessionToken"],
+            "expiry_time": credentials["Expiration"].isoformat(),
         }
 
     def account(self) -> str:
-        """The twelve digits of the account that the credentials are of; raises `SourceError`."""
-        found = self._account
-        if found is None:
+        """Return the credentials' account, 12 digits; raises `SourceError`."""
+        account = self._account
+        if account is None:
             with aws_errors("the account of these credentials"):
-                found = self._account = self.client("sts").get_caller_identity()["Account"]
-        return found
+                account = self._account = self.client("sts").get_caller_identity()["Account"]
+        return account
 
     @property
     def partition(self) -> str:
-        """The partition of AWS that the region is in, which its ARNs begin with: `aws`, `aws-cn`.
+        """AWS partition of the region, as in its ARNs: `aws`, `aws-cn`, ...
 
-        `aws` for a region that botocore does not know.
+        `aws` for a region unknown to botocore.
         """
         return self.client("s3").meta.partition
 
     def s3_access(self, bucket: str | None = None) -> S3Access:
-        """How S3, or a bucket wherever it is, is reached, with credentials as fresh as boto3's.
+        """Return the access to S3, or to a bucket of any region, with boto3's current credentials.
 
-        Raises `SourceError`. Finding a bucket's region takes a request, once.
+        Raises `SourceError`. The first access to a bucket sends a request for its region.
         """
         with aws_errors("AWS credentials"):
             credentials = self.session.get_credentials()
             frozen = credentials.get_frozen_credentials() if credentials else None
-        found = self._buckets.get(bucket)
-        if found is None:
+        access = self._buckets.get(bucket)
+        if access is None:
             client = self.client("s3", self._region_of(bucket) if bucket else None)
-            found = self._buckets[bucket] = s3_access(client, bucket, self._ca_bundle())
+            access = self._buckets[bucket] = s3_access(client, bucket, self._ca_bundle())
         if frozen is None:
-            return found
+            return access
         return replace(
-            found,
+            access,
             access_key=frozen.access_key,
             secret_key=frozen.secret_key,
             session_token=frozen.token,
@@ -168,14 +168,14 @@ class AwsSession:
 
     @property
     def ca_file(self) -> str | None:
-        """The authorities (PEM) that certificates of servers are checked with."""
+        """File of certificate authorities (PEM) for servers' certificates."""
         return authorities(self._ca_bundle())
 
     def _ca_bundle(self) -> str | None:
         return self.session._session.get_config_variable("ca_bundle")
 
     def _region_of(self, bucket: str) -> str | None:
-        """Where S3 says that a bucket is; None where it does not say."""
+        """Return a bucket's region by S3; None: not in the answer."""
         try:
             with aws_errors(f"bucket {bucket}"):
                 # botocore follows S3 to the region by itself.
@@ -190,18 +190,18 @@ class AwsSession:
 
 
 def error_code(error: Exception) -> str:
-    """The AWS error code of a botocore error, '' for errors that never reached AWS."""
+    """Return the AWS error code of a botocore error; '': the request did not reach AWS."""
     return error.response["Error"]["Code"] if isinstance(error, ClientError) else ""
 
 
 def code_behind(error: CdcPipelineError) -> str:
-    """The AWS error code that an error of `aws_errors` is about, '' if there was none."""
+    """Return the AWS error code of the cause of an `aws_errors` error; '': none."""
     cause = error.__cause__
     return error_code(cause) if isinstance(cause, ClientError) else ""
 
 
 def is_denied(code: str) -> bool:
-    """Whether AWS refused a call for want of a permission."""
+    """Whether AWS refused a call for a missing permission."""
     return code in _DENIED
 
 
@@ -209,9 +209,9 @@ def is_denied(code: str) -> bool:
 def aws_errors(
     what: str, kind: type[CdcPipelineError] = SourceError, **fixes: str
 ) -> Iterator[None]:
-    """Turn botocore's errors inside the block into `kind`: `what` was tried, AWS's code, the fix.
+    """Convert botocore's errors in the block to `kind`, with operation, AWS's code and fix.
 
-    `fixes` maps AWS error codes to what to do about them.
+    `what`: the operation, for people. `fixes`: fixes by AWS error code.
     """
     try:
         yield
@@ -229,7 +229,7 @@ def aws_errors(
         fix = "check HTTP_PROXY, HTTPS_PROXY and NO_PROXY"
         raise kind(f"{what}: {error}", fix=fix) from error
     except SSLError as error:
-        fix = "let AWS_CA_BUNDLE name the PEM file of the authority that signed the certificate"
+        fix = "set AWS_CA_BUNDLE to the PEM file of the authority that signed the certificate"
         raise kind(f"{what}: {error}", fix=fix) from error
     except BotoCoreError as error:
         raise kind(f"{what}: {error}") from error

@@ -1,4 +1,4 @@
-"""S3 as a file system of pyarrow, for PyIceberg and DuckDB, with credentials that are refreshed."""
+"""S3 as a pyarrow file system with refreshed credentials, for PyIceberg and DuckDB."""
 
 import threading
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from cdc_pipeline.core.errors import SourceError
 
 
 def open_s3(access: S3Access) -> fs.S3FileSystem:
-    """A client of pyarrow with credentials that it keeps for good; raises `SourceError`."""
+    """Create a pyarrow client with fixed credentials; raises `SourceError`."""
     if access.access_key is None:
         raise SourceError(
             "S3: there are no AWS credentials",
@@ -34,19 +34,18 @@ def open_s3(access: S3Access) -> fs.S3FileSystem:
 
 
 def s3_filesystem(aws: AwsSession, sse: Mapping[str, str] | None = None) -> fs.FileSystem:
-    """S3 by `bucket/key` with credentials that are as fresh as boto3's at each call.
+    """Return a file system of `bucket/key` paths, with boto3's current credentials at each call.
 
-    Reads are pyarrow's own, writes boto3's. `sse`: what writes say of their encryption, as boto3's
-    parameters.
+    pyarrow reads, boto3 writes. `sse`: encryption of writes, as boto3's parameters.
     """
     return fs.PyFileSystem(_S3Handler(aws, sse or {}))
 
 
 class _S3Handler(fs.FileSystemHandler):
-    """Hands each call to pyarrow's client of the bucket, made anew when credentials have changed.
+    """Delegate calls to pyarrow's client of the bucket, replaced when credentials change.
 
-    A file that is open stays with the client that opened it, and so with its credentials: botocore
-    gives none that end within ten minutes.
+    An open file keeps its client and so its credentials: botocore's are valid for ten minutes at
+    least.
     """
 
     def __init__(self, aws: AwsSession, sse: Mapping[str, str]) -> None:
@@ -59,10 +58,10 @@ class _S3Handler(fs.FileSystemHandler):
         bucket = path.partition("/")[0]
         access = self._aws.s3_access(bucket)
         with self._lock:
-            made = self._clients.get(bucket)
-            if made is None or made[0] != access:
-                made = self._clients[bucket] = (access, open_s3(access))
-            return made[1]
+            cached = self._clients.get(bucket)
+            if cached is None or cached[0] != access:
+                cached = self._clients[bucket] = (access, open_s3(access))
+            return cached[1]
 
     def get_type_name(self) -> str:
         return "s3"
@@ -90,7 +89,7 @@ class _S3Handler(fs.FileSystemHandler):
         return path
 
     def create_dir(self, path: str, recursive: bool) -> None:
-        """S3 has none."""
+        """Do nothing: S3 has no folders."""
 
     def delete_dir(self, path: str) -> None:
         self._refuse(path)

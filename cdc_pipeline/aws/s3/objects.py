@@ -21,7 +21,7 @@ _SOURCE_FIXES = {
     "InvalidObjectState": "restore the object from its archive, or raise `start_date`",
 }
 _NOTHING = {"NoSuchKey": None, "InvalidRange": b""}
-"""What an object holds where S3 has nothing to give."""
+"""Results of reads by error code: no object, or no bytes in the range."""
 _DELETE_BATCH = 1000  # of DeleteObjects
 _DOWNLOAD_CHUNK = 1 << 20
 
@@ -37,7 +37,7 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class FoundObject:
-    """An object of a bucket that is not ours."""
+    """An object in a bucket outside of the lake."""
 
     key: str
     etag: str
@@ -59,7 +59,7 @@ class S3Store:
     def __init__(
         self, aws: AwsSession, bucket: str, prefix: str, sse: Mapping[str, str] | None = None
     ) -> None:
-        """`sse`: what writes say of encryption (`s3_output.sse_parameters`)."""
+        """`sse`: encryption of writes (`output.sse_parameters`)."""
         self.aws = aws
         self.bucket = bucket
         self.prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
@@ -67,15 +67,15 @@ class S3Store:
         self._client = aws.client("s3")
 
     def uri(self, key: str) -> str:
-        """The object's address for Iceberg, DuckDB and people."""
+        """Return the object's address for Iceberg, DuckDB and people."""
         return f"s3://{self.bucket}/{self.prefix}{key}"
 
     def read(self, key: str) -> bytes | None:
-        """The whole object, None if there is none."""
+        """Read the whole object; None: no such object."""
         return self._get(key)
 
     def read_part(self, key: str, start: int, size: int) -> bytes | None:
-        """`size` bytes of the object from `start` on, fewer at its end; None if there is none."""
+        """Read `size` bytes from `start` on, fewer at the end; None: no such object."""
         return self._get(key, Range=f"bytes={start}-{start + size - 1}")
 
     def _get(self, key: str, **part: str) -> bytes | None:
@@ -97,10 +97,10 @@ class S3Store:
             )
 
     def create(self, key: str, data: bytes) -> bool:
-        """Create the object unless there is one (PutObject with If-None-Match: *).
+        """Create the object unless it exists (PutObject with If-None-Match: *); False: it exists.
 
-        False means one is there. After a lost answer botocore's own retry may find ours, so the
-        caller compares contents before it believes it lost.
+        After a lost answer, botocore's own retry may find the object just created. So the caller
+        compares contents before it treats False as a lost race.
         """
         while True:
             try:
@@ -116,17 +116,17 @@ class S3Store:
                 code = error_code(error)
                 if code in ("PreconditionFailed", "412"):
                     return False
-                # 409: another conditional write was under way; its outcome decides (S3 docs).
+                # 409: a concurrent conditional write; its result decides (S3 docs).
                 if code not in ("ConditionalRequestConflict", "409"):
                     with self._errors(f"writing {key}"):
                         raise
 
     def list(self, prefix: str, after: str = "") -> Iterator[str]:
-        """Keys under `prefix`, in order, behind `after`."""
+        """Yield keys under `prefix`, in order, after `after`."""
         return (entry["Key"].removeprefix(self.prefix) for entry in self._listed(prefix, after))
 
     def files(self, prefix: str) -> Iterator[StoredFile]:
-        """What lies under `prefix`."""
+        """Yield the objects under `prefix`."""
         for entry in self._listed(prefix):
             key = entry["Key"].removeprefix(self.prefix)
             yield StoredFile(key, entry["Size"], entry["LastModified"].timestamp())
@@ -139,53 +139,53 @@ class S3Store:
                 yield from page.get("Contents", ())
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Delete objects; missing ones are fine."""
+        """Delete objects; missing ones are no error."""
         for key in keys:
             with self._errors(f"deleting {key}"):
                 self._client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
 
     def old_versions(self, prefix: str) -> Iterator[Version]:
-        """Versions under `prefix` that are not the present ones, and delete markers.
+        """Yield noncurrent versions under `prefix`, then delete markers.
 
-        Markers come last: without them what they hide would be there again. Needs
-        s3:ListBucketVersions; a bucket that never had versions has none.
+        Markers come last: deleting them first would restore the objects that they hide. Needs
+        s3:ListBucketVersions; an unversioned bucket has none.
         """
         pages = self._client.get_paginator("list_object_versions")
         markers: list[Version] = []
         with self._errors(f"listing versions of {prefix}"):
             for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix + prefix):
-                for found in page.get("Versions", ()):
-                    if not found["IsLatest"]:
-                        yield Version(found["Key"].removeprefix(self.prefix), found["VersionId"])
-                for found in page.get("DeleteMarkers", ()):
-                    key = found["Key"].removeprefix(self.prefix)
-                    markers.append(Version(key, found["VersionId"]))
+                for raw in page.get("Versions", ()):
+                    if not raw["IsLatest"]:
+                        yield Version(raw["Key"].removeprefix(self.prefix), raw["VersionId"])
+                for raw in page.get("DeleteMarkers", ()):
+                    key = raw["Key"].removeprefix(self.prefix)
+                    markers.append(Version(key, raw["VersionId"]))
         yield from markers
 
     def delete_versions(self, versions: Sequence[Version]) -> None:
-        """Delete versions for good; needs s3:DeleteObjectVersion."""
+        """Delete versions permanently; needs s3:DeleteObjectVersion."""
         for start in range(0, len(versions), _DELETE_BATCH):
             batch = versions[start : start + _DELETE_BATCH]
-            named = [{"Key": self.prefix + v.key, "VersionId": v.version_id} for v in batch]
+            objects = [{"Key": self.prefix + v.key, "VersionId": v.version_id} for v in batch]
             with self._errors("deleting versions"):
                 answer = self._client.delete_objects(
-                    Bucket=self.bucket, Delete={"Objects": named, "Quiet": True}
+                    Bucket=self.bucket, Delete={"Objects": objects, "Quiet": True}
                 )
-            if refused := answer.get("Errors"):
+            if failures := answer.get("Errors"):
                 raise LakeError(
-                    f"lake s3://{self.bucket}/{self.prefix}: {len(refused)} versions could not be "
-                    f"deleted, {refused[0]['Key']}: {refused[0]['Code']}",
-                    fix="grant s3:DeleteObjectVersion; object locks must be over",
+                    f"lake s3://{self.bucket}/{self.prefix}: {len(failures)} versions could not be "
+                    f"deleted, {failures[0]['Key']}: {failures[0]['Code']}",
+                    fix="grant s3:DeleteObjectVersion; object locks must have expired",
                 )
 
-    def _errors(self, doing: str) -> Any:
-        return aws_errors(f"lake s3://{self.bucket}/{self.prefix}: {doing}", LakeError, **_FIXES)
+    def _errors(self, step: str) -> Any:
+        return aws_errors(f"lake s3://{self.bucket}/{self.prefix}: {step}", LakeError, **_FIXES)
 
 
 def open_object(aws: AwsSession, bucket: str, key: str) -> BinaryIO | None:
-    """A stream of the object's bytes, None if there is no such object; raises `LakeError`.
+    """Open a stream of the object's bytes; None: no such object. Raises `LakeError`.
 
-    Where the body breaks off, the stream asks for the rest; see `ObjectStream`.
+    If the body breaks off, the stream requests the rest; see `ObjectStream`.
     """
     client, where = aws.client("s3"), {"Bucket": bucket, "Key": key}
     try:
@@ -198,14 +198,14 @@ def open_object(aws: AwsSession, bucket: str, key: str) -> BinaryIO | None:
 
 
 class SourceBucket:
-    """A bucket that others write to: it is listed and read, and nothing else."""
+    """A read-only bucket, written by other programs."""
 
     def __init__(self, aws: AwsSession, bucket: str) -> None:
         self.bucket = bucket
         self._client = aws.client("s3")
 
     def folders(self, prefix: str) -> tuple[list[str], list[str]]:
-        """Folders right under `prefix`, and the names of objects there; raises `SourceError`."""
+        """List folders and object names directly under `prefix`; raises `SourceError`."""
         folders: list[str] = []
         names: list[str] = []
         for page in self._pages(prefix, Delimiter="/"):
@@ -214,7 +214,7 @@ class SourceBucket:
         return folders, names
 
     def objects(self, prefix: str, after: str = "") -> Iterator[FoundObject]:
-        """Objects with keys that begin with `prefix`, behind `after`; raises `SourceError`."""
+        """Yield objects whose keys begin with `prefix`, after `after`; raises `SourceError`."""
         start = {"StartAfter": after} if after else {}
         for page in self._pages(prefix, **start):
             for entry in page.get("Contents", ()):
@@ -226,9 +226,9 @@ class SourceBucket:
             yield from list_pages(self._client, Bucket=self.bucket, Prefix=prefix, **arguments)
 
     def download(self, found: FoundObject, file: BinaryIO) -> bool:
-        """Write the whole object to `file`; False if it is gone.
+        """Write the whole object to `file`; False: it was deleted.
 
-        Raises `SourceError`, also when it is another one by now (the next listing shows that).
+        Raises `SourceError`, also for an object replaced meanwhile (the next listing shows it).
         """
         where = {"Bucket": self.bucket, "Key": found.key}
         changed = SourceError(f"s3://{self.bucket}/{found.key} changed while it was read")
@@ -248,5 +248,5 @@ class SourceBucket:
                 raise
         return True
 
-    def _errors(self, doing: str) -> Any:
-        return aws_errors(f"s3://{self.bucket}: {doing}", SourceError, **_SOURCE_FIXES)
+    def _errors(self, operation: str) -> Any:
+        return aws_errors(f"s3://{self.bucket}: {operation}", SourceError, **_SOURCE_FIXES)

@@ -1,4 +1,4 @@
-"""Writing an object of S3 bit by bit, through boto3 alone."""
+"""Streamed writes of S3 objects with boto3."""
 
 from collections import deque
 from collections.abc import Mapping
@@ -9,15 +9,15 @@ from typing import Any
 from cdc_pipeline.aws.client.session import aws_errors
 from cdc_pipeline.core.errors import CdcPipelineError, LakeError
 
-_PART_BYTES = 8 << 20  # S3 wants 5 MiB at least, and 10,000 parts at most
+_PART_BYTES = 8 << 20  # S3's limits: at least 5 MiB, at most 10,000 parts
 _PARALLEL = 2
 
 AWS_MANAGED_KEY = "aws/s3"
-"""Names the KMS key that AWS keeps for S3 in each account."""
+"""Alias of the KMS key that AWS manages for S3 in each account."""
 
 
 def sse_parameters(kms_key: str | None) -> dict[str, str]:
-    """What PutObject and CreateMultipartUpload say of encryption; None: as the bucket has it."""
+    """Return the encryption of PutObject and CreateMultipartUpload; None: the bucket's own."""
     if kms_key is None:
         return {}
     named = {} if kms_key == AWS_MANAGED_KEY else {"SSEKMSKeyId": kms_key}
@@ -25,10 +25,10 @@ def sse_parameters(kms_key: str | None) -> dict[str, str]:
 
 
 class S3Output:
-    """A binary file to write, which becomes an object when it is closed.
+    """A writable binary file, which becomes an object when it is closed.
 
-    Signed with the credentials of each request's time, however long the writing takes. Memory:
-    a few parts. Raises `LakeError`; nothing is left in the bucket then.
+    Each request is signed with current credentials, so writing may take any time. Memory: a few
+    parts. Raises `LakeError`; nothing is left in the bucket then.
     """
 
     def __init__(self, client: Any, bucket: str, key: str, sse: Mapping[str, str]) -> None:
@@ -44,7 +44,7 @@ class S3Output:
         self.closed = False
 
     def write(self, data: Any) -> int:
-        """Take all of `data`."""
+        """Write all of `data`."""
         size = memoryview(data).nbytes
         self._buffer += data
         self._written += size
@@ -55,14 +55,14 @@ class S3Output:
         return size
 
     def tell(self) -> int:
-        """Bytes so far."""
+        """Return the number of bytes written."""
         return self._written
 
     def flush(self) -> None:
-        """Nothing is readable before the end anyway."""
+        """Do nothing: the object is readable only after `close`."""
 
     def close(self) -> None:
-        """Make the object, in place of any that is there."""
+        """Create or replace the object."""
         if self.closed:
             return
         self.closed = True
@@ -94,10 +94,10 @@ class S3Output:
 
     def _send(self, part: bytes) -> None:
         if self._upload is None:
-            begun = self._client.create_multipart_upload(
+            upload = self._client.create_multipart_upload(
                 **self._named, ChecksumAlgorithm="CRC32", **self._sse
             )
-            self._upload = {**self._named, "UploadId": begun["UploadId"]}
+            self._upload = {**self._named, "UploadId": upload["UploadId"]}
             self._pool = ThreadPoolExecutor(_PARALLEL)
         if len(self._pending) == _PARALLEL:
             self._collect()
@@ -106,11 +106,11 @@ class S3Output:
         self._pending.append(self._pool.submit(self._send_part, self._upload, number, part))
 
     def _send_part(self, upload: dict[str, str], number: int, part: bytes) -> dict[str, Any]:
-        sent = self._client.upload_part(
+        answer = self._client.upload_part(
             **upload, PartNumber=number, Body=part, ChecksumAlgorithm="CRC32"
         )
-        named = {"PartNumber": number, "ETag": sent["ETag"]}
-        checksum = sent.get("ChecksumCRC32")
+        named = {"PartNumber": number, "ETag": answer["ETag"]}
+        checksum = answer.get("ChecksumCRC32")
         return {**named, "ChecksumCRC32": checksum} if checksum else named
 
     def _collect(self) -> None:

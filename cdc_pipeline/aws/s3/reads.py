@@ -1,8 +1,7 @@
-"""Reads from S3: bodies and listings that end early are asked for again.
+"""Reads from S3: truncated bodies and listings are requested again.
 
-botocore retries a request until its answer begins. A body that breaks off behind that (the
-connection is reset, fewer bytes come than were announced) is the caller's business, and a listing
-without its end is no error to it at all.
+botocore retries a request until its answer begins. It leaves a body that breaks off later (reset
+connection, fewer bytes than announced) to the caller, and reports no error for a truncated listing.
 """
 
 import io
@@ -22,15 +21,15 @@ from botocore.parsers import ResponseParserError
 
 _ATTEMPTS = 5
 _RETRY_SECONDS = 0.05
-# HTTPClientError: reset connections, timeouts and streams that break off, as botocore calls them.
+# HTTPClientError: botocore's class for reset connections, timeouts and broken streams.
 _BROKEN = (HTTPClientError, IncompleteReadError, FlexibleChecksumError)
 
 
 def read_object(client: Any, **wanted: str) -> bytes:
-    """The whole answer to one GetObject; `wanted` are its arguments. Raises botocore's errors."""
+    """Read one GetObject in full; `wanted`: its arguments. Raises botocore's errors."""
     for attempt in range(_ATTEMPTS):
         _pause(attempt)
-        # Not as a context manager: that gives the raw stream, which checks no length.
+        # Not as a context manager: that returns the raw stream, which does not check the length.
         body = client.get_object(**wanted)["Body"]
         try:
             return body.read()
@@ -42,7 +41,7 @@ def read_object(client: Any, **wanted: str) -> bytes:
 
 
 def list_pages(client: Any, **wanted: str) -> Iterator[dict[str, Any]]:
-    """Pages of ListObjectsV2, each one whole. Raises botocore's errors."""
+    """Yield complete pages of ListObjectsV2. Raises botocore's errors."""
     token: dict[str, str] = {}
     while True:
         page = _page(client, {**wanted, **token})
@@ -55,20 +54,20 @@ def list_pages(client: Any, **wanted: str) -> Iterator[dict[str, Any]]:
 def _page(client: Any, wanted: dict[str, str]) -> dict[str, Any]:
     for attempt in range(_ATTEMPTS):
         _pause(attempt)
-        # What does not parse is none of botocore's own errors; broken connections it retries.
+        # botocore retries broken connections, but not answers that it cannot parse.
         with suppress(ResponseParserError):
             page = client.list_objects_v2(**wanted)
-            # An empty body parses, as a page without objects: a lake would seem to be empty.
+            # An empty body parses as a page without objects: the lake would appear empty.
             if "IsTruncated" in page:
                 return page
     raise ResponseStreamingError(error=f"the listing was cut short {_ATTEMPTS} times in a row")
 
 
 class ObjectStream(io.RawIOBase):
-    """An object's bytes in order; where the body breaks off, the rest is asked for.
+    """An object's bytes in order; if the body breaks off, the rest is requested.
 
-    `answer`: that of GetObject for the whole object. Only the same version is read on: raises
-    botocore's `ClientError` (PreconditionFailed) when the object was replaced meanwhile.
+    `answer`: of GetObject for the whole object. Only the same version is continued: raises
+    botocore's `ClientError` (PreconditionFailed) if the object was replaced meanwhile.
     """
 
     def __init__(self, client: Any, answer: dict[str, Any], **wanted: str) -> None:
@@ -80,11 +79,11 @@ class ObjectStream(io.RawIOBase):
         self._failed = 0
 
     def readable(self) -> bool:
-        """True: it is a stream to read."""
+        """Return True: the stream is readable."""
         return True
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """The next `size` bytes, fewer only at the end; all that are left where none is said."""
+        """Read the next `size` bytes, fewer only at the end; without `size` all remaining ones."""
         left = self._size - self._position
         wanted = left if size is None or size < 0 else min(size, left)
         pieces: list[bytes] = []
@@ -96,12 +95,12 @@ class ObjectStream(io.RawIOBase):
         return b"".join(pieces)
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Release the connection."""
         self._body.close()
         super().close()
 
     def _next(self, size: int) -> bytes:
-        """Some of the next `size` bytes, one at least."""
+        """Read some of the next `size` bytes, at least one."""
         while True:
             try:
                 piece = self._body.read(size)
@@ -112,7 +111,7 @@ class ObjectStream(io.RawIOBase):
             if piece:
                 self._failed = 0
                 return piece
-            # botocore notices an early end only when it reads on behind it.
+            # botocore reports an early end only at the next read after it.
             self._failed += 1
             if self._failed == _ATTEMPTS:
                 raise IncompleteReadError(actual_bytes=self._position, expected_bytes=self._size)

@@ -1,4 +1,4 @@
-"""Change records: one accepted write of one item, and how each transport spells it."""
+"""Change records: one accepted write of one item, and constructors for its sources."""
 
 import hashlib
 import re
@@ -15,10 +15,10 @@ OPS = {"INSERT": "I", "MODIFY": "U", "REMOVE": "D"}
 
 
 class Change(NamedTuple):
-    """One change as it lands, in the order of the landing columns (`landed_at` is added there).
+    """One change, with fields in the order of the landing columns (except `landed_at`).
 
     `keys`, `new_image`, `old_image`: canonical typed DynamoDB JSON text; `data`: plain JSON of
-    the new image, None for a delete. `is_ttl_delete` None means the transport cannot tell.
+    the new image, None for a delete. `is_ttl_delete` None: unknown to the transport.
     """
 
     uuid: str
@@ -45,10 +45,10 @@ class Change(NamedTuple):
         images: "Images",
         **more: Any,
     ) -> "Change":
-        """A change that no stream numbered: known by all it says, in order by its write time.
+        """Build a change without a stream's number: identified by its content, ordered by its time.
 
-        `images`: the new and the old one. `more`: `transport`, and other fields where they are
-        known. Hot paths build changes themselves (`capture.sources.kinesis_records`,
+        `images`: new and old. `more`: `transport`, and other known fields. Hot paths build changes
+        without this function (`capture.sources.kinesis_records`,
         `capture.sources.streams_records`).
         """
         new, old = (image and image[0] for image in images)
@@ -68,9 +68,9 @@ class Change(NamedTuple):
         sequence_number: str,
         **more: Any,
     ) -> "Change":
-        """A stream's change that came without its stream: known by its number and its key.
+        """Build a stream's change that came without its stream: identified by number and key.
 
-        It is in order by its second, then by its number. `images`, `more`: see `by_content`.
+        It is ordered by its second, then by its number. `images`, `more`: see `by_content`.
         """
         more |= {
             "sequence_number": sequence_number,
@@ -98,27 +98,27 @@ class Change(NamedTuple):
 
 
 Images = tuple[Spelling | None, Spelling | None]
-"""The new and the old image of a change, each as typed and as plain JSON."""
+"""New and old image of a change, each as typed and as plain JSON."""
 
 
 def stream_identity(table_id: str, event_id: str) -> str:
-    """The `uuid` of a DynamoDB Streams record: SHA-256 of table id and event id, in hex."""
+    """Return the `uuid` of a DynamoDB Streams record: SHA-256 of table id and event id, in hex."""
     return hashlib.sha256(f"{table_id}\n{event_id}".encode()).hexdigest()
 
 
 def numbered_identity(table_id: str, sequence_number: str, keys: str) -> str:
-    """The `uuid` of a stream's change that came without the stream: a SHA-256, in hex.
+    """Return the `uuid` of a stream's change that came without the stream: a SHA-256, in hex.
 
-    Of its sequence number, because not everyone who hands changes on keeps their event ids.
+    Made from the sequence number, because not every forwarder of changes keeps the event id.
     """
-    said = "\n".join((table_id, "sequence", sequence_number, keys))
-    return hashlib.sha256(said.encode()).hexdigest()
+    content = "\n".join((table_id, "sequence", sequence_number, keys))
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def from_stream_record(
     record: Any, *, table_id: str, shard_id: str, depth: int, full_images: bool = True
 ) -> Change:
-    """A change from one record of a GetRecords answer, as its JSON (not botocore's objects).
+    """Parse one record of a GetRecords answer, given as JSON (not botocore's objects).
 
     `full_images`: the stream's view type has new images, so an insert or update without one is
     unreadable. Raises `UnreadableError`.
@@ -163,9 +163,9 @@ def _image(body: Mapping[str, Any], name: str) -> Spelling | None:
 
 
 def by_ttl(identity: Any) -> bool:
-    """Whether a `userIdentity` is that of TTL.
+    """Whether a `userIdentity` is the service identity of a TTL delete.
 
-    TTL deletes carry a service identity; botocore and Lambda spell its fields differently.
+    botocore and Lambda spell its fields differently.
     """
     if not isinstance(identity, Mapping):
         return False
@@ -175,7 +175,7 @@ def by_ttl(identity: Any) -> bool:
 
 
 def export_item(line: Any, key_names: tuple[str, ...]) -> tuple[str, str]:
-    """Keys and item, canonical, of one line of a full export: `{"Item": {...}}`.
+    """Parse one line of a full export, `{"Item": {...}}`, into canonical keys and item.
 
     Raises `UnreadableError`.
     """
@@ -192,16 +192,16 @@ def export_item(line: Any, key_names: tuple[str, ...]) -> tuple[str, str]:
 def content_identity(
     table_id: str, keys: str, write_time_us: int, op: str, new: str | None, old: str | None
 ) -> str:
-    """The `uuid` of a change that no stream numbered: a SHA-256 of everything it says, in hex."""
+    """Return the `uuid` of a change without a stream's number: a SHA-256 of its content, in hex."""
     parts = (table_id, keys, str(write_time_us), op, new or "", old or "")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def from_export_line(line: Any, *, table_id: str) -> Change:
-    """A change from one line of an incremental export: the last of its item in a window.
+    """Parse one line of an incremental export: the last change of its item in a window.
 
-    A line without a new image is a delete; insert and update differ only where there are old
-    images (docs/aws_facts.md, exports). Raises `UnreadableError`.
+    A line without a new image is a delete; insert and update differ only if there are old images
+    (docs/aws_facts.md, exports). Raises `UnreadableError`.
     """
     if not isinstance(line, Mapping) or not isinstance(line.get("Keys"), Mapping):
         raise UnreadableError("a line without Keys")
@@ -218,7 +218,7 @@ def from_export_line(line: Any, *, table_id: str) -> Change:
 def from_read_item(
     table_id: str, keys: str, item: dict[str, Any] | None, time_us: int, position: str
 ) -> Change:
-    """An item that was read by its key (None: there is none) as a change at a time and place."""
+    """Build a change from an item read by its key (None: no such item), at a time and position."""
     op, image = ("D", None) if item is None else ("U", (to_json(item), plain_json(item)))
     return Change.by_content(
         table_id, op, time_us, keys, (image, None), position=position, transport=READ
@@ -226,10 +226,10 @@ def from_read_item(
 
 
 def _micros(metadata: Any) -> int:
-    """AWS writes {"N": "..."}; some of its texts show a bare number or string."""
-    found = metadata.get("WriteTimestampMicros") if isinstance(metadata, Mapping) else None
-    if isinstance(found, Mapping):
-        found = found.get("N")
-    if isinstance(found, bool) or not re.fullmatch("[0-9]{1,17}", str(found)):
+    """AWS writes {"N": "..."}; some of its documents show a bare number or string."""
+    time_us = metadata.get("WriteTimestampMicros") if isinstance(metadata, Mapping) else None
+    if isinstance(time_us, Mapping):
+        time_us = time_us.get("N")
+    if isinstance(time_us, bool) or not re.fullmatch("[0-9]{1,17}", str(time_us)):
         raise UnreadableError("a line without its write time")
-    return int(str(found))
+    return int(str(time_us))

@@ -1,8 +1,8 @@
-"""What Kinesis channels say: where their objects lie, which records they gave up, and counts.
+"""Kinesis channels: the prefix of their objects, their dead letters, and their counts.
 
-Source: Kinesis guide, "data delivery" pages (key template, dead-letter queue, monitoring). Not in
-them: how records are delimited, their order in an object, the clock of the template, and the exact
-names in a dead letter, so all of these are taken as they come.
+Source: Kinesis guide, "data delivery" pages (key template, dead-letter queue, monitoring). These do
+not specify the delimiters of records, their order in an object, the clock of the template, and the
+field names of a dead letter, so this module accepts any.
 """
 
 import re
@@ -22,9 +22,9 @@ _MOST_NESTED = 4
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """A record that a channel did not deliver: where it is in the stream.
+    """The place in the stream of a record that a channel did not deliver.
 
-    `stream_arn`: None where the letter does not say.
+    `stream_arn`: None if the letter does not contain it.
     """
 
     shard_id: str
@@ -33,21 +33,21 @@ class DeadLetter:
 
 
 def folder_of(template: str, *, channel: str, channel_id: str, stream: str) -> str:
-    """The prefix of a channel's objects: the template up to where times begin."""
+    """Return the prefix of a channel's objects: the template up to its first time."""
     names = {"channel-name": channel, "channel-id": channel_id, "stream-name": stream}
     named = _VARIABLE.sub(lambda m: names.get(m[1], m[0]), template or DEFAULT_TEMPLATE)
-    found = _DAY.search(named) if has_days(template) else None
-    return named[: found.start() if found else named.find("!{") % (len(named) + 1)]
+    day = _DAY.search(named) if has_days(template) else None
+    return named[: day.start() if day else named.find("!{") % (len(named) + 1)]
 
 
 def has_days(template: str) -> bool:
-    """Whether objects lie in folders of days, so that a listing need not show those of years.
+    """Whether objects are in folders of days, so that a listing can be limited to some days.
 
-    That is `!{yyyy}/!{MM}/!{dd}/` or `year=!{yyyy}/month=!{MM}/day=!{dd}/` in parts of their own,
-    with nothing but names before.
+    True for `!{yyyy}/!{MM}/!{dd}/` or `year=!{yyyy}/month=!{MM}/day=!{dd}/` as whole path segments,
+    with names only before them.
     """
-    found = _DAY.search(template or DEFAULT_TEMPLATE)
-    before = (template or DEFAULT_TEMPLATE)[: found.start()] if found else "?"
+    day = _DAY.search(template or DEFAULT_TEMPLATE)
+    before = (template or DEFAULT_TEMPLATE)[: day.start()] if day else "?"
     names = {"channel-name", "channel-id", "stream-name"}
     return (
         (not before or before.endswith("/"))
@@ -56,25 +56,25 @@ def has_days(template: str) -> bool:
     )
 
 
-def dead_letter(said: Any) -> DeadLetter:
-    """What one failure document names, however its fields are spelled.
+def dead_letter(document: Any) -> DeadLetter:
+    """Parse one failure document, with any spelling of its fields.
 
-    The guide lists stream ARN, shard ID, sequence number and error, and no names: `shardId`,
-    `ShardId`, `shard_id` are all one. Raises `UnreadableError`.
+    The guide lists stream ARN, shard ID, sequence number and error, without field names: `shardId`,
+    `ShardId` and `shard_id` are equal here. Raises `UnreadableError`.
     """
-    found = dict(_fields(said, 0)) if isinstance(said, Mapping) else {}
-    shard, number = found.get("shardid"), found.get("sequencenumber")
+    fields = dict(_fields(document, 0)) if isinstance(document, Mapping) else {}
+    shard, number = fields.get("shardid"), fields.get("sequencenumber")
     number = str(number) if isinstance(number, int) and not isinstance(number, bool) else number
     if not isinstance(shard, str) or not _SHARD(shard):
         raise UnreadableError("a dead letter without its shard")
     if not isinstance(number, str) or not number.isdecimal():
         raise UnreadableError("a dead letter without its sequence number")
-    arn = found.get("streamarn")
+    arn = fields.get("streamarn")
     return DeadLetter(shard, number, arn if isinstance(arn, str) else None)
 
 
-def _fields(said: Mapping[str, Any], depth: int) -> Iterator[tuple[str, Any]]:
-    for name, value in said.items():
+def _fields(document: Mapping[str, Any], depth: int) -> Iterator[tuple[str, Any]]:
+    for name, value in document.items():
         if isinstance(value, Mapping) and depth < _MOST_NESTED:
             yield from _fields(value, depth + 1)
         else:
@@ -82,12 +82,13 @@ def _fields(said: Mapping[str, Any], depth: int) -> Iterator[tuple[str, Any]]:
 
 
 def least_missing(counted: Mapping[int, int], found: Mapping[int, int], slack: int) -> int:
-    """The least number of records that were counted as delivered and are in no object.
+    """Return the least number of records counted as delivered that are in no object.
 
-    `counted`, `found`: records by minute of delivery and of the object's time, which differ by
-    `slack` minutes at most. Of every stretch of minutes, what was counted in it must be found in
-    it and `slack` around it; the worst stretch tells. So nothing is reported only because of the
-    clocks, and around minutes without deliveries the comparison is exact.
+    `counted`, `found`: records by minute of delivery, and by minute of the object's time; the two
+    minutes of a record differ by `slack` at most. All records counted in a range of minutes must be
+    found in this range, extended by `slack` on both sides; the range with most records missing
+    decides. So clocks alone cause no report, and beside minutes without deliveries the comparison
+    is exact.
     """
     minutes = sorted({*counted, *(m + d for m in found for d in (-slack, slack + 1))})
     if not minutes:
@@ -96,7 +97,7 @@ def least_missing(counted: Mapping[int, int], found: Mapping[int, int], slack: i
     total, times = 0, sorted(found)
     before = after = at_start = at_end = 0
     for minute in [*minutes, minutes[-1] + 1]:
-        # Up to the stretch's end: everything counted before `minute`, found before it and slack.
+        # Up to the range's end: records counted before `minute`, found before `minute` + slack.
         while at_end < len(times) and times[at_end] < minute + slack:
             after += found[times[at_end]]
             at_end += 1

@@ -1,6 +1,7 @@
-"""What lies in delivered files, as changes: either spelling, wrapped or not, and rows of Lambdas.
+"""Records of delivered files, parsed into changes.
 
-Our Lambda's rows, those of older ones, and Firehose's error records, which are replayed.
+Either format of DynamoDB, wrapped or not; rows of this project's Lambda and of older ones; and
+Firehose's error records, which are replayed.
 """
 
 import base64
@@ -27,7 +28,7 @@ from cdc_pipeline.core.transports import FIREHOSE
 _OPS = {**OPS, "I": "I", "U": "U", "D": "D"}
 _US_PER_UNIT = ((100_000_000_000, 1_000_000), (100_000_000_000_000, 1000))
 _DEEPEST = 4
-"""Wrappers inside wrappers: an error record of an event of Kinesis of an event is three."""
+"""Most nested wrappers: an event in a Kinesis event in an error record has three."""
 
 _REFUSED = (
     ("a line of a full export", {"Item"}),
@@ -38,10 +39,10 @@ _REFUSED = (
 
 @dataclass(frozen=True)
 class Delivered:
-    """One delivered record: a change, or none, because it is another table's or unreadable.
+    """One delivered record: a change, or none for an unreadable record or another table's.
 
-    `legacy`: made by an older Lambda, so its time is that of its arrival. `unreadable`: why, and
-    the bytes of the record. `other`: the other table.
+    `legacy`: written by an older Lambda, so its time is that of its arrival. `unreadable`: reason
+    and bytes of the record. `other`: the name of the other table.
     """
 
     change: Change | None
@@ -51,7 +52,7 @@ class Delivered:
 
 
 def delivered(value: Any, raw: bytes, target: Target) -> Iterator[Delivered]:
-    """What is in one piece of a file: the changes of wrappers, and one of everything else.
+    """Yield the records of one piece of a file: several of a wrapper, one of anything else.
 
     `raw`: its bytes. Error records are replayed. Raises nothing.
     """
@@ -59,7 +60,7 @@ def delivered(value: Any, raw: bytes, target: Target) -> Iterator[Delivered]:
 
 
 def refused_shape(value: Any) -> str | None:
-    """The name of a shape that is known and not read, because it tells no change of a table."""
+    """Name a known format that contains no change of a table; None for any other."""
     for kind, names in _REFUSED:
         if isinstance(value, Mapping) and names <= value.keys():
             return kind
@@ -69,7 +70,7 @@ def refused_shape(value: Any) -> str | None:
 def _inside(
     value: Any, raw: bytes, target: Target, depth: int, *, replayed: bool, is_part: bool = False
 ) -> Iterator[Delivered]:
-    """`raw`: the bytes of the value, or (`is_part`) of what it is a part of."""
+    """Yield the records in a value. `raw`: its bytes, or (`is_part`) those of its wrapper."""
     try:
         if depth > _DEEPEST:
             raise UnreadableError("a record wrapped too often")
@@ -81,17 +82,17 @@ def _inside(
             raise UnreadableError("an error record inside an error record")
         replayed = replayed or "rawData" in value
         if isinstance(wrapped, bytes):
-            cut = list(pieces(io.BytesIO(wrapped).read))
-            if not cut:
+            records = list(pieces(io.BytesIO(wrapped).read))
+            if not records:
                 raise UnreadableError("a wrapper around no record")
-            for found, inner in cut:
-                if found is None:
+            for record, inner in records:
+                if record is None:
                     yield Delivered(None, unreadable=(NOT_JSON, inner))
                 else:
-                    yield from _inside(found, inner, target, depth + 1, replayed=replayed)
+                    yield from _inside(record, inner, target, depth + 1, replayed=replayed)
         else:
-            for found in wrapped:
-                yield from _inside(found, raw, target, depth + 1, replayed=replayed, is_part=True)
+            for record in wrapped:
+                yield from _inside(record, raw, target, depth + 1, replayed=replayed, is_part=True)
     except UnreadableError as error:
         yield Delivered(None, unreadable=(error.reason, _bytes(value, raw) if is_part else raw))
     except RecursionError:
@@ -99,15 +100,15 @@ def _inside(
 
 
 def _wrapped(value: Any) -> bytes | list[Any] | None:
-    """What a wrapper holds: bytes with any number of records, or JSON; None: it is none.
+    """Unwrap a value: bytes with any number of records, or a list of JSON; None: no wrapper.
 
-    Raises `UnreadableError` for one that is broken, or that holds nothing: it says something else.
+    Raises `UnreadableError` for a broken or empty wrapper.
     """
     if not isinstance(value, Mapping) or "dynamodb" in value:
         return None
     if "rawData" in value:  # an error record of Firehose
         return _from_base64(value["rawData"], "an error record whose rawData is no record")
-    if isinstance(value.get("kinesis"), Mapping):  # in an event that Lambda got of Kinesis
+    if isinstance(value.get("kinesis"), Mapping):  # in a Lambda function's event from Kinesis
         data = value["kinesis"].get("data")
         return _from_base64(data, "a record of Kinesis whose data is not base64")
     if isinstance(value.get("Records"), list):  # an event of a Lambda function
@@ -123,16 +124,16 @@ def _wrapped(value: Any) -> bytes | list[Any] | None:
 
 def _from_base64(text: Any, reason: str) -> bytes:
     try:
-        found = base64.b64decode(text, validate=True)
+        content = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError, TypeError):
         raise UnreadableError(reason) from None
-    if found.startswith(AGGREGATED):
+    if content.startswith(AGGREGATED):
         raise UnreadableError("an aggregated record")
-    return found
+    return content
 
 
 def _bytes(value: Any, outer: bytes) -> bytes:
-    """A part of a wrapper for the quarantine, without the rest of it."""
+    """Serialize a part of a wrapper for the quarantine, without the rest of the wrapper."""
     try:
         return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
     except RecursionError:
@@ -140,10 +141,10 @@ def _bytes(value: Any, outer: bytes) -> bytes:
 
 
 def _one(record: Any, target: Target) -> Delivered:
-    """What a record says that wraps nothing; raises `UnreadableError`."""
+    """Parse a record that is no wrapper; raises `UnreadableError`."""
     if isinstance(record, Mapping):
         if "dynamodb" in record or is_flat(record):
-            if target.is_of_another(record):  # what goes to S3 may be of several tables
+            if target.is_of_another(record):  # objects in S3 may hold records of several tables
                 return Delivered(None, other=table_named_by(record))
             return Delivered(_change(record, target))
         if "write_time_us" in record and "keys" in record:
@@ -160,10 +161,10 @@ def _change(record: Mapping[str, Any], target: Target) -> Change:
 
 
 def from_landing_row(row: Mapping[str, Any], target: Target) -> Change:
-    """A change from a row in the landing columns, as our Lambda makes it.
+    """Parse a row in the landing columns, as written by this project's Lambda.
 
-    Its images are read again, so nothing that is no image gets into the lake, and its identity must
-    be the one that the raw record has: rows do not name their table. Raises `UnreadableError`.
+    Its images are parsed again, so that only valid images get into the lake. Its `uuid` must equal
+    that of the raw record, because rows do not name their table. Raises `UnreadableError`.
     """
     op, time_us = _OPS.get(str(row.get("op"))), row.get("write_time_us")
     if op is None:
@@ -178,9 +179,9 @@ def from_landing_row(row: Mapping[str, Any], target: Target) -> Change:
         raise UnreadableError("a row whose new image does not fit its op")
     number, shard_id = _text(row.get("sequence_number")), _text(row.get("shard_id"))
     by_ttl = row.get("is_ttl_delete")
-    # Kinesis's numbers have a shard; a stream's, which tell changes apart and in order, have none.
-    numbered = number.isdecimal() and len(number) <= 40 and not shard_id
-    change = (Change.by_number if numbered else Change.by_content)(
+    # A number with a shard is Kinesis's; without, a stream's, which identifies and orders changes.
+    has_number = number.isdecimal() and len(number) <= 40 and not shard_id
+    change = (Change.by_number if has_number else Change.by_content)(
         target.table_id,
         op,
         time_us,
@@ -199,11 +200,12 @@ def from_landing_row(row: Mapping[str, Any], target: Target) -> Change:
 
 
 def from_legacy_row(row: Mapping[str, Any], target: Target) -> Change:
-    """A change from `uuid`, `op`, `time_stamp`, `data`: the item is typed from plain JSON.
+    """Parse `uuid`, `op`, `time_stamp`, `data`; the item is typed from plain JSON.
 
     Key attributes have the types of the key schema. Other strings are S, numbers N, arrays L,
-    objects M: plain JSON does not tell sets and binary from lists and text. Their `uuid` repeats
-    when an image comes back, so it and the time are the identity. Raises `UnreadableError`.
+    objects M: plain JSON does not distinguish sets from lists, nor binary from text. The row's
+    `uuid` repeats when an image recurs, so `uuid` and time are the identity. Raises
+    `UnreadableError`.
     """
     op, uuid = _OPS.get(str(row["op"])), row["uuid"]
     if op is None:
@@ -214,9 +216,9 @@ def from_legacy_row(row: Mapping[str, Any], target: Target) -> Change:
     item = _typed_item(row["data"], target.key_types, op)
     keys = spell_item({name: item[name] for name in target.key_types})[0]
     new = None if op == "D" else spell_item(item)
-    said = "\n".join((target.table_id, "legacy", uuid, str(time_us)))
+    identity = "\n".join((target.table_id, "legacy", uuid, str(time_us)))
     return Change(
-        uuid=hashlib.sha256(said.encode()).hexdigest(),
+        uuid=hashlib.sha256(identity.encode()).hexdigest(),
         op=op,
         write_time_us=time_us,
         data=new[1] if new else None,
@@ -291,14 +293,14 @@ def _typed_value(value: Any) -> dict[str, Any]:
 
 
 def _typed_key(value: Any, kind: str) -> dict[str, str]:
-    # A number may be a string: JSON encoders of Python refuse decimals unless told to.
+    # A number may be a string: Python's JSON encoders refuse decimals by default.
     if not isinstance(value, str) or (isinstance(value, _Number) and kind != "N"):
         raise UnreadableError("a row whose key has another type than the table's")
     return {kind: canonical_number(str(value)) if kind == "N" else str(value)}
 
 
 def _arrival_us(value: Any) -> int:
-    """A `time_stamp`: a timestamp, ISO 8601 text, or a number of s, ms or µs; UTC if it is open."""
+    """Parse a `time_stamp`: a timestamp, ISO 8601, or a number of s, ms or µs; UTC by default."""
     if isinstance(value, str):
         return require_possible(from_text(value, "a row without its time_stamp"))
     if isinstance(value, datetime):

@@ -1,6 +1,6 @@
-"""The reference fold: what a table's state must be after a set of changes, in plain Python.
+"""The reference fold: a table's state after a set of changes, in plain Python.
 
-Slow and obvious on purpose. It is the oracle that the SQL is tested against.
+Slow and obvious on purpose: tests compare the SQL with it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,7 +17,7 @@ class Row:
 
 @dataclass(frozen=True)
 class KeyedChange:
-    """What the fold needs of a change: which item, when, and its new image (None: deleted)."""
+    """Input of the fold: a change's item key, order key and new image (None: deleted)."""
 
     key: str
     order_key: str
@@ -27,8 +27,8 @@ class KeyedChange:
 def fold(base: Mapping[str, Row], changes: Iterable[KeyedChange]) -> dict[str, Row]:
     """Fold changes, in any order and with duplicates, over items and tombstones by key.
 
-    The change with the greatest order key wins; it must also be later than what `base` holds.
-    Folding the same changes again changes nothing. Deleted items stay as tombstones.
+    The change with the greatest order key wins, if it is later than the row in `base`. Folding the
+    same changes again changes nothing. Deleted items stay as tombstones.
     """
     state = dict(base)
     for change in changes:
@@ -39,5 +39,5 @@ def fold(base: Mapping[str, Row], changes: Iterable[KeyedChange]) -> dict[str, R
 
 
 def items(state: Mapping[str, Row]) -> dict[str, str]:
-    """The items of a folded state, without its tombstones."""
+    """Return the items of a folded state, without tombstones."""
     return {key: row.item for key, row in state.items() if row.item is not None}

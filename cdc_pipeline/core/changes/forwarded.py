@@ -1,9 +1,9 @@
-"""Changes as others hand them on: which of DynamoDB's two spellings a record has, and its change.
+"""Forwarded changes: records in either of DynamoDB's two formats, parsed into changes.
 
-A table's stream spells a change in one way (what Lambda functions and EventBridge Pipes get and
-pass on), a table's Kinesis destination in another (docs/aws_facts.md, Kinesis): times in seconds
-or in ms or µs, binary encoded once or twice, a sequence number or none. The same digits mean
-different things in them, so each record is told apart by fields that only one of them has.
+A table's stream has one format (received and passed on by Lambda functions and EventBridge Pipes),
+a table's Kinesis destination another (docs/aws_facts.md, Kinesis). They differ in the unit of times
+(s; ms or µs), the encoding of binary (once; twice) and the sequence number (present; absent). The
+same digits mean different things, so fields that only one format has identify it.
 """
 
 import re
@@ -33,12 +33,12 @@ _SEQUENCE_NUMBER = re.compile("[0-9]{1,40}").fullmatch
 
 
 def is_flat(record: Mapping[str, Any]) -> bool:
-    """Whether the parts of a change stand beside its event name, not under `dynamodb`."""
+    """Whether a record has the parts of a change beside its event name, not under `dynamodb`."""
     return isinstance(record.get("Keys"), Mapping) and isinstance(record.get("eventName"), str)
 
 
 def nested(record: Any) -> Mapping[str, Any]:
-    """A record with its `dynamodb` part, also of a flat one; raises `UnreadableError`."""
+    """Return a record with its `dynamodb` part, built for a flat one; raises `UnreadableError`."""
     if isinstance(record, Mapping):
         if isinstance(record.get("dynamodb"), Mapping):
             return record
@@ -49,16 +49,16 @@ def nested(record: Any) -> Mapping[str, Any]:
 
 
 def spelling_of(record: Mapping[str, Any]) -> str:
-    """`STREAM` or `KINESIS`, by fields that only one of them has; raises `UnreadableError`."""
+    """Return `STREAM` or `KINESIS`, by fields of one format only; raises `UnreadableError`."""
     body = record["dynamodb"]
-    of_stream = any(name in body for name in ("SequenceNumber", "StreamViewType"))
-    of_stream = of_stream or any(name in record for name in ("eventSourceARN", "eventVersion"))
-    of_kinesis = "recordFormat" in record or "ApproximateCreationDateTimePrecision" in body
-    if of_stream and of_kinesis:
+    is_stream = any(name in body for name in ("SequenceNumber", "StreamViewType"))
+    is_stream = is_stream or any(name in record for name in ("eventSourceARN", "eventVersion"))
+    is_kinesis = "recordFormat" in record or "ApproximateCreationDateTimePrecision" in body
+    if is_stream and is_kinesis:
         raise UnreadableError("a record with the marks of both spellings of a change")
-    if of_stream:
+    if is_stream:
         return STREAM
-    if of_kinesis or "tableName" in record:
+    if is_kinesis or "tableName" in record:
         return KINESIS
     raise UnreadableError("a record with the marks of neither spelling of a change")
 
@@ -72,9 +72,9 @@ def from_record(
     shard_id: str = "",
     encodings: int = 2,
 ) -> Change:
-    """A change from a record of either spelling; arguments as those of `from_envelope`.
+    """Parse a record of either format; arguments as in `from_envelope`.
 
-    `sequence_number`, `shard_id`: Kinesis's; a record of a stream has a number of its own. Raises
+    `sequence_number`, `shard_id`: from Kinesis; a stream's record has a number of its own. Raises
     `UnreadableError`.
     """
     record = nested(record)
@@ -91,10 +91,10 @@ def from_record(
 
 
 def from_forwarded(record: Mapping[str, Any], *, table_id: str, transport: str) -> Change:
-    """A change from a record of a stream that somebody handed on.
+    """Parse a forwarded record of a stream.
 
-    Its shard is not known, so it is ordered by its second, then by its sequence number. Without a
-    number it is told by what it says, as changes that Kinesis had. Raises `UnreadableError`.
+    Its shard is unknown, so it is ordered by its second, then by its sequence number. Without a
+    number it is identified by its content, like changes from Kinesis. Raises `UnreadableError`.
     """
     op, body = op_of(record), record["dynamodb"]
     number = body.get("SequenceNumber", "")

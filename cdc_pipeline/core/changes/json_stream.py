@@ -1,9 +1,9 @@
-"""Concatenated JSON, as Firehose writes it, cut into its records, with or without delimiters.
+"""Concatenated JSON, as Firehose writes it, split into records, with or without delimiters.
 
-What users' functions put between records is none of them and goes unmentioned: white space, commas,
-the brackets of arrays, byte-order marks, and the record separators of RFC 7464.
-Whatever is broken in it costs what is broken and no more: behind it, reading goes on at the next
-place where a whole record begins. Memory is bounded by the largest record.
+Separators that users' functions write between records are ignored: white space, commas, the
+brackets of arrays, byte-order marks, and the record separators of RFC 7464.
+Broken data loses nothing else: reading continues at the next beginning of a whole record. Memory is
+bounded by the largest record.
 """
 
 import codecs
@@ -16,34 +16,34 @@ from cdc_pipeline.core.changes.change import OPS
 from cdc_pipeline.core.changes.forwarded import is_flat
 
 MOST_BYTES = 16 << 20
-"""More than the largest record: Kinesis takes 10 MiB, rawData in base64 a third more."""
+"""More than the largest record: 10 MiB in Kinesis, a third more as rawData in base64."""
 
 _CHUNK = 1 << 20
 _START = re.compile(r'\{\s*(?:"|\Z)')
 _SPACE = re.compile(r"[\s,\[\]\ufeff\x1e]*").match
 NOT_JSON = "a stretch that is not JSON"
-_TOKEN = 16  # longer than any token that an error at its start could be a cut one of
+_TOKEN = 16  # longer than any token that the end of a chunk could cut
 
 
 class Piece(NamedTuple):
-    """A record as its JSON, or (`value` None) a stretch that is none. `raw`: its bytes."""
+    """A parsed record, or (`value` None) a stretch that is not JSON. `raw`: its bytes."""
 
     value: dict[str, Any] | None
     raw: bytes
 
 
 def pieces(read: Callable[[int], bytes], most: int = MOST_BYTES) -> Iterator[Piece]:
-    """Cut what `read` gives (bytes, at most so many; none at the end); nothing is left out.
+    """Split the bytes of `read(size)` (at most `size`; empty at the end); nothing is left out.
 
-    What `read` raises is raised when all before it has been given.
+    Errors of `read` are raised after all pieces before them.
     """
     return _Cutter(read, most).run()
 
 
 def is_record(value: Any) -> bool:
-    """Whether JSON is something that Firehose delivers for us, and no part of such a thing.
+    """Whether JSON is a whole record in a format that Firehose delivers, not a part of one.
 
-    Attributes of items are tagged, `{"S": "..."}`, so a part of an image never looks like it.
+    Attributes of items are tagged, `{"S": "..."}`, so a part of an image never matches.
     """
     if not isinstance(value, dict):
         return False
@@ -58,18 +58,18 @@ def is_record(value: Any) -> bool:
 
 
 class _Incomplete(Exception):
-    """The text may go on to be JSON."""
+    """The text may become JSON with more of it."""
 
 
 class _Broken(Exception):
-    """The text is no JSON, whatever comes."""
+    """The text cannot become JSON."""
 
 
 class _Cutter:
     def __init__(self, read: Callable[[int], bytes], most: int) -> None:
         self._read = read
         self._most = most
-        # Bytes that are no UTF-8 become lone surrogates, which no image may hold.
+        # Bytes that are not UTF-8 become lone surrogates, which images must not contain.
         self._utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._text = ""
         self._ended = False
@@ -95,8 +95,8 @@ class _Cutter:
                     continue
             except _Broken:
                 pass
-            begin, sure = self._next_start(start)
-            if not sure and self._may_grow(start):
+            begin, is_certain = self._next_start(start)
+            if not is_certain and self._may_grow(start):
                 start = self._more(start)
                 continue
             yield Piece(None, _bytes(self._text[start:begin]))
@@ -108,18 +108,18 @@ class _Cutter:
         return not self._ended and len(self._text) - start < self._most
 
     def _more(self, start: int) -> int:
-        """Forget what is before `start` and read on; returns where `start` is then."""
+        """Drop the text before `start` and read more; returns the new `start`."""
         left = self._text[start:]
         try:
             chunk = self._read(max(_CHUNK, len(left)))
-        except Exception as error:  # noqa: BLE001 - raised when what came before it is cut
+        except Exception as error:  # noqa: BLE001 - raised after the pieces before it
             self._failed, chunk = error, b""
         self._ended = not chunk
         self._text = left + self._utf8.decode(chunk, final=self._ended)
         return 0
 
     def _decode(self, start: int) -> tuple[dict[str, Any], int]:
-        """The object that begins at `start`, and its end; raises `_Incomplete`, `_Broken`."""
+        """Parse the object at `start`; returns it and its end; raises `_Incomplete`, `_Broken`."""
         if self._text[start] != "{":
             raise _Broken
         try:
@@ -133,24 +133,24 @@ class _Cutter:
             raise _Broken from None
 
     def _next_start(self, start: int) -> tuple[int, bool]:
-        """Where the next record begins behind a broken one, and whether that is sure.
+        """Find the next beginning of a record after a broken one, and whether it is certain.
 
-        If it is not, it is where one might begin whose end is not there yet, or the text's end.
+        If not, it is the beginning of a possible record without its end, or the text's end.
         """
-        perhaps = None
+        possible = None
         for match in _START.finditer(self._text, start + 1):
             try:
                 value, _ = self._decode(match.start())
             except _Broken:
                 continue
             except _Incomplete:
-                perhaps = match.start() if perhaps is None else perhaps
+                possible = match.start() if possible is None else possible
                 continue
             if is_record(value):
                 return match.start(), True
-        if perhaps is None or self._ended:
+        if possible is None or self._ended:
             return len(self._text), self._ended
-        return perhaps, False
+        return possible, False
 
 
 def _space_end(text: str, start: int) -> int:

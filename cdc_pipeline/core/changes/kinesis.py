@@ -1,7 +1,7 @@
-"""The envelope in which DynamoDB writes changes to Kinesis, as Firehose and Lambda hand it on.
+"""The envelope of DynamoDB's changes in Kinesis, which Firehose and Lambda forward.
 
-Formats: docs/aws_facts.md, Kinesis. There is no sequence number in it: a change is known by what it
-says and ordered by its write time.
+Formats: docs/aws_facts.md, Kinesis. It has no sequence number: a change is identified by its
+content and ordered by its write time.
 """
 
 import base64
@@ -17,13 +17,13 @@ from cdc_pipeline.core.items.attributes import TOO_DEEP, spell_item
 from cdc_pipeline.core.transports import KINESIS
 
 AGGREGATED = b"\xf3\x89\x9a\xc2"
-"""How records begin that a producer library packed several into; DynamoDB writes none."""
+"""First bytes of a record aggregated by a producer library; DynamoDB writes none."""
 
 NOT_JSON = "a record that is not JSON"
 
 
 def read_envelope(blob: bytes) -> Any:
-    """The JSON in the bytes of one record; raises `UnreadableError`."""
+    """Parse the JSON of one record; raises `UnreadableError`."""
     if blob.startswith(AGGREGATED):
         raise UnreadableError("an aggregated record")
     try:
@@ -35,7 +35,7 @@ def read_envelope(blob: bytes) -> Any:
 
 
 def _refuse_constant(name: str) -> Any:
-    """Python reads NaN and Infinity, which are no JSON."""
+    """Refuse NaN and Infinity, which Python parses and JSON does not have."""
     raise ValueError(name)
 
 
@@ -48,12 +48,11 @@ def from_envelope(
     shard_id: str = "",
     encodings: int = 2,
 ) -> Change:
-    """A change from one envelope, as its JSON.
+    """Parse one envelope, given as JSON.
 
-    `sequence_number`, `shard_id`: where Kinesis had it, for people; they order nothing.
-    `encodings`: how often binary is base64-encoded in it (Kinesis: twice). Its position is that of
-    its write time; changes of one item with one time are put in order where they land. Raises
-    `UnreadableError`.
+    `sequence_number`, `shard_id`: its place in Kinesis, for people, not for order. `encodings`: how
+    often binary is base64-encoded (Kinesis: twice). The position is that of the write time; changes
+    of one item with one time are ordered when they land. Raises `UnreadableError`.
     """
     if not isinstance(record, Mapping) or not isinstance(record.get("dynamodb"), Mapping):
         raise UnreadableError("a record without its dynamodb part")
@@ -82,7 +81,7 @@ def from_envelope(
 
 
 def op_of(record: Mapping[str, Any]) -> str:
-    """I, U or D, of a record with keys and the images that go with it; raises `UnreadableError`."""
+    """Return I, U or D after checking keys and images; raises `UnreadableError`."""
     body, op = record["dynamodb"], OPS.get(str(record.get("eventName")))
     if op is None:
         raise UnreadableError("an unknown event name")
@@ -94,9 +93,9 @@ def op_of(record: Mapping[str, Any]) -> str:
 
 
 def decoded(value: Any, times: int) -> Any:
-    """An item or value whose binaries are base64 text inside base64 text, `times` layers less.
+    """Remove `times` layers of base64 from the binaries of an item or value.
 
-    What is no attribute value is left for `spell_item` to refuse. Raises `UnreadableError`.
+    Invalid attribute values pass; `spell_item` refuses them. Raises `UnreadableError`.
     """
     if not isinstance(value, Mapping) or times == 0:
         return value

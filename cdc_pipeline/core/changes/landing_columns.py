@@ -1,4 +1,4 @@
-"""The landing columns: their names, types and meanings, in their order."""
+"""The landing columns, in their order: names, types and descriptions."""
 
 from dataclasses import dataclass
 

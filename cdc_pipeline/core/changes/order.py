@@ -1,11 +1,10 @@
-"""Positions and order keys: which of two changes of one item came later, as plain strings.
+"""Positions and order keys: plain strings that order the changes of one item.
 
 `position` = `<shard lineage depth, 6 digits>.<40 digits>`, the digits being a zero-padded sequence
 number (DynamoDB Streams) or write time in microseconds (other transports). `order_key` =
-`<generation, 6 digits>.<position>`. Both compare correctly as strings. A longer position stands
-right behind the one that it begins with: of a read (`.read`), of a tie (`core.changes.ties`), of a
-backfill (`repair.placing`), of a change that has a sequence number and no shard
-(`numbered_position`).
+`<generation, 6 digits>.<position>`. Both compare correctly as strings. A position with a suffix
+comes directly after the position without it: for a read (`.read`), a tie (`core.changes.ties`), a
+backfill (`repair.placing`), a change with a sequence number but no shard (`numbered_position`).
 """
 
 import re
@@ -15,11 +14,11 @@ _NUMBER_DIGITS = 40
 
 
 def position(depth: int, number: int | str) -> str:
-    """The place of a change in its generation.
+    """Return the position of a change in its generation.
 
-    `number` is a sequence number (21 to 40 digits, botocore model) or a write time in µs.
-    Sequence numbers grow only along a shard lineage, so the lineage depth comes first: a child
-    shard's changes come after its parent's whatever their numbers say.
+    `number`: a sequence number (21 to 40 digits, botocore model) or a write time in µs. Sequence
+    numbers grow only along a shard lineage, so the lineage depth comes first: a child shard's
+    changes follow its parent's, regardless of their numbers.
     """
     value = int(number)
     if value < 0 or value >= 10**_NUMBER_DIGITS or not 0 <= depth < 10**_DEPTH_DIGITS:
@@ -28,29 +27,29 @@ def position(depth: int, number: int | str) -> str:
 
 
 def numbered_position(write_time_us: int, sequence_number: str) -> str:
-    """The place of a stream's change whose shard nobody knows: by its second, then by its number.
+    """Return the position of a stream's change without a shard: by its second, then its number.
 
-    A shard's child may number an item's changes lower than its parent did; that both hold changes
-    of one item and one second, and are told without their shards, is not told apart.
+    A child shard may number an item's changes lower than its parent did. If both hold changes of
+    one item in one second, and come without their shards, their order can be wrong.
     """
     return f"{position(0, write_time_us)}.{int(sequence_number):0{_NUMBER_DIGITS}d}"
 
 
 is_numbered = re.compile(rf"[0-9]{{6}}\.[0-9]{{40}}\.[0-9]{{{_NUMBER_DIGITS}}}").fullmatch
-"""Whether a position is a `numbered_position`: nothing else tells its order."""
+"""Whether a position is a `numbered_position`: no other order is known for such a change."""
 
 
 SNAPSHOT_POSITION = position(0, 0)
-"""Snapshot rows sort before every change of their generation (no sequence number is 0)."""
+"""Position of snapshot rows, before every change of their generation (no sequence number is 0)."""
 
 
 def generation_prefix(generation: int) -> str:
-    """The first part of every order key of a generation, with its dot."""
+    """Return the prefix of every order key of a generation, with its dot."""
     if not 0 <= generation < 10**_DEPTH_DIGITS:
         raise ValueError(f"no order key for generation {generation}")
     return f"{generation:0{_DEPTH_DIGITS}d}."
 
 
 def order_key(generation: int, at: str) -> str:
-    """The total order of the changes of one item; `at` is a `position`."""
+    """Return the key of the total order of an item's changes; `at` is a `position`."""
     return generation_prefix(generation) + at

@@ -1,4 +1,4 @@
-"""Whose change a record is: the table that it names, and the key that it has."""
+"""Ownership of records: the table named in a record, and its key attributes."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ _TABLE_ARN = re.compile(r"arn:[^:]+:dynamodb:[^:]+:[^:]+:table/([^/]+)(?:/stream
 
 
 def table_named_by(record: Mapping[str, Any]) -> str:
-    """The table that a record names, by itself or by its stream's ARN; empty if it names none."""
+    """Return the table named in a record, by name or by its stream's ARN; empty: none."""
     source = record.get("eventSourceARN")
     match = _TABLE_ARN(source) if isinstance(source, str) else None
     return match[1] if match else str(record.get("tableName") or "")
@@ -22,9 +22,9 @@ def table_named_by(record: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Target:
-    """The table that is captured. `key_types`: S, N or B by key attribute, none: unknown.
+    """The captured table. `key_types`: S, N or B by key attribute; empty: unknown.
 
-    `arn`: empty where it is not known; then only the name in an ARN is compared.
+    `arn`: empty if unknown; then only the table name in an ARN is compared.
     """
 
     name: str
@@ -35,8 +35,8 @@ class Target:
     def is_of_another(self, record: Mapping[str, Any]) -> bool:
         """Whether a record names another table, as `tableName` or in `eventSourceARN`.
 
-        Kinesis and Firehose may carry several tables. A record that names none is taken for the
-        table's if it has its keys. Raises `UnreadableError` for a name that is none.
+        Kinesis and Firehose may carry several tables. A record without a table name counts as the
+        table's if it has its keys. Raises `UnreadableError` for a malformed name.
         """
         name, source = record.get("tableName"), record.get("eventSourceARN")
         if source is not None and not (isinstance(source, str) and _TABLE_ARN(source)):
@@ -55,7 +55,7 @@ class Target:
 
     @cached_property
     def _has_keys(self) -> Callable[[str], Any]:
-        """Matches canonical typed JSON with just the table's key attributes, of their types."""
+        """Match canonical typed JSON with exactly the table's key attributes, of their types."""
         parts = (
             rf'"{re.escape(encode_basestring(name)[1:-1])}":\{{"{kind}":"(?:[^"\\]|\\.)*"\}}'
             for name, kind in sorted(self.key_types.items())
@@ -63,6 +63,6 @@ class Target:
         return re.compile(rf"\{{{','.join(parts)}\}}", re.DOTALL).fullmatch
 
     def require_keys(self, keys: str) -> None:
-        """Raise `UnreadableError` for canonical keys that no item of the table can have."""
+        """Raise `UnreadableError` for canonical keys that do not match the table's key schema."""
         if self.key_types and not self._has_keys(keys):
             raise UnreadableError(_OTHER_KEYS)

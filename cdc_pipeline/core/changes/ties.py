@@ -1,13 +1,13 @@
-"""Ties: changes of one item that have one write time, put in order by their images.
+"""Ties: changes of one item with the same write time, ordered by their images.
 
 Transports without sequence numbers order changes by write time, and an item may change more than
-once in a µs, or in a ms where times are no finer. Then the chain of images tells: each change
-begins with the image that the one before it left behind. Changes come late, twice and in any order,
-so an order found may be found wrong when another one arrives: what stands too early then lands
-again, further behind. Positions only ever move later, and the last one of a change counts.
+once in a µs, or in a ms where times are no finer. Then the chain of images decides: each change
+begins with the image that the change before it ended with. Changes come late, twice and in any
+order, so another change may prove an order wrong: changes placed too early then land again, at
+later positions. Positions only ever move later, and the last position of a change counts.
 
-Positions in a tie: the first change has that of its time, others have a number behind it,
-`<position>.0001`; a read of the item, `<position>.read`, stands behind all numbers.
+Positions in a tie: the first change has the position of its time, the others have a numeric suffix,
+`<position>.0001`; a read of the item, `<position>.read`, comes after all numbers.
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ from cdc_pipeline.core.changes.change import Change
 from cdc_pipeline.core.changes.order import SNAPSHOT_POSITION, position
 
 UNKNOWN = "?"
-"""An image that nobody knows; the others are JSON objects, or None where there is no item."""
+"""An unknown image; known ones are JSON objects, or None for no item."""
 
 _TIME_DIGITS = len(SNAPSHOT_POSITION)
 _MS = 1000
@@ -28,9 +28,9 @@ Image = str | None
 
 @dataclass(frozen=True)
 class Settled:
-    """What has to land of a tie: new changes at their places, and landed ones that moved.
+    """Rows of a tie to land: new changes at their positions, and landed ones with new positions.
 
-    `last`: the last change of all. `is_decided`: its being the last one is certain.
+    `last`: the last change of the tie. `is_decided`: this one is certainly the last.
     """
 
     rows: list[Change]
@@ -39,17 +39,17 @@ class Settled:
 
 
 def slot_of(change: Change) -> tuple[int, str]:
-    """Where a change can meet others of its time: its ms and its item."""
+    """Return the slot of a change: its ms and its item. Ties are within one slot."""
     return change.write_time_us // _MS, change.keys
 
 
 def ties_in(
     known: Sequence[Change], new: Sequence[Change]
 ) -> list[tuple[list[Change], list[Change]]]:
-    """Known and new changes of one slot, apart where their times tell their order.
+    """Split known and new changes of one slot into ties: those that their times do not order.
 
     A time in whole ms may be any µs of it: such a change is in a tie with all others of that ms.
-    Only ties with new changes.
+    Ties without new changes are left out.
     """
     if _is_coarse([*known, *new]):
         return [(list(known), list(new))]
@@ -61,7 +61,7 @@ def ties_in(
 
 
 def end_of_tie(changes: Sequence[Change], suffix: str) -> str:
-    """The position behind every change of a tie, and of those that may still come to be in it."""
+    """Return a position after every change of a tie, including changes that may still arrive."""
     last = max(change.write_time_us for change in changes)
     return f"{position(0, last // _MS * _MS + _MS - 1 if _is_coarse(changes) else last)}.{suffix}"
 
@@ -71,10 +71,10 @@ def _is_coarse(changes: Iterable[Change]) -> bool:
 
 
 def settle(known: Sequence[Change], new: Sequence[Change], end: Image = UNKNOWN) -> Settled:
-    """Find the order of a tie and give its new changes, one at least, their places in it.
+    """Order a tie and give its new changes, at least one, their positions.
 
-    `known`: rows of it that have landed, a change perhaps more than once; `new`: what is to land,
-    repeats of either among them. `end`: the image that the tie left behind, where that is known.
+    `known`: its landed rows, perhaps several of one change; `new`: changes to land, perhaps with
+    repeats of either. `end`: the item's image after the tie, if known.
     """
     places = _last_places(known)
     changes = {change.uuid: change for change in [*known, *new]}
@@ -98,7 +98,7 @@ def _last_places(known: Iterable[Change]) -> dict[str, str]:
 
 
 def _as_they_came(changes: Mapping[str, Change], places: Mapping[str, str]) -> list[Change]:
-    """By time, new ones behind those that have landed, which then stay where they are."""
+    """Order by time, new changes after landed ones, which then keep their positions."""
 
     def place(change: Change) -> tuple[int, bool, str]:
         landed = places.get(change.uuid)
@@ -110,15 +110,15 @@ def _as_they_came(changes: Mapping[str, Change], places: Mapping[str, str]) -> l
 def _places(
     order: Sequence[Change], places: Mapping[str, str], known: Iterable[Change]
 ) -> dict[str, str]:
-    """A position for each change, later than that of the one before and never before its own.
+    """Give each change a position after that of the change before, and never before its own.
 
-    What has to move gets a number that no row has had yet.
+    A change that moves gets a number that no row has had yet.
     """
     numbers: dict[str, int] = {}
     for row in known:
         time, number = row.position[:_TIME_DIGITS], row.position[_TIME_DIGITS + 1 :]
         numbers[time] = max(numbers.get(time, 0), int(number or 0))
-    found: dict[str, str] = {}
+    positions: dict[str, str] = {}
     before = ""
     for change in order:
         place = places.get(change.uuid) or position(0, change.write_time_us)
@@ -126,15 +126,15 @@ def _places(
             time = before[:_TIME_DIGITS]
             numbers[time] = numbers.get(time, 0) + 1
             place = f"{time}.{numbers[time]:04d}"
-        found[change.uuid] = before = place
-    return found
+        positions[change.uuid] = before = place
+    return positions
 
 
 def in_order(changes: Sequence[Change], end: Image = UNKNOWN) -> list[Change] | None:
-    """The changes as a chain of images that uses each of them once; None: that is not certain.
+    """Order changes as a chain of images that uses each of them once; None: ambiguous.
 
-    It must end in `end`, or else in an image that none of them begins with: two changes A→B→A are
-    also B→A→B, and equal changes are one, so that A→B→A→B looks the same.
+    The chain must end in `end`, or else in an image that none of them begins with: the two changes
+    of A→B→A also fit B→A→B, and equal changes are one, so A→B→A→B has the same two.
     """
     if len(changes) == 1:
         return list(changes)
@@ -160,11 +160,11 @@ def in_order(changes: Sequence[Change], end: Image = UNKNOWN) -> list[Change] | 
 
 
 def _trail(start: Image, left: dict[Image, list[Change]]) -> list[Change]:
-    """A way along changes that begins at an image and takes as many as it can, each once.
+    """Return a path of as many changes as possible from an image, each once.
 
-    Hierholzer's algorithm: go on until stuck, then take what is left over as detours on the way.
+    Hierholzer's algorithm: follow changes to a dead end, then insert the remaining ones as detours.
     """
-    way: list[Change] = []
+    path: list[Change] = []
     stack: list[Change] = []
     at = start
     while True:
@@ -172,14 +172,14 @@ def _trail(start: Image, left: dict[Image, list[Change]]) -> list[Change]:
             stack.append(left[at].pop())
             at = _image_after(stack[-1])
         elif stack:
-            way.append(stack.pop())
-            at = image_before(way[-1])
+            path.append(stack.pop())
+            at = image_before(path[-1])
         else:
-            return way[::-1]
+            return path[::-1]
 
 
 def image_before(change: Change) -> Image:
-    """The image that a change begins with."""
+    """Return the image before a change."""
     return UNKNOWN if change.old_image is None and change.op != "I" else change.old_image
 
 

@@ -1,4 +1,4 @@
-"""Write times of changes: how they are spelled, and which ones no change can have."""
+"""Write times of changes: their formats, and the range of possible values."""
 
 import math
 import time
@@ -12,16 +12,16 @@ EARLIEST_US = 1_325_376_000_000_000
 _DAY_US = 86_400_000_000
 
 clock = time.time
-"""What the time is, in s."""
+"""Current time in seconds."""
 
 _US_PER_UNIT = {"MICROSECOND": 1, "MILLISECOND": 1000}
 
 
 def require_possible(time_us: int) -> int:
-    """The time, if a change can have it: since DynamoDB exists, at most a day ahead of our clock.
+    """Return a possible write time: since DynamoDB exists, at most a day ahead of this clock.
 
-    Seconds that were taken for milliseconds are in 1970, and milliseconds that were taken for
-    seconds far in the future: neither is ever in this range. Raises `UnreadableError`.
+    Seconds read as milliseconds are in 1970, and milliseconds read as seconds far in the future:
+    both are outside of this range. Raises `UnreadableError`.
     """
     if time_us < EARLIEST_US:
         raise UnreadableError("a record of before 2012, when there was no DynamoDB")
@@ -31,7 +31,7 @@ def require_possible(time_us: int) -> int:
 
 
 def from_units(value: Any, precision: Any) -> int:
-    """The time in an envelope of Kinesis, in µs; without a precision it is in ms.
+    """Convert the time of a Kinesis record to µs; without a precision it is in ms.
 
     Raises `UnreadableError`.
     """
@@ -44,21 +44,21 @@ def from_units(value: Any, precision: Any) -> int:
 
 
 def from_seconds(value: Any) -> int:
-    """The time in a record of a stream, in µs; raises `UnreadableError`.
+    """Convert the time of a stream's record to µs; raises `UnreadableError`.
 
-    AWS says it in whole seconds (rounded down). Languages without integers write 1.0, and who
-    hands records on may write the text that SDKs make of it (ISO 8601; UTC if it names no zone).
+    AWS gives whole seconds (rounded down). Languages without integers write 1.0, and forwarders of
+    records may write the text of their SDK (ISO 8601; UTC without a zone).
     """
     if isinstance(value, str):
         return require_possible(from_text(value, "a record without its creation time"))
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
         raise UnreadableError("a record without its creation time")
-    # What is beyond the range of integers is beyond that of times.
+    # Numbers beyond this range are impossible times, too.
     return require_possible(round(max(-1.0, min(value, 1e15)) * 1_000_000))
 
 
 def from_text(text: str, reason: str) -> int:
-    """ISO 8601 text in µs; raises `UnreadableError` with the reason."""
+    """Convert ISO 8601 text to µs; raises `UnreadableError` with `reason`."""
     try:
         return from_datetime(datetime.fromisoformat(text.strip()))
     except (ValueError, OverflowError):
@@ -66,7 +66,7 @@ def from_text(text: str, reason: str) -> int:
 
 
 def from_datetime(moment: datetime) -> int:
-    """In µs; UTC if it names no zone."""
+    """Convert a datetime to µs since the epoch; UTC without a zone."""
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     seconds = moment - datetime(1970, 1, 1, tzinfo=UTC)
     return (seconds.days * 86_400 + seconds.seconds) * 1_000_000 + seconds.microseconds

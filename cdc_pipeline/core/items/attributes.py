@@ -1,8 +1,8 @@
-"""DynamoDB attribute values: their canonical typed JSON and their plain JSON.
+"""DynamoDB attribute values: canonical typed JSON and plain JSON.
 
 An attribute value is DynamoDB's tagged JSON, `{"N": "12"}`, binary as base64 text
-(botocore model of `AttributeValue`). Numbers stay text on their whole way: DynamoDB keeps
-38 significant digits between 1E-130 and 9.99E+125, more than a float or a 64-bit integer holds.
+(botocore model of `AttributeValue`). Numbers are text everywhere: DynamoDB stores 38 significant
+digits between 1E-130 and 9.99E+125, more than a float or a 64-bit integer can represent.
 """
 
 import base64
@@ -21,7 +21,7 @@ Item = Mapping[str, AttributeValue]
 
 TOO_DEEP = "a value nested deeper than DynamoDB allows"
 _MAX_DIGITS = 38
-# Most numbers are spelled canonically; up to 38 characters they cannot have too many digits.
+# Most numbers are canonical already; up to 38 characters cannot be too many digits.
 _CANONICAL_NUMBER = re.compile(r"0|-?(?:0\.[0-9]*[1-9]|[1-9][0-9]*(?:\.[0-9]*[1-9])?)").fullmatch
 _NUMBER = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?").fullmatch
 _CANONICAL_BASE64 = re.compile(r"[A-Za-z0-9+/]*(?:[AQgw]==|[AEIMQUYcgkosw048]=)?").fullmatch
@@ -30,17 +30,17 @@ _EXACT = Context(prec=200, traps=[Inexact, InvalidOperation])
 
 
 def canonical_number(text: Any) -> str:
-    """The one spelling of a DynamoDB number, equal for equal values.
+    """Return the canonical spelling of a DynamoDB number, equal for equal values.
 
     Plain digits while the number fits 38 places on either side of the point, else scientific
-    (`1.5E+100`), always a valid JSON number token. Raises `UnreadableError` for anything that
-    DynamoDB would not have stored.
+    (`1.5E+100`), always a valid JSON number token. Raises `UnreadableError` for values that
+    DynamoDB cannot store.
     """
     if not isinstance(text, str):
         raise UnreadableError("a number that is not text")
     if len(text) <= _MAX_DIGITS and _CANONICAL_NUMBER(text):
         return text
-    if not _NUMBER(text):  # Decimal also takes spaces, underscores and other scripts' digits
+    if not _NUMBER(text):  # Decimal also accepts spaces, underscores and other scripts' digits
         raise UnreadableError("a number that is not a decimal")
     try:
         number = Decimal(text).normalize(_EXACT)
@@ -110,7 +110,7 @@ def _set_of(element: Callable[[Any], str], sort_key: Callable[[str], Any] | None
 
 
 def canonical_item(item: Any) -> dict[str, dict[str, Any]]:
-    """An item (or map) with sorted names, sorted sets and canonical numbers, all the way down."""
+    """Return an item (or map) with sorted names, sorted sets, canonical numbers, at all depths."""
     if not isinstance(item, dict):
         raise UnreadableError("an item that is not an object")
     return {name: canonical_value(item[name]) for name in sorted(item)}
@@ -128,11 +128,11 @@ CANONICAL: dict[str, Callable[[Any], Any]] = {
     "NS": _set_of(canonical_number, Decimal),
     "BS": _set_of(_binary, base64.b64decode),
 }
-"""What makes the content of a value canonical, by its type; raises `UnreadableError`."""
+"""Functions that make a value's content canonical, by type; they raise `UnreadableError`."""
 
 
 def canonical_value(value: Any) -> dict[str, Any]:
-    """One attribute value in canonical form; raises `UnreadableError` for an unknown type."""
+    """Return an attribute value in canonical form; raises `UnreadableError`."""
     if not isinstance(value, dict) or len(value) != 1:
         raise UnreadableError("an attribute value that is not one tagged value")
     ((tag, content),) = value.items()
@@ -143,7 +143,7 @@ def canonical_value(value: Any) -> dict[str, Any]:
 
 
 def to_json(value: Any) -> str:
-    """Compact JSON text, unicode as it is; the spelling that identities are made of."""
+    """Serialize to compact JSON with unescaped Unicode; identities are hashes of this spelling."""
     text = _encode(value)
     if not text.isascii():
         _refuse_lone_surrogates(text)
@@ -158,15 +158,15 @@ def _refuse_lone_surrogates(text: str) -> None:
 
 
 Spelling = tuple[str, str]
-"""One value twice: canonical typed JSON, and plain JSON."""
+"""One value in two spellings: canonical typed JSON, and plain JSON."""
 
 
 def spell_item(item: Any) -> Spelling:
-    """An item's canonical typed JSON and its plain JSON, as `canonical_item` defines them.
+    """Spell an item as canonical typed JSON and as plain JSON, as `canonical_item` defines them.
 
     In plain JSON numbers are number tokens with their exact decimal text, sets are arrays, binary
-    is base64 text, NULL is null. Both texts are made in one walk and by hand: this is what every
-    change goes through, and `json` can write numbers only from floats or integers.
+    is base64 text, NULL is null. One pass without `json` writes both texts: every change goes
+    through this function, and `json` can write numbers only from floats or integers.
     """
     if not isinstance(item, dict):
         raise UnreadableError("an item that is not an object")
@@ -181,7 +181,7 @@ def spell_item(item: Any) -> Spelling:
 
 
 def spell_value(value: Any) -> Spelling:
-    """One attribute value in both spellings; raises `UnreadableError`."""
+    """Spell one attribute value in both ways; raises `UnreadableError`."""
     if not isinstance(value, dict) or len(value) != 1:
         raise UnreadableError("an attribute value that is not one tagged value")
     ((tag, content),) = value.items()
@@ -205,7 +205,7 @@ def spell_value(value: Any) -> Spelling:
 
 
 def quoted(text: str) -> str:
-    """A string as canonical JSON; raises `UnreadableError` for lone surrogates."""
+    """Quote a string as canonical JSON; raises `UnreadableError` for lone surrogates."""
     json_text = encode_basestring(text)
     if not text.isascii():
         _refuse_lone_surrogates(text)
@@ -213,12 +213,12 @@ def quoted(text: str) -> str:
 
 
 def plain_json(item: Item) -> str:
-    """A canonical item as plain JSON."""
+    """Convert a canonical item to plain JSON."""
     return spell_item(item)[1]
 
 
 def plain_value(value: AttributeValue) -> str:
-    """One canonical attribute value as plain JSON."""
+    """Convert one canonical attribute value to plain JSON."""
     ((tag, content),) = value.items()
     if tag in ("N", "M", "L"):
         return spell_value(value)[1]

@@ -1,4 +1,4 @@
-"""Column types of a schemaless table: what each attribute holds, and the type that holds it all."""
+"""Columns of a schemaless table: statistics of attributes, and the types that hold their values."""
 
 import hashlib
 import re
@@ -12,7 +12,7 @@ from cdc_pipeline.core.items.view_names import VIEW_COLUMNS
 from cdc_pipeline.core.names import MAX_COLUMN_NAME
 
 MAX_COLUMNS = 500
-"""Columns of a table whose settings do not say how many; system columns are not counted."""
+"""Default limit of columns, system columns not counted."""
 
 INT64_DIGITS = 18
 DECIMAL_DIGITS = 38
@@ -22,7 +22,7 @@ SYSTEM_COLUMNS = ("_key", "_order_key", "_write_time_us", "_item", "_rescued")
 
 @dataclass
 class AttributeStats:
-    """What was seen of one top-level attribute: values by tag, and how wide its numbers are."""
+    """Statistics of one top-level attribute: number of values by tag, and width of its numbers."""
 
     tags: Counter[str] = field(default_factory=Counter)
     integer_digits: int = 0
@@ -47,7 +47,7 @@ class AttributeStats:
         self.integer_digits = max(self.integer_digits, len(digits) + exponent)
 
     def merge(self, other: "AttributeStats") -> None:
-        """Add what was seen elsewhere."""
+        """Add the statistics of other items."""
         self.tags += other.tags
         self.integer_digits = max(self.integer_digits, other.integer_digits)
         self.scale = max(self.scale, other.scale)
@@ -60,19 +60,19 @@ def observe(stats: Stats, item: Mapping[str, Mapping[str, Any]]) -> None:
     """Count every top-level attribute of a canonical item."""
     for name, value in item.items():
         ((tag, content),) = value.items()
-        seen = stats.get(name)
-        if seen is None:
-            seen = stats[name] = AttributeStats()
-        seen.see(tag, content)
+        counted = stats.get(name)
+        if counted is None:
+            counted = stats[name] = AttributeStats()
+        counted.see(tag, content)
 
 
 @dataclass(frozen=True)
 class Column:
-    """One typed column: the attribute it shows, the DynamoDB tag it holds and its type.
+    """One typed column: its attribute, the DynamoDB tag of its values, and its type.
 
-    `type` is one of `string`, `boolean`, `binary`, `int64`, `decimal(p,s)`, `json`, and
-    `list<...>` of the first five for sets. Values of other tags are in the rescue column.
-    `pinned`: the settings say the type, and numbers that do not fit it are rescued, too.
+    `type`: `string`, `boolean`, `binary`, `int64`, `decimal(p,s)`, `json`, or `list<...>` of the
+    first five for sets. Values of other tags are in the rescue column. `pinned`: the type is from
+    the settings, and numbers that do not fit it are rescued, too.
     """
 
     name: str
@@ -94,7 +94,7 @@ _FIXED_TYPES = {
 
 
 def number_type(stats: AttributeStats) -> str:
-    """The narrowest type that holds every number exactly, in steps that seldom need to widen."""
+    """Return the narrowest type exact for every number, in coarse steps that seldom widen."""
     if stats.scale == 0 and stats.integer_digits <= INT64_DIGITS:
         return "int64"
     digits = stats.integer_digits + stats.scale
@@ -115,13 +115,13 @@ _DECIMAL = re.compile(r"decimal\(([1-9][0-9]?),(0|[1-9][0-9]?)\)").fullmatch
 
 
 def tags_of_type(kind: str) -> tuple[str, ...]:
-    """The DynamoDB types whose values a column of this type can hold, none for no type of ours."""
+    """List the DynamoDB types that a column of this type can hold; empty for an unknown type."""
     if kind in _PIN_TAGS:
         return _PIN_TAGS[kind]
     element = kind.removeprefix("list<").removesuffix(">")
-    found = _DECIMAL(element)
-    sound = found and int(found[2]) <= int(found[1]) <= DECIMAL_DIGITS
-    if element != "int64" and not sound:
+    match = _DECIMAL(element)
+    is_decimal = match and int(match[2]) <= int(match[1]) <= DECIMAL_DIGITS
+    if element != "int64" and not is_decimal:
         return ()
     return ("NS",) if kind == f"list<{element}>" else ("N",) if kind == element else ()
 
@@ -140,28 +140,32 @@ def columns_of(
     limit: int | None = None,
     names: Mapping[str, str] | None = None,
 ) -> list[Column]:
-    """Typed columns for what was seen, sorted by name; see `chosen_attributes` for the `limit`.
+    """Derive typed columns from statistics, sorted by name; `limit`: see `chosen_attributes`.
 
-    A column name in `prior` stays with its attribute, and its tag as long as it has values of that
-    tag; with `keep_tags` in any case, as it must where new rows meet a table that is typed already.
-    An attribute that was only ever NULL is a string column. Names are lower case: Athena, Glue and
-    DuckDB do not tell `a` from `A`. `pins`: types by attribute that hold whatever was seen.
-    `names`: of columns by attribute that count before those in `prior`.
+    A column name in `prior` stays with its attribute, and so does its tag while values of that tag
+    remain; with `keep_tags` always, which new rows of an already typed table need. An attribute
+    with NULL only is a string column. Names are lower case: Athena, Glue and DuckDB do not
+    distinguish `a` from `A`. `pins`: types by attribute that override the statistics. `names`:
+    column names by attribute that override those in `prior`.
     """
     before = {column.attribute: column for column in prior}
     chosen = chosen_attributes(stats, before, keep=keep_tags, pins=pins or {}, limit=limit)
-    called = name_attributes(chosen, join_names(names or {}, before.values()))
+    column_names = name_attributes(chosen, join_names(names or {}, before.values()))
     columns = []
     for attribute in chosen:
-        seen = stats[attribute]
+        values = stats[attribute]
         pin = (pins or {}).get(attribute)
         tags = tags_of_type(pin) if pin else None
         kept = before.get(attribute)
-        if kept and not keep_tags and (not seen.tags[kept.tag] or (tags and kept.tag not in tags)):
+        if (
+            kept
+            and not keep_tags
+            and (not values.tags[kept.tag] or (tags and kept.tag not in tags))
+        ):
             kept = None
-        tag = kept.tag if kept else _main_tag(seen, tags) or (tags or "S")[0]
-        kind = pin or _natural_type(tag, seen)
-        columns.append(Column(called[attribute], attribute, tag, kind, pin is not None))
+        tag = kept.tag if kept else _main_tag(values, tags) or (tags or "S")[0]
+        kind = pin or _natural_type(tag, values)
+        columns.append(Column(column_names[attribute], attribute, tag, kind, pin is not None))
     return sorted(columns, key=lambda column: column.name)
 
 
@@ -173,11 +177,11 @@ def chosen_attributes(
     pins: Mapping[str, str],
     limit: int | None,
 ) -> list[str]:
-    """The attributes that have columns: all, or those with the most values if they are too many.
+    """Choose the attributes with columns: all, or above the limit those with the most values.
 
-    Pinned ones come first. So that tables whose attributes come and go do not change their schema
-    with each publication, an attribute that has a column loses it only to one with twice as many
-    values; with `keep` to none. `limit` None: `MAX_COLUMNS`, or what the table has already.
+    Pinned ones come first. An attribute with a column loses it only to one with twice as many
+    values, with `keep` to none, so that changing attributes do not change a table's schema with
+    each publication. `limit` None: `MAX_COLUMNS`, or the table's present number if greater.
     """
     known = stats.keys() & prior.keys()
     most = max(MAX_COLUMNS, len(known)) if limit is None else limit
@@ -188,11 +192,11 @@ def chosen_attributes(
 
     def rank(attribute: str) -> tuple[bool, bool, int, str]:
         values = sum(n for tag, n in stats[attribute].tags.items() if tag != "NULL")
-        has_one = attribute in known
+        has_column = attribute in known
         return (
-            keep and not has_one,
+            keep and not has_column,
             attribute not in pins,
-            -2 * values if has_one else -values,
+            -2 * values if has_column else -values,
             attribute,
         )
 
@@ -200,13 +204,13 @@ def chosen_attributes(
 
 
 def without_columns(columns: Iterable[Column], stats: Stats) -> dict[str, int]:
-    """Attributes that have no column, with how many values they have."""
+    """Return the attributes without a column, with their numbers of values."""
     shown = {column.attribute for column in columns}
     return {name: sum(seen.tags.values()) for name, seen in stats.items() if name not in shown}
 
 
 def join_names(names: Mapping[str, str], columns: Iterable[Column]) -> dict[str, str]:
-    """Names by attribute, and those of columns of other attributes where they are free."""
+    """Add the names of columns of other attributes to names by attribute, if they are free."""
     taken = set(names.values())
     more = {c.attribute: c.name for c in columns if c.name not in taken}
     return {**more, **names}
@@ -219,47 +223,47 @@ def _natural_type(tag: str, stats: AttributeStats) -> str:
 
 
 def carry_widths(stats: Stats, prior: Stats) -> None:
-    """Make the numbers of `stats` as wide as they ever were: types widen and stay so."""
+    """Widen the numbers of `stats` to those of `prior`: types never narrow."""
     for attribute in stats.keys() & prior.keys():
-        seen, was = stats[attribute], prior[attribute]
-        seen.integer_digits = max(seen.integer_digits, was.integer_digits)
-        seen.scale = max(seen.scale, was.scale)
+        current, former = stats[attribute], prior[attribute]
+        current.integer_digits = max(current.integer_digits, former.integer_digits)
+        current.scale = max(current.scale, former.scale)
 
 
 _INT64 = 2**63
 
 
 def number_fits(kind: str, number: str) -> bool:
-    """Whether a canonical number is exact in a scalar type."""
+    """Whether a scalar type represents a canonical number exactly."""
     value = Decimal(number)
     _, digits, exponent = value.as_tuple()
     assert isinstance(exponent, int)  # canonical numbers are finite
     if kind == "int64":
         return value.adjusted() < 20 and value == int(value) and -_INT64 <= value < _INT64
-    found = _DECIMAL(kind)
-    if not found or not value:
+    match = _DECIMAL(kind)
+    if not match or not value:
         return True
-    precision, scale = int(found[1]), int(found[2])
+    precision, scale = int(match[1]), int(match[2])
     return -exponent <= scale and len(digits) + exponent <= precision - scale
 
 
 def too_narrow(column: Column, stats: AttributeStats) -> bool:
-    """Whether some number that was seen may not fit a pinned column."""
+    """Whether a number in the statistics may not fit a pinned column."""
     if not column.pinned or column.tag not in ("N", "NS"):
         return False
     kind = column.type.removeprefix("list<").removesuffix(">")
     if kind == "int64":
         return number_type(stats) != "int64"
-    found = _DECIMAL(kind)
-    if not found:
+    match = _DECIMAL(kind)
+    if not match:
         return False
-    precision, scale = int(found[1]), int(found[2])
+    precision, scale = int(match[1]), int(match[2])
     return stats.scale > scale or stats.integer_digits > precision - scale
 
 
 @dataclass(frozen=True)
 class ColumnChange:
-    """One difference between two versions of a table's columns; None: not there."""
+    """One difference between two versions of a table's columns; None: no such column."""
 
     kind: Literal["added", "widened", "retyped", "gone"]
     attribute: str
@@ -268,12 +272,12 @@ class ColumnChange:
 
 
 def column_changes(before: Iterable[Column], after: Iterable[Column]) -> list[ColumnChange]:
-    """What became of each attribute's column, by attribute."""
-    had = {column.attribute: column for column in before}
-    have = {column.attribute: column for column in after}
+    """Compare two versions of a table's columns, sorted by attribute."""
+    old_columns = {column.attribute: column for column in before}
+    new_columns = {column.attribute: column for column in after}
     changes = []
-    for attribute in sorted(had.keys() | have.keys()):
-        old, new = had.get(attribute), have.get(attribute)
+    for attribute in sorted(old_columns.keys() | new_columns.keys()):
+        old, new = old_columns.get(attribute), new_columns.get(attribute)
         if old is None:
             changes.append(ColumnChange("added", attribute, None, new))
         elif new is None:
@@ -287,9 +291,9 @@ def column_changes(before: Iterable[Column], after: Iterable[Column]) -> list[Co
 
 @dataclass(frozen=True)
 class TypeConflict:
-    """An attribute with values that its column does not hold.
+    """An attribute with values that its column cannot hold.
 
-    `values`: all of them by DynamoDB type; `rescued`: those in the rescue column.
+    `values`: number of all values by DynamoDB type; `rescued`: of those in the rescue column.
     """
 
     attribute: str
@@ -301,26 +305,26 @@ class TypeConflict:
 def type_conflicts(
     columns: Iterable[Column], stats: Stats, misfits: Mapping[str, int]
 ) -> list[TypeConflict]:
-    """Every attribute of which something is rescued; `misfits`: numbers that do not fit a pin."""
-    found = []
+    """List attributes with rescued values; `misfits`: counts of numbers that do not fit a pin."""
+    conflicts = []
     for column in columns:
         values = {t: n for t, n in sorted(stats[column.attribute].tags.items()) if t != "NULL"}
         others = sum(n for tag, n in values.items() if tag != column.tag)
         rescued = others + misfits.get(column.attribute, 0)
         if rescued:
-            found.append(TypeConflict(column.attribute, column, values, rescued))
-    return found
+            conflicts.append(TypeConflict(column.attribute, column, values, rescued))
+    return conflicts
 
 
 def name_attributes(attributes: Iterable[str], names: dict[str, str]) -> dict[str, str]:
-    """Add to `names` a column name that is free for each attribute that has none in it."""
+    """Add a free column name to `names` for each attribute without one."""
     taken = {*names.values(), *SYSTEM_COLUMNS, *VIEW_COLUMNS}
     fresh = [a for a in attributes if a not in names]
     for attribute in sorted(fresh, key=lambda a: (a != _plain_name(a), a)):
         name = _plain_name(attribute)
         digest = hashlib.sha256(attribute.encode()).hexdigest()
         if not name or name in taken or len(name) > MAX_COLUMN_NAME:
-            # A long one gets more of its hash, so that its name is the same beside any others.
+            # A long one gets more of its hash, so that its name does not depend on the others.
             shortest = 6 if len(name) <= MAX_COLUMN_NAME else _LONG_NAME_DIGITS
             candidates = (_shortened(name, digest[:length]) for length in range(shortest, 65))
             name = next(candidate for candidate in candidates if candidate not in taken)
@@ -334,6 +338,6 @@ def _shortened(name: str, digest: str) -> str:
 
 
 def _plain_name(attribute: str) -> str:
-    """Lower case, and of characters that Iceberg spells in Parquet files as they are."""
+    """Convert to lower case and to characters that Iceberg writes unescaped in Parquet files."""
     name = re.sub(r"[^a-z0-9_]", "_", attribute.lower())
     return f"_{name}" if name[:1].isdigit() else name

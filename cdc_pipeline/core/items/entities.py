@@ -1,4 +1,4 @@
-"""Entities: the kinds of items in one table of single-table design, told apart by attributes."""
+"""Entities: the kinds of items in a table of single-table design, defined by attributes."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ RESERVED_ENTITIES = (
 """Names of a table's own views, assets and Iceberg tables."""
 
 RESERVED_PREFIXES = ("replica_", "search_")
-"""How the names of other assets of a table begin."""
+"""Prefixes of the names of other assets of a table."""
 
 MAX_DEPTH = 31
 """DynamoDB nests documents 32 levels deep, the top-level attribute included."""
@@ -24,10 +24,10 @@ Item = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Condition:
-    """What a top-level attribute of an entity's items is. Exactly one of the three is given.
+    """Condition on a top-level attribute of an entity's items: exactly one of three kinds.
 
-    `equals`: canonical typed values, `("S", "order")` or `("N", "7")`. `prefix`: a text begins with
-    it. `regex`: a text matches it as a whole (Python's `re`).
+    `equals`: canonical typed values, `("S", "order")` or `("N", "7")`. `prefix`: beginning of a
+    text. `regex`: matches a whole text (Python's `re`).
     """
 
     attribute: str
@@ -36,7 +36,7 @@ class Condition:
     regex: str = ""
 
     def test(self) -> Callable[[Item], bool]:
-        """A function that tells whether a canonical item meets the condition."""
+        """Return a predicate: whether a canonical item meets the condition."""
         name, equals, prefix = self.attribute, frozenset(self.equals), self.prefix
         if equals:
             return lambda item: name in item and _scalar(item[name]) in equals
@@ -46,7 +46,7 @@ class Condition:
         return lambda item: "S" in item.get(name, ()) and matches(item[name]["S"]) is not None
 
     def implies(self, other: "Condition") -> bool:
-        """Whether what meets this condition is known to meet the other; False: not known."""
+        """Whether all items of this condition provably meet the other; False: unknown."""
         if self == other:
             return True
         if self.attribute != other.attribute:
@@ -64,9 +64,9 @@ def _scalar(value: Mapping[str, Any]) -> tuple[str, Any] | None:
 
 @dataclass(frozen=True)
 class Entity:
-    """One kind of item: those that meet all conditions and are of no entity before this one.
+    """One kind of item: those that meet all conditions and belong to no earlier entity.
 
-    `depth`: so many levels of nested maps become columns of their own.
+    `depth`: number of levels of nested maps that become columns of their own.
     """
 
     name: str
@@ -74,12 +74,12 @@ class Entity:
     depth: int = 0
 
     def hides(self, later: "Entity") -> bool:
-        """Whether every item of an entity behind this one is known to be of this one."""
+        """Whether all items of a later entity provably belong to this one."""
         return all(any(c.implies(mine) for c in later.conditions) for mine in self.conditions)
 
 
 def classifier(entities: Sequence[Entity]) -> Callable[[Item], str | None]:
-    """A function that names the entity of a canonical item: the first that matches, or None."""
+    """Return a function from a canonical item to its entity: the first that matches, or None."""
     tests = [(entity.name, [c.test() for c in entity.conditions]) for entity in entities]
 
     def classify(item: Item) -> str | None:
@@ -92,11 +92,11 @@ def classifier(entities: Sequence[Entity]) -> Callable[[Item], str | None]:
 
 
 def flatten(item: Item, depth: int, keep: Collection[str] = ()) -> dict[str, Any]:
-    """A canonical item with nested maps taken apart: `address` becomes `address.city`, ...
+    """Flatten the nested maps of a canonical item: `address` becomes `address.city`, ...
 
-    `depth` levels of maps are; what is deeper stays a map, and so do empty maps and attributes to
-    `keep`. Dots and backslashes in attributes' own names are escaped by a backslash, so that no two
-    paths have one name, and nothing of the item is lost.
+    `depth`: number of levels; deeper maps, empty maps and attributes in `keep` stay maps. Dots and
+    backslashes in attribute names are escaped by a backslash, so that names of paths are unique and
+    nothing of the item is lost.
     """
     if not depth:
         return dict(item)
@@ -116,20 +116,20 @@ def _add(flat: dict[str, Any], path: str, value: Mapping[str, Any], depth: int) 
 
 
 def escaped(name: str) -> str:
-    """An attribute's name as a part of a dotted one."""
+    """Escape an attribute's name as a part of a dotted name."""
     return name.replace("\\", "\\\\").replace(".", "\\.")
 
 
 def rules_mark(entities: Iterable[Entity], keep: Iterable[str] = ()) -> str:
-    """Changes when the same items would be split or flattened in another way."""
+    """Return a hash of the rules that split and flatten items."""
     rules = [[asdict(entity) for entity in entities], sorted(keep)]
     return hashlib.sha256(json.dumps(rules).encode()).hexdigest()[:32]
 
 
 def unreachable(entities: Sequence[Entity]) -> tuple[Entity, Entity] | None:
-    """An entity that no item can be of, and the one before it that takes them all."""
-    for place, later in enumerate(entities):
-        for earlier in entities[:place]:
+    """Find an entity without possible items, and the earlier one that has them all."""
+    for position, later in enumerate(entities):
+        for earlier in entities[:position]:
             if earlier.hides(later):
                 return later, earlier
     return None

@@ -1,4 +1,4 @@
-"""Masking: what readers get in place of values that they must not see."""
+"""Masking: hashes and texts in place of values that readers must not see."""
 
 import hashlib
 import hmac
@@ -10,10 +10,10 @@ from typing import Any
 from cdc_pipeline.core.items.attributes import plain_json, to_json
 
 KEY_BYTES = 32
-"""The least length of a masking key: that of the hash."""
+"""Least length of a masking key, in bytes: that of the hash."""
 
 _ABOUT_THE_KEY = b"cdc_pipeline: which masking key"
-"""No value is hashed to the same: canonical values are JSON objects."""
+"""Differs from every hashed value: canonical values are JSON objects."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Masking:
     """Rules for top-level attributes, by exact name.
 
     `hashed`: replaced by their HMAC-SHA256 in hex, a string, equal for equal values of any table
-    with the same key. `masks`: replaced by a text. NULL stays NULL under both. `seen`: attributes
-    that a rule was applied to so far.
+    with the same key. `masks`: replacement texts. NULL stays NULL under both. `seen`: attributes
+    with a rule applied so far.
     """
 
     hashed: frozenset[str] = frozenset()
@@ -36,7 +36,7 @@ class Masking:
         return bool(self.hashed or self.dropped or self.masks)
 
     def item(self, text: str) -> str:
-        """Canonical typed JSON of an item, or of a key, masked: canonical again."""
+        """Mask an item or key in canonical typed JSON; the result is canonical, too."""
         item = json.loads(text)
         ruled = item.keys() & (self.hashed | self.dropped | self.masks.keys())
         if not ruled:
@@ -46,7 +46,7 @@ class Masking:
         return to_json({n: self._value(n, v) if n in ruled else v for n, v in kept.items()})
 
     def plain(self, text: str) -> str:
-        """Canonical typed JSON of an item as the plain JSON of the masked item."""
+        """Mask an item in canonical typed JSON; the result is plain JSON."""
         return plain_json(json.loads(self.item(text)))
 
     def _value(self, name: str, value: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -57,22 +57,22 @@ class Masking:
         return {"S": self._hmac(to_json(value).encode())}
 
     def _hmac(self, message: bytes) -> str:
-        assert self.key is not None  # who reads the settings saw to it
+        assert self.key is not None  # checked when the settings are read
         return hmac.new(self.key, message, hashlib.sha256).hexdigest()
 
     def unmaskable(self, key: str) -> list[str]:
-        """Attributes of an item's key that a rule would make ambiguous."""
+        """List attributes of an item's key that a rule would make ambiguous."""
         return sorted(json.loads(key).keys() & (self.dropped | self.masks.keys()))
 
     @property
     def fingerprint(self) -> str:
-        """What was masked how, and under which key, without saying the key; empty: nothing."""
+        """Hash of the rules and of the key; empty without rules."""
         if not self:
             return ""
         return f"{self._rules}.{self._hmac(_ABOUT_THE_KEY)[:32] if self.hashed else ''}"
 
     def made(self, fingerprint: str) -> bool:
-        """Whether a table with this fingerprint was masked by these rules, as far as we can tell.
+        """Whether a table with this fingerprint was masked by these rules.
 
         Without the key, which readers of published tables need not have, only the rules count.
         """

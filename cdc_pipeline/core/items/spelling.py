@@ -1,10 +1,9 @@
-"""Spelling items straight from their JSON text, learnt shape by shape.
+"""Spelling of items directly from their JSON text, by templates of their shapes.
 
-Items mostly differ in their strings alone: the same names, the same types, the same nesting. Such a
-shape is spelled once by `core.items.attributes`, with a marker in place of each string, and what
-comes out is the template of all texts of that shape; whatever order their names come in, the
-template has them sorted. What is left for each text is to cut its strings out, to look its shape
-up, and to make numbers, binaries and sets canonical.
+Most items differ only in their strings and have the same names, types and nesting: one shape.
+`core.items.attributes` spells a shape once, with a marker in place of each string; the result, with
+sorted names, is the template of all texts of that shape. For each text the steps left are: extract
+its strings, find its shape, and make numbers, binaries and sets canonical.
 """
 
 import json
@@ -18,18 +17,18 @@ from cdc_pipeline.core.items.attributes import CANONICAL, Spelling, canonical_nu
 
 _LONGEST = 32_768
 _LEARNT_CHARACTERS = 2_000_000
-# Learning a shape costs as much as ten texts by the definition.
+# A template costs as much as ten texts spelled by the definition.
 _OFTEN = 8
 
-# A string after a colon, and the same with escapes or all strings of a set: no name is one.
+# A string after a colon; the same with escapes, or all strings of a set. Names never match.
 _STRING = re.compile(r'":"([^"]*)"')
 _STRINGS = re.compile(r'":\[?"([^"\\]*+(?:(?:\\.|",")[^"\\]*+)*+)"')
-# Canonical numbers, each up to a quote: a little stricter than need be, so as not to count digits.
+# Canonical numbers, each up to a quote: stricter than needed, to avoid counting digits.
 _USUAL_NUMBERS = re.compile(
     r'(?:(?:-?(?:[1-9][0-9]{0,17}|0(?=\.))(?:\.[0-9]{0,17}(?<=[1-9]))?|0)")*'
 ).fullmatch
-# With six digits more it is a canonical number and canonical base64 too: any string to the
-# definition.
+# With six more digits it is a canonical number and canonical base64, too: valid for any type of
+# string.
 _MARK = "7391482650"
 _MARKER = re.compile(f"{_MARK}[0-9]{{6}}")
 _SLOT = re.compile(rf'\{{"(S|N|B|SS|NS|BS)":\[?"{_MARK}([0-9]{{6}})"\]?\}}')
@@ -38,7 +37,7 @@ _Strings = Sequence[str]
 
 
 class _Shape(NamedTuple):
-    """How to spell a text by its strings; numbers are places among these, as the text has them."""
+    """Template of texts; numbers in it are indexes of strings in the text's order."""
 
     typed: list[str]
     plain: list[str]
@@ -51,7 +50,7 @@ class _Shape(NamedTuple):
 
 
 class Speller:
-    """A function like the `definition` it is given, `spell_item` or `spell_value`, but of text."""
+    """Equivalent of `definition`, `spell_item` or `spell_value`, with text as its input."""
 
     def __init__(self, definition: Callable[[Any], Spelling]) -> None:
         self._definition = definition
@@ -60,17 +59,17 @@ class Speller:
         self._learnt = 0
 
     def spell(self, text: str) -> Spelling | None:
-        """Both spellings of what a JSON text says, or None: ask the definition.
+        """Return both spellings of a JSON text, or None: the caller must use the definition.
 
-        The text must be JSON (a parser has passed over it). None comes for shapes not met often
-        enough, for whatever is unusual, and for all that is wrong with a value.
+        The text must be JSON (already parsed once). None: a rare shape, an unusual spelling, or an
+        invalid value.
         """
         if len(text) > _LONGEST:
             return None
         escaped = "\\" in text
         pattern = _STRINGS if escaped or '":["' in text else _STRING
         parts = pattern.split(text)
-        # No JSON text holds the separator.
+        # The separator never occurs in JSON.
         skeleton, strings = "\0".join(parts[::2]), parts[1::2]
         shape = self._shapes.get(skeleton) or self._learn(skeleton, text, pattern)
         if shape is None or not _make_canonical(shape, strings, escaped):
@@ -78,11 +77,11 @@ class Speller:
         return _fill(shape, strings)
 
     def _learn(self, skeleton: str, text: str, pattern: re.Pattern[str]) -> _Shape | None:
-        """A shape that is met often; where names are data most are met a few times only."""
+        """Return the template of a frequent shape; where names are data, most shapes are rare."""
         met = self._met.get(skeleton, 0) + 1
         self._learnt += len(text) if met == _OFTEN else len(skeleton) if met == 1 else 0
         if self._learnt > _LEARNT_CHARACTERS:
-            # What is in use is soon learnt again.
+            # Shapes in use return soon.
             self._met.clear()
             self._shapes.clear()
             self._learnt = len(text)
@@ -115,7 +114,7 @@ class Speller:
 
 
 def _mark(text: str, pattern: re.Pattern[str]) -> tuple[str, int]:
-    """The text with markers for strings, and their number."""
+    """Return the text with markers for strings, and their number."""
     pieces, end, count = [], 0, 0
     for count, found in enumerate(pattern.finditer(text), 1):
         pieces += text[end : found.start(1)], f"{_MARK}{count - 1:06d}"
@@ -130,14 +129,14 @@ def _of(wanted: str, slots: list[tuple[str, int]]) -> tuple[int, ...]:
 def _picker(places: Sequence[int]) -> Callable[[_Strings], tuple[str, ...]]:
     if not places:
         return lambda strings: ()
-    if len(places) == 1:  # of one, itemgetter gives no tuple
+    if len(places) == 1:  # itemgetter returns no tuple for one index
         (place,) = places
         return lambda strings: (strings[place],)
     return itemgetter(*places)
 
 
 def _template(spelled: str) -> list[str]:
-    """What stands between strings, with room for them."""
+    """Return the parts between strings, with empty slots for the strings."""
     pieces = _MARKER.split(spelled)
     template = [""] * (2 * len(pieces) - 1)
     template[::2] = pieces
@@ -145,7 +144,7 @@ def _template(spelled: str) -> list[str]:
 
 
 def _make_canonical(shape: _Shape, strings: list[str], escaped: bool) -> bool:
-    """Make strings canonical, as their types have it; False where that is not possible."""
+    """Make strings canonical by their types; False if impossible."""
     try:
         if escaped:
             _make_escapes_canonical(strings)
@@ -162,7 +161,7 @@ def _make_canonical(shape: _Shape, strings: list[str], escaped: bool) -> bool:
 
 
 def _make_escapes_canonical(strings: list[str]) -> None:
-    """Raises `ValueError` for sets of several strings: escapes would hide where they sort."""
+    """Raises `ValueError` for sets of several strings, because escapes would change their order."""
     for place, string in enumerate(strings):
         if "\\" in string:
             strings[place] = quoted(json.loads(f'"{string}"'))[1:-1]

@@ -1,10 +1,10 @@
-"""The names that every view has for key, order key, item and write time, and their older names."""
+"""Column names of all views for key, order key, item and write time, and their older names."""
 
 from types import MappingProxyType
 
 VIEW_COLUMNS = ("item_key", "order_key", "item", "write_time")
 """Canonical typed JSON of the key; the order of an item's changes, as text; canonical typed JSON of
-the item (after the change, NULL: deleted); when it was written, in UTC and ms."""
+the item (after the change; NULL: deleted); time of the write, in UTC and ms."""
 
 _ITEMS = MappingProxyType(
     {
@@ -41,6 +41,6 @@ STORED_NAMES = MappingProxyType(
         ),
     }
 )
-"""By view: what its table calls them, which the view has, too, until version 2.0.
+"""By view: the column names of its table. The view has them, too, until version 2.0.
 
 `_write_time_us` is in µs."""

@@ -1,4 +1,4 @@
-"""The coverage ledger: which changes of a table the lake has, in which range of time, from what."""
+"""The coverage ledger: changes of a table in the lake, by time range and source."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,21 +19,21 @@ HOUR_SIGNS: dict[Means, str] = {
     "lost": "X",
     "unread": "·",
 }
-"""One sign for an hour, by what is least good in it."""
+"""Sign of an hour, by the worst means in it."""
 
 _WORST_FIRST: tuple[Means, ...] = ("lost", "unread", "export", "heal", "stream")
 _HOUR_US = 3_600_000_000
 CLOCK_WARN_US = 2_000_000
-"""Clocks that are kept by NTP differ by milliseconds; AWS tells whole seconds."""
+"""Clocks with NTP differ by milliseconds; AWS reports whole seconds."""
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """What is known of the changes written in [from_us, to_us), µs since the epoch.
+    """Coverage of the changes written in [from_us, to_us), µs since the epoch.
 
-    `means`: "stream", every change; "heal", of each item the last change; "export", what they
-    led to, as the state of a later baseline; "lost", nothing yet; "unread", still to be captured.
-    `from_us` 0: since ever. `gap`: the log entry that opened the gap it lies in.
+    `means`: "stream", every change; "heal", the last change of each item; "export", only their
+    result, in the state of a later baseline; "lost", nothing yet; "unread", still to be captured.
+    `from_us` 0: from the beginning. `gap`: the log entry that opened the surrounding gap.
     """
 
     from_us: int
@@ -44,10 +44,10 @@ class Stretch:
 
 
 def coverage(state: LogState, now_us: int) -> list[Stretch]:
-    """The ledger of one table from the beginning to `now_us`: in order, without overlaps.
+    """Return the ledger of one table from the beginning to `now_us`: in order, without overlaps.
 
-    Since capture began it has no holes; it is empty before that. Where gaps overlap, the worst one
-    counts. Days that a backfill took from exports count as heals.
+    It has no holes since capture began, and is empty before that. Where gaps overlap, the worst one
+    counts. Days backfilled from exports count as heals.
     """
     if state.stream is None:
         return []
@@ -64,12 +64,12 @@ def coverage(state: LogState, now_us: int) -> list[Stretch]:
 
 
 def holes(stretches: Sequence[Stretch]) -> list[Stretch]:
-    """The stretches of which nothing is known yet although they should have been captured."""
+    """List the stretches of lost changes that no export covers yet."""
     return [stretch for stretch in stretches if stretch.means == "lost"]
 
 
 def hour_bars(stretches: Sequence[Stretch], days: int) -> list[str]:
-    """One line per day for the last `days` days of the ledger, a sign for each hour (UTC)."""
+    """Format the last `days` days of the ledger: one line per day, one sign per hour (UTC)."""
     if not stretches:
         return []
     last = day_of(stretches[-1].to_us - 1)
@@ -79,10 +79,10 @@ def hour_bars(stretches: Sequence[Stretch], days: int) -> list[str]:
 
 
 def clock_warning(offset_us: int | None) -> str | None:
-    """What to say of a clock that is this far ahead of AWS's; None: it is right, or unknown.
+    """Warn of a clock that is `offset_us` ahead of AWS's; None: the clock is right, or unknown.
 
-    Everything is right with clocks that are wrong by less than `clock_margin_seconds`; what a quiet
-    table is complete to is told by this clock all the same.
+    Results stay correct while the offset is below `clock_margin_seconds`; but this clock still
+    decides up to when a quiet table is reported complete.
     """
     if offset_us is None or abs(offset_us) <= CLOCK_WARN_US:
         return None
@@ -91,7 +91,7 @@ def clock_warning(offset_us: int | None) -> str | None:
 
 
 def clock_note(offset_us: int) -> str:
-    """How far the clock was off AWS's when it was measured last, for people."""
+    """Format the last measured offset from AWS's clock, for people."""
     side = "ahead of" if offset_us > 0 else "behind"
     note = f"clock of the captures: {abs(offset_us) / 1e6:.1f} s {side} AWS's"
     return f"[yellow]{note}; set it (NTP)[/]" if clock_warning(offset_us) else note
@@ -101,7 +101,7 @@ def _of_gap(state: LogState, gap: Gap) -> Stretch:
     stretch = Stretch(gap.from_us, gap.to_us, "lost", str(gap), gap.entry)
     heal = state.heal_of(gap.entry)
     if heal is not None and heal.healed:
-        note = f"{gap.cause}; of each item the last change, from {len(heal.windows)} exports"
+        note = f"{gap.cause}; the last change of each item, from {len(heal.windows)} exports"
         return replace(stretch, means="heal", note=note)
     staged = state.staged
     if staged is not None and staged.generation > gap.heal_generation:
@@ -117,8 +117,8 @@ def _flatten(stretches: list[Stretch]) -> list[Stretch]:
     for start, end in pairwise(bounds):
         over = [s for s in stretches if s.from_us <= start and end <= s.to_us]
         if not over:
-            continue  # before capture, and no export is there yet
-        # A gap says more than the general answer "unread" or "stream".
+            continue  # before capture, without an export
+        # A gap is more specific than "unread" or "stream".
         worst = min(over, key=lambda s: (s.gap is None, _WORST_FIRST.index(s.means)))
         piece = replace(worst, from_us=start, to_us=end)
         if flat and replace(flat[-1], to_us=end) == replace(piece, from_us=flat[-1].from_us):
@@ -135,7 +135,7 @@ def _bar(stretches: Sequence[Stretch], day: date) -> str:
 
 def _sign(stretches: Sequence[Stretch], start_us: int) -> str:
     within = {s.means for s in stretches if s.from_us < start_us + _HOUR_US and s.to_us > start_us}
-    # The present is never read to its very end.
+    # The present hour is never read to its end.
     if len(within) > 1:
         within.discard("unread")
     return next((HOUR_SIGNS[means] for means in _WORST_FIRST if means in within), " ")

@@ -1,4 +1,4 @@
-"""What entries of the capture log are made of: streams, shards, objects, baselines, gaps, heals."""
+"""Parts of capture log entries: streams, shards, objects, baselines, gaps, heals, erasures."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -20,19 +20,21 @@ Cause = Literal[
 ]
 
 PAST_GENERATION = 0
-"""Of changes from before capture began: earlier than every baseline, so no state shows them."""
+"""Generation of changes from before capture began: below every baseline, so no state shows them."""
 FIRST_GENERATION = 1
-"""In which capture begins."""
+"""Generation in which capture begins."""
 
 
 @dataclass(frozen=True)
 class StreamRef:
-    """Which stream is captured. `recorded_us`: its positions were recorded before (time of P).
+    """The captured stream.
 
-    `transport`: as in the settings. `arn`: of a DynamoDB or Kinesis stream, or where Firehose's
-    files are. `since_us`: changes written before came another way and are left out.
-    `retention_hours`: how long it keeps a record. `created_us`: tells streams of one ARN apart.
-    `off`: the table was seen not to write to it, so changes are missing even if it does again.
+    `recorded_us`: upper bound of the time when its positions were recorded (time of P).
+    `transport`: as in the settings. `arn`: of a DynamoDB or Kinesis stream, or the location of
+    Firehose's files. `since_us`: changes written before this time came by another transport and
+    are left out. `retention_hours`: how long the stream keeps a record. `created_us`: distinguishes
+    streams of one ARN. `off`: the table was observed not to write to the stream, so changes are
+    missing even if it writes again.
     """
 
     table_id: str
@@ -48,22 +50,22 @@ class StreamRef:
 
     @property
     def full_images(self) -> bool:
-        """Whether its events hold the new item."""
+        """Whether its events contain the new item."""
         return self.view_type in MIRROR_VIEWS
 
     @property
     def retention_us(self) -> int:
-        """How long it keeps a record; older ones may vanish any moment."""
+        """How long it keeps a record, in µs; older records may disappear at any moment."""
         return self.retention_hours * 3_600_000_000
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A switch of transports on its way: the old one counts before `at_us`, `transport` from then.
+    """A pending switch of transports: the old one counts before `at_us`, `transport` from then on.
 
-    A whole second, because DynamoDB Streams tells no more than that of a write time and Kinesis up
-    to microseconds: both divide their changes alike, as both report one clock, that of the write.
-    (Did they not, the check `unbroken_chain` would show it.)
+    `at_us` is a whole second, because DynamoDB Streams reports write times in seconds, and Kinesis
+    in units down to microseconds. Both then divide the changes alike, because both report the clock
+    of the write. (A difference would fail the check `unbroken_chain`.)
     """
 
     transport: str
@@ -74,10 +76,10 @@ class Cut:
 class ShardState:
     """How far one shard has been landed.
 
-    `sequence_number`: the last one read, None before the first. `read_to_us`: every change
-    written to this shard before that time has been read. `finished` means closed and read to
-    its end, and nothing else; `lost`: gone before that, its rest is in a gap. `adjacent_id`: the
-    other parent of a shard that two were merged into.
+    `sequence_number`: of the last record read, None before the first. `read_to_us`: every change
+    written to this shard before that time has been read. `finished`: closed and read to its end,
+    nothing else; `lost`: gone before its end, the rest is in a gap. `adjacent_id`: the second
+    parent of a merged shard.
     """
 
     shard_id: str
@@ -95,8 +97,8 @@ class LandedObject:
     """One Parquet object of the landing zone; `key` is relative to the lake root.
 
     `bare`: its events lack new images; reads of the items complete them in a later entry.
-    `through`: of an object made by compaction, the last entry whose rows it holds.
-    `crc32`: of its bytes; None in logs of older versions.
+    `through`: for a compacted object, the last entry whose rows it contains; else 0. `crc32`: of
+    its bytes; None in logs of older versions.
     """
 
     key: str
@@ -121,9 +123,10 @@ class LandedObject:
 
 @dataclass(frozen=True)
 class QuarantinedObject:
-    """One JSON-lines object of records that could not be read, with counts by reason.
+    """One JSON-lines object of unreadable records, with counts by reason.
 
-    `was`: an erasure counts it again, and these counts of it are in the log's sums by now.
+    `was`: set when an erasure counts the object again: its former counts, which the log's sums
+    already contain.
     """
 
     key: str
@@ -136,11 +139,11 @@ class QuarantinedObject:
 class SourceFile:
     """An object that Firehose wrote, as far as its records have landed.
 
-    `etag`: of the version that was read. `arrived`: the day that its folder stands for. `rows`: its
-    records so far, quarantined ones and `others` (of other tables) too. `days`: the write days of
-    its changes. `legacy_us`: the newest time of its rows that an older Lambda made, 0: it has none.
-    `whole`: all of it; of a large one, parts land in several entries. `unread`: it could not be
-    read as long as its folder was looked at, so it is tried again by its name.
+    `etag`: of the version that was read. `arrived`: the day of its folder. `rows`: records landed
+    so far, including quarantined ones and `others` (of other tables). `days`: the write days of
+    its changes. `legacy_us`: the newest time of its rows from an older Lambda, 0: none. `whole`:
+    all records have landed; parts of a large object land in several entries. `unread`: unreadable
+    while its folder was listed, so it is tried again by its name.
     """
 
     uri: str
@@ -157,13 +160,13 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Baseline:
-    """A full export on its way to being the baseline of a generation.
+    """A full export that is, or will be, the baseline of a generation.
 
-    `recorded_us`: time(P); the stream positions it hands over to were recorded before, and all that
-    had landed then was written before. `export_time_us`: T. `snapshot_id`: the Iceberg snapshot of
-    `<table>_snapshot` that holds its verified items; None until it is staged. `attempt` counts
-    exports of it that failed. `shadow`: held beside the live baseline until somebody decides;
-    `discarded`: decided against.
+    `recorded_us`: time(P); the stream positions at the handover were recorded before it, and
+    everything landed by then was written before it. `export_time_us`: T. `snapshot_id`: the Iceberg
+    snapshot of `<table>_snapshot` with its verified items; None until it is staged. `attempt`:
+    number of failed exports. `shadow`: kept beside the live baseline until a person decides;
+    `discarded`: rejected by that decision.
     """
 
     generation: int
@@ -180,26 +183,26 @@ class Baseline:
 
     @property
     def is_staged(self) -> bool:
-        """Whether its items are verified and in the lake, and may be shown to readers."""
+        """Whether its items are verified, in the lake, and visible to readers."""
         return self.snapshot_id is not None and not self.shadow and not self.discarded
 
 
 @dataclass(frozen=True)
 class Gap:
-    """Changes that were accepted in a time range and can no longer be read from the stream.
+    """Changes of a time range that can no longer be read from the stream.
 
     Everything written to `shards` before `from_us` has been read, and everything written from
-    `to_us` on can be read again, both by AWS's clock: they lie `margin_us` outside of what the
-    writer's clock said, 0 in logs of older versions. `heal_generation` is reserved for what heals
-    it: later than all that landed before the gap, earlier than all that lands after it. `entry`:
-    the log entry that opened it, which is its name.
+    `to_us` on can be read again, both by AWS's clock: the bounds lie `margin_us` outside of the
+    writer's clock readings, 0 in logs of older versions. `heal_generation`: reserved for the heal,
+    above the generation of everything landed before the gap, below that of everything after it.
+    `entry`: the log entry that opened the gap; it identifies the gap.
 
-    Backfills open and heal a gap in one entry: of a day "before capture", and of "objects lost"
-    from the lake, whose changes land in the generation that they had (`repair.backfill`).
+    A backfill opens and heals a gap in one entry: for a day "before capture", or for "objects lost"
+    from the lake, whose changes land in their former generation (`repair.backfill`).
 
     "not replicated": DynamoDB counted records that it could not write to Kinesis; no shard lost
-    them, so `shards` is empty. "not delivered": a Kinesis channel gave up records that its stream
-    does not hold any more.
+    them, so `shards` is empty. "not delivered": a Kinesis channel failed to deliver records that
+    its stream no longer holds.
     """
 
     cause: Cause
@@ -211,7 +214,7 @@ class Gap:
     margin_us: int = 0
 
     def __str__(self) -> str:
-        """What happened, for people."""
+        """Cause and number of shards, for people."""
         return f"{self.cause}, {len(self.shards)} shards" if self.shards else self.cause
 
 
@@ -219,8 +222,8 @@ class Gap:
 class HealWindow:
     """One incremental export of a heal: changes written in [from_us, to_us).
 
-    `attempt` counts exports of it that failed; `files`: data files whose lines have landed;
-    `done`: all of them, or an export that was not needed.
+    `attempt`: number of failed exports; `files`: data files whose lines have landed; `done`: all
+    files have landed, or no export was needed.
     """
 
     from_us: int
@@ -233,11 +236,11 @@ class HealWindow:
 
 @dataclass(frozen=True)
 class Heal:
-    """How far the healing of a gap is. `gap`: the entry that opened it.
+    """Progress of healing a gap. `gap`: the entry that opened it.
 
-    `also`: earlier gaps that it heals, too, because they overlap. `reread`: items read again by
-    key, because an insert and a delete within a window leave no line; None until that is done.
-    `healed`: everything that the gaps lost has landed.
+    `also`: earlier overlapping gaps, healed together with it. `reread`: number of items read again
+    by key, because an insert and a delete within a window leave no line; None: not yet read.
+    `healed`: all lost changes of the gaps have landed.
     """
 
     gap: int
@@ -249,9 +252,9 @@ class Heal:
 
 @dataclass(frozen=True)
 class Late:
-    """Changes that landed although everything of their time was said to have landed before.
+    """Changes that landed below the watermark, which had counted their time as complete.
 
-    `behind_us`: how much older than the watermark the oldest of them was.
+    `behind_us`: how far the oldest of them was below the watermark.
     """
 
     rows: int
@@ -263,7 +266,7 @@ NOTHING_LATE = Late(0, 0)
 
 @dataclass(frozen=True)
 class Removed:
-    """What an erasure removed in one place of the lake: files touched or deleted, and rows."""
+    """Result of an erasure in one place of the lake: files changed or deleted, rows removed."""
 
     place: str
     files: int
@@ -272,13 +275,13 @@ class Removed:
 
 @dataclass(frozen=True)
 class Erasure:
-    """An item that was erased on request: its suppression, and the record of what was done.
+    """An item erased on request: its suppression rule, and the record of the erasure.
 
-    It is in the log because whoever lands anything must have seen it: an entry stands only on
-    those before it. `key_hash`: HMAC-SHA256 of the item's canonical key under `salt`, both in hex;
-    nothing else of the item is kept. Changes of that key written at `until_us` or before never
-    land again. `by`: who asked. `done_us`: when a scan of every file found nothing of the item;
-    None: not finished, and `removed` is as far as it has come.
+    It is in the log because every writer must apply it before landing anything: an entry is valid
+    only after all entries before it. `key_hash`: HMAC-SHA256 of the item's canonical key under
+    `salt`, both in hex; nothing else of the item is kept. Changes of that key written at `until_us`
+    or before never land again. `by`: the requester. `done_us`: when a scan of every file found no
+    trace of the item; None: unfinished, with the progress in `removed`.
     """
 
     key_hash: str

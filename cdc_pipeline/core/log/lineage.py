@@ -1,4 +1,4 @@
-"""Shard lineage of a stream: depths, and which shards may be read now."""
+"""Shard lineage of a stream: depths, and the shards that may be read now."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 class Shard:
     """One shard as AWS lists it; `ending` is None while the shard is open.
 
-    `adjacent_id`: its other parent, of a shard that two were merged into (Kinesis).
+    `adjacent_id`: the second parent of a merged shard (Kinesis).
     """
 
     shard_id: str
@@ -19,28 +19,28 @@ class Shard:
 
     @property
     def parents(self) -> tuple[str, ...]:
-        """The ids of its parents: none, one, or the two of a merge."""
+        """Ids of its parents: none, one, or the two of a merge."""
         return tuple(p for p in (self.parent_id, self.adjacent_id) if p is not None)
 
     @property
     def is_open(self) -> bool:
-        """An open shard may still get records (no EndingSequenceNumber)."""
+        """Whether it may still receive records (no EndingSequenceNumber)."""
         return self.ending is None
 
 
 ROOT_DEPTH = 1000
 STEP = 16
-"""Listings can be late: between a parent's depth and its child's, and above the first roots, there
-is room for shards that show later."""
+"""Depth between parent and child. It leaves room, as does `ROOT_DEPTH`, for shards that appear in
+later listings."""
 
 
 def depths(listed: Iterable[Shard], known: Mapping[str, int]) -> dict[str, int]:
-    """Lineage depth of every listed shard; `known` holds depths that the log has fixed already.
+    """Compute the lineage depth of every listed shard; `known`: depths already in the log.
 
-    A child is a step deeper than its deepest parent. A shard none of whose parents is listed or
-    known is a root: they have expired. A root that appears later than others goes deeper than all
-    of them, which is safe: its items' earlier changes, if there are any, are in shards that the
-    log knew before. A parent that appears later than its child goes above it.
+    A child is one step deeper than its deepest parent. A shard without listed or known parents is a
+    root: its parents have expired. A root that appears later than others goes deeper than all of
+    them, which is safe: earlier changes of its items, if any, are in shards already in the log. A
+    parent that appears later than its child goes above it.
     """
     by_id = {shard.shard_id: shard for shard in listed}
     fixed = dict(known)
@@ -66,7 +66,7 @@ def depths(listed: Iterable[Shard], known: Mapping[str, int]) -> dict[str, int]:
 def _above_known_children(
     shard: Shard, by_id: Mapping[str, Shard], known: Mapping[str, int], fixed: dict[str, int]
 ) -> None:
-    """Give unknown ancestors of a known shard the depths above it and above its siblings."""
+    """Give unknown ancestors of a known shard depths above it and its siblings."""
     seen, above = {shard.shard_id}, [shard]
     while above:
         shard = above.pop()
@@ -83,7 +83,7 @@ def _above_known_children(
 def readable(
     listed: Iterable[Shard], is_finished: Callable[[str], bool], is_known: Callable[[str], bool]
 ) -> list[Shard]:
-    """Shards not finished whose parents are all finished or gone: per item, parents come first."""
+    """List unfinished shards with all parents finished or gone, so that parents come first."""
     shards = list(listed)
     ids = {shard.shard_id for shard in shards}
 

@@ -1,7 +1,7 @@
-"""The capture log's model: entries, what they add up to, and their JSON.
+"""The capture log's model: entries, the state that they add up to, and the JSON of both.
 
-The log is the one truth about capture. Entry *n* is one atomic step; a state is the sum of all
-entries up to its `n`. How entries are stored and raced for is `lake.storage.log`'s business.
+The log is the only record of capture. Entry *n* is one atomic step; a state is the sum of all
+entries up to its `n`. `lake.storage.log` stores entries and resolves races between writers.
 """
 
 import dataclasses
@@ -34,31 +34,31 @@ from cdc_pipeline.core.names import entry_number
 
 FORMAT = 1
 FORMAT_WITH_ERASURES = 2
-"""Of what tells of erasures: a version that does not know them must not read past one."""
+"""Format of entries and states with erasures: a version without erasures must refuse them."""
 
 FORMAT_WITH_SUMS = 3
-"""Of what stands for quarantined objects or files of Firehose that it does not list.
+"""Format of entries and states that count quarantined objects, or keep files of Firehose, unlisted.
 
-A version that does not know it would remove such objects, or never try such a file again.
+A version without it would remove such objects, or never try such a file again.
 """
 
 QUARANTINED_KEPT = 1000
-"""Quarantined objects that a state lists; of those before, it has the sums."""
+"""Most quarantined objects that a state lists; older ones are in its sums only."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One atomic step of capture. Only what it changes is in it.
+    """One atomic step of capture; it contains changed parts only.
 
     `completes`: earlier entries whose bare events this one completes. `discovered_us`: every shard
-    that began before that time is known. `resumed_us`: the first listing after an outage as long
+    created before this time is known. `resumed_us`: the first listing after an outage as long
     as the stream's retention. `replaced`: objects whose rows are in `objects` from now on;
     `removed`: replaced objects that are deleted. `lost`: objects that are gone or damaged beyond
-    repair; nothing reads them any more. `cut`: a switch of transports begins. `replicated_us`:
-    DynamoDB was asked up to there how many records it could not replicate to Kinesis. `files`:
-    objects of Firehose whose records are in `objects`; those that arrived before the day
-    `files_from` are not looked for any more. `late`: changes among `objects` that came behind the
-    watermark. `clock_offset_us`: how far the writer's clock was ahead of AWS's.
+    repair; nothing reads them any more. `cut`: a switch of transports begins. `replicated_us`: end
+    of the time for which DynamoDB's count of records not replicated to Kinesis was checked.
+    `files`: objects of Firehose whose records are in `objects`; listings skip those that arrived
+    before the day `files_from`. `late`: changes among `objects` below the watermark.
+    `clock_offset_us`: how far the writer's clock was ahead of AWS's.
     """
 
     n: int
@@ -88,37 +88,35 @@ class Entry:
     clock_offset_us: int | None = None
 
     def to_json(self) -> str:
-        """Readable JSON; parts that say nothing are left out."""
-        said = {k: v for k, v in dataclasses.asdict(self).items() if v not in (None, ())}
-        for name, left_out in (("files", "unread"), ("quarantined", "was")):
-            # Versions that do not know these parts read entries that do not need them.
-            said |= (
-                {name: [_without(part, left_out) for part in said[name]]} if name in said else {}
-            )
+        """Serialize to readable JSON without empty parts."""
+        parts = {k: v for k, v in dataclasses.asdict(self).items() if v not in (None, ())}
+        for name, optional in (("files", "unread"), ("quarantined", "was")):
+            # Without these fields, older versions can still read the entry.
+            if name in parts:
+                parts[name] = [_without_empty(part, optional) for part in parts[name]]
         form = FORMAT_WITH_ERASURES if self.erasure else FORMAT
         if any(file.unread for file in self.files) or any(q.was for q in self.quarantined):
             form = FORMAT_WITH_SUMS
-        return json.dumps({"format": form, "at": _iso(self.at_us), **said}, indent=1) + "\n"
+        return json.dumps({"format": form, "at": _iso(self.at_us), **parts}, indent=1) + "\n"
 
     @staticmethod
     def from_json(text: str | bytes, name: str) -> "Entry":
-        """Parse an entry; `name` is used in the error of a file that is not one."""
+        """Parse an entry; raises `LakeError` with `name` for a file that is none."""
         return _parse(text, name, _entry)
 
 
 @dataclass
 class LogState:
-    """Everything the log says up to and including entry `n` (0: nothing was ever captured).
+    """Sum of the log up to and including entry `n` (0: nothing was ever captured).
 
-    `replaced`: objects that compaction took the place of and that are still there, with the time.
-    `began_us`: when capture's first positions were recorded. `lost`: what was in objects that are
-    gone or damaged. `cut`: a switch of transports that is not done yet. `erasures`: the last one of
-    each key, by its hash. `files`: objects of Firehose, by URI, that arrived on the day
-    `files_from` or later. `legacy_us`: the newest time of a row that an older Lambda made. `late`:
-    all changes that came behind the watermark, the latest of them at `late_at_us`.
-    `clock_offset_us`: how far the clock of the last writer that measured it was ahead.
-    `quarantined`: the newest of these objects; all of entry `summed_to` and before that are not in
-    it count in `quarantined_sums`, records by reason.
+    `replaced`: objects replaced by compaction and not deleted yet, with the time in µs. `began_us`:
+    when capture's first positions were recorded. `lost`: the objects that are gone or damaged.
+    `cut`: an unfinished switch of transports. `erasures`: the last one of each key, by key hash.
+    `files`: objects of Firehose, by URI, that arrived on the day `files_from` or later.
+    `legacy_us`: the newest time of a row from an older Lambda. `late`: all changes that landed
+    below the watermark, the last ones at `late_at_us`. `clock_offset_us`: how far the clock was
+    ahead of AWS's at its last measurement. `quarantined`: the newest of these objects; older ones,
+    up to entry `summed_to`, count in `quarantined_sums`, records by reason.
     """
 
     n: int = 0
@@ -150,7 +148,7 @@ class LogState:
     quarantined_sums: dict[str, int] = field(default_factory=dict)
 
     def apply(self, entry: Entry) -> None:
-        """Add the next entry; entries are applied in order and without holes."""
+        """Add the next entry; raises `LakeError` unless it has the next number."""
         if entry.n != self.n + 1:
             raise LakeError(f"capture log: entry {entry.n} cannot follow entry {self.n}")
         self.n, self.at_us = entry.n, entry.at_us
@@ -160,12 +158,12 @@ class LogState:
             self.began_us = self.began_us or entry.stream.recorded_us
             if self.cut is not None and self.cut.transport == entry.stream.transport:
                 self.cut = None
-        # Shards of a new stream may be called like those of the one before.
+        # A new stream may reuse the shard ids of the former one.
         for shard_id in entry.forgotten:
             self.shards.pop(shard_id, None)
         self.shards.update((s.shard_id, s) for s in entry.shards)
         for landed in entry.objects:
-            # The name of an object that was not made for a certain entry does not tell it.
+            # Names of compacted, healed and backfilled objects contain no entry.
             known = landed if landed.entry else dataclasses.replace(landed, through=entry.n)
             self.objects[landed.key] = known
         for key in entry.replaced:
@@ -177,7 +175,7 @@ class LogState:
         for key in entry.removed:
             self.replaced.pop(key, None)
         self._apply_quarantined(entry)
-        # Rewritten bare objects wait, if at all, for the entry that landed them.
+        # Rewritten bare objects are pending, if at all, under the entry that landed them.
         if any(landed.bare for landed in entry.objects) and not entry.replaced:
             self.incomplete.append(entry.n)
         self.incomplete = [n for n in self.incomplete if n not in entry.completes]
@@ -213,9 +211,9 @@ class LogState:
             self.files = {file.uri: file for file in kept}
 
     def _apply_quarantined(self, entry: Entry) -> None:
-        for found in entry.quarantined:
-            self.quarantined[found.key] = dataclasses.replace(found, was=None)
-            self._sum(found.was or {}, -1)
+        for quarantined in entry.quarantined:
+            self.quarantined[quarantined.key] = dataclasses.replace(quarantined, was=None)
+            self._sum(quarantined.was or {}, -1)
         while len(self.quarantined) > QUARANTINED_KEPT:
             oldest = self.quarantined.pop(next(iter(self.quarantined)))
             self.summed_to = max(self.summed_to, entry_number(oldest.key) or 0)
@@ -228,29 +226,29 @@ class LogState:
 
     @property
     def quarantined_reasons(self) -> dict[str, int]:
-        """All records that could not be read, by reason."""
-        found = Counter(self.quarantined_sums)
+        """Number of unreadable records, by reason."""
+        counts = Counter(self.quarantined_sums)
         for quarantined in self.quarantined.values():
-            found.update(quarantined.reasons)
-        return {reason: count for reason, count in found.items() if count}
+            counts.update(quarantined.reasons)
+        return {reason: count for reason, count in counts.items() if count}
 
     def may_be_quarantined(self, key: str) -> bool:
-        """Whether an object may be one of the quarantined ones: listed, or as old as the sums."""
+        """Whether a key may be of a quarantined object: listed, or as old as the sums."""
         number = entry_number(key) if key.endswith(".jsonl") else None
         return key in self.quarantined or (number is not None and number <= self.summed_to)
 
     @property
     def generation(self) -> int:
-        """The generation in which changes land now."""
+        """Generation in which changes land now."""
         return self.stream.generation if self.stream else 0
 
     @property
     def watermark_us(self) -> int:
         """Every change written before this time has landed (µs since the epoch; 0: unknown).
 
-        The least of what each unfinished shard was read to, and of the last time the list of
-        shards was seen whole, because a shard we do not know of may hold older changes. While a
-        switch is on its way, what was written from its cut on waits for the new transport.
+        The minimum of `read_to_us` over unfinished shards, and of the last complete listing of
+        shards, because an unlisted shard may hold older changes. During a switch of transports,
+        changes written from its cut on wait for the new transport.
         """
         reading = [s.read_to_us for s in self.shards.values() if s.status == "reading"]
         cut = [self.cut.at_us] if self.cut else []
@@ -263,25 +261,25 @@ class LogState:
 
     @property
     def staged(self) -> Baseline | None:
-        """The newest baseline whose items are verified and in the lake, shadows left out."""
+        """The newest baseline with verified items in the lake, without shadows."""
         done = [b for b in self.baselines.values() if b.is_staged]
         return max(done, key=lambda b: b.generation, default=None)
 
     @property
     def shadow(self) -> Baseline | None:
-        """The baseline that is held beside the live one, staged or on its way."""
+        """The shadow baseline beside the live one, staged or in progress."""
         newest = max(self.baselines.values(), key=lambda b: b.generation, default=None)
         return newest if newest and newest.shadow and not newest.discarded else None
 
     def objects_of_day(self, day: str) -> list[LandedObject]:
-        """Landing objects of one write day, in the order they were logged."""
+        """List landing objects of one write day, in log order."""
         return sorted((o for o in self.objects.values() if o.day == day), key=lambda o: o.key)
 
     def open_gaps(self, generation: int = 0) -> list[Gap]:
-        """Gaps that a state of this generation suffers from, oldest first.
+        """List the open gaps of a state of this generation, oldest first.
 
-        A baseline of a later generation was exported behind the gap and needs no healing of it,
-        and no state needs the time before capture.
+        A baseline of a later generation was exported after the gap and does not need its heal, and
+        no state needs the time before capture.
         """
         generation = max(generation, FIRST_GENERATION)
         return [
@@ -291,25 +289,25 @@ class LogState:
         ]
 
     def is_healed(self, gap: int) -> bool:
-        """Whether everything that this gap lost has landed."""
+        """Whether all lost changes of a gap have landed."""
         heal = self.heal_of(gap)
         return heal is not None and heal.healed
 
     def heal_of(self, gap: int) -> Heal | None:
-        """The heal that this gap is part of, None before it was planned."""
-        found = (heal for heal in self.heals.values() if gap in heal.also)
-        return self.heals.get(gap) or next(found, None)
+        """Return the heal that includes a gap, None before it is planned."""
+        shared = (heal for heal in self.heals.values() if gap in heal.also)
+        return self.heals.get(gap) or next(shared, None)
 
     def horizon(self, generation: int) -> int:
-        """The last log entry that a state of this generation may show: none behind an open gap."""
+        """Return the last log entry that a state of this generation may show: up to an open gap."""
         return min((gap.entry for gap in self.open_gaps(generation)), default=self.n)
 
     def complete_to_us(self, generation: int = 0) -> int:
-        """Like the watermark, but not beyond the beginning of an open gap."""
+        """Return the watermark, or the beginning of the first open gap if it is earlier."""
         return min([self.watermark_us, *(gap.from_us for gap in self.open_gaps(generation))])
 
     def delta(self, *, generation: int, after: int) -> list[LandedObject]:
-        """Landing objects of `generation` and later, logged after `after`, up to the horizon."""
+        """List objects of `generation` and later, from entries after `after` up to the horizon."""
         until = self.horizon(generation)
         chosen = (
             o
@@ -319,8 +317,8 @@ class LogState:
         return sorted(chosen, key=lambda o: o.key)
 
     def to_json(self) -> str:
-        """The summary of the log up to `n`."""
-        # `asdict` would copy every object, which takes longer than all the rest.
+        """Serialize to the summary of the log up to `n`."""
+        # `asdict` would copy every object, which takes longer than the rest of this function.
         parts = dict(vars(self))
         for name in (
             "shards",
@@ -337,24 +335,24 @@ class LogState:
         form = FORMAT_WITH_ERASURES if self.erasures else FORMAT
         if self.summed_to or any(file.unread for file in self.files.values()):
             form = FORMAT_WITH_SUMS
-        parts["files"] = [_without(vars(file), "unread") for file in self.files.values()]
-        parts["quarantined"] = [_without(vars(q), "was") for q in self.quarantined.values()]
-        said = {"format": form, "at": _iso(self.at_us), **parts}
-        return json.dumps(said, default=vars) + "\n"
+        parts["files"] = [_without_empty(vars(file), "unread") for file in self.files.values()]
+        parts["quarantined"] = [_without_empty(vars(q), "was") for q in self.quarantined.values()]
+        summary = {"format": form, "at": _iso(self.at_us), **parts}
+        return json.dumps(summary, default=vars) + "\n"
 
     @staticmethod
     def from_json(text: str | bytes, name: str) -> "LogState":
-        """Parse a summary; `name` is used in the error of a file that is not one."""
+        """Parse a summary; raises `LakeError` with `name` for a file that is none."""
         return _parse(text, name, _state)
 
 
-def _without(part: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A part without a field of this name that says nothing."""
+def _without_empty(part: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Copy a part, without the field `name` if it is empty."""
     return {key: value for key, value in part.items() if key != name or value}
 
 
 def _iso(time_us: int) -> str:
-    """For people who read the log; `at_us` is what counts."""
+    """Format a time for people who read the log; programs use `at_us`."""
     return utc(time_us).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -370,9 +368,9 @@ def _parse(text: str | bytes, name: str, build: Any) -> Any:
             )
         kind = Entry if build is _entry else LogState
         known = {"format", "at", *(field.name for field in dataclasses.fields(kind))}
-        # Left out it would be another state; parts of parts are checked as they are built.
+        # Ignored, they would change the state; constructors check the fields of parts.
         if unknown := sorted(raw.keys() - known):
-            raise LakeError(f"{name} tells of {unknown}, which this version does not know", fix=fix)
+            raise LakeError(f"{name} has fields unknown to this version: {unknown}", fix=fix)
         return build(raw)
     except (KeyError, TypeError, ValueError) as error:
         raise LakeError(
@@ -425,7 +423,7 @@ def _state(raw: Mapping[str, Any]) -> LogState:
         incomplete=raw["incomplete"],
         discovered_us=raw["discovered_us"],
         resumed_us=raw.get("resumed_us", 0),
-        # Summaries did not always say it.
+        # Older summaries do not contain it.
         began_us=raw.get("began_us") or (raw["stream"] or {}).get("recorded_us", 0),
         replaced=raw.get("replaced", {}),
         erasures={e["key_hash"]: _erasure(e) for e in raw.get("erasures", ())},

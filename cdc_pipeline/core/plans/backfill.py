@@ -1,4 +1,4 @@
-"""What a past day of the landing zone lacks, and the exports that have it."""
+"""Backfill plans: the missing changes of a past day, and the exports that contain them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,15 +13,15 @@ from cdc_pipeline.core.plans.heal import SECOND_US, Backups, plan_windows
 
 DAY_US = 24 * 3600 * SECOND_US
 Span = tuple[int, int]
-"""From and to, in µs since the epoch; the end is not part of it."""
+"""Half-open interval [from, to), µs since the epoch."""
 
 
 @dataclass(frozen=True)
 class Fill:
-    """A span of a day that one export fills in; `window`, 15 minutes or more, is what is exported.
+    """A span of a day that one export fills in; `window`: the exported time, 15 minutes or more.
 
-    `lost`: landed objects that are gone from the lake and whose place the export takes; none for
-    the time before capture.
+    `lost`: landed objects missing in the lake, which the export replaces; empty for the time before
+    capture.
     """
 
     span: Span
@@ -31,7 +31,7 @@ class Fill:
 
 @dataclass(frozen=True)
 class DayPlan:
-    """What is to be done for a day. `gaps`: open ones; `notes`: what cannot be had, for people."""
+    """The plan for a day. `gaps`: open ones; `notes`: times that nothing covers, for people."""
 
     fills: list[Fill] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
@@ -39,7 +39,7 @@ class DayPlan:
 
 
 def span_of(day: date) -> Span:
-    """A UTC day."""
+    """Return the span of a UTC day."""
     start = int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * SECOND_US
     return start, start + DAY_US
 
@@ -52,11 +52,11 @@ def plan_day(
     now_us: int,
     margin_us: int = 0,
 ) -> DayPlan:
-    """What a day lacks and what fills it in; an empty plan for a day that is whole.
+    """Plan the backfill of a day; an empty plan for a complete day.
 
-    `lost`: objects that the log names and the lake lacks; `backups`: None while point-in-time
-    recovery is off; `margin_us`: how wrong the log's clock may be. Raises `NotCoveredError` for a
-    day that nothing covers, and `NotReadyError` when capture must go on first.
+    `lost`: objects in the log but not in the lake; `backups`: None while point-in-time recovery is
+    off; `margin_us`: possible error of the log's clock. Raises `NotCoveredError` for a day that
+    nothing covers, and `NotReadyError` if capture must read further first.
     """
     span = span_of(day)
     if span[0] > now_us:
@@ -67,7 +67,7 @@ def plan_day(
     if lost:
         plan.fills.append(_replace_lost(day, lost, backups))
     began_us = state.began_us or now_us
-    # The stream held what was written in the day before capture began, or the newest part of it.
+    # When capture began, the stream held changes of the last 24 hours, or the newest of them.
     seen_us = began_us - DAY_US if state.began_us else now_us
     before = _until(span, began_us) if span[1] <= now_us else (0, 0)  # a day that is over
     for part in _without(before, _filled(state)):
@@ -80,8 +80,8 @@ def plan_day(
             )
         if reachable is not None:
             plan.fills.append(_fill(reachable, backups))
-    known = plan.fills or span[1] > seen_us or _overlaps(span, _filled(state))
-    if not known:
+    is_covered = plan.fills or span[1] > seen_us or _overlaps(span, _filled(state))
+    if not is_covered:
         raise NotCoveredError(
             f"nothing covers {day}: capture began at {time_text(began_us)} UTC and a stream keeps "
             f"24 hours; point-in-time recovery {_reach(backups)}",
@@ -93,13 +93,13 @@ def plan_day(
 
 
 def _require_captured(state: LogState, plan: DayPlan, seen_us: int, margin_us: int) -> None:
-    """What the stream has must have landed before an export is compared with it."""
+    """Raise `NotReadyError` until capture has landed the stream's changes of the plan's time."""
     end_us = max((fill.span[1] for fill in plan.fills), default=0)
     if state.began_us and end_us > seen_us and state.watermark_us - margin_us < end_us:
         raise NotReadyError(
-            f"capture is at {time_text(state.watermark_us)} and must come past "
+            f"capture is at {time_text(state.watermark_us)} and must reach "
             f"{time_text(end_us)} UTC first",
-            fix="run the job `capture`, then this again",
+            fix="run the job `capture`, then repeat this",
         )
 
 
@@ -128,18 +128,18 @@ def _fill(span: Span, backups: Backups | None, lost: tuple[LandedObject, ...] = 
 
 
 def _filled(state: LogState) -> list[Span]:
-    """What backfills have filled in already of the time before capture."""
+    """List the spans before capture that backfills have filled in."""
     return [(g.from_us, g.to_us) for g in state.gaps.values() if g.cause == "before capture"]
 
 
 def _until(span: Span, end_us: int) -> Span:
-    """What of a span lies before a time, to the end of that second."""
+    """Return the part of a span before the end of a time's second."""
     end_us = ceil(end_us / SECOND_US) * SECOND_US
     return span[0], max(span[0], min(span[1], end_us))
 
 
 def _without(span: Span, taken: Iterable[Span]) -> list[Span]:
-    """What is left of a span, in order."""
+    """Return the rest of a span without the taken spans, in order."""
     left, start = [], span[0]
     for begin, end in sorted(taken):
         if start < min(begin, span[1]):
@@ -153,7 +153,7 @@ def _overlaps(span: Span, others: Iterable[Span]) -> bool:
 
 
 def _reachable(span: Span, backups: Backups | None) -> Span | None:
-    """What of a span recovery reaches, in whole seconds."""
+    """Return the part of a span within point-in-time recovery, in whole seconds."""
     if backups is None:
         return None
     start = max(span[0], ceil(backups.earliest_us / SECOND_US) * SECOND_US)

@@ -1,23 +1,23 @@
-"""Up to when AWS has delivered everything, by the ages that its metrics report."""
+"""Delivery lag: the time up to which AWS has delivered everything, from its age metrics."""
 
 from collections.abc import Mapping, Sequence
 
 MINUTE_US = 60_000_000
 STALE_US = 15 * MINUTE_US
-"""A metric without a point for that long says nothing: the stream is idle, or the metric fails."""
+"""A metric without a point for this long is ignored: the stream is idle, or the metric fails."""
 
 Ages = Mapping[int, int]
-"""The largest age in a minute, by the minute's start, both in µs."""
+"""Largest age by start of its minute, both in µs."""
 
 
 def delivered_before(ages: Sequence[Ages], known_us: int) -> int | None:
-    """A time before which everything had been delivered at `known_us`; None: they do not tell.
+    """Return a time before which everything had been delivered at `known_us`; None: unknown.
 
-    `ages`: of each leg of the way, such as out of Kinesis and into S3. `known_us`: up to when the
-    metrics are complete. In a minute with age A, everything that had entered the leg A before the
-    minute began was through it at its end. Legs follow one another, so their ages add up, and as
-    a slow minute of one may be a while before that of the other, the largest of each counts, of
-    all that was given, newer minutes included.
+    `ages`: of each leg of the delivery, such as out of Kinesis and into S3. `known_us`: up to when
+    the metrics are complete. At the end of a minute with age A, all records that had entered the
+    leg A before the minute began have left it. Legs follow one another, so their ages add up.
+    A slow minute of one leg may precede that of another, so the largest age of each leg counts,
+    over all given minutes, newer ones included.
     """
     reached: list[int] = []
     for leg in ages:

@@ -1,7 +1,7 @@
-"""Erasure on request: how an erased item is recognised, when it comes again and where it lies.
+"""Erasure on request: recognise an erased item in new changes and in files.
 
-What stays in the lake is a salted hash of the key (`log_parts.Erasure`). The salt lies beside
-it: it keeps hashes of different lakes apart, but whoever reads the capture log can try keys out.
+A salted hash of the key stays in the lake (`core.log.entries.Erasure`), with its salt beside it.
+The salt makes hashes differ between lakes, but a reader of the capture log can test guessed keys.
 """
 
 import base64
@@ -22,40 +22,40 @@ from cdc_pipeline.core.log.entries import Erasure
 
 _IMAGES = ("Item", "Keys", "NewImage", "OldImage")
 _WRAPPED = ("record_base64", "rawData")
-"""Fields of quarantine lines, ours and Firehose's, that hold a record's bytes in base64."""
+"""Fields of this project's and Firehose's quarantine lines with a record's bytes in base64."""
 
 
 def new_salt() -> str:
-    """32 random bytes in hex."""
+    """Return 32 random bytes in hex."""
     return secrets.token_hex(32)
 
 
 def key_hash(salt: str, keys: str) -> str:
-    """HMAC-SHA256 of a canonical typed key, in hex."""
+    """Return the HMAC-SHA256 of a canonical typed key, in hex."""
     return hmac.new(bytes.fromhex(salt), keys.encode(), hashlib.sha256).hexdigest()
 
 
 class _Number(str):
-    """A JSON number's own digits."""
+    """A JSON number, as its text."""
 
 
 def typed_key(text: str, types: Mapping[str, str]) -> str:
-    """A table's key in canonical typed JSON, from plain or typed JSON of just its attributes.
+    """Convert plain or typed JSON of exactly a table's key attributes to canonical typed JSON.
 
-    `types`: S, N or B by key attribute. Raises `EraseRefusedError`, which names attributes and
-    types only.
+    `types`: S, N or B by key attribute. Raises `EraseRefusedError`, which contains attribute names
+    and types only.
     """
     wanted = ", ".join(f"{name} ({kind})" for name, kind in types.items())
     try:
-        said = json.loads(text, parse_int=_Number, parse_float=_Number)
+        key = json.loads(text, parse_int=_Number, parse_float=_Number)
     except (ValueError, RecursionError):
         raise EraseRefusedError("the key is not JSON", fix=f"give {wanted} as JSON") from None
-    if not isinstance(said, dict) or said.keys() != types.keys():
-        found = ", ".join(sorted(said)) if isinstance(said, dict) else "no object"
+    if not isinstance(key, dict) or key.keys() != types.keys():
+        given = ", ".join(sorted(key)) if isinstance(key, dict) else "no object"
         raise EraseRefusedError(
-            f"the key has the attributes {found or '(none)'}", fix=f"give exactly {wanted}"
+            f"the key has the attributes {given or '(none)'}", fix=f"give exactly {wanted}"
         )
-    return to_json({name: _typed(name, said[name], kind) for name, kind in sorted(types.items())})
+    return to_json({name: _typed(name, key[name], kind) for name, kind in sorted(types.items())})
 
 
 def _typed(name: str, value: Any, kind: str) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def _typed(name: str, value: Any, kind: str) -> dict[str, Any]:
 
 
 class Suppressions:
-    """Which changes may never land again, because their item was erased after they were written."""
+    """Filter of changes that must never land again: written before their item was erased."""
 
     def __init__(self, erasures: Iterable[Erasure]) -> None:
         self._until = {(e.salt, e.key_hash): e.until_us for e in erasures}
@@ -87,29 +87,29 @@ class Suppressions:
         return bool(self._until)
 
     def drops(self, keys: str, write_time_us: int) -> bool:
-        """Whether the change of this canonical key at that time is to be dropped."""
+        """Whether to drop a change of this canonical key at this write time."""
         if write_time_us > self._latest:
-            return False  # what is written from now on costs no hash
+            return False  # new writes cost no hash
         hashes = ((salt, key_hash(salt, keys)) for salt in self._salts)
-        return any(write_time_us <= self._until.get(found, -1) for found in hashes)
+        return any(write_time_us <= self._until.get(pair, -1) for pair in hashes)
 
     def drops_record(self, record: bytes) -> bool:
-        """The same for a stream record that could not be read, as far as its key can be."""
+        """Whether to drop an unreadable stream record, if its key is readable."""
         try:
-            told = json.loads(record)
-            # Who hands a stream's records on may have made them flat.
-            body = told.get("dynamodb", told)
+            document = json.loads(record)
+            # Forwarders of a stream's records may have made them flat.
+            body = document.get("dynamodb", document)
             keys = [to_json(canonical_item(body["Keys"]))]
         except (ValueError, LookupError, TypeError, AttributeError, UnreadableError):
             return False
-        if "tableName" in told:  # as Kinesis has it, where binary is encoded again
+        if "tableName" in document:  # Kinesis's format, with binary encoded twice
             with suppress(UnreadableError):
                 keys.append(to_json(canonical_item(decoded(body["Keys"], 1))))
         return any(self.drops(key, _time_us(body)) for key in keys)
 
 
 def _time_us(body: Mapping[str, Any]) -> int:
-    """The write time of a stream record or an envelope in µs, 0 if it has none."""
+    """Return the write time of a stream's or Kinesis's record in µs, 0 without one."""
     time = body.get("ApproximateCreationDateTime")
     try:
         return from_seconds(time)
@@ -122,9 +122,9 @@ def _time_us(body: Mapping[str, Any]) -> int:
 
 
 class ItemTrace:
-    """Recognises one item in what files hold.
+    """Recogniser of one item in the contents of files.
 
-    `keys`: its canonical typed key and, where columns are masked, the masked one.
+    `keys`: its canonical typed key and, if columns are masked, the masked key.
     """
 
     def __init__(self, *keys: str) -> None:
@@ -135,33 +135,33 @@ class ItemTrace:
 
     @property
     def rarest(self) -> list[str]:
-        """For each form of the key a text that every JSON text of ours with the item contains."""
+        """For each form of the key, a text that occurs in all JSON of the item in the lake."""
         return [max((mark[0] for mark in marks), key=len) for marks in self._marks]
 
     def may_be_in(self, data: bytes) -> bool:
-        """Whether JSON could hold the item: all parts of its key are somewhere in it."""
+        """Whether JSON may contain the item: all parts of its key occur in it."""
         return any(
             all(any(text.encode() in data for text in spellings) for spellings in marks)
             for marks in self._marks
         )
 
     def is_in_text(self, text: str) -> bool:
-        """Whether a cell is the item's key, or an image of it in typed or plain JSON."""
+        """Whether a cell is the item's key, or its image in typed or plain JSON."""
         if text in self.keys:
             return True
         if not text.startswith("{"):
             return False
         try:
-            found = json.loads(text, parse_int=str, parse_float=str)
+            image = json.loads(text, parse_int=str, parse_float=str)
         except (ValueError, RecursionError):
             return False
-        return self._has_key(found)
+        return self._has_key(image)
 
     def is_in_document(self, document: Any, text: bytes) -> bool:
-        """Whether a parsed line (`text`: as it stands) is of the item.
+        """Whether a parsed line is of the item; `text`: the unparsed line.
 
-        A stream record, a line of an export, an item, or a quarantined record. One that says
-        nothing of its key is the item's if all parts of the key are in it.
+        Lines are stream records, lines of an export, items, or quarantined records. A line without
+        a key counts as the item's if all parts of the key occur in it.
         """
         if not isinstance(document, Mapping):
             return self.may_be_in(text)
@@ -179,7 +179,7 @@ class ItemTrace:
         return any(map(self._has_key, [document, *images]))
 
     def _is_in_record(self, record: bytes) -> bool:
-        """A record is in quarantine because it is not as it should be: read what can be read."""
+        """Whether a quarantined (so malformed) record is of the item, if that is readable."""
         try:
             parsed = json.loads(record)
             keys = parsed["dynamodb"]["Keys"]
@@ -201,15 +201,15 @@ class ItemTrace:
 
 
 def _content(value: Mapping[str, str]) -> str:
-    """A key attribute's text: that of a string, a number's digits, or base64."""
+    """Return a key attribute's text: a string, the digits of a number, or base64."""
     ((_, content),) = value.items()
     return content
 
 
 def _spellings(content: str) -> list[str]:
-    """How JSON may spell a text between its quotes, our own way first."""
-    ways = (json.dumps(content, ensure_ascii=False), json.dumps(content))
-    return list(dict.fromkeys(way[1:-1] for way in ways))
+    """List the JSON spellings of a text without quotes, this project's own first."""
+    spellings = (json.dumps(content, ensure_ascii=False), json.dumps(content))
+    return list(dict.fromkeys(spelling[1:-1] for spelling in spellings))
 
 
 def _canonical(value: Any) -> Any:

@@ -1,9 +1,9 @@
-"""Folders of days in S3, by their names: on which day an object arrived, and where more will be.
+"""Firehose's folders in S3: the arrival day in their names, and the prefixes of new objects.
 
-A folder is the day on which the oldest record of its objects arrived (docs/aws_facts.md, Firehose).
-Users spell it in many ways: `2026/11/21/`, `year=2026/month=11/day=21/`, `dt=2026-11-21/`, mostly
-with the hour behind it. Prefixes written with Java's `YYYY` instead of `yyyy` name the week's year,
-which is another one around New Year.
+A folder's day is the arrival day of the oldest record in its objects (docs/aws_facts.md, Firehose).
+Users write it in many ways: `2026/11/21/`, `year=2026/month=11/day=21/`, `dt=2026-11-21/`, mostly
+followed by the hour. Prefixes with Java's `YYYY` instead of `yyyy` contain the week's year, which
+differs around New Year.
 """
 
 import re
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import date, timedelta
 
 Parts = tuple[int, ...]
-"""Year, month and day of a folder, or as many of them as its name and its parents' tell."""
+"""Year, month and day of a folder, or the first of them, from its name and its parents' names."""
 
 _LABEL = r"(?:[A-Za-z_][A-Za-z0-9_.-]*=)?"
 _YEAR, _MONTH, _DAY = r"(201[2-9]|20[2-9]\d|21\d\d)", r"(0[1-9]|1[0-2])", r"(0[1-9]|[12]\d|3[01])"
@@ -30,28 +30,28 @@ _LABEL_OF = re.compile(_LABEL).match
 _NAMED_TIME = re.compile(r"-(\d{4})-(\d{2})-(\d{2})-\d{2}-\d{2}-\d{2}-").search
 _LAYOUT = {"{yyyy}": r"(?P<y>\d{4})", "{MM}": r"(?P<m>\d{2})", "{dd}": r"(?P<d>\d{2})", "*": ".*?"}
 BY_TIME_OF_OBJECT = "last_modified"
-"""A layout that tells no day: that of an object is the one on which it was written."""
+"""Layout without a day: an object's day is that of its last modification."""
 
 
 def dated(name: str, known: Parts = ()) -> Parts | None:
-    """The parts of a day that a folder's name adds to those of its parents, None: it adds none."""
+    """Add the date parts in a folder's name to those of its parents; None: the name has none."""
     for matches in _PATTERNS[len(known)] if len(known) < 3 else ():
         if match := matches(name):
-            found = (*known, *(int(part) for part in match.groups() if part and part.isdigit()))
-            return found if len(found) < 3 or _day(*found) else None
+            parts = (*known, *(int(part) for part in match.groups() if part and part.isdigit()))
+            return parts if len(parts) < 3 or _day(*parts) else None
     return None
 
 
 def label_of(name: str) -> str:
-    """What stands before the digits in the name of a folder: `dt=`, `year=`, or nothing."""
+    """Return the label before the digits in a folder's name: `dt=`, `year=`, or empty."""
     match = _LABEL_OF(name)
     return match[0] if match else ""
 
 
 def may_hold(parts: Parts, since: date) -> bool:
-    """Whether a folder may have objects that arrived on the day `since` or later.
+    """Whether a folder may contain objects that arrived on the day `since` or later.
 
-    Its year may be a week-year, and then mean the one before or after for some days.
+    Its year may be a week-year, which differs from the calendar year on some days.
     """
     if len(parts) == 3:
         return any(day >= since for day in _meanings(*parts))
@@ -61,10 +61,10 @@ def may_hold(parts: Parts, since: date) -> bool:
 
 
 def arrival_day(parts: Parts, name: str, modified: date) -> date:
-    """The day that a folder of a whole day stands for, for an object with this name in it.
+    """Return the arrival day of an object by its folder with year, month and day.
 
-    Some folders stand for two days a year apart: the time in the object's name tells which, else
-    when it was written (`modified`).
+    Some folders stand for two days, a year apart: the time in the object's name decides, or
+    `modified`, the day of its last modification.
     """
     named = _NAMED_TIME(name)
     about = (_day(*map(int, named.groups())) if named else None) or modified
@@ -72,17 +72,17 @@ def arrival_day(parts: Parts, name: str, modified: date) -> date:
 
 
 def by_layout(layout: str) -> Callable[[str, date], date | None]:
-    """What tells the day of a key, behind its prefix, and the day it was written, by a setting.
+    """Return a function from a key, without its prefix, and its day of writing to its arrival day.
 
-    `layout`: `last_modified`, or the key with `{yyyy}`, `{MM}`, `{dd}` and `*` for anything, up to
-    where all are told. The day is None for a key that is not like that. Raises `ValueError` for a
-    layout that tells no day.
+    `layout`: the setting: `last_modified`, or the key with `{yyyy}`, `{MM}`, `{dd}` and `*` for
+    anything, up to the last of the three. The function returns None for a key of another layout.
+    Raises `ValueError` for a layout without a day.
     """
     if layout == BY_TIME_OF_OBJECT:
         return lambda _key, modified: modified
     pieces = re.split(r"(\{yyyy\}|\{MM\}|\{dd\}|\*)", layout)
     if sorted(p for p in pieces if p.startswith("{")) != ["{MM}", "{dd}", "{yyyy}"]:
-        raise ValueError("a layout has {yyyy}, {MM} and {dd} once each, or is last_modified")
+        raise ValueError("a layout contains {yyyy}, {MM} and {dd} once each, or is last_modified")
     spelled = "".join(_LAYOUT.get(piece) or re.escape(piece) for piece in pieces)
     matches = re.compile(spelled, re.DOTALL).match
 
@@ -94,18 +94,18 @@ def by_layout(layout: str) -> Callable[[str, date], date | None]:
 
 
 def newest_of(keys: Iterable[str]) -> dict[str, str]:
-    """Where new objects would be: what keys begin with before their dates, each with its last key.
+    """Return the prefixes of new objects: keys up to their dates, each with its last known key.
 
-    Days and the times in Firehose's names sort: a new object comes behind all that are known.
+    Days and the times in Firehose's names sort: a new object comes after all known ones.
     """
-    found: dict[str, str] = {}
+    last_keys: dict[str, str] = {}
     for key in keys:
-        lead = _lead(key)
-        found[lead] = max(found.get(lead, ""), key)
-    return found
+        prefix = _undated_prefix(key)
+        last_keys[prefix] = max(last_keys.get(prefix, ""), key)
+    return last_keys
 
 
-def _lead(key: str) -> str:
+def _undated_prefix(key: str) -> str:
     at = 0
     for segment in key.split("/")[:-1]:
         if dated(segment) is not None:
@@ -115,17 +115,17 @@ def _lead(key: str) -> str:
 
 
 def week_years(day: date) -> set[int]:
-    """The years of a day's week: in the USA, whose weeks end on Saturday, and by ISO 8601."""
+    """Return the years of a day's week: by US weeks, which end on Saturday, and by ISO 8601."""
     saturday = day + timedelta(days=(5 - day.weekday()) % 7)
     return {saturday.year, day.isocalendar().year}
 
 
 def _meanings(year: int, month: int, day: int) -> Iterator[date]:
-    """The days that a folder may stand for."""
+    """Yield the possible days of a folder."""
     for candidate in (year, year - 1, year + 1):
-        found = _day(candidate, month, day)
-        if found and (candidate == year or year in week_years(found)):
-            yield found
+        possible = _day(candidate, month, day)
+        if possible and (candidate == year or year in week_years(possible)):
+            yield possible
 
 
 def _day(year: int, month: int, day: int) -> date | None:

@@ -1,4 +1,4 @@
-"""Which incremental exports heal a gap: windows within AWS's rules (docs/aws_facts.md, exports)."""
+"""Incremental exports that heal a gap: windows within AWS's limits (docs/aws_facts.md, exports)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ RECREATED = "table recreated"
 
 @dataclass(frozen=True)
 class Backups:
-    """What point-in-time recovery can export, and how long a window of it may be.
+    """The range of point-in-time recovery, and the limits of an incremental window, in µs.
 
-    `earliest_us`: its beginning. AWS takes incremental windows of 15 minutes to 24 hours.
+    `earliest_us`: its beginning. AWS accepts incremental windows of 15 minutes to 24 hours.
     """
 
     earliest_us: int
@@ -24,12 +24,12 @@ class Backups:
 
 
 def overlapping(gap: Gap, gaps: Sequence[Gap]) -> list[Gap]:
-    """The group of `gap` among open gaps that one heal takes together, oldest first.
+    """Return the group of open gaps that one heal covers together with `gap`, oldest first.
 
-    Shards that were lost together open a gap each, over nearly the same time; an export of that
-    time knows what all of them lost. The group is healed in the generation of its last gap, over
-    the time of them all: whatever landed before that gap opened was written before its end, so
-    the exports' last images are as new or newer.
+    Shards lost together open a gap each, over nearly the same time; an export of that time has the
+    lost changes of all. The group is healed in the generation of its last gap, over the time of all
+    gaps: everything landed before that gap opened was written before its end, so the exports' last
+    images are as new or newer.
     """
     ordered = sorted(gaps, key=lambda g: g.entry)
     groups: list[list[Gap]] = []
@@ -46,19 +46,19 @@ def overlapping(gap: Gap, gaps: Sequence[Gap]) -> list[Gap]:
 def plan_windows(
     gaps: Sequence[Gap], margin_us: int, backups: Backups, clock_margin_us: int = 0
 ) -> tuple[HealWindow, ...]:
-    """Windows in a row, in whole seconds, over everything that a group of gaps may have lost.
+    """Plan consecutive windows, in whole seconds, over the time of a group of gaps.
 
-    They end the margin behind the last gap: stream times are rounded down, and exports are exact to
-    about a minute. Where a gap is that of an older version, which took its own clock for AWS's,
-    they begin and end as much further out as that one may be wrong, `clock_margin_us`. A gap
-    shorter than a window is healed by one that begins earlier, or if recovery does not reach back
-    so far, by one that ends later. Raises `CannotHealError`.
+    They end `margin_us` after the last gap: stream times are rounded down, and exports are exact to
+    about a minute. For a gap of an older version, which used its own clock in place of AWS's, they
+    extend by the possible error of that clock, `clock_margin_us`, on both sides. A gap shorter than
+    a window gets one that begins earlier, or, if recovery does not reach back so far, one that ends
+    later. Raises `CannotHealError`.
     """
     if gaps[0].cause == RECREATED:
-        raise CannotHealError("the table was deleted and made again, its backups begin anew")
-    missing_us = {gap.entry: max(clock_margin_us - gap.margin_us, 0) for gap in gaps}
-    first_us = min(gap.from_us - missing_us[gap.entry] for gap in gaps)
-    last_us = max(gap.to_us + missing_us[gap.entry] for gap in gaps)
+        raise CannotHealError("the table was deleted and made again; its backups begin after that")
+    extra_us = {gap.entry: max(clock_margin_us - gap.margin_us, 0) for gap in gaps}
+    first_us = min(gap.from_us - extra_us[gap.entry] for gap in gaps)
+    last_us = max(gap.to_us + extra_us[gap.entry] for gap in gaps)
     start = first_us // SECOND_US * SECOND_US
     end = ceil((last_us + margin_us) / SECOND_US) * SECOND_US
     if start < backups.earliest_us:

@@ -1,7 +1,7 @@
-"""IAM policies of the pipeline: which AWS actions it needs, on what, as policy documents.
+"""IAM policies of the pipeline: needed AWS actions and resources, as policy documents.
 
-A test holds them to what the pipeline really calls. Why each action is there: docs/aws.md; what
-AWS demands: docs/aws_facts.md, IAM.
+A test compares them with the pipeline's actual calls. Reason for each action: docs/aws.md; rules of
+AWS: docs/aws_facts.md, IAM.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,12 +21,12 @@ LANDING_TABLE = "raw_stream"
 
 @dataclass(frozen=True)
 class SourceTable:
-    """A DynamoDB table that is read, and the account and region that it is in.
+    """A captured DynamoDB table, its account and its region.
 
-    `kinesis_arn`: of the Kinesis stream that is read instead of the table's own, or behind its
-    channel, `channel_arn`. `reads_items`: it is compared with its source, or completed by reads.
+    `kinesis_arn`: of the Kinesis stream that is read instead of the table's own, or that feeds its
+    channel, `channel_arn`. `reads_items`: reconcile or `complete_by_read` reads its items.
     `is_measured`: Firehose's metrics are read. `partition`: of the region, `aws`, `aws-cn`,
-    `aws-us-gov`, ...: ARNs begin with it, and IAM takes those of its own alone.
+    `aws-us-gov`, ...: the beginning of its ARNs; IAM accepts only ARNs of its own partition.
     """
 
     name: str
@@ -41,12 +41,12 @@ class SourceTable:
 
     @property
     def measured(self) -> bool:
-        """Whether CloudWatch is asked of its changes."""
+        """Whether CloudWatch metrics of its transport are read."""
         return self.is_measured or self.transport in (KINESIS, KINESIS_CHANNEL)
 
     @property
     def channels(self) -> str:
-        """The ARN of its channel, of any of its account where unknown."""
+        """ARN of its channel, or of every channel of its account if unknown."""
         return self.channel_arn or self._arn("kinesis", "channel/*")
 
     @property
@@ -56,7 +56,7 @@ class SourceTable:
 
     @property
     def kinesis_streams(self) -> str:
-        """The ARN of the stream that it is read from, of any of its account where unknown."""
+        """ARN of its stream, or of every stream of its account if unknown."""
         return self.kinesis_arn or self.all_streams
 
     @property
@@ -70,7 +70,7 @@ class SourceTable:
 
 @dataclass(frozen=True)
 class Place:
-    """A bucket and what the keys in it begin with, mostly a folder. `partition`: its AWS's."""
+    """A bucket and a prefix of keys, mostly a folder. `partition`: of AWS, as in ARNs."""
 
     bucket: str
     prefix: str = ""
@@ -88,20 +88,20 @@ class Place:
 
 
 def statement(sid: str, actions: Sequence[str], resources: Iterable[str]) -> Statement:
-    """What allows some actions on some resources."""
-    found = sorted(set(resources))
-    return {"Sid": sid, "Effect": "Allow", "Action": list(actions), "Resource": found}
+    """Build a statement that allows actions on resources."""
+    unique = sorted(set(resources))
+    return {"Sid": sid, "Effect": "Allow", "Action": list(actions), "Resource": unique}
 
 
 def policy(statements: Iterable[Statement]) -> Policy:
-    """A policy document."""
+    """Build a policy document."""
     return {"Version": "2012-10-17", "Statement": list(statements)}
 
 
 def source_statements(tables: Sequence[SourceTable]) -> list[Statement]:
-    """What reading tables of one account needs: description, exports, changes, items."""
+    """Build statements for reading tables of one account: description, exports, changes, items."""
     arns = [table.arn for table in tables]
-    found = [
+    statements = [
         statement(
             "Describe", ["dynamodb:DescribeTable", "dynamodb:DescribeContinuousBackups"], arns
         ),
@@ -111,18 +111,18 @@ def source_statements(tables: Sequence[SourceTable]) -> list[Statement]:
     streams = [f"{t.arn}/stream/*" for t in tables if t.transport == DYNAMODB_STREAMS]
     if streams:
         reading = ["DescribeStream", "GetShardIterator", "GetRecords"]
-        found.append(statement("Streams", [f"dynamodb:{name}" for name in reading], streams))
+        statements.append(statement("Streams", [f"dynamodb:{name}" for name in reading], streams))
     if any(t.transport == KINESIS for t in tables):
-        found += _kinesis_statements([t for t in tables if t.transport == KINESIS])
+        statements += _kinesis_statements([t for t in tables if t.transport == KINESIS])
     if any(t.transport == KINESIS_CHANNEL for t in tables):
-        found += _channel_statements([t for t in tables if t.transport == KINESIS_CHANNEL])
+        statements += _channel_statements([t for t in tables if t.transport == KINESIS_CHANNEL])
     if any(t.measured for t in tables):
-        # CloudWatch knows no resources for metrics.
-        found.append(statement("Metrics", ["cloudwatch:GetMetricStatistics"], ["*"]))
+        # CloudWatch has no resource ARNs for metrics.
+        statements.append(statement("Metrics", ["cloudwatch:GetMetricStatistics"], ["*"]))
     items = [table.arn for table in tables if table.reads_items]
     if items:
-        found.append(statement("Items", ["dynamodb:BatchGetItem", "dynamodb:Scan"], items))
-    return found
+        statements.append(statement("Items", ["dynamodb:BatchGetItem", "dynamodb:Scan"], items))
+    return statements
 
 
 def _kinesis_statements(tables: Sequence[SourceTable]) -> list[Statement]:
@@ -139,7 +139,7 @@ def _kinesis_statements(tables: Sequence[SourceTable]) -> list[Statement]:
 
 
 def _channel_statements(tables: Sequence[SourceTable]) -> list[Statement]:
-    """A channel is found and described; its dead letters are read again from the stream."""
+    """Find and describe channels; read their dead letters again from the stream."""
     streams = [table.kinesis_streams for table in tables]
     reading = ["DescribeStreamSummary", "GetShardIterator", "GetRecords"]
     return [
@@ -149,7 +149,7 @@ def _channel_statements(tables: Sequence[SourceTable]) -> list[Statement]:
             (t.arn for t in tables),
         ),
         statement("ChannelStream", [f"kinesis:{name}" for name in reading], streams),
-        # Channels are listed on the level of streams, of all of them (Kinesis guide, "IAM
+        # ListChannels takes ARNs of streams, and needs all of them (Kinesis guide, "IAM
         # permissions for data delivery").
         statement("Channels", ["kinesis:ListChannels"], (t.all_streams for t in tables)),
         statement("Channel", ["kinesis:DescribeChannel"], (t.channels for t in tables)),
@@ -157,32 +157,32 @@ def _channel_statements(tables: Sequence[SourceTable]) -> list[Statement]:
 
 
 def export_statements(places: Sequence[Place]) -> list[Statement]:
-    """What DynamoDB does in the caller's name while it writes exports."""
+    """Build the statement for DynamoDB's writes of exports, which run with the caller's rights."""
     actions = ["s3:PutObject", "s3:PutObjectAcl", "s3:AbortMultipartUpload"]
     return [statement("ExportFiles", actions, (place.objects for place in places))]
 
 
 def lake_statements(lake: Place | None, read: Sequence[Place]) -> list[Statement]:
-    """The lake's own folder, and folders that are only read: exports, files of Firehose.
+    """Build statements for the lake's folder, and read-only folders: exports, files of Firehose.
 
-    Listing is not bound to folders: without it S3 answers 403, not 404, for what is not there.
+    Listing covers whole buckets: without it S3 answers 403, not 404, for a missing key.
     """
-    found = []
+    statements = []
     if lake is not None:
         actions = ["GetObject", "PutObject", "DeleteObject", "AbortMultipartUpload"]
-        found.append(statement("Lake", [f"s3:{name}" for name in actions], [lake.objects]))
+        statements.append(statement("Lake", [f"s3:{name}" for name in actions], [lake.objects]))
     if read:
-        found.append(statement("Read", ["s3:GetObject"], (place.objects for place in read)))
+        statements.append(statement("Read", ["s3:GetObject"], (place.objects for place in read)))
     buckets = {place.bucket_arn for place in [*read, *([lake] if lake else [])]}
-    return [*found, statement("List", ["s3:ListBucket"], buckets)]
+    return [*statements, statement("List", ["s3:ListBucket"], buckets)]
 
 
 def glue_statements(
     root: str, database: str, tables: Sequence[str], more: Sequence[str]
 ) -> list[Statement]:
-    """The catalogue: `tables` are safe names of tables, `more` full names of others in Glue.
+    """Build statements for Glue: `tables` are safe names of tables, `more` full names in Glue.
 
-    `root`: what ARNs of the catalogue begin with, `arn:aws:glue:REGION:ACCOUNT:`.
+    `root`: the beginning of the catalogue's ARNs, `arn:aws:glue:REGION:ACCOUNT:`.
     """
     above = [f"{root}catalog", f"{root}database/{database}"]
     suffixes = (*ICEBERG_TABLES, LANDING_TABLE)
@@ -202,7 +202,7 @@ def glue_statements(
             ["glue:GetTable", "glue:CreateTable", "glue:UpdateTable"],
             [*above, *of_tables],
         ),
-        # Preflight names optimizers that are active.
+        # Preflight lists active optimizers.
         statement("GlueOptimizers", ["glue:BatchGetTableOptimizer"], [*above, *of_tables]),
         statement(
             "GluePartitions",
@@ -213,7 +213,7 @@ def glue_statements(
 
 
 def s3tables_statements(bucket: str) -> list[Statement]:
-    """A table bucket (its ARN) as the catalogue; S3 Tables' actions also cover the files."""
+    """Build statements for a table bucket (its ARN); S3 Tables' actions also cover the files."""
     of_bucket = ["GetTableBucket", "GetNamespace", "CreateNamespace", "CreateTable", "ListTables"]
     of_tables = [
         *("GetTable", "GetTableMetadataLocation", "UpdateTableMetadataLocation"),
@@ -226,12 +226,12 @@ def s3tables_statements(bucket: str) -> list[Statement]:
 
 
 def key_statements(keys: Sequence[str]) -> list[Statement]:
-    """KMS keys that encrypt streams, exports or the lake."""
+    """Build the statement for KMS keys of streams, exports or the lake."""
     return [statement("Keys", ["kms:Decrypt", "kms:GenerateDataKey"], keys)] if keys else []
 
 
 def erase_statements(tables: Sequence[SourceTable], places: Sequence[Place]) -> list[Statement]:
-    """What `cdc-pipeline erase` needs beyond the pipeline: for people, not for the pipeline."""
+    """Build the extra statements for `cdc-pipeline erase`: for people, not for the pipeline."""
     return [
         statement("SeeThatItIsGone", ["dynamodb:GetItem"], (table.arn for table in tables)),
         statement("Versions", ["s3:ListBucketVersions"], (place.bucket_arn for place in places)),
@@ -244,18 +244,18 @@ def erase_statements(tables: Sequence[SourceTable], places: Sequence[Place]) -> 
 
 
 def bucket_policy(place: Place, roles: Sequence[str]) -> Policy:
-    """What the bucket of exports says to let roles of other accounts export into it."""
-    (found,) = export_statements([place])
+    """Build the policy of the export bucket that lets roles of other accounts export into it."""
+    (exports,) = export_statements([place])
     allowed = {
         "Sid": "ExportsOfOtherAccounts",
         "Effect": "Allow",
         "Principal": {"AWS": list(roles)},
     }
-    return policy([{**allowed, "Action": found["Action"], "Resource": found["Resource"]}])
+    return policy([{**allowed, "Action": exports["Action"], "Resource": exports["Resource"]}])
 
 
 def trust_policy(account: str, external_id: str | None, partition: str) -> Policy:
-    """What a role in another account says to let this account assume it."""
+    """Build the trust policy of a role in another account, which lets this account assume it."""
     allowed: Statement = {
         "Effect": "Allow",
         "Principal": {"AWS": f"arn:{partition}:iam::{account}:root"},
@@ -267,19 +267,19 @@ def trust_policy(account: str, external_id: str | None, partition: str) -> Polic
 
 
 def turn_on_statements(tables: Sequence[SourceTable]) -> list[Statement]:
-    """What `cdc-pipeline preflight --fix` needs: for people, not for the pipeline."""
+    """Build the statement for `cdc-pipeline preflight --fix`: for people, not for the pipeline."""
     actions = ["dynamodb:UpdateTable", "dynamodb:UpdateContinuousBackups"]
     return [statement("TurnOn", actions, (table.arn for table in tables))]
 
 
 def role_statements(roles: Sequence[str]) -> list[Statement]:
-    """Roles of other accounts that are assumed to read their tables."""
+    """Build the statement for assuming roles of other accounts to read their tables."""
     return [statement("Roles", ["sts:AssumeRole"], roles)] if roles else []
 
 
 def statement_with(action: str, statements: Iterable[Statement]) -> Statement:
-    """The first of some statements that allows an action; raises `LookupError`."""
-    for found in statements:
-        if action in found["Action"]:
-            return found
+    """Return the first statement that allows an action; raises `LookupError`."""
+    for candidate in statements:
+        if action in candidate["Action"]:
+            return candidate
     raise LookupError(f"no statement allows {action}")

@@ -1,11 +1,11 @@
-"""Lists of tables in CSV files: rows by column name, and the rows that are not right."""
+"""Lists of tables in CSV files: rows by column name, and invalid rows."""
 
 import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 POSITIONS = ("name", "region", "role_arn", "transport", "owner")
-"""What the columns are when the file does not say."""
+"""Columns of a file without a header."""
 
 
 @dataclass(frozen=True)
@@ -18,17 +18,17 @@ class TableRow:
 
 @dataclass(frozen=True)
 class RowProblem:
-    """A row that cannot be taken, and why."""
+    """An invalid row, and the reason."""
 
     line: int
     why: str
 
 
 def read_rows(text: str, columns: Sequence[str]) -> tuple[list[TableRow], list[RowProblem]]:
-    """The rows of a CSV file, and those with cells that have no meaning.
+    """Read the rows of a CSV file; returns valid rows, and rows with too many cells.
 
-    Separated by comma, semicolon or tab. The first row is a header if it names `columns` only,
-    `name` among them. Empty rows and those that begin with # are passed over.
+    Separators: comma, semicolon or tab. The first row is a header if it contains only `columns`,
+    with `name` among them. Empty rows and rows that begin with # are skipped.
     """
     lines = text.removeprefix("\ufeff").splitlines()
     rows = [
@@ -52,10 +52,10 @@ def read_rows(text: str, columns: Sequence[str]) -> tuple[list[TableRow], list[R
 
 
 def _cells(lines: Sequence[str]) -> Iterable[tuple[int, list[str]]]:
-    said = [(n, line) for n, line in enumerate(lines, 1) if not line.lstrip().startswith("#")]
-    first = next((line for _, line in said if line.strip()), "")
+    numbered = [(n, line) for n, line in enumerate(lines, 1) if not line.lstrip().startswith("#")]
+    first = next((line for _, line in numbered if line.strip()), "")
     separator = max(",;\t", key=first.count)
-    for number, line in said:
+    for number, line in numbered:
         yield from ((number, cells) for cells in csv.reader([line], delimiter=separator))
 
 

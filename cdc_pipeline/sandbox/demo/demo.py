@@ -64,7 +64,7 @@ class _Demo:
     ) -> None:
         from cdc_pipeline.defs.build import build_definitions
         from cdc_pipeline.lake.lake import Lake
-        from cdc_pipeline.settings.model import load_settings
+        from cdc_pipeline.settings.load import load_settings
 
         path = write_settings(folder, kind=kind, running=False, transport=transport)
         self.settings = load_settings(path)

@@ -23,7 +23,7 @@ from cdc_pipeline.sandbox.process import (
     child_environment,
     local_client,
 )
-from cdc_pipeline.settings.model import PATH_VARIABLE
+from cdc_pipeline.settings.load import PATH_VARIABLE
 
 _FOLDER = Path(".dev")
 

@@ -1,13 +1,13 @@
 """Typed DynamoDB JSON byte by byte, compiled by Numba: the optional extra `fast`.
 
-Without it there is None, and callers take the exact path; so they do for whatever the compiled code
-does not know. What it knows it makes exactly what `core.items.attributes`, `core.items.columns` and
-`transform.shred` make. Everywhere in it -1 (or False) says "not understood, ask the exact path",
-never "wrong"; positions are indices into arrays of bytes.
+Without the extra, functions here return None, and callers take the exact path; so they do for input
+that the compiled code does not support. Its results equal those of `core.items.attributes`,
+`core.items.columns` and `transform.shred`. In all its functions -1 (or False) means "unsupported,
+take the exact path", never "wrong"; positions are indexes into arrays of bytes.
 
-`batches` is what the rest sees: Arrow in and out. Lines of exports go through `canonical` (which
-needs `order`); canonical items are taken apart by `scan`, and their values become arrays in
-`columns` and `plain`. Below are `strings`, `numbers`, `binary`, `tokens`, `memory` and `compiler`.
+`batches` is the interface: Arrow in and out. `canonical` (with `order`) converts lines of exports;
+`scan` splits canonical items, and `columns` and `plain` convert their values to arrays. Below are
+`strings`, `numbers`, `binary`, `tokens`, `memory` and `compiler`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @cache
 def _batches() -> Any:
-    """The module with Numba behind it, None if that is not installed or of no use here."""
+    """Return the module that needs Numba; None: Numba is missing or unusable here."""
     if sys.byteorder != "little":
         return None
     try:
@@ -37,18 +37,18 @@ def _batches() -> Any:
 
 
 def line_reader(key_names: Sequence[str]) -> LineReader | None:
-    """What converts lines of exports, for one thread."""
+    """Create a converter of exports' lines, for one thread."""
     batches = _batches()
     return batches.LineReader(key_names) if batches else None
 
 
 def stats_reader() -> StatsReader | None:
-    """What counts the attributes of canonical items."""
+    """Create a counter of the attributes of canonical items."""
     batches = _batches()
     return batches.StatsReader() if batches else None
 
 
 def shredder(columns: Sequence[Column], kinds: Sequence[pa.DataType]) -> Shredder | None:
-    """What types canonical items."""
+    """Create a converter of canonical items to typed columns."""
     batches = _batches()
     return batches.Shredder(columns, kinds) if batches else None

@@ -1,4 +1,4 @@
-"""The compiled loops as functions of Arrow batches; None means: ask the exact path."""
+"""The compiled loops as functions of Arrow batches; None means: take the exact path."""
 
 import json
 from collections import Counter
@@ -33,7 +33,7 @@ _Array = np.ndarray[Any, Any]
 
 
 class Names:
-    """Attribute names by number, as canonical JSON spells them."""
+    """Attribute names by number, spelled as in canonical JSON."""
 
     def __init__(self, known: Sequence[str] = ()) -> None:
         self.slots = np.full(2 * _ATTRIBUTES, -1, np.int64)
@@ -44,14 +44,14 @@ class Names:
         self.complete = all(self.number(name) == place for place, name in enumerate(known))
 
     def number(self, name: str) -> int:
-        """The number of a name, new ones included; -1 if there is no more room."""
+        """Return the number of a name, added if new; -1: no more room."""
         spelled = np.frombuffer(quoted(name)[1:].encode() + bytes(_SPARE), np.uint8)
         return number_of(
             spelled, len(spelled) - _SPARE - 1, self.slots, self.text, self.ends, self.count
         )
 
     def __iter__(self) -> Iterator[str]:
-        """Names in the order of their numbers."""
+        """Yield names in the order of their numbers."""
         text, ends = self.text.tobytes(), self.ends.tolist()
         for place in range(int(self.count[0])):
             yield json.loads(b'"' + text[ends[place] : ends[place + 1]] + b'"')
@@ -71,7 +71,7 @@ class Scan:
     stop: _Array
 
     def below(self, attributes: int) -> "Scan":
-        """Without the values of attributes of this number and above: those without a column."""
+        """Drop the values of attributes from this number on: those without a column."""
         chosen = self.attribute < attributes
         if chosen.all():
             return self
@@ -80,7 +80,7 @@ class Scan:
 
 
 def text_of(array: pa.Array) -> tuple[_Array, _Array]:
-    """Bytes and offsets of a string array without nulls."""
+    """Return bytes and offsets of a string array without nulls."""
     _, offsets, data = array.buffers()
     if not len(array) or offsets is None:
         return np.empty(_SPARE, np.uint8), np.zeros(1, np.int32)
@@ -91,7 +91,7 @@ def text_of(array: pa.Array) -> tuple[_Array, _Array]:
 
 
 def string_array(data: _Array, offsets: _Array, *, check: bool = False) -> pa.StringArray:
-    """Strings that end at `offsets[1:]`; with `check` they are looked at for bad Unicode."""
+    """Build an array of strings that end at `offsets[1:]`; `check`: refuse invalid Unicode."""
     size = int(offsets[-1])
     buffers = [None, pa.py_buffer(offsets.astype(np.int32, copy=False)), pa.py_buffer(data[:size])]
     array = pa.Array.from_buffers(pa.string(), len(offsets) - 1, buffers)
@@ -135,12 +135,12 @@ class StatsReader:
         self._scales = np.zeros(_ATTRIBUTES, np.int64)
 
     def read(self, items: pa.Array) -> bool:
-        """Count the items in; False (and none of them is counted): ask the exact path."""
+        """Count all items; False: none was counted, take the exact path."""
         scan = scan_items(*text_of(items), self.names)
         return scan is not None and self.count(scan)
 
     def count(self, scan: Scan) -> bool:
-        """As `read`, of items scanned with these names."""
+        """Count like `read`, for items scanned with these names."""
         state = (self._counts, self._digits, self._scales)
         before = [array.copy() for array in state]
         if measure(scan.data, scan.attribute, scan.tag, scan.at, scan.stop, *state):
@@ -149,7 +149,7 @@ class StatsReader:
         return False
 
     def stats(self) -> Stats:
-        """What was seen so far."""
+        """Return the statistics so far."""
         found: Stats = {}
         for place, name in enumerate(self.names):
             counts = zip(TAGS, self._counts[place].tolist(), strict=True)
@@ -165,9 +165,9 @@ class StatsReader:
 
 @dataclass(frozen=True)
 class CanonicalLines:
-    """Lines of an export as canonical keys and items, all but `others`.
+    """Lines of an export as canonical keys and items, except `others`.
 
-    `others`: numbers (from 1 on) and places of the lines that were not understood.
+    `others`: numbers (from 1 on), starts and ends of the unsupported lines.
     """
 
     keys: pa.Array
@@ -176,7 +176,7 @@ class CanonicalLines:
     others: list[tuple[int, int, int]]
 
     def weave(self, mine: pa.Array, others: pa.Array) -> pa.Array:
-        """Rows in the order of their lines."""
+        """Merge both kinds of rows in the order of their lines."""
         places = np.empty(len(self.understood), np.int64)
         places[self.understood] = np.arange(len(mine))
         places[~self.understood] = np.arange(len(mine), len(places))
@@ -192,7 +192,7 @@ def _others(understood: _Array, line_ends: _Array) -> list[tuple[int, int, int]]
 
 
 class LineReader:
-    """Makes lines of exports canonical; one per thread, because it keeps its buffers."""
+    """Converter of exports' lines to canonical form; one per thread, because it keeps buffers."""
 
     def __init__(self, key_names: Sequence[str]) -> None:
         self._key_names = sorted(key_names)
@@ -201,11 +201,11 @@ class LineReader:
         self._out = self._data
 
     def stats(self) -> Stats:
-        """What was seen in the lines understood."""
+        """Return the statistics of the supported lines."""
         return self._counter.stats()
 
     def read(self, lines: bytes) -> CanonicalLines | None:
-        """Convert whole lines, each with its newline; None: ask the exact path for all of them."""
+        """Convert whole lines, each with its newline; None: take the exact path for all of them."""
         size = len(lines)
         if len(self._data) < size + _SPARE:
             self._data = np.zeros(size + _SPARE, np.uint8)
@@ -230,13 +230,13 @@ class LineReader:
         return CanonicalLines(keys, items, understood, _others(understood, line_ends))
 
     def _select(self, data: _Array, offsets: _Array) -> pa.StringArray | None:
-        """Count the items in and get their keys."""
+        """Count the items and return their keys."""
         names = self._counter.names
         wanted = np.array([names.number(name) for name in self._key_names], np.int64)
         scan = scan_items(data, offsets, names)
         if scan is None or (wanted < 0).any():
             return None
-        keys = np.empty(len(data) + 2 * scan.rows, np.uint8)  # `data` has spare bytes, so has this
+        keys = np.empty(len(data) + 2 * scan.rows, np.uint8)  # with the spare bytes of `data`
         ends = np.zeros(scan.rows + 1, np.int32)
         found = select_keys(
             data, scan.row, scan.attribute, scan.name, scan.stop, wanted, keys, ends[1:]
@@ -251,7 +251,7 @@ class LineReader:
 
 @dataclass(frozen=True)
 class _Cells:
-    """Where the values of one column are; a start of -1 is no value."""
+    """Positions of the values of one column; a start of -1 means no value."""
 
     data: _Array
     starts: _Array
@@ -262,7 +262,7 @@ class _Cells:
         return int(np.sum((self.ends - self.starts)[self.starts >= 0], dtype=np.int64))
 
     def mask(self) -> tuple[pa.Buffer | None, int]:
-        """Arrow's validity bitmap and the number of nulls."""
+        """Return Arrow's validity bitmap and the number of nulls."""
         missing = self.starts < 0
         count = int(np.count_nonzero(missing))
         bits = pa.py_buffer(np.packbits(~missing, bitorder="little")) if count else None
@@ -270,7 +270,7 @@ class _Cells:
 
 
 class Shredder:
-    """Types canonical items as `columns` say."""
+    """Converter of canonical items to the typed columns `columns`."""
 
     def __init__(self, columns: Sequence[Column], kinds: Sequence[pa.DataType]) -> None:
         self._columns = list(zip(columns, kinds, strict=True))
@@ -278,7 +278,7 @@ class Shredder:
         self._expected = np.array([TAGS.index(c.tag) for c in columns], np.int64)
 
     def shred(self, items: pa.StringArray) -> tuple[pa.Array, list[pa.Array]] | None:
-        """The rescue column and the typed columns; None: ask the exact path."""
+        """Return the rescue column and the typed columns; None: take the exact path."""
         if not self._names.complete:
             return None
         data, offsets = text_of(items)
@@ -321,7 +321,7 @@ def _rescue_column(rescued: _Array, ends: _Array) -> pa.Array:
 
 
 def _array(kind: str, arrow: pa.DataType, cells: _Cells) -> pa.Array | None:
-    """One column's cells as Arrow."""
+    """Convert one column's cells to Arrow."""
     if kind.startswith("list<"):
         return _lists(kind[5:-1], arrow, cells)
     if kind == "int64":

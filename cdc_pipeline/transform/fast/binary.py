@@ -1,4 +1,4 @@
-"""Base64 text: its canonical spelling, and order by the bytes it stands for."""
+"""Base64 text: canonical spelling, and order by its decoded bytes."""
 
 from cdc_pipeline.transform.fast.compiler import compiled
 from cdc_pipeline.transform.fast.memory import NONE, byte_at, byte_table, copy_bytes
@@ -11,7 +11,7 @@ SIX_BITS = byte_table({byte: place for place, byte in enumerate(_BASE64)})
 
 @compiled
 def copy_base64(data, i, out, o):
-    """Canonical base64."""
+    """Copy canonical base64; refuse any other."""
     start = i
     while byte_at(SIX_BITS, byte_at(data, i)) != NONE:
         i += 1
@@ -31,10 +31,10 @@ def copy_base64(data, i, out, o):
 
 @compiled
 def compare_base64(out, a, a_end, b, b_end):
-    """As the bytes compare that they stand for: padding is less than any digit."""
+    """Compare by decoded bytes: padding is less than any digit."""
     while a < a_end and b < b_end:
         if byte_at(out, a) != byte_at(out, b):
-            # Padding is no digit, which 255 says: one more, and it is less than any.
+            # Padding is no digit, so 255; plus one, modulo 256, it is less than any digit.
             a_digit, b_digit = (
                 byte_at(SIX_BITS, byte_at(out, a)),
                 byte_at(SIX_BITS, byte_at(out, b)),

@@ -1,8 +1,7 @@
-"""Lines of full exports into canonical items.
+"""Conversion of full exports' lines to canonical items.
 
-The lines come as whole ones with their newline, which no rule of this package passes over: that is
-what ends every loop, whatever the bytes. What is understood is written as `core.items.attributes`
-has it.
+Input is whole lines, each with its newline. No loop of this package passes over a newline, so every
+loop ends, for any bytes. Supported lines are spelled as in `core.items.attributes`.
 """
 
 import numpy as np
@@ -56,11 +55,11 @@ _ITEM, _SIX_BYTES = as_word(b'"Item"'), as_word(b"\xff" * 6)
 
 @compiled
 def canonical_lines(data, size, out, item_ends, line_ends, understood):
-    """Lines of a full export as canonical items, one behind the other in `out`.
+    """Write the lines of a full export as canonical items, one after the other, to `out`.
 
-    `data[:size]` ends with a newline and has 8 spare bytes behind it; `out` has twice its size and
-    8 more. A line that is not understood has an empty item and False in `understood`. Returns the
-    number of lines, -1 if they are more than fit.
+    `data[:size]` ends with a newline, followed by 8 spare bytes; `out` has twice its size and 8
+    more. An unsupported line has an empty item and False in `understood`. Returns the number of
+    lines, -1 if they do not fit.
     """
     starts = np.empty(MAX_MEMBERS, np.int64)
     ends = np.empty(MAX_MEMBERS, np.int64)
@@ -89,7 +88,7 @@ def canonical_lines(data, size, out, item_ends, line_ends, understood):
 
 @compiled
 def _copy_line(data, i, out, o, starts, ends, order, is_map, bases, habits):
-    """`{"Item":{...}}` and its newline; returns the place behind it."""
+    """Convert `{"Item":{...}}` and its newline; returns the position after it."""
     i = skip_blanks(data, i)
     if byte_at(data, i) != OPEN:
         return -1, o
@@ -113,7 +112,7 @@ def _copy_line(data, i, out, o, starts, ends, order, is_map, bases, habits):
 
 @compiled
 def _copy_item(data, i, out, o, starts, ends, order, is_map, bases, habits):
-    """An item from its brace to behind the closing one and blanks, canonical."""
+    """Write a canonical item, from its brace to after its closing brace and blanks."""
     if byte_at(data, i) != OPEN:
         return -1, o
     depth, used = 0, 0
@@ -122,7 +121,7 @@ def _copy_item(data, i, out, o, starts, ends, order, is_map, bases, habits):
     ended = byte_at(data, i) == CLOSE
     while True:
         if ended:
-            # At what closes the map or list.
+            # At the end of the map or list.
             base = bases[depth]
             if byte_at(data, i) != (CLOSE if is_map[depth] else CLOSE_LIST):
                 return -1, o
@@ -149,7 +148,7 @@ def _copy_item(data, i, out, o, starts, ends, order, is_map, bases, habits):
                 used += 1
                 word = eight_at(data, i)
                 if word == _STRING_FOLLOWS or word == _NUMBER_FOLLOWS:
-                    # What most members are, as compact JSON has them.
+                    # Most members, in compact JSON.
                     put_eight(out, o, word)
                     if word == _STRING_FOLLOWS:
                         i, o = copy_string(data, i + 8, out, o + 8)
@@ -197,14 +196,14 @@ def _copy_item(data, i, out, o, starts, ends, order, is_map, bases, habits):
 
 @compiled
 def _step(data, i, out, o):
-    """Copy the sign at `i`; then on to what follows it behind blanks."""
+    """Copy the character at `i`, then skip blanks."""
     put_byte(out, o, byte_at(data, i))
     return skip_blanks(data, i + 1), o + 1
 
 
 @compiled
 def _open_value(data, i, out, o):
-    """A value's tag, and on to its content: `{"S":`."""
+    """Copy a value's tag, up to its content: `{"S":`."""
     if byte_at(data, i) != OPEN:
         return -1, i, o
     i, o = _step(data, i, out, o)
@@ -221,7 +220,7 @@ def _open_value(data, i, out, o):
 
 @compiled
 def _close_value(data, i, out, o):
-    """The brace that closes a value and the comma behind it, if there is one."""
+    """Copy a value's closing brace and the comma after it, if any."""
     if byte_at(data, i) != CLOSE:
         return -1, o, False
     i, o = _step(data, i, out, o)
@@ -233,7 +232,7 @@ def _close_value(data, i, out, o):
 
 @compiled
 def _copy_scalar(data, i, tag, out, o):
-    """The content of a value of one of the first five types, and blanks behind it."""
+    """Copy the content of a value of one of the first five types, and skip blanks."""
     if tag > B:
         i, o = copy_word(data, i, out, o, tag == NULL)
         return (skip_blanks(data, i) if i >= 0 else -1), o
@@ -253,7 +252,7 @@ def _copy_scalar(data, i, tag, out, o):
 
 @compiled
 def _copy_set(data, i, tag, out, o, starts, ends, order, base):
-    """A set from its bracket to behind the closing one and blanks, sorted, without repeats."""
+    """Write a sorted set without repeats, from its bracket to after its closing one and blanks."""
     if byte_at(data, i) != OPEN_LIST:
         return -1, o
     i, o = _step(data, i, out, o)

@@ -1,4 +1,4 @@
-"""Values of one column, found by `scan`, into the buffers of an Arrow array."""
+"""Conversion of one column's values, found by `scan`, to the buffers of an Arrow array."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from cdc_pipeline.transform.fast.tokens import QUOTE, skip_string
 
 @compiled
 def split_sets(data, starts, ends, offsets, member_starts, member_ends):
-    """Sets as lists: where each one ends among the members, and where the members are.
+    """Split sets into lists: the end of each among the members, and positions of members.
 
     Returns the number of members.
     """
@@ -34,7 +34,7 @@ def split_sets(data, starts, ends, offsets, member_starts, member_ends):
 
 @compiled
 def integers(data, starts, ends, values):
-    """Canonical integers of up to 18 digits."""
+    """Convert canonical integers of up to 18 digits."""
     for r in range(len(starts)):
         value = 0
         if starts[r] >= 0:
@@ -57,7 +57,7 @@ def integers(data, starts, ends, values):
 
 @compiled
 def decimals(data, starts, ends, precision, scale, halves):
-    """Canonical numbers without exponent at one scale, as pairs of the halves of 128 bits."""
+    """Convert canonical numbers without exponent to one scale, as two halves of 128 bits."""
     limbs = np.zeros(4, np.int64)
     for r in range(len(starts)):
         halves[2 * r] = halves[2 * r + 1] = 0
@@ -115,14 +115,14 @@ def decimals(data, starts, ends, precision, scale, halves):
 
 @compiled
 def booleans(data, starts, values):
-    """`true` or something else."""
+    """Convert booleans: `true`, or anything else."""
     for r in range(len(starts)):
         values[r] = starts[r] >= 0 and byte_at(data, starts[r]) == 116
 
 
 @compiled
 def strings(data, starts, ends, offsets, out):
-    """Strings without their escapes."""
+    """Convert strings, without their escapes."""
     o = 0
     for r in range(len(starts)):
         if starts[r] >= 0:
@@ -135,7 +135,7 @@ def strings(data, starts, ends, offsets, out):
 
 @compiled
 def binaries(data, starts, ends, offsets, out):
-    """The bytes that canonical base64 stands for."""
+    """Decode canonical base64."""
     o = 0
     for r in range(len(starts)):
         if starts[r] >= 0:

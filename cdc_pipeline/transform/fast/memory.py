@@ -1,7 +1,7 @@
-"""Bytes of arrays: what Numba has no operations for, or slow ones.
+"""Operations on bytes of arrays that Numba lacks, or has only slow versions of.
 
-An index of an array may be negative, and Numba looks each time. These do not, and they take eight
-bytes at a time: half of the time that all this takes.
+Numba checks each index for negative values. These operations do not, and they process eight bytes
+at a time, which halves the total time of this package.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,12 @@ NONE = 255
 
 
 def byte_table(values: dict[int, int]) -> np.ndarray[Any, Any]:
-    """A number for each byte, `NONE` for those without."""
+    """Build a table of numbers by byte, `NONE` for the others."""
     return np.array([values.get(byte, NONE) for byte in range(256)], np.uint8)
 
 
 def as_word(text: bytes) -> np.uint64:
-    """Up to eight bytes as `eight_at` reads them."""
+    """Convert up to eight bytes to the word that `eight_at` reads."""
     return np.uint64(int.from_bytes(text, "little"))
 
 
@@ -33,13 +33,13 @@ def _place(context: Any, builder: Any, kind: Any, array: Any, index: Any, bits: 
 
 
 def _operation(function: Callable[..., Any]) -> Any:
-    """An intrinsic; Numba calls it without its first parameter."""
+    """Declare an intrinsic; Numba calls it without its first parameter."""
     return intrinsic(function)
 
 
 @_operation
 def byte_at(_typing, array, index):
-    """The byte at `index`, as a signed integer."""
+    """Read the byte at `index` as a signed integer."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         place = _place(context, builder, signature.args[0], args[0], args[1], 8)
@@ -62,7 +62,7 @@ def put_byte(_typing, array, index, byte):
 
 @_operation
 def eight_at(_typing, array, index):
-    """The eight bytes from `index` on, the first one lowest."""
+    """Read eight bytes from `index` on, the first one lowest."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         place = _place(context, builder, signature.args[0], args[0], args[1], 64)
@@ -87,7 +87,7 @@ def put_eight(_typing, array, index, word):
 
 @_operation
 def first_byte(_typing, word):
-    """The place (0 to 7) of the lowest byte with a bit set, of a word that is not zero."""
+    """Return the index (0 to 7) of the lowest byte with a bit set; the word is not zero."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         zeros = builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
@@ -98,7 +98,7 @@ def first_byte(_typing, word):
 
 @compiled
 def copy_bytes(data, i, end, out, o):
-    """Copy `data[i:end]` (and up to 7 bytes more) to `out`; returns where it ends there."""
+    """Copy `data[i:end]` (and up to 7 bytes more) to `out`; returns its end in `out`."""
     size = end - i
     k = 0
     while k < size:
@@ -109,7 +109,7 @@ def copy_bytes(data, i, end, out, o):
 
 @compiled
 def compare_bytes(out, a, a_end, b, b_end):
-    """Less than 0 if `out[a:a_end]` comes before `out[b:b_end]`, 0 if they are equal."""
+    """Return less than 0 if `out[a:a_end]` sorts before `out[b:b_end]`, 0 if equal."""
     size = min(a_end - a, b_end - b)
     k = 0
     while k < size:

@@ -1,4 +1,4 @@
-"""Decimal numbers as text: their canonical spelling, order and width."""
+"""Decimal numbers as text: canonical spelling, order and width."""
 
 from cdc_pipeline.transform.fast.compiler import compiled
 from cdc_pipeline.transform.fast.memory import byte_at, compare_bytes, copy_bytes
@@ -17,7 +17,7 @@ def is_digit(c):
 
 @compiled
 def copy_number(data, i, out, o):
-    """A number that is spelled canonically, without exponent."""
+    """Copy a canonical number without exponent; refuse any other."""
     start = i
     if byte_at(data, i) == MINUS:
         i += 1
@@ -53,7 +53,7 @@ def _whole_digits(out, a, end):
 
 @compiled
 def compare_numbers(out, a, a_end, b, b_end):
-    """By value, of canonical numbers without exponents."""
+    """Compare canonical numbers without exponents by value."""
     sign = 1
     if byte_at(out, a) == MINUS:
         if byte_at(out, b) != MINUS:
@@ -71,7 +71,7 @@ def compare_numbers(out, a, a_end, b, b_end):
 
 @compiled
 def measure_number(data, i, end, attribute, integer_digits, scales):
-    """The width of one canonical number, as `core.items.columns.AttributeStats` has it."""
+    """Measure a canonical number, as in `core.items.columns.AttributeStats`."""
     if byte_at(data, i) == MINUS:
         i += 1
     elif end - i == 1 and byte_at(data, i) == ZERO:

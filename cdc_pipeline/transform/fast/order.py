@@ -1,4 +1,4 @@
-"""The order of what canonical JSON sorts: names of a map and members of a set."""
+"""Order in canonical JSON: names of a map and members of a set."""
 
 from cdc_pipeline.transform.fast.binary import compare_base64
 from cdc_pipeline.transform.fast.compiler import compiled
@@ -9,7 +9,7 @@ from cdc_pipeline.transform.fast.tokens import BS, COMMA, NS, SS
 
 @compiled
 def compare_members(tag, out, a, a_end, b, b_end):
-    """As `compare_bytes`, of two members of a set of that type."""
+    """Compare two members of a set of this type; result as of `compare_bytes`."""
     if tag == NS:
         return compare_numbers(out, a, a_end, b, b_end)
     if tag == BS:
@@ -19,7 +19,7 @@ def compare_members(tag, out, a, a_end, b, b_end):
 
 @compiled
 def sort_members(tag, out, starts, ends, order, base, count):
-    """Order `order[base:base + count]`, places in `starts` and `ends`; Shell's sort."""
+    """Sort `order[base:base + count]`, indexes into `starts` and `ends`; Shell's sort."""
     gap = 1
     while gap < count // 3:
         gap = 3 * gap + 1
@@ -53,7 +53,7 @@ def _are_ascending(out, starts, ends, order, base, count):
 
 @compiled
 def write_set_in_order(tag, out, first, o, starts, ends, order, base, count):
-    """Write the members in order behind themselves, then move them back."""
+    """Write the members in order after the unsorted ones, then move them back."""
     end = o
     for k in range(base, base + count):
         place = order[k]
@@ -72,10 +72,10 @@ def write_set_in_order(tag, out, first, o, starts, ends, order, base, count):
 
 @compiled
 def write_map_in_order(out, o, starts, ends, order, base, count, habits):
-    """Sort the members of a map that ends at `o`; False for a name that is there twice.
+    """Sort the members of a map that ends at `o`; False: a repeated name.
 
-    `starts` and `ends` are those of names, without quotes; members follow each other with a comma.
-    `habits`: how the last map of as many members had to be ordered, which is often the way again.
+    `starts` and `ends`: of names, without quotes; a comma separates members. `habits`: the order of
+    the last map with this number of members, which often fits again.
     """
     has_habit = count < len(habits)
     for k in range(count):

@@ -1,4 +1,4 @@
-"""Where the top-level values of canonical items are, and what they tell of their attributes."""
+"""Positions of the top-level values of canonical items, and statistics of their attributes."""
 
 import numpy as np
 
@@ -53,7 +53,7 @@ def _is_name(data, i, size, text, text_ends, attribute):
 
 @compiled
 def _attribute(data, i, end, slots, text, text_ends, known):
-    """The number of the attribute whose name is `data[i:end]`; a new one if there is room."""
+    """Return the number of the attribute with the name `data[i:end]`; a new one if it fits."""
     slot = _hash(data, i, end) % len(slots)
     while slots[slot] >= 0:
         if _is_name(data, i, end - i, text, text_ends, slots[slot]):
@@ -72,13 +72,13 @@ def _attribute(data, i, end, slots, text, text_ends, known):
 
 @compiled
 def number_of(name, size, slots, text, text_ends, known):
-    """The number of an attribute name, as `_attribute` gives it."""
+    """Return the number of an attribute name, as in `_attribute`."""
     return _attribute(name, 0, size, slots, text, text_ends, known)
 
 
 @compiled
 def _skip_content(data, i, end, tag):
-    """From the content of a value, behind the quote of strings, to the brace that closes it."""
+    """Skip from a value's content, after the quote of strings, to its closing brace."""
     if tag > NULL:
         return skip_nested(data, i, end)
     if tag <= B:
@@ -91,11 +91,11 @@ def _skip_content(data, i, end, tag):
 
 @compiled
 def scan(data, offsets, slots, text, text_ends, follow, known, row, attribute, tag, name, at, stop):
-    """Every top-level value of canonical items: its row, attribute, tag and place.
+    """Find every top-level value of canonical items: row, attribute, tag and position.
 
-    `name`: where its name's opening quote is; `at`: where the content begins, behind the quote of
-    strings; `stop`: behind the brace that closes the value. Names are learnt in `slots`, `text`,
-    `text_ends`, `known`; `follow`: which attribute followed each one last time. Returns the number
+    `name`: the opening quote of its name; `at`: the beginning of the content, after the quote of
+    strings; `stop`: after the value's closing brace. New names are added to `slots`, `text`,
+    `text_ends`, `known`; `follow`: the attribute that followed each one last. Returns the number
     of values.
     """
     count = 0
@@ -158,7 +158,7 @@ def scan(data, offsets, slots, text, text_ends, follow, known, row, attribute, t
 
 @compiled
 def measure(data, attribute, tag, at, stop, counts, integer_digits, scales):
-    """Add scanned values to the statistics of their attributes; False for an odd number."""
+    """Add scanned values to the statistics of their attributes; False: an unsupported number."""
     for k in range(len(attribute)):
         counts[attribute[k], tag[k]] += 1
         if tag[k] == N:
@@ -178,9 +178,9 @@ def measure(data, attribute, tag, at, stop, counts, integer_digits, scales):
 
 @compiled
 def select_keys(data, row, attribute, name, stop, keys, out, ends):
-    """Canonical keys: the members of each item that are `keys`, attributes in order of name.
+    """Write canonical keys: the members `keys` of each item, attributes in order of name.
 
-    Returns False if one is missing from an item.
+    Returns False if an item lacks one.
     """
     o, k = 0, 0
     for r in range(len(ends)):
@@ -207,7 +207,7 @@ def select_keys(data, row, attribute, name, stop, keys, out, ends):
 def find_cells(
     data, row, attribute, tag, name, at, stop, expected, starts, ends, rescued, rescued_ends
 ):
-    """Where the cells of each column are, and what does not belong to its column.
+    """Find the cells of each column, and the values that do not fit their columns.
 
     `starts[column, row]` is -1 for a cell without value. A rescued value goes to `rescued`, whose
     rows end at `rescued_ends`.

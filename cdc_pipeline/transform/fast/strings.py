@@ -1,4 +1,4 @@
-"""JSON strings: into their one canonical spelling, and out of it."""
+"""JSON strings: conversion to the canonical spelling, and back to text."""
 
 import numpy as np
 
@@ -24,7 +24,7 @@ _LOWER_HEX = np.frombuffer(b"0123456789abcdef", np.uint8)
 
 @compiled
 def _read_hex(data, i):
-    """Four hexadecimal digits, -1 if they are none."""
+    """Parse four hexadecimal digits; -1: not digits."""
     code = 0
     for k in range(4):
         digit = byte_at(_HEX, byte_at(data, i + k))
@@ -36,7 +36,7 @@ def _read_hex(data, i):
 
 @compiled
 def _put_character(code, out, o):
-    """UTF-8 of a code point."""
+    """Write the UTF-8 of a code point."""
     if code < 0x80:
         put_byte(out, o, code)
         return o + 1
@@ -58,7 +58,7 @@ def _put_character(code, out, o):
 
 @compiled
 def _copy_unicode_escape(data, i, out, o):
-    r"""`\uXXXX` (or a pair of them) at `i` in its canonical spelling."""
+    r"""Write the canonical spelling of `\uXXXX` (or a pair of them) at `i`."""
     code = _read_hex(data, i + 2)
     i += 6
     if 0xD800 <= code < 0xDC00:
@@ -101,7 +101,7 @@ def _copy_unescaped(data, i, out, o):
 
 @compiled
 def copy_string(data, i, out, o):
-    """A string from behind its opening quote to its closing one, in canonical spelling."""
+    """Write a string canonically, from after its opening quote to its closing one."""
     i, o = _copy_unescaped(data, i, out, o)
     while byte_at(data, i) == BACKSLASH:
         c = byte_at(data, i + 1)
@@ -126,14 +126,14 @@ def copy_string(data, i, out, o):
 
 @compiled
 def copy_plain_string(data, i, out, o):
-    """A string without escapes: one whose bytes sort as its characters do."""
+    """Copy a string without escapes, whose bytes sort like its characters."""
     i, o = _copy_unescaped(data, i, out, o)
     return (i if byte_at(data, i) == QUOTE else -1), o
 
 
 @compiled
 def unescape(data, i, end, out, o):
-    """The text that a canonical string stands for; returns where it ends in `out`."""
+    """Write the text of a canonical string; returns its end in `out`."""
     while i < end:
         word = eight_at(data, i)
         put_eight(out, o, word)
@@ -150,7 +150,7 @@ def unescape(data, i, end, out, o):
             i += 2
         else:
             code = _read_hex(data, i + 2)
-            if escape != _U or code < 0 or code >= 0x20:  # nothing else is escaped canonically
+            if escape != _U or code < 0 or code >= 0x20:  # canonical JSON escapes nothing else
                 return -1
             put_byte(out, o, code)
             i += 6

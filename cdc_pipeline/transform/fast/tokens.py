@@ -1,4 +1,4 @@
-"""What canonical typed JSON is made of: signs, type tags, and how to get past values."""
+"""Tokens of canonical typed JSON: characters, type tags, and functions that skip values."""
 
 import numpy as np
 
@@ -26,20 +26,20 @@ _BLANKS = np.uint64(0x2020202020202020)
 
 @compiled
 def quote_bits(word):
-    """The high bits of the bytes that are a quote or backslash; exact up to the first of them."""
+    """Return the high bits of quote and backslash bytes; exact up to the first of them."""
     quote, backslash = word ^ _QUOTES, word ^ _BACKSLASHES
     return (((quote - _ONES) & ~quote) | ((backslash - _ONES) & ~backslash)) & _HIGH
 
 
 @compiled
 def special_bits(word):
-    """As `quote_bits`, control characters included."""
+    """Return `quote_bits`, including control characters."""
     return quote_bits(word) | ((word - _BLANKS) & ~word & _HIGH)
 
 
 @compiled
 def skip_blanks(data, i):
-    """To what is no blank; a newline is none here, because lines end there."""
+    """Skip blanks; a newline is not a blank here, because it ends the line."""
     while byte_at(data, i) == 32 or byte_at(data, i) == 9 or byte_at(data, i) == 13:
         i += 1
     return i
@@ -47,7 +47,7 @@ def skip_blanks(data, i):
 
 @compiled
 def read_tag(data, i):
-    """Type tag that starts at `i`, and how long it is with its closing quote."""
+    """Read the type tag at `i`, and its length with its closing quote."""
     a, b = byte_at(data, i), byte_at(data, i + 1)
     if b == QUOTE:
         if a == 83:
@@ -79,7 +79,7 @@ def read_tag(data, i):
 
 @compiled
 def copy_word(data, i, out, o, null):
-    """`true`, or else `false` unless `null`."""
+    """Copy `true` or, unless `null`, `false`."""
     word = eight_at(data, i)
     if word & _FOUR_BYTES == _TRUE:
         size = 4
@@ -92,7 +92,7 @@ def copy_word(data, i, out, o, null):
 
 @compiled
 def skip_string(data, i, end):
-    """To the closing quote of canonical text."""
+    """Skip to the closing quote of canonical text."""
     while i < end:
         quotes = quote_bits(eight_at(data, i))
         if quotes == 0:
@@ -107,7 +107,7 @@ def skip_string(data, i, end):
 
 @compiled
 def skip_nested(data, i, end):
-    """From an opening bracket or brace to behind what closes it."""
+    """Skip from an opening bracket or brace to after its closing one."""
     depth = 0
     while i < end:
         c = byte_at(data, i)

@@ -1,4 +1,4 @@
-"""Portable SQL: the subset that DuckDB, Spark and Trino run alike, one statement per file.
+"""Portable SQL: one statement per file, with equal results in DuckDB, Spark and Trino.
 
 Each file reads relations by fixed names (`base`, `changes`, ...) that an engine provides.
 """
@@ -7,5 +7,5 @@ from importlib.resources import files
 
 
 def load_sql(name: str) -> str:
-    """The text of `<name>.sql` beside this module."""
+    """Load the text of `<name>.sql` beside this module."""
     return files(__name__).joinpath(f"{name}.sql").read_text("utf-8")

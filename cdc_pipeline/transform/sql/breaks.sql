@@ -1,5 +1,5 @@
--- Neighbouring changes of an item that do not meet: the later one's old image is not the earlier
--- one's new image, so a change between them is missing. One row per pair that can be compared.
+-- Neighbouring changes of an item with a break between them: the later one's old image differs from
+-- the earlier one's new image, so a change is missing. One row per pair that can be compared.
 -- cdc(keys, op, new_image, old_image, order_key, generation, write_time_us), without duplicates.
 SELECT
     keys, previous_order_key, order_key, previous_generation, generation,

@@ -1,10 +1,10 @@
 -- One row per change of a day: `landed` without repeats of an identity, and without healed rows
--- that others tell (`told`). The first generation counts: what comes again in a later one is old.
--- In it the last place counts: a change that turned out to be later than another one of its time
--- has landed again behind it. Then the first landed.
--- A record that tells a line of a later generation stands where the line would: one heal of several
--- gaps lands in one generation, and other lines of it are of the time before what was captured
--- between the gaps.
+-- that other rows contain (`told`). Of repeats the first generation counts: a repeat in a later one
+-- is old. Within it the last position counts: a change that proved to be later than another one of
+-- its time has landed again after it. Then the first landed.
+-- A record in place of a line of a later generation gets the line's position: one heal of several
+-- gaps lands in one generation, and other lines of it precede the changes captured between the
+-- gaps.
 SELECT
     uuid, op, time_stamp, data, keys, new_image, old_image, write_time_us, position,
     sequence_number, shard_id, event_id, is_ttl_delete, transport, landed_at,

@@ -1,8 +1,8 @@
--- Winners that are news: later than the item in `base`, not older than its tombstone.
--- Equal to its tombstone counts: tombstones are committed before the base they belong to.
+-- Effective winners: later than the item in `base`, not older than its tombstone.
+-- A winner equal to its tombstone counts: tombstones are committed before their base.
 -- base(item_key, order_key, item, write_time_us, place); `replaces` is the place of the item there.
--- A fold needs places only; keys are there for tombstones: of deletes, and of items that have one.
--- The right side of each join is what an engine had better hold in memory.
+-- A fold needs places only; keys are for tombstones: of deletes, and of items with a tombstone.
+-- The right side of each join is the one to hold in memory.
 SELECT
     CASE WHEN w.op = 'D' OR t.item_key IS NOT NULL THEN w.item_key END AS item_key,
     CASE WHEN w.op = 'D' THEN w.order_key END AS order_key,

@@ -1,4 +1,4 @@
--- The state after the effective changes: items they do not touch, and the items they leave.
+-- The state after the effective changes: unchanged items, and the items after their changes.
 SELECT b.item_key, b.order_key, b.item, b.write_time_us
 FROM base AS b
 LEFT JOIN effective AS e ON e.replaces = b.place

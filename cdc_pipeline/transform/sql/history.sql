@@ -1,7 +1,7 @@
 -- One row per version of an item (SCD2): a version is valid until the item's next change.
--- is_collapsed: known from a heal or a later baseline alone, so between the version before it and
--- this one there may have been others. Rows read again by a heal, unlike those that complete an
--- event, name no event.
+-- is_collapsed: known only from a heal or a later baseline, so there may have been other versions
+-- between the one before and this one. Rows read again by a heal have no event id, unlike those
+-- that complete an event.
 SELECT
     keys AS item_key,
     op,

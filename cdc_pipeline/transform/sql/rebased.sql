@@ -1,6 +1,6 @@
--- What a baseline shows and no change says: items that are others in it than the changes before it
--- left them, were not there, or are not in it. `explained`: items with changes of the baseline's own
--- generation, written before it could be published; those changes say what became of them.
+-- Differences between a baseline and the changes before it: items that differ, are new, or are
+-- missing in the baseline. `explained`: items with changes of the baseline's own generation,
+-- written before it could be published; those changes contain the difference.
 -- earlier(item_key, item), baseline(item_key, item), explained(item_key): one row per item each.
 SELECT
     COALESCE(new.item_key, old.item_key) AS keys,

@@ -1,16 +1,18 @@
--- Healed rows of a day that say nothing new, by `uuid` and `generation`: one change is one row of
--- `cdc`. Healed are lines of incremental exports, and items that a heal read again (`read` without
--- an event id). What tells them may land after them, so this is decided when a day is built.
--- 1. A captured record tells a line of its item, time and new image. Neither the images before nor
---    the identities need be equal: a line has the last change of its item in a window, and the
---    image before that window. Times are rounded down: those of DynamoDB Streams, and of reads that
---    complete its events, to seconds, those of Kinesis perhaps to ms. An event without images tells
---    a delete, and nothing else.
--- 2. A line of a later generation tells one of the same time: windows of two heals may overlap, and
---    whatever had landed of the item when the second gap opened was written before.
--- 3. An item that was read stands at the end of its window. A row of a later generation that was
---    written before then knows better what became of the item.
--- With who tells a line, of its identity's first row (as in `cdc`): the last one, if several do.
+-- Redundant healed rows of a day, by `uuid` and `generation`, because one change is one row of
+-- `cdc`. Healed rows are lines of incremental exports, and items that a heal read again (`read`
+-- without an event id). The row that contains the same change may land later, so this is decided
+-- when a day is built.
+-- 1. A captured record replaces a line with its item, time and new image. Old images and identities
+--    may differ: a line has the last change of its item in a window, and the image before that
+--    window. Times are rounded down: those of DynamoDB Streams, and of reads that complete its
+--    events, to seconds, those of Kinesis perhaps to ms. An event without images replaces only a
+--    delete.
+-- 2. A line of a later generation replaces one of the same time: windows of two heals may overlap,
+--    and everything landed of the item when the second gap opened was written before.
+-- 3. An item read again has the time of its window's end. A row of a later generation that was
+--    written before then is more exact.
+-- `by_uuid`, `by_generation`: the replacing row, of its identity's first row (as in `cdc`); the
+-- last one of several.
 -- landed(uuid, generation, keys, op, new_image, write_time_us, transport, event_id, order_key), not
 -- masked.
 SELECT uuid, generation, order_key, by_uuid, by_generation

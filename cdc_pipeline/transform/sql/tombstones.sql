@@ -1,4 +1,4 @@
--- Tombstones after the effective changes: old ones that still hold, and new deletes.
+-- Tombstones after the effective changes: old ones still valid, and new deletes.
 SELECT t.item_key, t.order_key, t.write_time_us
 FROM tombstones AS t
 LEFT JOIN effective AS e ON e.item_key = t.item_key

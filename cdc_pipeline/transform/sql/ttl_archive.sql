@@ -1,5 +1,5 @@
--- Items that TTL deleted, each with its last image: the delete's own old image, or else what the
--- latest of `images` before it says (item NULL: it was gone, or what it was is not known).
+-- Items deleted by TTL, each with its last image: the delete's own old image, or else the latest of
+-- `images` before it (item NULL: the item was deleted before, or its image is unknown).
 -- expired(keys, time_stamp, order_key, old_image); images(keys, order_key, item).
 SELECT keys, expired_at, order_key, item
 FROM (
