@@ -18,11 +18,11 @@ from cdc_pipeline.aws.shards import Page, StreamDescription
 from cdc_pipeline.aws.streams import DynamoDBStreams
 from cdc_pipeline.capture.landing.options import CaptureOptions
 from cdc_pipeline.capture.shards.drain import capture_table
-from cdc_pipeline.capture.sources.reading import StreamsReading
+from cdc_pipeline.capture.sources.reading import StreamsProtocol
 from cdc_pipeline.capture.sources.source import Source
 from cdc_pipeline.core.log.entries import ShardState
 from cdc_pipeline.core.log.lineage import Shard
-from cdc_pipeline.defs.tables.shard_sensor import _look
+from cdc_pipeline.defs.tables.shard_sensor import _inspect
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.storage.log import CaptureLog
 from cdc_pipeline.lake.storage.store import LocalStore
@@ -109,7 +109,7 @@ class Stream:
 
     def tick(self) -> None:
         """A tick of the sensor for this table, between two captures."""
-        _look(self.table, self.log, self.log.load())
+        _inspect(self.table, self.log, self.log.load())
 
 
 def _with_ancestors(sim: StreamsSimulator, now: float) -> list[streams_model.Shard]:
@@ -146,7 +146,7 @@ def _captured(shard: streams_model.Shard, now_us: int) -> ShardState:
 @contextmanager
 def _listing_alone(streams: QuietStreams) -> Iterator[None]:
     streams.filters = False
-    with patch.object(StreamsReading, "listing_seconds", lambda self, shards: 0):
+    with patch.object(StreamsProtocol, "listing_seconds", lambda self, shards: 0):
         yield
     streams.filters = True
 

@@ -71,7 +71,7 @@ def ours(folder: Path, files: list[DataFile], out: Path) -> int:
 def sorted_in_iceberg(folder: Path, files: list[DataFile], out: Path) -> int:
     """All that `pitr_export` does with the files once they are there."""
     from cdc_pipeline.lake.engine.duckdb_session import files_relation, open_duckdb
-    from cdc_pipeline.lake.engine.item_table import Seen, replace_typed
+    from cdc_pipeline.lake.engine.item_table import NarrowStats, replace_typed
     from cdc_pipeline.lake.lake import Lake
     from cdc_pipeline.settings.load import parse_settings
     from cdc_pipeline.transform.shred import NARROW_SCHEMA, merge_stats
@@ -79,7 +79,7 @@ def sorted_in_iceberg(folder: Path, files: list[DataFile], out: Path) -> int:
     raw = {"lake": str(out / "lake"), "region": "us-east-1", "tables": [{"name": "orders"}]}
     lake = Lake.open(parse_settings(raw, out / "settings.yaml"))
     converted = _convert(folder, files, out)
-    seen = Seen(sum(f.items for f in converted), merge_stats(*(f.stats for f in converted)))
+    seen = NarrowStats(sum(f.items for f in converted), merge_stats(*(f.stats for f in converted)))
     paths = [str(path) for file in converted for path in file.paths]
     with open_duckdb(lake, out) as connection:
         connection.execute("SET memory_limit = '320MB'")

@@ -31,7 +31,7 @@ from benchmarks.measure import (
     peak_mb,
     report,
 )
-from cdc_pipeline.lake.engine.duckdb_session import literal, open_duckdb, place_in
+from cdc_pipeline.lake.engine.duckdb_session import literal, open_duckdb, row_number_sql
 from cdc_pipeline.lake.engine.folding import create_effective, find_winners
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings.load import parse_settings
@@ -85,7 +85,7 @@ def _window(inputs: Inputs) -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:
 
 def _create_inputs(connection: duckdb.DuckDBPyConnection, inputs: Inputs) -> None:
     for name in ("base", "changes", "tombstones"):
-        place = place_in([inputs.path(name)])
+        place = row_number_sql([inputs.path(name)])
         connection.execute(
             f"CREATE TEMP VIEW {name} AS SELECT *, {place} AS place FROM {inputs.relation(name)}"
         )

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from cdc_pipeline.aws.client.session import AwsSession, aws_errors, code_behind
+from cdc_pipeline.aws.client.session import AwsSession, aws_errors, cause_code
 from cdc_pipeline.aws.shards import client_of
 from cdc_pipeline.core.errors import SourceError
 
@@ -51,7 +51,7 @@ def describe_channel(aws: AwsSession, arn: str) -> Channel | None:
         with aws_errors(f"channel {arn}", AccessDeniedException=_GRANT):
             answer = client_of(aws, "kinesis").describe_channel(ChannelARN=arn)
     except SourceError as error:
-        if code_behind(error) == "ResourceNotFoundException":
+        if cause_code(error) == "ResourceNotFoundException":
             return None
         raise
     description = answer["ChannelDescription"]

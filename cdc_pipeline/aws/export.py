@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from cdc_pipeline.aws.client.session import AwsSession, aws_errors, code_behind
+from cdc_pipeline.aws.client.session import AwsSession, aws_errors, cause_code
 from cdc_pipeline.aws.s3.objects import open_object
 from cdc_pipeline.aws.s3.output import AWS_MANAGED_KEY
 from cdc_pipeline.core.errors import ExportError, UnusableExportError
@@ -147,7 +147,7 @@ def describe_export(aws: AwsSession, arn: str) -> ExportStatus:
         with aws_errors(f"export {arn}", ExportError):
             description = aws.client("dynamodb").describe_export(ExportArn=arn)["ExportDescription"]
     except ExportError as error:
-        if code_behind(error) == "ExportNotFoundException":
+        if cause_code(error) == "ExportNotFoundException":
             raise UnusableExportError(error.message) from error
         raise
     if description.get("FilterSpecification"):

@@ -60,7 +60,7 @@ class Partition:
 
 
 @dataclass(frozen=True)
-class Written:
+class WriteResult:
     """Result of writing partitions. `failed`: AWS's error by the partition's values."""
 
     done: list[Values]
@@ -115,7 +115,7 @@ class Glue:
 
     def add_partitions(
         self, name: str, columns: Columns, locations: Mapping[Values, str]
-    ) -> Written:
+    ) -> WriteResult:
         """Add partitions; `done`: the new ones. Existing ones are no failure.
 
         The call answers 200 with an error per partition; a failure does not stop the others.
@@ -133,7 +133,7 @@ class Glue:
 
     def update_partitions(
         self, name: str, columns: Columns, locations: Mapping[Values, str]
-    ) -> Written:
+    ) -> WriteResult:
         """Update columns and locations of partitions; errors as in `add_partitions`."""
 
         def update(batch: Sequence[Values]) -> dict[Values, tuple[str, str]]:
@@ -222,9 +222,9 @@ class Glue:
         todo: Sequence[Values],
         write: Callable[[Sequence[Values]], dict[Values, tuple[str, str]]],
         harmless: str = "",
-    ) -> Written:
+    ) -> WriteResult:
         """Write partitions in batches; `write` returns code and message of each failed one."""
-        written = Written([], {})
+        written = WriteResult([], {})
         for start in range(0, len(todo), _BATCH):
             batch = todo[start : start + _BATCH]
             pause = _PAUSE_SECONDS
@@ -282,12 +282,12 @@ def _differs(table: Mapping[str, Any], wanted: HiveTable) -> bool:
     projection = {n: value for n, value in parameters.items() if n.startswith(_PROJECTION)}
     return (
         columns != list(wanted.columns)
-        or not same_place(storage.get("Location", ""), wanted.location)
+        or not is_same_location(storage.get("Location", ""), wanted.location)
         or projection != dict(wanted.projection)
     )
 
 
-def same_place(one: str, other: str) -> bool:
+def is_same_location(one: str, other: str) -> bool:
     """Whether two locations are the same folder."""
     return one.rstrip("/") == other.rstrip("/")
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from cdc_pipeline.aws.client.session import AwsSession, aws_errors, code_behind
+from cdc_pipeline.aws.client.session import AwsSession, aws_errors, cause_code
 from cdc_pipeline.aws.shards import ShardClient, StreamDescription
 from cdc_pipeline.core.errors import SourceError
 from cdc_pipeline.core.log.lineage import Shard
@@ -81,7 +81,7 @@ class KinesisStreams(ShardClient):
                         return shards
                     start = {"NextToken": page["NextToken"]}
             except SourceError as error:
-                if code_behind(error) != "ExpiredNextTokenException":
+                if cause_code(error) != "ExpiredNextTokenException":
                     raise
         raise SourceError(f"stream {arn}: its list of shards takes too long")
 
@@ -127,7 +127,7 @@ class KinesisStreams(ShardClient):
             )[part]
         except SourceError as error:
             # The number is not of this shard: of another stream with this ARN, or malformed.
-            if code_behind(error) != "InvalidArgumentException":
+            if cause_code(error) != "InvalidArgumentException":
                 raise
             return None, retention_us
         for _ in range(_MOST_PAGES):
@@ -154,7 +154,7 @@ def destinations(aws: AwsSession, table: str) -> dict[str, str]:
         with aws_errors(f"Kinesis destinations of table {table}"):
             answer = aws.client("dynamodb").describe_kinesis_streaming_destination(TableName=table)
     except SourceError as error:
-        if code_behind(error) == "ResourceNotFoundException":
+        if cause_code(error) == "ResourceNotFoundException":
             return {}
         raise
     states: dict[str, str] = {}

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import msgspec
 from botocore.parsers import ResponseParserFactory
 
-from cdc_pipeline.aws.client.session import AwsSession, aws_errors, code_behind
+from cdc_pipeline.aws.client.session import AwsSession, aws_errors, cause_code
 from cdc_pipeline.core.errors import (
     ExpiredIteratorError,
     ShardGoneError,
@@ -97,7 +97,7 @@ class ShardClient:
                 with aws_errors(what):
                     answer = getattr(self._client, operation)(**arguments)
             except SourceError as error:
-                code = code_behind(error)
+                code = cause_code(error)
                 # An error with an unparsable body has the HTTP status as its code in botocore.
                 is_transient = code.isdigit() or code in _TRANSIENT
                 if is_transient and attempt < _ATTEMPTS - 1:

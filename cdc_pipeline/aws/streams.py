@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cdc_pipeline.aws.client.session import code_behind
+from cdc_pipeline.aws.client.session import cause_code
 from cdc_pipeline.aws.shards import ShardClient, StreamDescription
 from cdc_pipeline.core.errors import ShardGoneError, SourceError
 from cdc_pipeline.core.log.lineage import Shard
@@ -44,7 +44,7 @@ class DynamoDBStreams(ShardClient):
         except ShardGoneError:
             return []  # expired; the next full listing shows whether the stream is gone
         except SourceError as error:
-            if code_behind(error) in _NO_FILTER:
+            if cause_code(error) in _NO_FILTER:
                 return None
             raise
         return shards if all(shard_id in shard.parents for shard in shards) else None

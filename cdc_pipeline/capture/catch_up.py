@@ -1,7 +1,7 @@
 """Capture up to a given time, for comparisons with the source."""
 
 from cdc_pipeline.capture.run import Failed, capture_tables
-from cdc_pipeline.capture.sources.reading import KinesisReading, StreamsReading
+from cdc_pipeline.capture.sources.reading import KinesisProtocol, StreamsProtocol
 from cdc_pipeline.core.changes.ownership import Target
 from cdc_pipeline.core.clock import time_text
 from cdc_pipeline.core.errors import NotReadyError
@@ -73,8 +73,8 @@ def _proof_seconds(table: TableLake) -> float:
         return table.settings.kinesis_channel.lag_minutes * 60
     if table.settings.transport == KINESIS:
         late_seconds, unused = table.settings.kinesis.late_seconds, Target(table.name, "", {})
-        return KinesisReading(unused, late_seconds=late_seconds).listing_lag_seconds(lag)
-    return StreamsReading().listing_lag_seconds(lag)
+        return KinesisProtocol(unused, late_seconds=late_seconds).listing_lag_seconds(lag)
+    return StreamsProtocol().listing_lag_seconds(lag)
 
 
 def _capture(table: TableLake) -> None:

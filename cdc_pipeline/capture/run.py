@@ -8,12 +8,12 @@ from datetime import date
 from functools import partial
 from queue import SimpleQueue
 
-from cdc_pipeline.capture.firehose.drain import FilesRun
-from cdc_pipeline.capture.landing.cutover import give_up_cut
+from cdc_pipeline.capture.firehose.drain import FileRun
+from cdc_pipeline.capture.landing.cutover import abandon_cutover
 from cdc_pipeline.capture.landing.options import CaptureOptions
 from cdc_pipeline.capture.landing.result import CaptureResult
 from cdc_pipeline.capture.shards.drain import capture_table, drain_table
-from cdc_pipeline.capture.sources.channel import note_off
+from cdc_pipeline.capture.sources.channel import record_disabled
 from cdc_pipeline.capture.sources.source import Source
 from cdc_pipeline.capture.sources.source_choice import (
     followed_source,
@@ -145,7 +145,7 @@ def _capture(
         open_current(),
         options,
         former=lambda stream: measure(followed_source(table, stream)),
-        files=partial(FilesRun, table, report=landed),
+        files=partial(FileRun, table, report=landed),
         reopen=open_current,
         report=landed,
     )
@@ -168,10 +168,10 @@ def _current_source(table: TableLake, drain: Callable[[Source], object]) -> Sour
         stream = state.stream
         if state.cut and stream is not None and stream.transport == table.settings.transport:
             source = open_source(table)
-            give_up_cut(log, state)
+            abandon_cutover(log, state)
             return source
         if stream is not None and stream.transport == wanted == KINESIS_CHANNEL:
-            note_off(table, log, state)
+            record_disabled(table, log, state)
         # Objects in S3 do not expire, so there is no hurry with them.
         has_retention = stream is not None and stream.transport not in IN_FILES
         if stream and has_retention and {stream.transport, wanted} != {DYNAMODB_STREAMS}:

@@ -42,11 +42,11 @@ def iam_policy(
     """
     from cdc_pipeline.lake.lake import Lake
     from cdc_pipeline.settings.load import load_settings
-    from cdc_pipeline.setup.permissions import policies
+    from cdc_pipeline.setup.permissions import build_policies
 
     settings = load_settings()
     chosen = [settings.table(name) for name in tables] or settings.tables
-    documents = _documents(policies(Lake.open(settings), chosen, account=account, keys=keys))
+    documents = _documents(build_policies(Lake.open(settings), chosen, account=account, keys=keys))
     shown: Any = documents if document == "all" else documents[document.replace("-", "_")]
     if shown is None:
         raise click.ClickException("none of these tables is in another account: no policy needed")

@@ -16,7 +16,7 @@ from cdc_pipeline.commands.output import console
 if TYPE_CHECKING:
     from cdc_pipeline.lake.lake import Lake
     from cdc_pipeline.setup.findings import Finding
-    from cdc_pipeline.setup.preflight import Report, TableReport
+    from cdc_pipeline.setup.preflight import PreflightReport, TableReport
 
 
 @click.command()
@@ -41,17 +41,17 @@ def preflight(tables: tuple[str, ...], fix: bool, yes: bool, form: str) -> None:
     if fix and _turn_on(lake, report, yes):
         report = run_preflight(lake, chosen)
     if form == "json":
-        document = {"green": report.is_green, **asdict(report)}
+        document = {"green": report.is_ready, **asdict(report)}
         for entry, table in zip(document["tables"], report.tables, strict=True):
-            entry["green"] = table.is_green
+            entry["green"] = table.is_ready
         click.echo(json.dumps(document, indent=1))
     else:
         _show(lake, report)
-    if not report.is_green:
+    if not report.is_ready:
         sys.exit(1)
 
 
-def _turn_on(lake: "Lake", report: "Report", yes: bool) -> bool:
+def _turn_on(lake: "Lake", report: "PreflightReport", yes: bool) -> bool:
     """Enable streams and recovery where they are off; return whether any was."""
     from cdc_pipeline.setup.preflight import remedies, turn_on
 
@@ -69,7 +69,7 @@ def _turn_on(lake: "Lake", report: "Report", yes: bool) -> bool:
     return True
 
 
-def _show(lake: "Lake", report: "Report") -> None:
+def _show(lake: "Lake", report: "PreflightReport") -> None:
     out = console()
     for finding in report.lake:
         out.print(_sign(finding), f"{finding.check}: {finding.found}", soft_wrap=True)
@@ -94,19 +94,19 @@ def _show(lake: "Lake", report: "Report") -> None:
         "hours old.",
         style="dim",
     )
-    failures = sum(not table.is_green for table in report.tables)
+    failures = sum(not table.is_ready for table in report.tables)
     summary = f"Tables: {len(report.tables) - failures} passed, {failures} failed"
-    out.print(summary, style="green" if report.is_green else "red")
+    out.print(summary, style="green" if report.is_ready else "red")
 
 
-def _grid(report: "Report") -> Grid:
+def _grid(report: "PreflightReport") -> Grid:
     grid = Grid()
     for heading in ("table", "account", "key", "stream", "recovery (UTC)"):
         grid.add_column(heading, overflow="fold")
     for heading in ("items", "export", "changes/month"):
         grid.add_column(heading, justify="right")
     for table in report.tables:
-        style = "green" if table.is_green else "bold red"
+        style = "green" if table.is_ready else "bold red"
         grid.add_row(
             Text(table.table, style=style),
             _cell(table, "access"),

@@ -15,7 +15,7 @@ from cdc_pipeline.commands.output import console
 from cdc_pipeline.core.run_context import RunContext
 
 if TYPE_CHECKING:
-    from cdc_pipeline.reconcile.reconcile import Report
+    from cdc_pipeline.reconcile.reconcile import ReconcileReport
 
 
 @click.command()
@@ -63,7 +63,7 @@ def reconcile(
         sys.exit(1)
 
 
-def _show(report: "Report") -> None:
+def _show(report: "ReconcileReport") -> None:
     export, files, safe = report.export, report.files, report.table
     if export:
         state = f"gone ({export.gone})" if export.gone else f"{export.files} files verified"

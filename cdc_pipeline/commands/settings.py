@@ -49,7 +49,7 @@ def add(
       cdc-pipeline tables add orders --lake s3://my-lake/dynamodb --region eu-central-1
     """
     from cdc_pipeline.settings.load import settings_path
-    from cdc_pipeline.setup.onboarding import add_tables, rows_of_file
+    from cdc_pipeline.setup.onboarding import add_tables, read_table_list
 
     if bool(names) == bool(source):
         raise click.UsageError("give either table names or a file with --from")
@@ -58,7 +58,7 @@ def add(
         raise click.UsageError(f"{path} names a lake already; --lake creates a new file")
     if not lake and not path.exists():
         raise click.UsageError(f"there is no {path} yet: add --lake s3://bucket/prefix")
-    rows, unread = rows_of_file(source) if source else (_named(names), [])
+    rows, unread = read_table_list(source) if source else (_named(names), [])
     if more["alias"] and len(rows) > 1:
         raise click.UsageError("--alias needs a single table")
     given = {name: value for name, value in more.items() if value}
@@ -102,7 +102,7 @@ def remove(name: str, yes: bool) -> None:
     """Remove table NAME from the settings. Its data stays in the lake."""
     from cdc_pipeline.lake.lake import Lake
     from cdc_pipeline.settings.load import load_settings, settings_path
-    from cdc_pipeline.setup.onboarding import places_of, remove_table
+    from cdc_pipeline.setup.onboarding import data_uris, remove_table
 
     path, settings = settings_path(), load_settings()
     table = settings.table(name)
@@ -112,7 +112,7 @@ def remove(name: str, yes: bool) -> None:
         )
     remove_table(path, name)
     click.echo(f"{table.label} removed from {path}. Its data stays:")
-    for place in places_of(Lake.open(settings).table(table)):
+    for place in data_uris(Lake.open(settings).table(table)):
         click.echo(f"  {place}")
     if settings.catalog_type == "s3tables" and settings.catalog:
         click.echo(f"  {settings.catalog.properties['warehouse']}: tables {table.safe_name}_*")

@@ -8,7 +8,7 @@ import dagster as dg
 from cdc_pipeline.core.changes.landing_columns import LANDING_COLUMNS
 from cdc_pipeline.core.clock import now_us, time_text
 from cdc_pipeline.core.items.columns import SYSTEM_COLUMNS, Column, ColumnChange
-from cdc_pipeline.core.log.coverage import HOUR_SIGNS, Stretch, hour_bars
+from cdc_pipeline.core.log.coverage import HOUR_SIGNS, CoverageRange, hour_bars
 from cdc_pipeline.settings.model import ColumnRule, Table
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def grid(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> dg.MarkdownM
     return dg.MetadataValue.md("\n".join(f"| {' | '.join(line)} |" for line in cells))
 
 
-def timeline(stretches: Sequence[Stretch]) -> dg.MarkdownMetadataValue:
+def timeline(stretches: Sequence[CoverageRange]) -> dg.MarkdownMetadataValue:
     """Return the coverage ledger: the last 14 days as bars, and a table of all stretches."""
     legend = "  ".join(f"{sign} {means}" for means, sign in HOUR_SIGNS.items())
     bars = "\n".join(hour_bars(stretches, TIMELINE_DAYS))

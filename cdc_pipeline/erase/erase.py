@@ -23,14 +23,14 @@ from cdc_pipeline.aws.s3.output import sse_parameters
 from cdc_pipeline.aws.table import describe_table, has_item
 from cdc_pipeline.capture.sources.item_reader import native_key
 from cdc_pipeline.core.errors import EraseRefusedError, LakeError, SettingsError
-from cdc_pipeline.core.log.entries import Baseline, Erasure, Removed
+from cdc_pipeline.core.log.entries import Baseline, Erasure, RemovedRows
 from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.plans.erasure import ItemTrace, key_hash, new_salt, typed_key
 from cdc_pipeline.core.run_context import SILENT, RunContext
-from cdc_pipeline.erase.exports import erase_exported
+from cdc_pipeline.erase.exports import erase_from_exports
 from cdc_pipeline.erase.lake import (
-    Holding,
-    Place,
+    FileWithItem,
+    SearchedPrefix,
     count_versions,
     erase_files,
     erase_iceberg,
@@ -41,21 +41,21 @@ from cdc_pipeline.erase.lake import (
     erase_versions,
     find_item,
     key_columns,
-    lake_places,
+    lake_prefixes,
     rebuild_aggregates,
 )
 from cdc_pipeline.lake.engine.masking import (
-    days_under_rules,
     masking_of,
     published_rules,
     require_rules,
+    rules_by_day,
 )
 from cdc_pipeline.lake.iceberg.foreign_files import NamedFiles
 from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.storage.log import CaptureLog, Parts
 from cdc_pipeline.settings.model import Table
-from cdc_pipeline.snapshot.export import export_target, exported
-from cdc_pipeline.snapshot.unfinished import discarded, unfinished, why_useless
+from cdc_pipeline.snapshot.export import describe_own_export, export_target
+from cdc_pipeline.snapshot.unfinished import discard_baseline, unfinished_baselines, why_unusable
 
 _ROUNDS = 3
 _POLL_SECONDS = 0.1
@@ -85,8 +85,8 @@ class EraseTarget:
     table_id: str
     keys: str
     trace: ItemTrace
-    places: list[Place]
-    exports: Place | None
+    places: list[SearchedPrefix]
+    exports: SearchedPrefix | None
 
 
 def erase_target(table: TableLake, key: str) -> EraseTarget:
@@ -103,28 +103,28 @@ def erase_target(table: TableLake, key: str) -> EraseTarget:
         if built is None:
             continue
         is_daily = kind in ("cdc", "ttl_archive")
-        rules = days_under_rules(built).values() if is_daily else [published_rules(built)]
+        rules = rules_by_day(built).values() if is_daily else [published_rules(built)]
         asset = "current_state" if kind == "tombstones" else kind
         require_rules(masking, rules, f"{table.safe_name}_{kind}", f"{table.safe_name}/{asset}")
     exports = _exports(table)
-    places = [*lake_places(table), *([exports] if exports else [])]
+    places = [*lake_prefixes(table), *([exports] if exports else [])]
     trace = ItemTrace(keys, masking.item(keys))
     return EraseTarget(described.table_id, keys, trace, places, exports)
 
 
-def _exports(table: TableLake) -> Place | None:
+def _exports(table: TableLake) -> SearchedPrefix | None:
     try:
         target = export_target(table)
     except SettingsError:
         return None  # a local lake without a bucket has no exports
-    return Place(
+    return SearchedPrefix(
         "exports",
         S3Store(table.lake.aws, target.bucket, target.prefix, sse_parameters(target.kms_key)),
         "",
     )
 
 
-def find_traces(target: EraseTarget) -> tuple[list[Holding], int]:
+def find_traces(target: EraseTarget) -> tuple[list[FileWithItem], int]:
     """Return every file that holds the item, and the number of earlier versions S3 keeps."""
     return find_item(target.places, target.trace), count_versions(target.places)
 
@@ -158,7 +158,9 @@ def erase_item(
     return EraseResult(run.erasure, files_read, time.monotonic() - started, elsewhere)
 
 
-def _require_gone(table: Table, holdings: list[Holding], versions: int, stale: list[str]) -> None:
+def _require_gone(
+    table: Table, holdings: list[FileWithItem], versions: int, stale: list[str]
+) -> None:
     if stale:
         raise LakeError(
             f"table {table.name}: the item is erased except from aggregates that cannot be built "
@@ -240,12 +242,12 @@ class _EraseRun:
         about to stage a discarded one notices, or its commit fails.
         """
         name = self.table.safe_name
-        for baseline in unfinished(self.state):
-            useless = why_useless(self.table, self.target.table_id, self.log, self.state, baseline)
+        for baseline in unfinished_baselines(self.state):
+            useless = why_unusable(self.table, self.target.table_id, self.log, self.state, baseline)
             is_running = self._is_running(baseline) if useless is None else False
             if useless is not None or (baseline.shadow and not is_running):
                 reason = useless or "an item that it may hold is erased"
-                self.context.progress(discarded(self.log, self.state, baseline, reason))
+                self.context.progress(discard_baseline(self.log, self.state, baseline, reason))
                 continue
             raise EraseRefusedError(
                 f"table {self.table.name}: an export is in progress, and it may hold the item",
@@ -266,7 +268,7 @@ class _EraseRun:
         """Whether AWS is still writing the baseline's export."""
         if baseline.export_arn is None:
             return False
-        status = exported(self.table, baseline.export_arn, self.target.table_id)
+        status = describe_own_export(self.table, baseline.export_arn, self.target.table_id)
         return status.status == "IN_PROGRESS"
 
     def remove(self) -> None:
@@ -280,13 +282,13 @@ class _EraseRun:
         rebuilt, self.stale = rebuild_aggregates(table)
         self._log_removed(*rebuilt)
         if self.target.exports:
-            self._log_removed(erase_exported(self.target.exports, trace))
+            self._log_removed(erase_from_exports(self.target.exports, trace))
         backups = next(place for place in self.target.places if place.name == "backups")
         self._log_removed(erase_files(backups, trace))
         self._log_removed(erase_scratch(table))
         self._log_removed(erase_versions(self.target.places))
 
-    def _log_removed(self, *removed: Removed) -> None:
+    def _log_removed(self, *removed: RemovedRows) -> None:
         """Log the removed files and rows, added to those of earlier runs for this key."""
         new = [part for part in removed if part.files or part.rows]
         for part in new:
@@ -312,9 +314,9 @@ def _user_and_host() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def _sums(earlier: tuple[Removed, ...], new: list[Removed]) -> tuple[Removed, ...]:
+def _sums(earlier: tuple[RemovedRows, ...], new: list[RemovedRows]) -> tuple[RemovedRows, ...]:
     sums = {part.place: part for part in earlier}
     for part in new:
-        total = sums.get(part.place, Removed(part.place, 0, 0))
-        sums[part.place] = Removed(part.place, total.files + part.files, total.rows + part.rows)
+        total = sums.get(part.place, RemovedRows(part.place, 0, 0))
+        sums[part.place] = RemovedRows(part.place, total.files + part.files, total.rows + part.rows)
     return tuple(sums.values())

@@ -17,16 +17,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cdc_pipeline.core.log.entries import Removed
+from cdc_pipeline.core.log.entries import RemovedRows
 from cdc_pipeline.core.plans.erasure import ItemTrace
 from cdc_pipeline.erase.files import without_lines
-from cdc_pipeline.erase.lake import Place, find_item
+from cdc_pipeline.erase.lake import SearchedPrefix, find_item
 from cdc_pipeline.lake.storage.store import Store
 
 _FILES, _SUMMARY = "manifest-files.json", "manifest-summary.json"
 
 
-def erase_exported(place: Place, trace: ItemTrace) -> Removed:
+def erase_from_exports(place: SearchedPrefix, trace: ItemTrace) -> RemovedRows:
     """Rewrite the data files of full and incremental exports that hold the item."""
     holdings = find_item([place], trace)
     files = {holding.key: _rewritten(place.store, holding.key, trace) for holding in holdings}
@@ -39,7 +39,7 @@ def erase_exported(place: Place, trace: ItemTrace) -> Removed:
             place.store.delete([key])
         else:
             place.store.write(key, rewritten.body)
-    return Removed("exports", len(holdings), sum(holding.rows for holding in holdings))
+    return RemovedRows("exports", len(holdings), sum(holding.rows for holding in holdings))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from pyiceberg.table.refs import MAIN_BRANCH
 
 from cdc_pipeline.aws.s3.objects import S3Store, StoredFile
 from cdc_pipeline.core.errors import LakeError, NotReadyError, QueryError, SettingsError
-from cdc_pipeline.core.log.entries import LandedObject, QuarantinedObject, Removed
+from cdc_pipeline.core.log.entries import LandedObject, QuarantinedObject, RemovedRows
 from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.names import entry_number, is_landing_name
 from cdc_pipeline.core.plans.erasure import ItemTrace
@@ -32,9 +32,9 @@ from cdc_pipeline.lake.iceberg.foreign_files import NamedFiles
 from cdc_pipeline.lake.iceberg.tables import (
     PROPERTY,
     CommitConflictError,
-    described_in,
-    over_conflicts,
+    description_folder,
     referenced_files,
+    retry_on_conflict,
 )
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.baselines import TAG, record_baseline, tag_baselines
@@ -73,7 +73,7 @@ def key_columns(table: TableLake) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Place:
+class SearchedPrefix:
     """A prefix of a store whose files can hold an item. `name`: as in the log and in reports."""
 
     name: str
@@ -82,7 +82,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Holding:
+class FileWithItem:
     """A file that holds the item. `rows`: number of its rows, lines or entries with the item."""
 
     place: str
@@ -90,7 +90,7 @@ class Holding:
     rows: int
 
 
-def lake_places(table: TableLake) -> list[Place]:
+def lake_prefixes(table: TableLake) -> list[SearchedPrefix]:
     """Return every prefix of the lake whose files can hold items of the table."""
     paths, store = table.paths, table.lake.store
     names = {kind: f"{table.safe_name}_{kind}" for kind in key_columns(table)}
@@ -99,29 +99,29 @@ def lake_places(table: TableLake) -> list[Place]:
         place for kind, name in names.items() for place in _table_places(table.lake, kind, name)
     ]
     return [
-        Place("landing", store, paths.landing),
-        Place("quarantine", store, paths.quarantine),
-        Place("backups", store, paths.backups),
-        Place("state", store, paths.state),
-        Place("temporary", store, TEMPORARY),
+        SearchedPrefix("landing", store, paths.landing),
+        SearchedPrefix("quarantine", store, paths.quarantine),
+        SearchedPrefix("backups", store, paths.backups),
+        SearchedPrefix("state", store, paths.state),
+        SearchedPrefix("temporary", store, TEMPORARY),
         *iceberg,
     ]
 
 
-def _table_places(lake: Lake, place: str, name: str) -> Iterator[Place]:
+def _table_places(lake: Lake, place: str, name: str) -> Iterator[SearchedPrefix]:
     """Yield the Iceberg table's folder in the lake, and its files if they are elsewhere."""
-    yield Place(place, lake.store, _iceberg(lake, name))
+    yield SearchedPrefix(place, lake.store, _iceberg(lake, name))
     table = lake.iceberg.load(name)
     if table is not None and not lake.iceberg.is_placed(table):
-        yield Place(place, NamedFiles(lake.iceberg, name), "")
+        yield SearchedPrefix(place, NamedFiles(lake.iceberg, name), "")
 
 
-def find_item(places: Iterable[Place], trace: ItemTrace) -> list[Holding]:
+def find_item(places: Iterable[SearchedPrefix], trace: ItemTrace) -> list[FileWithItem]:
     """Read every file and return those that hold the item."""
     return [holding for place in places for holding in _holdings(place, trace)]
 
 
-def _holdings(place: Place, trace: ItemTrace) -> Iterator[Holding]:
+def _holdings(place: SearchedPrefix, trace: ItemTrace) -> Iterator[FileWithItem]:
     files = list(place.store.files(place.prefix))
 
     def count(file: StoredFile) -> int:
@@ -131,14 +131,14 @@ def _holdings(place: Place, trace: ItemTrace) -> Iterator[Holding]:
     with ThreadPoolExecutor(_READERS) as pool:
         for file, rows in zip(files, pool.map(count, files), strict=True):
             if rows:
-                yield Holding(place.name, file.key, rows)
+                yield FileWithItem(place.name, file.key, rows)
 
 
-def erase_landed(log: CaptureLog, trace: ItemTrace) -> Removed:
+def erase_landed(log: CaptureLog, trace: ItemTrace) -> RemovedRows:
     """Replace landing objects by ones without the item; delete all replaced objects."""
     remove_replaced(log, _tomorrow_us(log))
     state = log.load()
-    holdings = list(_holdings(Place("landing", log.store, log.paths.landing), trace))
+    holdings = list(_holdings(SearchedPrefix("landing", log.store, log.paths.landing), trace))
     for holding in holdings:
         if holding.key in state.objects:
             _replace_object(log, state, state.objects[holding.key], trace)
@@ -148,7 +148,7 @@ def erase_landed(log: CaptureLog, trace: ItemTrace) -> Removed:
             rewrite_file(log.store, holding.key, trace)
         # The others have no entry yet; their writer will lose the race for it.
     remove_replaced(log, _tomorrow_us(log))
-    return Removed("landing", len(holdings), sum(holding.rows for holding in holdings))
+    return RemovedRows("landing", len(holdings), sum(holding.rows for holding in holdings))
 
 
 def _tomorrow_us(log: CaptureLog) -> int:
@@ -182,10 +182,10 @@ def _replace_object(
         log.store.delete(other.key for other in written)
 
 
-def erase_quarantined(log: CaptureLog, trace: ItemTrace) -> Removed:
+def erase_quarantined(log: CaptureLog, trace: ItemTrace) -> RemovedRows:
     """Rewrite quarantine files without the item's lines; an empty file stays, the log names it."""
     state, store = log.load(), log.store
-    holdings = list(_holdings(Place("quarantine", store, log.paths.quarantine), trace))
+    holdings = list(_holdings(SearchedPrefix("quarantine", store, log.paths.quarantine), trace))
     for holding in holdings:
         if not log.names_quarantined(state, holding.key):
             rewrite_file(store, holding.key, trace)
@@ -198,15 +198,15 @@ def erase_quarantined(log: CaptureLog, trace: ItemTrace) -> Removed:
         # Log the counts first: after a crash in between, the lines are found and counted again.
         log.commit(state, lambda _, counted=counted: {"quarantined": (counted,)})
         store.write(holding.key, kept)
-    return Removed("quarantine", len(holdings), sum(holding.rows for holding in holdings))
+    return RemovedRows("quarantine", len(holdings), sum(holding.rows for holding in holdings))
 
 
-def erase_files(place: Place, trace: ItemTrace) -> Removed:
+def erase_files(place: SearchedPrefix, trace: ItemTrace) -> RemovedRows:
     """Rewrite files that no log names, without the item; delete those that would be empty."""
     holdings = list(_holdings(place, trace))
     for holding in holdings:
         rewrite_file(place.store, holding.key, trace)
-    return Removed(place.name, len(holdings), sum(holding.rows for holding in holdings))
+    return RemovedRows(place.name, len(holdings), sum(holding.rows for holding in holdings))
 
 
 def rewrite_file(store: Store, key: str, trace: ItemTrace) -> None:
@@ -230,13 +230,13 @@ def rewrite_file(store: Store, key: str, trace: ItemTrace) -> None:
         store.delete([key])
 
 
-def erase_scratch(table: TableLake) -> Removed:
+def erase_scratch(table: TableLake) -> RemovedRows:
     """Delete converted exports, kept only to resume fast after a kill, and temporary files."""
     keys = list(table.lake.store.list(table.paths.staging))
     before = time.time() - _TEMPORARY_SECONDS
     keys += [file.key for file in table.lake.store.files(TEMPORARY) if file.modified < before]
     table.lake.store.delete(keys)
-    return Removed("scratch", len(keys), 0)
+    return RemovedRows("scratch", len(keys), 0)
 
 
 def erase_state_rows(table: TableLake, trace: ItemTrace) -> None:
@@ -245,12 +245,12 @@ def erase_state_rows(table: TableLake, trace: ItemTrace) -> None:
     This precedes its removal from the landing zone, or readers would see the item again once its
     delete is removed.
     """
-    over_conflicts(
+    retry_on_conflict(
         partial(_remove_rows, table.lake, f"{table.safe_name}_current_state", "_key", trace)
     )
 
 
-def erase_iceberg(table: TableLake, kind: str, trace: ItemTrace) -> Removed:
+def erase_iceberg(table: TableLake, kind: str, trace: ItemTrace) -> RemovedRows:
     """Remove the item from an Iceberg table of the table, including all its versions.
 
     In `snapshot`, every baseline gets a new snapshot without the item, which the log then names.
@@ -262,8 +262,10 @@ def erase_iceberg(table: TableLake, kind: str, trace: ItemTrace) -> Removed:
     rows, kept = 0, set()
     if kind == "snapshot":
         rows, kept = _erase_baselines(table, trace)
-    rows += over_conflicts(partial(_remove_rows, table.lake, name, key_columns(table)[kind], trace))
-    return Removed(kind, _forget_versions(table.lake, name, files, kept), rows)
+    rows += retry_on_conflict(
+        partial(_remove_rows, table.lake, name, key_columns(table)[kind], trace)
+    )
+    return RemovedRows(kind, _forget_versions(table.lake, name, files, kept), rows)
 
 
 def _remove_rows(lake: Lake, name: str, column: str, trace: ItemTrace) -> int:
@@ -292,7 +294,7 @@ def _erase_baselines(table: TableLake, trace: ItemTrace) -> tuple[int, set[int |
         if baseline.snapshot_id is None or baseline.snapshot_id not in existing:
             continue
         erase = partial(_erase_baseline, table, baseline.snapshot_id, generation, trace)
-        snapshot_id, removed = over_conflicts(erase)
+        snapshot_id, removed = retry_on_conflict(erase)
         rows += removed
         items = (baseline.items or 0) - removed
         record_baseline(log, state, baseline, snapshot_id=snapshot_id, items=items)
@@ -360,7 +362,7 @@ def _forget_versions(
     return len(unreferenced)
 
 
-def rebuild_aggregates(table: TableLake) -> tuple[list[Removed], list[str]]:
+def rebuild_aggregates(table: TableLake) -> tuple[list[RemovedRows], list[str]]:
     """Rebuild every aggregate with rows from the table, all its days; expire earlier versions.
 
     Returns the removed files and the names of aggregates that could not be built: these still
@@ -379,9 +381,9 @@ def rebuild_aggregates(table: TableLake) -> tuple[list[Removed], list[str]]:
         except (NotReadyError, QueryError):
             stale.append(aggregate.name)
             continue
-        over_conflicts(partial(_remove_nothing, table.lake, aggregate.table))
+        retry_on_conflict(partial(_remove_nothing, table.lake, aggregate.table))
         files_removed = _forget_versions(table.lake, aggregate.table, files, ())
-        removed.append(Removed(f"aggregates.{aggregate.name}", files_removed, 0))
+        removed.append(RemovedRows(f"aggregates.{aggregate.name}", files_removed, 0))
     return removed, stale
 
 
@@ -413,7 +415,7 @@ def _aggregates(table: TableLake) -> list[Aggregate]:
     ]
 
 
-def erase_versions(places: Iterable[Place]) -> Removed:
+def erase_versions(places: Iterable[SearchedPrefix]) -> RemovedRows:
     """Delete every earlier S3 version and delete marker under these prefixes.
 
     Not only those with the item, which cannot be determined: Iceberg's manifests have parts of
@@ -425,10 +427,10 @@ def erase_versions(places: Iterable[Place]) -> Removed:
             versions = list(place.store.old_versions(place.prefix))
             place.store.delete_versions(versions)
             count += len(versions)
-    return Removed("versions", count, 0)
+    return RemovedRows("versions", count, 0)
 
 
-def count_versions(places: Iterable[Place]) -> int:
+def count_versions(places: Iterable[SearchedPrefix]) -> int:
     """Count the earlier versions and delete markers in S3; a local folder has none."""
     return sum(
         1
@@ -440,7 +442,7 @@ def count_versions(places: Iterable[Place]) -> int:
 
 def _files(lake: Lake, name: str) -> list[StoredFile]:
     """Return the files in the folders of an Iceberg table, including its descriptions."""
-    folders = (_iceberg(lake, name), described_in(lake.database, name))
+    folders = (_iceberg(lake, name), description_folder(lake.database, name))
     return [file for folder in folders for file in lake.store.files(folder)]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
-from cdc_pipeline.aws.glue import Columns, Glue, HiveTable, Partition, Values, same_place
+from cdc_pipeline.aws.glue import Columns, Glue, HiveTable, Partition, Values, is_same_location
 from cdc_pipeline.core.changes.landing_columns import LANDING_COLUMNS
 from cdc_pipeline.core.errors import LakeError
 from cdc_pipeline.core.names import day_folder
@@ -165,7 +165,7 @@ def _projection(zone: str, years: tuple[int, int]) -> dict[str, str]:
 def _is_outdated(table: TableLake, day: date, registered: Mapping[Values, Partition]) -> bool:
     partition = registered.get(_values(day))
     return partition is not None and not (
-        partition.is_current and same_place(partition.location, _location(table, day))
+        partition.is_current and is_same_location(partition.location, _location(table, day))
     )
 
 
@@ -182,7 +182,7 @@ def _empty_days(
         for values, partition in registered.items()
         if (day := _day(values)) is not None
         and day not in landed
-        and same_place(partition.location, _location(table, day))
+        and is_same_location(partition.location, _location(table, day))
     ]
     checked = random.sample(candidates, min(len(candidates), _FOLDERS_CHECKED))
     zone = table.paths.landing

@@ -17,7 +17,7 @@ from cdc_pipeline.core.log.entries import Baseline
 from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.lake.engine.duckdb_session import files_relation, landed_relation, open_duckdb
 from cdc_pipeline.lake.engine.folding import create_base, create_effective, create_winners
-from cdc_pipeline.lake.engine.masking import masked, masking_functions, masking_of
+from cdc_pipeline.lake.engine.masking import masked_column, masking_functions, masking_of
 from cdc_pipeline.lake.iceberg.tables import data_files
 from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.publish.current_state import Base
@@ -110,8 +110,8 @@ def _create_export_items(
     """Create view `export_items`: the exported items, masked by the rules of the published ones."""
     files = files_relation(connection, data_files(snapshot, exported.snapshot_id), typed_schema([]))
     connection.execute(
-        f"CREATE TEMP VIEW export_items AS SELECT {masked(masking, '_key')} AS item_key, "
-        f"{masked(masking, '_item')} AS item FROM {files}"
+        f"CREATE TEMP VIEW export_items AS SELECT {masked_column(masking, '_key')} AS item_key, "
+        f"{masked_column(masking, '_item')} AS item FROM {files}"
     )
 
 
@@ -166,8 +166,9 @@ def _create_moving(
     since_us = exported.export_time_us - margin_us
     later = [landed for landed in state.objects.values() if landed.max_write_us >= since_us]
     connection.execute(
-        f"CREATE TEMP TABLE moving AS SELECT keys, {masked(masking, 'keys')} AS item_key FROM "
-        f"(SELECT DISTINCT keys FROM {landed_relation(connection, table.lake, later, fold=True)} "
+        f"CREATE TEMP TABLE moving AS SELECT keys, {masked_column(masking, 'keys')} AS item_key "
+        "FROM (SELECT DISTINCT keys "
+        f"FROM {landed_relation(connection, table.lake, later, fold=True)} "
         f"WHERE write_time_us >= {since_us})"
     )
     rows = connection.execute(

@@ -12,9 +12,9 @@ from cdc_pipeline.core.errors import LakeError, NotReadyError
 from cdc_pipeline.core.log.entries import Baseline
 from cdc_pipeline.core.plans.prices import EXPORT_USD_PER_GB
 from cdc_pipeline.core.run_context import SILENT, RunContext
-from cdc_pipeline.lake.iceberg.tables import over_conflicts
+from cdc_pipeline.lake.iceberg.tables import retry_on_conflict
 from cdc_pipeline.lake.lake import TableLake
-from cdc_pipeline.lake.publish.baselines import forget_baselines
+from cdc_pipeline.lake.publish.baselines import discard_baselines
 from cdc_pipeline.lake.publish.cdc import build_cdc_day
 from cdc_pipeline.lake.publish.current_state import (
     Base,
@@ -23,19 +23,25 @@ from cdc_pipeline.lake.publish.current_state import (
     publish_current_state,
     published_base,
 )
-from cdc_pipeline.lake.upkeep.restore import Restored, restore_landing
-from cdc_pipeline.lake.upkeep.verify import LANDING, TOMBSTONES, Damage, Verified, verify_files
+from cdc_pipeline.lake.upkeep.restore import RestoreResult, restore_landing
+from cdc_pipeline.lake.upkeep.verify import (
+    LANDING,
+    TOMBSTONES,
+    Damage,
+    VerificationResult,
+    verify_files,
+)
 from cdc_pipeline.reconcile.full_difference import FullDifference, compare_with_export
 from cdc_pipeline.reconcile.sample import (
     Difference,
     Sample,
     SampleCost,
     compare_sample,
+    compare_until_settled,
     require_comparable,
     sample_cost,
-    settle,
 )
-from cdc_pipeline.snapshot.shadow import discard_shadow, held_shadow, release_shadow
+from cdc_pipeline.snapshot.shadow import discard_shadow, release_shadow, staged_shadow
 from cdc_pipeline.snapshot.snapshot import take_snapshot
 from cdc_pipeline.snapshot.verify_export import VerifiedExport, verify_export
 
@@ -50,7 +56,7 @@ class Cost:
 
 
 @dataclass
-class Report:
+class ReconcileReport:
     """Result of a reconciliation.
 
     `counts`: differences by kind; `differences`: the first of them, of a sample all. `unreadable`:
@@ -60,7 +66,7 @@ class Report:
 
     table: str
     export: VerifiedExport | None = None
-    files: Verified = field(default_factory=Verified)
+    files: VerificationResult = field(default_factory=VerificationResult)
     compared: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     differences: list[Difference] = field(default_factory=list)
@@ -70,7 +76,7 @@ class Report:
     ranges: int = 0
     ranges_joined: int = 0
     repaired: bool = False
-    restored: Restored = field(default_factory=Restored)
+    restored: RestoreResult = field(default_factory=RestoreResult)
     seconds: float = 0
 
     @property
@@ -93,7 +99,7 @@ def reconcile_sample(
     *,
     export: bool = True,
     context: RunContext = SILENT,
-) -> Report:
+) -> ReconcileReport:
     """Verify all file sizes and, with `export`, the baseline's export; compare a sample of items.
 
     Raises `NotReadyError`, `SourceError`, `LakeError`.
@@ -115,7 +121,7 @@ def reconcile_full(
     *,
     repair: bool = False,
     context: RunContext = SILENT,
-) -> Report:
+) -> ReconcileReport:
     """Compare all items with a new export, and every file with its recorded checksum or rows.
 
     The export is staged as a shadow baseline. Without problems it is discarded. With problems and
@@ -146,8 +152,8 @@ def reconcile_full(
 
 def _verified(
     table: TableLake, context: RunContext, *, content: bool, export: bool = True
-) -> Report:
-    report = Report(table.safe_name)
+) -> ReconcileReport:
+    report = ReconcileReport(table.safe_name)
     context.progress("verifying files of the lake")
     report.files = verify_files(table, content=content)
     try:
@@ -158,20 +164,22 @@ def _verified(
     return report
 
 
-def _add_sample(report: Report, sample: Sample) -> None:
+def _add_sample(report: ReconcileReport, sample: Sample) -> None:
     report.differences += sample.differences
     _count(report, Counter(difference.kind for difference in sample.differences))
     report.unsettled += sample.unsettled
 
 
-def _count(report: Report, kinds: Mapping[str, int]) -> None:
+def _count(report: ReconcileReport, kinds: Mapping[str, int]) -> None:
     for kind, count in kinds.items():
         report.counts[kind] = report.counts.get(kind, 0) + count
 
 
-def _shadow(table: TableLake, report: Report, repair: bool, context: RunContext) -> Baseline:
+def _shadow(
+    table: TableLake, report: ReconcileReport, repair: bool, context: RunContext
+) -> Baseline:
     """Return a staged shadow: the one held for this repair, or a new one."""
-    held = held_shadow(table)
+    held = staged_shadow(table)
     if held and repair and not _has_damaged_changes(table, held, report.files.damages):
         context.progress("using the export of the last comparison")
         return held
@@ -192,7 +200,7 @@ def _compare(
     table: TableLake,
     base: Base,
     shadow: Baseline,
-    report: Report,
+    report: ReconcileReport,
     context: RunContext,
 ) -> None:
     state = capture_to(table, handover_us(table.lake, shadow), context=context)
@@ -206,18 +214,20 @@ def _compare(
     _add_difference(report, difference)
     if difference.moving:
         sample, described = Sample(), describe_table(table.source, table.name)
-        settle(table, described, difference.moving, sample, context)
+        compare_until_settled(table, described, difference.moving, sample, context)
         _add_sample(report, sample)
 
 
-def _add_difference(report: Report, difference: FullDifference) -> None:
+def _add_difference(report: ReconcileReport, difference: FullDifference) -> None:
     report.compared = difference.items
     report.differences += difference.differences
     _count(report, difference.counts)
     report.ranges, report.ranges_joined = difference.ranges, difference.ranges_joined
 
 
-def _repair(table: TableLake, shadow: Baseline, report: Report, context: RunContext) -> None:
+def _repair(
+    table: TableLake, shadow: Baseline, report: ReconcileReport, context: RunContext
+) -> None:
     landed = [damage.name for damage in report.files.damages if damage.kind == LANDING]
     report.restored = restore_landing(table, landed)
     context.progress("publishing the export as the new baseline")
@@ -225,10 +235,10 @@ def _repair(table: TableLake, shadow: Baseline, report: Report, context: RunCont
     if any(damage.kind == TOMBSTONES for damage in report.files.damages):
         # After the release, no state is made from the old baseline, which needs the tombstones.
         forget_tombstones(table)
-    over_conflicts(lambda: publish_current_state(table))
+    retry_on_conflict(lambda: publish_current_state(table))
     for day in sorted({damage.day for damage in report.files.damages if damage.day}):
         context.progress(f"building cdc of {day} again")
         build_cdc_day(table, date.fromisoformat(day))
     damaged = {damage.generation for damage in report.files.damages}
-    forget_baselines(table, {g for g in damaged if g is not None})
+    discard_baselines(table, {g for g in damaged if g is not None})
     report.repaired = True

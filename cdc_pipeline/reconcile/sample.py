@@ -112,7 +112,7 @@ def compare_sample(
     sample = Sample(origins={origin: len(keys) for origin, keys in origins.items()})
     keys = list(dict.fromkeys(key for some in origins.values() for key in some))
     context.progress(f"comparing {len(keys)} items")
-    settle(table, described, keys, sample, context)
+    compare_until_settled(table, described, keys, sample, context)
     sample.seconds = time.monotonic() - started
     return sample
 
@@ -134,7 +134,7 @@ def require_comparable(table: TableLake, state: LogState) -> Base:
     return base
 
 
-def settle(
+def compare_until_settled(
     table: TableLake,
     described: TableDescription,
     keys: Sequence[str],

@@ -57,7 +57,7 @@ from cdc_pipeline.core.items.attributes import to_json
 from cdc_pipeline.core.log.entries import PAST_GENERATION, Gap, Heal, HealWindow, LandedObject
 from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.names import day_folder
-from cdc_pipeline.core.plans.backfill import DayPlan, Fill, plan_day, span_of
+from cdc_pipeline.core.plans.backfill import BackfillPlan, Fill, plan_day, span_of
 from cdc_pipeline.core.plans.erasure import Suppressions
 from cdc_pipeline.core.plans.heal import Backups
 from cdc_pipeline.core.run_context import SILENT, RunContext
@@ -69,13 +69,13 @@ from cdc_pipeline.lake.storage.landing import write_days
 from cdc_pipeline.lake.storage.log import CaptureLog, Parts, new_nonce
 from cdc_pipeline.repair.heal import heal_gap
 from cdc_pipeline.repair.incremental_export import export_changes, wait_until_restorable
-from cdc_pipeline.repair.placing import Placing, right_behind, survivors_of
+from cdc_pipeline.repair.placing import Placement, place_after, surviving_objects
 from cdc_pipeline.repair.relanding import reland
 from cdc_pipeline.snapshot.export import (
+    describe_own_export,
     export_manifest,
     export_target,
     export_token,
-    exported,
     is_whole,
     wait_for_export,
 )
@@ -133,7 +133,7 @@ class _Backfill:
         if table.settings.transport in IN_FILES:
             self._take_files()
         self.lost = self._find_lost()
-        self.plans: dict[date, DayPlan] = {}
+        self.plans: dict[date, BackfillPlan] = {}
         self.exports: dict[Fill, str] = {}
 
     def run(self) -> Iterator[BackfilledDay]:
@@ -221,7 +221,7 @@ class _Backfill:
             begin_us, end_us = span_of(day)
             gaps = self.state.open_gaps()
             gaps = [g for g in gaps if g.from_us < end_us and g.to_us > begin_us]
-            self.plans[day] = DayPlan(gaps=gaps)
+            self.plans[day] = BackfillPlan(gaps=gaps)
             return
         now_us, margin_us = self.log.now_us(), self.log.margin_us
         plan = plan_day(self.state, day, self.lost[day], self._backups, now_us, margin_us)
@@ -314,7 +314,7 @@ class _Backfill:
                     attempt,
                 ),
             )
-            status = exported(self.table, arn, self._described.table_id)
+            status = describe_own_export(self.table, arn, self._described.table_id)
             is_damaged = status.status == "COMPLETED" and not is_whole(self.table.lake, status)
             if status.status != "FAILED" and not is_damaged:
                 return arn
@@ -342,7 +342,9 @@ class _Backfill:
             tempfile.TemporaryDirectory() as folder,
             open_duckdb(self.table.lake, Path(folder)) as duck,
         ):
-            placing = Placing(duck, self.table.lake, fill, survivors_of(self.state, fill, present))
+            placing = Placement(
+                duck, self.table.lake, fill, surviving_objects(self.state, fill, present)
+            )
             lines = (
                 change
                 for file in manifest.files
@@ -368,7 +370,7 @@ class _Backfill:
             return 0
         return sum(landed.rows for landed in objects)
 
-    def _reread(self, placing: Placing, fill: Fill) -> list[tuple[int, Change]]:
+    def _reread(self, placing: Placement, fill: Fill) -> list[tuple[int, Change]]:
         """Read items perhaps deleted without a trace; return rows for those that have changed."""
         suspects = {suspect.keys: suspect for suspect in placing.suspects()}
         pace = self.table.lake.settings.capture.reads_per_second
@@ -377,7 +379,7 @@ class _Backfill:
         rows = []
         for keys, item in reader.read(suspects).items():
             if item is None or to_json(item) != suspects[keys].image:
-                place = right_behind(suspects[keys].place, time_us)
+                place = place_after(suspects[keys].place, time_us)
                 read_position = f"{place.position}.{READ}"
                 row = from_read_item(self._described.table_id, keys, item, time_us, read_position)
                 rows.append((place.generation, row))
@@ -385,7 +387,7 @@ class _Backfill:
 
     def _land(self, generation: int, changes: Sequence[Change]) -> list[LandedObject]:
         erased = Suppressions(self.state.erasures.values())
-        kept = [c for c in changes if not erased.drops(c.keys, c.write_time_us)]
+        kept = [c for c in changes if not erased.is_suppressed(c.keys, c.write_time_us)]
         keys = partial(self.log.paths.backfilled, nonce=new_nonce())
         return write_days(self.log.store, kept, keys, generation, self.log.now_us())
 

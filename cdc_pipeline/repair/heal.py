@@ -42,7 +42,7 @@ from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.storage.landing import write_days
 from cdc_pipeline.lake.storage.log import CaptureLog, new_nonce
 from cdc_pipeline.repair.heal_plans import (
-    cannot_heal,
+    cannot_heal_error,
     earliest_us,
     open_gaps,
     plan_heal,
@@ -179,7 +179,7 @@ class _Healing:
                 fix="run the job `capture`, then heal again",
             )
         if any(g.cause == RECREATED for n, g in self.state.gaps.items() if n > gap.entry):
-            raise cannot_heal(
+            raise cannot_heal_error(
                 self.table.settings, gap, "the table was deleted and created again since"
             )
 
@@ -259,7 +259,7 @@ class _Healing:
         gaps = [self.state.gaps[n] for n in (*self.heal.also, self.heal.gap)]
         if any(window.files or window.done or window.export_arn for window in windows):
             why = "point-in-time recovery does not reach back to the rest of the gap any more"
-            raise cannot_heal(self.table.settings, self.gap, why)
+            raise cannot_heal_error(self.table.settings, self.gap, why)
         attempt = max(window.attempt for window in windows)
         planned = windows_of(self.table, gaps)
         windows = tuple(replace(window, attempt=attempt) for window in planned)
@@ -298,7 +298,7 @@ class _Healing:
         objects: list[LandedObject] = []
         erased = Suppressions(self.state.erasures.values())
         for rows in batches(changes):
-            kept = [c for c in rows if not erased.drops(c.keys, c.write_time_us)]
+            kept = [c for c in rows if not erased.is_suppressed(c.keys, c.write_time_us)]
             keys = partial(self.log.paths.healed, gap=self.gap.entry, nonce=new_nonce())
             generation, now_us = self.gap.heal_generation, self.log.now_us()
             objects += write_days(self.log.store, kept, keys, generation, now_us)

@@ -81,7 +81,7 @@ def windows_of(table: TableLake, group: list[Gap]) -> tuple[HealWindow, ...]:
     try:
         return plan_windows(group, margin_us, backups, table.lake.settings.clock_margin_us)
     except CannotHealError as error:
-        raise cannot_heal(table.settings, group[-1], error.message) from None
+        raise cannot_heal_error(table.settings, group[-1], error.message) from None
 
 
 def earliest_us(table: TableLake) -> int:
@@ -92,7 +92,7 @@ def earliest_us(table: TableLake) -> int:
     return int(earliest.timestamp() * 1_000_000)
 
 
-def cannot_heal(table: Table, gap: Gap, why: str) -> CannotHealError:
+def cannot_heal_error(table: Table, gap: Gap, why: str) -> CannotHealError:
     """Return the error for a gap that needs a new baseline."""
     return CannotHealError(
         f"table {table.name}: the gap of entry {gap.entry} cannot be healed from incremental "

@@ -23,7 +23,7 @@ _HAS_IMAGE = "(op = 'D' OR new_image IS NOT NULL)"
 
 
 @dataclass(frozen=True)
-class Place:
+class ChangePlace:
     """A generation and a position in it: the order of a change."""
 
     generation: int
@@ -35,11 +35,11 @@ class Suspect:
     """An item perhaps deleted without a trace: place and image of its last surviving change."""
 
     keys: str
-    place: Place
+    place: ChangePlace
     image: str
 
 
-class Placing:
+class Placement:
     """The lines of one fill in a DuckDB connection, beside the surviving changes of their items."""
 
     def __init__(
@@ -99,14 +99,14 @@ class Placing:
                 placed.setdefault(place.generation, []).append(moved)
             yield from placed.items()
 
-    def _place(self, change: Change, before: str | None) -> Place:
+    def _place(self, change: Change, before: str | None) -> ChangePlace:
         """Place of a line; `before`: order key of the item's last surviving change up to it."""
         if not self._fill.lost:
-            return Place(PAST_GENERATION, change.position)
+            return ChangePlace(PAST_GENERATION, change.position)
         generation = _generation_at(self._fill.lost, change.write_time_us)
         if before is None or _split(before).generation < generation:
-            return Place(generation, position(0, change.write_time_us))
-        return right_behind(_split(before), change.write_time_us)
+            return ChangePlace(generation, position(0, change.write_time_us))
+        return place_after(_split(before), change.write_time_us)
 
     def suspects(self) -> list[Suspect]:
         """List items whose very last change survived, is in the span, and is in no line."""
@@ -119,12 +119,12 @@ class Placing:
         return [Suspect(keys, _split(order_key), image) for keys, order_key, image in rows]
 
 
-def right_behind(place: Place, time_us: int) -> Place:
+def place_after(place: ChangePlace, time_us: int) -> ChangePlace:
     """Return the place directly after another; several are in the order of their times."""
-    return Place(place.generation, f"{place.position}.{time_us:017d}")
+    return ChangePlace(place.generation, f"{place.position}.{time_us:017d}")
 
 
-def survivors_of(state: LogState, fill: Fill, present: set[str]) -> list[LandedObject]:
+def surviving_objects(state: LogState, fill: Fill, present: set[str]) -> list[LandedObject]:
     """List the existing objects with changes to compare a fill's lines with."""
     start, end = fill.window.from_us, fill.window.to_us
     kept = [o for o in state.objects.values() if o.key in present and o not in fill.lost]
@@ -151,6 +151,6 @@ def _generation_at(lost: Sequence[LandedObject], time_us: int) -> int:
     )
 
 
-def _split(order_key: str) -> Place:
+def _split(order_key: str) -> ChangePlace:
     generation, _, position_in_it = order_key.partition(".")
-    return Place(int(generation), position_in_it)
+    return ChangePlace(int(generation), position_in_it)

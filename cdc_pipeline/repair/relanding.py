@@ -25,7 +25,7 @@ from cdc_pipeline.settings.model import Capture
 
 
 @dataclass
-class Relanded:
+class RelandedGroup:
     """Lost objects of one day and generation, and the new objects with their rows.
 
     There is no gap or baseline between objects of one generation, so they may become one, as in
@@ -68,7 +68,7 @@ def reland(
     source: Source,
     options: Capture,
     sleep: Callable[[float], object] = time.sleep,
-) -> list[Relanded]:
+) -> list[RelandedGroup]:
     """Write the rows of lost objects again, for groups that the stream still contains completely.
 
     Rows keep identity, position and generation; rows in surviving objects are left out. A group
@@ -85,7 +85,7 @@ def reland(
     try:
         for shard_id in shards:
             for change in _read(source, state, state.shards[shard_id], options, sleep):
-                if erased.drops(change.keys, change.write_time_us):
+                if erased.is_suppressed(change.keys, change.write_time_us):
                     continue
                 holders = [group for group in groups if group.holds(change)]
                 if len(holders) > 1:
@@ -103,7 +103,7 @@ def reland(
     return whole
 
 
-def _groups(log: CaptureLog, state: LogState, lost: Iterable[LandedObject]) -> list[Relanded]:
+def _groups(log: CaptureLog, state: LogState, lost: Iterable[LandedObject]) -> list[RelandedGroup]:
     groups: dict[tuple[str, int], list[LandedObject]] = {}
     for landed in lost:
         groups.setdefault((landed.day, landed.generation), []).append(landed)
@@ -112,7 +112,7 @@ def _groups(log: CaptureLog, state: LogState, lost: Iterable[LandedObject]) -> l
         return []
     oldest_us = log.now_us() - state.stream.retention_us
     return [
-        Relanded(objects)
+        RelandedGroup(objects)
         for _, objects in sorted(groups.items())
         # The log does not list shards of another stream, nor rows that came from no shard.
         if all(o.min_write_us >= oldest_us and state.shards.keys() >= {*o.shards} for o in objects)
@@ -120,7 +120,7 @@ def _groups(log: CaptureLog, state: LogState, lost: Iterable[LandedObject]) -> l
 
 
 def _survivors(
-    log: CaptureLog, state: LogState, groups: Sequence[Relanded], lost: set[str]
+    log: CaptureLog, state: LogState, groups: Sequence[RelandedGroup], lost: set[str]
 ) -> set[str]:
     days = {group.lost[0].day for group in groups}
     kept = [o for o in state.objects.values() if o.day in days and o.key not in lost]

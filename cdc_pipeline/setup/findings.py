@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cdc_pipeline.aws.client.session import aws_errors, code_behind, is_denied
+from cdc_pipeline.aws.client.session import aws_errors, cause_code, is_denied
 from cdc_pipeline.core.errors import CdcPipelineError, LakeError
 from cdc_pipeline.core.plans.iam import Statement, key_statements, statement_with
 
@@ -58,7 +58,7 @@ class AwsProbe:
             raise FailedCheckError(finding) from None
 
     def _fix(self, action: str, error: CdcPipelineError) -> str:
-        code = code_behind(error)
+        code = cause_code(error)
         # A KMS key without permission appears as a denial of the call that uses it.
         if code.startswith("KMS") or "kms:" in error.message:
             match = _KEY.search(error.message)

@@ -21,7 +21,7 @@ from cdc_pipeline.settings.model import Settings, Table, clashes
 _PARALLEL = 16
 
 
-def rows_of_file(source: Path) -> tuple[list[TableRow], list[RowProblem]]:
+def read_table_list(source: Path) -> tuple[list[TableRow], list[RowProblem]]:
     """Return the rows of a CSV file and problems of unreadable rows. Raises `SettingsError`."""
     try:
         text = source.read_text("utf-8")
@@ -83,7 +83,7 @@ def remove_table(path: Path, name: str) -> Table:
     return table
 
 
-def places_of(table: TableLake) -> list[str]:
+def data_uris(table: TableLake) -> list[str]:
     """Return the URIs where the lake has data of a table; touches no network."""
     paths = table.paths
     prefixes = (paths.landing, paths.quarantine, paths.backups, f"{paths.exports}/", paths.state)

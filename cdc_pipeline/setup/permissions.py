@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cdc_pipeline.aws.kinesis import active_destination
-from cdc_pipeline.capture.sources.channel import ChannelFiles, folders, open_channel
+from cdc_pipeline.capture.sources.channel import ChannelFiles, channel_folders, open_channel
 from cdc_pipeline.core.errors import CdcPipelineError
 from cdc_pipeline.core.names import split_s3
 from cdc_pipeline.core.plans.iam import (
-    Place,
     Policy,
+    S3Location,
     SourceTable,
     Statement,
     bucket_policy,
@@ -48,7 +48,7 @@ class Policies:
     export_bucket: Policy | None = None
 
 
-def policies(
+def build_policies(
     lake: Lake,
     tables: Sequence[Table],
     *,
@@ -87,7 +87,7 @@ def policies(
     }
     (bucket,) = {place.bucket for place in exports.values()}
     folder = _common_folder([place.prefix for place in exports.values()])
-    root = Place(bucket, folder, lake.aws.partition)
+    root = S3Location(bucket, folder, lake.aws.partition)
     return Policies(
         pipeline=policy([*allowed, *key_statements(keys)]),
         erase=policy(erase_statements([sources[table.label] for table in own], erased)),
@@ -128,7 +128,7 @@ def _role(
     lake: Lake,
     tables: Sequence[Table],
     sources: Mapping[str, SourceTable],
-    exports: Mapping[str, Place],
+    exports: Mapping[str, S3Location],
     keys: Sequence[str],
     account: str,
 ) -> tuple[Policy, Policy]:
@@ -141,14 +141,14 @@ def _role(
 
 
 def _lake_statements(
-    lake: Lake, tables: Sequence[Table], exports: Mapping[str, Place]
+    lake: Lake, tables: Sequence[Table], exports: Mapping[str, S3Location]
 ) -> list[Statement]:
     own = lake_place(lake) if lake.settings.is_s3 else None
     read = list(exports.values())
     for table in tables:
         for uri in _folders(lake.table(table)):
             bucket, prefix = split_s3(uri)
-            read.append(Place(bucket, prefix, lake.aws.partition))
+            read.append(S3Location(bucket, prefix, lake.aws.partition))
     return lake_statements(own, read)
 
 
@@ -159,7 +159,7 @@ def _folders(table: TableLake) -> Sequence[str]:
     if table.settings.transport == KINESIS_CHANNEL:
         files = open_channel(table).files
         assert isinstance(files, ChannelFiles)
-        return folders(files.channel, files.stream_arn)
+        return channel_folders(files.channel, files.stream_arn)
     return ()
 
 

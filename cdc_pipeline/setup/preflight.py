@@ -19,7 +19,7 @@ from cdc_pipeline.aws.shards import client_of
 from cdc_pipeline.aws.streams import DynamoDBStreams
 from cdc_pipeline.aws.table import TableDescription, describe_backups, describe_table
 from cdc_pipeline.capture.shards.shard_reader import polls_needed
-from cdc_pipeline.capture.sources.channel import folders
+from cdc_pipeline.capture.sources.channel import channel_folders
 from cdc_pipeline.capture.sources.firehose_listing import target_of
 from cdc_pipeline.capture.sources.source import ShardSource
 from cdc_pipeline.core.errors import (
@@ -30,7 +30,7 @@ from cdc_pipeline.core.errors import (
 )
 from cdc_pipeline.core.names import split_s3
 from cdc_pipeline.core.plans.iam import (
-    Place,
+    S3Location,
     SourceTable,
     bucket_policy,
     export_statements,
@@ -89,7 +89,7 @@ class TableReport:
     findings: list[Finding] = field(default_factory=list)
 
     @property
-    def is_green(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether all checks passed."""
         return all(finding.green for finding in self.findings)
 
@@ -99,28 +99,28 @@ class TableReport:
 
 
 @dataclass(frozen=True)
-class Report:
+class PreflightReport:
     """Findings of the lake and of each table."""
 
     lake: list[Finding]
     tables: list[TableReport]
 
     @property
-    def is_green(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether all checks passed."""
         findings = [*self.lake, *(f for table in self.tables for f in table.findings)]
         return all(finding.green for finding in findings)
 
 
-def preflight(lake: Lake, tables: Sequence[Table]) -> Report:
+def preflight(lake: Lake, tables: Sequence[Table]) -> PreflightReport:
     """Check the lake once and the tables in parallel."""
     with ThreadPoolExecutor(_PARALLEL) as pool:
         lake_findings = pool.submit(check_lake, lake.table(tables[0]))
         reports = list(pool.map(lambda table: _check_table(lake.table(table)), tables))
-    return Report(lake_findings.result(), reports)
+    return PreflightReport(lake_findings.result(), reports)
 
 
-def remedies(report: Report) -> list[tuple[TableReport, Remedy]]:
+def remedies(report: PreflightReport) -> list[tuple[TableReport, Remedy]]:
     """Return the remedies that `turn_on` can apply, by table."""
     return [
         (table, finding.remedy)
@@ -364,7 +364,7 @@ class _TableChecks:
             yield Finding("stream", False, f"{title} takes records as {record_format}", fix)
             return
         try:
-            places = folders(channel, stream_arn)
+            places = channel_folders(channel, stream_arn)
         except SourceError as error:
             yield Finding("stream", False, error.message, error.fix)
             return
@@ -396,7 +396,8 @@ class _TableChecks:
         """Read a byte of one object in the folder; return whether there is one."""
         bucket, key = split_s3(prefix)
         probe = AwsProbe(
-            PIPELINE, lake_statements(None, [Place(bucket, key, self.table.lake.aws.partition)])
+            PIPELINE,
+            lake_statements(None, [S3Location(bucket, key, self.table.lake.aws.partition)]),
         )
         s3 = self.table.lake.aws.client("s3")
         with probe.check("stream", "s3:ListBucket", prefix):

@@ -9,7 +9,7 @@ from itertools import islice
 
 from cdc_pipeline.aws.client.session import AwsSession
 from cdc_pipeline.aws.s3.objects import FoundObject, SourceBucket
-from cdc_pipeline.capture.sources.firehose_listing import bucket_of, find_arrived, newest_under
+from cdc_pipeline.capture.sources.firehose_listing import bucket_of, find_arrived, objects_under
 from cdc_pipeline.capture.sources.firehose_objects import Record, download, records
 from cdc_pipeline.core.changes.ownership import Target
 from cdc_pipeline.core.clock import time_text
@@ -97,7 +97,7 @@ def _newest(aws: AwsSession, settings: Firehose, prefix: str) -> list[FoundObjec
     """Return the newest objects of the last `window_days`; if there are none, of all objects."""
     since = (datetime.now(UTC) - timedelta(settings.window_days)).date()
     recent = [arrived.object for arrived in find_arrived(aws, prefix, settings.layout, since)]
-    chosen: Iterable[FoundObject] = recent or newest_under(aws, prefix)
+    chosen: Iterable[FoundObject] = recent or objects_under(aws, prefix)
     return sorted(chosen, key=lambda entry: entry.modified)[-_OBJECTS:]
 
 

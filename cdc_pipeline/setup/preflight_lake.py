@@ -13,7 +13,7 @@ from cdc_pipeline.aws.s3.output import sse_parameters
 from cdc_pipeline.core.errors import CdcPipelineError, LakeError
 from cdc_pipeline.core.names import split_s3
 from cdc_pipeline.core.plans.iam import (
-    Place,
+    S3Location,
     Statement,
     export_statements,
     glue_statements,
@@ -79,11 +79,11 @@ def _account(lake: Lake) -> Finding:
         return Finding("credentials", False, error.message, fix)
 
 
-def lake_place(lake: Lake) -> Place:
+def lake_place(lake: Lake) -> S3Location:
     """Return the bucket and folder of a lake in S3."""
     bucket, prefix = split_s3(lake.settings.lake)
     folder = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
-    return Place(bucket, folder, lake.aws.partition)
+    return S3Location(bucket, folder, lake.aws.partition)
 
 
 def glue_root(lake: Lake, account: str) -> str:
@@ -92,10 +92,10 @@ def glue_root(lake: Lake, account: str) -> str:
     return f"arn:{lake.aws.partition}:glue:{region}:{account}:"
 
 
-def export_place(table: TableLake) -> Place:
+def export_place(table: TableLake) -> S3Location:
     """Return the bucket and folder of a table's exports."""
     target = export_target(_in_own_account(table))
-    return Place(target.bucket, f"{target.prefix}/", table.lake.aws.partition)
+    return S3Location(target.bucket, f"{target.prefix}/", table.lake.aws.partition)
 
 
 def _in_own_account(table: TableLake) -> TableLake:
@@ -103,7 +103,7 @@ def _in_own_account(table: TableLake) -> TableLake:
     return table.lake.table(table.settings.model_copy(update={"role_arn": None}))
 
 
-def trial_key(place: Place, folder: str = "") -> str:
+def trial_key(place: S3Location, folder: str = "") -> str:
     """Return a key for a small object that is put and deleted again."""
     return f"{place.prefix}{folder}preflight-{secrets.token_hex(8)}"
 
@@ -111,7 +111,7 @@ def trial_key(place: Place, folder: str = "") -> str:
 def _storage(lake: Lake) -> Finding:
     if not lake.settings.is_s3:
         with AwsProbe(PIPELINE, ()).check("lake", "", f"lake {lake.settings.lake_folder}"):
-            key = trial_key(Place(""), "_cdc/")
+            key = trial_key(S3Location(""), "_cdc/")
             lake.store.create(key, b"")
             lake.store.delete([key])
         return Finding("lake", True, f"{lake.settings.lake_folder} is writable")
@@ -148,7 +148,7 @@ class _TrialObject:
 
 
 def _try_object(
-    lake: Lake, check: str, place: Place, trial: _TrialObject, statements: list[Statement]
+    lake: Lake, check: str, place: S3Location, trial: _TrialObject, statements: list[Statement]
 ) -> Finding:
     """Put an object unless it exists, read, list and delete it; report its encryption."""
     s3 = lake.aws.client("s3")
@@ -187,7 +187,7 @@ def _accepts_encrypted(s3: Any, target: dict[str, str]) -> bool:
     return True
 
 
-def _make_bucket(place: Place, region: str) -> str:
+def _make_bucket(place: S3Location, region: str) -> str:
     return f"aws s3 mb s3://{place.bucket} --region {region}"
 
 

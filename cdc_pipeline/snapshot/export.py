@@ -55,7 +55,7 @@ def export_token(table_id: str, *parts: object) -> str:
     return hashlib.sha256("/".join(map(str, (table_id, *parts))).encode()).hexdigest()[:32]
 
 
-def exported(table: TableLake, arn: str, table_id: str) -> ExportStatus:
+def describe_own_export(table: TableLake, arn: str, table_id: str) -> ExportStatus:
     """Describe an export; raises `UnusableExportError` if it is of another table."""
     status = describe_export(table.source, arn)
     if status.table_id and status.table_id != table_id:
@@ -77,7 +77,7 @@ def wait_for_export(
     options, clock = table.lake.settings.export, table.log.clock
     started = clock()
     while True:
-        status = exported(table, arn, table_id)
+        status = describe_own_export(table, arn, table_id)
         if status.status == "COMPLETED":
             return status
         waited_seconds = clock() - started

@@ -9,7 +9,7 @@ from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.publish.baselines import record_baseline
 
 
-def held_shadow(table: TableLake) -> Baseline | None:
+def staged_shadow(table: TableLake) -> Baseline | None:
     """Return the staged shadow without a decision, None if there is none."""
     shadow = table.log.load().shadow
     return shadow if shadow and shadow.snapshot_id is not None else None

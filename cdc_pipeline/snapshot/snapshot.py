@@ -13,7 +13,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from cdc_pipeline.aws.client.session import code_behind
+from cdc_pipeline.aws.client.session import cause_code
 from cdc_pipeline.aws.export import (
     DataFile,
     ExportStatus,
@@ -35,7 +35,12 @@ from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.plans.erasure import Suppressions
 from cdc_pipeline.core.run_context import SILENT, RunContext
 from cdc_pipeline.lake.engine.duckdb_session import files_relation, open_duckdb
-from cdc_pipeline.lake.engine.item_table import Seen, TypedResult, column_names, replace_typed
+from cdc_pipeline.lake.engine.item_table import (
+    NarrowStats,
+    TypedResult,
+    column_names,
+    replace_typed,
+)
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.baselines import record_baseline, tag_baselines
 from cdc_pipeline.lake.storage.log import CaptureLog
@@ -46,8 +51,8 @@ from cdc_pipeline.snapshot.export import (
     export_token,
     wait_for_export,
 )
-from cdc_pipeline.snapshot.staging import Converted, Staging
-from cdc_pipeline.snapshot.unfinished import require_wanted, take_up
+from cdc_pipeline.snapshot.staging import ConvertedFile, Staging
+from cdc_pipeline.snapshot.unfinished import require_not_discarded, resume_baseline
 from cdc_pipeline.transform.ranges import split_by_key
 from cdc_pipeline.transform.shred import NARROW_SCHEMA, merge_stats
 
@@ -108,13 +113,13 @@ def take_snapshot(
     _require_same_table(table.settings, state, described.table_id)
     baseline = None
     while baseline is None:
-        baseline = take_up(
+        baseline = resume_baseline(
             table, described.table_id, log, state, shadow=shadow, context=context
         ) or _begin(table.lake, log, state, shadow)
     if baseline.export_arn is None:
         _wait_until(log, baseline.export_time_us, context)
         arn = _request(table, described, target, baseline, context)
-        baseline = require_wanted(
+        baseline = require_not_discarded(
             table.settings, record_baseline(log, state, baseline, export_arn=arn)
         )
     export = (baseline.export_arn or "", described.table_id)
@@ -148,7 +153,7 @@ def take_snapshot(
         bytes=size,
         staged_us=log.now_us(),
     )
-    require_wanted(table.settings, finished)
+    require_not_discarded(table.settings, finished)
     tag_baselines(table)
     table.lake.store.delete(list(table.lake.store.list(table.paths.staging)))
     return SnapshotResult(
@@ -238,7 +243,7 @@ def _request(
         try:
             return request_export(table.source, described.arn, at, target, token)
         except ExportError as error:
-            if code_behind(error) != _INVALID_TIME:
+            if cause_code(error) != _INVALID_TIME:
                 raise
             window = describe_backups(table.source, table.name)
             if window.earliest is None or window.latest is None or window.earliest > at:
@@ -308,7 +313,7 @@ def _stage(
             properties,
             over=over,
             scratch=Path(folder),
-            seen=Seen(items, merge_stats(*(file.stats for file in files))),
+            seen=NarrowStats(items, merge_stats(*(file.stats for file in files))),
             limit=table.settings.max_columns,
             names=column_names(table.lake.iceberg, table.safe_name),
         )
@@ -316,7 +321,10 @@ def _stage(
 
 
 def _narrow_ranges(
-    connection: duckdb.DuckDBPyConnection, files: list[Converted], scratch: Path, range_bytes: int
+    connection: duckdb.DuckDBPyConnection,
+    files: list[ConvertedFile],
+    scratch: Path,
+    range_bytes: int,
 ) -> list[str]:
     """SQL for the rows of all files, in ranges of keys of about `range_bytes` of text."""
     paths = [path for file in files for path in file.paths]
@@ -335,7 +343,7 @@ def _erased(table: Table, log: CaptureLog, state: LogState, baseline: Baseline) 
     again is not lost.
     """
     log.catch_up(state)
-    require_wanted(table, state.baselines[baseline.generation])
+    require_not_discarded(table, state.baselines[baseline.generation])
     erasures = state.erasures.values()
     return Suppressions(e for e in erasures if e.until_us >= baseline.recorded_us)
 
@@ -347,7 +355,7 @@ def _without_erased(
         return narrow, items
     connection.create_function(
         "is_erased",
-        lambda key: erased.drops(key, 0),
+        lambda key: erased.is_suppressed(key, 0),
         ["VARCHAR"],  # type: ignore[arg-type]
         "BOOLEAN",  # type: ignore[arg-type]
     )
@@ -366,11 +374,11 @@ def _convert_all(
     manifest: Manifest,
     staging: Staging,
     context: RunContext,
-) -> list[Converted]:
+) -> list[ConvertedFile]:
     """Convert the data files, several at once; the first failure stops the rest."""
     stop = threading.Event()
 
-    def convert(file: DataFile) -> Converted:
+    def convert(file: DataFile) -> ConvertedFile:
         def pieces() -> Iterator[bytes]:
             for piece in read_data_file(lake.aws, status, file):
                 if stop.is_set():

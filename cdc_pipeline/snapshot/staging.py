@@ -31,7 +31,7 @@ KEEP_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
-class Converted:
+class ConvertedFile:
     """One data file: narrow Parquet files, items, bytes of text, statistics of the attributes."""
 
     paths: list[Path]
@@ -75,7 +75,7 @@ class Staging:
         self._kept = {key for key in keys if key.startswith(self._prefix)}
         self._store.delete(key for key in keys if key not in self._kept)
 
-    def kept(self, file: DataFile) -> Converted | None:
+    def kept(self, file: DataFile) -> ConvertedFile | None:
         """Load a data file that an earlier run converted, None if it must be converted."""
         name = self._name(file)
         key = f"{self._prefix}{name}.json"
@@ -92,9 +92,9 @@ class Staging:
             paths[-1].write_bytes(data)
         if done.items != file.items:
             return None
-        return Converted(paths, done.items, done.bytes, stats_from_json(done.stats))
+        return ConvertedFile(paths, done.items, done.bytes, stats_from_json(done.stats))
 
-    def convert(self, file: DataFile, pieces: Iterator[bytes], where: str) -> Converted:
+    def convert(self, file: DataFile, pieces: Iterator[bytes], where: str) -> ConvertedFile:
         """Convert and verify a data file, and keep it if it is large; raises `ExportError`."""
         name, size = self._name(file), 0
         converter = LineConverter(self._key_names, where)
@@ -107,12 +107,12 @@ class Staging:
             raise ExportError(
                 f"{where} holds {converter.lines} items, its manifest promises {file.items}"
             )
-        converted = Converted(writer.paths, converter.lines, size, converter.stats())
+        converted = ConvertedFile(writer.paths, converter.lines, size, converter.stats())
         if size >= KEEP_BYTES:
             self._keep(name, converted)
         return converted
 
-    def _keep(self, name: str, converted: Converted) -> None:
+    def _keep(self, name: str, converted: ConvertedFile) -> None:
         for path in converted.paths:
             self._store.write(f"{self._prefix}{path.name}", path.read_bytes())
         stats = stats_to_json(converted.stats)

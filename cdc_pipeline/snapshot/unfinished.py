@@ -20,13 +20,13 @@ from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.publish.baselines import record_baseline
 from cdc_pipeline.lake.storage.log import CaptureLog
 from cdc_pipeline.settings.model import Table
-from cdc_pipeline.snapshot.export import exported
+from cdc_pipeline.snapshot.export import describe_own_export
 
 _FARTHEST_US = 3_600_000_000
 """An export time further ahead than this, in µs, comes from a wrong clock: do not wait for it."""
 
 
-def require_wanted(table: Table, baseline: Baseline) -> Baseline:
+def require_not_discarded(table: Table, baseline: Baseline) -> Baseline:
     """Return the baseline; raises `CaptureConflictError` if another run discarded it."""
     if baseline.discarded:
         raise CaptureConflictError(
@@ -37,13 +37,13 @@ def require_wanted(table: Table, baseline: Baseline) -> Baseline:
     return baseline
 
 
-def unfinished(state: LogState) -> list[Baseline]:
+def unfinished_baselines(state: LogState) -> list[Baseline]:
     """List baselines that are neither staged nor discarded, oldest first."""
     pending = (b for b in state.baselines.values() if b.snapshot_id is None and not b.discarded)
     return sorted(pending, key=lambda baseline: baseline.generation)
 
 
-def take_up(
+def resume_baseline(
     table: TableLake,
     table_id: str,
     log: CaptureLog,
@@ -57,10 +57,10 @@ def take_up(
     Raises `NotReadyError` for a shadow if another baseline is in progress, and `SourceError` or
     `ExportError` if AWS cannot be asked.
     """
-    for baseline in unfinished(state):
-        reason = why_useless(table, table_id, log, state, baseline)
+    for baseline in unfinished_baselines(state):
+        reason = why_unusable(table, table_id, log, state, baseline)
         if reason is not None:
-            context.progress(discarded(log, state, baseline, reason))
+            context.progress(discard_baseline(log, state, baseline, reason))
         elif shadow and not baseline.shadow:
             raise NotReadyError(
                 f"table {table.name}: an export for a new baseline is in progress already",
@@ -72,13 +72,13 @@ def take_up(
     return None
 
 
-def discarded(log: CaptureLog, state: LogState, baseline: Baseline, why: str) -> str:
+def discard_baseline(log: CaptureLog, state: LogState, baseline: Baseline, why: str) -> str:
     """Discard an unfinished baseline; return a message for the log."""
     record_baseline(log, state, baseline, discarded=True)
     return f"the export begun for generation {baseline.generation} is discarded: {why}"
 
 
-def why_useless(
+def why_unusable(
     table: TableLake,
     table_id: str,
     log: CaptureLog,
@@ -98,7 +98,7 @@ def why_useless(
         return "the table was deleted and created again since"
     if baseline.export_arn is not None:
         try:
-            status = exported(table, baseline.export_arn, table_id)
+            status = describe_own_export(table, baseline.export_arn, table_id)
             if status.status == "COMPLETED":
                 read_manifest(table.lake.aws, status)
         except UnusableExportError as error:

@@ -9,7 +9,7 @@ from cdc_pipeline.transform.sql import load_sql
 
 
 @dataclass(frozen=True)
-class Catalogued:
+class CataloguedTable:
     """A table's contents in the catalogue; None or empty: not there yet.
 
     `table`: the safe name. `key`: an item's key in the tables' form, canonical typed JSON.
@@ -39,7 +39,7 @@ class Statement:
     sql: str
 
 
-def athena_statements(has: Catalogued) -> list[Statement]:
+def athena_statements(has: CataloguedTable) -> list[Statement]:
     """Build all queries on the existing tables."""
     statements: list[Statement] = []
     if has.published_at is not None:
@@ -69,19 +69,19 @@ def json_path(attribute: str) -> str:
     return text(f'$["{escaped}"]')
 
 
-def _relation(has: Catalogued, view: str) -> str:
+def _relation(has: CataloguedTable, view: str) -> str:
     return f"{quoted(has.database)}.{quoted(f'{has.table}_{view}')}"
 
 
-def _typed_columns(has: Catalogued) -> str:
+def _typed_columns(has: CataloguedTable) -> str:
     return ",\n".join(['    "_key" AS "item_key"', *_attributes(has)])
 
 
-def _attributes(has: Catalogued) -> list[str]:
+def _attributes(has: CataloguedTable) -> list[str]:
     return [f"    {quoted(column.name)}" for column in has.columns]
 
 
-def _whole_item(has: Catalogued) -> str:
+def _whole_item(has: CataloguedTable) -> str:
     """List the columns of `core.items.view_names`, and the others."""
     return ",\n".join(
         [
@@ -95,7 +95,7 @@ def _whole_item(has: Catalogued) -> str:
     )
 
 
-def _state(has: Catalogued, published_at: datetime) -> Iterator[Statement]:
+def _state(has: CataloguedTable, published_at: datetime) -> Iterator[Statement]:
     state = _relation(has, "current_state")
     to = f"{has.complete_to:%Y-%m-%d %H:%M:%S} UTC" if has.complete_to else "its baseline"
     yield Statement(
@@ -136,7 +136,7 @@ def _state(has: Catalogued, published_at: datetime) -> Iterator[Statement]:
     )
 
 
-def _cdc(has: Catalogued, day: date) -> Iterator[Statement]:
+def _cdc(has: CataloguedTable, day: date) -> Iterator[Statement]:
     cdc = _relation(has, "cdc")
     of_the_day = f"\"day\" = DATE '{day.isoformat()}'"
     yield Statement(
@@ -214,7 +214,7 @@ def _extract(column: Column) -> str:
     return f'json_extract("data", {path})'
 
 
-def _raw(has: Catalogued, day: date) -> Iterator[Statement]:
+def _raw(has: CataloguedTable, day: date) -> Iterator[Statement]:
     raw = _relation(has, "raw_stream")
     of_the_month = f"\"year\" = '{day:%Y}' AND \"month\" = '{day:%m}'"
     of_the_day = f"{of_the_month} AND \"day\" = '{day:%d}'"
@@ -249,7 +249,7 @@ def _raw(has: Catalogued, day: date) -> Iterator[Statement]:
     )
 
 
-def _pitr_export(has: Catalogued, baseline: int) -> Statement:
+def _pitr_export(has: CataloguedTable, baseline: int) -> Statement:
     return Statement(
         "pitr_export",
         "The items of the live baseline as DynamoDB exported them. Exact values even if columns\n"

@@ -504,7 +504,7 @@ def sim() -> Iterator[ReusedSimulator]:
         few = "cdc_pipeline.capture.shards.shard_reader.polls_needed"
         patch.setattr(few, lambda empty_polls, age_us: empty_polls)
         patch.setattr("cdc_pipeline.capture.shards.shard_tracker._CHILD_WAIT_SECONDS", 0)
-        listing = "cdc_pipeline.capture.sources.reading.StreamsReading.listing_seconds"
+        listing = "cdc_pipeline.capture.sources.reading.StreamsProtocol.listing_seconds"
         patch.setattr(listing, lambda self, shards: 600 if simulator.large else 0)
         yield simulator
 

@@ -10,7 +10,7 @@ import pytest
 
 from cdc_pipeline.capture.firehose.channel_counts import compare_counts
 from cdc_pipeline.capture.landing.lander import Lander
-from cdc_pipeline.capture.sources.reading import KinesisReading
+from cdc_pipeline.capture.sources.reading import KinesisProtocol
 from cdc_pipeline.capture.sources.source_choice import open_source, with_measured_lateness
 from cdc_pipeline.core.errors import SourceError
 from cdc_pipeline.core.log.state import LogState
@@ -387,5 +387,5 @@ def test_the_watermark_is_what_the_metric_proves(road: Road) -> None:
     road.configure("kinesis")
     lake, table = road.world.lake(), road.world.table(NAME)
     source, told = with_measured_lateness(lake.table(table), open_source(lake.table(table)))
-    assert isinstance(source.reading, KinesisReading)
+    assert isinstance(source.reading, KinesisProtocol)
     assert (source.reading.late_seconds, len(told)) == (120, 1)

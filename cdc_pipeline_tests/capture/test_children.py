@@ -10,13 +10,13 @@ import pytest
 
 from cdc_pipeline.aws.shards import Page, StreamDescription
 from cdc_pipeline.aws.streams import DynamoDBStreams
-from cdc_pipeline.capture.landing.gaps import is_lineage_known, vouched
+from cdc_pipeline.capture.landing.gaps import is_lineage_known, proven_times
 from cdc_pipeline.capture.landing.options import CaptureOptions
-from cdc_pipeline.capture.shards.buffer import Pending
+from cdc_pipeline.capture.shards.buffer import Buffer
 from cdc_pipeline.capture.shards.drain import capture_table
 from cdc_pipeline.capture.shards.shard_reader import ReadOptions, Start, polls_needed, read_shard
 from cdc_pipeline.capture.shards.shard_tracker import _Childless
-from cdc_pipeline.capture.sources.reading import KinesisReading, StreamsReading
+from cdc_pipeline.capture.sources.reading import KinesisProtocol, StreamsProtocol
 from cdc_pipeline.core.changes.ownership import Target
 from cdc_pipeline.core.log.entries import ShardState, StreamRef
 from cdc_pipeline.core.log.lineage import Shard
@@ -47,7 +47,7 @@ SECOND = 1_000_000
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every stream counts as one whose listing takes 600 requests."""
-    monkeypatch.setattr(StreamsReading, "listing_seconds", lambda self, shards: 600)
+    monkeypatch.setattr(StreamsProtocol, "listing_seconds", lambda self, shards: 600)
 
 
 @pytest.fixture
@@ -69,10 +69,10 @@ def listings(bench: Bench) -> Counter[str | None]:
 
 
 def test_how_long_a_listing_serves() -> None:
-    assert [StreamsReading().listing_seconds(n) for n in (4, 99, 280, 7_000, 70_000)] == [
+    assert [StreamsProtocol().listing_seconds(n) for n in (4, 99, 280, 7_000, 70_000)] == [
         *(0, 0, 2, 70, 600)
     ]
-    assert KinesisReading(Target("orders", "id", {})).listing_seconds(70_000) == 0
+    assert KinesisProtocol(Target("orders", "id", {})).listing_seconds(70_000) == 0
 
 
 def test_late_children_hold_nothing_up(bench: Bench) -> None:
@@ -133,7 +133,7 @@ def test_what_an_ended_shard_without_children_proves() -> None:
 
     def reached(childless: int | None) -> dict[str, int]:
         childless_us = None if childless is None else childless * SECOND
-        return vouched(state, 400 * SECOND, LAG * SECOND, childless_us=childless_us)
+        return proven_times(state, 400 * SECOND, LAG * SECOND, childless_us=childless_us)
 
     assert reached(None) == reached(101) == reached(100) == {"discovered_us": 100 * SECOND}
     assert reached(70) == {"discovered_us": 70 * SECOND}
@@ -293,8 +293,8 @@ def test_empty_reads_of_an_ended_shard_say_nothing_of_its_end(is_open: bool, end
     pages = EmptyPages(clock, polls_needed(2, 10 * SECOND) + 3 * (not is_open), ends)
     options = ReadOptions(2, 0, begun_us, clock() + 60, clock, lambda _: None)
     start = Start(shard, None, begun_us, is_open=is_open)
-    pending = Pending(10, 1000)
-    read = read_shard(pages, StreamsReading(), stream, start, pending, options, Event())
+    pending = Buffer(10, 1000)
+    read = read_shard(pages, StreamsProtocol(), stream, start, pending, options, Event())
     expected = replace(
         shard,
         status="finished" if ends else "reading",

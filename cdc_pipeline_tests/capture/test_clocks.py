@@ -15,10 +15,10 @@ import pytest
 from cdc_pipeline.aws.client.clock_offset import ClockOffset
 from cdc_pipeline.aws.client.session import AwsSession
 from cdc_pipeline.aws.streams import DynamoDBStreams
-from cdc_pipeline.capture.landing.cutover import begin_cut, switch
-from cdc_pipeline.capture.landing.gaps import open_capture, vouched
+from cdc_pipeline.capture.landing.cutover import begin_cutover, complete_cutover
+from cdc_pipeline.capture.landing.gaps import open_capture, proven_times
 from cdc_pipeline.capture.landing.options import CaptureOptions
-from cdc_pipeline.capture.landing.replication_losses import look_for_losses
+from cdc_pipeline.capture.landing.replication_losses import record_losses
 from cdc_pipeline.capture.landing.result import CaptureResult
 from cdc_pipeline.capture.landing.result import CaptureResult as Result
 from cdc_pipeline.capture.shards.drain import capture_table
@@ -26,7 +26,7 @@ from cdc_pipeline.capture.shards.shard_reader import polls_needed
 from cdc_pipeline.capture.sources.source import Source
 from cdc_pipeline.core.errors import ShardGoneError
 from cdc_pipeline.core.log.coverage import clock_note, clock_warning
-from cdc_pipeline.core.log.entries import Gap, Late, ShardState, StreamRef
+from cdc_pipeline.core.log.entries import Gap, LateChanges, ShardState, StreamRef
 from cdc_pipeline.core.log.state import Entry, LogState
 from cdc_pipeline.core.names import TablePaths
 from cdc_pipeline.core.plans.heal import Backups, plan_windows
@@ -157,9 +157,9 @@ def test_a_clock_that_jumps_between_two_listings_hides_no_shards() -> None:
     told_us = 2 * DAY * SECOND
     state = LogState(stream=stream, discovered_us=told_us + 300 * SECOND)
     listed_us = told_us + (DAY - 300 + 300) * SECOND
-    assert vouched(state, listed_us, 300 * SECOND, MARGIN_US) == {"resumed_us": listed_us}
+    assert proven_times(state, listed_us, 300 * SECOND, MARGIN_US) == {"resumed_us": listed_us}
     # Without a margin the same listing would have vouched for shards that came and went.
-    assert "discovered_us" in vouched(state, listed_us, 300 * SECOND)
+    assert "discovered_us" in proven_times(state, listed_us, 300 * SECOND)
 
 
 def test_positions_are_recorded_by_no_slow_clock(bench: Bench) -> None:
@@ -181,17 +181,17 @@ def test_a_cut_has_not_come_when_it_is_logged_and_has_when_it_counts(
     bench.local.error = error
     log, state = bench.log(), LogState()
     open_capture(log, state, bench.source())
-    begin_cut(log, state, bench.source())
+    begin_cutover(log, state, bench.source())
     assert state.cut is not None
     # The new transport may have been turned on a moment ago: it has nothing older.
     assert state.cut.at_us >= bench.now_us()
-    assert not switch(log, bench.source(), losses_until_us=None, has_ended=False)
+    assert not complete_cutover(log, bench.source(), losses_until_us=None, has_ended=False)
 
 
 def test_a_fast_clock_does_not_end_a_switch_before_its_cut(bench: Bench) -> None:
     log, state = bench.log(), LogState()
     open_capture(log, state, bench.source())
-    begin_cut(log, state, bench.source())
+    begin_cutover(log, state, bench.source())
     assert state.cut is not None
     bench.local.error = 300
     # So far the log says that it has read; by AWS's clock that is the moment before the cut.
@@ -200,7 +200,7 @@ def test_a_fast_clock_does_not_end_a_switch_before_its_cut(bench: Bench) -> None
     read = ShardState(shard.shard_id, None, shard.depth, read_to_us=reached)
     entry = Entry(0, "x", "x", 0, shards=(read,), discovered_us=reached)
     assert log.append(state, entry)
-    assert not switch(log, bench.source(), losses_until_us=None, has_ended=False)
+    assert not complete_cutover(log, bench.source(), losses_until_us=None, has_ended=False)
 
 
 @dataclass
@@ -224,7 +224,7 @@ def test_a_fast_clock_asks_for_no_losses_of_minutes_that_have_not_passed(bench: 
     state = log.load()
     source = SimpleNamespace(losses=losses, table="orders")
     lander = SimpleNamespace(append=lambda parts: log.commit(state, lambda _: parts()))
-    look_for_losses(log, lander, state, source, Result("orders"))  # type: ignore[arg-type]
+    record_losses(log, lander, state, source, Result("orders"))  # type: ignore[arg-type]
     assert 0 < losses.until_us <= bench.now_us()
 
 
@@ -313,7 +313,7 @@ def test_a_change_behind_the_watermark_is_counted_and_takes_the_watermark_back(
     result = bench.capture()
     state = bench.state()
     assert result.late == 1
-    assert state.late == Late(1, told_us - written_us)
+    assert state.late == LateChanges(1, told_us - written_us)
     assert state.late_at_us
     log = bench.log()
     took = next(e for n in range(1, state.n + 1) if (e := _entry(log, n)).late)

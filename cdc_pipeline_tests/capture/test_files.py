@@ -18,7 +18,7 @@ from cdc_pipeline.capture.firehose.drain import capture_files
 from cdc_pipeline.capture.landing.options import CaptureOptions
 from cdc_pipeline.capture.landing.result import CaptureFailedError
 from cdc_pipeline.capture.run import Captured, capture_tables
-from cdc_pipeline.capture.sources.firehose_listing import has_news
+from cdc_pipeline.capture.sources.firehose_listing import has_new_objects
 from cdc_pipeline.core.changes.kinesis import from_envelope
 from cdc_pipeline.core.errors import SourceError
 from cdc_pipeline.core.items.attributes import canonical_item, to_json
@@ -619,7 +619,7 @@ def test_the_sensors_look_sees_new_objects_and_is_cheap(delivery: Delivery) -> N
     chosen = table.firehose
 
     def news() -> bool:
-        return has_news(lake.aws, chosen, delivery.state())
+        return has_new_objects(lake.aws, chosen, delivery.state())
 
     assert not news()
     files.records(record("a", to_us(now())))

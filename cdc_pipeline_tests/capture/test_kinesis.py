@@ -13,7 +13,7 @@ from cdc_pipeline.aws.kinesis import KinesisStreams
 from cdc_pipeline.capture.landing.options import CaptureOptions
 from cdc_pipeline.capture.landing.result import CaptureFailedError, CaptureResult
 from cdc_pipeline.capture.shards.drain import capture_table
-from cdc_pipeline.capture.sources.reading import KinesisReading
+from cdc_pipeline.capture.sources.reading import KinesisProtocol
 from cdc_pipeline.capture.sources.source_choice import followed_source, open_source
 from cdc_pipeline.core.items.attributes import canonical_item, to_json
 from cdc_pipeline.core.log.state import LogState
@@ -633,7 +633,7 @@ def test_a_former_tables_records_are_its_own_and_have_its_keys(bench: Bench) -> 
     assert stream is not None
     for table_id, keys in ((stream.table_id, {"pk": "S"}), ("of the former one", {})):
         source = followed_source(bench.table_lake(), replace(stream, table_id=table_id))
-        assert isinstance(source.reading, KinesisReading)
+        assert isinstance(source.reading, KinesisProtocol)
         target = source.reading.target
         assert (target.table_id, target.key_types) == (table_id, keys)
         assert source.reading.of_former("x").target == replace(target, table_id="x", key_types={})

@@ -26,7 +26,7 @@ from cdc_pipeline.capture.landing.options import CaptureOptions
 from cdc_pipeline.capture.landing.result import CaptureResult
 from cdc_pipeline.capture.shards.drain import capture_table
 from cdc_pipeline.capture.sources.item_reader import ItemReader
-from cdc_pipeline.capture.sources.reading import KinesisReading
+from cdc_pipeline.capture.sources.reading import KinesisProtocol
 from cdc_pipeline.capture.sources.source import Source
 from cdc_pipeline.capture.sources.source_choice import ReplicationMetric
 from cdc_pipeline.core.changes.change import content_identity
@@ -348,7 +348,7 @@ class KinesisWorld(World):
             shards=self.streams,
             reader=self.reader,
             transport=KINESIS,
-            reading=KinesisReading(Target("orders", self.sim.table_id("orders"), {"pk": "S"})),
+            reading=KinesisProtocol(Target("orders", self.sim.table_id("orders"), {"pk": "S"})),
             created_us=self.streams.created_us(arn),
             losses=self.losses,
         )

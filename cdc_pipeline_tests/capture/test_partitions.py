@@ -10,7 +10,7 @@ from cdc_pipeline.core.plans.iam import SourceTable, source_statements
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings.load import parse_settings
 from cdc_pipeline.setup.findings import AwsProbe
-from cdc_pipeline.setup.permissions import policies
+from cdc_pipeline.setup.permissions import build_policies
 
 OWN, OTHER = "111111111111", "222222222222"
 
@@ -49,7 +49,7 @@ def test_documents(region: str, partition: str, tmp_path: Path) -> None:
         ],
     }
     lake = Lake.open(parse_settings(raw, tmp_path / "cdc_pipeline.yaml"))
-    found = policies(lake, lake.settings.tables, account=OWN)
+    found = build_policies(lake, lake.settings.tables, account=OWN)
     ((policy, trust),) = found.roles.values()
     said = json.dumps([found.pipeline, found.erase, policy, trust, found.export_bucket])
     assert {*re.findall(r"arn:([a-z-]+):", said)} == {partition}

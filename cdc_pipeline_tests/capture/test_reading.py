@@ -8,11 +8,11 @@ import pytest
 from cdc_pipeline.aws.client.session import AwsSession
 from cdc_pipeline.aws.cloudwatch import failed_to_replicate
 from cdc_pipeline.aws.shards import Page
-from cdc_pipeline.capture.sources.reading import KinesisReading, ReadTo
+from cdc_pipeline.capture.sources.reading import KinesisProtocol, ReadTo
 from cdc_pipeline.core.changes.ownership import Target
 
 _SECOND = 1_000_000
-_READING = KinesisReading(Target("orders", "T", {}), late_seconds=60)
+_READING = KinesisProtocol(Target("orders", "T", {}), late_seconds=60)
 
 
 def _page(records: int = 0, *, behind_ms: int | None = 0, size: int = 100) -> Page:

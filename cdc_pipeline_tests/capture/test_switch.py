@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cdc_pipeline.capture import run
-from cdc_pipeline.capture.landing.cutover import cut_us
+from cdc_pipeline.capture.landing.cutover import cutover_us
 from cdc_pipeline.capture.run import Captured, Failed, capture_tables
 from cdc_pipeline.core.changes.order import order_key
 from cdc_pipeline.core.items.attributes import canonical_item, to_json
@@ -385,15 +385,15 @@ def _kill_behind_the_cut(bench: Bench) -> Callable[[Entry], None]:
 
 def test_a_cut_is_behind_everything_that_has_landed(bench: Bench) -> None:
     state = LogState()
-    assert cut_us(state, 5_000_000) == 5_000_000
-    assert cut_us(state, 5_000_001) == 6_000_000
+    assert cutover_us(state, 5_000_000) == 5_000_000
+    assert cutover_us(state, 5_000_001) == 6_000_000
     bench.capture()
     bench.write(1)
     bench.capture()
     state = bench.state()
     (written,) = [o.max_write_us for o in state.objects.values()]
     # DynamoDB's clock may be ahead of ours; the second that it tells is not over.
-    assert cut_us(state, written - 3_000_000) == written + 1_000_000
+    assert cutover_us(state, written - 3_000_000) == written + 1_000_000
 
 
 def test_a_table_made_again_while_it_switches_is_a_gap(bench: Bench) -> None:

@@ -28,7 +28,7 @@ from cdc_pipeline.erase.lake import (
     erase_landed,
     erase_state_rows,
     find_item,
-    lake_places,
+    lake_prefixes,
 )
 from cdc_pipeline.lake.iceberg.tables import CommitConflictError
 from cdc_pipeline.lake.publish.baselines import TAG, tag_baselines
@@ -39,7 +39,7 @@ from cdc_pipeline.lake.upkeep.maintenance import maintain_table
 from cdc_pipeline.lake.upkeep.verify import verify_files
 from cdc_pipeline.sandbox.process import SandboxProcess, apply_environment
 from cdc_pipeline.setup.catalog_trial import NEEDED, TRIAL_TABLE, try_catalog
-from cdc_pipeline.setup.permissions import policies
+from cdc_pipeline.setup.permissions import build_policies
 from cdc_pipeline.setup.preflight_lake import check_lake
 from cdc_pipeline_tests.catalogs import postgres, rest_server
 from cdc_pipeline_tests.lake.builder import (
@@ -240,7 +240,7 @@ def _erase(built: LakeBuilder, name: str, places_tables: bool) -> None:
     keys = plain_view(lake, f"SELECT _key FROM {table.safe_name}.current_state")
     (key,) = [row["_key"] for row in keys if f'"{name}"' in row["_key"]]
     trace = ItemTrace(key, key)
-    holding = {found.place for found in find_item(lake_places(lake.table(table)), trace)}
+    holding = {found.place for found in find_item(lake_prefixes(lake.table(table)), trace)}
     assert {"current_state", "snapshot"} <= holding
     others = [*(lake.settings.lake_folder.parent / "elsewhere").rglob("*.parquet")]
     assert lake.settings.is_s3 or bool(others) is not places_tables
@@ -249,7 +249,7 @@ def _erase(built: LakeBuilder, name: str, places_tables: bool) -> None:
     for kind in KEY_COLUMNS:
         erase_iceberg(lake.table(table), kind, trace)
     assert all(path.exists() for path in others)  # they are not ours to remove
-    assert find_item(lake_places(lake.table(table)), trace) == []
+    assert find_item(lake_prefixes(lake.table(table)), trace) == []
     left = {row["_key"] for row in plain_view(lake, _STATE)}
     assert left == built.items().keys() - {key}
 
@@ -277,7 +277,7 @@ def test_preflight_has_a_word_on_the_catalogue_and_on_who_expires_baselines(
     assert ("does not expire snapshots" in findings["catalogue"].found) is not case.forgets
     assert ("glue" in findings) is case.in_s3
     if case.in_s3:
-        allowed = str(policies(built.lake, [built.table], account="1" * 12).pipeline)
+        allowed = str(build_policies(built.lake, [built.table], account="1" * 12).pipeline)
         assert ("s3tables:PutTableData" in allowed) is (case is S3_TABLES)
         assert (TRIAL_TABLE in allowed) is (case is GLUE_REST)
     if case is not S3_TABLES:

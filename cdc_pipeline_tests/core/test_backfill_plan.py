@@ -8,7 +8,7 @@ import pytest
 from cdc_pipeline.core.errors import NotCoveredError, NotReadyError
 from cdc_pipeline.core.log.entries import Gap, LandedObject, StreamRef
 from cdc_pipeline.core.log.state import Entry, LogState
-from cdc_pipeline.core.plans.backfill import DAY_US, DayPlan, plan_day, span_of
+from cdc_pipeline.core.plans.backfill import DAY_US, BackfillPlan, plan_day, span_of
 from cdc_pipeline.core.plans.heal import SECOND_US, Backups
 
 BEGAN = date(2026, 6, 15)
@@ -26,7 +26,9 @@ def _state(*filled: tuple[int, int], read_to_us: int = NOW_US) -> LogState:
     return state
 
 
-def _plan(day: date, state: LogState | None = None, backups: Backups | None = REACH) -> DayPlan:
+def _plan(
+    day: date, state: LogState | None = None, backups: Backups | None = REACH
+) -> BackfillPlan:
     return plan_day(state or _state(), day, [], backups, NOW_US)
 
 
@@ -40,12 +42,12 @@ def test_the_day_on_which_capture_began_ends_there() -> None:
     (fill,) = _plan(BEGAN).fills
     assert fill.span[0] == span_of(BEGAN)[0]
     assert BEGAN_US <= fill.span[1] < BEGAN_US + SECOND_US
-    assert _plan(BEGAN + timedelta(days=1)) == DayPlan()
+    assert _plan(BEGAN + timedelta(days=1)) == BackfillPlan()
 
 
 def test_what_was_filled_in_is_not_filled_in_again() -> None:
     start, end = span_of(BEGAN - timedelta(days=5))
-    assert _plan(BEGAN - timedelta(days=5), _state((start, end))) == DayPlan()
+    assert _plan(BEGAN - timedelta(days=5), _state((start, end))) == BackfillPlan()
     noon = start + DAY_US // 2
     (fill,) = _plan(BEGAN - timedelta(days=5), _state((noon, end))).fills
     assert fill.span == (start, noon)

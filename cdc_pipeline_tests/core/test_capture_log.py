@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cdc_pipeline.core.errors import LakeError
 from cdc_pipeline.core.log.entries import (
     Baseline,
-    Cut,
+    Cutover,
     Gap,
     LandedObject,
     QuarantinedObject,
@@ -52,7 +52,7 @@ _entries = st.builds(
     quarantined=st.lists(st.builds(QuarantinedObject), max_size=2).map(tuple),
     discovered_us=st.none() | _times,
     baseline=st.none() | st.builds(Baseline, generation=st.integers(0, 3)),
-    cut=st.none() | st.builds(Cut),
+    cut=st.none() | st.builds(Cutover),
     replicated_us=st.none() | _times,
 )
 _logs = st.lists(_entries, max_size=8).map(
@@ -238,7 +238,7 @@ def _stream(transport: str) -> StreamRef:
 
 
 def test_while_a_switch_is_on_its_way_nothing_behind_its_cut_is_complete() -> None:
-    cut = Cut("kinesis", 5)
+    cut = Cutover("kinesis", 5)
     first = _entry(1, stream=_stream("dynamodb_streams"), shards=(_shard("a", 9),), discovered_us=9)
     state = _replay([first, _entry(2, cut=cut)])
     assert (state.cut, state.watermark_us) == (cut, 5)

@@ -6,7 +6,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc_pipeline.core.log.coverage import Stretch, coverage, holes, hour_bars
+from cdc_pipeline.core.log.coverage import CoverageRange, coverage, holes, hour_bars
 from cdc_pipeline.core.log.entries import Baseline, Gap, Heal, HealWindow, ShardState, StreamRef
 from cdc_pipeline.core.log.state import LogState
 
@@ -29,7 +29,7 @@ def _gap(entry: int, start: int, end: int) -> Gap:
     return Gap("trimmed", ("s",), start, end, heal_generation=entry, entry=entry)
 
 
-def _told(stretches: list[Stretch]) -> list[tuple[int, int, str]]:
+def _told(stretches: list[CoverageRange]) -> list[tuple[int, int, str]]:
     return [(s.from_us, s.to_us, s.means) for s in stretches]
 
 
@@ -128,12 +128,12 @@ def test_the_ledger_has_no_holes_and_no_overlaps(
 
 def test_hours_are_drawn_by_the_least_good_thing_in_them() -> None:
     stretches = [
-        Stretch(0, _MIDNIGHT + 2 * _HOUR, "export"),
-        Stretch(_MIDNIGHT + 2 * _HOUR, _MIDNIGHT + 5 * _HOUR, "stream"),
-        Stretch(_MIDNIGHT + 5 * _HOUR, _MIDNIGHT + 5 * _HOUR + 1, "lost"),
-        Stretch(_MIDNIGHT + 5 * _HOUR + 1, _MIDNIGHT + 23 * _HOUR, "heal"),
-        Stretch(_MIDNIGHT + 23 * _HOUR, _MIDNIGHT + 25 * _HOUR, "stream"),
-        Stretch(_MIDNIGHT + 25 * _HOUR, _MIDNIGHT + 25 * _HOUR + 9, "unread"),
+        CoverageRange(0, _MIDNIGHT + 2 * _HOUR, "export"),
+        CoverageRange(_MIDNIGHT + 2 * _HOUR, _MIDNIGHT + 5 * _HOUR, "stream"),
+        CoverageRange(_MIDNIGHT + 5 * _HOUR, _MIDNIGHT + 5 * _HOUR + 1, "lost"),
+        CoverageRange(_MIDNIGHT + 5 * _HOUR + 1, _MIDNIGHT + 23 * _HOUR, "heal"),
+        CoverageRange(_MIDNIGHT + 23 * _HOUR, _MIDNIGHT + 25 * _HOUR, "stream"),
+        CoverageRange(_MIDNIGHT + 25 * _HOUR, _MIDNIGHT + 25 * _HOUR + 9, "unread"),
     ]
     assert hour_bars(stretches, 7) == [
         "2025-11-21 ░░███X" + "▓" * 17 + "█",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cdc_pipeline.core.changes.change import Change
-from cdc_pipeline.core.changes.firehose import Delivered, delivered
+from cdc_pipeline.core.changes.firehose import DeliveredRecord, delivered_records
 from cdc_pipeline.core.changes.kinesis import from_envelope
 from cdc_pipeline.core.changes.order import position
 from cdc_pipeline.core.changes.ownership import Target
@@ -21,8 +21,8 @@ KEYS = {"pk": {"S": "a"}, "n": {"N": "1"}, "b": {"B": b"\x00"}}
 ITEM = {**KEYS, "tags": {"SS": ["b", "a"]}, "raw": {"B": b"\x12\x02\x08{"}}
 
 
-def _all(record: Any) -> list[Delivered]:
-    return list(delivered(record, b"its bytes", TARGET))
+def _all(record: Any) -> list[DeliveredRecord]:
+    return list(delivered_records(record, b"its bytes", TARGET))
 
 
 def _one(record: Any) -> Change:
@@ -55,7 +55,7 @@ def test_an_envelope_is_a_change() -> None:
 
 def test_records_of_other_tables_are_theirs() -> None:
     assert _all(envelope("D", KEYS, None, KEYS, 1, table="others")) == [
-        Delivered(None, other="others")
+        DeliveredRecord(None, other="others")
     ]
 
 

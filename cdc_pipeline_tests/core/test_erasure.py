@@ -6,7 +6,7 @@ import json
 import pytest
 
 from cdc_pipeline.core.errors import EraseRefusedError, LakeError
-from cdc_pipeline.core.log.entries import Erasure, Removed
+from cdc_pipeline.core.log.entries import Erasure, RemovedRows
 from cdc_pipeline.core.log.state import Entry, LogState
 from cdc_pipeline.core.plans.erasure import ItemTrace, Suppressions, key_hash, new_salt, typed_key
 
@@ -21,12 +21,12 @@ def _erasure(until_us: int, salt: str = _SALT, key: str = _KEY) -> Erasure:
 
 def test_what_was_written_until_then_is_dropped_and_nothing_else() -> None:
     erased = Suppressions([_erasure(100), _erasure(50, new_salt(), '{"pk":{"S":"b"}}')])
-    assert erased.drops(_KEY, 100)
-    assert not erased.drops(_KEY, 101)
-    assert erased.drops('{"pk":{"S":"b"}}', 50)
-    assert not erased.drops('{"pk":{"S":"b"}}', 51)
-    assert not erased.drops('{"pk":{"S":"c"}}', 1)
-    assert not Suppressions([]).drops(_KEY, 1)
+    assert erased.is_suppressed(_KEY, 100)
+    assert not erased.is_suppressed(_KEY, 101)
+    assert erased.is_suppressed('{"pk":{"S":"b"}}', 50)
+    assert not erased.is_suppressed('{"pk":{"S":"b"}}', 51)
+    assert not erased.is_suppressed('{"pk":{"S":"c"}}', 1)
+    assert not Suppressions([]).is_suppressed(_KEY, 1)
 
 
 def test_the_hash_tells_the_key_only_to_who_has_salt_and_key() -> None:
@@ -43,8 +43,8 @@ def test_records_that_cannot_be_read_are_dropped_by_their_key() -> None:
     at = 1_649_719_712
     for time, dropped in ((at, True), (at + 1, False), (2, True), (None, True), ("soon", True)):
         record = {"dynamodb": {**body, "ApproximateCreationDateTime": time}}
-        assert erased.drops_record(json.dumps(record).encode()) is dropped
-        assert erased.drops_record(json.dumps(record["dynamodb"]).encode()) is dropped
+        assert erased.is_suppressed_record(json.dumps(record).encode()) is dropped
+        assert erased.is_suppressed_record(json.dumps(record["dynamodb"]).encode()) is dropped
     ms = {"ApproximateCreationDateTime": 1_649_719_712_473}
     us = {"ApproximateCreationDateTimePrecision": "MICROSECOND"}
     late = Suppressions([_erasure(1_649_719_712_473_000)])
@@ -55,13 +55,13 @@ def test_records_that_cannot_be_read_are_dropped_by_their_key() -> None:
         ({"ApproximateCreationDateTime": 1_649_719_712_473_001, **us}, False),
     ):
         record = {"tableName": "t", "dynamodb": {**body, **time}}
-        assert late.drops_record(json.dumps(record).encode()) is dropped
+        assert late.is_suppressed_record(json.dumps(record).encode()) is dropped
     for other in (b"\xff", b"[]", b'{"dynamodb": {}}', b'{"dynamodb": {"Keys": 7}}'):
-        assert not erased.drops_record(other)
+        assert not erased.is_suppressed_record(other)
 
 
 def test_entries_and_summaries_keep_erasures() -> None:
-    erasure = Erasure("h", _SALT, 5, "someone", (Removed("landing", 1, 2),), 9)
+    erasure = Erasure("h", _SALT, 5, "someone", (RemovedRows("landing", 1, 2),), 9)
     entry = Entry(1, "n", "o", 0, erasure=erasure)
     assert Entry.from_json(entry.to_json(), "it") == entry
     state = LogState()
@@ -90,8 +90,8 @@ def test_binary_keys_are_recognised_as_kinesis_encodes_them() -> None:
     )
     twice = {"pk": {"B": base64.b64encode(once.encode()).decode()}}
     record = {"tableName": "t", "dynamodb": {"Keys": twice}}
-    assert erased.drops_record(json.dumps(record).encode())
-    assert not erased.drops_record(json.dumps({"dynamodb": {"Keys": twice}}).encode())
+    assert erased.is_suppressed_record(json.dumps(record).encode())
+    assert not erased.is_suppressed_record(json.dumps({"dynamodb": {"Keys": twice}}).encode())
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cdc_pipeline.core.changes.change import Change, content_identity
 from cdc_pipeline.core.changes.order import position
-from cdc_pipeline.core.changes.ties import Settled, end_of_tie, in_order, settle, ties_in
+from cdc_pipeline.core.changes.ties import OrderedTie, end_of_tie, in_order, order_tie, ties_in
 
 _TIME = 1_790_000_000_000_000
 
@@ -87,8 +87,8 @@ def test_what_the_tie_left_behind_decides_a_cycle(steps: str, end: str, order: s
         assert _steps(in_order(list(arrived), image)) == order
 
 
-def _land(known: list[Change], *steps: str) -> Settled:
-    settled = settle(known, [_change(step) for step in steps])
+def _land(known: list[Change], *steps: str) -> OrderedTie:
+    settled = order_tie(known, [_change(step) for step in steps])
     known += settled.rows
     return settled
 
@@ -138,7 +138,7 @@ def test_times_in_whole_ms_are_in_a_tie_with_all_of_their_ms() -> None:
     assert ties_in([finer], [fine, finer]) == [([], [fine]), ([finer], [finer])]
     coarse = _change("BC")
     assert ties_in([fine], [coarse]) == [([fine], [coarse])]
-    (row,) = settle([fine], [coarse]).rows
+    (row,) = order_tie([fine], [coarse]).rows
     assert fine.position < row.position == f"{fine.position}.0001" < finer.position
     assert end_of_tie([fine], "read") < finer.position
     assert finer.position < end_of_tie([fine, coarse], "read") < position(0, _TIME + 1000)
@@ -165,7 +165,7 @@ def test_in_any_delivery_places_follow_the_chain(states: list[str], seed: int, m
         batch, deliveries = deliveries[:size], deliveries[size:]
         is_news = {c.uuid for c in batch} - {c.uuid for c in known}
         before = {row.uuid: row.position for row in sorted(known, key=lambda c: c.position)}
-        found = settle(known, batch)
+        found = order_tie(known, batch)
         settled = found if is_news else settled
         assert {c.uuid for c in batch} <= {row.uuid for row in found.rows}
         assert all(row.position >= before.get(row.uuid, "") for row in found.rows)

@@ -31,7 +31,7 @@ from cdc_pipeline.reconcile.reconcile import reconcile_full, reconcile_sample
 from cdc_pipeline.repair.heal import heal_all
 from cdc_pipeline.sandbox.aws.control import control
 from cdc_pipeline.sandbox.process import SandboxProcess
-from cdc_pipeline.setup.permissions import Policies, policies
+from cdc_pipeline.setup.permissions import Policies, build_policies
 from cdc_pipeline.transform.aggregates import load_aggregates
 from cdc_pipeline_tests.e2e.test_accounts import OTHER, ROLE, in_other_account, let_in
 from cdc_pipeline_tests.e2e.world import World, make_world, quick_sandbox
@@ -96,7 +96,7 @@ def driven(
             alarms={"sns_topic": topic},
         )
         lake = world.lake()
-        found = policies(lake, lake.settings.tables, keys=[KEY])
+        found = build_policies(lake, lake.settings.tables, keys=[KEY])
         recorder.observed.clear()
         _drive(world, direct)
         yield set(recorder.observed), found

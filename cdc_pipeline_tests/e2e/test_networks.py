@@ -60,7 +60,7 @@ def signed_with(headers: Any) -> tuple[str, str, str]:
 
 def assert_green(world: World) -> None:
     report = preflight(world.lake(), [world.table("orders")])
-    assert report.is_green, report
+    assert report.is_ready, report
 
 
 def test_a_tunnel_and_a_private_authority(

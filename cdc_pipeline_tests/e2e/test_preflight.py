@@ -17,7 +17,7 @@ from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline.settings.load import load_settings
 from cdc_pipeline.setup.findings import Finding
-from cdc_pipeline.setup.preflight import Report, preflight
+from cdc_pipeline.setup.preflight import PreflightReport, preflight
 from cdc_pipeline_tests.capture.delivery import now, record, to_us
 from cdc_pipeline_tests.e2e.told_by_aws import make_global
 from cdc_pipeline_tests.e2e.world import World, key, make_world
@@ -58,7 +58,7 @@ def world(made: World, proxy: Recorder, monkeypatch: pytest.MonkeyPatch) -> Worl
     return made
 
 
-def look(*names: str) -> Report:
+def look(*names: str) -> PreflightReport:
     lake = Lake.open(load_settings())
     return preflight(lake, [lake.settings.table(name) for name in names] or lake.settings.tables)
 
@@ -67,7 +67,7 @@ def run(*arguments: str, stdin: str | None = None) -> Result:
     return CliRunner().invoke(main, ["preflight", *arguments], input=stdin)
 
 
-def reds(report: Report) -> dict[tuple[str, str], str | None]:
+def reds(report: PreflightReport) -> dict[tuple[str, str], str | None]:
     found = {("lake", f.check): f.fix for f in report.lake if not f.green}
     return found | {
         (table.table, f.check): f.fix
@@ -79,7 +79,7 @@ def reds(report: Report) -> dict[tuple[str, str], str | None]:
 
 def test_all_green_and_nothing_left_behind(world: World) -> None:
     report = look()
-    assert report.is_green, reds(report)
+    assert report.is_ready, reds(report)
     assert [f.check for f in report.lake] == ["credentials", "lake", "files", "glue", "optimizers"]
     (table,) = report.tables
     assert [f.check for f in table.findings] == ["access", "table", "recovery", "stream"]
@@ -135,11 +135,11 @@ def test_each_red_has_its_fix_and_the_exit_code_tells(world: World) -> None:
 def test_fix_asks_then_turns_on_what_is_off(world: World) -> None:
     world.configure("bare", "good", export=None)
     assert run("--fix", stdin="n\n").exit_code == 1
-    assert not look("bare").is_green, "nothing was changed without a yes"
+    assert not look("bare").is_ready, "nothing was changed without a yes"
     before = world.dynamodb.describe_table(TableName="good")["Table"]["LatestStreamArn"]
     fixed = run("--fix", "--yes")
     assert fixed.exit_code == 0, fixed.output
-    assert look().is_green
+    assert look().is_ready
     stream = world.dynamodb.describe_table(TableName="bare")["Table"]["StreamSpecification"]
     assert stream == {"StreamEnabled": True, "StreamViewType": "NEW_AND_OLD_IMAGES"}
     again = world.dynamodb.describe_table(TableName="good")["Table"]["LatestStreamArn"]
@@ -216,7 +216,7 @@ def test_folders_of_firehose(world: World, proxy: Recorder) -> None:
     assert f"arn:aws:s3:::{world.bucket}/landed/good*" in str(found["good", "stream"])
     proxy.denied.clear()
     (report,) = look().tables
-    assert report.is_green
+    assert report.is_ready
     seen = report.finding("stream")
     assert seen is not None
     assert seen.found == "1 folders, 0 of them empty"
@@ -231,7 +231,7 @@ def test_preflight_reads_what_firehose_wrote(world: World) -> None:
         world.configure({**table, "firehose": firehose}, export=None)
         (report,) = look().tables
         (finding,) = [f for f in report.findings if f.check == "files"]
-        assert report.is_green is finding.green
+        assert report.is_ready is finding.green
         return finding
 
     at = datetime(2026, 11, 21, 7, tzinfo=UTC)
@@ -276,7 +276,7 @@ def test_a_stream_of_kinesis(world: World, proxy: Recorder) -> None:
     world.dynamodb.enable_kinesis_streaming_destination(TableName="good", StreamArn=arn)
     world.configure({"name": "good", "transport": "kinesis"}, export=None)
     (report,) = look().tables
-    assert report.is_green, report.findings
+    assert report.is_ready, report.findings
     assert report.stream_usd == pytest.approx(2 * 730 * 0.015)
     for action in ("ListShards", "GetRecords"):
         proxy.denied = {f"kinesis:{action}"}
@@ -321,7 +321,7 @@ def test_a_channel_of_kinesis(world: World, proxy: Recorder) -> None:
         },
     )
     (report,) = look().tables
-    assert report.is_green, report.findings
+    assert report.is_ready, report.findings
     assert report.stream_usd == pytest.approx(730 * 0.04)
     seen = report.finding("stream")
     assert seen is not None
@@ -371,7 +371,7 @@ def test_exports_of_another_account(world: World) -> None:
     statement = json.loads(str(fix).rpartition(f"policy of bucket {world.bucket}: ")[2])
     policy = {"Version": "2012-10-17", "Statement": [statement]}
     world.client("s3").put_bucket_policy(Bucket=world.bucket, Policy=json.dumps(policy))
-    assert look().is_green
+    assert look().is_ready
     assert world.stored() == set()
 
 

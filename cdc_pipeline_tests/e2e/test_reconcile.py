@@ -25,7 +25,7 @@ from cdc_pipeline.lake.query.connection import connect_lake
 from cdc_pipeline.lake.upkeep.maintenance import maintain_table
 from cdc_pipeline.lake.upkeep.verify import verify_files
 from cdc_pipeline.reconcile.reconcile import reconcile_full, reconcile_sample
-from cdc_pipeline.snapshot.shadow import discard_shadow, held_shadow, release_shadow
+from cdc_pipeline.snapshot.shadow import discard_shadow, release_shadow, staged_shadow
 from cdc_pipeline.snapshot.snapshot import take_snapshot
 from cdc_pipeline_tests.e2e.checkpoint import Checkpoint
 from cdc_pipeline_tests.e2e.damage import Export
@@ -93,7 +93,7 @@ def test_a_sound_lake(filled: World) -> None:
     assert full.compared == 9
     assert full.files.bytes > 0
     assert filled.items(NAME) == before
-    assert held_shadow(filled.table_lake(NAME)) is None
+    assert staged_shadow(filled.table_lake(NAME)) is None
     assert assert_mirrors(filled, NAME) == 9
 
 
@@ -431,7 +431,7 @@ def test_a_discarded_shadow_leaves_the_live_baseline_untouched(filled: World) ->
     live = staged.current_snapshot()
     filled.put(NAME, "behind", v={"S": "x"})
     take_snapshot(lake.table(table), shadow=True)
-    shadow = held_shadow(lake.table(table))
+    shadow = staged_shadow(lake.table(table))
     assert shadow is not None
     filled.capture_past_handover(NAME)
     published = filled.publish(NAME)
@@ -439,7 +439,7 @@ def test_a_discarded_shadow_leaves_the_live_baseline_untouched(filled: World) ->
     assert filled.rows("SELECT * FROM orders.pitr_export ORDER BY _key", NAME) == exported
     assert assert_mirrors(filled, NAME) == 10
     discard_shadow(lake.table(table), shadow)
-    assert held_shadow(lake.table(table)) is None
+    assert staged_shadow(lake.table(table)) is None
     now = lake.iceberg.load(f"{NAME}_snapshot")
     assert now is not None
     assert now.current_snapshot() == live, "engines that read the catalogue see the live one"
@@ -454,7 +454,7 @@ def test_readers_see_whole_states_while_a_shadow_takes_over(filled: World) -> No
     lake, table = filled.lake(), filled.table(NAME)
     _lose_in_the_lake(filled, "k6")
     take_snapshot(lake.table(table), shadow=True)
-    shadow = held_shadow(lake.table(table))
+    shadow = staged_shadow(lake.table(table))
     assert shadow is not None
     filled.capture_past_handover(NAME)
     sql = "SELECT list(_item ORDER BY _key) FROM orders.current_state"
@@ -519,7 +519,7 @@ def test_maintenance_removes_a_discarded_shadow_and_nothing_else(
     lake, table = filled.lake(), filled.table(NAME)
     live = set(filled.stored("iceberg/cdc/orders_snapshot/data/"))
     take_snapshot(lake.table(table), shadow=True)
-    shadow = held_shadow(lake.table(table))
+    shadow = staged_shadow(lake.table(table))
     assert shadow is not None
     both = set(filled.stored("iceberg/cdc/orders_snapshot/data/"))
     assert live < both
@@ -557,7 +557,7 @@ def test_a_filtered_export_proves_nothing(filled: World, monkeypatch: pytest.Mon
         with pytest.raises(ExportError, match="is filtered, so items missing in it prove nothing"):
             _full(filled, repair=True)
     assert filled.items(NAME) == before
-    assert held_shadow(filled.table_lake(NAME)) is None
+    assert staged_shadow(filled.table_lake(NAME)) is None
     assert _full(filled).is_sound
 
 

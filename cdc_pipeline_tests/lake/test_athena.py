@@ -20,7 +20,7 @@ from cdc_pipeline.lake.publish.current_state import publish_current_state
 from cdc_pipeline.lake.query.athena import athena_script, catalogued
 from cdc_pipeline.lake.query.view_script import list_views, view_script
 from cdc_pipeline.settings.load import PATH_VARIABLE, load_settings
-from cdc_pipeline.transform.athena import Catalogued, athena_statements
+from cdc_pipeline.transform.athena import CataloguedTable, athena_statements
 from cdc_pipeline_tests.lake.builder import MARGIN_US, START_US, LakeBuilder, change
 
 _NAMES = [
@@ -57,7 +57,7 @@ _KINDS = ["string", "int64", "decimal(38,2)", "boolean", "binary", "json", "list
 _DAY = date(2026, 11, 5)
 
 
-def _full(table: str = "orders", **changes: Any) -> Catalogued:
+def _full(table: str = "orders", **changes: Any) -> CataloguedTable:
     columns = [
         Column(f'"{n}-{attribute}', attribute, "S", _KINDS[n % len(_KINDS)])
         for n, attribute in enumerate(_HOSTILE)
@@ -74,7 +74,7 @@ def _full(table: str = "orders", **changes: Any) -> Catalogued:
         "baseline": 42,
         "has_ttl_archive": True,
     }
-    return Catalogued(**{**facts, **changes})
+    return CataloguedTable(**{**facts, **changes})
 
 
 def _parse(sql: str, dialect: str) -> exp.Query:

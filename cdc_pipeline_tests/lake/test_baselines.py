@@ -10,7 +10,7 @@ import duckdb
 import pytest
 
 from cdc_pipeline.core.errors import LakeError
-from cdc_pipeline.lake.publish.baselines import TAG, forget_baselines, tag_baselines
+from cdc_pipeline.lake.publish.baselines import TAG, discard_baselines, tag_baselines
 from cdc_pipeline.lake.publish.current_state import publish_current_state
 from cdc_pipeline.lake.query.connection import connect_lake
 from cdc_pipeline.lake.upkeep.maintenance import maintain_table
@@ -113,8 +113,8 @@ def test_verification_finds_lost_baselines_and_a_repair_forgets_them(built: Lake
     (damage,) = verify_files(built.table_lake, content=False).damages
     assert (damage.kind, damage.generation) == (BASELINE, 1)
     assert "cdc-pipeline reconcile orders --full --repair" in str(damage)
-    forget_baselines(built.table_lake, {1})
-    forget_baselines(built.table_lake, {1})
+    discard_baselines(built.table_lake, {1})
+    discard_baselines(built.table_lake, {1})
     assert not verify_files(built.table_lake, content=False).damages
     assert built.table_lake.log.load().baselines[1].discarded
 

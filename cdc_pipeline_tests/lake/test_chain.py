@@ -11,7 +11,7 @@ from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.items.attributes import to_json
 from cdc_pipeline.core.log.entries import Gap, Heal
 from cdc_pipeline.lake.publish.cdc import build_cdc_day
-from cdc_pipeline.lake.publish.image_chain import Chain, check_chain
+from cdc_pipeline.lake.publish.image_chain import ChainCheck, check_chain
 from cdc_pipeline_tests.lake.builder import START_US, LakeBuilder, change, key_of, temporary_lake
 
 
@@ -34,7 +34,7 @@ def _history(name: str, first: int, values: list[int | None]) -> list[Change]:
     return changes
 
 
-def _check(built: LakeBuilder, since: date | None = None) -> Chain:
+def _check(built: LakeBuilder, since: date | None = None) -> ChainCheck:
     for day in {landed.day for landed in built.state.objects.values()}:
         build_cdc_day(built.table_lake, date.fromisoformat(day))
     return check_chain(built.table_lake, since or day_of(START_US))
@@ -45,11 +45,11 @@ VALUES = [1, 2, 3, None, 4, 5, None, 6]
 
 def test_nothing_is_missing(built: LakeBuilder) -> None:
     built.land(_history("a", 1, VALUES) + _history("b", 101, VALUES))
-    assert _check(built) == Chain(14, 0, 0, [])
+    assert _check(built) == ChainCheck(14, 0, 0, [])
 
 
 def test_without_a_table_there_is_nothing_to_compare(built: LakeBuilder) -> None:
-    assert check_chain(built.table_lake, date(2026, 1, 1)) == Chain(0, 0, 0, [])
+    assert check_chain(built.table_lake, date(2026, 1, 1)) == ChainCheck(0, 0, 0, [])
 
 
 @pytest.mark.parametrize("missing", range(len(VALUES)))
@@ -82,7 +82,7 @@ def test_a_break_across_a_recorded_gap_is_explained(built: LakeBuilder) -> None:
     assert stream is not None
     built.append(gap=gap, stream=replace(stream, generation=3))
     built.land(history[3:], generation=3)
-    assert _check(built) == Chain(6, 0, 1, [])
+    assert _check(built) == ChainCheck(6, 0, 1, [])
 
 
 def test_a_new_baseline_explains_no_break(built: LakeBuilder) -> None:
@@ -110,7 +110,7 @@ def test_streams_without_old_images_show_only_what_an_operation_gives_away(
 def test_only_the_days_asked_for_are_compared(built: LakeBuilder) -> None:
     history = _history("a", 1, VALUES)
     built.land(history[:2] + history[3:])
-    assert _check(built, day_of(START_US) + timedelta(days=1)) == Chain(0, 0, 0, [])
+    assert _check(built, day_of(START_US) + timedelta(days=1)) == ChainCheck(0, 0, 0, [])
 
 
 @pytest.mark.parametrize("covered", [True, False])

@@ -23,7 +23,7 @@ from cdc_pipeline.core.items.view_names import VIEW_COLUMNS
 from cdc_pipeline.core.plans.erasure import ItemTrace
 from cdc_pipeline.defs.tables.aggregates import usable_aggregates
 from cdc_pipeline.defs.tables.checks import entities_match
-from cdc_pipeline.erase.lake import erase_iceberg, find_item, key_columns, lake_places
+from cdc_pipeline.erase.lake import erase_iceberg, find_item, key_columns, lake_prefixes
 from cdc_pipeline.lake.engine.duckdb_session import arrow_table
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.publish.current_state import publish_current_state
@@ -482,12 +482,12 @@ def test_an_erasure_takes_the_item_out(tmp_path: Any) -> None:
     _build_all(built)
     _use(built, _tables([]))
     trace = ItemTrace(_k("c1"), _k("c1"))
-    found = {holding.place for holding in find_item(lake_places(built.table_lake), trace)}
+    found = {holding.place for holding in find_item(lake_prefixes(built.table_lake), trace)}
     assert "customer" in found
     assert {"customer", "line", "order", "event"} <= key_columns(built.table_lake).keys()
     erase_iceberg(built.table_lake, "customer", trace)
     assert _table(built, "customer").column("_key").to_pylist() == [_k("c2")]
-    found = {holding.place for holding in find_item(lake_places(built.table_lake), trace)}
+    found = {holding.place for holding in find_item(lake_prefixes(built.table_lake), trace)}
     assert "customer" not in found
 
 

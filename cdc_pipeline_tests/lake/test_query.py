@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from cdc_pipeline.core.errors import QueryError, SettingsError
-from cdc_pipeline.erase.lake import lake_places
+from cdc_pipeline.erase.lake import lake_prefixes
 from cdc_pipeline.lake import connect
 from cdc_pipeline.lake.publish.current_state import publish_current_state
 from cdc_pipeline.lake.query.aggregates import build_aggregate
@@ -205,7 +205,7 @@ def test_a_bad_file_hides_no_other_aggregate(ready: LakeBuilder, tmp_path: Path)
     assert "other.sql: not valid SQL" in _error(ready, "SELECT * FROM aggregates.other")
     assert "whose own file is broken" in _error(ready, "SELECT * FROM aggregates.reader")
     with pytest.raises(SettingsError, match=r"other\.sql: not valid SQL"):
-        lake_places(ready.table_lake)  # erasing would leave its rows
+        lake_prefixes(ready.table_lake)  # erasing would leave its rows
 
 
 def test_a_damaged_lake_does_not_leave_a_connection_open(

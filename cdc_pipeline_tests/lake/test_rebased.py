@@ -17,7 +17,7 @@ from cdc_pipeline.core.log.entries import Gap
 from cdc_pipeline.lake.publish.cdc import CdcDay, build_cdc_days
 from cdc_pipeline.lake.publish.current_state import publish_current_state
 from cdc_pipeline.lake.publish.image_chain import check_chain
-from cdc_pipeline.lake.publish.rebased import COMPARED, Rebased
+from cdc_pipeline.lake.publish.rebased import COMPARED, BaselineChanges
 from cdc_pipeline.lake.publish.staleness import Staleness
 from cdc_pipeline_tests.lake.builder import (
     MARGIN_US,
@@ -192,7 +192,7 @@ def test_rows_that_are_right_are_not_compared_again(
     _refresh(built)
     before = _compared(built)
     built.land([change("a", 60, _item(5))], generation=4)
-    monkeypatch.setattr(Rebased, "_compare", lambda *_: pytest.fail("compared again"))
+    monkeypatch.setattr(BaselineChanges, "_compare", lambda *_: pytest.fail("compared again"))
     (day,) = _refresh(built)
     assert (day.rows, day.duplicates) == (3 + 4 + 1, 0)
     assert _compared(built) == before

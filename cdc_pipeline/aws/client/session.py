@@ -194,7 +194,7 @@ def error_code(error: Exception) -> str:
     return error.response["Error"]["Code"] if isinstance(error, ClientError) else ""
 
 
-def code_behind(error: CdcPipelineError) -> str:
+def cause_code(error: CdcPipelineError) -> str:
     """Return the AWS error code of the cause of an `aws_errors` error; '': none."""
     cause = error.__cause__
     return error_code(cause) if isinstance(cause, ClientError) else ""

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from cdc_pipeline.aws.cloudwatch import channel_counts
-from cdc_pipeline.capture.sources.channel import ChannelFiles, folders, followed_channel
-from cdc_pipeline.capture.sources.firehose_listing import Arrived, arrived_since
+from cdc_pipeline.capture.sources.channel import ChannelFiles, channel_folders, followed_channel
+from cdc_pipeline.capture.sources.firehose_listing import ArrivedObject, arrived_since
 from cdc_pipeline.core.changes.channel import least_missing
 from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.log.state import LogState
@@ -20,7 +20,7 @@ _DAY_US = 24 * 60 * _MINUTE_US
 
 
 @dataclass(frozen=True)
-class Counts:
+class ChannelCounts:
     """Records of a channel in [from_us, to_us), by its metrics and by the objects read.
 
     `delivered` and `failed`: records by the metrics; `found` and `letters`: records in objects and
@@ -39,7 +39,7 @@ class Counts:
     unread: int
 
 
-def compare_counts(table: TableLake, state: LogState, now_us: int) -> Counts | None:
+def compare_counts(table: TableLake, state: LogState, now_us: int) -> ChannelCounts | None:
     """Compare the last day's metrics with the objects; None if the log follows no channel.
 
     Requests: two metrics for each of the channel's streams that share the folder, and a listing of
@@ -63,11 +63,11 @@ def compare_counts(table: TableLake, state: LogState, now_us: int) -> Counts | N
     oldest_us = min((_modified_us(arrived) for arrived in unread), default=to_us + late_us)
     to_us = min(to_us, oldest_us // _MINUTE_US * _MINUTE_US - _SLACK_MINUTES * _MINUTE_US)
     if to_us <= from_us:
-        return Counts(from_us, from_us, 0, 0, 0, 0, 0, 0, len(unread))
+        return ChannelCounts(from_us, from_us, 0, 0, 0, 0, 0, 0, len(unread))
     delivered = _counted(files, "SuccessfulRecordCount", from_us, to_us)
     failed = _counted(files, "FailedRecordCount", from_us, to_us)
     read, given_up = _rows(objects, state), _rows(letters, state)
-    return Counts(
+    return ChannelCounts(
         from_us=from_us,
         to_us=to_us,
         delivered=sum(delivered.values()),
@@ -83,17 +83,17 @@ def compare_counts(table: TableLake, state: LogState, now_us: int) -> Counts | N
 def _counted(files: ChannelFiles, metric: str, from_us: int, to_us: int) -> dict[int, int]:
     """A metric by minute since the epoch, summed over all streams with the same folder."""
     aws = files.table.source
-    folder = folders(files.channel, files.stream_arn)
+    folder = channel_folders(files.channel, files.stream_arn)
     counts: Counter[int] = Counter()
     for stream_arn, _ in files.channel.streams:
-        if folders(files.channel, stream_arn) == folder:
+        if channel_folders(files.channel, stream_arn) == folder:
             dimensions = files.dimensions(stream_arn)
             by_time = channel_counts(aws, dimensions, metric, from_us, to_us)
             counts.update({time_us // _MINUTE_US: count for time_us, count in by_time.items()})
     return dict(counts)
 
 
-def _rows(objects: list[Arrived], state: LogState) -> dict[int, int]:
+def _rows(objects: list[ArrivedObject], state: LogState) -> dict[int, int]:
     rows: Counter[int] = Counter()
     for arrived in objects:
         if _is_read(arrived, state):
@@ -101,7 +101,7 @@ def _rows(objects: list[Arrived], state: LogState) -> dict[int, int]:
     return dict(rows)
 
 
-def _is_read(arrived: Arrived, state: LogState) -> bool:
+def _is_read(arrived: ArrivedObject, state: LogState) -> bool:
     logged = state.files.get(arrived.uri)
     return logged is not None and logged.whole and logged.etag == arrived.object.etag
 
@@ -110,5 +110,5 @@ def _within(rows: dict[int, int], from_us: int, to_us: int) -> int:
     return sum(n for minute, n in rows.items() if from_us <= minute * _MINUTE_US < to_us)
 
 
-def _modified_us(arrived: Arrived) -> int:
+def _modified_us(arrived: ArrivedObject) -> int:
     return round(arrived.object.modified.timestamp() * 1_000_000)

@@ -25,11 +25,16 @@ from cdc_pipeline.aws.table import describe_table
 from cdc_pipeline.capture.landing.gaps import open_capture, undelivered_gap
 from cdc_pipeline.capture.landing.lander import Lander
 from cdc_pipeline.capture.landing.options import CaptureOptions
-from cdc_pipeline.capture.landing.overtaken import Attempt, until_not_overtaken
-from cdc_pipeline.capture.landing.replication_losses import look_for_losses
+from cdc_pipeline.capture.landing.overtaken import Attempt, retry_when_overtaken
+from cdc_pipeline.capture.landing.replication_losses import record_losses
 from cdc_pipeline.capture.landing.result import CaptureFailedError, CaptureResult
-from cdc_pipeline.capture.sources.firehose_files import FileSource, Lost
-from cdc_pipeline.capture.sources.firehose_listing import Arrived, find_again, is_empty, target_of
+from cdc_pipeline.capture.sources.firehose_files import FileSource, LostRecord
+from cdc_pipeline.capture.sources.firehose_listing import (
+    ArrivedObject,
+    is_empty,
+    list_again,
+    target_of,
+)
 from cdc_pipeline.capture.sources.firehose_objects import Record, download
 from cdc_pipeline.capture.sources.source import Source
 from cdc_pipeline.capture.sources.source_choice import open_source
@@ -56,14 +61,14 @@ ANY_TIME: Written = (0, 1 << 62)
 class _Reading:
     """Progress of reading one object."""
 
-    arrived: Arrived
+    arrived: ArrivedObject
     rows: int = 0
     others: int = 0
     days: set[str] = field(default_factory=set)
     legacy_us: int = 0
 
     @staticmethod
-    def of(arrived: Arrived, logged: SourceFile | None) -> "_Reading":
+    def of(arrived: ArrivedObject, logged: SourceFile | None) -> "_Reading":
         if logged is None or logged.etag != arrived.object.etag + _COUNTED:
             return _Reading(arrived)
         return _Reading(arrived, logged.rows, logged.others, set(logged.days), logged.legacy_us)
@@ -111,14 +116,14 @@ def capture_files(
 
     def attempt(attempt: Attempt) -> CaptureResult:
         source = open_source(table)
-        run = FilesRun(table, source, attempt.options, report, written)
+        run = FileRun(table, source, attempt.options, report, written)
         attempt.results.append(run.result)
         return run.run(day=day)
 
-    return until_not_overtaken(table.name, table.log, options, time.sleep, attempt)
+    return retry_when_overtaken(table.name, table.log, options, time.sleep, attempt)
 
 
-class FilesRun:
+class FileRun:
     """One capture run of one table; see `capture_files` and `capture.shards.drain.Run`."""
 
     losses_until_us: int | None = None
@@ -169,7 +174,7 @@ class FilesRun:
         proof = self._proof(wanted, listed_us) if is_complete and not warnings else {}
         self._land(lambda: proof)
         if day is None:
-            self.losses_until_us = look_for_losses(
+            self.losses_until_us = record_losses(
                 self.log, self.lander, self.state, self.source, self.result
             )
         self.result.close(self.state, self.log.clock() - self.started)
@@ -193,7 +198,7 @@ class FilesRun:
 
     # Selection of objects
 
-    def _wanted(self, day: date | None, now_us: int) -> list[Arrived]:
+    def _wanted(self, day: date | None, now_us: int) -> list[ArrivedObject]:
         since, until = self._first_day(), date.max
         if day is not None:
             # Folders may be named in another time zone than UTC.
@@ -202,7 +207,7 @@ class FilesRun:
         wanted = [f for f in arrived if f.day <= until and not self._is_done(f)]
         self.listed = {f.uri for f in arrived}
         unread = [f for f in self.state.files.values() if f.unread and f.uri not in self.listed]
-        return wanted if day is not None else [*find_again(self.table.lake.aws, unread), *wanted]
+        return wanted if day is not None else [*list_again(self.table.lake.aws, unread), *wanted]
 
     def _first_day(self) -> date:
         logged, first = self.state.files_from, self.table.lake.settings.start_date
@@ -212,7 +217,7 @@ class FilesRun:
         since_us = self.state.stream.since_us if self.state.stream else 0
         return max(first, day_of(since_us) - timedelta(1)) if since_us else first
 
-    def _is_done(self, arrived: Arrived) -> bool:
+    def _is_done(self, arrived: ArrivedObject) -> bool:
         logged = self.known.get(arrived.uri)
         return logged is not None and logged.whole and logged.etag == arrived.object.etag
 
@@ -223,7 +228,7 @@ class FilesRun:
 
     # Reading
 
-    def _take_all(self, wanted: list[Arrived]) -> bool:
+    def _take_all(self, wanted: list[ArrivedObject]) -> bool:
         """Read objects in order; return False if some are left for another run."""
         with closing(self._downloaded(wanted)) as files:
             for arrived, file in files:
@@ -237,10 +242,10 @@ class FilesRun:
         return True
 
     def _downloaded(
-        self, wanted: Iterable[Arrived]
-    ) -> "Generator[tuple[Arrived, Future[BinaryIO | None]], None, None]":
+        self, wanted: Iterable[ArrivedObject]
+    ) -> "Generator[tuple[ArrivedObject, Future[BinaryIO | None]], None, None]":
         """Objects with their downloads, some of them started ahead of the current one."""
-        ahead: deque[tuple[Arrived, Future[BinaryIO | None]]] = deque()
+        ahead: deque[tuple[ArrivedObject, Future[BinaryIO | None]]] = deque()
         with ThreadPoolExecutor(_PARALLEL) as pool:
             try:
                 for arrived in wanted:
@@ -255,7 +260,7 @@ class FilesRun:
                     if not file.cancel():
                         file.add_done_callback(_close)
 
-    def _take(self, arrived: Arrived, file: BinaryIO | None) -> bool:
+    def _take(self, arrived: ArrivedObject, file: BinaryIO | None) -> bool:
         """Read one object; return False if the run's time is over, before or after its end."""
         reading = _Reading.of(arrived, self.known.get(arrived.uri))
         if file is None:
@@ -273,7 +278,7 @@ class FilesRun:
         self.batch.files[arrived.uri] = reading.as_file(whole=True)
         return not self._is_over()
 
-    def _take_records(self, reading: _Reading, arrived: Arrived, file: BinaryIO) -> bool:
+    def _take_records(self, reading: _Reading, arrived: ArrivedObject, file: BinaryIO) -> bool:
         """Read the unread records; return False if the run's time is over before the end."""
         done = reading.rows
         for number, record in enumerate(self.files.records(arrived, file, self.target), 1):
@@ -287,9 +292,9 @@ class FilesRun:
                     return False
         return True
 
-    def _add(self, reading: _Reading, record: Record | Lost) -> None:
+    def _add(self, reading: _Reading, record: Record | LostRecord) -> None:
         reading.rows += 1
-        if isinstance(record, Lost):
+        if isinstance(record, LostRecord):
             self.batch.lost.append(record.from_us)
             return
         change = record.change
@@ -361,7 +366,7 @@ class FilesRun:
             for reason in reasons
         ]
 
-    def _proof(self, wanted: list[Arrived], listed_us: int) -> dict[str, Any]:
+    def _proof(self, wanted: list[ArrivedObject], listed_us: int) -> dict[str, Any]:
         """Fields of the log entry proven by a listing whose objects were all tried.
 
         The log keeps objects that could not be read by name, instead of all objects since then. The

@@ -13,18 +13,18 @@ the next run continues from the log.
 
 from dataclasses import replace
 
-from cdc_pipeline.capture.landing.gaps import beginnings, new_gap, unread_from_us
+from cdc_pipeline.capture.landing.gaps import initial_shards, new_gap, unread_from_us
 from cdc_pipeline.capture.landing.replication_losses import end_of_minute
 from cdc_pipeline.capture.sources.source import Source
 from cdc_pipeline.core.errors import SourceError
-from cdc_pipeline.core.log.entries import Cut, Gap
+from cdc_pipeline.core.log.entries import Cutover, Gap
 from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.lake.storage.log import CaptureLog, Parts
 
 _SECOND_US = 1_000_000
 
 
-def begin_cut(log: CaptureLog, state: LogState, source: Source) -> None:
+def begin_cutover(log: CaptureLog, state: LogState, source: Source) -> None:
     """Log the cutover time to `source`, unless it is logged already.
 
     Raises `SourceError` if the table does not write to `source` yet, or is being switched to
@@ -46,18 +46,18 @@ def begin_cut(log: CaptureLog, state: LogState, source: Source) -> None:
                 "so its log stays with the current transport",
                 fix="wait until the table writes to the new transport, then capture again",
             )
-        return {"cut": Cut(source.transport, cut_us(now, log.not_yet_us()))}
+        return {"cut": Cutover(source.transport, cutover_us(now, log.not_yet_us()))}
 
     log.commit(state, begin)
 
 
-def cut_us(state: LogState, now_us: int) -> int:
+def cutover_us(state: LogState, now_us: int) -> int:
     """First whole second, in µs, after `now_us` and after all landed changes."""
     landed_us = state.last_change_us or 0
     return max(-(-now_us // _SECOND_US), landed_us // _SECOND_US + 1) * _SECOND_US
 
 
-def switch(
+def complete_cutover(
     log: CaptureLog, source: Source, *, losses_until_us: int | None, has_ended: bool
 ) -> bool:
     """Make the log follow `source` once its cutover time is reached; return whether it does now.
@@ -80,7 +80,7 @@ def switch(
 
 
 def _switched(
-    log: CaptureLog, state: LogState, source: Source, cut: Cut, is_reached: bool
+    log: CaptureLog, state: LogState, source: Source, cut: Cutover, is_reached: bool
 ) -> Parts:
     assert state.stream is not None  # it is followed
     # Deleting a table writes no changes: the old transport is incomplete even at its end.
@@ -101,14 +101,14 @@ def _switched(
         "stream": replace(stream, since_us=cut.at_us),
         "forgotten": tuple(sorted(state.shards)),
         # Earlier changes came by the old transport.
-        "shards": beginnings(listed, cut.at_us),
+        "shards": initial_shards(listed, cut.at_us),
         "discovered_us": cut.at_us,
         "replicated_us": cut.at_us,
         "gap": None if is_reached else gap,
     }
 
 
-def give_up_cut(log: CaptureLog, state: LogState) -> None:
+def abandon_cutover(log: CaptureLog, state: LogState) -> None:
     """Stay with the transport that the log follows, because the new one is not available.
 
     Changes left out since the cutover time are a gap.
@@ -119,6 +119,6 @@ def give_up_cut(log: CaptureLog, state: LogState) -> None:
             return None
         gap = new_gap(log, now, "new stream", (), min(now.cut.at_us, log.now_us()))
         stream = replace(now.stream, generation=now.generation + 2)
-        return {"stream": stream, "cut": Cut(stream.transport, now.cut.at_us), "gap": gap}
+        return {"stream": stream, "cut": Cutover(stream.transport, now.cut.at_us), "gap": gap}
 
     log.commit(state, give_up)

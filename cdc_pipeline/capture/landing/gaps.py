@@ -13,7 +13,7 @@ direction when a time was recorded and in the other when it is compared.
 from dataclasses import replace
 
 from cdc_pipeline.aws.shards import StreamDescription
-from cdc_pipeline.capture.sources.reading import Reading
+from cdc_pipeline.capture.sources.reading import StreamProtocol
 from cdc_pipeline.capture.sources.source import Source
 from cdc_pipeline.core.log.entries import FIRST_GENERATION, Cause, Gap, ShardState, StreamRef
 from cdc_pipeline.core.log.lineage import depths
@@ -47,7 +47,7 @@ def shard_gap(
     """
     assert state.stream is not None  # a shard was read
     shard = state.shards[shard_id]
-    read_to_us = max(shard.read_to_us, 0) or noted_us(state.stream, log.margin_us)
+    read_to_us = max(shard.read_to_us, 0) or recorded_local_us(state.stream, log.margin_us)
     gap = new_gap(log, state, cause, (shard_id,), read_to_us)
     after = shard if keeps_position else replace(shard, sequence_number=None)
     if cause == "shard vanished":
@@ -100,7 +100,7 @@ def undelivered_gap(log: CaptureLog, state: LogState, from_us: int) -> Parts:
     return {"stream": replace(state.stream, generation=state.generation + 2), "gap": gap}
 
 
-def vouched(
+def proven_times(
     state: LogState,
     listed_us: int,
     lag_us: int,
@@ -126,7 +126,7 @@ def vouched(
             return {}
         known_us = childless_us
     moved = {"discovered_us": known_us}
-    before_us = state.discovered_us or noted_us(state.stream, margin_us) - lag_us
+    before_us = state.discovered_us or recorded_local_us(state.stream, margin_us) - lag_us
     retention_us = state.stream.retention_us - 2 * margin_us
     if listed_us - before_us < retention_us:
         return moved
@@ -135,7 +135,7 @@ def vouched(
     return moved if listed_us - state.resumed_us >= lag_us + 2 * margin_us else {}
 
 
-def is_listed_lately(state: LogState, reading: Reading, lag_us: int, now_us: int) -> bool:
+def is_listed_lately(state: LogState, reading: StreamProtocol, lag_us: int, now_us: int) -> bool:
     """Whether the last whole listing is recent enough: new shards descend from known ones.
 
     DynamoDB's documents do not state this for roots, but the order of an item's changes depends on
@@ -165,11 +165,11 @@ def is_lineage_known(state: LogState, margin_us: int, now_us: int) -> bool:
 def unread_since_us(state: LogState, shard: ShardState, margin_us: int) -> int:
     """Start of the time in which the shard was not read, in µs; unread records may expire."""
     gaps = [g.to_us - g.margin_us for g in state.gaps.values() if shard.shard_id in g.shards]
-    recorded_us = noted_us(state.stream, margin_us) if state.stream else 0
+    recorded_us = recorded_local_us(state.stream, margin_us) if state.stream else 0
     return max([shard.read_to_us or recorded_us, *gaps])
 
 
-def noted_us(stream: StreamRef, margin_us: int) -> int:
+def recorded_local_us(stream: StreamRef, margin_us: int) -> int:
     """Time at which a stream's positions were recorded, by the clock of the recording machine.
 
     In logs of older versions that time is `recorded_us` itself, and the result is one margin early.
@@ -181,7 +181,7 @@ def _first(log: CaptureLog, source: Source) -> Parts:
     listed = source.shards.describe(source.arn)
     # After the listing, even by a slow clock: earlier changes come with the baseline.
     stream = source.ref(listed, FIRST_GENERATION, log.not_yet_us())
-    return {"stream": stream, "shards": beginnings(listed)}
+    return {"stream": stream, "shards": initial_shards(listed)}
 
 
 def _renewed(log: CaptureLog, state: LogState, source: Source) -> Parts:
@@ -206,7 +206,7 @@ def _renewed(log: CaptureLog, state: LogState, source: Source) -> Parts:
     return {
         "stream": stream,
         "forgotten": tuple(sorted(state.shards.keys() - kept)),
-        "shards": tuple(s for s in beginnings(listed) if s.shard_id not in kept),
+        "shards": tuple(s for s in initial_shards(listed) if s.shard_id not in kept),
         "gap": gap,
     }
 
@@ -220,11 +220,11 @@ def unread_from_us(log: CaptureLog, state: LogState) -> int:
     old = state.stream
     assert old is not None  # it is followed
     read_to = [s.read_to_us for s in state.shards.values() if s.status == "reading"]
-    began_us = noted_us(old, log.margin_us)
+    began_us = recorded_local_us(old, log.margin_us)
     return min([*(us or began_us for us in read_to), state.discovered_us or began_us])
 
 
-def beginnings(listed: StreamDescription, read_to_us: int = 0) -> tuple[ShardState, ...]:
+def initial_shards(listed: StreamDescription, read_to_us: int = 0) -> tuple[ShardState, ...]:
     """States of all listed shards, each at its oldest record."""
     levels = depths(listed.shards, {})
     return tuple(

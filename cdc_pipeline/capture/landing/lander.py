@@ -12,7 +12,7 @@ from cdc_pipeline.capture.sources.source import Source
 from cdc_pipeline.core.changes.change import Change
 from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.errors import CaptureConflictError
-from cdc_pipeline.core.log.entries import LandedObject, Late, QuarantinedObject
+from cdc_pipeline.core.log.entries import LandedObject, LateChanges, QuarantinedObject
 from cdc_pipeline.core.log.generations import Generations
 from cdc_pipeline.core.log.state import Entry, LogState
 from cdc_pipeline.core.names import TablePaths, day_folder
@@ -58,7 +58,7 @@ class Lander:
         store, paths = self._log.store, self._log.paths
         objects: list[LandedObject] = []
         quarantined: list[QuarantinedObject] = []
-        late: Late | None = None
+        late: LateChanges | None = None
 
         def write(state: LogState) -> Parts:
             nonlocal objects, quarantined, late
@@ -163,8 +163,10 @@ def _without_erased(
     erased = Suppressions(state.erasures.values())
     if not erased:
         return changes, unreadable
-    kept = [c for c in changes if not erased.drops(c.keys, c.write_time_us)]
-    return kept, [(why, record) for why, record in unreadable if not erased.drops_record(record)]
+    kept = [c for c in changes if not erased.is_suppressed(c.keys, c.write_time_us)]
+    return kept, [
+        (why, record) for why, record in unreadable if not erased.is_suppressed_record(record)
+    ]
 
 
 def _recent_folders(paths: TablePaths, state: LogState, now_us: int) -> list[str]:

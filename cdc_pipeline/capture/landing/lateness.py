@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from cdc_pipeline.core.changes.change import Change
 from cdc_pipeline.core.changes.ties import slot_of
-from cdc_pipeline.core.log.entries import Late
+from cdc_pipeline.core.log.entries import LateChanges
 from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.transports import BY_TIME, READ
 from cdc_pipeline.lake.storage.landed_rows import LandedRows
@@ -20,7 +20,9 @@ _SECOND_US = 1_000_000
 """Times of DynamoDB Streams are rounded down to seconds: in doubt, a change is not late."""
 
 
-def late_changes(state: LogState, landed: LandedRows, changes: Sequence[Change]) -> Late | None:
+def late_changes(
+    state: LogState, landed: LandedRows, changes: Sequence[Change]
+) -> LateChanges | None:
     """Count the late ones among changes about to land; None: there are none.
 
     Kinesis and Firehose may deliver a change again at any time; repeats of landed changes are
@@ -39,4 +41,4 @@ def late_changes(state: LogState, landed: LandedRows, changes: Sequence[Change])
         late = [change for change in late if change.uuid not in landed_ids]
     if not late:
         return None
-    return Late(len(late), published_us - min(change.write_time_us for change in late))
+    return LateChanges(len(late), published_us - min(change.write_time_us for change in late))

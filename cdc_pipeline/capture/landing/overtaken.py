@@ -26,7 +26,7 @@ class Attempt:
     results: list[CaptureResult] = field(default_factory=list)
 
 
-def until_not_overtaken(
+def retry_when_overtaken(
     table: str,
     log: CaptureLog,
     options: CaptureOptions,

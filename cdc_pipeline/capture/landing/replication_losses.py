@@ -1,6 +1,6 @@
 """Records that DynamoDB failed to write to a stream: it only counts them."""
 
-from cdc_pipeline.capture.landing.gaps import losses_gap, noted_us
+from cdc_pipeline.capture.landing.gaps import losses_gap, recorded_local_us
 from cdc_pipeline.capture.landing.lander import Lander
 from cdc_pipeline.capture.landing.result import CaptureResult
 from cdc_pipeline.capture.sources.source import Source
@@ -12,7 +12,7 @@ _MINUTE_US = 60_000_000
 _COUNT_EVERY_US = 5 * _MINUTE_US
 
 
-def look_for_losses(
+def record_losses(
     log: CaptureLog, lander: Lander, state: LogState, source: Source, result: CaptureResult
 ) -> int | None:
     """Open a gap over the time in which records were lost; at most every five minutes.
@@ -24,11 +24,13 @@ def look_for_losses(
     losses = source.losses
     if losses is None or state.stream is None:
         return None
-    since_us = minute(state.replicated_us or noted_us(state.stream, log.margin_us))
+    since_us = start_of_minute(
+        state.replicated_us or recorded_local_us(state.stream, log.margin_us)
+    )
     # The metric's minutes are AWS's; the local clock and the watermark may be ahead of them.
-    known_us = minute(log.now_us() - log.margin_us - losses.late_us)
+    known_us = start_of_minute(log.now_us() - log.margin_us - losses.late_us)
     passed_us = state.watermark_us - log.margin_us
-    until_us, least_us = min(known_us, minute(passed_us)), _COUNT_EVERY_US
+    until_us, least_us = min(known_us, start_of_minute(passed_us)), _COUNT_EVERY_US
     if state.cut is not None and passed_us >= state.cut.at_us:
         # Before a switch to another transport: up to the end of the minute of the cutover time.
         until_us, least_us = min(known_us, end_of_minute(state.cut.at_us)), _MINUTE_US
@@ -45,7 +47,7 @@ def look_for_losses(
     return until_us
 
 
-def minute(time_us: int) -> int:
+def start_of_minute(time_us: int) -> int:
     """Start of the minute of a time, in µs."""
     return time_us // _MINUTE_US * _MINUTE_US
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from cdc_pipeline.capture.sources.source import Source
 from cdc_pipeline.core.changes.change import Change, from_read_item
 from cdc_pipeline.core.changes.order import is_numbered
-from cdc_pipeline.core.changes.ties import end_of_tie, image_before, settle, slot_of, ties_in
+from cdc_pipeline.core.changes.ties import end_of_tie, image_before, order_tie, slot_of, ties_in
 from cdc_pipeline.core.log.generations import Generations
 from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.transports import BY_TIME, READ
@@ -61,7 +61,7 @@ class Ties:
         undecided: list[_Tie] = []
         for slot, new in tied.items():
             for tie in _ties(landed.get(slot, []), new):
-                settled = settle(tie.known, tie.new)
+                settled = order_tie(tie.known, tie.new)
                 if settled.is_decided or tie.was_read:
                     rows += settled.rows
                 else:
@@ -78,7 +78,7 @@ class Ties:
             later = [c for c in candidates if c.keys == tie.keys and c.write_time_us > tie.last_us]
             if later:
                 following = min(later, key=lambda change: change.write_time_us)
-                rows += settle(tie.known, tie.new, image_before(following)).rows
+                rows += order_tie(tie.known, tie.new, image_before(following)).rows
             else:
                 to_read.append(tie)
         return rows + self._read(to_read)
@@ -87,13 +87,13 @@ class Ties:
         """Rows to land for ties whose items are read; without a reader, in order of arrival."""
         reader = self._source.reader
         if reader is None:
-            return [row for tie in ties for row in settle(tie.known, tie.new).rows]
+            return [row for tie in ties for row in order_tie(tie.known, tie.new).rows]
         rows: list[Change] = []
         items = reader.read([tie.keys for tie in ties])
         for tie in ties:
             item = items[tie.keys]
             read = from_read_item(self._source.table_id, tie.keys, item, tie.last_us, tie.end)
-            settled = settle(tie.known, tie.new, read.new_image)
+            settled = order_tie(tie.known, tie.new, read.new_image)
             # It names an event, like a completing row: nothing is missing before it.
             rows += [*settled.rows, read._replace(event_id=settled.last.event_id)]
         return rows

@@ -23,7 +23,7 @@ class Batch:
         return len(self.changes) + len(self.unreadable)
 
 
-class Pending:
+class Buffer:
     """A bounded buffer between the shard readers and the one thread that lands.
 
     Records and the position after them go in together, so any batch taken out can be landed on
@@ -93,7 +93,7 @@ class Pending:
         return rows >= times * self._max_rows or size >= times * self._max_bytes
 
 
-def moved(
+def after_page(
     shard: ShardState,
     *,
     last: str | None,

@@ -8,16 +8,16 @@ from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
-from cdc_pipeline.capture.landing.cutover import begin_cut, switch
+from cdc_pipeline.capture.landing.cutover import begin_cutover, complete_cutover
 from cdc_pipeline.capture.landing.gaps import open_capture, shard_gap, unread_since_us
 from cdc_pipeline.capture.landing.lander import Lander
 from cdc_pipeline.capture.landing.options import CaptureOptions
-from cdc_pipeline.capture.landing.overtaken import Attempt, until_not_overtaken
-from cdc_pipeline.capture.landing.replication_losses import look_for_losses
+from cdc_pipeline.capture.landing.overtaken import Attempt, retry_when_overtaken
+from cdc_pipeline.capture.landing.replication_losses import record_losses
 from cdc_pipeline.capture.landing.result import CaptureFailedError, CaptureResult
-from cdc_pipeline.capture.shards.buffer import Batch, Pending
+from cdc_pipeline.capture.shards.buffer import Batch, Buffer
 from cdc_pipeline.capture.shards.shard_reader import ReadOptions, Start, read_shard
-from cdc_pipeline.capture.shards.shard_tracker import Lineage
+from cdc_pipeline.capture.shards.shard_tracker import ShardTracker
 from cdc_pipeline.capture.sources.source import Source
 from cdc_pipeline.core.clock import time_text
 from cdc_pipeline.core.errors import (
@@ -87,7 +87,7 @@ def capture_table(
 
         return _capture(log, current, new_run, former)
 
-    return _require_no_failures(until_not_overtaken(source.table, log, options, sleep, attempt))
+    return _require_no_failures(retry_when_overtaken(source.table, log, options, sleep, attempt))
 
 
 def _capture(
@@ -104,14 +104,14 @@ def _capture(
         old = former(followed) if former else _former_source(source, followed)
         is_switching = followed.transport != source.transport
         if is_switching:
-            begin_cut(log, state, source)
+            begin_cutover(log, state, source)
         drain = new_run(old)
         try:
             # A disabled stream stays readable for a while: land the rest of it.
             before = drain.run(is_followed=True)
         except ShardGoneError:
             drain.has_ended = True
-        if is_switching and not switch(
+        if is_switching and not complete_cutover(
             log, source, losses_until_us=drain.losses_until_us, has_ended=drain.has_ended
         ):
             before = before or CaptureResult(source.table)
@@ -159,7 +159,7 @@ def drain_table(
         attempt.results.append(run.result)
         return run.run(is_followed=True)
 
-    return _require_no_failures(until_not_overtaken(source.table, log, options, sleep, attempt))
+    return _require_no_failures(retry_when_overtaken(source.table, log, options, sleep, attempt))
 
 
 def _former_source(source: Source, stream: StreamRef) -> Source:
@@ -219,7 +219,7 @@ class _Run:
             sleep=sleep,
             margin_us=log.margin_us,
         )
-        self.pending = Pending(options.flush_rows, options.flush_bytes)
+        self.pending = Buffer(options.flush_rows, options.flush_bytes)
         self.stop = threading.Event()
         self.result = CaptureResult(source.table)
         self.state = LogState()
@@ -227,7 +227,7 @@ class _Run:
         self.lander: Lander
         # State of every shard, ahead of the log by the pending records.
         self.shards: dict[str, ShardState] = {}
-        self.lineage: Lineage
+        self.lineage: ShardTracker
         # End of the time with known losses; whether the stream gives no more records.
         self.losses_until_us: int | None = None
         self.has_ended = False
@@ -250,7 +250,7 @@ class _Run:
         self.shards = dict(self.state.shards)
         lag = self.source.reading.listing_lag_seconds(self.options.listing_lag_seconds)
         lag_us = int(lag * 1_000_000)
-        self.lineage = Lineage(self.log, self.source, self.state, self.shards, lag_us)
+        self.lineage = ShardTracker(self.log, self.source, self.state, self.shards, lag_us)
         self.lander = Lander(self.log, self.state, self.source, self.result, self.report)
         self.lander.remove_orphans()
         self.lander.complete()
@@ -262,7 +262,7 @@ class _Run:
                 self.stop.set()
                 self.pending.close()
         self._land()
-        self.losses_until_us = look_for_losses(
+        self.losses_until_us = record_losses(
             self.log, self.lander, self.state, self.source, self.result
         )
         self.has_ended = self._is_read_to_end()

@@ -18,8 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cdc_pipeline.aws.shards import Page
-from cdc_pipeline.capture.shards.buffer import Pending, moved
-from cdc_pipeline.capture.sources.reading import Reading
+from cdc_pipeline.capture.shards.buffer import Buffer, after_page
+from cdc_pipeline.capture.sources.reading import StreamProtocol
 from cdc_pipeline.capture.sources.source import ShardSource
 from cdc_pipeline.core.changes.change import Change
 from cdc_pipeline.core.errors import (
@@ -89,10 +89,10 @@ def polls_needed(empty_polls: int, age_us: int) -> int:
 
 def read_shard(
     source: ShardSource,
-    reading: Reading,
+    reading: StreamProtocol,
     stream: StreamRef,
     start: Start,
-    pending: Pending,
+    pending: Buffer,
     options: ReadOptions,
     stop: threading.Event,
 ) -> ShardState:
@@ -139,7 +139,7 @@ def read_shard(
             now_us = int(options.clock() * 1_000_000)
             _require_untrimmed(reading, stream, start, shard, page, now_us, options.margin_us)
         changes = _of_this_transport(parsed.changes, stream, start)
-        shard = moved(
+        shard = after_page(
             shard,
             last=reading.last(page),
             read_to_us=max(read_to.written_us, stream.since_us) if read_to.written_us else 0,
@@ -203,7 +203,7 @@ def _iterator(
 
 
 def _require_untrimmed(
-    reading: Reading,
+    reading: StreamProtocol,
     stream: StreamRef,
     start: Start,
     shard: ShardState,

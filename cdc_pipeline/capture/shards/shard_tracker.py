@@ -3,7 +3,7 @@
 A listing of a stream has all shards of a day, for a large table tens of thousands. So a large
 stream is listed whole every ten minutes; between listings the children of ended shards are
 requested. For a small stream both take a single request. Only whole listings prove that no shard is
-missing (`capture.landing.gaps.vouched`).
+missing (`capture.landing.gaps.proven_times`).
 """
 
 import time
@@ -43,7 +43,7 @@ def _unlisted(shard: ShardState) -> Shard:
     return Shard(shard.shard_id, shard.parent_id, None, None, shard.adjacent_id)
 
 
-class Lineage:
+class ShardTracker:
     """Shards of one stream. `state` (the log) and `shards` (their states) change with the run.
 
     `enabled`: the table writes to the stream, by the last listing. `stream_began_us`: no record of
@@ -235,7 +235,7 @@ class Lineage:
             return {}
         ends = [self._read_before_end_us(s) for s in self._ended() - self._parents]
         lag_us, margin_us = self._lag_us, self._log.margin_us
-        return gaps.vouched(
+        return gaps.proven_times(
             self._state, self._listing_us, lag_us, margin_us, min(ends, default=None)
         )
 

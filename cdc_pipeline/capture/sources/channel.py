@@ -26,9 +26,20 @@ from cdc_pipeline.aws.kinesis import (
 from cdc_pipeline.aws.s3.objects import SourceBucket
 from cdc_pipeline.aws.shards import Page, StreamDescription
 from cdc_pipeline.aws.table import describe_table
-from cdc_pipeline.capture.sources.firehose_files import Lost, Reached, measured, promised
-from cdc_pipeline.capture.sources.firehose_listing import Arrived, arrived_since
-from cdc_pipeline.capture.sources.firehose_objects import BROKEN, CUT_OFF, Record, records, unpacked
+from cdc_pipeline.capture.sources.firehose_files import (
+    CoveredTime,
+    LostRecord,
+    covered_by_lag,
+    covered_by_metrics,
+)
+from cdc_pipeline.capture.sources.firehose_listing import ArrivedObject, arrived_since
+from cdc_pipeline.capture.sources.firehose_objects import (
+    BROKEN,
+    CUT_OFF,
+    Record,
+    open_unpacked,
+    records,
+)
 from cdc_pipeline.capture.sources.item_reader import ItemReader
 from cdc_pipeline.capture.sources.kinesis_records import parse_envelopes
 from cdc_pipeline.capture.sources.replication import ReplicationMetric
@@ -114,7 +125,7 @@ def followed_channel(table: TableLake, stream: StreamRef) -> Source:
     )
 
 
-def note_off(table: TableLake, log: CaptureLog, state: LogState) -> None:
+def record_disabled(table: TableLake, log: CaptureLog, state: LogState) -> None:
     """Log that the followed channel receives no changes any more, so that they are missing."""
 
     def off(now: LogState) -> Parts | None:
@@ -149,7 +160,7 @@ def _source(table: TableLake, channel: Channel, stream_arn: str) -> Source:
     )
 
 
-def folders(channel: Channel, stream_arn: str) -> tuple[str, str]:
+def channel_folders(channel: Channel, stream_arn: str) -> tuple[str, str]:
     """Return the folders of a channel's objects and dead letters, as s3://bucket/prefix.
 
     Raises `SourceError` if the dead letters are among the objects.
@@ -184,7 +195,7 @@ class ChannelFiles:
     def folders(self) -> Firehose:
         """Folders of its objects in the form of Firehose's settings; raises `SourceError`."""
         return Firehose.model_construct(
-            prefixes=[folders(self.channel, self.stream_arn)[0]],
+            prefixes=[channel_folders(self.channel, self.stream_arn)[0]],
             error_prefixes=[],
             layout=None if has_days(self.channel.template) else "last_modified",
             window_days=self.window_days,
@@ -203,13 +214,13 @@ class ChannelFiles:
             "ChannelId": self.channel.channel_id,
         }
 
-    def arrived(self, since: date, now_us: int) -> list[Arrived]:
+    def arrived(self, since: date, now_us: int) -> list[ArrivedObject]:
         """See `FileSource`: objects, then dead letters."""
         objects = arrived_since(self.table.lake.aws, self.folders, since, now_us)
         letters = [letter for letter in self.letters() if letter.day >= since]
         return [*objects, *sorted(letters, key=lambda a: (a.day, a.object.modified, a.uri))]
 
-    def letters(self) -> Iterator[Arrived]:
+    def letters(self) -> Iterator[ArrivedObject]:
         """List all dead letters: they are few, and in folders of any form.
 
         Their day is the day of their writing; the log keeps them by it.
@@ -217,11 +228,13 @@ class ChannelFiles:
         bucket = SourceBucket(self.table.lake.aws, self.channel.error_bucket)
         for letter in bucket.objects(self.channel.error_prefix):
             if not letter.key.endswith("/"):
-                yield Arrived(bucket, letter, letter.modified.date())
+                yield ArrivedObject(bucket, letter, letter.modified.date())
 
-    def records(self, arrived: Arrived, file: BinaryIO, target: Target) -> Iterator[Record | Lost]:
+    def records(
+        self, arrived: ArrivedObject, file: BinaryIO, target: Target
+    ) -> Iterator[Record | LostRecord]:
         """See `FileSource`."""
-        _, errors = folders(self.channel, self.stream_arn)
+        _, errors = channel_folders(self.channel, self.stream_arn)
         if arrived.uri.startswith(errors):
             yield from self._dead_letters(arrived, file, target)
             return
@@ -230,32 +243,32 @@ class ChannelFiles:
             change = record.change and record.change._replace(transport=KINESIS_CHANNEL)
             yield record._replace(change=change)
 
-    def reached(self, listed_us: int) -> Reached:
+    def reached(self, listed_us: int) -> CoveredTime:
         """By the channel's metric if it is measured, else `lag_minutes` ago."""
         chosen = self.table.settings.kinesis_channel
         if not chosen.measured:
-            return promised(chosen.lag_minutes, listed_us)
+            return covered_by_lag(chosen.lag_minutes, listed_us)
         aws = self.table.source
 
         def ages(from_us: int) -> list[Ages]:
             return [channel_ages(aws, self.dimensions(), from_us, listed_us)]
 
-        return measured(aws, self.table.settings, ages, chosen.lag_minutes, listed_us)
+        return covered_by_metrics(aws, self.table.settings, ages, chosen.lag_minutes, listed_us)
 
     # Dead letters
 
     def _dead_letters(
-        self, arrived: Arrived, file: BinaryIO, target: Target
-    ) -> Iterator[Record | Lost]:
+        self, arrived: ArrivedObject, file: BinaryIO, target: Target
+    ) -> Iterator[Record | LostRecord]:
         try:
-            for value, raw in pieces(unpacked(file)):
+            for value, raw in pieces(open_unpacked(file)):
                 yield self._dead_letter(arrived, value, raw, target)
         except BROKEN:
             yield Record(None, (CUT_OFF, arrived.uri.encode()), False, 0)
 
     def _dead_letter(
-        self, arrived: Arrived, value: Any, raw: bytes, target: Target
-    ) -> Record | Lost:
+        self, arrived: ArrivedObject, value: Any, raw: bytes, target: Target
+    ) -> Record | LostRecord:
         try:
             letter = dead_letter(value)
         except UnreadableError as error:
@@ -264,7 +277,9 @@ class ChannelFiles:
             return Record(None, None, False, len(raw))
         return self._read_again(arrived, letter, target)
 
-    def _read_again(self, arrived: Arrived, letter: DeadLetter, target: Target) -> Record | Lost:
+    def _read_again(
+        self, arrived: ArrivedObject, letter: DeadLetter, target: Target
+    ) -> Record | LostRecord:
         """Read the record of a dead letter from the stream; raises `SourceError`."""
         streams = KinesisStreams(self.table.source, self.table.name)
         try:
@@ -277,7 +292,7 @@ class ChannelFiles:
             # A channel may have tried for the whole retention of the stream, and delivers no record
             # older than itself.
             given_up_us = round(arrived.object.modified.timestamp() * 1_000_000)
-            return Lost(max(given_up_us - retention_us, self.channel.created_us))
+            return LostRecord(max(given_up_us - retention_us, self.channel.created_us))
         changes, unreadable, _ = parse_envelopes(
             [raw],
             target=target,

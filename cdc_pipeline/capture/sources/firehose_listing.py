@@ -33,7 +33,7 @@ _DEEPEST = 2
 
 
 @dataclass(frozen=True)
-class Arrived:
+class ArrivedObject:
     """An object of Firehose and the day of its folder."""
 
     bucket: SourceBucket
@@ -46,7 +46,7 @@ class Arrived:
         return f"s3://{self.bucket.bucket}/{self.object.key}"
 
 
-class WithoutShards:
+class NoShards:
     """Placeholder for the shards of a source that has none."""
 
     def describe(self, arn: str) -> StreamDescription:
@@ -66,7 +66,7 @@ class WithoutShards:
         raise ShardGoneError(f"{iterator} is of no shard")
 
 
-def open_files(table: TableLake) -> Source:
+def open_firehose(table: TableLake) -> Source:
     """Open a table whose changes Firehose writes; raises `SourceError`.
 
     It counts as one stream as long as the table is the same, also with other prefixes in the
@@ -80,7 +80,7 @@ def open_files(table: TableLake) -> Source:
         table_id=described.table_id,
         arn=f"{FIREHOSE}:{described.table_id}",
         view_type=NEW_AND_OLD_IMAGES,
-        shards=WithoutShards(),
+        shards=NoShards(),
         reader=ItemReader(aws, table.name, described.key_names, pace),
         transport=FIREHOSE,
         clock_offset_us=aws.clock_offset.offset_us,
@@ -92,7 +92,9 @@ def target_of(described: TableDescription) -> Target:
     return Target(described.name, described.table_id, described.key_types, described.arn)
 
 
-def arrived_since(aws: AwsSession, settings: Firehose, since: date, now_us: int) -> list[Arrived]:
+def arrived_since(
+    aws: AwsSession, settings: Firehose, since: date, now_us: int
+) -> list[ArrivedObject]:
     """List all objects in folders of `since` and later days, in the order of arrival.
 
     Requests: one for each folder above the months, and two for each listed month (one more for
@@ -111,7 +113,7 @@ def arrived_since(aws: AwsSession, settings: Firehose, since: date, now_us: int)
 
 def find_arrived(
     aws: AwsSession, prefix: str, layout: str | None, since: date
-) -> Iterator[Arrived]:
+) -> Iterator[ArrivedObject]:
     """List the objects of one prefix; see `arrived_since`."""
     bucket, root = bucket_of(aws, prefix)
     if layout is not None:
@@ -138,7 +140,7 @@ def is_empty(aws: AwsSession, prefix: str) -> bool:
     return not any(not _is_hidden(f.key) and not f.key.endswith("/") for f in bucket.objects(root))
 
 
-def find_again(aws: AwsSession, files: Iterable[SourceFile]) -> Iterator[Arrived]:
+def list_again(aws: AwsSession, files: Iterable[SourceFile]) -> Iterator[ArrivedObject]:
     """List logged objects again, with their current state; one that is gone keeps its old state.
 
     One request for each. Raises `SourceError`.
@@ -148,10 +150,10 @@ def find_again(aws: AwsSession, files: Iterable[SourceFile]) -> Iterator[Arrived
         day = date.fromisoformat(file.arrived)
         gone = FoundObject(key, file.etag, file.bytes, datetime.combine(day, time.min, UTC))
         listed = (item for item in bucket.objects(key) if item.key == key)
-        yield Arrived(bucket, next(listed, gone), day)
+        yield ArrivedObject(bucket, next(listed, gone), day)
 
 
-def has_news(aws: AwsSession, settings: Firehose, state: LogState) -> bool:
+def has_new_objects(aws: AwsSession, settings: Firehose, state: LogState) -> bool:
     """Whether there is an object after the newest logged ones, or an object read in part.
 
     A cheap check, with one request for each spelling of days in a prefix: late objects are found
@@ -174,7 +176,7 @@ def _has_newer(aws: AwsSession, prefix: str, state: LogState) -> bool:
     )
 
 
-def newest_under(aws: AwsSession, prefix: str) -> list[FoundObject]:
+def objects_under(aws: AwsSession, prefix: str) -> list[FoundObject]:
     """List the objects under a prefix, in all folders; raises `SourceError`."""
     bucket, root = bucket_of(aws, prefix)
     return [f for f in bucket.objects(root) if not (_is_hidden(f.key) or f.key.endswith("/"))]
@@ -188,7 +190,7 @@ def bucket_of(aws: AwsSession, prefix: str) -> tuple[SourceBucket, str]:
 
 def _walk(
     bucket: SourceBucket, path: str, known: Parts, since: date, deeper: int | None
-) -> Iterator[Arrived]:
+) -> Iterator[ArrivedObject]:
     """Objects under a folder; its name and its parents are the parts `known` of a day.
 
     `deeper`: number of levels of other folders allowed above folders of days; None: objects outside
@@ -219,7 +221,7 @@ def _walk(
 
 def _of_days(
     bucket: SourceBucket, path: str, days: Mapping[str, Parts], known: Parts, since: date
-) -> Iterator[Arrived]:
+) -> Iterator[ArrivedObject]:
     """Objects in folders of days under `path`: one listing for all folders with the same label."""
     for label in dict.fromkeys(map(label_of, days)):
         first = min(folder for folder in days if label_of(folder) == label)
@@ -232,10 +234,12 @@ def _of_days(
                 continue
             day = arrival_day(parts, item.key.rpartition("/")[2], item.modified.date())
             if day >= since and label_of(folder) == label:
-                yield Arrived(bucket, item, day)
+                yield ArrivedObject(bucket, item, day)
 
 
-def _by_layout(bucket: SourceBucket, root: str, layout: str, since: date) -> Iterator[Arrived]:
+def _by_layout(
+    bucket: SourceBucket, root: str, layout: str, since: date
+) -> Iterator[ArrivedObject]:
     day_of_key = by_layout(layout)
     for item in bucket.objects(root):
         if _is_hidden(item.key) or item.key.endswith("/"):
@@ -248,7 +252,7 @@ def _by_layout(bucket: SourceBucket, root: str, layout: str, since: date) -> Ite
                 "the day of its last write",
             )
         if day >= since:
-            yield Arrived(bucket, item, day)
+            yield ArrivedObject(bucket, item, day)
 
 
 def _is_hidden(key: str) -> bool:

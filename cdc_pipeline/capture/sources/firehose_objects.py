@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from cdc_pipeline.aws.s3.objects import FoundObject, SourceBucket
 from cdc_pipeline.core.changes.change import Change
-from cdc_pipeline.core.changes.firehose import delivered, refused_shape
+from cdc_pipeline.core.changes.firehose import delivered_records, refused_shape
 from cdc_pipeline.core.changes.json_stream import NOT_JSON, pieces
 from cdc_pipeline.core.changes.kinesis import AGGREGATED
 from cdc_pipeline.core.changes.ownership import Target
@@ -120,7 +120,7 @@ def _is_snappy(block: bytes) -> bool:
 
 def _json(file: BinaryIO, uri: str, target: Target) -> Iterator[Record]:
     try:
-        for number, (value, raw) in enumerate(pieces(unpacked(file))):
+        for number, (value, raw) in enumerate(pieces(open_unpacked(file))):
             if not number and (shape := refused_shape(value)) is not None:
                 raise SourceError(
                     f"an object that begins with {shape}, which is not read",
@@ -134,7 +134,7 @@ def _json(file: BinaryIO, uri: str, target: Target) -> Iterator[Record]:
         yield _unreadable(CUT_OFF, uri.encode())
 
 
-def unpacked(file: BinaryIO) -> Callable[[int], bytes]:
+def open_unpacked(file: BinaryIO) -> Callable[[int], bytes]:
     """Return a reader of the bytes of an object that may be GZIP or ZSTD, by its first bytes.
 
     It returns all bytes before damaged compressed data, and then raises; GZIP's own `read` loses
@@ -183,7 +183,7 @@ def _until_broken(read_some: Callable[[int], bytes]) -> Callable[[int], bytes]:
 
 def _records(value: Any, raw: bytes, target: Target) -> Iterator[Record]:
     size = len(raw)
-    for record in delivered(value, raw, target):
+    for record in delivered_records(value, raw, target):
         yield Record(record.change, record.unreadable, record.legacy, size, record.other)
         size = 0  # counted once for all records of a wrapper
 

@@ -32,10 +32,10 @@ class ReadTo(NamedTuple):
     written_us: int = 0
 
 
-class Reading(Protocol):
+class StreamProtocol(Protocol):
     """How the pages of a transport are interpreted."""
 
-    def of_former(self, table_id: str) -> "Reading":
+    def of_former(self, table_id: str) -> "StreamProtocol":
         """Return the same for a former table of that name, whose keys are unknown."""
         ...
 
@@ -97,7 +97,7 @@ _LISTING_SECONDS = 600
 
 
 @dataclass(frozen=True)
-class StreamsReading:
+class StreamsProtocol:
     """DynamoDB Streams: the records of a shard are in the order of their write times.
 
     `target`: the table whose keys the records must have, None: a table that is gone.
@@ -105,7 +105,7 @@ class StreamsReading:
 
     target: Target | None = None
 
-    def of_former(self, table_id: str) -> "StreamsReading":
+    def of_former(self, table_id: str) -> "StreamsProtocol":
         """See `Reading`; a stream belongs to one table, so the id is not needed."""
         return replace(self, target=None)
 
@@ -156,7 +156,7 @@ _LISTING_LAG_SECONDS = 10
 
 
 @dataclass(frozen=True)
-class KinesisReading:
+class KinesisProtocol:
     """Kinesis: records repeat and lack order, so only AWS's MillisBehindLatest shows progress.
 
     `target`: the table whose records count; a stream may hold records of other tables.
@@ -168,7 +168,7 @@ class KinesisReading:
     encodings: int = 2
     late_seconds: float = 60
 
-    def of_former(self, table_id: str) -> "KinesisReading":
+    def of_former(self, table_id: str) -> "KinesisProtocol":
         """See `Reading`."""
         return replace(self, target=replace(self.target, table_id=table_id, key_types={}))
 

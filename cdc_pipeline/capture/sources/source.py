@@ -8,7 +8,7 @@ from cdc_pipeline.aws.client.session import AwsSession
 from cdc_pipeline.aws.shards import Page, StreamDescription
 from cdc_pipeline.aws.table import TableDescription, describe_backups, describe_table
 from cdc_pipeline.capture.sources.item_reader import ItemReader
-from cdc_pipeline.capture.sources.reading import Reading, StreamsReading
+from cdc_pipeline.capture.sources.reading import StreamProtocol, StreamsProtocol
 from cdc_pipeline.core.errors import SourceError
 from cdc_pipeline.core.log.entries import StreamRef
 from cdc_pipeline.core.log.lineage import Shard
@@ -36,7 +36,7 @@ class Source:
     shards: "ShardSource"
     reader: ItemReader | None = None
     transport: str = DYNAMODB_STREAMS
-    reading: Reading = field(default_factory=StreamsReading)
+    reading: StreamProtocol = field(default_factory=StreamsProtocol)
     created_us: int = 0
     losses: "Losses | None" = None
     clock_offset_us: Callable[[], int | None] = lambda: None

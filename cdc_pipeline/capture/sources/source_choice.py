@@ -2,15 +2,15 @@
 
 from dataclasses import replace
 
-from cdc_pipeline.aws.client.session import code_behind
+from cdc_pipeline.aws.client.session import cause_code
 from cdc_pipeline.aws.kinesis import KinesisStreams, active_destination
 from cdc_pipeline.aws.streams import DynamoDBStreams
 from cdc_pipeline.aws.table import TableDescription, describe_table
 from cdc_pipeline.capture.sources.channel import followed_channel, open_channel
 from cdc_pipeline.capture.sources.firehose_files import FirehoseFiles
-from cdc_pipeline.capture.sources.firehose_listing import open_files, target_of
+from cdc_pipeline.capture.sources.firehose_listing import open_firehose, target_of
 from cdc_pipeline.capture.sources.item_reader import ItemReader
-from cdc_pipeline.capture.sources.reading import KinesisReading, StreamsReading
+from cdc_pipeline.capture.sources.reading import KinesisProtocol, StreamsProtocol
 from cdc_pipeline.capture.sources.replication import ReplicationMetric, replication_late_us
 from cdc_pipeline.capture.sources.source import Source, table_with_stream
 from cdc_pipeline.core.changes.ownership import Target
@@ -52,7 +52,7 @@ def open_source(table: TableLake, transport: str | None = None) -> Source:
         view_type=described.view_type or "",
         shards=DynamoDBStreams(aws),
         reader=_reader(table, described),
-        reading=StreamsReading(target_of(described)),
+        reading=StreamsProtocol(target_of(described)),
         clock_offset_us=aws.clock_offset.offset_us,
     )
 
@@ -72,7 +72,7 @@ def followed_source(table: TableLake, stream: StreamRef) -> Source:
         try:
             described = describe_table(table.source, table.name)
         except SourceError as error:
-            if code_behind(error) != "ResourceNotFoundException":
+            if cause_code(error) != "ResourceNotFoundException":
                 raise
             described = None
         return _kinesis(table, shards, stream.table_id, stream.arn, stream.created_us, described)
@@ -97,7 +97,7 @@ def with_measured_lateness(table: TableLake, source: Source) -> tuple[Source, tu
     One request to CloudWatch for Kinesis; other sources are returned unchanged.
     """
     reading = source.reading
-    if not isinstance(reading, KinesisReading):
+    if not isinstance(reading, KinesisProtocol):
         return source, ()
     late = replication_late_us(table.source, table.settings, table.log.now_us())
     measured = replace(reading, late_seconds=late.us / 1_000_000)
@@ -105,7 +105,7 @@ def with_measured_lateness(table: TableLake, source: Source) -> tuple[Source, tu
 
 
 def _firehose(table: TableLake) -> Source:
-    source = open_files(table)
+    source = open_firehose(table)
     assert table.settings.firehose is not None  # the settings require it
     return replace(source, files=FirehoseFiles(table, table.settings.firehose))
 
@@ -134,7 +134,7 @@ def _kinesis(
         # Reads the item where the order of its changes cannot be decided.
         reader=_reader(table, described) if described else None,
         transport=KINESIS,
-        reading=KinesisReading(target, settings.binary_encodings, settings.late_seconds),
+        reading=KinesisProtocol(target, settings.binary_encodings, settings.late_seconds),
         created_us=created_us,
         losses=ReplicationMetric(table.source, table.name, metric_us),
         clock_offset_us=table.source.clock_offset.offset_us,

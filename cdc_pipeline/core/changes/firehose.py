@@ -38,7 +38,7 @@ _REFUSED = (
 
 
 @dataclass(frozen=True)
-class Delivered:
+class DeliveredRecord:
     """One delivered record: a change, or none for an unreadable record or another table's.
 
     `legacy`: written by an older Lambda, so its time is that of its arrival. `unreadable`: reason
@@ -51,7 +51,7 @@ class Delivered:
     other: str = ""
 
 
-def delivered(value: Any, raw: bytes, target: Target) -> Iterator[Delivered]:
+def delivered_records(value: Any, raw: bytes, target: Target) -> Iterator[DeliveredRecord]:
     """Yield the records of one piece of a file: several of a wrapper, one of anything else.
 
     `raw`: its bytes. Error records are replayed. Raises nothing.
@@ -69,7 +69,7 @@ def refused_shape(value: Any) -> str | None:
 
 def _inside(
     value: Any, raw: bytes, target: Target, depth: int, *, replayed: bool, is_part: bool = False
-) -> Iterator[Delivered]:
+) -> Iterator[DeliveredRecord]:
     """Yield the records in a value. `raw`: its bytes, or (`is_part`) those of its wrapper."""
     try:
         if depth > _DEEPEST:
@@ -87,16 +87,18 @@ def _inside(
                 raise UnreadableError("a wrapper around no record")
             for record, inner in records:
                 if record is None:
-                    yield Delivered(None, unreadable=(NOT_JSON, inner))
+                    yield DeliveredRecord(None, unreadable=(NOT_JSON, inner))
                 else:
                     yield from _inside(record, inner, target, depth + 1, replayed=replayed)
         else:
             for record in wrapped:
                 yield from _inside(record, raw, target, depth + 1, replayed=replayed, is_part=True)
     except UnreadableError as error:
-        yield Delivered(None, unreadable=(error.reason, _bytes(value, raw) if is_part else raw))
+        yield DeliveredRecord(
+            None, unreadable=(error.reason, _bytes(value, raw) if is_part else raw)
+        )
     except RecursionError:
-        yield Delivered(None, unreadable=(TOO_DEEP, raw))
+        yield DeliveredRecord(None, unreadable=(TOO_DEEP, raw))
 
 
 def _wrapped(value: Any) -> bytes | list[Any] | None:
@@ -140,17 +142,17 @@ def _bytes(value: Any, outer: bytes) -> bytes:
         return outer
 
 
-def _one(record: Any, target: Target) -> Delivered:
+def _one(record: Any, target: Target) -> DeliveredRecord:
     """Parse a record that is no wrapper; raises `UnreadableError`."""
     if isinstance(record, Mapping):
         if "dynamodb" in record or is_flat(record):
             if target.is_of_another(record):  # objects in S3 may hold records of several tables
-                return Delivered(None, other=table_named_by(record))
-            return Delivered(_change(record, target))
+                return DeliveredRecord(None, other=table_named_by(record))
+            return DeliveredRecord(_change(record, target))
         if "write_time_us" in record and "keys" in record:
-            return Delivered(from_landing_row(record, target))
+            return DeliveredRecord(from_landing_row(record, target))
         if {"uuid", "op", "time_stamp", "data"} <= record.keys():
-            return Delivered(from_legacy_row(record, target), legacy=True)
+            return DeliveredRecord(from_legacy_row(record, target), legacy=True)
     raise UnreadableError(refused_shape(record) or "a record of an unknown kind")
 
 

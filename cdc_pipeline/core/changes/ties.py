@@ -27,7 +27,7 @@ Image = str | None
 
 
 @dataclass(frozen=True)
-class Settled:
+class OrderedTie:
     """Rows of a tie to land: new changes at their positions, and landed ones with new positions.
 
     `last`: the last change of the tie. `is_decided`: this one is certainly the last.
@@ -70,7 +70,7 @@ def _is_coarse(changes: Iterable[Change]) -> bool:
     return any(change.write_time_us % _MS == 0 for change in changes)
 
 
-def settle(known: Sequence[Change], new: Sequence[Change], end: Image = UNKNOWN) -> Settled:
+def order_tie(known: Sequence[Change], new: Sequence[Change], end: Image = UNKNOWN) -> OrderedTie:
     """Order a tie and give its new changes, at least one, their positions.
 
     `known`: its landed rows, perhaps several of one change; `new`: changes to land, perhaps with
@@ -87,7 +87,7 @@ def settle(known: Sequence[Change], new: Sequence[Change], end: Image = UNKNOWN)
     to_land = {change.uuid for change in new}
     again = [c for c in order if c.uuid not in to_land and moved[c.uuid] != places[c.uuid]]
     rows = [change._replace(position=moved[change.uuid]) for change in [*new, *again]]
-    return Settled(rows, order[-1], is_decided)
+    return OrderedTie(rows, order[-1], is_decided)
 
 
 def _last_places(known: Iterable[Change]) -> dict[str, str]:

@@ -28,7 +28,7 @@ CLOCK_WARN_US = 2_000_000
 
 
 @dataclass(frozen=True)
-class Stretch:
+class CoverageRange:
     """Coverage of the changes written in [from_us, to_us), µs since the epoch.
 
     `means`: "stream", every change; "heal", the last change of each item; "export", only their
@@ -43,7 +43,7 @@ class Stretch:
     gap: int | None = None
 
 
-def coverage(state: LogState, now_us: int) -> list[Stretch]:
+def coverage(state: LogState, now_us: int) -> list[CoverageRange]:
     """Return the ledger of one table from the beginning to `now_us`: in order, without overlaps.
 
     It has no holes since capture began, and is empty before that. Where gaps overlap, the worst one
@@ -53,22 +53,25 @@ def coverage(state: LogState, now_us: int) -> list[Stretch]:
         return []
     began_us = state.began_us
     read_us = min(max(state.watermark_us, began_us), now_us)
-    stretches = [Stretch(began_us, read_us, "stream"), Stretch(read_us, now_us, "unread")]
+    stretches = [
+        CoverageRange(began_us, read_us, "stream"),
+        CoverageRange(read_us, now_us, "unread"),
+    ]
     stretches += [_of_gap(state, gap) for gap in state.gaps.values()]
     staged = [b for b in state.baselines.values() if b.snapshot_id is not None]
     first = min((baseline.export_time_us for baseline in staged), default=None)
     if first is not None:
         note = f"in the state of the export at {time_text(first)}"
-        stretches.append(Stretch(0, began_us, "export", note))
+        stretches.append(CoverageRange(0, began_us, "export", note))
     return _flatten(stretches)
 
 
-def holes(stretches: Sequence[Stretch]) -> list[Stretch]:
+def holes(stretches: Sequence[CoverageRange]) -> list[CoverageRange]:
     """List the stretches of lost changes that no export covers yet."""
     return [stretch for stretch in stretches if stretch.means == "lost"]
 
 
-def hour_bars(stretches: Sequence[Stretch], days: int) -> list[str]:
+def hour_bars(stretches: Sequence[CoverageRange], days: int) -> list[str]:
     """Format the last `days` days of the ledger: one line per day, one sign per hour (UTC)."""
     if not stretches:
         return []
@@ -97,8 +100,8 @@ def clock_note(offset_us: int) -> str:
     return f"[yellow]{note}; set it (NTP)[/]" if clock_warning(offset_us) else note
 
 
-def _of_gap(state: LogState, gap: Gap) -> Stretch:
-    stretch = Stretch(gap.from_us, gap.to_us, "lost", str(gap), gap.entry)
+def _of_gap(state: LogState, gap: Gap) -> CoverageRange:
+    stretch = CoverageRange(gap.from_us, gap.to_us, "lost", str(gap), gap.entry)
     heal = state.heal_of(gap.entry)
     if heal is not None and heal.healed:
         note = f"{gap.cause}; the last change of each item, from {len(heal.windows)} exports"
@@ -110,10 +113,10 @@ def _of_gap(state: LogState, gap: Gap) -> Stretch:
     return stretch
 
 
-def _flatten(stretches: list[Stretch]) -> list[Stretch]:
+def _flatten(stretches: list[CoverageRange]) -> list[CoverageRange]:
     """Cut at every boundary, keep the worst of each piece, and join equal neighbours."""
     bounds = sorted({bound for s in stretches for bound in (s.from_us, s.to_us)})
-    flat: list[Stretch] = []
+    flat: list[CoverageRange] = []
     for start, end in pairwise(bounds):
         over = [s for s in stretches if s.from_us <= start and end <= s.to_us]
         if not over:
@@ -128,12 +131,12 @@ def _flatten(stretches: list[Stretch]) -> list[Stretch]:
     return flat
 
 
-def _bar(stretches: Sequence[Stretch], day: date) -> str:
+def _bar(stretches: Sequence[CoverageRange], day: date) -> str:
     midnight = int(datetime.combine(day, time(), UTC).timestamp()) * 1_000_000
     return f"{day} {''.join(_sign(stretches, midnight + hour * _HOUR_US) for hour in range(24))}"
 
 
-def _sign(stretches: Sequence[Stretch], start_us: int) -> str:
+def _sign(stretches: Sequence[CoverageRange], start_us: int) -> str:
     within = {s.means for s in stretches if s.from_us < start_us + _HOUR_US and s.to_us > start_us}
     # The present hour is never read to its end.
     if len(within) > 1:

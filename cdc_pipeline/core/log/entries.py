@@ -60,7 +60,7 @@ class StreamRef:
 
 
 @dataclass(frozen=True)
-class Cut:
+class Cutover:
     """A pending switch of transports: the old one counts before `at_us`, `transport` from then on.
 
     `at_us` is a whole second, because DynamoDB Streams reports write times in seconds, and Kinesis
@@ -251,7 +251,7 @@ class Heal:
 
 
 @dataclass(frozen=True)
-class Late:
+class LateChanges:
     """Changes that landed below the watermark, which had counted their time as complete.
 
     `behind_us`: how far the oldest of them was below the watermark.
@@ -261,11 +261,11 @@ class Late:
     behind_us: int
 
 
-NOTHING_LATE = Late(0, 0)
+NOTHING_LATE = LateChanges(0, 0)
 
 
 @dataclass(frozen=True)
-class Removed:
+class RemovedRows:
     """Result of an erasure in one place of the lake: files changed or deleted, rows removed."""
 
     place: str
@@ -288,5 +288,5 @@ class Erasure:
     salt: str
     until_us: int
     by: str
-    removed: tuple[Removed, ...] = ()
+    removed: tuple[RemovedRows, ...] = ()
     done_us: int | None = None

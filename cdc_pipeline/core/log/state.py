@@ -17,15 +17,15 @@ from cdc_pipeline.core.log.entries import (
     FIRST_GENERATION,
     NOTHING_LATE,
     Baseline,
-    Cut,
+    Cutover,
     Erasure,
     Gap,
     Heal,
     HealWindow,
     LandedObject,
-    Late,
+    LateChanges,
     QuarantinedObject,
-    Removed,
+    RemovedRows,
     ShardState,
     SourceFile,
     StreamRef,
@@ -80,11 +80,11 @@ class Entry:
     removed: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
     erasure: Erasure | None = None
-    cut: Cut | None = None
+    cut: Cutover | None = None
     replicated_us: int | None = None
     files: tuple[SourceFile, ...] = ()
     files_from: str | None = None
-    late: Late | None = None
+    late: LateChanges | None = None
     clock_offset_us: int | None = None
 
     def to_json(self) -> str:
@@ -139,9 +139,9 @@ class LogState:
     files_from: str = ""
     legacy_us: int = 0
     last_owner: str = ""
-    cut: Cut | None = None
+    cut: Cutover | None = None
     replicated_us: int = 0
-    late: Late = NOTHING_LATE
+    late: LateChanges = NOTHING_LATE
     late_at_us: int = 0
     clock_offset_us: int | None = None
     summed_to: int = 0
@@ -196,7 +196,7 @@ class LogState:
         self._apply_files(entry)
         if entry.late is not None:
             behind_us = max(self.late.behind_us, entry.late.behind_us)
-            self.late = Late(self.late.rows + entry.late.rows, behind_us)
+            self.late = LateChanges(self.late.rows + entry.late.rows, behind_us)
             self.late_at_us = entry.at_us
         if entry.clock_offset_us is not None:
             self.clock_offset_us = entry.clock_offset_us
@@ -399,11 +399,11 @@ def _entry(raw: Mapping[str, Any]) -> Entry:
         removed=tuple(raw.get("removed", ())),
         lost=tuple(raw.get("lost", ())),
         erasure=_erasure(raw["erasure"]) if raw.get("erasure") else None,
-        cut=Cut(**raw["cut"]) if raw.get("cut") else None,
+        cut=Cutover(**raw["cut"]) if raw.get("cut") else None,
         replicated_us=raw.get("replicated_us"),
         files=tuple(_files(raw)),
         files_from=raw.get("files_from"),
-        late=Late(**raw["late"]) if raw.get("late") else None,
+        late=LateChanges(**raw["late"]) if raw.get("late") else None,
         clock_offset_us=raw.get("clock_offset_us"),
     )
 
@@ -431,9 +431,9 @@ def _state(raw: Mapping[str, Any]) -> LogState:
         files_from=raw.get("files_from", ""),
         legacy_us=raw.get("legacy_us", 0),
         last_owner=raw["last_owner"],
-        cut=Cut(**raw["cut"]) if raw.get("cut") else None,
+        cut=Cutover(**raw["cut"]) if raw.get("cut") else None,
         replicated_us=raw.get("replicated_us", 0),
-        late=Late(**raw["late"]) if raw.get("late") else NOTHING_LATE,
+        late=LateChanges(**raw["late"]) if raw.get("late") else NOTHING_LATE,
         late_at_us=raw.get("late_at_us", 0),
         clock_offset_us=raw.get("clock_offset_us"),
         summed_to=raw.get("summed_to", 0),
@@ -450,7 +450,7 @@ def _gap(raw: Mapping[str, Any]) -> Gap:
 
 
 def _erasure(raw: Mapping[str, Any]) -> Erasure:
-    removed = (Removed(**part) for part in raw["removed"])
+    removed = (RemovedRows(**part) for part in raw["removed"])
     return Erasure(**{**raw, "removed": tuple(removed)})
 
 

@@ -30,7 +30,7 @@ class Fill:
 
 
 @dataclass(frozen=True)
-class DayPlan:
+class BackfillPlan:
     """The plan for a day. `gaps`: open ones; `notes`: times that nothing covers, for people."""
 
     fills: list[Fill] = field(default_factory=list)
@@ -51,7 +51,7 @@ def plan_day(
     backups: Backups | None,
     now_us: int,
     margin_us: int = 0,
-) -> DayPlan:
+) -> BackfillPlan:
     """Plan the backfill of a day; an empty plan for a complete day.
 
     `lost`: objects in the log but not in the lake; `backups`: None while point-in-time recovery is
@@ -63,7 +63,9 @@ def plan_day(
         raise NotCoveredError(
             f"{day} has not begun yet; it is {time_text(now_us)} UTC", fix="choose days up to today"
         )
-    plan = DayPlan(gaps=[g for g in state.open_gaps() if g.from_us < span[1] and g.to_us > span[0]])
+    plan = BackfillPlan(
+        gaps=[g for g in state.open_gaps() if g.from_us < span[1] and g.to_us > span[0]]
+    )
     if lost:
         plan.fills.append(_replace_lost(day, lost, backups))
     began_us = state.began_us or now_us
@@ -92,7 +94,7 @@ def plan_day(
     return plan
 
 
-def _require_captured(state: LogState, plan: DayPlan, seen_us: int, margin_us: int) -> None:
+def _require_captured(state: LogState, plan: BackfillPlan, seen_us: int, margin_us: int) -> None:
     """Raise `NotReadyError` until capture has landed the stream's changes of the plan's time."""
     end_us = max((fill.span[1] for fill in plan.fills), default=0)
     if state.began_us and end_us > seen_us and state.watermark_us - margin_us < end_us:

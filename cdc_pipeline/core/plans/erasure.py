@@ -86,14 +86,14 @@ class Suppressions:
         """Whether anything was ever erased."""
         return bool(self._until)
 
-    def drops(self, keys: str, write_time_us: int) -> bool:
+    def is_suppressed(self, keys: str, write_time_us: int) -> bool:
         """Whether to drop a change of this canonical key at this write time."""
         if write_time_us > self._latest:
             return False  # new writes cost no hash
         hashes = ((salt, key_hash(salt, keys)) for salt in self._salts)
         return any(write_time_us <= self._until.get(pair, -1) for pair in hashes)
 
-    def drops_record(self, record: bytes) -> bool:
+    def is_suppressed_record(self, record: bytes) -> bool:
         """Whether to drop an unreadable stream record, if its key is readable."""
         try:
             document = json.loads(record)
@@ -105,7 +105,7 @@ class Suppressions:
         if "tableName" in document:  # Kinesis's format, with binary encoded twice
             with suppress(UnreadableError):
                 keys.append(to_json(canonical_item(decoded(body["Keys"], 1))))
-        return any(self.drops(key, _time_us(body)) for key in keys)
+        return any(self.is_suppressed(key, _time_us(body)) for key in keys)
 
 
 def _time_us(body: Mapping[str, Any]) -> int:

@@ -69,7 +69,7 @@ class SourceTable:
 
 
 @dataclass(frozen=True)
-class Place:
+class S3Location:
     """A bucket and a prefix of keys, mostly a folder. `partition`: of AWS, as in ARNs."""
 
     bucket: str
@@ -156,13 +156,13 @@ def _channel_statements(tables: Sequence[SourceTable]) -> list[Statement]:
     ]
 
 
-def export_statements(places: Sequence[Place]) -> list[Statement]:
+def export_statements(places: Sequence[S3Location]) -> list[Statement]:
     """Build the statement for DynamoDB's writes of exports, which run with the caller's rights."""
     actions = ["s3:PutObject", "s3:PutObjectAcl", "s3:AbortMultipartUpload"]
     return [statement("ExportFiles", actions, (place.objects for place in places))]
 
 
-def lake_statements(lake: Place | None, read: Sequence[Place]) -> list[Statement]:
+def lake_statements(lake: S3Location | None, read: Sequence[S3Location]) -> list[Statement]:
     """Build statements for the lake's folder, and read-only folders: exports, files of Firehose.
 
     Listing covers whole buckets: without it S3 answers 403, not 404, for a missing key.
@@ -230,7 +230,9 @@ def key_statements(keys: Sequence[str]) -> list[Statement]:
     return [statement("Keys", ["kms:Decrypt", "kms:GenerateDataKey"], keys)] if keys else []
 
 
-def erase_statements(tables: Sequence[SourceTable], places: Sequence[Place]) -> list[Statement]:
+def erase_statements(
+    tables: Sequence[SourceTable], places: Sequence[S3Location]
+) -> list[Statement]:
     """Build the extra statements for `cdc-pipeline erase`: for people, not for the pipeline."""
     return [
         statement("SeeThatItIsGone", ["dynamodb:GetItem"], (table.arn for table in tables)),
@@ -243,7 +245,7 @@ def erase_statements(tables: Sequence[SourceTable], places: Sequence[Place]) -> 
     ]
 
 
-def bucket_policy(place: Place, roles: Sequence[str]) -> Policy:
+def bucket_policy(place: S3Location, roles: Sequence[str]) -> Policy:
     """Build the policy of the export bucket that lets roles of other accounts export into it."""
     (exports,) = export_statements([place])
     allowed = {

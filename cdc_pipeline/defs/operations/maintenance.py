@@ -14,7 +14,7 @@ from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings.model import Settings
 
 if TYPE_CHECKING:
-    from cdc_pipeline.lake.upkeep.maintenance import Upkeep
+    from cdc_pipeline.lake.upkeep.maintenance import MaintenanceResult
 
 _DESCRIPTION = (
     "Merges small landing objects, expires old Iceberg snapshots and removes unreferenced files. "
@@ -33,7 +33,7 @@ def build_maintenance_defs(settings: Settings) -> dg.Definitions:
         context: dg.AssetExecutionContext, lake: LakeResource
     ) -> Iterator[dg.MaterializeResult]:
         failed: list[str] = []
-        done: list[tuple[str, Upkeep]] = []
+        done: list[tuple[str, MaintenanceResult]] = []
         for name, maintain in _tasks(lake.open(), settings):
             try:
                 done.append((name, maintain()))
@@ -57,14 +57,14 @@ def build_maintenance_defs(settings: Settings) -> dg.Definitions:
     return dg.Definitions(assets=[maintenance], schedules=[schedule])
 
 
-def _log_upkeep(context: dg.AssetExecutionContext, name: str, upkeep: "Upkeep") -> None:
+def _log_upkeep(context: dg.AssetExecutionContext, name: str, upkeep: "MaintenanceResult") -> None:
     context.log.info(", ".join(_cells(name, upkeep)))
     if upkeep.not_expired:
         kept = ", ".join(upkeep.not_expired)
         context.log.warning(f"the catalogue does not expire earlier versions of {kept}")
 
 
-def _cells(name: str, upkeep: "Upkeep") -> tuple[str, ...]:
+def _cells(name: str, upkeep: "MaintenanceResult") -> tuple[str, ...]:
     """Return the cells of `_COLUMNS` for one table."""
     return (
         name,
@@ -77,7 +77,7 @@ def _cells(name: str, upkeep: "Upkeep") -> tuple[str, ...]:
     )
 
 
-def _metadata(done: "Sequence[tuple[str, Upkeep]]") -> dict[str, Any]:
+def _metadata(done: "Sequence[tuple[str, MaintenanceResult]]") -> dict[str, Any]:
     return {
         "objects_merged": sum(upkeep.compaction.before for _, upkeep in done),
         "files_removed": sum(upkeep.files + upkeep.replaced_removed for _, upkeep in done),
@@ -86,7 +86,9 @@ def _metadata(done: "Sequence[tuple[str, Upkeep]]") -> dict[str, Any]:
     }
 
 
-def _tasks(lake: Lake, settings: Settings) -> "Iterator[tuple[str, Callable[[], Upkeep]]]":
+def _tasks(
+    lake: Lake, settings: Settings
+) -> "Iterator[tuple[str, Callable[[], MaintenanceResult]]]":
     from cdc_pipeline.lake.upkeep.maintenance import maintain_aggregate, maintain_table
     from cdc_pipeline.transform.aggregates import broken_aggregates, load_aggregates
 

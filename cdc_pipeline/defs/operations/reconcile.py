@@ -21,7 +21,7 @@ from cdc_pipeline.settings.model import Settings, Table
 
 if TYPE_CHECKING:
     from cdc_pipeline.lake.lake import TableLake
-    from cdc_pipeline.reconcile.reconcile import Report
+    from cdc_pipeline.reconcile.reconcile import ReconcileReport
 
 _CheckFunction = Callable[["TableLake", RunContext], CheckOutcome]
 _MOST_KEYS = 20
@@ -61,7 +61,7 @@ def all_items_match_source(table: "TableLake", context: RunContext) -> CheckOutc
     return _outcome(table.settings, reconcile_full(table, context=context))
 
 
-def _outcome(table: Table, report: "Report") -> CheckOutcome:
+def _outcome(table: Table, report: "ReconcileReport") -> CheckOutcome:
     rows = [(d.kind, d.key, d.order_key or "-") for d in report.differences[:_MOST_KEYS]]
     metadata: dict[str, Any] = {
         "items_compared": report.compared,

@@ -262,14 +262,14 @@ def _uninspected(table: Table, error: Exception) -> CaptureDecision:
 
 def _inspect(table: TableLake, log: CaptureLog, state: LogState) -> CaptureDecision:
     from cdc_pipeline.capture.landing.gaps import is_listed_lately
-    from cdc_pipeline.capture.sources.firehose_listing import has_news
+    from cdc_pipeline.capture.sources.firehose_listing import has_new_objects
     from cdc_pipeline.capture.sources.source_choice import open_source
 
     try:
         if state.stream is None:
             return decide(table.settings.label, state, set(), log.now_us(), 0)
         if table.settings.transport == FIREHOSE and table.settings.firehose is not None:
-            has_new = partial(has_news, table.lake.aws, table.settings.firehose, state)
+            has_new = partial(has_new_objects, table.lake.aws, table.settings.firehose, state)
             seconds = table.lake.settings.capture.interval_seconds
             return decide_files(table.settings, state, log.now_us(), seconds, has_new)
         if table.settings.transport == KINESIS_CHANNEL:

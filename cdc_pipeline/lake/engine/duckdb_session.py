@@ -127,7 +127,7 @@ def empty_relation(connection: duckdb.DuckDBPyConnection, schema: pa.Schema) -> 
     return f"(SELECT {columns} WHERE false)"
 
 
-def place_in(paths: Sequence[str], files_before: int = 0) -> str:
+def row_number_sql(paths: Sequence[str], files_before: int = 0) -> str:
     """Return SQL for a unique number of each row in a `files_relation`, the same in every read.
 
     `files_before`: number of files in other relations, so that numbers are unique across them.
@@ -164,7 +164,7 @@ def landed_relation(
             paths = [lake.store.uri(landed.key) for landed in members]
             rows = files_relation(connection, paths, LANDING_SCHEMA)
             if fold:
-                rows = f"(SELECT *, {place_in(paths, files_before)} AS place FROM {rows})"
+                rows = f"(SELECT *, {row_number_sql(paths, files_before)} AS place FROM {rows})"
         files_before += len(members)
         prefix = literal(generation_prefix(generation))
         parts.append(

@@ -10,9 +10,9 @@ from pyiceberg.table import Table as IcebergTable
 from cdc_pipeline.core.changes.order import order_key
 from cdc_pipeline.core.items.masking import Masking
 from cdc_pipeline.core.log.entries import LandedObject
-from cdc_pipeline.lake.engine.duckdb_session import files_relation, landed_relation, place_in
+from cdc_pipeline.lake.engine.duckdb_session import files_relation, landed_relation, row_number_sql
 from cdc_pipeline.lake.engine.masking import (
-    masked,
+    masked_column,
     masking_functions,
     masking_of,
     published_rules,
@@ -40,9 +40,9 @@ def create_base(
     items = files_relation(connection, files, typed_schema([]))
     require_maskable_keys(connection, table, masking, f"SELECT _key FROM {items}")
     connection.execute(
-        f"CREATE OR REPLACE TEMP VIEW base AS SELECT {masked(masking, '_key')} AS item_key, "
-        f"_order_key AS order_key, {masked(masking, '_item')} AS item, "
-        f"_write_time_us AS write_time_us, {place_in(files)} AS place FROM {items}"
+        f"CREATE OR REPLACE TEMP VIEW base AS SELECT {masked_column(masking, '_key')} AS item_key, "
+        f"_order_key AS order_key, {masked_column(masking, '_item')} AS item, "
+        f"_write_time_us AS write_time_us, {row_number_sql(files)} AS place FROM {items}"
     )
 
 
@@ -132,8 +132,8 @@ def _mask_winners(connection: duckdb.DuckDBPyConnection, masking: Masking) -> No
     with masking_functions(connection, masking):
         connection.execute(
             f"CREATE OR REPLACE TEMP TABLE masked_changes AS SELECT "
-            f"{masked(masking, 'c.item_key')} AS item_key, c.order_key, c.op, "
-            f"{masked(masking, 'c.item')} AS item, c.write_time_us, c.place "
+            f"{masked_column(masking, 'c.item_key')} AS item_key, c.order_key, c.op, "
+            f"{masked_column(masking, 'c.item')} AS item, c.write_time_us, c.place "
             "FROM changes AS c JOIN winners AS w ON w.place = c.place"
         )
     connection.execute("CREATE OR REPLACE TEMP VIEW changes AS SELECT * FROM masked_changes")

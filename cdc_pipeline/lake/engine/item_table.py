@@ -47,7 +47,7 @@ class TypedResult:
 
 
 @dataclass(frozen=True)
-class Seen:
+class NarrowStats:
     """Facts about narrow rows, known before they are read. `max_order_key`: None: unknown."""
 
     rows: int
@@ -65,7 +65,7 @@ def replace_typed(
     over: Table | None,
     scratch: Path,
     plan: Callable[[Stats], tuple[list[Column], dict[str, str]]] | None = None,
-    seen: Seen | None = None,
+    seen: NarrowStats | None = None,
     limit: int | None = None,
     names: Mapping[str, str] | None = None,
 ) -> TypedResult:
@@ -91,7 +91,7 @@ def replace_typed(
             f"COPY ({sql}) TO {literal(str(spool))} (FORMAT parquet, ROW_GROUP_SIZE 20480)"
         )
         read = partial(_spooled, spool)
-        seen = Seen(
+        seen = NarrowStats(
             pq.read_metadata(spool).num_rows, collect_stats(read()), _max_order_key_of(spool)
         )
     stats = seen.stats

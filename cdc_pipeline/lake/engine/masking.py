@@ -75,7 +75,7 @@ def masking_functions(connection: duckdb.DuckDBPyConnection, masking: Masking) -
             connection.remove_function(name)
 
 
-def masked(masking: Masking, column: str, function: str = "mask_item") -> str:
+def masked_column(masking: Masking, column: str, function: str = "mask_item") -> str:
     """Return SQL for a column, masked if there are rules."""
     return f"{function}({column})" if masking else column
 
@@ -99,7 +99,7 @@ def published_rules(table: IcebergTable, day: object = None) -> str:
     return table_property(table, name) or ""
 
 
-def days_under_rules(table: IcebergTable) -> dict[str, str]:
+def rules_by_day(table: IcebergTable) -> dict[str, str]:
     """Return the days of a daily table, each with the fingerprint of its masking."""
     prefix = f"{PROPERTY}watermark."
     days = (name.removeprefix(prefix) for name in table.properties if name.startswith(prefix))
@@ -167,7 +167,7 @@ def fingerprints(lake: Lake, tables: Iterable[Table]) -> str:
     return json.dumps(rules) if rules else ""
 
 
-def forget_earlier(lake: Lake, table: IcebergTable) -> None:
+def expire_earlier_versions(lake: Lake, table: IcebergTable) -> None:
     """Expire all earlier versions of a table, whose values readers may no longer see.
 
     Maintenance removes their files.
@@ -175,7 +175,7 @@ def forget_earlier(lake: Lake, table: IcebergTable) -> None:
     lake.iceberg.expire(table, datetime.now(UTC) + timedelta(days=1), ())
 
 
-def refusing_view(
+def create_failing_view(
     connection: duckdb.DuckDBPyConnection, view: str, relation: str, reason: Exception
 ) -> None:
     """Create a view with the columns of `relation` that fails with the reason when it is read."""

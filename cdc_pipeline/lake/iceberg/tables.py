@@ -63,7 +63,7 @@ class CommitConflictError(LakeError):
     """Another writer committed to the table first; nothing of this commit became visible."""
 
 
-def over_conflicts(attempt: Callable[[], T]) -> T:
+def retry_on_conflict(attempt: Callable[[], T]) -> T:
     """Run `attempt` again after each commit conflict, up to five times.
 
     `attempt` must load its inputs each time. Raises `CommitConflictError` after five conflicts.
@@ -123,7 +123,7 @@ class Tables:
 
         summary = {}
         if described is not None:
-            path = f"{described_in(self._database, name)}{secrets.token_hex(8)}.json"
+            path = f"{description_folder(self._database, name)}{secrets.token_hex(8)}.json"
             self._store.write(path, described.encode())
             # In the snapshot, too: the file is kept as long as the snapshot.
             summary = {PROPERTY + _DESCRIPTION: self._store.uri(path)}
@@ -512,7 +512,7 @@ def description(table: Table) -> str | None:
     return _read_once(_File(file, table.io)) if file else None
 
 
-def described_in(database: str, name: str) -> str:
+def description_folder(database: str, name: str) -> str:
     """Return the folder of a table's descriptions, relative to the lake's root.
 
     It is not below the table's folder, where other engines remove files that Iceberg's metadata do

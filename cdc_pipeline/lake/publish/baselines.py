@@ -10,7 +10,7 @@ from typing import Any
 
 from cdc_pipeline.core.log.entries import Baseline
 from cdc_pipeline.core.log.state import LogState
-from cdc_pipeline.lake.iceberg.tables import over_conflicts
+from cdc_pipeline.lake.iceberg.tables import retry_on_conflict
 from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.storage.log import CaptureLog, Parts
 
@@ -48,7 +48,7 @@ def tag_baselines(table: TableLake) -> None:
         }
         table.lake.iceberg.tag(staged, TAG, tags)
 
-    over_conflicts(tag)
+    retry_on_conflict(tag)
 
 
 def record_baseline(
@@ -65,7 +65,7 @@ def record_baseline(
     return state.baselines[baseline.generation]
 
 
-def forget_baselines(table: TableLake, generations: Collection[int]) -> None:
+def discard_baselines(table: TableLake, generations: Collection[int]) -> None:
     """Log that lost or damaged baselines are discarded.
 
     States between their exports and the next ones are then made from an earlier baseline.

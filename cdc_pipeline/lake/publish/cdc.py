@@ -25,16 +25,16 @@ from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.lake.engine.duckdb_session import arrow_batches, landed_relation, open_duckdb
 from cdc_pipeline.lake.engine.masking import (
     PUBLISHED,
-    days_under_rules,
     masking_functions,
     masking_of,
     require_maskable_keys,
     require_rules,
+    rules_by_day,
 )
 from cdc_pipeline.lake.iceberg.tables import table_property
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.daily import build_groups, days_under_other_rules
-from cdc_pipeline.lake.publish.rebased import Rebased, compared_rows, days_to_compare
+from cdc_pipeline.lake.publish.rebased import BaselineChanges, compared_rows, days_to_compare
 from cdc_pipeline.lake.storage.landing import LANDING_SCHEMA
 from cdc_pipeline.transform.sql import load_sql
 
@@ -152,7 +152,7 @@ def outdated_days(built: IcebergTable, state: LogState) -> set[date]:
     days = {o.day for o in state.objects.values() if o.generation in healed} if healed else set()
     return {
         date.fromisoformat(day)
-        for day in days & days_under_rules(built).keys()
+        for day in days & rules_by_day(built).keys()
         if table_property(built, f"{_RULES}.{day}") != _PRESENT_RULES
     }
 
@@ -175,7 +175,7 @@ def _current_days(
 def require_rules_of_days(table: TableLake, built: IcebergTable, view: str = "cdc") -> None:
     """Raise `OtherRulesError` unless every day is masked by the rules of the settings."""
     masking = masking_of(table.lake.settings, table.settings, writing=False)
-    published = days_under_rules(built).values()
+    published = rules_by_day(built).values()
     name = table.safe_name
     require_rules(masking, published, f"{name}.{view}", f"any day of {name}/{view}")
 
@@ -187,7 +187,7 @@ def _build(
     # Load the table before the log, so that a commit never replaces a table with an older state.
     before = table.lake.iceberg.load(name)
     state = table.log.load()
-    rebased, rules = Rebased(table, before, state), days_under_rules(before) if before else {}
+    rebased, rules = BaselineChanges(table, before, state), rules_by_day(before) if before else {}
     built: list[CdcDay] = []
     properties = {f"watermark.{day}": str(state.n) for day in days}
     properties |= {f"{PUBLISHED}.{day}": masking.fingerprint for day in days}

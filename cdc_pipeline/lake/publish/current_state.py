@@ -47,7 +47,7 @@ from cdc_pipeline.lake.engine.item_table import (
 )
 from cdc_pipeline.lake.engine.masking import (
     PUBLISHED,
-    forget_earlier,
+    expire_earlier_versions,
     masking_functions,
     masking_of,
     published_rules,
@@ -213,7 +213,7 @@ def is_worth_folding(table: TableLake) -> bool:
     return age_us >= options.fold_minutes * 60_000_000
 
 
-def is_behind(base: Base, table: Table, state: LogState) -> bool:
+def has_unpublished_changes(base: Base, table: Table, state: LogState) -> bool:
     """Whether a publication over this base would have other rows or columns."""
     return (
         base.table is not base.over
@@ -251,7 +251,7 @@ def publish_current_state(table: TableLake) -> PublishResult:
     is_new, before = base.table is not base.over, prior_columns(base.over)
     is_first, new_baseline = base.over is None, _generation(base.over) != base.generation
     delta = state.delta(generation=base.generation, after=base.after)
-    if is_behind(base, table.settings, state):
+    if has_unpublished_changes(base, table.settings, state):
         published = _publish(table, state, base, delta)
         columns, items, committed = published.columns, published.rows, published.table
     else:
@@ -318,7 +318,7 @@ def _publish(
             ),
         )
     if shows_too_much:
-        forget_earlier(table.lake, published.table)
+        expire_earlier_versions(table.lake, published.table)
     return published
 
 
@@ -401,4 +401,4 @@ def _replace_tombstones(
     properties = {PUBLISHED: masking.fingerprint}
     committed = table.lake.iceberg.replace(name, rows, properties, over=tombstones, key="item_key")
     if shows_too_much:
-        forget_earlier(table.lake, committed)
+        expire_earlier_versions(table.lake, committed)

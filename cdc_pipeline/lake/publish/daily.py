@@ -8,8 +8,8 @@ from typing import TypeVar
 from pyiceberg.table import Table as IcebergTable
 
 from cdc_pipeline.core.items.masking import Masking
-from cdc_pipeline.lake.engine.masking import days_under_rules, forget_earlier
-from cdc_pipeline.lake.iceberg.tables import over_conflicts
+from cdc_pipeline.lake.engine.masking import expire_earlier_versions, rules_by_day
+from cdc_pipeline.lake.iceberg.tables import retry_on_conflict
 from cdc_pipeline.lake.lake import Lake
 
 _D = TypeVar("_D")
@@ -18,7 +18,7 @@ _R = TypeVar("_R")
 
 def days_under_other_rules(table: IcebergTable | None, masking: Masking) -> set[date]:
     """Return the days built under other masking rules than those of the settings."""
-    published = days_under_rules(table) if table else {}
+    published = rules_by_day(table) if table else {}
     return {date.fromisoformat(day) for day, rules in published.items() if not masking.made(rules)}
 
 
@@ -37,9 +37,9 @@ def build_groups(
     longer see. Yields the results of `requested`, each after its commit.
     """
     for group in stale:
-        over_conflicts(partial(build, group))
+        retry_on_conflict(partial(build, group))
     for group in requested:
-        built, committed = over_conflicts(partial(build, group))
+        built, committed = retry_on_conflict(partial(build, group))
         if forget:
-            forget_earlier(lake, committed)
+            expire_earlier_versions(lake, committed)
         yield built

@@ -48,7 +48,7 @@ def entities_of(table: Table) -> list[Entity]:
     return [rule.entity() for rule in table.entities]
 
 
-def kept_whole(table: Table) -> set[str]:
+def unflattened_attributes(table: Table) -> set[str]:
     """Return the attributes that are not flattened because the settings give their type."""
     return set(pinned_types(table))
 
@@ -144,7 +144,7 @@ def _make_notes(table: TableLake, published: IcebergTable, before: Notes | None)
         batches = arrow_batches(connection, f"SELECT _item FROM {files}", _BATCH_ROWS)
         items = (batch.column(0) for batch in batches)
         counts, unmatched = count_entities(
-            items, entities_of(table.settings), kept_whole(table.settings)
+            items, entities_of(table.settings), unflattened_attributes(table.settings)
         )
     snapshot_id = published.metadata.current_snapshot_id
     assert snapshot_id is not None  # a published table has one

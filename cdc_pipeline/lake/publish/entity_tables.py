@@ -15,19 +15,19 @@ from cdc_pipeline.core.items.columns import Column
 from cdc_pipeline.lake.engine.duckdb_session import arrow_batches, files_relation, open_duckdb
 from cdc_pipeline.lake.engine.masking import (
     PUBLISHED,
-    forget_earlier,
+    expire_earlier_versions,
     masking_of,
     published_rules,
     require_rules,
 )
-from cdc_pipeline.lake.iceberg.tables import data_files, over_conflicts, table_property
+from cdc_pipeline.lake.iceberg.tables import data_files, retry_on_conflict, table_property
 from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.publish.current_state import published_base
 from cdc_pipeline.lake.publish.entity_notes import (
     current_notes,
     entities_of,
-    kept_whole,
     split_mark,
+    unflattened_attributes,
 )
 from cdc_pipeline.settings.model import Table
 from cdc_pipeline.transform.entities import is_of, shred_entity
@@ -55,7 +55,7 @@ def build_entity(table: TableLake, name: str) -> EntityTable:
     published under other masking rules, `CommitConflictError` after repeated conflicts, and
     `LakeError`.
     """
-    return over_conflicts(lambda: _build(table, name))
+    return retry_on_conflict(lambda: _build(table, name))
 
 
 def _build(table: TableLake, name: str) -> EntityTable:
@@ -105,14 +105,14 @@ def _build(table: TableLake, name: str) -> EntityTable:
                 is_own = is_of(batch.column("item"), entities_of(table.settings), entity)
                 yield batch.cast(NARROW_SCHEMA).filter(is_own)
 
-        keep = kept_whole(table.settings)
+        keep = unflattened_attributes(table.settings)
         typed = shred_entity(own_rows(), entity, note.columns, note.stats, keep)
         rows = pa.RecordBatchReader.from_batches(typed_schema(note.columns), typed)
         committed = table.lake.iceberg.replace(
             f"{safe}_{name}", rows, properties, over=over, key="_key"
         )
     if shows_too_much:
-        forget_earlier(table.lake, committed)
+        expire_earlier_versions(table.lake, committed)
     return EntityTable(note.items, note.columns, committed, False, time.monotonic() - started)
 
 

@@ -38,7 +38,7 @@ class Break:
 
 
 @dataclass(frozen=True)
-class Chain:
+class ChainCheck:
     """Result of a check. `in_gaps`: breaks across a recorded gap, which are expected.
 
     `breaks`, `examples`: the number of breaks that no gap explains, and the first of them.
@@ -50,11 +50,11 @@ class Chain:
     examples: list[Break]
 
 
-def check_chain(table: TableLake, since: date) -> Chain:
+def check_chain(table: TableLake, since: date) -> ChainCheck:
     """Compare neighbouring changes of each item in `<table>_cdc`, from the day `since` on."""
     cdc = table.iceberg("cdc")
     if cdc is None:
-        return Chain(0, 0, 0, [])
+        return ChainCheck(0, 0, 0, [])
     state = table.log.load()
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -80,7 +80,7 @@ def check_chain(table: TableLake, since: date) -> Chain:
                 breaks += 1
                 if len(examples) < _EXAMPLES:
                     examples.append(Break(_digest(keys), from_us, to_us, order_key))
-    return Chain(links, breaks, in_gaps, examples)
+    return ChainCheck(links, breaks, in_gaps, examples)
 
 
 def _in_gap(state: LogState, generations: tuple[int, int], times_us: tuple[int, int]) -> bool:

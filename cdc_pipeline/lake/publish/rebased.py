@@ -38,7 +38,7 @@ _BATCH_ROWS = 4_000  # two images of up to 400 kB each
 
 
 @dataclass(frozen=True)
-class Comparison:
+class BaselineComparison:
     """A baseline and the one before it (None: only changes are before it), to be compared.
 
     `until_us`: changes of the baseline's generation written up to this time explain differences.
@@ -74,7 +74,9 @@ class Comparison:
         ]
 
 
-def comparisons(lake: Lake, built: IcebergTable | None, state: LogState) -> list[Comparison]:
+def comparisons(
+    lake: Lake, built: IcebergTable | None, state: LogState
+) -> list[BaselineComparison]:
     """Return the comparisons that are possible now, by generation.
 
     The newest baseline waits until every change that may explain it has landed, and waits once
@@ -84,7 +86,7 @@ def comparisons(lake: Lake, built: IcebergTable | None, state: LogState) -> list
     staged = sorted((b for b in state.baselines.values() if b.is_staged), key=_generation)
     possible, before = [], None
     for baseline in staged:
-        comparison = Comparison(baseline, before, handover_us(lake, baseline))
+        comparison = BaselineComparison(baseline, before, handover_us(lake, baseline))
         waits = baseline is staged[-1] and state.watermark_us < comparison.until_us
         if waits and comparison.name not in _property(built, comparison.day).get("baselines", ()):
             break
@@ -96,7 +98,7 @@ def comparisons(lake: Lake, built: IcebergTable | None, state: LogState) -> list
 
 def days_to_compare(lake: Lake, built: IcebergTable | None, state: LogState) -> set[date]:
     """Return the days of `cdc` not compared yet, or compared before other changes landed."""
-    by_day: dict[date, list[Comparison]] = {}
+    by_day: dict[date, list[BaselineComparison]] = {}
     for comparison in comparisons(lake, built, state):
         by_day.setdefault(comparison.day, []).append(comparison)
     return {day for day, every in by_day.items() if not _is_compared(built, state, day, every)}
@@ -117,7 +119,7 @@ def _property(built: IcebergTable | None, day: date) -> dict:
 
 
 def _is_compared(
-    built: IcebergTable | None, state: LogState, day: date, every: list[Comparison]
+    built: IcebergTable | None, state: LogState, day: date, every: list[BaselineComparison]
 ) -> bool:
     compared = _property(built, day)
     if compared.get("baselines") != [comparison.name for comparison in every]:
@@ -129,7 +131,7 @@ def _is_compared(
     )
 
 
-class Rebased:
+class BaselineChanges:
     """Source of these rows while days of `cdc` are built over `built` at the log's `state`."""
 
     def __init__(self, table: TableLake, built: IcebergTable | None, state: LogState) -> None:
@@ -174,7 +176,9 @@ class Rebased:
     def _table_id(self) -> str:
         return self._state.stream.table_id if self._state.stream else ""
 
-    def _compare(self, connection: duckdb.DuckDBPyConnection, comparison: Comparison) -> None:
+    def _compare(
+        self, connection: duckdb.DuckDBPyConnection, comparison: BaselineComparison
+    ) -> None:
         """Create the inputs of `rebased.sql`, unmasked: masking may make different items equal."""
         snapshot = self._table.iceberg("snapshot")
         assert snapshot is not None  # baselines were committed, by the log
@@ -202,7 +206,7 @@ class Rebased:
 
 def _as_changes(
     batch: pa.RecordBatch,
-    comparison: Comparison,
+    comparison: BaselineComparison,
     masking: Masking,
     table_id: str,
     schema: pa.Schema,

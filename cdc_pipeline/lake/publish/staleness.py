@@ -27,7 +27,7 @@ from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.publish.cdc import outdated_days
 from cdc_pipeline.lake.publish.current_state import (
     advance_watermark,
-    is_behind,
+    has_unpublished_changes,
     is_worth_folding,
     next_base,
     published_base,
@@ -125,7 +125,7 @@ class Staleness:
             # Without an export nothing waits.
             is_stale, self._waiting[name] = False, state.staged is not None
         else:
-            is_stale = is_behind(base, table, state)
+            is_stale = has_unpublished_changes(base, table, state)
             # A newer baseline waits for the changes that must land before it is published.
             newest = state.staged.generation if state.staged else 0
             self._waiting[name] = is_stale or newest > base.generation
@@ -151,7 +151,7 @@ class Staleness:
         """Advance the watermark of a state that lacks nothing; commits properties only."""
         state = self._states[table.safe_name]
         base = published_base(self.lake.table(table))
-        if base is not None and not is_behind(base, table, state):
+        if base is not None and not has_unpublished_changes(base, table, state):
             advance_watermark(self.lake, base, state)
 
     def of_aggregate(self, aggregate: Aggregate, today: date) -> Stale | None:

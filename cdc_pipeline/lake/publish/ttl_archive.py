@@ -20,7 +20,7 @@ from pyiceberg.table import Table as IcebergTable
 from cdc_pipeline.core.errors import NotReadyError
 from cdc_pipeline.core.items.attributes import plain_json
 from cdc_pipeline.lake.engine.duckdb_session import arrow_batches, files_relation, open_duckdb
-from cdc_pipeline.lake.engine.masking import PUBLISHED, masked, masking_functions, masking_of
+from cdc_pipeline.lake.engine.masking import PUBLISHED, masked_column, masking_functions, masking_of
 from cdc_pipeline.lake.iceberg.tables import data_files, table_property
 from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.publish.baselines import kept_baselines
@@ -101,8 +101,8 @@ def _build(table: TableLake, day: date) -> tuple[ArchiveDay, IcebergTable]:
         ):
             images = _create_expired(connection, cdc, day)
             if images:
-                baselines = _baselines(connection, table, masked(masking, "_key"))
-                items = masked(masking, "_item")
+                baselines = _baselines(connection, table, masked_column(masking, "_key"))
+                items = masked_column(masking, "_item")
                 _create_images(connection, cdc, baselines, items)
             else:
                 connection.execute(f"CREATE TEMP VIEW images AS {_NO_IMAGES}")

@@ -15,7 +15,7 @@ from cdc_pipeline.lake.engine.masking import masking_of
 from cdc_pipeline.lake.iceberg.tables import data_files, table_property
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.current_state import Base, published_base
-from cdc_pipeline.transform.athena import Catalogued, athena_statements
+from cdc_pipeline.transform.athena import CataloguedTable, athena_statements
 from cdc_pipeline.transform.shred import typed_schema
 
 _HEADING = """\
@@ -57,14 +57,14 @@ def athena_script(
             yield f"\n-- {statement.name}\n-- {notes}\n{statement.sql};\n"
 
 
-def catalogued(table: TableLake, key: str | None = None) -> Catalogued:
+def catalogued(table: TableLake, key: str | None = None) -> CataloguedTable:
     """Return the content of the catalogue for this table, as of now."""
     state, base = table.log.load(), published_base(table)
     cdc = table.iceberg("cdc")
     archive = table.iceberg("ttl_archive") if table.settings.ttl_archive else None
     baseline = state.baselines.get(base.generation) if base else state.staged
     landed = [date.fromisoformat(landed.day) for landed in state.objects.values()]
-    return Catalogued(
+    return CataloguedTable(
         database=table.lake.database,
         table=table.safe_name,
         key=_key(table, state, base, key),

@@ -26,7 +26,7 @@ from cdc_pipeline.lake.engine.duckdb_session import (
 from cdc_pipeline.lake.engine.item_table import column_names, prior_columns
 from cdc_pipeline.lake.engine.masking import (
     OtherRulesError,
-    refusing_view,
+    create_failing_view,
     require_rules_of_aggregate,
 )
 from cdc_pipeline.lake.iceberg.tables import data_files
@@ -35,12 +35,12 @@ from cdc_pipeline.lake.publish.cdc import require_rules_of_days
 from cdc_pipeline.lake.publish.current_state import published_base
 from cdc_pipeline.lake.query.entity_views import (
     create_entity_views,
-    not_published,
+    not_published_error,
     refuse_entity_views,
 )
 from cdc_pipeline.lake.query.merged_view import merged_relation
-from cdc_pipeline.lake.query.named_views import named
-from cdc_pipeline.lake.query.time_travel import find_state, write_state
+from cdc_pipeline.lake.query.named_views import with_view_names
+from cdc_pipeline.lake.query.time_travel import find_sources, write_state
 from cdc_pipeline.transform.aggregates import AGGREGATES, broken_aggregates, load_aggregates
 from cdc_pipeline.transform.shred import typed_schema
 from cdc_pipeline.transform.sql import load_sql
@@ -86,7 +86,7 @@ def _create_schema(connection: duckdb.DuckDBPyConnection, table: TableLake) -> N
     if state.n == 0:
         return
     landed = landed_relation(connection, table.lake, list(state.objects.values()))
-    raw_stream = named(connection, "raw_stream", landed)
+    raw_stream = with_view_names(connection, "raw_stream", landed)
     connection.execute(f"CREATE VIEW {schema}.raw_stream AS {raw_stream}")
     _create_cdc(connection, table, schema)
     _create_ttl_archive(connection, table, schema)
@@ -95,7 +95,7 @@ def _create_schema(connection: duckdb.DuckDBPyConnection, table: TableLake) -> N
     if baseline is not None:
         _create_pitr_export(connection, table, schema, baseline)
     if base is None:
-        refuse_entity_views(connection, table.settings, not_published(table.settings))
+        refuse_entity_views(connection, table.settings, not_published_error(table.settings))
     else:
         delta = state.delta(generation=base.generation, after=base.after)
         view = f"{schema}.current_state"
@@ -103,11 +103,11 @@ def _create_schema(connection: duckdb.DuckDBPyConnection, table: TableLake) -> N
             merged = merged_relation(connection, table, base, delta)
         except (OtherRulesError, SettingsError) as error:
             files = files_relation(connection, data_files(base.table), typed_schema([]))
-            shown = named(connection, "current_state", files)
-            refusing_view(connection, view, f"({shown})", error)
+            shown = with_view_names(connection, "current_state", files)
+            create_failing_view(connection, view, f"({shown})", error)
             refuse_entity_views(connection, table.settings, error)
         else:
-            shown = named(connection, "current_state", f"({merged})")
+            shown = with_view_names(connection, "current_state", f"({merged})")
             connection.execute(f"CREATE VIEW {view} AS {shown}")
             create_entity_views(connection, table, base.table)
 
@@ -118,12 +118,12 @@ def _create_past_schema(
     schema = identifier(table.safe_name)
     connection.execute(f"CREATE SCHEMA {schema}")
     state = table.log.load()
-    past = find_state(table, state, as_of)
+    past = find_sources(table, state, as_of)
     for warning in past.warnings:
         warnings.warn(warning, stacklevel=4)
     landed = landed_relation(connection, table.lake, list(state.objects.values()))
     until = f"WHERE write_time_us <= {past.until_us}"
-    raw_stream = named(connection, "raw_stream", landed)
+    raw_stream = with_view_names(connection, "raw_stream", landed)
     connection.execute(f"CREATE VIEW {schema}.raw_stream AS {raw_stream} {until}")
     _create_cdc(connection, table, schema, until)
     _create_pitr_export(connection, table, schema, past.baseline)
@@ -132,7 +132,7 @@ def _create_past_schema(
     items = folder / f"{table.safe_name}.parquet"
     with open_duckdb(table.lake, folder) as scratch:
         write_state(scratch, table, state, past, items)
-    shown = named(connection, "current_state", f"read_parquet({literal(str(items))})")
+    shown = with_view_names(connection, "current_state", f"read_parquet({literal(str(items))})")
     connection.execute(f"CREATE VIEW {schema}.current_state AS {shown}")
     create_entity_views(connection, table)
 
@@ -144,11 +144,11 @@ def _create_cdc(
     if built is None:
         return
     files = table_relation(connection, built)
-    shown = named(connection, "cdc", files)
+    shown = with_view_names(connection, "cdc", files)
     try:
         require_rules_of_days(table, built)
     except (OtherRulesError, SettingsError) as error:
-        refusing_view(connection, f"{schema}.cdc", f"({shown})", error)
+        create_failing_view(connection, f"{schema}.cdc", f"({shown})", error)
     else:
         connection.execute(f"CREATE VIEW {schema}.cdc AS {shown} {where}")
     # The portable statement's input is named `cdc`: replace it by this schema's view.
@@ -163,11 +163,11 @@ def _create_ttl_archive(
     if built is None:
         return
     files, view = table_relation(connection, built), "ttl_archive"
-    shown = named(connection, view, files)
+    shown = with_view_names(connection, view, files)
     try:
         require_rules_of_days(table, built, view)
     except (OtherRulesError, SettingsError) as error:
-        refusing_view(connection, f"{schema}.{view}", f"({shown})", error)
+        create_failing_view(connection, f"{schema}.{view}", f"({shown})", error)
     else:
         connection.execute(f"CREATE VIEW {schema}.{view} AS {shown}")
 
@@ -185,15 +185,15 @@ def _create_pitr_export(
     try:
         files = data_files(exported, baseline.snapshot_id)
     except LakeError as error:  # current_state can be read without it
-        no_rows = named(
+        no_rows = with_view_names(
             connection, "pitr_export", empty_relation(connection, typed_schema(columns))
         )
-        refusing_view(connection, view, f"({no_rows})", error)
+        create_failing_view(connection, view, f"({no_rows})", error)
         return
     relation = files_relation(connection, files, typed_schema(columns))
     names = column_names(table.lake.iceberg, table.safe_name)
     columns_sql = _renamed(connection, relation, {c.name: names[c.attribute] for c in columns})
-    shown = named(connection, "pitr_export", f"(SELECT {columns_sql} FROM {relation})")
+    shown = with_view_names(connection, "pitr_export", f"(SELECT {columns_sql} FROM {relation})")
     connection.execute(f"CREATE VIEW {view} AS {shown}")
 
 
@@ -221,7 +221,7 @@ def _create_aggregates(connection: duckdb.DuckDBPyConnection, lake: Lake) -> Non
         try:
             require_rules_of_aggregate(lake, aggregate, every, built)
         except (OtherRulesError, SettingsError) as error:
-            refusing_view(connection, view, rows, error)
+            create_failing_view(connection, view, rows, error)
         else:
             connection.execute(f"CREATE VIEW {view} AS SELECT * FROM {rows}")
     for broken in broken_aggregates(lake.settings.aggregates_folder):
@@ -232,4 +232,4 @@ def _create_aggregates(connection: duckdb.DuckDBPyConnection, lake: Lake) -> Non
                 f"{AGGREGATES}.{identifier(broken.name)}",
                 table_relation(connection, built),
             )
-            refusing_view(connection, view, rows, SettingsError(broken.error))
+            create_failing_view(connection, view, rows, SettingsError(broken.error))

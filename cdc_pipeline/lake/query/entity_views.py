@@ -23,9 +23,9 @@ from cdc_pipeline.lake.engine.duckdb_session import (
 )
 from cdc_pipeline.lake.engine.masking import (
     OtherRulesError,
+    create_failing_view,
     masking_of,
     published_rules,
-    refusing_view,
     require_rules,
 )
 from cdc_pipeline.lake.lake import TableLake
@@ -33,11 +33,11 @@ from cdc_pipeline.lake.publish.entity_notes import (
     are_current,
     entities_of,
     entity_columns,
-    kept_whole,
     read_notes,
+    unflattened_attributes,
 )
 from cdc_pipeline.lake.query.merged_view import delta_tables
-from cdc_pipeline.lake.query.named_views import named
+from cdc_pipeline.lake.query.named_views import with_view_names
 from cdc_pipeline.settings.model import Table
 from cdc_pipeline.transform.entities import cell_fields, count_entities, is_of, shred_cells
 from cdc_pipeline.transform.shred import merge_stats, typed_schema
@@ -59,7 +59,7 @@ def create_entity_views(
     """
     if not table.settings.entities:
         return
-    entities, keep = entities_of(table.settings), kept_whole(table.settings)
+    entities, keep = entities_of(table.settings), unflattened_attributes(table.settings)
     notes, base = read_notes(table), published
     if base is None:
         base = table.iceberg("current_state")
@@ -93,7 +93,7 @@ def refuse_entity_views(
     """Create views of entities that fail with the reason when they are read."""
     for entity in entities_of(table):
         no_rows = empty_relation(connection, typed_schema([]))
-        refusing_view(connection, _view(table, entity), no_rows, reason)
+        create_failing_view(connection, _view(table, entity), no_rows, reason)
 
 
 def entities_in_script(connection: duckdb.DuckDBPyConnection, table: TableLake) -> Iterator[str]:
@@ -115,13 +115,13 @@ def entities_in_script(connection: duckdb.DuckDBPyConnection, table: TableLake) 
             masking = masking_of(table.lake.settings, table.settings, writing=False)
             require_rules(masking, [published_rules(built)], name, f"{table.safe_name}/{rule.name}")
         except (OtherRulesError, SettingsError) as error:
-            refusing_view(connection, view, relation, error)
+            create_failing_view(connection, view, relation, error)
         else:
             connection.execute(f"CREATE VIEW {view} AS SELECT * FROM {relation}")
         yield f"-- {name} is the table as last built, without changes that landed since.\n"
 
 
-def not_published(table: Table) -> NotReadyError:
+def not_published_error(table: Table) -> NotReadyError:
     """Return the error for entities of a table without a published state."""
     asset = f"{table.safe_name}/current_state"
     return NotReadyError(f"{asset} does not exist yet", fix=f"materialise {asset}")
@@ -147,7 +147,7 @@ def _create_view(
     columns: list[Column],
     stats: Stats,
 ) -> None:
-    entities, keep = entities_of(table), kept_whole(table)
+    entities, keep = entities_of(table), unflattened_attributes(table)
     name = f"{table.safe_name}.{entity.name}"
     fields = cell_fields(columns)
     no_cells = pa.schema([pa.field("cells", pa.struct(fields))]).empty_table()
@@ -170,7 +170,7 @@ def _create_view(
         f"FROM {identifier(table.safe_name)}.current_state "
         f"WHERE {identifier(f'{name}.is')}(_item)))"
     )
-    shown = named(connection, "current_state", rows)
+    shown = with_view_names(connection, "current_state", rows)
     connection.execute(f"CREATE VIEW {_view(table, entity)} AS {shown}")
 
 

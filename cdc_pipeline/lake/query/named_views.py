@@ -6,7 +6,7 @@ from cdc_pipeline.core.items.view_names import STORED_NAMES
 from cdc_pipeline.lake.engine.duckdb_session import identifier
 
 
-def named(connection: duckdb.DuckDBPyConnection, view: str, relation: str) -> str:
+def with_view_names(connection: duckdb.DuckDBPyConnection, view: str, relation: str) -> str:
     """Return SQL for the rows of `relation` with the names that `view` adds.
 
     A column with one of these names keeps it: an attribute of a table published before the names

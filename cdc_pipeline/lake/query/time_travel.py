@@ -53,7 +53,7 @@ class AsOf:
     warnings: list[str]
 
 
-def find_state(table: TableLake, state: LogState, at: datetime) -> AsOf:
+def find_sources(table: TableLake, state: LogState, at: datetime) -> AsOf:
     """Find the newest baseline from which the state at `at` can be made; raises `QueryError`.
 
     Times of DynamoDB Streams are rounded down to seconds, so a state is as of the end of a second,

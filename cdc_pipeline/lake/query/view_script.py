@@ -27,7 +27,7 @@ from cdc_pipeline.lake.publish.current_state import published_base
 from cdc_pipeline.lake.query.connection import connect_lake
 from cdc_pipeline.lake.query.entity_views import entities_in_script
 from cdc_pipeline.lake.query.merged_view import delta_tables
-from cdc_pipeline.lake.query.named_views import named
+from cdc_pipeline.lake.query.named_views import with_view_names
 from cdc_pipeline.settings.model import Table
 from cdc_pipeline.transform.aggregates import AGGREGATES
 from cdc_pipeline.transform.shred import typed_schema
@@ -126,7 +126,7 @@ def _show_published(connection: duckdb.DuckDBPyConnection, table: TableLake) -> 
     schema = typed_schema(prior_columns(base.table))
     files = files_relation(connection, data_files(base.table), schema)
     view = f"{identifier(name)}.current_state"
-    shown = named(connection, "current_state", files)
+    shown = with_view_names(connection, "current_state", files)
     connection.execute(f"CREATE OR REPLACE VIEW {view} AS {shown}")
 
 

@@ -10,7 +10,7 @@ from cdc_pipeline.core.names import is_landing_name
 from cdc_pipeline.lake.iceberg.tables import (
     CommitConflictError,
     ExpiryIgnoredError,
-    described_in,
+    description_folder,
     referenced_files,
 )
 from cdc_pipeline.lake.lake import Lake, TableLake
@@ -24,7 +24,7 @@ _TABLE_KINDS = ("snapshot", "current_state", "tombstones", "cdc", "ttl_archive")
 
 
 @dataclass
-class Upkeep:
+class MaintenanceResult:
     """Result of maintenance. `files` and `bytes`: removed because they were unreferenced.
 
     `not_expired`: tables whose catalogue ignores expiry.
@@ -44,7 +44,7 @@ class Upkeep:
             self.bytes += file.bytes
 
 
-def maintain_table(table: TableLake) -> Upkeep:
+def maintain_table(table: TableLake) -> MaintenanceResult:
     """Maintain one table's landing zone and Iceberg tables; safe beside all other runs.
 
     Keeps everything that a log entry or a kept snapshot names, and the snapshots of the log's
@@ -52,7 +52,7 @@ def maintain_table(table: TableLake) -> Upkeep:
     """
     options, log = table.lake.settings.maintenance, table.log
     base = published_base(table)
-    result = Upkeep(compact_landing(log, base.after if base else 0))
+    result = MaintenanceResult(compact_landing(log, base.after if base else 0))
     replaced_us = options.keep_replaced_minutes * 60_000_000
     result.replaced_removed = remove_replaced(log, log.now_us() - replaced_us)
     _remove_unlogged(table, result)
@@ -64,14 +64,14 @@ def maintain_table(table: TableLake) -> Upkeep:
     return result
 
 
-def maintain_aggregate(lake: Lake, name: str) -> Upkeep:
+def maintain_aggregate(lake: Lake, name: str) -> MaintenanceResult:
     """Maintain the Iceberg table of an aggregate."""
-    result = Upkeep()
+    result = MaintenanceResult()
     _maintain_iceberg(lake, name, set(), result)
     return result
 
 
-def _remove_unlogged(table: TableLake, result: Upkeep) -> None:
+def _remove_unlogged(table: TableLake, result: MaintenanceResult) -> None:
     """Remove objects of killed runs from the landing zone, and old temporary files."""
     log, paths = table.log, table.paths
     old = [
@@ -92,8 +92,10 @@ def _remove_unlogged(table: TableLake, result: Upkeep) -> None:
     _remove(table.lake, temporary, result)
 
 
-def _maintain_iceberg(lake: Lake, name: str, keep: set[int | None], result: Upkeep) -> None:
-    folders = (f"iceberg/{lake.database}/{name}/", described_in(lake.database, name))
+def _maintain_iceberg(
+    lake: Lake, name: str, keep: set[int | None], result: MaintenanceResult
+) -> None:
+    folders = (f"iceberg/{lake.database}/{name}/", description_folder(lake.database, name))
     old = [file for folder in folders for file in _old_files(lake, folder)]
     table = lake.iceberg.load(name)
     if table is None:
@@ -116,6 +118,6 @@ def _old_files(lake: Lake, prefix: str) -> Iterator[StoredFile]:
     return (file for file in lake.store.files(prefix) if file.modified < until)
 
 
-def _remove(lake: Lake, files: list[StoredFile], result: Upkeep) -> None:
+def _remove(lake: Lake, files: list[StoredFile], result: MaintenanceResult) -> None:
     lake.store.delete(file.key for file in files)
     result.removed(files)

@@ -31,21 +31,21 @@ from cdc_pipeline.lake.storage.log import new_nonce
 
 
 @dataclass
-class Restored:
+class RestoreResult:
     """Keys of landing objects whose rows were restored, and of those written off."""
 
     restored: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
 
 
-def restore_landing(table: TableLake, damaged: list[str]) -> Restored:
+def restore_landing(table: TableLake, damaged: list[str]) -> RestoreResult:
     """Replace damaged landing objects through the capture log.
 
     `cdc` has every change of a day that was built since it landed. If the day was not built since,
     or is masked, the object is written off: its changes are missing when that day of `cdc` is built
     again, and time travel to times before the next baseline warns. Maintenance removes the files.
     """
-    result, log = Restored(), table.log
+    result, log = RestoreResult(), table.log
     for key in damaged:
         state = log.load()
         if key not in state.objects:

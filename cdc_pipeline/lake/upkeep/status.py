@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from cdc_pipeline.core.log.coverage import Stretch, coverage
-from cdc_pipeline.core.log.entries import Cut, Gap
+from cdc_pipeline.core.log.coverage import CoverageRange, coverage
+from cdc_pipeline.core.log.entries import Cutover, Gap
 from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.plans.heal import RECREATED
 from cdc_pipeline.core.transports import IN_FILES
@@ -41,9 +41,9 @@ class TableStatus:
     quarantined: int
     gaps: list[Gap]
     fixes: dict[int, str]
-    coverage: list[Stretch]
+    coverage: list[CoverageRange]
     transport: str | None = None
-    cut: Cut | None = None
+    cut: Cutover | None = None
     retention_hours: int = 24
     expires: bool = True
     legacy_us: int = 0

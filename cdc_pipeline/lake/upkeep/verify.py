@@ -54,7 +54,7 @@ class Damage:
 
 
 @dataclass
-class Verified:
+class VerificationResult:
     """Result of a verification. `bytes`: of files whose content was read."""
 
     files: int = 0
@@ -76,7 +76,7 @@ class _ExpectedFile:
     generation: int | None = None
 
 
-def verify_files(table: TableLake, *, content: bool) -> Verified:
+def verify_files(table: TableLake, *, content: bool) -> VerificationResult:
     """Check every file of the present state of a table, and the days of cdc.
 
     Files: baselines including earlier ones, landing objects, current_state with its tombstones,
@@ -84,7 +84,7 @@ def verify_files(table: TableLake, *, content: bool) -> Verified:
     read, and its checksum compared, or its number of rows if it has no checksum.
     """
     state = table.log.load()
-    result = Verified()
+    result = VerificationResult()
     expected = [*_landed(table.settings, state), *_iceberg_files(table, state, result)]
     sizes: dict[str, int] = {}
     stores: dict[str, Store] = {}
@@ -111,7 +111,7 @@ def verify_files(table: TableLake, *, content: bool) -> Verified:
     return result
 
 
-def _add_damage(result: Verified, file: _ExpectedFile, text: str) -> None:
+def _add_damage(result: VerificationResult, file: _ExpectedFile, text: str) -> None:
     damage = Damage(file.kind, file.key, text, file.fix, file.day, file.generation)
     result.damages.append(damage)
 
@@ -127,7 +127,9 @@ def _landed(table: Table, state: LogState) -> Iterator[_ExpectedFile]:
         yield _ExpectedFile(LANDING, landed.key, landed.bytes, landed.crc32, landed.rows, fix)
 
 
-def _iceberg_files(table: TableLake, state: LogState, result: Verified) -> Iterator[_ExpectedFile]:
+def _iceberg_files(
+    table: TableLake, state: LogState, result: VerificationResult
+) -> Iterator[_ExpectedFile]:
     base = published_base(table)
     live = state.baselines.get(base.generation) if base else state.staged
     baselines = {b.generation: b for b in (*kept_baselines(state), live) if b}
@@ -152,7 +154,7 @@ def _iceberg_files(table: TableLake, state: LogState, result: Verified) -> Itera
 
 
 def _baseline_files(
-    table: TableLake, staged: IcebergTable, baseline: Baseline, result: Verified
+    table: TableLake, staged: IcebergTable, baseline: Baseline, result: VerificationResult
 ) -> Iterator[_ExpectedFile]:
     snapshot = staged.snapshot_by_id(baseline.snapshot_id or 0)
     if snapshot is not None:
@@ -177,7 +179,9 @@ def _typed_files(
         yield _ExpectedFile(kind, key, file.file_size_in_bytes, crc32, file.record_count, fix)
 
 
-def _cdc_files(table: TableLake, cdc: IcebergTable, result: Verified) -> Iterator[_ExpectedFile]:
+def _cdc_files(
+    table: TableLake, cdc: IcebergTable, result: VerificationResult
+) -> Iterator[_ExpectedFile]:
     """Yield the files of cdc, and add days that lack rows to the damages."""
     rows: dict[str, int] = {}
     for task in cdc.scan().plan_files():
