@@ -132,8 +132,8 @@ test-soak: $(STAMP) ## A daemon whose runs are killed every few seconds, for ten
 .PHONY: test-nightly
 test-nightly: $(STAMP) ## Thousands of new random stories; takes hours: STORIES=20000
 	@CDC_PIPELINE_STORIES='$(STORIES)' $(BIN)/python -m pytest -n $(SLOW_WORKERS) $(SHARED) -m slow --timeout=0 \
-		cdc_pipeline_tests/capture/test_capture_property.py \
-		cdc_pipeline_tests/capture/test_kinesis_property.py \
+		cdc_pipeline_tests/capture/shards/test_stories.py \
+		cdc_pipeline_tests/capture/shards/test_kinesis_stories.py \
 		cdc_pipeline_tests/e2e/test_exports_property.py \
 		cdc_pipeline_tests/e2e/test_unfinished.py $(PYTEST_ARGS)
 

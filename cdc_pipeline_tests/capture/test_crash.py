@@ -43,7 +43,7 @@ from cdc_pipeline.core.names import TablePaths, object_name
 from cdc_pipeline.lake.storage import log as log_module
 from cdc_pipeline.lake.storage.log import CaptureLog
 from cdc_pipeline.lake.storage.store import LocalStore
-from cdc_pipeline_tests.capture.test_drain import HOUR, check_order, expected, found
+from cdc_pipeline_tests.capture.shards.test_drain import HOUR, check_order, expected, found
 from cdc_pipeline_tests.simulators.clients import use
 from cdc_pipeline_tests.simulators.clock import SimulatedClock
 from cdc_pipeline_tests.simulators.faults import Reply

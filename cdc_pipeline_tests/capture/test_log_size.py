@@ -23,7 +23,7 @@ from cdc_pipeline.core.names import TablePaths
 from cdc_pipeline.lake.storage import log as log_module
 from cdc_pipeline.lake.storage.log import CaptureLog
 from cdc_pipeline.lake.storage.store import LocalStore
-from cdc_pipeline_tests.capture.test_scale import peak
+from cdc_pipeline_tests.capture.shards.test_scale import peak
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -30,7 +30,7 @@ from cdc_pipeline.lake.storage.log import CaptureLog
 from cdc_pipeline.lake.storage.store import LocalStore
 from cdc_pipeline.settings.load import parse_settings
 from cdc_pipeline.snapshot import export, snapshot, unfinished
-from cdc_pipeline_tests.capture.test_drain import HOUR, OPTIONS, Bench, check
+from cdc_pipeline_tests.capture.shards.test_drain import HOUR, OPTIONS, Bench, check
 from cdc_pipeline_tests.log_clock import set_log_clock
 from cdc_pipeline_tests.simulators.clients import session, use
 from cdc_pipeline_tests.simulators.clock import SimulatedClock

@@ -68,13 +68,19 @@ def _rooms() -> Iterator[str]:
     yield from (f"{name}/" for name in _AROUND)
     yield f"{_TESTS.name}/"
     for folder in sorted(_TESTS.iterdir()):
-        if folder.is_dir() and any(folder.glob("*.py")):
+        if folder.is_dir() and any(folder.rglob("*.py")):
             yield f"{_TESTS.name}/{folder.name}/"
 
 
 def test_every_room_has_one_line_in_the_map() -> None:
     lines = re.findall(r"^\| `([\w/]+/)` \|", _section(_PAGE, "## The map"), re.MULTILINE)
     assert sorted(lines) == sorted(_rooms())
+
+
+def test_folders_within_folders_of_tests_are_rooms_of_the_package() -> None:
+    folders = {path.parent.relative_to(_TESTS) for path in _TESTS.glob("*/**/*.py")}
+    strangers = {f for f in folders if len(f.parts) > 1 and not (_PACKAGE / f).is_dir()}
+    assert strangers == set()
 
 
 def test_the_picture_of_the_arrows_is_that_of_the_purity_test() -> None:

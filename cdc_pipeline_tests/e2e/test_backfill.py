@@ -15,7 +15,7 @@ from cdc_pipeline.lake.storage.log import CaptureLog
 from cdc_pipeline.repair.backfill import BackfilledDay, backfill_days
 from cdc_pipeline.sandbox.aws.control import control
 from cdc_pipeline.sandbox.process import SandboxProcess
-from cdc_pipeline_tests.e2e.told_by_aws import filter_exports
+from cdc_pipeline_tests.e2e.described_by_aws import filter_exports
 from cdc_pipeline_tests.e2e.world import World, assert_mirrors, make_world, quick_sandbox
 from cdc_pipeline_tests.log_clock import set_log_clock
 

@@ -26,7 +26,7 @@ from cdc_pipeline_tests.e2e.deployment import (
     requested_tables,
     today,
 )
-from cdc_pipeline_tests.e2e.told_by_aws import make_global
+from cdc_pipeline_tests.e2e.described_by_aws import make_global
 from cdc_pipeline_tests.e2e.wire import spoil
 from cdc_pipeline_tests.e2e.world import ORDERS_AND_CUSTOMERS, World, make_world
 

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
 
 from cdc_pipeline.aws.client.session import AwsSession
-from cdc_pipeline_tests.capture.test_capture_property import HOUR, LONG, Behaviour, Step, behaviours
-from cdc_pipeline_tests.e2e.exports_story import ExportsWorld, ReusedExports
+from cdc_pipeline_tests.capture.shards.test_stories import HOUR, LONG, Behaviour, Step, behaviours
+from cdc_pipeline_tests.e2e.exports_scenario import ExportsWorld, ReusedExports
 from cdc_pipeline_tests.simulators.clients import session, use
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(0 if LONG else 900)]

@@ -13,7 +13,7 @@ from cdc_pipeline.core.errors import NotReadyError
 from cdc_pipeline.lake.publish.image_chain import check_chain
 from cdc_pipeline.lake.publish.ttl_archive import build_archive_day
 from cdc_pipeline.repair.heal import heal_gap, open_gaps
-from cdc_pipeline_tests.e2e.twin import EXPORT, LATE, TABLE, KinesisTwin
+from cdc_pipeline_tests.e2e.mirrored_source import EXPORT, LATE, TABLE, KinesisTwin
 from cdc_pipeline_tests.e2e.world import (
     World,
     assert_each_change_once,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from cdc_pipeline_tests.e2e.mirrored_source import LATE, STREAM, TABLE, KinesisTwin
 from cdc_pipeline_tests.e2e.test_heal_shards import check_twin
-from cdc_pipeline_tests.e2e.twin import LATE, STREAM, TABLE, KinesisTwin
 from cdc_pipeline_tests.e2e.world import make_world, quick_sandbox
 from cdc_pipeline_tests.simulators.clock import SimulatedClock
 from cdc_pipeline_tests.simulators.kinesis_server import KinesisSimulator

@@ -14,7 +14,7 @@ from cdc_pipeline.lake.upkeep.status import table_status
 from cdc_pipeline.repair.backfill import backfill_days
 from cdc_pipeline.repair.heal import open_gaps
 from cdc_pipeline.sandbox.aws.control import control
-from cdc_pipeline_tests.e2e.twin import TABLE, Twin
+from cdc_pipeline_tests.e2e.mirrored_source import TABLE, Twin
 from cdc_pipeline_tests.e2e.world import (
     assert_each_change_once,
     assert_mirrors,

@@ -18,8 +18,8 @@ from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline.settings.load import load_settings
 from cdc_pipeline.setup.findings import Finding
 from cdc_pipeline.setup.preflight import PreflightReport, preflight
-from cdc_pipeline_tests.capture.delivery import now, record, to_us
-from cdc_pipeline_tests.e2e.told_by_aws import make_global
+from cdc_pipeline_tests.capture.firehose.delivery import now, record, to_us
+from cdc_pipeline_tests.e2e.described_by_aws import make_global
 from cdc_pipeline_tests.e2e.world import World, key, make_world
 from cdc_pipeline_tests.simulators.firehose import FirehoseFiles, forwarded
 from cdc_pipeline_tests.simulators.recorder import Recorder

@@ -30,8 +30,8 @@ from cdc_pipeline.snapshot.snapshot import take_snapshot
 from cdc_pipeline_tests.e2e.checkpoint import Checkpoint
 from cdc_pipeline_tests.e2e.damage import Export
 from cdc_pipeline_tests.e2e.deployment import Deployment, deploy, today
+from cdc_pipeline_tests.e2e.described_by_aws import filter_exports
 from cdc_pipeline_tests.e2e.killer import Killer
-from cdc_pipeline_tests.e2e.told_by_aws import filter_exports
 from cdc_pipeline_tests.e2e.world import World, assert_mirrors, key, make_world
 
 pytestmark = [

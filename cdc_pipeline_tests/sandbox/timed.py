@@ -9,8 +9,8 @@ from typing import Any
 
 from cdc_pipeline.sandbox.aws.control import control
 from cdc_pipeline.sandbox.process import SandboxProcess
+from cdc_pipeline_tests.sandbox.aws.exports.exporting import finished
 from cdc_pipeline_tests.sandbox.clients import Aws, connect, wait_for
-from cdc_pipeline_tests.sandbox.exporting import finished
 
 _SECOND = 1_000_000
 _numbers = itertools.count(1)

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from cdc_pipeline.sandbox.aws.control import control
-from cdc_pipeline_tests.sandbox.clients import Aws, key
-from cdc_pipeline_tests.sandbox.exporting import (
+from cdc_pipeline_tests.sandbox.aws.exports.exporting import (
     export_table,
     exported_items,
     finished,
@@ -23,6 +22,7 @@ from cdc_pipeline_tests.sandbox.exporting import (
     refusal,
     table_arn,
 )
+from cdc_pipeline_tests.sandbox.clients import Aws, key
 
 pytestmark = pytest.mark.slow
 

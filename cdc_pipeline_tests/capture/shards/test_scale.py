@@ -19,7 +19,7 @@ from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.storage.store import LocalStore
 from cdc_pipeline.settings.load import parse_settings
 from cdc_pipeline.settings.model import Settings
-from cdc_pipeline_tests.capture.test_drain import Bench, check
+from cdc_pipeline_tests.capture.shards.test_drain import Bench, check
 from cdc_pipeline_tests.simulators.clients import session, use
 from cdc_pipeline_tests.simulators.clock import SimulatedClock
 from cdc_pipeline_tests.simulators.streams_server import StreamsSimulator

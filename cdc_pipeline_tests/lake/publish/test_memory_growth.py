@@ -18,7 +18,7 @@ from cdc_pipeline.core.plans.erasure import Suppressions
 from cdc_pipeline.core.run_context import SILENT
 from cdc_pipeline.lake.publish.current_state import publish_current_state
 from cdc_pipeline.snapshot import snapshot
-from cdc_pipeline_tests.capture.test_scale import peak
+from cdc_pipeline_tests.capture.shards.test_scale import peak
 from cdc_pipeline_tests.lake.builder import MARGIN_US, START_US, LakeBuilder, change
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

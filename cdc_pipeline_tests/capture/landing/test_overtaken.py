@@ -24,8 +24,8 @@ from cdc_pipeline.capture.sources.source import Source
 from cdc_pipeline.core.names import TablePaths
 from cdc_pipeline.lake.storage.log import CaptureLog, remove_orphans
 from cdc_pipeline.lake.storage.store import LocalStore
-from cdc_pipeline_tests.capture.test_drain import Bench, check
-from cdc_pipeline_tests.capture.test_scale import WallClock
+from cdc_pipeline_tests.capture.shards.test_drain import Bench, check
+from cdc_pipeline_tests.capture.shards.test_scale import WallClock
 from cdc_pipeline_tests.simulators.clients import use
 from cdc_pipeline_tests.simulators.streams_server import StreamsSimulator
 

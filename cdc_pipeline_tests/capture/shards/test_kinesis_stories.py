@@ -46,8 +46,8 @@ from cdc_pipeline.lake.storage.store import Store
 from cdc_pipeline.settings.load import parse_settings
 from cdc_pipeline.settings.model import Table
 from cdc_pipeline.snapshot.snapshot import take_snapshot
-from cdc_pipeline_tests.capture.test_capture_property import FAULTS as ANY_FAULTS
-from cdc_pipeline_tests.capture.test_capture_property import (
+from cdc_pipeline_tests.capture.shards.test_stories import FAULTS as ANY_FAULTS
+from cdc_pipeline_tests.capture.shards.test_stories import (
     HOUR,
     LAG,
     LONG,
@@ -61,7 +61,7 @@ from cdc_pipeline_tests.capture.test_capture_property import (
     Step,
     World,
 )
-from cdc_pipeline_tests.capture.test_capture_property import LISTING as LISTING_FAULTS
+from cdc_pipeline_tests.capture.shards.test_stories import LISTING as LISTING_FAULTS
 from cdc_pipeline_tests.simulators import faults
 from cdc_pipeline_tests.simulators.clients import session, use
 from cdc_pipeline_tests.simulators.clock import SimulatedClock, WrongClock

@@ -31,7 +31,7 @@ from cdc_pipeline.lake.storage.log import CaptureLog
 from cdc_pipeline.lake.upkeep.status import table_status
 from cdc_pipeline.repair.backfill import backfill_days
 from cdc_pipeline.sandbox.process import SandboxProcess
-from cdc_pipeline_tests.capture.delivery import (
+from cdc_pipeline_tests.capture.firehose.delivery import (
     NAME,
     Delivery,
     make_delivery,

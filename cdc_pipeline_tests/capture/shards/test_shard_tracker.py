@@ -25,7 +25,7 @@ from cdc_pipeline.defs.tables.shard_sensor import _inspect
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.storage.store import LocalStore
 from cdc_pipeline.settings.load import parse_settings
-from cdc_pipeline_tests.capture.test_drain import Bench, bench, check
+from cdc_pipeline_tests.capture.shards.test_drain import Bench, bench, check
 from cdc_pipeline_tests.simulators.clients import session
 from cdc_pipeline_tests.simulators.clock import SimulatedClock
 from cdc_pipeline_tests.simulators.faults import (

@@ -14,8 +14,7 @@ import pytest
 from cdc_pipeline.sandbox.aws.control import control
 from cdc_pipeline.sandbox.errors import SandboxError
 from cdc_pipeline.sandbox.process import SandboxProcess
-from cdc_pipeline_tests.sandbox.clients import Aws, connect, key
-from cdc_pipeline_tests.sandbox.exporting import (
+from cdc_pipeline_tests.sandbox.aws.exports.exporting import (
     export_table,
     exported_items,
     exported_lines,
@@ -25,6 +24,7 @@ from cdc_pipeline_tests.sandbox.exporting import (
     refusal,
     refusal_with_message,
 )
+from cdc_pipeline_tests.sandbox.clients import Aws, connect, key
 from cdc_pipeline_tests.sandbox.timed import TimedTable, timed_sandbox
 
 _EMPTY_MD5 = "FjvgqIxwymKf1RbbqtrZag=="

@@ -18,7 +18,7 @@ from cdc_pipeline.core.transports import KINESIS_CHANNEL
 from cdc_pipeline.repair.heal import heal_gap
 from cdc_pipeline.sandbox.aws.control import control
 from cdc_pipeline.sandbox.process import SandboxProcess
-from cdc_pipeline_tests.capture.delivery import measure
+from cdc_pipeline_tests.capture.firehose.delivery import measure
 from cdc_pipeline_tests.e2e.world import (
     World,
     assert_mirrors,

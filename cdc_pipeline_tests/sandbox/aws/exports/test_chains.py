@@ -18,8 +18,12 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from cdc_pipeline.sandbox.aws.control import control
+from cdc_pipeline_tests.sandbox.aws.exports.exporting import (
+    export_table,
+    exported_items,
+    exported_lines,
+)
 from cdc_pipeline_tests.sandbox.clients import Aws
-from cdc_pipeline_tests.sandbox.exporting import export_table, exported_items, exported_lines
 from cdc_pipeline_tests.sandbox.timed import TimedTable, timed_sandbox
 
 _SECOND = 1_000_000

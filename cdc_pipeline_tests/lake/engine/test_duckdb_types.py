@@ -71,7 +71,7 @@ _ENGINES = {  # of each Iceberg type: Spark, Trino and Athena, by their connecto
     "timestamptz": ("TIMESTAMP", "timestamp(6) with time zone"),
     "refused": ("", ""),
 }
-_DOCS = Path(__file__).parents[2] / "docs" / "types.md"
+_DOCS = Path(__file__).parents[3] / "docs" / "types.md"
 _EVERY = [(name, sql) for name, samples in SAMPLES.items() for sql in samples]
 
 

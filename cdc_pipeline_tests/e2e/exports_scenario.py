@@ -39,7 +39,7 @@ from cdc_pipeline.settings.load import parse_settings
 from cdc_pipeline.settings.model import Table
 from cdc_pipeline.snapshot.snapshot import take_snapshot
 from cdc_pipeline.transform.shred import typed_schema
-from cdc_pipeline_tests.capture.test_capture_property import (
+from cdc_pipeline_tests.capture.shards.test_stories import (
     MARGIN,
     Behaviour,
     Killed,
