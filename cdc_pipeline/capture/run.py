@@ -13,7 +13,7 @@ from cdc_pipeline.capture.landing.cutover import abandon_cutover
 from cdc_pipeline.capture.landing.options import CaptureOptions
 from cdc_pipeline.capture.landing.result import CaptureResult
 from cdc_pipeline.capture.shards.drain import capture_table, drain_table
-from cdc_pipeline.capture.sources.channel import record_disabled
+from cdc_pipeline.capture.sources.kinesis_channel import record_disabled
 from cdc_pipeline.capture.sources.source import Source
 from cdc_pipeline.capture.sources.source_choice import (
     followed_source,

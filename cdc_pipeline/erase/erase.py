@@ -55,7 +55,7 @@ from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.storage.log import CaptureLog, Parts
 from cdc_pipeline.settings.model import Table
 from cdc_pipeline.snapshot.export import describe_own_export, export_target
-from cdc_pipeline.snapshot.unfinished import discard_baseline, unfinished_baselines, why_unusable
+from cdc_pipeline.snapshot.resumption import discard_baseline, unfinished_baselines, why_unusable
 
 _ROUNDS = 3
 _POLL_SECONDS = 0.1

@@ -69,7 +69,7 @@ from cdc_pipeline.lake.storage.landing import write_days
 from cdc_pipeline.lake.storage.log import CaptureLog, Parts, new_nonce
 from cdc_pipeline.repair.heal import heal_gap
 from cdc_pipeline.repair.incremental_export import export_changes, wait_until_restorable
-from cdc_pipeline.repair.placing import Placement, place_after, surviving_objects
+from cdc_pipeline.repair.placement import Placement, place_after, surviving_objects
 from cdc_pipeline.repair.relanding import reland
 from cdc_pipeline.snapshot.export import (
     describe_own_export,

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cdc_pipeline.aws.kinesis import active_destination
-from cdc_pipeline.capture.sources.channel import ChannelFiles, channel_folders, open_channel
+from cdc_pipeline.capture.sources.kinesis_channel import ChannelFiles, channel_folders, open_channel
 from cdc_pipeline.core.errors import CdcPipelineError
 from cdc_pipeline.core.names import split_s3
 from cdc_pipeline.core.plans.iam import (

@@ -10,17 +10,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cdc_pipeline.aws.channels import DELIVERING, channel_arn, find_channel
 from cdc_pipeline.aws.client.session import AwsSession
 from cdc_pipeline.aws.cloudwatch import channel_ages, failed_to_replicate
 from cdc_pipeline.aws.kinesis import WRITTEN_TO, KinesisStreams, active_destination, destinations
+from cdc_pipeline.aws.kinesis_channels import DELIVERING, channel_arn, find_channel
 from cdc_pipeline.aws.s3.output import sse_parameters
 from cdc_pipeline.aws.shards import client_of
 from cdc_pipeline.aws.streams import DynamoDBStreams
 from cdc_pipeline.aws.table import TableDescription, describe_backups, describe_table
 from cdc_pipeline.capture.shards.shard_reader import polls_needed
-from cdc_pipeline.capture.sources.channel import channel_folders
 from cdc_pipeline.capture.sources.firehose_listing import target_of
+from cdc_pipeline.capture.sources.kinesis_channel import channel_folders
 from cdc_pipeline.capture.sources.source import ShardSource
 from cdc_pipeline.core.errors import (
     ExpiredIteratorError,

@@ -51,8 +51,8 @@ from cdc_pipeline.snapshot.export import (
     export_token,
     wait_for_export,
 )
+from cdc_pipeline.snapshot.resumption import require_not_discarded, resume_baseline
 from cdc_pipeline.snapshot.staging import ConvertedFile, Staging
-from cdc_pipeline.snapshot.unfinished import require_not_discarded, resume_baseline
 from cdc_pipeline.transform.ranges import split_by_key
 from cdc_pipeline.transform.shred import NARROW_SCHEMA, merge_stats
 
@@ -94,7 +94,7 @@ def take_snapshot(
 ) -> SnapshotResult:
     """Export the table and stage the export as a baseline.
 
-    An unfinished baseline is resumed if it is still usable (`snapshot.unfinished`).
+    An unfinished baseline is resumed if it is still usable (`snapshot.resumption`).
 
     Stream positions are recorded first, then the export is requested for a time at least the
     margin later, so the changes after those positions cover everything missing in the export.

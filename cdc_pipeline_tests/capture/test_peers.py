@@ -29,7 +29,7 @@ from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.storage.log import CaptureLog
 from cdc_pipeline.lake.storage.store import LocalStore
 from cdc_pipeline.settings.load import parse_settings
-from cdc_pipeline.snapshot import export, snapshot, unfinished
+from cdc_pipeline.snapshot import export, resumption, snapshot
 from cdc_pipeline_tests.capture.shards.test_drain import HOUR, OPTIONS, Bench, check
 from cdc_pipeline_tests.log_clock import set_log_clock
 from cdc_pipeline_tests.simulators.clients import session, use
@@ -168,7 +168,7 @@ def test_a_file_that_fails_half_way_costs_no_new_export_and_no_change__data_prep
     done = ExportStatus("arn:export", "COMPLETED", "bucket", "", "manifest", "")
     files = [DataFile("one", "", 1), DataFile("two", "", 1)]
     monkeypatch.setattr(export, "describe_export", lambda *_: done)
-    for module in (export, unfinished):
+    for module in (export, resumption):
         monkeypatch.setattr(module, "read_manifest", lambda *_: Manifest("bucket", 2, "", files))
     monkeypatch.setattr(snapshot, "read_data_file", pieces)
     with StreamsSimulator(clock=time.time) as sim:

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from cdc_pipeline.aws.cloudwatch import channel_ages
-from cdc_pipeline.capture.sources.channel import ChannelFiles
+from cdc_pipeline.capture.sources.kinesis_channel import ChannelFiles
 from cdc_pipeline.capture.sources.source_choice import open_source
 from cdc_pipeline.cli import main
 from cdc_pipeline.core.errors import NotReadyError

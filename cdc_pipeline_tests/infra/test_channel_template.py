@@ -10,7 +10,7 @@ import pytest
 import yaml
 from botocore.validate import ParamValidator
 
-from cdc_pipeline.core.changes.channel import folder_of, has_days
+from cdc_pipeline.core.changes.kinesis_channel import folder_of, has_days
 from cdc_pipeline.settings.load import parse_settings
 from cdc_pipeline_tests.infra.template import ACCOUNT, KEY, REGION, STACK, Stack
 

@@ -21,10 +21,10 @@ pytestmark = pytest.mark.spark
 _SEEDS = range(4)
 # In an order in which each finds the results that it reads; those that others read.
 _FILES = (
-    *("told", "cdc", "history", "breaks", "rebased"),
+    *("redundant_heals", "cdc", "history", "breaks", "baseline_changes"),
     *("winners", "effective", "fold", "tombstones", "ttl_archive"),
 )
-_READ = ("told", "cdc", "winners", "effective")
+_READ = ("redundant_heals", "cdc", "winners", "effective")
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def test_both_leave_out_what_captured_records_tell(seed: int, told: Callable[[in
     for results in (found.duck, found.spark):
         places = zip(*_cells(results["cdc"].select(["uuid", "generation"])), strict=True)
         assert found.story.of_heals <= {*places}
-        left_out = zip(*_cells(results["told"]), strict=True)
+        left_out = zip(*_cells(results["redundant_heals"]), strict=True)
         assert not found.story.of_heals & {*left_out}
 
 

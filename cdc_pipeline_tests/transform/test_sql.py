@@ -166,7 +166,7 @@ def _build_cdc(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     with duckdb.connect() as connection:
         cells = [[row.get(name) for name in _CDC_NAMES] for row in rows]
         _fill(connection, "landed", _CDC_COLUMNS, cells)
-        connection.execute(f"CREATE TEMP TABLE told AS {load_sql('told')}")
+        connection.execute(f"CREATE TEMP TABLE redundant_heals AS {load_sql('redundant_heals')}")
         result = connection.execute(load_sql("cdc"))
         names = [column[0] for column in result.description]
         return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
@@ -356,5 +356,5 @@ def test_every_file_is_one_statement_in_every_dialect(name: str, dialect: str) -
 
 def test_the_files_are_all_tested() -> None:
     folding = ["effective", "fold", "tombstones", "winners"]
-    others = ["breaks", "cdc", "history", "rebased", "told", "ttl_archive"]
+    others = ["breaks", "cdc", "history", "baseline_changes", "redundant_heals", "ttl_archive"]
     assert sorted([*folding, *others]) == _FILES

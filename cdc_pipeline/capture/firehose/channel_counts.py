@@ -5,9 +5,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from cdc_pipeline.aws.cloudwatch import channel_counts
-from cdc_pipeline.capture.sources.channel import ChannelFiles, channel_folders, followed_channel
 from cdc_pipeline.capture.sources.firehose_listing import ArrivedObject, arrived_since
-from cdc_pipeline.core.changes.channel import least_missing
+from cdc_pipeline.capture.sources.kinesis_channel import (
+    ChannelFiles,
+    channel_folders,
+    followed_channel,
+)
+from cdc_pipeline.core.changes.kinesis_channel import least_missing
 from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.transports import KINESIS_CHANNEL

@@ -25,9 +25,9 @@ from cdc_pipeline.aws.table import describe_table
 from cdc_pipeline.capture.landing.gaps import open_capture, undelivered_gap
 from cdc_pipeline.capture.landing.lander import Lander
 from cdc_pipeline.capture.landing.options import CaptureOptions
-from cdc_pipeline.capture.landing.overtaken import Attempt, retry_when_overtaken
 from cdc_pipeline.capture.landing.replication_losses import record_losses
 from cdc_pipeline.capture.landing.result import CaptureFailedError, CaptureResult
+from cdc_pipeline.capture.landing.retries import Attempt, retry_when_overtaken
 from cdc_pipeline.capture.sources.firehose_files import FileSource, LostRecord
 from cdc_pipeline.capture.sources.firehose_listing import (
     ArrivedObject,

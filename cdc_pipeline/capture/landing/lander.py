@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
-from cdc_pipeline.capture.landing.lateness import late_changes
+from cdc_pipeline.capture.landing.late_changes import late_changes
 from cdc_pipeline.capture.landing.result import CaptureResult
 from cdc_pipeline.capture.landing.ties import Ties
 from cdc_pipeline.capture.sources.item_reader import completing_rows
@@ -144,7 +144,7 @@ class Lander:
         """Raise `CaptureConflictError` if another capture wrote one of the entries.
 
         The records of this run may have landed then, so it begins again from the new log
-        (`capture.landing.overtaken`).
+        (`capture.landing.retries`).
         """
         self._result.conflicts += 1
         for entry in entries:

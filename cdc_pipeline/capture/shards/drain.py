@@ -12,9 +12,9 @@ from cdc_pipeline.capture.landing.cutover import begin_cutover, complete_cutover
 from cdc_pipeline.capture.landing.gaps import open_capture, shard_gap, unread_since_us
 from cdc_pipeline.capture.landing.lander import Lander
 from cdc_pipeline.capture.landing.options import CaptureOptions
-from cdc_pipeline.capture.landing.overtaken import Attempt, retry_when_overtaken
 from cdc_pipeline.capture.landing.replication_losses import record_losses
 from cdc_pipeline.capture.landing.result import CaptureFailedError, CaptureResult
+from cdc_pipeline.capture.landing.retries import Attempt, retry_when_overtaken
 from cdc_pipeline.capture.shards.buffer import Batch, Buffer
 from cdc_pipeline.capture.shards.shard_reader import ReadOptions, Start, read_shard
 from cdc_pipeline.capture.shards.shard_tracker import ShardTracker

@@ -7,7 +7,7 @@ position before them (`polls_needed`), as does the cost of a mistake. If each pa
 empty with probability 1/2, the tip is assumed wrongly in at most one of 2^empty_polls x (1 + age in
 seconds) cases; with `empty_polls: 3` that is an eighth of a second falsely counted as read, on
 average and at any age. If it happens nevertheless, the next record sets the shard back to its own
-time (`capture.landing.lateness`).
+time (`capture.landing.late_changes`).
 """
 
 import math

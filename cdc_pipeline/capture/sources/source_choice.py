@@ -6,10 +6,10 @@ from cdc_pipeline.aws.client.session import cause_code
 from cdc_pipeline.aws.kinesis import KinesisStreams, active_destination
 from cdc_pipeline.aws.streams import DynamoDBStreams
 from cdc_pipeline.aws.table import TableDescription, describe_table
-from cdc_pipeline.capture.sources.channel import followed_channel, open_channel
 from cdc_pipeline.capture.sources.firehose_files import FirehoseFiles
 from cdc_pipeline.capture.sources.firehose_listing import open_firehose, target_of
 from cdc_pipeline.capture.sources.item_reader import ItemReader
+from cdc_pipeline.capture.sources.kinesis_channel import followed_channel, open_channel
 from cdc_pipeline.capture.sources.reading import KinesisProtocol, StreamsProtocol
 from cdc_pipeline.capture.sources.replication import ReplicationMetric, replication_late_us
 from cdc_pipeline.capture.sources.source import Source, table_with_stream

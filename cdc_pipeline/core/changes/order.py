@@ -4,7 +4,7 @@
 number (DynamoDB Streams) or write time in microseconds (other transports). `order_key` =
 `<generation, 6 digits>.<position>`. Both compare correctly as strings. A position with a suffix
 comes directly after the position without it: for a read (`.read`), a tie (`core.changes.ties`), a
-backfill (`repair.placing`), a change with a sequence number but no shard (`numbered_position`).
+backfill (`repair.placement`), a change with a sequence number but no shard (`numbered_position`).
 """
 
 import re

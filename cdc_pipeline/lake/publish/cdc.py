@@ -2,9 +2,9 @@
 
 Changes of one time can land by a heal and by the stream: windows of exports extend past their gap,
 and the stream's records may land after the heal. The captured record wins (rule in
-`transform/sql/told.sql`): only it has the TTL flag, the event id and the image before the change. A
-change that was not captured has one row per item and window. Differences that only a later baseline
-shows are rows with the transport `baseline` (`lake.publish.rebased`).
+`transform/sql/redundant_heals.sql`): only it has the TTL flag, the event id and the image before
+the change. A change that was not captured has one row per item and window. Differences that only a
+later baseline shows are rows with the transport `baseline` (`lake.publish.baseline_changes`).
 """
 
 import tempfile
@@ -33,8 +33,12 @@ from cdc_pipeline.lake.engine.masking import (
 )
 from cdc_pipeline.lake.iceberg.tables import table_property
 from cdc_pipeline.lake.lake import Lake, TableLake
+from cdc_pipeline.lake.publish.baseline_changes import (
+    BaselineChanges,
+    compared_rows,
+    days_to_compare,
+)
 from cdc_pipeline.lake.publish.daily import build_groups, days_under_other_rules
-from cdc_pipeline.lake.publish.rebased import BaselineChanges, compared_rows, days_to_compare
 from cdc_pipeline.lake.storage.landing import LANDING_SCHEMA
 from cdc_pipeline.transform.sql import load_sql
 
@@ -187,7 +191,8 @@ def _build(
     # Load the table before the log, so that a commit never replaces a table with an older state.
     before = table.lake.iceberg.load(name)
     state = table.log.load()
-    rebased, rules = BaselineChanges(table, before, state), rules_by_day(before) if before else {}
+    from_baselines = BaselineChanges(table, before, state)
+    rules = rules_by_day(before) if before else {}
     built: list[CdcDay] = []
     properties = {f"watermark.{day}": str(state.n) for day in days}
     properties |= {f"{PUBLISHED}.{day}": masking.fingerprint for day in days}
@@ -208,10 +213,10 @@ def _build(
                     yield batch.append_column("day", column).cast(CDC_SCHEMA)
                 repeats, changes = sum(landed.rows for landed in objects) - rows, rows
                 day_rules = rules.get(day.isoformat())
-                for batch in rebased.rows(connection, day, masking, day_rules, CDC_SCHEMA):
+                for batch in from_baselines.rows(connection, day, masking, day_rules, CDC_SCHEMA):
                     rows += batch.num_rows
                     yield pa.Table.from_batches([batch])
-                properties.update(rebased.properties(day, rows - changes))
+                properties.update(from_baselines.properties(day, rows - changes))
                 seconds = time.monotonic() - started
                 properties[f"{ROWS}.{day}"] = str(rows)  # read after the last chunk
                 built.append(CdcDay(day, rows, repeats, len(objects), state.n, seconds))
@@ -234,7 +239,8 @@ def _rows(
     require_maskable_keys(connection, table.settings, masking, f"SELECT keys FROM {landed}")
     # Before masking: images that differ only in a masked attribute are two changes.
     connection.execute(f"CREATE OR REPLACE TEMP VIEW landed AS SELECT * FROM {landed}")
-    connection.execute(f"CREATE OR REPLACE TEMP TABLE told AS {load_sql('told')}")
+    redundant = load_sql("redundant_heals")
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE redundant_heals AS {redundant}")
     columns = _MASKED if masking else "*"
     connection.execute(f"CREATE OR REPLACE TEMP VIEW landed AS SELECT {columns} FROM {landed}")
     for batch in arrow_batches(connection, load_sql("cdc"), _CHUNK_ROWS):

@@ -21,8 +21,8 @@ from cdc_pipeline.sandbox.aws.encryption import install_managed_key
 from cdc_pipeline.sandbox.aws.exports.files import multipart_put
 from cdc_pipeline.sandbox.aws.exports.operations import ExportOptions, Exports
 from cdc_pipeline.sandbox.aws.exports.principals import ForeignBuckets, remember_caller
-from cdc_pipeline.sandbox.aws.firehose.channels import Channels
 from cdc_pipeline.sandbox.aws.firehose.deliveries import Deliveries
+from cdc_pipeline.sandbox.aws.firehose.kinesis_channels import Channels
 from cdc_pipeline.sandbox.aws.stacks import Stacks
 from cdc_pipeline.sandbox.errors import PortInUseError, SandboxError, SandboxNotInstalledError
 from cdc_pipeline.sandbox.process import apply_environment

@@ -1,7 +1,7 @@
 -- One row per change of a day: `landed` without repeats of an identity, and without healed rows
--- that other rows contain (`told`). Of repeats the first generation counts: a repeat in a later one
--- is old. Within it the last position counts: a change that proved to be later than another one of
--- its time has landed again after it. Then the first landed.
+-- that other rows contain (`redundant_heals`). Of repeats the first generation counts: a repeat in
+-- a later one is old. Within it the last position counts: a change that proved to be later than
+-- another one of its time has landed again after it. Then the first landed.
 -- A record in place of a line of a later generation gets the line's position: one heal of several
 -- gaps lands in one generation, and other lines of it precede the changes captured between the
 -- gaps.
@@ -18,19 +18,19 @@ FROM (
             ORDER BY landed.generation, landed.order_key DESC, landed.landed_at
         ) AS occurrence
     FROM landed
-    LEFT JOIN told
-        ON told.uuid = landed.uuid
-        AND told.generation = landed.generation
+    LEFT JOIN redundant_heals
+        ON redundant_heals.uuid = landed.uuid
+        AND redundant_heals.generation = landed.generation
         AND landed.transport IN ('export', 'read')
     LEFT JOIN (
         SELECT by_uuid, by_generation, MAX(order_key) AS order_key
-        FROM told
+        FROM redundant_heals
         WHERE by_generation < generation
         GROUP BY by_uuid, by_generation
     ) AS raised
         ON raised.by_uuid = landed.uuid
         AND raised.by_generation = landed.generation
-    WHERE told.uuid IS NULL
+    WHERE redundant_heals.uuid IS NULL
 ) AS numbered
 WHERE occurrence = 1
 ORDER BY keys, order_key

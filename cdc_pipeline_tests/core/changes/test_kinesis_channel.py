@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cdc_pipeline.core.changes.channel import (
+from cdc_pipeline.core.changes.kinesis_channel import (
     DeadLetter,
     dead_letter,
     folder_of,

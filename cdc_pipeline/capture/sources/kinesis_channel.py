@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any, BinaryIO
 
-from cdc_pipeline.aws.channels import DELIVERING, Channel, describe_channel, find_channel
 from cdc_pipeline.aws.cloudwatch import channel_ages
 from cdc_pipeline.aws.kinesis import (
     MOST_RETENTION_US,
@@ -23,6 +22,7 @@ from cdc_pipeline.aws.kinesis import (
     active_destination,
     destinations,
 )
+from cdc_pipeline.aws.kinesis_channels import DELIVERING, Channel, describe_channel, find_channel
 from cdc_pipeline.aws.s3.objects import SourceBucket
 from cdc_pipeline.aws.shards import Page, StreamDescription
 from cdc_pipeline.aws.table import describe_table
@@ -44,8 +44,8 @@ from cdc_pipeline.capture.sources.item_reader import ItemReader
 from cdc_pipeline.capture.sources.kinesis_records import parse_envelopes
 from cdc_pipeline.capture.sources.replication import ReplicationMetric
 from cdc_pipeline.capture.sources.source import Source
-from cdc_pipeline.core.changes.channel import DeadLetter, dead_letter, folder_of, has_days
 from cdc_pipeline.core.changes.json_stream import pieces
+from cdc_pipeline.core.changes.kinesis_channel import DeadLetter, dead_letter, folder_of, has_days
 from cdc_pipeline.core.changes.ownership import Target
 from cdc_pipeline.core.errors import ShardGoneError, SourceError, UnreadableError
 from cdc_pipeline.core.log.entries import StreamRef

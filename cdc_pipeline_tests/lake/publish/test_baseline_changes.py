@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.items.attributes import to_json
 from cdc_pipeline.core.log.entries import Gap
+from cdc_pipeline.lake.publish.baseline_changes import COMPARED, BaselineChanges
 from cdc_pipeline.lake.publish.cdc import CdcDay, build_cdc_days
 from cdc_pipeline.lake.publish.current_state import publish_current_state
 from cdc_pipeline.lake.publish.image_chain import check_chain
-from cdc_pipeline.lake.publish.rebased import COMPARED, BaselineChanges
 from cdc_pipeline.lake.publish.staleness import Staleness
 from cdc_pipeline_tests.lake.builder import (
     MARGIN_US,

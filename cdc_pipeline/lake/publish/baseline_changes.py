@@ -162,7 +162,7 @@ class BaselineChanges:
             return
         for comparison in every:
             self._compare(connection, comparison)
-            for batch in arrow_batches(connection, load_sql("rebased"), _BATCH_ROWS):
+            for batch in arrow_batches(connection, load_sql("baseline_changes"), _BATCH_ROWS):
                 yield _as_changes(batch, comparison, masking, self._table_id, schema)
 
     def properties(self, day: date, rows: int) -> dict[str, str]:
@@ -179,7 +179,7 @@ class BaselineChanges:
     def _compare(
         self, connection: duckdb.DuckDBPyConnection, comparison: BaselineComparison
     ) -> None:
-        """Create the inputs of `rebased.sql`, unmasked: masking may make different items equal."""
+        """Create the inputs of `baseline_changes.sql`, unmasked: masking can make items equal."""
         snapshot = self._table.iceberg("snapshot")
         assert snapshot is not None  # baselines were committed, by the log
         before = comparison.before
