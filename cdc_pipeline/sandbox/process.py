@@ -89,7 +89,7 @@ class SandboxProcess:
     port: 0, the default: any free port. log_file: output of the child, None: a temporary file,
     removed with the sandbox. The child has a process group of its own, so that Ctrl-C reaches only
     the parent, and it ends at any end of the parent. The seconds are those of
-    `exports.ExportOptions`; by default AWS's.
+    `aws.exports.operations.ExportOptions`; by default AWS's.
 
     Raises SandboxError with the child's last lines if it is not ready in 30 s or ends before.
     """

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CaptureOptions:
-    """See `settings.Capture`. `linger_seconds`: how long a run stays at the tips of the shards."""
+    """See `settings.model.Capture`. `linger_seconds`: time that a run stays at the shards' tips."""
 
     max_run_seconds: float = 240
     empty_polls: int = 3
