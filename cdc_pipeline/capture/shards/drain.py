@@ -39,7 +39,7 @@ _QUIET_SECONDS = 30
 
 
 class Run(Protocol):
-    """One run of one source. For `losses_until_us` and `has_ended` see `cutover.complete_cutover`."""
+    """One run of one source. `losses_until_us`, `has_ended`: see `cutover.complete_cutover`."""
 
     result: CaptureResult
     losses_until_us: int | None
