@@ -12,6 +12,10 @@ import pytest
 
 import cdc_pipeline
 import cdc_pipeline.core
+from cdc_pipeline import lake
+from cdc_pipeline.core.errors import CdcPipelineError
+from cdc_pipeline.lake.lake import Lake
+from cdc_pipeline.settings.load import load_settings
 
 _PACKAGE = Path(cdc_pipeline.__file__).parent
 _HEAVY = ["dagster", "boto3", "botocore", "pyarrow", "duckdb", "msgspec", "pydantic", "yaml"]
@@ -179,6 +183,15 @@ def test_core_needs_only_the_standard_library() -> None:
     modules = [m.name for m in pkgutil.walk_packages(core.__path__, f"{core.__name__}.")]
     assert "cdc_pipeline.core.changes.fold" in modules
     assert _loaded_after([core.__name__, *modules]) == []
+
+
+def test_the_public_names_are_those_of_their_homes() -> None:
+    assert cdc_pipeline.connect is lake.connect
+    assert cdc_pipeline.Lake is Lake
+    assert cdc_pipeline.load_settings is load_settings
+    assert cdc_pipeline.CdcPipelineError is CdcPipelineError
+    with pytest.raises(AttributeError, match="conect"):
+        _ = cdc_pipeline.conect
 
 
 def test_importing_the_package_and_the_lake_loads_nothing_heavy() -> None:
