@@ -41,7 +41,7 @@ class Checkpoint:
         """Make the lake what it was; the source and its stream stay as they are."""
         if self.world.kind == "local":
             # Its catalogue is a file that is about to be replaced.
-            self.world.lake().__dict__.pop("tables", None)
+            self.world.lake().__dict__.pop("iceberg", None)
             root = self.world.folder / "lake"
             shutil.rmtree(root, ignore_errors=True)
             for key, data in self.objects.items():
