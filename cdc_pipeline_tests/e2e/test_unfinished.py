@@ -289,7 +289,7 @@ def switch_cut(world: World) -> Step:
     }
     export = {"bucket": world.bucket, "poll_seconds": 0.05, "least_window_minutes": 1 / 60}
     world.configure(table, export=export)
-    _after(world, _capture, drain, "begin_cut")
+    _after(world, _capture, drain, "begin_cutover")
     return _capture
 
 
