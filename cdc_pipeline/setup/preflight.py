@@ -138,9 +138,9 @@ def turn_on(lake: Lake, needed: Sequence[tuple[TableReport, Remedy]]) -> list[st
 
 
 def _turn_on(lake: Lake, report: TableReport, remedy: Remedy) -> str | None:
-    table = lake.settings.table(report.table)
-    client, name = lake.table(table).source.client("dynamodb"), table.name
-    probe = AwsProbe(_who(table), turn_on_statements([_source_table(lake.table(table), report)]))
+    table = lake.table(lake.settings.table(report.table))
+    client, name = table.source.client("dynamodb"), table.name
+    probe = AwsProbe(_who(table.settings), turn_on_statements([_source_table(table, report)]))
     try:
         if remedy == "stream":
             with probe.check("stream", "dynamodb:UpdateTable", f"stream of table {name}"):

@@ -4,6 +4,7 @@ import shutil
 from dataclasses import dataclass
 from typing import Any
 
+from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline_tests.e2e.world import World
 
 _TABLE_INPUT = ("Name", "TableType", "Parameters", "StorageDescriptor", "PartitionKeys")
@@ -41,7 +42,9 @@ class Checkpoint:
         """Make the lake what it was; the source and its stream stay as they are."""
         if self.world.kind == "local":
             # Its catalogue is a file that is about to be replaced.
-            self.world.lake().__dict__.pop("iceberg", None)
+            name = Lake.iceberg.attrname
+            assert name is not None
+            vars(self.world.lake()).pop(name, None)
             root = self.world.folder / "lake"
             shutil.rmtree(root, ignore_errors=True)
             for key, data in self.objects.items():

@@ -34,7 +34,9 @@ def _start(folder: Path) -> tuple[Any, bool]:
 @pytest.fixture
 def iceberg(spark: Spark) -> Spark:
     if not spark.has_iceberg:
-        pytest.skip(f"Spark could not fetch {session.ICEBERG}: its words are on standard error")
+        pytest.skip(
+            f"Spark could not fetch {session.ICEBERG}: no network to Maven; see standard error"
+        )
     return spark
 
 

@@ -97,8 +97,9 @@ def _report_freshness(instance: dg.DagsterInstance, lake: Lake, cursor: _Cursor)
     cursor.table = ""
     _, hidden = _latest_results(instance, [_fresh_key(table) for table in tables])
     for table in tables[start:] + tables[:start]:
+        handle = lake.table(table)
         try:
-            outcome = fresh(lake.table(table), lake.table(table).log.load())
+            outcome = fresh(handle, handle.log.load())
         except CdcPipelineError as error:
             outcome = CheckOutcome(False, {"error": error.message})
         result = "passed" if outcome.passed else outcome.severity.value

@@ -211,20 +211,20 @@ class _Tick:
         return decisions
 
     def _decide(self, table: Table) -> CaptureDecision:
-        subject = capture_subject(table.label)
+        subject, handle = capture_subject(table.label), self.lake.table(table)
+        log = handle.log
         try:
-            log = self.lake.table(table).log
             state = log.load()
         except CdcPipelineError as error:
             if in_flight := self._in_flight(subject, LogState()):
                 return CaptureDecision(table.label, False, in_flight)
             return self._paused(_uninspected(table, error))
         # First: people must be warned whether or not a run is at work.
-        _warn(self.instance, self.lake.table(table), state.watermark_us, self.cursor)
+        _warn(self.instance, handle, state.watermark_us, self.cursor)
         if in_flight := self._in_flight(subject, state):
             return CaptureDecision(table.label, False, in_flight)
         self._forget(subject, state)
-        return self._paused(_inspect(self.lake.table(table), log, state))
+        return self._paused(_inspect(handle, log, state))
 
     def _in_flight(self, subject: str, state: LogState) -> str | None:
         """Name the run at work on a table; None: none, whatever Dagster counts as running."""

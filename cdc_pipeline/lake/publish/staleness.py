@@ -107,6 +107,7 @@ class Staleness:
     def of_table(self, table: Table) -> Iterator[Stale]:
         """Yield the stale derived tables of one table. Raises `LakeError`, `SettingsError`."""
         state, name = self._states[table.safe_name], table.safe_name
+        handle = self.lake.table(table)
         if table.snapshot.first == "auto" and state.staged is None and state.shadow is None:
             yield Stale("pitr_export")
         built = self._iceberg(f"{name}_cdc")
@@ -120,7 +121,7 @@ class Staleness:
             if days := stale_archive_days(cdc, archive):
                 yield Stale("ttl_archive", _dates(days))
         try:
-            base = next_base(self.lake.table(table), state)
+            base = next_base(handle, state)
         except NotReadyError:
             # Without an export nothing waits.
             is_stale, self._waiting[name] = False, state.staged is not None
@@ -131,13 +132,12 @@ class Staleness:
             self._waiting[name] = is_stale or newest > base.generation
             self._complete_us[name] = int(table_property(base.table, "watermark_us") or 0)
         published = self._iceberg(f"{name}_current_state") if table.entities else None
-        if (is_stale and is_worth_folding(self.lake.table(table))) or (
-            published is not None
-            and not are_current(read_notes(self.lake.table(table)), table, published)
+        if (is_stale and is_worth_folding(handle)) or (
+            published is not None and not are_current(read_notes(handle), table, published)
         ):
             yield Stale("current_state")
         elif published is not None:
-            yield from map(Stale, stale_entities(self.lake.table(table), published))
+            yield from map(Stale, stale_entities(handle, published))
 
     def is_waiting(self, table: Table) -> bool:
         """Whether changes landed that are not worth a fold yet or cannot be published yet."""

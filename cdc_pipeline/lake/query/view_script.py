@@ -45,17 +45,18 @@ def view_script(lake: Lake, names: Sequence[str] = ()) -> Iterator[str]:
     with _connect(lake, names) as connection:
         yield from _heading(lake)
         for table in _tables(lake, names):
+            handle = lake.table(table)
             yield f"\n-- {table.safe_name}: the DynamoDB table {table.name}\n"
             yield f"CREATE SCHEMA IF NOT EXISTS {identifier(table.safe_name)};\n"
-            reason = _why_without_delta(connection, lake.table(table))
+            reason = _why_without_delta(connection, handle)
             if reason is not None:
-                _show_published(connection, lake.table(table))
+                _show_published(connection, handle)
                 yield "-- current_state is as last published, without changes that landed since\n"
                 yield f"-- ({reason}).\n"
             elif _has_delta(connection, table):
                 for part in delta_tables(table):
                     yield from _rows_as_table(connection, table, part)
-            yield from entities_in_script(connection, lake.table(table))
+            yield from entities_in_script(connection, handle)
             yield from _views(connection, table.safe_name)
         if _with_aggregates(names):
             yield f"\nCREATE SCHEMA IF NOT EXISTS {AGGREGATES};\n"
