@@ -18,7 +18,7 @@ from cdc_pipeline.core.items.attributes import plain_json
 from cdc_pipeline.core.items.columns import columns_of
 from cdc_pipeline.core.transports import DYNAMODB_STREAMS
 from cdc_pipeline.lake.engine.duckdb_session import files_relation
-from cdc_pipeline.lake.iceberg.tables import data_files
+from cdc_pipeline.lake.iceberg.files import data_files
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.publish.cdc import CDC_SCHEMA
 from cdc_pipeline.transform.shred import (

@@ -28,12 +28,12 @@ from cdc_pipeline.core.names import entry_number, is_landing_name
 from cdc_pipeline.core.plans.erasure import ItemTrace
 from cdc_pipeline.erase.files import count_held, is_parquet, without_lines, without_rows
 from cdc_pipeline.lake.engine.masking import sources_of
+from cdc_pipeline.lake.iceberg.files import referenced_files
 from cdc_pipeline.lake.iceberg.foreign_files import NamedFiles
 from cdc_pipeline.lake.iceberg.tables import (
     PROPERTY,
     CommitConflictError,
     description_folder,
-    referenced_files,
     retry_on_conflict,
 )
 from cdc_pipeline.lake.lake import Lake, TableLake

@@ -18,7 +18,7 @@ from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.lake.engine.duckdb_session import files_relation, landed_relation, open_duckdb
 from cdc_pipeline.lake.engine.folding import create_base, create_effective, create_winners
 from cdc_pipeline.lake.engine.masking import masked_column, masking_functions, masking_of
-from cdc_pipeline.lake.iceberg.tables import data_files
+from cdc_pipeline.lake.iceberg.files import data_files
 from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.publish.current_state import Base
 from cdc_pipeline.lake.upkeep.verify import readable_files

@@ -27,7 +27,7 @@ from cdc_pipeline.lake.engine.duckdb_session import (
     literal,
 )
 from cdc_pipeline.lake.engine.masking import masking_of
-from cdc_pipeline.lake.iceberg.tables import data_files
+from cdc_pipeline.lake.iceberg.files import data_files
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.current_state import Base, published_base
 from cdc_pipeline.lake.query.connection import connect_lake

@@ -27,7 +27,8 @@ from cdc_pipeline.core.run_context import RunContext
 from cdc_pipeline.core.transports import DYNAMODB_STREAMS, EXPORT
 from cdc_pipeline.lake.engine.duckdb_session import connect_duckdb, files_relation
 from cdc_pipeline.lake.iceberg.catalog import open_catalog
-from cdc_pipeline.lake.iceberg.tables import Tables, data_files
+from cdc_pipeline.lake.iceberg.files import data_files
+from cdc_pipeline.lake.iceberg.tables import Tables
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.cdc import build_cdc_days
 from cdc_pipeline.lake.publish.current_state import PublishResult, publish_current_state

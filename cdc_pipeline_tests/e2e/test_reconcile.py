@@ -20,7 +20,7 @@ from cdc_pipeline.capture.catch_up import capture_to
 from cdc_pipeline.cli import main
 from cdc_pipeline.core.errors import ExportError, NotReadyError
 from cdc_pipeline.core.run_context import RunContext
-from cdc_pipeline.lake.iceberg.tables import data_files
+from cdc_pipeline.lake.iceberg.files import data_files
 from cdc_pipeline.lake.query.connection import connect_lake
 from cdc_pipeline.lake.upkeep.maintenance import maintain_table
 from cdc_pipeline.lake.upkeep.verify import verify_files

@@ -26,7 +26,7 @@ from cdc_pipeline.aws.export import ExportStatus, read_manifest, whole_lines
 from cdc_pipeline.core.errors import ExportError, LakeError
 from cdc_pipeline.core.items.attributes import canonical_item, to_json
 from cdc_pipeline.core.run_context import RunContext
-from cdc_pipeline.lake.iceberg.tables import data_files
+from cdc_pipeline.lake.iceberg.files import data_files
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.storage.store import LocalStore
 from cdc_pipeline.settings.load import parse_settings

@@ -10,7 +10,7 @@ import pytest
 
 from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.lake.engine.duckdb_session import arrow_table
-from cdc_pipeline.lake.iceberg.tables import data_files
+from cdc_pipeline.lake.iceberg.files import data_files
 from cdc_pipeline.lake.publish.cdc import build_cdc_day
 from cdc_pipeline.lake.publish.current_state import publish_current_state
 from cdc_pipeline.lake.query.connection import connect_lake

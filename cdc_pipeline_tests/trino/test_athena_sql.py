@@ -18,7 +18,7 @@ import pytest
 from cdc_pipeline.core.items.columns import Column
 from cdc_pipeline.core.items.view_names import STORED_NAMES
 from cdc_pipeline.lake.glue_partitions import registered_days, repair
-from cdc_pipeline.lake.iceberg.tables import data_files
+from cdc_pipeline.lake.iceberg.files import data_files
 from cdc_pipeline.lake.query.athena import catalogued
 from cdc_pipeline.lake.query.connection import connect_lake
 from cdc_pipeline.sandbox.demo.traffic import create_tables, seed

@@ -16,7 +16,7 @@ from cdc_pipeline.core.changes.order import generation_prefix
 from cdc_pipeline.core.errors import LakeError
 from cdc_pipeline.core.log.entries import LandedObject
 from cdc_pipeline.lake.engine.duckdb_s3 import DuckS3
-from cdc_pipeline.lake.iceberg.tables import data_files
+from cdc_pipeline.lake.iceberg.files import data_files
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.storage.landing import LANDING_SCHEMA, read_object
 

@@ -18,7 +18,7 @@ from cdc_pipeline.lake.engine.masking import (
     published_rules,
     require_maskable_keys,
 )
-from cdc_pipeline.lake.iceberg.tables import data_files
+from cdc_pipeline.lake.iceberg.files import data_files
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.settings.model import Table
 from cdc_pipeline.transform.shred import NARROW_SCHEMA, typed_schema

@@ -10,7 +10,8 @@ from pyiceberg.table import Table
 
 from cdc_pipeline.aws.s3.objects import StoredFile
 from cdc_pipeline.core.errors import LakeError
-from cdc_pipeline.lake.iceberg.tables import Tables, referenced_files
+from cdc_pipeline.lake.iceberg.files import referenced_files
+from cdc_pipeline.lake.iceberg.tables import Tables
 
 
 class NamedFiles:

@@ -447,27 +447,6 @@ def _records(metadata: TableMetadata, branch: str) -> int:
     return int(summary["total-records"] or 0) if summary else 0
 
 
-def referenced_files(table: Table) -> set[str]:
-    """Return every file that a snapshot or the metadata log of the table names."""
-    files = {table.metadata_location}
-    files.update(earlier.metadata_file for earlier in table.metadata.metadata_log)
-    manifests: set[str] = set()
-    if PROPERTY + _DESCRIPTION in table.properties:
-        files.add(table.properties[PROPERTY + _DESCRIPTION])
-    for snapshot in table.metadata.snapshots:
-        files.add(snapshot.manifest_list)
-        summary = snapshot.summary.additional_properties if snapshot.summary else {}
-        if PROPERTY + _DESCRIPTION in summary:
-            files.add(summary[PROPERTY + _DESCRIPTION])
-        for manifest in snapshot.manifests(table.io):
-            if manifest.manifest_path in manifests:
-                continue
-            manifests.add(manifest.manifest_path)
-            entries = manifest.fetch_manifest_entry(table.io, discard_deleted=False)
-            files.update(entry.data_file.file_path for entry in entries)
-    return {path.removeprefix("file://") for path in files | manifests}
-
-
 def _has_rows(table: Table) -> bool:
     snapshot = table.current_snapshot()
     summary = snapshot.summary if snapshot else None
@@ -510,6 +489,16 @@ def description(table: Table) -> str | None:
     """Return the text stored with a table's rows; None: there is none. Its file never changes."""
     file = table_property(table, _DESCRIPTION)
     return _read_once(_File(file, table.io)) if file else None
+
+
+def description_files(table: Table) -> Iterator[str]:
+    """Yield the files of the descriptions of all versions."""
+    if PROPERTY + _DESCRIPTION in table.properties:
+        yield table.properties[PROPERTY + _DESCRIPTION]
+    for snapshot in table.metadata.snapshots:
+        summary = snapshot.summary.additional_properties if snapshot.summary else {}
+        if PROPERTY + _DESCRIPTION in summary:
+            yield summary[PROPERTY + _DESCRIPTION]
 
 
 def description_folder(database: str, name: str) -> str:
@@ -589,29 +578,3 @@ def _plain(kind: pa.DataType) -> Any:
     if _is_list(kind):
         return ("list", _plain(kind.value_type))
     return str(kind).removeprefix("large_")
-
-
-def data_files(table: Table, snapshot_id: int | None = None) -> list[str]:
-    """Return the paths of a snapshot's data files.
-
-    Raises `LakeError` for delete files, which are never written here, and for an expired snapshot,
-    for which PyIceberg would list no files.
-    """
-    if snapshot_id is not None and table.snapshot_by_id(snapshot_id) is None:
-        name = table.name()[-1]
-        label = name.removesuffix("_snapshot")
-        raise LakeError(
-            f"table {name} has no snapshot {snapshot_id}, which a baseline of the capture log "
-            "needs: another engine has expired it",
-            fix=f"materialise {label}/pitr_export for a new baseline, then `cdc-pipeline "
-            f"reconcile {label} --full --repair`, which discards the lost one",
-        )
-    paths = []
-    for task in table.scan(snapshot_id=snapshot_id).plan_files():
-        if task.delete_files:
-            raise LakeError(
-                f"table {'.'.join(table.name())} has row-level delete files of another engine",
-                fix="compact it with the engine that wrote them",
-            )
-        paths.append(task.file.file_path.removeprefix("file://"))
-    return sorted(paths)

@@ -25,7 +25,8 @@ from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.transports import BASELINE
 from cdc_pipeline.lake.engine.duckdb_session import arrow_batches, files_relation, landed_relation
 from cdc_pipeline.lake.engine.folding import create_base, create_effective, create_exact_winners
-from cdc_pipeline.lake.iceberg.tables import data_files, table_property
+from cdc_pipeline.lake.iceberg.files import data_files
+from cdc_pipeline.lake.iceberg.tables import table_property
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.current_state import handover_us
 from cdc_pipeline.transform.shred import typed_schema

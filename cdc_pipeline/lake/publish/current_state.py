@@ -52,7 +52,8 @@ from cdc_pipeline.lake.engine.masking import (
     masking_of,
     published_rules,
 )
-from cdc_pipeline.lake.iceberg.tables import CommitConflictError, data_files, table_property
+from cdc_pipeline.lake.iceberg.files import data_files
+from cdc_pipeline.lake.iceberg.tables import CommitConflictError, table_property
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.entity_notes import note_entities
 from cdc_pipeline.lake.publish.schema_contract import pinned_types, require_contract

@@ -14,7 +14,7 @@ from cdc_pipeline.core.items.columns import Column, Stats, carry_widths, columns
 from cdc_pipeline.core.items.entities import Entity, escaped, rules_mark
 from cdc_pipeline.lake.engine.duckdb_session import arrow_batches, connect_duckdb, files_relation
 from cdc_pipeline.lake.engine.item_table import prior_columns
-from cdc_pipeline.lake.iceberg.tables import data_files
+from cdc_pipeline.lake.iceberg.files import data_files
 from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.publish.schema_contract import pinned_types
 from cdc_pipeline.settings.model import Settings, Table

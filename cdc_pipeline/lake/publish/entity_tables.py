@@ -20,7 +20,8 @@ from cdc_pipeline.lake.engine.masking import (
     published_rules,
     require_rules,
 )
-from cdc_pipeline.lake.iceberg.tables import data_files, retry_on_conflict, table_property
+from cdc_pipeline.lake.iceberg.files import data_files
+from cdc_pipeline.lake.iceberg.tables import retry_on_conflict, table_property
 from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.publish.current_state import published_base
 from cdc_pipeline.lake.publish.entity_notes import (

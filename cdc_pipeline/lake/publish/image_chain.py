@@ -13,7 +13,7 @@ from pathlib import Path
 from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.transports import BASELINE
 from cdc_pipeline.lake.engine.duckdb_session import files_relation, open_duckdb
-from cdc_pipeline.lake.iceberg.tables import data_files
+from cdc_pipeline.lake.iceberg.files import data_files
 from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.publish.cdc import CDC_SCHEMA
 from cdc_pipeline.transform.sql import load_sql

@@ -12,7 +12,8 @@ from cdc_pipeline.core.plans.erasure import typed_key
 from cdc_pipeline.lake.engine.duckdb_session import connect_duckdb, files_relation, landed_relation
 from cdc_pipeline.lake.engine.item_table import prior_columns
 from cdc_pipeline.lake.engine.masking import masking_of
-from cdc_pipeline.lake.iceberg.tables import data_files, table_property
+from cdc_pipeline.lake.iceberg.files import data_files
+from cdc_pipeline.lake.iceberg.tables import table_property
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.current_state import Base, published_base
 from cdc_pipeline.transform.athena import CataloguedTable, athena_statements

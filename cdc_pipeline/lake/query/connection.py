@@ -29,7 +29,7 @@ from cdc_pipeline.lake.engine.masking import (
     create_failing_view,
     require_rules_of_aggregate,
 )
-from cdc_pipeline.lake.iceberg.tables import data_files
+from cdc_pipeline.lake.iceberg.files import data_files
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.cdc import require_rules_of_days
 from cdc_pipeline.lake.publish.current_state import published_base

@@ -16,7 +16,7 @@ from cdc_pipeline.lake.engine.item_table import (
     prior_stats,
 )
 from cdc_pipeline.lake.engine.masking import masking_of, published_rules, require_rules
-from cdc_pipeline.lake.iceberg.tables import data_files
+from cdc_pipeline.lake.iceberg.files import data_files
 from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.publish.current_state import Base
 from cdc_pipeline.lake.publish.schema_contract import breaches, pinned_types

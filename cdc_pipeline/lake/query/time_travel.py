@@ -17,7 +17,7 @@ from cdc_pipeline.lake.engine.duckdb_session import literal
 from cdc_pipeline.lake.engine.folding import create_base, create_effective, create_winners
 from cdc_pipeline.lake.engine.item_table import column_names
 from cdc_pipeline.lake.engine.masking import masking_functions, masking_of
-from cdc_pipeline.lake.iceberg.tables import data_files
+from cdc_pipeline.lake.iceberg.files import data_files
 from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.publish.current_state import handover_us
 from cdc_pipeline.lake.publish.schema_contract import pinned_types

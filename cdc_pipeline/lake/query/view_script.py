@@ -21,7 +21,7 @@ from cdc_pipeline.lake.engine.masking import (
     published_rules,
     require_rules,
 )
-from cdc_pipeline.lake.iceberg.tables import data_files
+from cdc_pipeline.lake.iceberg.files import data_files
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.current_state import published_base
 from cdc_pipeline.lake.query.connection import connect_lake

@@ -16,7 +16,8 @@ from pyiceberg.table import Table
 
 from cdc_pipeline.core.errors import LakeError
 from cdc_pipeline.lake.iceberg import writer
-from cdc_pipeline.lake.iceberg.tables import CommitConflictError, Tables, data_files, table_property
+from cdc_pipeline.lake.iceberg.files import data_files
+from cdc_pipeline.lake.iceberg.tables import CommitConflictError, Tables, table_property
 from cdc_pipeline_tests.lake.builder import LakeBuilder
 
 _ONE, _TWO = date(2026, 1, 1), date(2026, 1, 2)

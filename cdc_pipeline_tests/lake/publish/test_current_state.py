@@ -18,7 +18,8 @@ from cdc_pipeline.core.items.view_names import VIEW_COLUMNS
 from cdc_pipeline.core.log.entries import Gap
 from cdc_pipeline.lake.engine.item_table import max_order_key
 from cdc_pipeline.lake.iceberg import writer
-from cdc_pipeline.lake.iceberg.tables import CommitConflictError, data_files, table_property
+from cdc_pipeline.lake.iceberg.files import data_files
+from cdc_pipeline.lake.iceberg.tables import CommitConflictError, table_property
 from cdc_pipeline.lake.publish import current_state
 from cdc_pipeline.lake.publish.current_state import (
     PublishResult,

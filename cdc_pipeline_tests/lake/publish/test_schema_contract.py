@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cdc_pipeline.core.errors import SchemaContractError
-from cdc_pipeline.lake.iceberg.tables import data_files
+from cdc_pipeline.lake.iceberg.files import data_files
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.publish.current_state import PublishResult, publish_current_state
 from cdc_pipeline.settings.load import parse_settings

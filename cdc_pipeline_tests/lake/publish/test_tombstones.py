@@ -11,7 +11,7 @@ from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.transports import KINESIS
 from cdc_pipeline.lake.engine.duckdb_session import connect_duckdb, files_relation
 from cdc_pipeline.lake.engine.folding import TOMBSTONE_SCHEMA
-from cdc_pipeline.lake.iceberg.tables import data_files
+from cdc_pipeline.lake.iceberg.files import data_files
 from cdc_pipeline.lake.publish.cdc import build_cdc_days
 from cdc_pipeline.lake.publish.current_state import publish_current_state
 from cdc_pipeline_tests.lake.builder import (
