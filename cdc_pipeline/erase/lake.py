@@ -30,10 +30,9 @@ from cdc_pipeline.erase.files import count_held, is_parquet, without_lines, with
 from cdc_pipeline.lake.engine.masking import sources_of
 from cdc_pipeline.lake.iceberg.files import referenced_files
 from cdc_pipeline.lake.iceberg.foreign_files import NamedFiles
+from cdc_pipeline.lake.iceberg.properties import PROPERTY, description_folder
 from cdc_pipeline.lake.iceberg.tables import (
-    PROPERTY,
     CommitConflictError,
-    description_folder,
     retry_on_conflict,
 )
 from cdc_pipeline.lake.lake import Lake, TableLake

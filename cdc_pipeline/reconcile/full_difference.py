@@ -17,10 +17,11 @@ from cdc_pipeline.core.log.entries import Baseline
 from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.lake.engine.duckdb_session import files_relation, landed_relation, open_duckdb
 from cdc_pipeline.lake.engine.folding import create_base, create_effective, create_winners
+from cdc_pipeline.lake.engine.live_rows import version_relation
 from cdc_pipeline.lake.engine.masking import masked_column, masking_functions, masking_of
 from cdc_pipeline.lake.iceberg.files import data_files
 from cdc_pipeline.lake.lake import TableLake
-from cdc_pipeline.lake.publish.current_state import Base
+from cdc_pipeline.lake.state.base import Base
 from cdc_pipeline.lake.upkeep.verify import readable_files
 from cdc_pipeline.reconcile.sample import Difference
 from cdc_pipeline.transform.shred import typed_schema
@@ -93,7 +94,8 @@ def _create_lake_items(
     at_us = exported.export_time_us
     delta = state.delta(generation=base.generation, after=base.after)
     past = [landed for landed in delta if landed.min_write_us <= at_us]
-    create_base(connection, table.settings, data_files(base.table), Masking())  # masked already
+    rows = version_relation(connection, base.table, None)
+    create_base(connection, table.settings, rows, Masking())  # masked already
     create_winners(connection, table, past, at_us)
     create_effective(connection)
     connection.execute(

@@ -16,13 +16,9 @@ from cdc_pipeline.lake.iceberg.tables import retry_on_conflict
 from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.publish.baselines import discard_baselines
 from cdc_pipeline.lake.publish.cdc import build_cdc_day
-from cdc_pipeline.lake.publish.current_state import (
-    Base,
-    forget_tombstones,
-    handover_us,
-    publish_current_state,
-    published_base,
-)
+from cdc_pipeline.lake.publish.current_state import publish_current_state
+from cdc_pipeline.lake.state.base import Base, handover_us, published_base
+from cdc_pipeline.lake.state.tombstones import forget_tombstones
 from cdc_pipeline.lake.upkeep.restore import RestoreResult, restore_landing
 from cdc_pipeline.lake.upkeep.verify import (
     LANDING,

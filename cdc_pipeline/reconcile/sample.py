@@ -21,18 +21,16 @@ from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.run_context import SILENT, RunContext
 from cdc_pipeline.lake.engine.duckdb_session import (
     connect_duckdb,
-    files_relation,
     identifier,
     landed_relation,
     literal,
 )
+from cdc_pipeline.lake.engine.live_rows import version_relation
 from cdc_pipeline.lake.engine.masking import masking_of
-from cdc_pipeline.lake.iceberg.files import data_files
 from cdc_pipeline.lake.lake import Lake, TableLake
-from cdc_pipeline.lake.publish.current_state import Base, published_base
 from cdc_pipeline.lake.query.connection import connect_lake
+from cdc_pipeline.lake.state.base import Base, published_base
 from cdc_pipeline.lake.upkeep.verify import readable_files
-from cdc_pipeline.transform.shred import typed_schema
 
 _ROUNDS = 3
 _KEYS_PER_QUERY = 500
@@ -193,7 +191,7 @@ def _any_of_lake(table: TableLake, base: Base, count: int) -> list[str]:
         assert snapshot is not None  # current_state was made from it
         built, snapshot_id = snapshot, state.baselines[base.generation].snapshot_id
     with readable_files(table.settings), connect_duckdb(table.lake) as connection:
-        files = files_relation(connection, data_files(built, snapshot_id), typed_schema([]))
+        files = version_relation(connection, built, snapshot_id)
         rows = connection.execute(
             f"SELECT _key FROM (SELECT _key FROM {files}) USING SAMPLE reservoir({count} ROWS)"
         ).fetchall()

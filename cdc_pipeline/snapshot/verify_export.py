@@ -11,7 +11,7 @@ from cdc_pipeline.core.run_context import SILENT, RunContext
 from cdc_pipeline.lake.engine.duckdb_session import connect_duckdb, files_relation
 from cdc_pipeline.lake.iceberg.files import data_files
 from cdc_pipeline.lake.lake import Lake, TableLake
-from cdc_pipeline.lake.publish.current_state import published_base
+from cdc_pipeline.lake.state.base import published_base
 from cdc_pipeline.lake.upkeep.verify import readable_files
 from cdc_pipeline.transform.shred import typed_schema
 

@@ -34,6 +34,7 @@ _ROOMS = (
     ("lake.iceberg",),
     ("lake.lake",),
     ("lake.engine", "lake.glue_partitions"),
+    ("lake.state",),
     ("lake.publish",),
     ("lake.upkeep", "lake.query"),
     ("lake",),

@@ -9,7 +9,7 @@ import pytest
 from cdc_pipeline.capture.landing.result import CaptureFailedError, CaptureResult
 from cdc_pipeline.core.errors import ExportError, NotReadyError
 from cdc_pipeline.core.run_context import RunContext
-from cdc_pipeline.lake.publish.current_state import handover_us
+from cdc_pipeline.lake.state.base import handover_us
 from cdc_pipeline.repair.heal import heal_gap, open_gaps
 from cdc_pipeline.sandbox.aws.control import control
 from cdc_pipeline.snapshot.snapshot import take_snapshot

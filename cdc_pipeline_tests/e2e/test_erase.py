@@ -427,14 +427,14 @@ def test_a_publication_at_the_same_time(world: World, monkeypatch: pytest.Monkey
     world.capture("orders")
     world.delete("orders", VICTIM)
     lake, table = world.lake(), world.table("orders")
-    real = current_state._replace_tombstones
+    real = current_state.replace_tombstones
 
     def erase_first(*args: Any) -> None:
-        monkeypatch.setattr(current_state, "_replace_tombstones", real)
+        monkeypatch.setattr(current_state, "replace_tombstones", real)
         erase_item(lake.table(table), KEY)
         real(*args)
 
-    monkeypatch.setattr(current_state, "_replace_tombstones", erase_first)
+    monkeypatch.setattr(current_state, "replace_tombstones", erase_first)
     with pytest.raises(CommitConflictError):
         world.publish("orders")
     world.publish("orders")

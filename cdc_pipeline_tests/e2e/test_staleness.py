@@ -13,7 +13,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from cdc_pipeline.lake.iceberg.tables import table_property
+from cdc_pipeline.lake.iceberg.properties import table_property
 from cdc_pipeline_tests.e2e.deployment import Deployment, deploy, today
 from cdc_pipeline_tests.e2e.wire import spoil
 from cdc_pipeline_tests.e2e.world import World, assert_mirrors, assert_nothing_twice

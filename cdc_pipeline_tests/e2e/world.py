@@ -21,13 +21,10 @@ from cdc_pipeline.capture.run import Captured, Failed, capture_tables
 from cdc_pipeline.core.changes import fold
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.cdc import CdcDay, build_cdc_day, build_cdc_days
-from cdc_pipeline.lake.publish.current_state import (
-    PublishResult,
-    handover_us,
-    publish_current_state,
-)
+from cdc_pipeline.lake.publish.current_state import PublishResult, publish_current_state
 from cdc_pipeline.lake.publish.staleness import Staleness
 from cdc_pipeline.lake.query.connection import connect_lake
+from cdc_pipeline.lake.state.base import handover_us
 from cdc_pipeline.reconcile.compare import compare_with_source
 from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline.settings.load import PATH_VARIABLE, load_settings

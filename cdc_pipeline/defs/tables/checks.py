@@ -163,7 +163,7 @@ def deletes(table: TableLake, state: LogState) -> CheckOutcome:
 def type_conflicts(table: TableLake, state: LogState) -> CheckOutcome:
     """Every published value fits its attribute's column; others are kept exactly in `_rescued`."""
     from cdc_pipeline.lake.engine.item_table import published_conflicts
-    from cdc_pipeline.lake.publish.current_state import published_base
+    from cdc_pipeline.lake.state.base import published_base
 
     base = published_base(table)
     if base is None:
@@ -190,7 +190,7 @@ def type_conflicts(table: TableLake, state: LogState) -> CheckOutcome:
 def columns_for_all(table: TableLake, state: LogState) -> CheckOutcome:
     """Every attribute has a column, unless `max_columns` limits them; all are in `_item`."""
     from cdc_pipeline.lake.engine.item_table import prior_columns, prior_stats
-    from cdc_pipeline.lake.publish.current_state import published_base
+    from cdc_pipeline.lake.state.base import published_base
 
     base = published_base(table)
     if base is None:
@@ -240,8 +240,8 @@ def chain(table: TableLake, state: LogState) -> CheckOutcome:
 
 def fresh(table: TableLake, state: LogState) -> CheckOutcome:
     """The data that queries see in current_state is fresh enough; a quiet table is not late."""
-    from cdc_pipeline.lake.iceberg.tables import table_property
-    from cdc_pipeline.lake.publish.current_state import published_base
+    from cdc_pipeline.lake.iceberg.properties import table_property
+    from cdc_pipeline.lake.state.base import published_base
 
     base = published_base(table)
     if base is None:

@@ -21,7 +21,9 @@ from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.storage.landing import LANDING_SCHEMA, read_object
 
 _FETCH_BYTES = 8 << 20  # of Parquet; up to ten times as much in memory
-_FILE_ROWS = 1 << 32  # more than any file has
+FILE_ROWS = 1 << 32
+"""More rows than any file has."""
+
 _MEMORY_PERCENT = 95
 """Share of `memory_mb` for DuckDB; the rest is for memory that it does not count."""
 
@@ -106,17 +108,24 @@ def table_relation(connection: duckdb.DuckDBPyConnection, table: IcebergTable) -
     Columns are matched by field id: one that a file lacks is NULL in its rows, and a dropped one
     does not return under a new column of the same name.
     """
+    return relation_by_field_id(connection, table, data_files(table))
+
+
+def relation_by_field_id(
+    connection: duckdb.DuckDBPyConnection, table: IcebergTable, paths: Sequence[str]
+) -> str:
+    """Return SQL for the rows of some of a table's files, as `table_relation` returns them."""
     schema = table.schema()
+    if not paths:
+        return empty_relation(connection, schema.as_arrow())
     no_rows = connection.from_arrow(schema.as_arrow().empty_table())
     columns = ", ".join(
         f"{field.field_id}: {{name: {literal(field.name)}, type: {literal(str(kind))}, "
         "default_value: NULL}"
         for field, kind in zip(schema.fields, no_rows.types, strict=True)
     )
-    paths = ", ".join(map(literal, data_files(table)))
-    if not paths:
-        return empty_relation(connection, schema.as_arrow())
-    return f"read_parquet([{paths}], hive_partitioning = false, schema = MAP {{{columns}}})"
+    listed = ", ".join(map(literal, paths))
+    return f"read_parquet([{listed}], hive_partitioning = false, schema = MAP {{{columns}}})"
 
 
 def empty_relation(connection: duckdb.DuckDBPyConnection, schema: pa.Schema) -> str:
@@ -134,7 +143,7 @@ def row_number_sql(paths: Sequence[str], files_before: int = 0) -> str:
     """
     if not paths:
         return "CAST(NULL AS BIGINT)"
-    return f"(CAST(file_index AS BIGINT) + {files_before}) * {_FILE_ROWS} + file_row_number"
+    return f"(CAST(file_index AS BIGINT) + {files_before}) * {FILE_ROWS} + file_row_number"
 
 
 def landed_relation(
@@ -181,7 +190,7 @@ def _fetched(
 ) -> str:
     with ThreadPoolExecutor(10) as pool:  # the size of botocore's connection pool
         tables = list(pool.map(lambda landed: read_object(lake.store, landed), objects))
-    rows, first = pa.concat_tables(tables), files_before * _FILE_ROWS
+    rows, first = pa.concat_tables(tables), files_before * FILE_ROWS
     places = pa.array(range(first, first + rows.num_rows), pa.int64())
     name = f"fetched_{objects[0].generation}_{objects[-1].key}"
     connection.register(name, rows.append_column("place", places))

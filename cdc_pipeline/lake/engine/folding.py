@@ -10,7 +10,7 @@ from pyiceberg.table import Table as IcebergTable
 from cdc_pipeline.core.changes.order import order_key
 from cdc_pipeline.core.items.masking import Masking
 from cdc_pipeline.core.log.entries import LandedObject
-from cdc_pipeline.lake.engine.duckdb_session import files_relation, landed_relation, row_number_sql
+from cdc_pipeline.lake.engine.duckdb_session import files_relation, landed_relation, literal
 from cdc_pipeline.lake.engine.masking import (
     masked_column,
     masking_functions,
@@ -21,28 +21,44 @@ from cdc_pipeline.lake.engine.masking import (
 from cdc_pipeline.lake.iceberg.files import data_files
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.settings.model import Table
-from cdc_pipeline.transform.shred import NARROW_SCHEMA, typed_schema
+from cdc_pipeline.transform.shred import NARROW_SCHEMA
 from cdc_pipeline.transform.sql import load_sql
 
 TOMBSTONE_SCHEMA = pa.schema(
     [NARROW_SCHEMA.field(name) for name in ("item_key", "order_key", "write_time_us")]
 )
 _INLINED = 12  # bytes
+_FEW_KEYS = 200
 
 
 def create_base(
-    connection: duckdb.DuckDBPyConnection, table: Table, files: list[str], masking: Masking
+    connection: duckdb.DuckDBPyConnection, table: Table, rows: str, masking: Masking
 ) -> None:
-    """Create view `base`: the items in `files`, masked; read it within `masking_functions`.
+    """Create view `base`: items, masked; read it within `masking_functions`.
 
-    `place` is a row number, the same in every read of the view.
+    `rows`: SQL of `live_rows.placed_relation`, whose `place` is the same in every read.
     """
-    items = files_relation(connection, files, typed_schema([]))
-    require_maskable_keys(connection, table, masking, f"SELECT _key FROM {items}")
+    require_maskable_keys(connection, table, masking, f"SELECT _key FROM {rows}")
     connection.execute(
         f"CREATE OR REPLACE TEMP VIEW base AS SELECT {masked_column(masking, '_key')} AS item_key, "
         f"_order_key AS order_key, {masked_column(masking, '_item')} AS item, "
-        f"_write_time_us AS write_time_us, {row_number_sql(files)} AS place FROM {items}"
+        f"_write_time_us AS write_time_us, place FROM {rows}"
+    )
+
+
+def create_touched_base(connection: duckdb.DuckDBPyConnection, rows: str) -> None:
+    """Create table `base`: keys, order keys and places of the items that the winners touch.
+
+    It takes the place of the whole base in `create_effective`. `rows`: as in `create_base`.
+    """
+    touched = "SELECT c.item_key FROM changes AS c JOIN winners AS w ON w.place = c.place"
+    keys = connection.execute(f"{touched} LIMIT {_FEW_KEYS + 1}").fetchall()
+    # With the keys as literals, DuckDB reads only row groups whose bounds include one.
+    wanted = ", ".join(literal(key) for (key,) in keys) if len(keys) <= _FEW_KEYS else touched
+    where = f"WHERE _key IN ({wanted})" if keys else "WHERE false"
+    connection.execute(
+        "CREATE OR REPLACE TEMP TABLE base AS "
+        f"SELECT _key AS item_key, _order_key AS order_key, place FROM {rows} {where}"
     )
 
 
@@ -51,22 +67,26 @@ def create_winners(
     table: TableLake,
     delta: Sequence[LandedObject],
     until_us: int | None = None,
+    *,
+    touched_only: bool = False,
 ) -> IcebergTable | None:
     """Create views `tombstones` and `changes`, and table `winners` with each item's last change.
 
     All are masked by the settings' rules; `changes` has at least the winners' rows. Tombstones
     under other rules are left out: those newer than the base are in their delta as well.
-    `until_us`: later changes are ignored. Returns the Iceberg table of tombstones as loaded.
+    `until_us`: later changes are ignored. `touched_only`: `tombstones` has only those of the
+    winners' items. Returns the Iceberg table of tombstones as loaded.
     """
     masking = masking_of(table.lake.settings, table.settings, writing=True)
     tombstones = table.iceberg("tombstones")
     is_usable = tombstones is not None and masking.made(published_rules(tombstones))
-    _create_tombstones(connection, data_files(tombstones) if tombstones and is_usable else [])
     _create_changes(connection, table.lake, delta, until_us)
     require_maskable_keys(connection, table.settings, masking, "SELECT item_key FROM changes")
     find_winners(connection, *_order_keys(delta))
     if masking:
         _mask_winners(connection, masking)
+    files = data_files(tombstones) if tombstones and is_usable else []
+    create_tombstones(connection, files, touched_only=touched_only)
     return tombstones
 
 
@@ -74,14 +94,29 @@ def create_exact_winners(
     connection: duckdb.DuckDBPyConnection, lake: Lake, delta: Sequence[LandedObject]
 ) -> None:
     """Do `create_winners` without tombstones and masking, for rows that are only compared."""
-    _create_tombstones(connection, [])
+    create_tombstones(connection, [])
     _create_changes(connection, lake, delta, None)
     find_winners(connection, *_order_keys(delta))
 
 
-def _create_tombstones(connection: duckdb.DuckDBPyConnection, files: list[str]) -> None:
+def create_tombstones(
+    connection: duckdb.DuckDBPyConnection, files: list[str], *, touched_only: bool = False
+) -> None:
+    """Create view `tombstones` with one for each item; publications append newer ones.
+
+    `touched_only`: of the winners' items; the table `winners` must exist when the view is read.
+    """
     relation = files_relation(connection, files, TOMBSTONE_SCHEMA)
-    connection.execute(f"CREATE OR REPLACE TEMP VIEW tombstones AS SELECT * FROM {relation}")
+    if touched_only:
+        relation += (
+            " WHERE item_key IN (SELECT c.item_key FROM changes AS c "
+            "JOIN winners AS w ON w.place = c.place)"
+        )
+    connection.execute(
+        "CREATE OR REPLACE TEMP VIEW tombstones AS SELECT item_key, max(order_key) AS order_key, "
+        "max_by(write_time_us, order_key) AS write_time_us "
+        f"FROM {relation} GROUP BY item_key"
+    )
 
 
 def _create_changes(

@@ -1,7 +1,7 @@
 """Typed item tables: narrow rows from DuckDB become an Iceberg table, one column per attribute."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,10 @@ from cdc_pipeline.core.items.columns import (
     type_conflicts,
 )
 from cdc_pipeline.lake.engine.duckdb_session import arrow_batches, literal
-from cdc_pipeline.lake.iceberg.tables import Tables, description, table_property
+from cdc_pipeline.lake.iceberg.properties import description, table_property
+from cdc_pipeline.lake.iceberg.tables import (
+    Tables,
+)
 from cdc_pipeline.transform.pinned_types import count_misfits, shred_pinned
 from cdc_pipeline.transform.shred import (
     NARROW_SCHEMA,
@@ -87,33 +90,60 @@ def replace_typed(
     if seen is None:
         (sql,) = sorts
         spool = scratch / f"{name}.parquet"
-        connection.execute(
-            f"COPY ({sql}) TO {literal(str(spool))} (FORMAT parquet, ROW_GROUP_SIZE 20480)"
-        )
-        read = partial(_spooled, spool)
-        seen = NarrowStats(
-            pq.read_metadata(spool).num_rows, collect_stats(read()), _max_order_key_of(spool)
-        )
+        seen = spool_narrow(connection, sql, spool)
+        read = partial(spooled, spool)
     stats = seen.stats
     if plan is None:
         columns, more = columns_of(stats, prior_columns(over), limit=limit, names=names), {}
     else:
         columns, more = plan(stats)
     misfits = count_misfits(read(), columns, stats)
-    reader = pa.RecordBatchReader.from_batches(
-        typed_schema(columns), shred_pinned(read(), columns, stats)
+    table = tables.replace(
+        name,
+        typed_reader(read(), columns, stats),
+        {**properties, **more, **size_properties(seen.rows, seen.max_order_key)},
+        over=over,
+        key="_key",
+        described=description_text(stats, columns, misfits),
     )
-    all_properties = {
-        **properties,
-        **more,
-        "items": str(seen.rows),
-        _MAX_ORDER_KEY: json.dumps(seen.max_order_key),
-    }
-    # In a file beside the metadata: any number of attributes, with names of up to 64 kB.
-    details = to_json({"columns": [asdict(c) for c in columns], "misfits": misfits})
-    text = f'{{"statistics":{stats_to_json(stats)},{details[1:]}'
-    table = tables.replace(name, reader, all_properties, over=over, key="_key", described=text)
     return TypedResult(table, columns, seen.rows)
+
+
+def typed_reader(
+    batches: Iterable[pa.RecordBatch], columns: Sequence[Column], stats: Stats
+) -> pa.RecordBatchReader:
+    """Return narrow rows as typed ones. `stats`: of all rows of the table."""
+    typed = shred_pinned(batches, columns, stats)
+    return pa.RecordBatchReader.from_batches(typed_schema(columns), typed)
+
+
+def size_properties(items: int, newest: str | None) -> dict[str, str]:
+    """Return the table properties with the number of items and the maximum order key."""
+    return {"items": str(items), _MAX_ORDER_KEY: json.dumps(newest)}
+
+
+def description_text(stats: Stats, columns: Iterable[Column], misfits: Mapping[str, int]) -> str:
+    """Return the description of a typed table.
+
+    In a file beside the metadata: any number of attributes, with names of up to 64 kB.
+    """
+    details = to_json({"columns": [asdict(c) for c in columns], "misfits": {**misfits}})
+    return f'{{"statistics":{stats_to_json(stats)},{details[1:]}'
+
+
+def spool_narrow(connection: duckdb.DuckDBPyConnection, sql: str, spool: Path) -> NarrowStats:
+    """Write the rows of `sql` to a local file, which `spooled` reads; return facts about them."""
+    connection.execute(
+        f"COPY ({sql}) TO {literal(str(spool))} (FORMAT parquet, ROW_GROUP_SIZE 20480)"
+    )
+    rows = pq.read_metadata(spool).num_rows
+    return NarrowStats(rows, collect_stats(spooled(spool)), _max_order_key_of(spool))
+
+
+def sorted_batches(connection: duckdb.DuckDBPyConnection, sql: str) -> Iterator[pa.RecordBatch]:
+    """Yield narrow rows sorted by key."""
+    columns = "SELECT item_key, order_key, item, write_time_us FROM"
+    return _sorted(connection, [f"{columns} ({sql}) ORDER BY item_key"])
 
 
 def _sorted(
@@ -124,7 +154,8 @@ def _sorted(
             yield batch.cast(NARROW_SCHEMA)
 
 
-def _spooled(spool: Path) -> Iterator[pa.RecordBatch]:
+def spooled(spool: Path) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a spool."""
     with pq.ParquetFile(spool, pre_buffer=False) as narrow:  # pre_buffer keeps the whole file
         for batch in narrow.iter_batches(_BATCH_ROWS):
             yield batch.cast(NARROW_SCHEMA)
@@ -179,7 +210,11 @@ def prior_stats(table: Table | None) -> Stats:
     return stats_of(statistics or {})
 
 
+def prior_misfits(table: Table | None) -> dict[str, int]:
+    """Return the numbers of values in the rescue column by attribute, as committed."""
+    return (_described(table, "misfits") if table else None) or {}
+
+
 def published_conflicts(table: Table) -> list[TypeConflict]:
     """Return the attributes of a typed table with values in the rescue column."""
-    misfits = _described(table, "misfits") or {}
-    return type_conflicts(prior_columns(table), prior_stats(table), misfits)
+    return type_conflicts(prior_columns(table), prior_stats(table), prior_misfits(table))

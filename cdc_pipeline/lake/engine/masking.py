@@ -12,7 +12,7 @@ from pyiceberg.table import Table as IcebergTable
 from cdc_pipeline.core.errors import LakeError, SettingsError
 from cdc_pipeline.core.items.masking import KEY_BYTES, Masking
 from cdc_pipeline.lake.engine.duckdb_session import identifier, literal
-from cdc_pipeline.lake.iceberg.tables import PROPERTY, table_property
+from cdc_pipeline.lake.iceberg.properties import PROPERTY, table_property
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings.model import Settings, Table
 from cdc_pipeline.transform.aggregates import AGGREGATES, Aggregate

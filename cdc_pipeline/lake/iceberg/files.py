@@ -12,7 +12,7 @@ from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Snapshot
 
 from cdc_pipeline.core.errors import LakeError
-from cdc_pipeline.lake.iceberg.tables import description_files
+from cdc_pipeline.lake.iceberg.properties import description_files
 
 
 @dataclass(frozen=True)

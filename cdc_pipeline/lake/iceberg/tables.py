@@ -4,17 +4,16 @@ A commit asserts the snapshot it was computed from. PyIceberg's automatic retry 
 the caller can decide whether its result is still valid. The watermark is committed with the data.
 """
 
-import dataclasses
 import secrets
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import date, datetime, timedelta
-from functools import lru_cache
 from typing import Any, TypeVar
 
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
+from pyiceberg.catalog.rest import RestCatalog
 from pyiceberg.exceptions import (
     CommitFailedException,
     CommitStateUnknownException,
@@ -23,7 +22,6 @@ from pyiceberg.exceptions import (
     RESTError,
 )
 from pyiceberg.expressions import In
-from pyiceberg.io import FileIO
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import ALWAYS_TRUE, Table, Transaction
 from pyiceberg.table.metadata import TableMetadata
@@ -33,13 +31,22 @@ from pyiceberg.table.update import (
     AssertRefSnapshotId,
     RemoveSchemasUpdate,
 )
+from pyiceberg.table.update.snapshot import ExpireSnapshots
 
 from cdc_pipeline.core.errors import LakeError
+from cdc_pipeline.lake.iceberg.errors import storage_errors
+from cdc_pipeline.lake.iceberg.files import live_files
+from cdc_pipeline.lake.iceberg.properties import (
+    DESCRIPTION,
+    PROPERTY,
+    description_folder,
+    table_property,
+    with_prefix,
+)
+from cdc_pipeline.lake.iceberg.row_delta import RowDelta, append_to_empty, commit_row_delta
 from cdc_pipeline.lake.iceberg.writer import ROW_GROUP_ROWS, append_stream, append_tables
 from cdc_pipeline.lake.storage.store import Store
 
-PROPERTY = "cdc_pipeline."
-_DESCRIPTION = "description"
 _DESCRIBED = ("columns", "statistics", "misfits")
 """Properties of older versions without a description; Glue accepts 512,000 bytes each."""
 
@@ -56,6 +63,8 @@ _PROPERTIES = {
 
 _METRICS = "write.metadata.metrics.column."
 _ATTEMPTS = 5
+_ROW_DELTA = f"{PROPERTY}row_delta"
+_EXPIRED_AT_ONCE = 60
 T = TypeVar("T")
 
 
@@ -121,25 +130,62 @@ class Tables:
         if over is None and table.current_snapshot():
             raise _conflict(table)
 
-        summary = {}
-        if described is not None:
-            path = f"{description_folder(self._database, name)}{secrets.token_hex(8)}.json"
-            self._store.write(path, described.encode())
-            # In the snapshot, too: the file is kept as long as the snapshot.
-            summary = {PROPERTY + _DESCRIPTION: self._store.uri(path)}
+        summary = self._describe(name, described) if described is not None else {}
 
         def change(transaction: Transaction) -> None:
             _evolve(transaction, rows.schema)
             _bound(transaction, key)
+            has_dead_rows = bool(live_files(table).deletes)
             if _has_rows(table):
                 transaction.delete(ALWAYS_TRUE)
-            append_stream(transaction, rows, summary)
-            transaction.set_properties(_with_prefix(properties) | summary)
+            (append_to_empty if has_dead_rows else append_stream)(transaction, rows, summary)
+            transaction.set_properties(with_prefix(properties) | summary)
             old = [name for name in map(PROPERTY.__add__, _DESCRIBED) if name in table.properties]
             if described is not None and old:
                 transaction.remove_properties(*old)
 
         return self._commit(table, change)
+
+    def change_rows(
+        self,
+        table: Table,
+        delta: RowDelta,
+        schema: pa.Schema,
+        properties: Mapping[str, str],
+        *,
+        described: str | None = None,
+        expired: Collection[int] = (),
+    ) -> Table:
+        """Commit a row delta over the table as loaded; raises the errors of `replace`.
+
+        `schema`: of the delta's rows; it has every column of the table, in a type that Iceberg can
+        promote the present one to, see `holds`. `expired`: snapshots to expire in the same commit;
+        by a REST catalogue some at a time, because it may refuse that and the whole commit with it.
+        """
+        summary = self._describe(table.name()[-1], described) if described is not None else {}
+        expires_later = isinstance(self._catalog, RestCatalog)
+
+        def change(transaction: Transaction) -> None:
+            _evolve(transaction, schema)
+            commit_row_delta(transaction, delta, {**summary, _ROW_DELTA: "true"})
+            transaction.set_properties(with_prefix(properties) | summary)
+            if expired and not expires_later:
+                ExpireSnapshots(transaction).by_ids([*expired]).commit()
+
+        committed = self._commit(table, change)
+        if expires_later and len(expired) >= _EXPIRED_AT_ONCE:
+            with suppress(ExpiryIgnoredError, RESTError, CommitFailedException):
+                _expire(committed, [*expired])
+        return committed
+
+    def _describe(self, name: str, text: str) -> dict[str, str]:
+        """Store a description; return its property for the table.
+
+        It belongs in the snapshot's summary, too: the file is kept as long as the snapshot.
+        """
+        path = f"{description_folder(self._database, name)}{secrets.token_hex(8)}.json"
+        self._store.write(path, text.encode())
+        return {PROPERTY + DESCRIPTION: self._store.uri(path)}
 
     def replace_days(
         self,
@@ -171,13 +217,13 @@ class Tables:
             elif _has_rows(table) and (old := self.days(table) & {*days}):
                 transaction.delete(f"day IN {_listed(old)}")
             append_tables(transaction, chunks)
-            transaction.set_properties(_with_prefix(properties))
+            transaction.set_properties(with_prefix(properties))
 
         return self._commit(table, change)
 
     def make_current(self, table: Table, snapshot_id: int) -> None:
         """Make an earlier snapshot current again, for engines that do not read the capture log."""
-        with _storage_errors(table.location()), self._conflicts(table):
+        with storage_errors(table.location()), self._conflicts(table):
             table.manage_snapshots().set_current_snapshot(snapshot_id).commit()
 
     def remove_rows(
@@ -204,7 +250,7 @@ class Tables:
             removed = before - _records(transaction.table_metadata, branch)
             items = table_property(table, "items")
             if removed and items is not None and branch == MAIN_BRANCH:
-                transaction.set_properties(_with_prefix({"items": str(int(items) - removed)}))
+                transaction.set_properties(with_prefix({"items": str(int(items) - removed)}))
 
         return self._commit(table, change), removed
 
@@ -216,7 +262,7 @@ class Tables:
             snapshot = table.metadata.current_snapshot_id
             rows = AssertRefSnapshotId(ref=MAIN_BRANCH, snapshot_id=snapshot)  # type: ignore[call-arg]
             transaction._stage((), (rows,))
-            transaction.set_properties(_with_prefix(properties))
+            transaction.set_properties(with_prefix(properties))
 
         return self._commit(table, change)
 
@@ -296,14 +342,7 @@ class Tables:
         ]
         with suppress(CommitFailedException):  # the next maintenance expires them
             if old:
-                table.maintenance.expire_snapshots().by_ids(old).commit()
-                if any(table.snapshot_by_id(snapshot_id) for snapshot_id in old):
-                    raise ExpiryIgnoredError(
-                        f"table {'.'.join(table.name())}: the catalogue did not expire snapshots "
-                        "as requested",
-                        fix="let its own service expire them, or use another catalogue "
-                        "(docs/catalogues.md)",
-                    )
+                _expire(table, old)
             with suppress(RESTError):  # optional, and not every catalogue supports it
                 _forget_schemas(table)
             return len(old)
@@ -312,7 +351,7 @@ class Tables:
     def _commit(self, table: Table, change: Callable[[Transaction], None]) -> Table:
         transaction = table.transaction()
         try:
-            with _storage_errors(table.location()), self._conflict_if_replaced(table):
+            with storage_errors(table.location()), self._conflict_if_replaced(table):
                 change(transaction)
                 return transaction.commit_transaction()
         except CommitFailedException as error:
@@ -340,7 +379,7 @@ class Tables:
         self.ensure_database()
         identifier = (self._database, name)
         location = self._location(name) if self._places_tables else None
-        with _storage_errors(location or name):
+        with storage_errors(location or name):
             table = self._catalog.create_table_if_not_exists(
                 identifier, schema=schema, location=location, properties=_PROPERTIES
             )
@@ -394,6 +433,28 @@ class Tables:
             self._catalog.create_namespace_if_not_exists(self._database)
         except NamespaceAlreadyExistsError:
             return
+
+
+def _expire(table: Table, snapshot_ids: list[int]) -> None:
+    table.maintenance.expire_snapshots().by_ids(snapshot_ids).commit()
+    if any(table.snapshot_by_id(snapshot_id) for snapshot_id in snapshot_ids):
+        raise ExpiryIgnoredError(
+            f"table {'.'.join(table.name())}: the catalogue did not expire snapshots as requested",
+            fix="let its own service expire them, or use another catalogue (docs/catalogues.md)",
+        )
+
+
+def delta_snapshots(table: Table, until: datetime) -> list[int]:
+    """Return the snapshots of row deltas older than `until` that no ref names."""
+    named = {ref.snapshot_id for ref in table.metadata.refs.values()}
+    return [
+        snapshot.snapshot_id
+        for snapshot in table.metadata.snapshots
+        if snapshot.timestamp_ms < until.timestamp() * 1000
+        and snapshot.snapshot_id not in named
+        and snapshot.summary is not None
+        and _ROW_DELTA in snapshot.summary.additional_properties
+    ]
 
 
 def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
@@ -453,63 +514,6 @@ def _has_rows(table: Table) -> bool:
     return summary is not None and summary["total-data-files"] != "0"
 
 
-@contextmanager
-def _storage_errors(location: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise LakeError(
-            f"lake: writing below {location}: {error}",
-            fix="check that the location exists, is writable and has free space",
-        ) from error
-
-
-def _with_prefix(properties: Mapping[str, str]) -> dict[str, str]:
-    return {PROPERTY + name: value for name, value in properties.items()}
-
-
-def table_property(table: Table, name: str) -> str | None:
-    """Return a `cdc_pipeline.` property of the table; None: not set."""
-    return table.properties.get(PROPERTY + name)
-
-
-@dataclasses.dataclass(frozen=True)
-class _File:
-    path: str
-    io: FileIO = dataclasses.field(compare=False, repr=False)
-
-
-@lru_cache(maxsize=32)
-def _read_once(file: _File) -> str:
-    with _storage_errors(file.path), file.io.new_input(file.path).open() as stream:
-        return stream.read().decode()
-
-
-def description(table: Table) -> str | None:
-    """Return the text stored with a table's rows; None: there is none. Its file never changes."""
-    file = table_property(table, _DESCRIPTION)
-    return _read_once(_File(file, table.io)) if file else None
-
-
-def description_files(table: Table) -> Iterator[str]:
-    """Yield the files of the descriptions of all versions."""
-    if PROPERTY + _DESCRIPTION in table.properties:
-        yield table.properties[PROPERTY + _DESCRIPTION]
-    for snapshot in table.metadata.snapshots:
-        summary = snapshot.summary.additional_properties if snapshot.summary else {}
-        if PROPERTY + _DESCRIPTION in summary:
-            yield summary[PROPERTY + _DESCRIPTION]
-
-
-def description_folder(database: str, name: str) -> str:
-    """Return the folder of a table's descriptions, relative to the lake's root.
-
-    It is not below the table's folder, where other engines remove files that Iceberg's metadata do
-    not name.
-    """
-    return f"_cdc/{database}/table-descriptions/{name}/"
-
-
 def _forget_schemas(table: Table) -> None:
     """Drop schemas without a snapshot: each new attribute adds one, and Iceberg keeps them all."""
     metadata = table.metadata
@@ -545,6 +549,18 @@ def _evolve(transaction: Transaction, schema: pa.Schema) -> None:
     if changed or any(name not in present.names for name in schema.names):
         with transaction.update_schema() as update:
             update.union_by_name(schema)
+
+
+def holds(table: Table, schema: pa.Schema) -> bool:
+    """Whether rows of `schema` fit beside the table's present rows, which keep their files."""
+    return all(
+        field.name in schema.names
+        and (
+            _has_same_type(field, schema.field(field.name))
+            or _promotes(field.type, schema.field(field.name).type)
+        )
+        for field in table.schema().as_arrow()
+    )
 
 
 def _bound(transaction: Transaction, key: str | None) -> None:

@@ -1,7 +1,7 @@
 """Appends of rows to an Iceberg table in one snapshot, with bounded memory."""
 
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, count
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ from pyiceberg.schema import sanitize_column_names
 from pyiceberg.table import Transaction
 from pyiceberg.table.locations import load_location_provider
 from pyiceberg.table.metadata import TableMetadata
+from pyiceberg.table.snapshots import Snapshot
 from pyiceberg.typedef import Record
 
 ROW_GROUP_ROWS = 20_000
@@ -33,9 +34,10 @@ _FILE_BYTES = 128 << 20
 _LAST_CHARACTER = chr(0x10FFFF)
 
 CHECKSUMS = "cdc_pipeline.crc32"
-"""Summary property of a snapshot: CRC-32 of each added data file, in order of path.
+"""Summary property of a snapshot: CRC-32 of each of its files, in order of path.
 
-In hex, separated by commas. Iceberg itself stores only sizes.
+In hex, separated by commas; empty: unknown. Delete files are included. Iceberg itself stores only
+sizes.
 """
 
 
@@ -48,19 +50,25 @@ def append_stream(
     too, but holds all rows of a file, and its executor reads those of every file before the first
     is written (`pyiceberg.io.pyarrow.write_file`). Its Parquet writer, used here, writes in parts.
     """
-    groups = (_requested(transaction.table_metadata, group) for group in _row_groups(rows))
-    io = _ChecksumIO(transaction._table.io)
+    io = ChecksumIO(transaction._table.io)
     summary: dict[str, str] = {**properties}
     with transaction.update_snapshot(summary).fast_append() as files:
-        for number in count():
-            first = next(groups, None)
-            if first is None:
-                break
-            name = f"00000-{number}-{files.commit_uuid}.parquet"  # as PyIceberg names them
-            files.append_data_file(
-                _write_file(transaction.table_metadata, io, name, chain([first], groups))
-            )
-        summary[CHECKSUMS] = io.checksums()
+        for file in write_rows(transaction.table_metadata, io, rows, str(files.commit_uuid)):
+            files.append_data_file(file)
+        summary[CHECKSUMS] = listed_checksums(io.sums)
+
+
+def write_rows(
+    table: TableMetadata, io: "ChecksumIO", rows: pa.RecordBatchReader, commit: str
+) -> Iterator[DataFile]:
+    """Write all rows, in order, and yield the files. `commit`: part of the files' names."""
+    groups = (_requested(table, group) for group in _row_groups(rows))
+    for number in count():
+        first = next(groups, None)
+        if first is None:
+            break
+        name = f"00000-{number}-{commit}.parquet"  # as PyIceberg names them
+        yield _write_file(table, io, name, chain([first], groups))
 
 
 def append_tables(transaction: Transaction, tables: Iterable[pa.Table]) -> None:
@@ -70,14 +78,14 @@ def append_tables(transaction: Transaction, tables: Iterable[pa.Table]) -> None:
     few days are written faster than one of many days.
     """
     number = count()  # part of the file name, or each table would replace the one before
-    io: Any = _ChecksumIO(transaction._table.io)
+    io: Any = ChecksumIO(transaction._table.io)
     summary: dict[str, str] = {}
     with transaction.update_snapshot(summary).fast_append() as files:
         for table in tables:
             metadata = transaction.table_metadata
             for file in _dataframe_to_data_files(metadata, table, io, files.commit_uuid, number):
                 files.append_data_file(file)
-        summary[CHECKSUMS] = io.checksums()
+        summary[CHECKSUMS] = listed_checksums(io.sums)
 
 
 def upper_text_bound(text: str, length: int | None) -> str | None:
@@ -101,19 +109,31 @@ def upper_text_bound(text: str, length: int | None) -> str | None:
 pyiceberg_arrow.__dict__["truncate_upper_bound_text_string"] = upper_text_bound
 
 
-class _ChecksumIO:
-    """The part of PyIceberg's FileIO that writes data files, with a CRC-32 of each."""
+class ChecksumIO:
+    """The part of PyIceberg's FileIO that writes files, with a CRC-32 of each by its path."""
 
     def __init__(self, io: Any) -> None:
         self._io = io
         self.sums: dict[str, int] = {}
 
     def new_output(self, location: str) -> "_ChecksumOutput":
+        """Return a file whose checksum is counted as it is written."""
         return _ChecksumOutput(self._io.new_output(location), self.sums)
 
-    def checksums(self) -> str:
-        """Return the value of `CHECKSUMS` for the files so far."""
-        return ",".join(f"{self.sums[path]:08x}" for path in sorted(self.sums))
+
+def listed_checksums(sums: Mapping[str, int | None]) -> str:
+    """Return the value of `CHECKSUMS` for these files, by path as in the manifests."""
+    texts = ((path, sums[path]) for path in sorted(sums))
+    return ",".join("" if crc32 is None else f"{crc32:08x}" for _, crc32 in texts)
+
+
+def known_checksums(files: Sequence[DataFile], snapshot: Snapshot | None) -> dict[str, int | None]:
+    """Return the recorded checksums of a version's files, by path; None: not recorded."""
+    paths = sorted(file.file_path for file in files)
+    summary = snapshot.summary if snapshot else None
+    listed = summary.additional_properties.get(CHECKSUMS) if summary else None
+    texts = listed.split(",") if listed else [""] * len(paths)
+    return {p: int(t, 16) if t else None for p, t in zip(paths, texts, strict=True)}
 
 
 class _ChecksumOutput:
@@ -155,7 +175,7 @@ class _ChecksumStream:
 
 
 def _write_file(
-    table: TableMetadata, io: _ChecksumIO, name: str, groups: Iterable[pa.Table]
+    table: TableMetadata, io: ChecksumIO, name: str, groups: Iterable[pa.Table]
 ) -> DataFile:
     """Write row groups until the file is full; the rest stays in `groups`."""
     path = load_location_provider(table.location, table.properties).new_data_location(name)

@@ -25,10 +25,11 @@ from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.transports import BASELINE
 from cdc_pipeline.lake.engine.duckdb_session import arrow_batches, files_relation, landed_relation
 from cdc_pipeline.lake.engine.folding import create_base, create_effective, create_exact_winners
+from cdc_pipeline.lake.engine.live_rows import placed_files
 from cdc_pipeline.lake.iceberg.files import data_files
-from cdc_pipeline.lake.iceberg.tables import table_property
+from cdc_pipeline.lake.iceberg.properties import table_property
 from cdc_pipeline.lake.lake import Lake, TableLake
-from cdc_pipeline.lake.publish.current_state import handover_us
+from cdc_pipeline.lake.state.base import handover_us
 from cdc_pipeline.transform.shred import typed_schema
 from cdc_pipeline.transform.sql import load_sql
 
@@ -185,7 +186,7 @@ class BaselineChanges:
         assert snapshot is not None  # baselines were committed, by the log
         before = comparison.before
         files = data_files(snapshot, before.snapshot_id) if before else []
-        create_base(connection, self._table.settings, files, Masking())
+        create_base(connection, self._table.settings, placed_files(connection, files), Masking())
         create_exact_winners(connection, self._table.lake, comparison.older(self._state))
         create_effective(connection)
         left = f"SELECT item_key, item FROM ({load_sql('fold')})"

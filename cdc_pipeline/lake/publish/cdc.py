@@ -31,7 +31,7 @@ from cdc_pipeline.lake.engine.masking import (
     require_rules,
     rules_by_day,
 )
-from cdc_pipeline.lake.iceberg.tables import table_property
+from cdc_pipeline.lake.iceberg.properties import table_property
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.baseline_changes import (
     BaselineChanges,

@@ -12,14 +12,14 @@ from pyiceberg.table import Table as IcebergTable
 
 from cdc_pipeline.core.items.columns import Column, Stats, carry_widths, columns_of
 from cdc_pipeline.core.items.entities import Entity, escaped, rules_mark
-from cdc_pipeline.lake.engine.duckdb_session import arrow_batches, connect_duckdb, files_relation
+from cdc_pipeline.lake.engine.duckdb_session import arrow_batches, connect_duckdb
 from cdc_pipeline.lake.engine.item_table import prior_columns
-from cdc_pipeline.lake.iceberg.files import data_files
+from cdc_pipeline.lake.engine.live_rows import live_relation
 from cdc_pipeline.lake.lake import TableLake
-from cdc_pipeline.lake.publish.schema_contract import pinned_types
+from cdc_pipeline.lake.state.schema_contract import pinned_types
 from cdc_pipeline.settings.model import Settings, Table
 from cdc_pipeline.transform.entities import count_entities
-from cdc_pipeline.transform.shred import merge_stats, stats_from_json, stats_to_json, typed_schema
+from cdc_pipeline.transform.shred import merge_stats, stats_from_json, stats_to_json
 
 _BATCH_ROWS = 4_000  # items are up to 400 kB
 
@@ -140,7 +140,7 @@ def _key(table: TableLake) -> str:
 
 def _make_notes(table: TableLake, published: IcebergTable, before: Notes | None) -> Notes:
     with connect_duckdb(table.lake) as connection:
-        files = files_relation(connection, data_files(published), typed_schema([]))
+        files = live_relation(connection, published)
         batches = arrow_batches(connection, f"SELECT _item FROM {files}", _BATCH_ROWS)
         items = (batch.column(0) for batch in batches)
         counts, unmatched = count_entities(

@@ -12,7 +12,8 @@ from pyiceberg.table import Table as IcebergTable
 
 from cdc_pipeline.core.errors import NotReadyError
 from cdc_pipeline.core.items.columns import Column
-from cdc_pipeline.lake.engine.duckdb_session import arrow_batches, files_relation, open_duckdb
+from cdc_pipeline.lake.engine.duckdb_session import arrow_batches, open_duckdb
+from cdc_pipeline.lake.engine.live_rows import live_relation
 from cdc_pipeline.lake.engine.masking import (
     PUBLISHED,
     expire_earlier_versions,
@@ -20,16 +21,18 @@ from cdc_pipeline.lake.engine.masking import (
     published_rules,
     require_rules,
 )
-from cdc_pipeline.lake.iceberg.files import data_files
-from cdc_pipeline.lake.iceberg.tables import retry_on_conflict, table_property
+from cdc_pipeline.lake.iceberg.properties import table_property
+from cdc_pipeline.lake.iceberg.tables import (
+    retry_on_conflict,
+)
 from cdc_pipeline.lake.lake import TableLake
-from cdc_pipeline.lake.publish.current_state import published_base
 from cdc_pipeline.lake.publish.entity_notes import (
     current_notes,
     entities_of,
     split_mark,
     unflattened_attributes,
 )
+from cdc_pipeline.lake.state.base import published_base
 from cdc_pipeline.settings.model import Table
 from cdc_pipeline.transform.entities import is_of, shred_entity
 from cdc_pipeline.transform.shred import NARROW_SCHEMA, typed_schema
@@ -93,7 +96,7 @@ def _build(table: TableLake, name: str) -> EntityTable:
         tempfile.TemporaryDirectory() as folder,
         open_duckdb(table.lake, Path(folder)) as connection,
     ):
-        files = files_relation(connection, data_files(base.table), typed_schema([]))
+        files = live_relation(connection, base.table)
         batches = arrow_batches(
             connection,
             "SELECT _key AS item_key, _order_key AS order_key, _item AS item, "

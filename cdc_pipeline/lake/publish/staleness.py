@@ -22,19 +22,19 @@ from pyiceberg.table import Table as IcebergTable
 from cdc_pipeline.core.errors import NotReadyError
 from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.lake.engine.masking import PUBLISHED
-from cdc_pipeline.lake.iceberg.tables import PROPERTY, table_property
+from cdc_pipeline.lake.iceberg.properties import PROPERTY, table_property
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.publish.baseline_changes import days_to_compare
 from cdc_pipeline.lake.publish.cdc import outdated_days
-from cdc_pipeline.lake.publish.current_state import (
+from cdc_pipeline.lake.publish.current_state import is_worth_folding
+from cdc_pipeline.lake.publish.entity_notes import are_current, entity_mark, read_notes
+from cdc_pipeline.lake.publish.entity_tables import stale_entities
+from cdc_pipeline.lake.state.base import (
     advance_watermark,
     has_unpublished_changes,
-    is_worth_folding,
     next_base,
     published_base,
 )
-from cdc_pipeline.lake.publish.entity_notes import are_current, entity_mark, read_notes
-from cdc_pipeline.lake.publish.entity_tables import stale_entities
 from cdc_pipeline.settings.model import Table
 from cdc_pipeline.transform.aggregates import AGGREGATES, Aggregate
 

@@ -22,7 +22,7 @@ from cdc_pipeline.core.items.attributes import plain_json
 from cdc_pipeline.lake.engine.duckdb_session import arrow_batches, files_relation, open_duckdb
 from cdc_pipeline.lake.engine.masking import PUBLISHED, masked_column, masking_functions, masking_of
 from cdc_pipeline.lake.iceberg.files import data_files
-from cdc_pipeline.lake.iceberg.tables import table_property
+from cdc_pipeline.lake.iceberg.properties import table_property
 from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.publish.baselines import kept_baselines
 from cdc_pipeline.lake.publish.cdc import CDC_SCHEMA, require_rules_of_days

@@ -9,15 +9,14 @@ from cdc_pipeline.core.errors import QueryError
 from cdc_pipeline.core.items.attributes import to_json
 from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.plans.erasure import typed_key
-from cdc_pipeline.lake.engine.duckdb_session import connect_duckdb, files_relation, landed_relation
+from cdc_pipeline.lake.engine.duckdb_session import connect_duckdb, landed_relation
 from cdc_pipeline.lake.engine.item_table import prior_columns
+from cdc_pipeline.lake.engine.live_rows import live_relation
 from cdc_pipeline.lake.engine.masking import masking_of
-from cdc_pipeline.lake.iceberg.files import data_files
-from cdc_pipeline.lake.iceberg.tables import table_property
+from cdc_pipeline.lake.iceberg.properties import table_property
 from cdc_pipeline.lake.lake import Lake, TableLake
-from cdc_pipeline.lake.publish.current_state import Base, published_base
+from cdc_pipeline.lake.state.base import Base, published_base
 from cdc_pipeline.transform.athena import CataloguedTable, athena_statements
-from cdc_pipeline.transform.shred import typed_schema
 
 _HEADING = """\
 -- Queries on {database}.{table}_* for Athena (Trino SQL). Athena charges for the bytes it reads.
@@ -110,7 +109,7 @@ def _example_key(lake: Lake, state: LogState, base: Base | None) -> str | None:
         landed = landed_relation(connection, lake, newest)
         sources = [f"SELECT keys FROM {landed} WHERE keys IS NOT NULL"]
         if base is not None:
-            files = files_relation(connection, data_files(base.table), typed_schema([]))
+            files = live_relation(connection, base.table)
             sources.append(f"SELECT _key FROM {files}")
         for source in sources:
             if row := connection.execute(f"{source} LIMIT 1").fetchone():

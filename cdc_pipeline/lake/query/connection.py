@@ -24,6 +24,7 @@ from cdc_pipeline.lake.engine.duckdb_session import (
     table_relation,
 )
 from cdc_pipeline.lake.engine.item_table import column_names, prior_columns
+from cdc_pipeline.lake.engine.live_rows import live_relation
 from cdc_pipeline.lake.engine.masking import (
     OtherRulesError,
     create_failing_view,
@@ -32,7 +33,6 @@ from cdc_pipeline.lake.engine.masking import (
 from cdc_pipeline.lake.iceberg.files import data_files
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.cdc import require_rules_of_days
-from cdc_pipeline.lake.publish.current_state import published_base
 from cdc_pipeline.lake.query.entity_views import (
     create_entity_views,
     not_published_error,
@@ -41,6 +41,7 @@ from cdc_pipeline.lake.query.entity_views import (
 from cdc_pipeline.lake.query.merged_view import merged_relation
 from cdc_pipeline.lake.query.named_views import with_view_names
 from cdc_pipeline.lake.query.time_travel import find_sources, write_state
+from cdc_pipeline.lake.state.base import published_base
 from cdc_pipeline.transform.aggregates import AGGREGATES, broken_aggregates, load_aggregates
 from cdc_pipeline.transform.shred import typed_schema
 from cdc_pipeline.transform.sql import load_sql
@@ -102,7 +103,7 @@ def _create_schema(connection: duckdb.DuckDBPyConnection, table: TableLake) -> N
         try:
             merged = merged_relation(connection, table, base, delta)
         except (OtherRulesError, SettingsError) as error:
-            files = files_relation(connection, data_files(base.table), typed_schema([]))
+            files = live_relation(connection, base.table)
             shown = with_view_names(connection, "current_state", files)
             create_failing_view(connection, view, f"({shown})", error)
             refuse_entity_views(connection, table.settings, error)

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from cdc_pipeline.core.items.columns import AttributeStats, Column, columns_of
 from cdc_pipeline.core.log.entries import LandedObject
-from cdc_pipeline.lake.engine.duckdb_session import arrow_table, files_relation, identifier, literal
+from cdc_pipeline.lake.engine.duckdb_session import arrow_table, identifier, literal
 from cdc_pipeline.lake.engine.folding import create_winners
 from cdc_pipeline.lake.engine.item_table import (
     column_names,
@@ -15,11 +15,11 @@ from cdc_pipeline.lake.engine.item_table import (
     prior_columns,
     prior_stats,
 )
+from cdc_pipeline.lake.engine.live_rows import live_relation
 from cdc_pipeline.lake.engine.masking import masking_of, published_rules, require_rules
-from cdc_pipeline.lake.iceberg.files import data_files
 from cdc_pipeline.lake.lake import TableLake
-from cdc_pipeline.lake.publish.current_state import Base
-from cdc_pipeline.lake.publish.schema_contract import breaches, pinned_types
+from cdc_pipeline.lake.state.base import Base
+from cdc_pipeline.lake.state.schema_contract import breaches, pinned_types
 from cdc_pipeline.settings.model import Table
 from cdc_pipeline.transform.pinned_types import shred_pinned
 from cdc_pipeline.transform.shred import collect_stats, typed_schema
@@ -42,9 +42,9 @@ def merged_relation(
     `OtherRulesError`, `SettingsError` if base and delta cannot be masked by the same rules.
     """
     before = prior_columns(base.table)
-    files = files_relation(connection, data_files(base.table), typed_schema(before))
+    files = live_relation(connection, base.table)
     masking = masking_of(table.lake.settings, table.settings, writing=True)
-    tombstones = create_winners(connection, table, delta) if delta else None
+    tombstones = create_winners(connection, table, delta, touched_only=True) if delta else None
     published = [published_rules(t) for t in (base.table, tombstones) if t]
     name = table.safe_name
     require_rules(masking, published, f"{name}.current_state", f"{name}/current_state")

@@ -16,11 +16,11 @@ from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.lake.engine.duckdb_session import literal
 from cdc_pipeline.lake.engine.folding import create_base, create_effective, create_winners
 from cdc_pipeline.lake.engine.item_table import column_names
+from cdc_pipeline.lake.engine.live_rows import version_relation
 from cdc_pipeline.lake.engine.masking import masking_functions, masking_of
-from cdc_pipeline.lake.iceberg.files import data_files
 from cdc_pipeline.lake.lake import TableLake
-from cdc_pipeline.lake.publish.current_state import handover_us
-from cdc_pipeline.lake.publish.schema_contract import pinned_types
+from cdc_pipeline.lake.state.base import handover_us
+from cdc_pipeline.lake.state.schema_contract import pinned_types
 from cdc_pipeline.settings.model import Table
 from cdc_pipeline.transform.pinned_types import shred_pinned
 from cdc_pipeline.transform.shred import NARROW_SCHEMA, collect_stats, typed_schema
@@ -148,9 +148,8 @@ def write_state(
     spool = path.with_suffix(".narrow")
     masking = masking_of(table.lake.settings, table.settings, writing=True)
     with masking_functions(connection, masking):
-        create_base(
-            connection, table.settings, data_files(snapshot, as_of.baseline.snapshot_id), masking
-        )
+        rows = version_relation(connection, snapshot, as_of.baseline.snapshot_id)
+        create_base(connection, table.settings, rows, masking)
         create_winners(connection, table, past, as_of.until_us)
         connection.execute(
             "CREATE OR REPLACE TEMP VIEW tombstones AS SELECT * FROM base WHERE false"

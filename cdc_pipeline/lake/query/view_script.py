@@ -13,24 +13,22 @@ import duckdb
 
 from cdc_pipeline.core.errors import SettingsError
 from cdc_pipeline.core.names import split_s3
-from cdc_pipeline.lake.engine.duckdb_session import arrow_table, files_relation, identifier, literal
-from cdc_pipeline.lake.engine.item_table import prior_columns
+from cdc_pipeline.lake.engine.duckdb_session import arrow_table, identifier, literal
+from cdc_pipeline.lake.engine.live_rows import live_relation
 from cdc_pipeline.lake.engine.masking import (
     OtherRulesError,
     masking_of,
     published_rules,
     require_rules,
 )
-from cdc_pipeline.lake.iceberg.files import data_files
 from cdc_pipeline.lake.lake import Lake, TableLake
-from cdc_pipeline.lake.publish.current_state import published_base
 from cdc_pipeline.lake.query.connection import connect_lake
 from cdc_pipeline.lake.query.entity_views import entities_in_script
 from cdc_pipeline.lake.query.merged_view import delta_tables
 from cdc_pipeline.lake.query.named_views import with_view_names
+from cdc_pipeline.lake.state.base import published_base
 from cdc_pipeline.settings.model import Table
 from cdc_pipeline.transform.aggregates import AGGREGATES
-from cdc_pipeline.transform.shred import typed_schema
 
 _DELTA_BYTES = 16 << 20
 """Limit of the rows in a script; beyond it, a fold is cheaper."""
@@ -124,8 +122,7 @@ def _show_published(connection: duckdb.DuckDBPyConnection, table: TableLake) -> 
         require_rules(masking, published, f"{name}.current_state", f"{name}/current_state")
     except (OtherRulesError, SettingsError):
         return  # the existing view raises this error
-    schema = typed_schema(prior_columns(base.table))
-    files = files_relation(connection, data_files(base.table), schema)
+    files = live_relation(connection, base.table)
     view = f"{identifier(name)}.current_state"
     shown = with_view_names(connection, "current_state", files)
     connection.execute(f"CREATE OR REPLACE VIEW {view} AS {shown}")

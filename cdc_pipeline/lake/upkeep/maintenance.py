@@ -8,15 +8,15 @@ from datetime import UTC, datetime, timedelta
 from cdc_pipeline.aws.s3.objects import StoredFile
 from cdc_pipeline.core.names import is_landing_name
 from cdc_pipeline.lake.iceberg.files import referenced_files
+from cdc_pipeline.lake.iceberg.properties import description_folder
 from cdc_pipeline.lake.iceberg.tables import (
     CommitConflictError,
     ExpiryIgnoredError,
-    description_folder,
 )
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.baselines import kept_baselines, tag_baselines
-from cdc_pipeline.lake.publish.current_state import published_base
 from cdc_pipeline.lake.publish.entity_tables import entity_tables
+from cdc_pipeline.lake.state.base import published_base
 from cdc_pipeline.lake.storage.compaction import Compaction, compact_landing, remove_replaced
 from cdc_pipeline.lake.storage.store import TEMPORARY
 

@@ -24,7 +24,7 @@ from cdc_pipeline.lake.engine.duckdb_session import (
 )
 from cdc_pipeline.lake.engine.masking import masking_of
 from cdc_pipeline.lake.iceberg.files import data_files
-from cdc_pipeline.lake.iceberg.tables import table_property
+from cdc_pipeline.lake.iceberg.properties import table_property
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.cdc import CDC_SCHEMA, ROWS
 from cdc_pipeline.lake.storage.landing import LANDING_SCHEMA, write_object

@@ -7,9 +7,9 @@ from cdc_pipeline.core.log.entries import Cutover, Gap
 from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.plans.heal import RECREATED
 from cdc_pipeline.core.transports import IN_FILES
-from cdc_pipeline.lake.iceberg.tables import table_property
+from cdc_pipeline.lake.iceberg.properties import table_property
 from cdc_pipeline.lake.lake import TableLake
-from cdc_pipeline.lake.publish.current_state import published_base
+from cdc_pipeline.lake.state.base import published_base
 from cdc_pipeline.settings.model import Table
 
 

@@ -18,13 +18,14 @@ from cdc_pipeline.core.errors import LakeError
 from cdc_pipeline.core.log.entries import Baseline
 from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.lake.engine.duckdb_session import explain
+from cdc_pipeline.lake.iceberg.files import live_entries
 from cdc_pipeline.lake.iceberg.foreign_files import NamedFiles
-from cdc_pipeline.lake.iceberg.tables import PROPERTY
-from cdc_pipeline.lake.iceberg.writer import CHECKSUMS
+from cdc_pipeline.lake.iceberg.properties import PROPERTY
+from cdc_pipeline.lake.iceberg.writer import known_checksums
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.baselines import kept_baselines
 from cdc_pipeline.lake.publish.cdc import ROWS
-from cdc_pipeline.lake.publish.current_state import published_base
+from cdc_pipeline.lake.state.base import published_base
 from cdc_pipeline.lake.storage.store import Store
 from cdc_pipeline.settings.model import Table
 
@@ -170,12 +171,11 @@ def _typed_files(
     table: TableLake, kind: str, built: IcebergTable, snapshot: Snapshot | None
 ) -> Iterator[_ExpectedFile]:
     assert snapshot is not None  # `Tables.load` returns no table without one
-    listed = snapshot.summary.additional_properties.get(CHECKSUMS) if snapshot.summary else None
-    tasks = built.scan(snapshot_id=snapshot.snapshot_id).plan_files()
-    files = sorted((task.file for task in tasks), key=lambda file: file.file_path)
-    checksums = [int(text, 16) for text in listed.split(",")] if listed else [None] * len(files)
-    for file, crc32 in zip(files, checksums, strict=True):
+    files = [entry.data_file for entry in live_entries(built, snapshot)]
+    checksums = known_checksums(files, snapshot)
+    for file in files:
         key, fix = _key(table.lake, file.file_path), repair_command(table.settings)
+        crc32 = checksums[file.file_path]
         yield _ExpectedFile(kind, key, file.file_size_in_bytes, crc32, file.record_count, fix)
 
 

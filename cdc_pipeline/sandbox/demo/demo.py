@@ -125,7 +125,7 @@ class _Demo:
         self._fold()
 
     def _is_publishable(self) -> bool:
-        from cdc_pipeline.lake.publish.current_state import handover_us
+        from cdc_pipeline.lake.state.base import handover_us
 
         states = [self.lake.table(table).log.load() for table in self.settings.tables]
         return all(s.staged and s.watermark_us >= handover_us(self.lake, s.staged) for s in states)

@@ -12,12 +12,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyiceberg.manifest import (
+    DataFile,
+    DataFileContent,
+    FileFormat,
+    ManifestEntry,
+    ManifestEntryStatus,
+)
 from pyiceberg.table import Table
 
 from cdc_pipeline.core.errors import LakeError
-from cdc_pipeline.lake.iceberg import writer
-from cdc_pipeline.lake.iceberg.files import data_files
-from cdc_pipeline.lake.iceberg.tables import CommitConflictError, Tables, table_property
+from cdc_pipeline.lake.iceberg import files, writer
+from cdc_pipeline.lake.iceberg.files import data_files, live_entries, live_files
+from cdc_pipeline.lake.iceberg.properties import table_property
+from cdc_pipeline.lake.iceberg.row_delta import DeadRows, RowDelta
+from cdc_pipeline.lake.iceberg.tables import CommitConflictError, Tables
 from cdc_pipeline_tests.lake.builder import LakeBuilder
 
 _ONE, _TWO = date(2026, 1, 1), date(2026, 1, 2)
@@ -210,22 +219,51 @@ def test_a_day_of_another_type_keeps_the_other_days(tables: Tables) -> None:
     assert _by_day(tables) == {_ONE: [1], _TWO: [Decimal("2.50")]}
 
 
-def test_row_level_deletes_of_others_are_refused(
-    tables: Tables, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _replace(tables, _rows([1]))
+def _with_dead_rows(tables: Tables, values: list[int], dead: list[int]) -> Table:
+    _replace(tables, _rows(values))
     table = tables.load("t")
     assert table is not None
-    tasks = list(table.scan().plan_files())
-    tasks[0].delete_files.add(tasks[0].file)
+    live = live_files(table)
+    path = live.data[0].data_file.file_path
+    delta = RowDelta(_rows([]).to_reader(), [DeadRows(path, pa.array(dead, pa.int64()))], live)
+    return tables.change_rows(table, delta, _rows([]).schema, {})
 
-    class _Scan:
-        def plan_files(self) -> list[Any]:
-            return tasks
 
-    monkeypatch.setattr(table, "scan", lambda **_: _Scan())
-    with pytest.raises(LakeError, match="row-level delete files"):
+def test_dead_rows_are_gone_for_pyiceberg_and_refused_where_none_can_be(tables: Tables) -> None:
+    table = _with_dead_rows(tables, [1, 2, 3, 4], [1, 3])
+    assert sorted(table.scan().to_arrow().column("v").to_pylist()) == [1, 3]
+    with pytest.raises(LakeError, match="row-level deletes of another engine"):
         data_files(table)
+
+
+def test_a_whole_replacement_leaves_no_dead_rows_behind(tables: Tables) -> None:
+    _with_dead_rows(tables, [1, 2, 3], [0])
+    _replace(tables, _rows([7, 8]))
+    table = tables.load("t")
+    assert table is not None
+    assert live_files(table).deletes == []
+    assert sorted(table.scan().to_arrow().column("v").to_pylist()) == [7, 8]
+    snapshot = table.current_snapshot()
+    assert snapshot is not None
+    assert snapshot.summary is not None
+    assert snapshot.summary["total-position-deletes"] == "0"
+    assert snapshot.summary["total-delete-files"] == "0"
+
+
+def test_deletes_of_another_kind_are_refused(
+    tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = _with_dead_rows(tables, [1], [0])
+    entries = [*live_entries(table, table.current_snapshot())]
+    other = DataFile.from_args(
+        content=DataFileContent.EQUALITY_DELETES,
+        file_path="other.parquet",
+        file_format=FileFormat.PARQUET,
+    )
+    entries.append(ManifestEntry.from_args(status=ManifestEntryStatus.ADDED, data_file=other))
+    monkeypatch.setattr(files, "live_entries", lambda *_: iter(entries))
+    with pytest.raises(LakeError, match="not position deletes in Parquet"):
+        live_files(table)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from cdc_pipeline.core.changes.order import position
 from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.log.entries import Gap, Heal, HealWindow
 from cdc_pipeline.core.transports import DYNAMODB_STREAMS, EXPORT
-from cdc_pipeline.lake.iceberg.tables import table_property
+from cdc_pipeline.lake.iceberg.properties import table_property
 from cdc_pipeline.lake.publish.cdc import CDC_SCHEMA, build_cdc_day, build_cdc_days
 from cdc_pipeline.lake.upkeep.restore import restore_landing
 from cdc_pipeline_tests.lake.builder import START_US, LakeBuilder, change, plain_view

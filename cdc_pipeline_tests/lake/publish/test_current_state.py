@@ -19,7 +19,10 @@ from cdc_pipeline.core.log.entries import Gap
 from cdc_pipeline.lake.engine.item_table import max_order_key
 from cdc_pipeline.lake.iceberg import writer
 from cdc_pipeline.lake.iceberg.files import data_files
-from cdc_pipeline.lake.iceberg.tables import CommitConflictError, table_property
+from cdc_pipeline.lake.iceberg.properties import table_property
+from cdc_pipeline.lake.iceberg.tables import (
+    CommitConflictError,
+)
 from cdc_pipeline.lake.publish import current_state
 from cdc_pipeline.lake.publish.current_state import (
     PublishResult,
@@ -442,7 +445,7 @@ def test_a_crash_between_tombstones_and_base_is_made_good(
 
 
 @pytest.mark.parametrize("first", [False, True])
-@pytest.mark.parametrize("before", ["create_winners", "_replace_tombstones", "replace_typed"])
+@pytest.mark.parametrize("before", ["create_winners", "replace_tombstones", "replace_typed"])
 def test_the_loser_of_a_race_leaves_the_winners_state(
     before: str, first: bool, built: LakeBuilder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

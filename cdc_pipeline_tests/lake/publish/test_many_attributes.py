@@ -11,7 +11,7 @@ from cdc_pipeline.core.items.view_names import VIEW_COLUMNS
 from cdc_pipeline.defs.tables.checks import columns_for_all
 from cdc_pipeline.lake.engine.item_table import prior_columns, prior_stats
 from cdc_pipeline.lake.iceberg.files import referenced_files
-from cdc_pipeline.lake.iceberg.tables import PROPERTY, description
+from cdc_pipeline.lake.iceberg.properties import PROPERTY, description
 from cdc_pipeline.lake.publish.cdc import build_cdc_day
 from cdc_pipeline.lake.publish.current_state import publish_current_state
 from cdc_pipeline_tests.lake.builder import (

@@ -8,9 +8,12 @@ import pytest
 from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.log.entries import LandedObject
 from cdc_pipeline.core.log.state import Entry, LogState
-from cdc_pipeline.lake.iceberg.tables import CommitConflictError, table_property
+from cdc_pipeline.lake.iceberg.properties import table_property
+from cdc_pipeline.lake.iceberg.tables import (
+    CommitConflictError,
+)
 from cdc_pipeline.lake.publish.cdc import build_cdc_days
-from cdc_pipeline.lake.publish.current_state import publish_current_state, published_base
+from cdc_pipeline.lake.publish.current_state import publish_current_state
 from cdc_pipeline.lake.publish.staleness import (
     Staleness,
     content_mark,
@@ -18,6 +21,7 @@ from cdc_pipeline.lake.publish.staleness import (
     stale_archive_days,
     stale_cdc_days,
 )
+from cdc_pipeline.lake.state.base import published_base
 from cdc_pipeline_tests.lake.builder import MARGIN_US, START_US, LakeBuilder, change
 
 DAY, NEXT = "2026-01-01", "2026-01-02"

@@ -256,7 +256,7 @@ def test_names_that_an_older_version_swapped_are_those_of_the_published_state() 
         built.land([change("b", 5, {"id": {"S": "lower"}})])
         built.read_to(START_US + 40_000_000)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("cdc_pipeline.lake.publish.current_state.column_names", lambda *_: {})
+            patch.setattr("cdc_pipeline.lake.state.columns.column_names", lambda *_: {})
             publish_current_state(built.table_lake)
         now = _cells(built, "current_state")
         assert now["id"] == "lower"

@@ -17,8 +17,9 @@ from cdc_pipeline.core.log.entries import Gap, LandedObject
 from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.lake.engine.duckdb_session import arrow_table
 from cdc_pipeline.lake.publish.cdc import build_cdc_day
-from cdc_pipeline.lake.publish.current_state import publish_current_state, published_base
+from cdc_pipeline.lake.publish.current_state import publish_current_state
 from cdc_pipeline.lake.query.connection import connect_lake
+from cdc_pipeline.lake.state.base import published_base
 from cdc_pipeline.lake.storage import compaction
 from cdc_pipeline.lake.storage.compaction import compact_landing, mergeable, remove_replaced
 from cdc_pipeline.lake.storage.log import CaptureLog, remove_orphans
