@@ -55,7 +55,7 @@ from cdc_pipeline.core.transports import (
     NEW_AND_OLD_IMAGES,
 )
 from cdc_pipeline.lake.lake import Lake, TableLake
-from cdc_pipeline.settings.model import Table
+from cdc_pipeline.settings.table import Table
 from cdc_pipeline.setup.bulk_puts import check_bulk_puts
 from cdc_pipeline.setup.findings import PIPELINE, AwsProbe, FailedCheckError, Finding, Remedy, allow
 from cdc_pipeline.setup.preflight_files import check_files

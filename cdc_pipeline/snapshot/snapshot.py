@@ -44,7 +44,7 @@ from cdc_pipeline.lake.engine.item_table import (
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.baselines import record_baseline, tag_baselines
 from cdc_pipeline.lake.storage.log import CaptureLog
-from cdc_pipeline.settings.model import Table
+from cdc_pipeline.settings.table import Table
 from cdc_pipeline.snapshot.export import (
     export_manifest,
     export_target,

@@ -27,7 +27,7 @@ from cdc_pipeline.core.plans.firehose_folders import (
 )
 from cdc_pipeline.core.transports import FIREHOSE, NEW_AND_OLD_IMAGES
 from cdc_pipeline.lake.lake import TableLake
-from cdc_pipeline.settings.model import Firehose
+from cdc_pipeline.settings.table import Firehose
 
 _DEEPEST = 2
 

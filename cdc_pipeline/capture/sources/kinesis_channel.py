@@ -55,7 +55,7 @@ from cdc_pipeline.core.plans.delivery_lag import Ages
 from cdc_pipeline.core.transports import KINESIS_CHANNEL, NEW_AND_OLD_IMAGES
 from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.storage.log import CaptureLog, Parts
-from cdc_pipeline.settings.model import Firehose
+from cdc_pipeline.settings.table import Firehose
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from cdc_pipeline.core.transports import (
     NEW_AND_OLD_IMAGES,
 )
 from cdc_pipeline.lake.lake import TableLake
-from cdc_pipeline.settings.model import Table
+from cdc_pipeline.settings.table import Table
 
 
 def open_source(table: TableLake, transport: str | None = None) -> Source:

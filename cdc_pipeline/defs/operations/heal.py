@@ -20,7 +20,8 @@ from cdc_pipeline.defs.run_history import (
 )
 from cdc_pipeline.defs.tables.checks import report_checks
 from cdc_pipeline.defs.tables.shard_sensor import sensor_status
-from cdc_pipeline.settings.model import Settings, Table
+from cdc_pipeline.settings.model import Settings
+from cdc_pipeline.settings.table import Table
 
 if TYPE_CHECKING:
     from cdc_pipeline.lake.lake import TableLake

@@ -17,7 +17,7 @@ from cdc_pipeline.defs.partitions import today
 from cdc_pipeline.defs.resources import LakeResource
 from cdc_pipeline.defs.run_history import FAILED_TABLES
 from cdc_pipeline.defs.tables.checks import report_checks
-from cdc_pipeline.settings.model import Table
+from cdc_pipeline.settings.table import Table
 
 if TYPE_CHECKING:
     from cdc_pipeline.capture.landing.result import CaptureResult

@@ -56,7 +56,7 @@ from cdc_pipeline.lake.iceberg.tables import CommitConflictError, data_files, ta
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.entity_notes import note_entities
 from cdc_pipeline.lake.publish.schema_contract import pinned_types, require_contract
-from cdc_pipeline.settings.model import Table
+from cdc_pipeline.settings.table import Table
 from cdc_pipeline.transform.shred import typed_schema
 from cdc_pipeline.transform.sql import load_sql
 

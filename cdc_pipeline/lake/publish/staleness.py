@@ -35,7 +35,7 @@ from cdc_pipeline.lake.publish.current_state import (
 )
 from cdc_pipeline.lake.publish.entity_notes import are_current, entity_mark, read_notes
 from cdc_pipeline.lake.publish.entity_tables import stale_entities
-from cdc_pipeline.settings.model import Table
+from cdc_pipeline.settings.table import Table
 from cdc_pipeline.transform.aggregates import AGGREGATES, Aggregate
 
 INPUTS = "inputs"

@@ -23,7 +23,7 @@ from cdc_pipeline.lake.publish.cdc import build_cdc_day
 from cdc_pipeline.lake.publish.current_state import publish_current_state
 from cdc_pipeline.lake.storage.store import LocalStore
 from cdc_pipeline.settings.load import parse_settings
-from cdc_pipeline.settings.model import Table
+from cdc_pipeline.settings.table import Table
 from cdc_pipeline.setup.preflight import _unusual_settings
 from cdc_pipeline.snapshot.snapshot import take_snapshot
 from cdc_pipeline_tests.lake.builder import START_US, LakeBuilder, plain_view
