@@ -31,7 +31,7 @@ from cdc_pipeline.lake.storage.landing import read_landing
 from cdc_pipeline.sandbox.demo import items
 from cdc_pipeline.sandbox.process import apply_environment, child_environment
 from cdc_pipeline.settings.load import load_settings
-from cdc_pipeline.settings.model import Table
+from cdc_pipeline.settings.table import Table
 
 _ROOT = Path(__file__).resolve().parents[1]
 _TABLE = "orders"

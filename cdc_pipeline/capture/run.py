@@ -25,7 +25,7 @@ from cdc_pipeline.core.log.entries import LandedObject
 from cdc_pipeline.core.transports import DYNAMODB_STREAMS, IN_FILES, KINESIS_CHANNEL
 from cdc_pipeline.lake.glue_partitions import register_days
 from cdc_pipeline.lake.lake import Lake, TableLake
-from cdc_pipeline.settings.model import Table
+from cdc_pipeline.settings.table import Table
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from cdc_pipeline.commands.output import console
 
 if TYPE_CHECKING:
     from cdc_pipeline.lake.lake import Lake
-    from cdc_pipeline.setup.findings import Finding
-    from cdc_pipeline.setup.preflight import PreflightReport, TableReport
+    from cdc_pipeline.setup.checks.findings import Finding
+    from cdc_pipeline.setup.checks.report import PreflightReport, TableReport
 
 
 @click.command()
@@ -53,7 +53,7 @@ def preflight(tables: tuple[str, ...], fix: bool, yes: bool, form: str) -> None:
 
 def _turn_on(lake: "Lake", report: "PreflightReport", yes: bool) -> bool:
     """Enable streams and recovery where they are off; return whether any was."""
-    from cdc_pipeline.setup.preflight import remedies, turn_on
+    from cdc_pipeline.setup.remedies import remedies, turn_on
 
     needed = remedies(report)
     if not needed:

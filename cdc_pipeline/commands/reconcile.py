@@ -51,10 +51,11 @@ def reconcile(
     if full and not yes:
         click.confirm("Take the export?", abort=True, err=True)
     with Console(stderr=True, markup=False).status("starting") as line:
+        context = RunContext(line.update)
         if full:
-            report = reconcile_full(chosen, repair=repair, context=RunContext(line.update))
+            report = reconcile_full(chosen, repair=repair, context=context)
         else:
-            report = reconcile_sample(chosen, items, context=RunContext(line.update))
+            report = reconcile_sample(chosen, items, described=cost.described, context=context)
     if as_json:
         click.echo(json.dumps(asdict(report) | {"sound": report.is_sound}, indent=1))
     else:

@@ -11,7 +11,7 @@ from cdc_pipeline.commands.output import console
 from cdc_pipeline.core.plans.table_list import TableRow
 
 if TYPE_CHECKING:
-    from cdc_pipeline.settings.model import Table
+    from cdc_pipeline.settings.table import Table
 
 
 @click.group()

@@ -9,7 +9,7 @@ from cdc_pipeline.core.changes.landing_columns import LANDING_COLUMNS
 from cdc_pipeline.core.clock import now_us, time_text
 from cdc_pipeline.core.items.columns import SYSTEM_COLUMNS, Column, ColumnChange
 from cdc_pipeline.core.log.coverage import HOUR_SIGNS, CoverageRange, hour_bars
-from cdc_pipeline.settings.model import ColumnRule, Table
+from cdc_pipeline.settings.table import ColumnRule, Table
 
 if TYPE_CHECKING:
     from cdc_pipeline.lake.publish.cdc import CdcDay

@@ -53,7 +53,7 @@ from cdc_pipeline.lake.engine.masking import (
 from cdc_pipeline.lake.iceberg.foreign_files import NamedFiles
 from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.storage.log import CaptureLog, Parts
-from cdc_pipeline.settings.model import Table
+from cdc_pipeline.settings.table import Table
 from cdc_pipeline.snapshot.export import describe_own_export, export_target
 from cdc_pipeline.snapshot.resumption import discard_baseline, unfinished_baselines, why_unusable
 

@@ -14,7 +14,7 @@ from cdc_pipeline.core.changes.landing_columns import LANDING_COLUMNS
 from cdc_pipeline.core.errors import LakeError
 from cdc_pipeline.core.names import day_folder
 from cdc_pipeline.lake.lake import Lake, TableLake
-from cdc_pipeline.settings.model import Table
+from cdc_pipeline.settings.table import Table
 
 _KEYS = (("year", "string"), ("month", "string"), ("day", "string"))
 _FOLDERS_CHECKED = 20

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from pyiceberg.table import Table as IcebergTable
 
     from cdc_pipeline.lake.iceberg.tables import Tables
-    from cdc_pipeline.settings.model import Settings, Table
+    from cdc_pipeline.settings.model import Settings
+    from cdc_pipeline.settings.table import Table
 
 
 class Lake:

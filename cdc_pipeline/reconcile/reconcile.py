@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
 
-from cdc_pipeline.aws.table import describe_table
+from cdc_pipeline.aws.table import TableDescription, describe_table
 from cdc_pipeline.capture.catch_up import capture_to
 from cdc_pipeline.core.errors import LakeError, NotReadyError
 from cdc_pipeline.core.log.entries import Baseline
@@ -44,11 +44,15 @@ from cdc_pipeline.snapshot.verify_export import VerifiedExport, verify_export
 
 @dataclass(frozen=True)
 class Cost:
-    """Approximate cost of a reconciliation. `gigabytes` and `usd`: of a full export."""
+    """Approximate cost of a reconciliation. `gigabytes` and `usd`: of a full export.
+
+    `described`: the table that it was estimated from.
+    """
 
     sample: SampleCost
     gigabytes: float
     usd: float
+    described: TableDescription
 
 
 @dataclass
@@ -86,7 +90,8 @@ def estimate(table: TableLake, items: int) -> Cost:
     """Estimate the cost of a sample of `items` items, and of a full export."""
     described = describe_table(table.source, table.name)
     gigabytes = described.bytes / 1e9
-    return Cost(sample_cost(described, items), gigabytes, gigabytes * EXPORT_USD_PER_GB)
+    usd = gigabytes * EXPORT_USD_PER_GB
+    return Cost(sample_cost(described, items), gigabytes, usd, described)
 
 
 def reconcile_sample(
@@ -94,16 +99,18 @@ def reconcile_sample(
     items: int,
     *,
     export: bool = True,
+    described: TableDescription | None = None,
     context: RunContext = SILENT,
 ) -> ReconcileReport:
     """Verify all file sizes and, with `export`, the baseline's export; compare a sample of items.
 
-    Raises `NotReadyError`, `SourceError`, `LakeError`.
+    `described`: the table, if it was described before. Raises `NotReadyError`, `SourceError`,
+    `LakeError`.
     """
     started = time.monotonic()
     report = _verified(table, context, content=False, export=export)
     try:
-        sample = compare_sample(table, items, context=context)
+        sample = compare_sample(table, items, described=described, context=context)
         report.compared += sample.compared
         _add_sample(report, sample)
     except LakeError as error:
@@ -135,9 +142,13 @@ def reconcile_full(
             fix=f"materialise {table.safe_name}/current_state first",
         )
     report = _verified(table, context, content=True)
-    shadow = _shadow(table, report, repair, context)
+    shadow, described = _shadow(table, report, repair, context)
     report.export_arn = shadow.export_arn
-    _compare(table, base, shadow, report, context)
+    moving = _compare(table, base, shadow, report, context)
+    if moving:
+        sample, described = Sample(), described or describe_table(table.source, table.name)
+        compare_until_settled(table, described, moving, sample, context)
+        _add_sample(report, sample)
     if report.is_sound:
         discard_shadow(table, shadow)
     elif repair:
@@ -173,16 +184,17 @@ def _count(report: ReconcileReport, kinds: Mapping[str, int]) -> None:
 
 def _shadow(
     table: TableLake, report: ReconcileReport, repair: bool, context: RunContext
-) -> Baseline:
-    """Return a staged shadow: the one held for this repair, or a new one."""
+) -> tuple[Baseline, TableDescription | None]:
+    """Return a staged shadow: the one held for this repair, or a new one and its table."""
     held = staged_shadow(table)
     if held and repair and not _has_damaged_changes(table, held, report.files.damages):
         context.progress("using the export of the last comparison")
-        return held
+        return held, None
     if held:
         discard_shadow(table, held)
-    taken = take_snapshot(table, shadow=True, context=context)
-    return table.log.load().baselines[taken.generation]
+    described = describe_table(table.source, table.name)
+    taken = take_snapshot(table, shadow=True, described=described, context=context)
+    return table.log.load().baselines[taken.generation], described
 
 
 def _has_damaged_changes(table: TableLake, held: Baseline, damages: list[Damage]) -> bool:
@@ -198,7 +210,8 @@ def _compare(
     shadow: Baseline,
     report: ReconcileReport,
     context: RunContext,
-) -> None:
+) -> list[str]:
+    """Compare with the staged export; return the keys of items that it does not decide."""
     state = capture_to(table, handover_us(table.lake, shadow), context=context)
     try:
         require_comparable(table, state)
@@ -206,12 +219,9 @@ def _compare(
         difference = compare_with_export(table, base, shadow, state)
     except (LakeError, NotReadyError) as error:
         report.unreadable = str(error)
-        return
+        return []
     _add_difference(report, difference)
-    if difference.moving:
-        sample, described = Sample(), describe_table(table.source, table.name)
-        compare_until_settled(table, described, difference.moving, sample, context)
-        _add_sample(report, sample)
+    return difference.moving
 
 
 def _add_difference(report: ReconcileReport, difference: FullDifference) -> None:

@@ -89,17 +89,18 @@ def compare_sample(
     table: TableLake,
     items: int,
     *,
+    described: TableDescription | None = None,
     context: RunContext = SILENT,
 ) -> Sample:
     """Compare about `items` items of `current_state` with the source by consistent reads.
 
     One third each: random items of the lake, the items changed last, and items of the source, to
     find those missing in the lake. Raises `NotReadyError` before the first publication and while a
-    gap is open, `LakeError`, `SourceError`.
+    gap is open, `LakeError`, `SourceError`. `described`: the table, if it was described before.
     """
     started = time.monotonic()
     base = require_comparable(table, table.log.load())
-    described = describe_table(table.source, table.name)
+    described = described or describe_table(table.source, table.name)
     origins = {
         "any of the lake": _any_of_lake(table, base, _share(items)),
         "changed last": _changed_last(table, _share(items)),

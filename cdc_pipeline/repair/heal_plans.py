@@ -11,7 +11,7 @@ from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.plans.heal import Backups, overlapping, plan_windows
 from cdc_pipeline.core.plans.prices import EXPORT_USD_PER_GB, LEAST_EXPORT_BYTES
 from cdc_pipeline.lake.lake import TableLake
-from cdc_pipeline.settings.model import Table
+from cdc_pipeline.settings.table import Table
 
 
 @dataclass(frozen=True)

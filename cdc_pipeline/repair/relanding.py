@@ -21,7 +21,7 @@ from cdc_pipeline.core.plans.erasure import Suppressions
 from cdc_pipeline.lake.storage.landing import read_landing, write_days
 from cdc_pipeline.lake.storage.log import CaptureLog, new_nonce
 from cdc_pipeline.repair.incremental_export import BATCH_ROWS
-from cdc_pipeline.settings.model import Capture
+from cdc_pipeline.settings.sections import Capture
 
 
 @dataclass

@@ -10,7 +10,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from cdc_pipeline.core.errors import SettingsError
-from cdc_pipeline.settings.model import Settings, Table
+from cdc_pipeline.settings.model import Settings
+from cdc_pipeline.settings.table import Table
 
 PATH_VARIABLE = "CDC_PIPELINE_CONFIG"
 DEFAULT_PATH = "cdc_pipeline.yaml"

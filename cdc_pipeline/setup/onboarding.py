@@ -16,7 +16,8 @@ from cdc_pipeline.settings.edit import (
     write_settings,
 )
 from cdc_pipeline.settings.load import parse_table, read_settings, table_columns
-from cdc_pipeline.settings.model import Settings, Table, clashes
+from cdc_pipeline.settings.model import Settings
+from cdc_pipeline.settings.table import Table, clashes
 
 _PARALLEL = 16
 

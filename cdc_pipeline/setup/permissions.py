@@ -27,9 +27,9 @@ from cdc_pipeline.core.plans.iam import (
 )
 from cdc_pipeline.core.transports import FIREHOSE, KINESIS, KINESIS_CHANNEL
 from cdc_pipeline.lake.lake import Lake, TableLake
-from cdc_pipeline.settings.model import Table
-from cdc_pipeline.setup.catalog_trial import TRIAL_TABLE
-from cdc_pipeline.setup.preflight_lake import export_place, glue_root, lake_place
+from cdc_pipeline.settings.table import Table
+from cdc_pipeline.setup.checks.catalog_trial import TRIAL_TABLE
+from cdc_pipeline.setup.checks.lake import export_place, glue_root, lake_place
 from cdc_pipeline.transform.aggregates import broken_aggregates, load_aggregates
 
 

@@ -19,7 +19,7 @@ from cdc_pipeline.core.run_context import RunContext
 from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.publish.baselines import record_baseline
 from cdc_pipeline.lake.storage.log import CaptureLog
-from cdc_pipeline.settings.model import Table
+from cdc_pipeline.settings.table import Table
 from cdc_pipeline.snapshot.export import describe_own_export
 
 _FARTHEST_US = 3_600_000_000

@@ -44,7 +44,7 @@ from cdc_pipeline.lake.engine.item_table import (
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.baselines import record_baseline, tag_baselines
 from cdc_pipeline.lake.storage.log import CaptureLog
-from cdc_pipeline.settings.model import Table
+from cdc_pipeline.settings.table import Table
 from cdc_pipeline.snapshot.export import (
     export_manifest,
     export_target,
@@ -90,6 +90,7 @@ def take_snapshot(
     table: TableLake,
     *,
     shadow: bool = False,
+    described: TableDescription | None = None,
     context: RunContext = SILENT,
 ) -> SnapshotResult:
     """Export the table and stage the export as a baseline.
@@ -99,17 +100,18 @@ def take_snapshot(
     Stream positions are recorded first, then the export is requested for a time at least the
     margin later, so the changes after those positions cover everything missing in the export.
     Nothing becomes visible before the checksum and count of every file are verified. `shadow`:
-    stage it beside the live baseline, without publishing it (`snapshot.shadow`). Raises
-    `SourceError`, `ExportError`, `LakeError`, `NotReadyError`.
+    stage it beside the live baseline, without publishing it (`snapshot.shadow`). `described`: the
+    table, if it was described just now. Raises `SourceError`, `ExportError`, `LakeError`,
+    `NotReadyError`.
     """
     started = time.monotonic()
-    described = described_table(table)
+    described = described_table(table, described=described)
     require_backups(table.source, table.name)
     target = export_target(table)
     log = table.log
     state = log.load()
     if state.stream is None:
-        open_capture(log, state, open_source(table))
+        open_capture(log, state, open_source(table, described=described))
     _require_same_table(table.settings, state, described.table_id)
     baseline = None
     while baseline is None:

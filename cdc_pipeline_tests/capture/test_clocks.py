@@ -27,6 +27,7 @@ from cdc_pipeline.capture.sources.source import Source
 from cdc_pipeline.core.errors import ShardGoneError
 from cdc_pipeline.core.log.coverage import clock_note, clock_warning
 from cdc_pipeline.core.log.entries import Gap, LateChanges, ShardState, StreamRef
+from cdc_pipeline.core.log.json_format import state_from_json, state_to_json
 from cdc_pipeline.core.log.state import Entry, LogState
 from cdc_pipeline.core.names import TablePaths
 from cdc_pipeline.core.plans.heal import Backups, plan_windows
@@ -322,7 +323,7 @@ def test_a_change_behind_the_watermark_is_counted_and_takes_the_watermark_back(
         before.apply(_entry(log, n))
     assert written_us <= before.watermark_us
     # A summary keeps what entries said.
-    assert LogState.from_json(state.to_json(), "summary").late == state.late
+    assert state_from_json(state_to_json(state), "summary").late == state.late
 
 
 def _entry(log: CaptureLog, n: int) -> Entry:

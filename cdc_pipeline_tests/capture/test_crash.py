@@ -38,7 +38,8 @@ from cdc_pipeline.capture.sources.source import Source
 from cdc_pipeline.core.changes.fold import KeyedChange, fold, items
 from cdc_pipeline.core.changes.order import order_key
 from cdc_pipeline.core.items.attributes import canonical_item, to_json
-from cdc_pipeline.core.log.state import Entry, LogState
+from cdc_pipeline.core.log.json_format import entry_from_json
+from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.names import TablePaths, object_name
 from cdc_pipeline.lake.storage import log as log_module
 from cdc_pipeline.lake.storage.log import CaptureLog
@@ -384,7 +385,7 @@ def check_lake(scene: Scene, lake: Path) -> None:
     state = scene.state(lake)
     replayed = LogState()
     for path in sorted((lake / scene.paths.entries).iterdir()):
-        replayed.apply(Entry.from_json(path.read_bytes(), path.name))
+        replayed.apply(entry_from_json(path.read_bytes(), path.name))
     assert state == replayed, "a summary and the entries say different things"
     zones = [lake / scene.paths.landing, lake / scene.paths.quarantine]
     files = {p.relative_to(lake).as_posix() for z in zones for p in z.rglob("*") if p.is_file()}

@@ -18,6 +18,7 @@ import pytest
 from cdc_pipeline.aws.s3.objects import StoredFile
 from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.log.entries import LandedObject, ShardState, StreamRef
+from cdc_pipeline.core.log.json_format import entry_to_json, state_to_json
 from cdc_pipeline.core.log.state import Entry, LogState
 from cdc_pipeline.core.names import TablePaths
 from cdc_pipeline.lake.storage import log as log_module
@@ -118,7 +119,7 @@ class BucketOfEntries:
     def read(self, key: str) -> bytes | None:
         data = self.objects.get(key)
         if data is None and self._is_made(key):
-            data = entry(int(Path(key).stem)).to_json().encode()
+            data = entry_to_json(entry(int(Path(key).stem))).encode()
         self.calls.reads += 1
         self.calls.bytes_read += len(data or b"")
         return data
@@ -176,7 +177,7 @@ def test_opening_takes_the_same_however_many_entries_there_are() -> None:
     opened: dict[int, Calls] = {}
     for n in (LIVE + TAIL, MILLION):
         store = BucketOfEntries(n)
-        store.objects[PATHS.summary(n - TAIL)] = state_at(n - TAIL, LIVE).to_json().encode()
+        store.objects[PATHS.summary(n - TAIL)] = state_to_json(state_at(n - TAIL, LIVE)).encode()
         log = CaptureLog(store, PATHS)
         state, opened[n] = asked(store, f"opening {n:,} entries", log.load)
         assert state.n == n
@@ -250,19 +251,21 @@ def test_a_million_entries_in_one_folder(tmp_path: Path) -> None:
         # Old entries are never read, so one file with many names will do.
         if n % _NAMES_PER_FILE == 0:
             source = folder / f"{n + 1:012d}.json"
-            source.write_text(entry(n + 1).to_json())
+            source.write_text(entry_to_json(entry(n + 1)))
         else:
             os.link(source, f"{folder}/{n + 1:012d}.json")
     for n in range(MILLION - TAIL + 1, MILLION + 1):
-        (tmp_path / PATHS.entry(n)).write_text(entry(n).to_json())
+        (tmp_path / PATHS.entry(n)).write_text(entry_to_json(entry(n)))
     print(f"\nmaking them: {time.monotonic() - begun:.1f} s")
     store = CountingFolder(tmp_path)
-    store.write(PATHS.summary(MILLION - TAIL), state_at(MILLION - TAIL, LIVE).to_json().encode())
+    store.write(
+        PATHS.summary(MILLION - TAIL), state_to_json(state_at(MILLION - TAIL, LIVE)).encode()
+    )
     log = CaptureLog(store, PATHS)
     state, calls = asked(store, "opening a million files", log.load)
     assert state.n == MILLION
     assert (calls.lists, calls.listed, calls.reads) == (2, 1 + TAIL, 1 + TAIL)
-    assert store.create(PATHS.entry(MILLION + 1), entry(MILLION + 1).to_json().encode())
+    assert store.create(PATHS.entry(MILLION + 1), entry_to_json(entry(MILLION + 1)).encode())
     _, calls = asked(store, "catching up by one", lambda: log.catch_up(state))
     assert (state.n, calls.reads) == (MILLION + 1, 1)
 

@@ -38,9 +38,9 @@ from cdc_pipeline.lake.query.connection import connect_lake
 from cdc_pipeline.lake.upkeep.maintenance import maintain_table
 from cdc_pipeline.lake.upkeep.verify import verify_files
 from cdc_pipeline.sandbox.process import SandboxProcess, apply_environment
-from cdc_pipeline.setup.catalog_trial import NEEDED, TRIAL_TABLE, try_catalog
+from cdc_pipeline.setup.checks.catalog_trial import NEEDED, TRIAL_TABLE, try_catalog
+from cdc_pipeline.setup.checks.lake import check_lake
 from cdc_pipeline.setup.permissions import build_policies
-from cdc_pipeline.setup.preflight_lake import check_lake
 from cdc_pipeline_tests.catalogs import postgres, rest_server
 from cdc_pipeline_tests.lake.builder import (
     MARGIN_US,

@@ -37,7 +37,7 @@ from cdc_pipeline.lake.storage.log import CaptureLog
 from cdc_pipeline.lake.storage.store import LocalStore
 from cdc_pipeline.repair.heal import heal_gap, open_gaps
 from cdc_pipeline.settings.load import parse_settings
-from cdc_pipeline.settings.model import Table
+from cdc_pipeline.settings.table import Table
 from cdc_pipeline.snapshot.snapshot import take_snapshot
 from cdc_pipeline.transform.shred import typed_schema
 from cdc_pipeline_tests.capture.shards.test_stories import (

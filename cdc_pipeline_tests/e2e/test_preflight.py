@@ -16,8 +16,9 @@ from cdc_pipeline.core.plans.prices import stream_reads_usd
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline.settings.load import load_settings
-from cdc_pipeline.setup.findings import Finding
-from cdc_pipeline.setup.preflight import PreflightReport, preflight
+from cdc_pipeline.setup.checks.findings import Finding
+from cdc_pipeline.setup.checks.report import PreflightReport
+from cdc_pipeline.setup.preflight import preflight
 from cdc_pipeline_tests.capture.firehose.delivery import now, record, to_us
 from cdc_pipeline_tests.e2e.described_by_aws import make_global
 from cdc_pipeline_tests.e2e.world import World, key, make_world

@@ -28,7 +28,7 @@ from cdc_pipeline.lake.state.base import handover_us
 from cdc_pipeline.reconcile.compare import compare_with_source
 from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline.settings.load import PATH_VARIABLE, load_settings
-from cdc_pipeline.settings.model import Table
+from cdc_pipeline.settings.table import Table
 from cdc_pipeline.snapshot.snapshot import SnapshotResult, take_snapshot
 from cdc_pipeline_tests.reference_cdc import COLUMNS, Landed, cdc_of
 

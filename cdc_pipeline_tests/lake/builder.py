@@ -25,7 +25,7 @@ from cdc_pipeline.lake.query.query import connect_for
 from cdc_pipeline.lake.storage.landing import write_landing
 from cdc_pipeline.lake.storage.log import new_nonce
 from cdc_pipeline.settings.load import parse_settings
-from cdc_pipeline.settings.model import Table
+from cdc_pipeline.settings.table import Table
 from cdc_pipeline.transform.shred import NARROW_SCHEMA
 
 MARGIN_US = 2_000_000

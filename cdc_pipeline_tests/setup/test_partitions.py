@@ -9,7 +9,7 @@ import pytest
 from cdc_pipeline.core.plans.iam import SourceTable, source_statements
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.settings.load import parse_settings
-from cdc_pipeline.setup.findings import AwsProbe
+from cdc_pipeline.setup.checks.findings import AwsProbe
 from cdc_pipeline.setup.permissions import build_policies
 
 OWN, OTHER = "111111111111", "222222222222"

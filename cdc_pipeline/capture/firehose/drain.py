@@ -21,7 +21,6 @@ from datetime import date, timedelta
 from functools import cache
 from typing import Any, BinaryIO
 
-from cdc_pipeline.aws.table import describe_table
 from cdc_pipeline.capture.landing.gaps import open_capture, undelivered_gap
 from cdc_pipeline.capture.landing.lander import Lander
 from cdc_pipeline.capture.landing.options import CaptureOptions
@@ -33,7 +32,6 @@ from cdc_pipeline.capture.sources.firehose_listing import (
     ArrivedObject,
     is_empty,
     list_again,
-    target_of,
 )
 from cdc_pipeline.capture.sources.firehose_objects import Record, download
 from cdc_pipeline.capture.sources.source import Source
@@ -142,7 +140,6 @@ class FileRun:
         self.options = options
         self.written = written
         self.source = source
-        self.target = target_of(describe_table(table.source, table.name))
         self.log = table.log
         self.started = self.log.clock()
         self.result = CaptureResult(table.name)
@@ -280,8 +277,9 @@ class FileRun:
 
     def _take_records(self, reading: _Reading, arrived: ArrivedObject, file: BinaryIO) -> bool:
         """Read the unread records; return False if the run's time is over before the end."""
-        done = reading.rows
-        for number, record in enumerate(self.files.records(arrived, file, self.target), 1):
+        done, target = reading.rows, self.source.target
+        assert target is not None  # the source has files
+        for number, record in enumerate(self.files.records(arrived, file, target), 1):
             if number <= done:
                 continue
             self._add(reading, record)

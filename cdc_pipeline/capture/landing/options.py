@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CaptureOptions:
-    """See `settings.model.Capture`. `linger_seconds`: time that a run stays at the shards' tips."""
+    """See `settings.sections.Capture`. `linger_seconds`: time that a run stays at shards' tips."""
 
     max_run_seconds: float = 240
     empty_polls: int = 3

@@ -40,7 +40,7 @@ _LEAST_PAUSE_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """Options for reading shards; see `settings.model.Capture`.
+    """Options for reading shards; see `settings.sections.Capture`.
 
     `until_us`: a shard read up to this time counts as read to its tip, so that a run ends under
     continuous traffic. `deadline`: time in seconds at which every read stops. `margin_us`: largest

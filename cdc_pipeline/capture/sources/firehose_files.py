@@ -14,7 +14,7 @@ from cdc_pipeline.core.changes.ownership import Target
 from cdc_pipeline.core.errors import SourceError
 from cdc_pipeline.core.plans.delivery_lag import Ages, delivered_before
 from cdc_pipeline.lake.lake import TableLake
-from cdc_pipeline.settings.model import Firehose, Table
+from cdc_pipeline.settings.table import Firehose, Table
 
 LOOK_BACK_US = 3600 * 1_000_000
 

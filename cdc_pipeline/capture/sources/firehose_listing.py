@@ -27,7 +27,7 @@ from cdc_pipeline.core.plans.firehose_folders import (
 )
 from cdc_pipeline.core.transports import FIREHOSE, NEW_AND_OLD_IMAGES
 from cdc_pipeline.lake.lake import TableLake
-from cdc_pipeline.settings.model import Firehose
+from cdc_pipeline.settings.table import Firehose
 
 _DEEPEST = 2
 
@@ -66,14 +66,14 @@ class NoShards:
         raise ShardGoneError(f"{iterator} is of no shard")
 
 
-def open_firehose(table: TableLake) -> Source:
-    """Open a table whose changes Firehose writes; raises `SourceError`.
+def open_firehose(table: TableLake, described: TableDescription | None = None) -> Source:
+    """Open a table whose changes Firehose writes, described now if not yet; raises `SourceError`.
 
     It counts as one stream as long as the table is the same, also with other prefixes in the
     settings: records are identified by their content.
     """
     aws = table.source
-    described = describe_table(aws, table.name)
+    described = described or describe_table(aws, table.name)
     pace = table.lake.settings.capture.reads_per_second
     return Source(
         table=table.name,
@@ -84,6 +84,7 @@ def open_firehose(table: TableLake) -> Source:
         reader=ItemReader(aws, table.name, described.key_names, pace),
         transport=FIREHOSE,
         clock_offset_us=aws.clock_offset.offset_us,
+        target=target_of(described),
     )
 
 

@@ -25,14 +25,14 @@ from cdc_pipeline.aws.kinesis import (
 from cdc_pipeline.aws.kinesis_channels import DELIVERING, Channel, describe_channel, find_channel
 from cdc_pipeline.aws.s3.objects import SourceBucket
 from cdc_pipeline.aws.shards import Page, StreamDescription
-from cdc_pipeline.aws.table import describe_table
+from cdc_pipeline.aws.table import TableDescription, describe_table
 from cdc_pipeline.capture.sources.firehose_files import (
     CoveredTime,
     LostRecord,
     covered_by_lag,
     covered_by_metrics,
 )
-from cdc_pipeline.capture.sources.firehose_listing import ArrivedObject, arrived_since
+from cdc_pipeline.capture.sources.firehose_listing import ArrivedObject, arrived_since, target_of
 from cdc_pipeline.capture.sources.firehose_objects import (
     BROKEN,
     CUT_OFF,
@@ -55,7 +55,7 @@ from cdc_pipeline.core.plans.delivery_lag import Ages
 from cdc_pipeline.core.transports import KINESIS_CHANNEL, NEW_AND_OLD_IMAGES
 from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.storage.log import CaptureLog, Parts
-from cdc_pipeline.settings.model import Firehose
+from cdc_pipeline.settings.table import Firehose
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,11 @@ class ChannelShards:
         raise ShardGoneError(f"{iterator} is of no shard")
 
 
-def open_channel(table: TableLake) -> Source:
-    """Open a table whose changes a channel delivers; raises `SourceError`."""
+def open_channel(table: TableLake, described: TableDescription | None = None) -> Source:
+    """Open a table whose changes a channel delivers, described now if not yet.
+
+    Raises `SourceError`.
+    """
     aws = table.source
     stream = active_destination(aws, table.name)
     channel = find_channel(aws, stream, table.settings.kinesis_channel.channel)
@@ -102,7 +105,7 @@ def open_channel(table: TableLake) -> Source:
             + (f": {channel.reason}" if channel.reason else ""),
             fix="wait until it is ACTIVE; delete a FAILED one and create it again",
         )
-    return _source(table, channel, stream)
+    return _source(table, channel, stream, described)
 
 
 def followed_channel(table: TableLake, stream: StreamRef) -> Source:
@@ -140,9 +143,14 @@ def record_disabled(table: TableLake, log: CaptureLog, state: LogState) -> None:
     log.commit(state, off)
 
 
-def _source(table: TableLake, channel: Channel, stream_arn: str) -> Source:
+def _source(
+    table: TableLake,
+    channel: Channel,
+    stream_arn: str,
+    described: TableDescription | None = None,
+) -> Source:
     aws = table.source
-    described = describe_table(aws, table.name)
+    described = described or describe_table(aws, table.name)
     pace = table.lake.settings.capture.reads_per_second
     metric_us = int(table.settings.kinesis.metric_minutes * 60_000_000)
     return Source(
@@ -157,6 +165,7 @@ def _source(table: TableLake, channel: Channel, stream_arn: str) -> Source:
         losses=ReplicationMetric(aws, table.name, metric_us),
         clock_offset_us=aws.clock_offset.offset_us,
         files=ChannelFiles(table, channel, stream_arn),
+        target=target_of(described),
     )
 
 

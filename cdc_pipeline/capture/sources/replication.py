@@ -6,7 +6,7 @@ from typing import NamedTuple
 from cdc_pipeline.aws.client.session import AwsSession
 from cdc_pipeline.aws.cloudwatch import failed_to_replicate, replication_ages
 from cdc_pipeline.core.errors import SourceError
-from cdc_pipeline.settings.model import Table
+from cdc_pipeline.settings.table import Table
 
 _METRIC_SPAN_US = 15 * 60_000_000
 """The metric has one point for five minutes, some minutes late."""

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from cdc_pipeline.aws.client.session import AwsSession
 from cdc_pipeline.aws.shards import Page, StreamDescription
-from cdc_pipeline.aws.table import TableDescription, describe_backups, describe_table
+from cdc_pipeline.aws.table import TableDescription, describe_backups
 from cdc_pipeline.capture.sources.item_reader import ItemReader
 from cdc_pipeline.capture.sources.reading import StreamProtocol, StreamsProtocol
+from cdc_pipeline.core.changes.ownership import Target
 from cdc_pipeline.core.errors import SourceError
 from cdc_pipeline.core.log.entries import StreamRef
 from cdc_pipeline.core.log.lineage import Shard
@@ -26,7 +27,7 @@ class Source:
     streams of one ARN. `losses`: counts the records that DynamoDB could not write to the stream,
     None for streams without losses. `clock_offset_us`: lead of this machine's clock over AWS's,
     None: unknown. `files`: objects to read instead of shards, None for streams, and for a channel
-    that is gone.
+    that is gone. `target`: the table that records in such objects must belong to.
     """
 
     table: str
@@ -41,6 +42,7 @@ class Source:
     losses: "Losses | None" = None
     clock_offset_us: Callable[[], int | None] = lambda: None
     files: "FileSource | None" = None
+    target: Target | None = None
 
     @property
     def full_images(self) -> bool:
@@ -103,25 +105,21 @@ class ShardSource(Protocol):
         ...
 
 
-def table_with_stream(
-    aws: AwsSession, name: str, *, complete_by_read: bool = False
-) -> TableDescription:
-    """Describe a table; raises `SourceError` if its stream cannot be mirrored."""
-    table = describe_table(aws, name)
+def require_stream(table: TableDescription, *, complete_by_read: bool = False) -> None:
+    """Raise `SourceError` if a table's stream cannot be mirrored."""
     if table.stream_arn is None:
         raise SourceError(
-            f"table {name}: its stream is off",
-            fix=f"aws dynamodb update-table --table-name {name} --stream-specification "
+            f"table {table.name}: its stream is off",
+            fix=f"aws dynamodb update-table --table-name {table.name} --stream-specification "
             "StreamEnabled=true,StreamViewType=NEW_AND_OLD_IMAGES",
         )
     if table.view_type not in MIRROR_VIEWS and not complete_by_read:
         raise SourceError(
-            f"table {name}: its stream has view type {table.view_type}, which lacks new images; "
-            f"a mirror needs one of {', '.join(MIRROR_VIEWS)}",
+            f"table {table.name}: its stream has view type {table.view_type}, which lacks new "
+            f"images; a mirror needs one of {', '.join(MIRROR_VIEWS)}",
             fix="disable the stream and enable it with NEW_AND_OLD_IMAGES, or set "
             "`complete_by_read: true` for the table (reads every changed item)",
         )
-    return table
 
 
 def require_backups(aws: AwsSession, name: str) -> None:

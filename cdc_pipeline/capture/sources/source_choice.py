@@ -12,7 +12,7 @@ from cdc_pipeline.capture.sources.item_reader import ItemReader
 from cdc_pipeline.capture.sources.kinesis_channel import followed_channel, open_channel
 from cdc_pipeline.capture.sources.reading import KinesisProtocol, StreamsProtocol
 from cdc_pipeline.capture.sources.replication import ReplicationMetric, replication_late_us
-from cdc_pipeline.capture.sources.source import Source, table_with_stream
+from cdc_pipeline.capture.sources.source import Source, require_stream
 from cdc_pipeline.core.changes.ownership import Target
 from cdc_pipeline.core.errors import ShardGoneError, SourceError
 from cdc_pipeline.core.log.entries import StreamRef
@@ -24,27 +24,33 @@ from cdc_pipeline.core.transports import (
     NEW_AND_OLD_IMAGES,
 )
 from cdc_pipeline.lake.lake import TableLake
-from cdc_pipeline.settings.model import Table
+from cdc_pipeline.settings.table import Table
 
 
-def open_source(table: TableLake, transport: str | None = None) -> Source:
+def open_source(
+    table: TableLake,
+    transport: str | None = None,
+    described: TableDescription | None = None,
+) -> Source:
     """Open the stream of a table; raises `SourceError` if it cannot be mirrored.
 
-    `transport`: instead of the one in the settings.
+    `transport`: instead of the one in the settings. `described`: the table, if it was described
+    just now; a stream that was enabled again since would be missed.
     """
     aws = table.source
-    if (transport or table.settings.transport) == FIREHOSE:
-        return _firehose(table)
-    if (transport or table.settings.transport) == KINESIS_CHANNEL:
-        return open_channel(table)
-    if (transport or table.settings.transport) == KINESIS:
+    chosen = transport or table.settings.transport
+    if chosen == FIREHOSE:
+        return _firehose(table, described)
+    if chosen == KINESIS_CHANNEL:
+        return open_channel(table, described)
+    if chosen == KINESIS:
         arn = active_destination(aws, table.name)
-        described = describe_table(aws, table.name)
+        described = described or describe_table(aws, table.name)
         shards = KinesisStreams(aws, table.name)
         created_us = _created_us(shards, table.settings, arn)
         return _kinesis(table, shards, described.table_id, arn, created_us, described)
-    described = described_table(table, DYNAMODB_STREAMS)
-    assert described.stream_arn  # checked by table_with_stream
+    described = described_table(table, DYNAMODB_STREAMS, described)
+    assert described.stream_arn  # checked by require_stream
     return Source(
         table=table.name,
         table_id=described.table_id,
@@ -57,12 +63,16 @@ def open_source(table: TableLake, transport: str | None = None) -> Source:
     )
 
 
-def described_table(table: TableLake, transport: str | None = None) -> TableDescription:
-    """Describe a table; raises `SourceError` if it does not support its transport."""
-    aws = table.source
-    if (transport or table.settings.transport) != DYNAMODB_STREAMS:
-        return describe_table(aws, table.name)
-    return table_with_stream(aws, table.name, complete_by_read=table.settings.complete_by_read)
+def described_table(
+    table: TableLake,
+    transport: str | None = None,
+    described: TableDescription | None = None,
+) -> TableDescription:
+    """Describe a table, unless `described`; raises `SourceError` without a stream to mirror."""
+    described = described or describe_table(table.source, table.name)
+    if (transport or table.settings.transport) == DYNAMODB_STREAMS:
+        require_stream(described, complete_by_read=table.settings.complete_by_read)
+    return described
 
 
 def followed_source(table: TableLake, stream: StreamRef) -> Source:
@@ -104,8 +114,8 @@ def with_measured_lateness(table: TableLake, source: Source) -> tuple[Source, tu
     return replace(source, reading=measured), late.warnings
 
 
-def _firehose(table: TableLake) -> Source:
-    source = open_firehose(table)
+def _firehose(table: TableLake, described: TableDescription | None = None) -> Source:
+    source = open_firehose(table, described)
     assert table.settings.firehose is not None  # the settings require it
     return replace(source, files=FirehoseFiles(table, table.settings.firehose))
 

@@ -15,7 +15,8 @@ from cdc_pipeline.defs.run_history import Transition, parse_history
 from cdc_pipeline.defs.tables.checks import CURRENT_STATE, CheckOutcome, evaluation, fresh
 from cdc_pipeline.defs.tables.shard_sensor import sensor_status
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.settings.model import Settings, Table
+from cdc_pipeline.settings.model import Settings
+from cdc_pipeline.settings.table import Table
 
 _BUDGET_SECONDS = 30  # Dagster ends a tick after 60
 

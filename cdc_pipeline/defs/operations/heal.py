@@ -20,10 +20,12 @@ from cdc_pipeline.defs.run_history import (
 )
 from cdc_pipeline.defs.tables.checks import report_checks
 from cdc_pipeline.defs.tables.shard_sensor import sensor_status
-from cdc_pipeline.settings.model import Settings, Table
+from cdc_pipeline.settings.model import Settings
+from cdc_pipeline.settings.table import Table
 
 if TYPE_CHECKING:
     from cdc_pipeline.lake.lake import TableLake
+    from cdc_pipeline.repair.heal import HealResult
     from cdc_pipeline.snapshot.snapshot import SnapshotResult
 
 _TAG = "cdc_pipeline/heal"
@@ -40,29 +42,32 @@ class HealConfig(dg.Config):
 @dg.op(description="Lands changes lost by a table's stream from incremental exports.")
 def heal_gaps(context: dg.OpExecutionContext, config: HealConfig, lake: LakeResource) -> None:
     """Heal the table's open gaps, oldest first; if exports cannot, take a new baseline."""
-    from cdc_pipeline.repair.heal import HealResult, close_gaps
+    from cdc_pipeline.repair.heal import close_gaps
 
     with readable_failures():
         opened = lake.open()
-        table = opened.settings.table(config.table)
+        table = opened.table(opened.settings.table(config.table))
         try:
-            for result in close_gaps(opened.table(table), context=RunContext(context.log.info)):
-                if not isinstance(result, HealResult):
-                    _report_baseline(context, table, result)
-                    continue
-                entries = ", ".join(map(str, result.gaps))
-                context.log.info(
-                    f"the gaps of entries {entries} are healed: {result.lines} changed items from "
-                    f"{result.windows} exports, {result.reread} read again"
-                )
+            for result in close_gaps(table, context=RunContext(context.log.info)):
+                _report(context, table.settings, result)
         except NotReadyError as error:
             context.log.info(f"not yet: {error}")
-        report_checks(context.instance, opened.table(table))
+        report_checks(context.instance, table)
 
 
-def _report_baseline(
-    context: dg.OpExecutionContext, table: Table, result: "SnapshotResult"
+def _report(
+    context: dg.OpExecutionContext, table: Table, result: "HealResult | SnapshotResult"
 ) -> None:
+    """Log healed gaps; report a baseline that was taken instead as a materialisation."""
+    from cdc_pipeline.repair.heal import HealResult
+
+    if isinstance(result, HealResult):
+        entries = ", ".join(map(str, result.gaps))
+        context.log.info(
+            f"the gaps of entries {entries} are healed: {result.lines} changed items from "
+            f"{result.windows} exports, {result.reread} read again"
+        )
+        return
     context.log_event(
         dg.AssetMaterialization(
             asset_key=[table.safe_name, "pitr_export"],

@@ -17,7 +17,8 @@ from cdc_pipeline.defs.metadata import grid, known
 from cdc_pipeline.defs.resources import LakeResource
 from cdc_pipeline.defs.tables.checks import CheckOutcome
 from cdc_pipeline.defs.tables.table import schedule_status, source_key
-from cdc_pipeline.settings.model import Settings, Table
+from cdc_pipeline.settings.model import Settings
+from cdc_pipeline.settings.table import Table
 
 if TYPE_CHECKING:
     from cdc_pipeline.lake.lake import TableLake

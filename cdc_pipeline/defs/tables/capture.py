@@ -17,11 +17,12 @@ from cdc_pipeline.defs.partitions import today
 from cdc_pipeline.defs.resources import LakeResource
 from cdc_pipeline.defs.run_history import FAILED_TABLES
 from cdc_pipeline.defs.tables.checks import report_checks
-from cdc_pipeline.settings.model import Table
+from cdc_pipeline.settings.table import Table
 
 if TYPE_CHECKING:
     from cdc_pipeline.capture.landing.result import CaptureResult
-    from cdc_pipeline.lake.lake import TableLake
+    from cdc_pipeline.capture.run import Event
+    from cdc_pipeline.lake.lake import Lake, TableLake
     from cdc_pipeline.repair.backfill import BackfilledDay
 
 _REPORT_SECONDS = 30
@@ -47,39 +48,16 @@ def capture_streams(
     Materialisations are yielded: Dagster records yielded events at once, logged ones only if the
     op succeeds.
     """
-    from cdc_pipeline.capture.run import Captured, Failed, Landed, Unregistered, capture_tables
+    from cdc_pipeline.capture.run import capture_tables
 
-    failures: dict[str, str] = {}
-    landings = Landings()
     with readable_failures():
         opened = lake.open()
+        report = CaptureReport(context, opened)
         chosen = [opened.settings.table(name) for name in config.tables]
-        for event in capture_tables(
-            opened, chosen or opened.settings.tables, config.linger_seconds
-        ):
-            match event:
-                case Landed(table, objects):
-                    reported = list(landings.add(table, objects))
-                    yield from reported
-                    # A check result counts only while newer than its asset's materialisation.
-                    for name in {event.asset_key.path[0] for event in reported}:
-                        report_checks(context.instance, opened.table(opened.settings.table(name)))
-                case Captured(table, result):
-                    yield from landings.report(table)
-                    context.log.info(describe_capture(result))
-                    report_gaps(context.log.error, result)
-                    report_warnings(context.log.warning, result)
-                    report_checks(context.instance, opened.table(table))
-                case Unregistered(table, error):
-                    context.log.warning(f"{table.label}: {error}")
-                case Failed(table, error):
-                    yield from landings.report(table)  # objects landed before the failure
-                    context.log.error(f"{table.label}: {error}")
-                    failures[table.label] = str(error)
-    if failures:
-        # For sensors, which pause only these tables.
-        metadata = {FAILED_TABLES: dg.MetadataValue.json(failures)}
-        raise dg.Failure(description="\n".join(failures.values()), metadata=metadata)
+        tables = chosen or opened.settings.tables
+        for event in capture_tables(opened, tables, config.linger_seconds):
+            yield from report.events(event)
+    report.require_success()
     yield dg.Output(None)
 
 
@@ -90,6 +68,51 @@ def capture_streams(
 def capture() -> None:
     """Drain a group of tables, all their shards in parallel."""
     capture_streams()
+
+
+class CaptureReport:
+    """What a run of the job reports: materialisations, log lines, checks, and failed tables."""
+
+    def __init__(self, context: dg.OpExecutionContext, lake: "Lake") -> None:
+        self._context = context
+        self._lake = lake
+        self._landings = Landings()
+        self._failures: dict[str, str] = {}
+
+    def events(self, event: "Event") -> Iterator[dg.AssetMaterialization]:
+        """Yield the materialisations of an event of capture, and report the rest of it."""
+        from cdc_pipeline.capture.run import Captured, Failed, Landed, Unregistered
+
+        log = self._context.log
+        match event:
+            case Landed(table, objects):
+                reported = list(self._landings.add(table, objects))
+                yield from reported
+                # A check result counts only while newer than its asset's materialisation.
+                for name in {event.asset_key.path[0] for event in reported}:
+                    self._report_checks(self._lake.settings.table(name))
+            case Captured(table, result):
+                yield from self._landings.report(table)
+                log.info(describe_capture(result))
+                report_gaps(log.error, result)
+                report_warnings(log.warning, result)
+                self._report_checks(table)
+            case Unregistered(table, error):
+                log.warning(f"{table.label}: {error}")
+            case Failed(table, error):
+                yield from self._landings.report(table)  # objects landed before the failure
+                log.error(f"{table.label}: {error}")
+                self._failures[table.label] = str(error)
+
+    def _report_checks(self, table: Table) -> None:
+        report_checks(self._context.instance, self._lake.table(table))
+
+    def require_success(self) -> None:
+        """Raise `dg.Failure` if a table failed; its metadata names the tables."""
+        if self._failures:
+            # For sensors, which pause only these tables.
+            metadata = {FAILED_TABLES: dg.MetadataValue.json(self._failures)}
+            raise dg.Failure(description="\n".join(self._failures.values()), metadata=metadata)
 
 
 class Landings:

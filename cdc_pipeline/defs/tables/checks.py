@@ -18,7 +18,7 @@ from cdc_pipeline.defs.failures import readable_failures
 from cdc_pipeline.defs.metadata import grid, moment, timeline
 from cdc_pipeline.defs.resources import LakeResource
 from cdc_pipeline.lake.lake import TableLake
-from cdc_pipeline.settings.model import Table
+from cdc_pipeline.settings.table import Table
 
 _CheckFunction = Callable[[TableLake, LogState], "CheckOutcome"]
 _LONGEST_NAME = 80

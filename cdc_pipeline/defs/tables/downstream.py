@@ -19,7 +19,8 @@ from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.defs.resources import LakeResource
 from cdc_pipeline.defs.run_history import ActiveRun, History, active_runs, is_working
 from cdc_pipeline.defs.tables.shard_sensor import sensor_status
-from cdc_pipeline.settings.model import Settings, Table
+from cdc_pipeline.settings.model import Settings
+from cdc_pipeline.settings.table import Table
 from cdc_pipeline.transform.aggregates import AGGREGATES, Aggregate
 
 if TYPE_CHECKING:

@@ -9,7 +9,9 @@ from cdc_pipeline.defs.failures import readable_failures
 from cdc_pipeline.defs.metadata import entity_metadata
 from cdc_pipeline.defs.resources import LakeResource
 from cdc_pipeline.defs.tables.downstream import is_automatic
-from cdc_pipeline.settings.model import EntityRule, Settings, Table
+from cdc_pipeline.settings.entities import EntityRule
+from cdc_pipeline.settings.model import Settings
+from cdc_pipeline.settings.table import Table
 
 
 def build_entity_assets(table: Table, settings: Settings) -> list[dg.AssetsDefinition]:

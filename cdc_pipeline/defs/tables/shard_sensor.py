@@ -28,7 +28,9 @@ from cdc_pipeline.defs.tables.capture import capture
 from cdc_pipeline.defs.tables.checks import report_checks
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.storage.log import CaptureLog
-from cdc_pipeline.settings.model import Capture, Settings, Table
+from cdc_pipeline.settings.model import Settings
+from cdc_pipeline.settings.sections import Capture
+from cdc_pipeline.settings.table import Table
 
 _BUDGET_SECONDS = 30  # Dagster ends a tick after 60
 _MAX_RUNTIME = "dagster/max_runtime"

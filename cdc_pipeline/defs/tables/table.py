@@ -23,7 +23,8 @@ from cdc_pipeline.defs.tables.capture import land_days
 from cdc_pipeline.defs.tables.checks import build_checks, state_checks
 from cdc_pipeline.defs.tables.downstream import is_automatic
 from cdc_pipeline.defs.tables.entities import build_entity_assets
-from cdc_pipeline.settings.model import Settings, Table
+from cdc_pipeline.settings.model import Settings
+from cdc_pipeline.settings.table import Table
 
 BACKFILL = dg.BackfillPolicy.multi_run(max_partitions_per_run=168)
 

@@ -20,7 +20,7 @@ from cdc_pipeline.lake.engine.masking import (
 )
 from cdc_pipeline.lake.iceberg.files import data_files
 from cdc_pipeline.lake.lake import Lake, TableLake
-from cdc_pipeline.settings.model import Table
+from cdc_pipeline.settings.table import Table
 from cdc_pipeline.transform.shred import NARROW_SCHEMA
 from cdc_pipeline.transform.sql import load_sql
 

@@ -14,7 +14,8 @@ from cdc_pipeline.core.items.masking import KEY_BYTES, Masking
 from cdc_pipeline.lake.engine.duckdb_session import identifier, literal
 from cdc_pipeline.lake.iceberg.properties import PROPERTY, table_property
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.settings.model import Settings, Table
+from cdc_pipeline.settings.model import Settings
+from cdc_pipeline.settings.table import Table
 from cdc_pipeline.transform.aggregates import AGGREGATES, Aggregate
 
 PUBLISHED = "masking"

@@ -17,7 +17,8 @@ from cdc_pipeline.lake.engine.item_table import prior_columns
 from cdc_pipeline.lake.engine.live_rows import live_relation
 from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.state.schema_contract import pinned_types
-from cdc_pipeline.settings.model import Settings, Table
+from cdc_pipeline.settings.model import Settings
+from cdc_pipeline.settings.table import Table
 from cdc_pipeline.transform.entities import count_entities
 from cdc_pipeline.transform.shred import merge_stats, stats_from_json, stats_to_json
 

@@ -33,7 +33,7 @@ from cdc_pipeline.lake.publish.entity_notes import (
     unflattened_attributes,
 )
 from cdc_pipeline.lake.state.base import published_base
-from cdc_pipeline.settings.model import Table
+from cdc_pipeline.settings.table import Table
 from cdc_pipeline.transform.entities import is_of, shred_entity
 from cdc_pipeline.transform.shred import NARROW_SCHEMA, typed_schema
 

@@ -35,7 +35,7 @@ from cdc_pipeline.lake.state.base import (
     next_base,
     published_base,
 )
-from cdc_pipeline.settings.model import Table
+from cdc_pipeline.settings.table import Table
 from cdc_pipeline.transform.aggregates import AGGREGATES, Aggregate
 
 INPUTS = "inputs"

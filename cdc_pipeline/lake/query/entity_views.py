@@ -38,7 +38,7 @@ from cdc_pipeline.lake.publish.entity_notes import (
 )
 from cdc_pipeline.lake.query.merged_view import delta_tables
 from cdc_pipeline.lake.query.named_views import with_view_names
-from cdc_pipeline.settings.model import Table
+from cdc_pipeline.settings.table import Table
 from cdc_pipeline.transform.entities import cell_fields, count_entities, is_of, shred_cells
 from cdc_pipeline.transform.shred import merge_stats, typed_schema
 

@@ -20,7 +20,7 @@ from cdc_pipeline.lake.engine.masking import masking_of, published_rules, requir
 from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.state.base import Base
 from cdc_pipeline.lake.state.schema_contract import breaches, pinned_types
-from cdc_pipeline.settings.model import Table
+from cdc_pipeline.settings.table import Table
 from cdc_pipeline.transform.pinned_types import shred_pinned
 from cdc_pipeline.transform.shred import collect_stats, typed_schema
 

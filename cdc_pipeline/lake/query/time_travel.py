@@ -21,7 +21,7 @@ from cdc_pipeline.lake.engine.masking import masking_functions, masking_of
 from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.state.base import handover_us
 from cdc_pipeline.lake.state.schema_contract import pinned_types
-from cdc_pipeline.settings.model import Table
+from cdc_pipeline.settings.table import Table
 from cdc_pipeline.transform.pinned_types import shred_pinned
 from cdc_pipeline.transform.shred import NARROW_SCHEMA, collect_stats, typed_schema
 from cdc_pipeline.transform.sql import load_sql

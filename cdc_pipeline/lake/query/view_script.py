@@ -27,7 +27,7 @@ from cdc_pipeline.lake.query.entity_views import entities_in_script
 from cdc_pipeline.lake.query.merged_view import delta_tables
 from cdc_pipeline.lake.query.named_views import with_view_names
 from cdc_pipeline.lake.state.base import published_base
-from cdc_pipeline.settings.model import Table
+from cdc_pipeline.settings.table import Table
 from cdc_pipeline.transform.aggregates import AGGREGATES
 
 _DELTA_BYTES = 16 << 20

@@ -15,7 +15,7 @@ from cdc_pipeline.lake.iceberg.properties import table_property
 from cdc_pipeline.lake.iceberg.tables import CommitConflictError
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.state.schema_contract import pinned_types
-from cdc_pipeline.settings.model import Table
+from cdc_pipeline.settings.table import Table
 
 TYPES, MAX_COLUMNS = "types", "max_columns"
 """Table properties: the column settings that the published columns follow."""

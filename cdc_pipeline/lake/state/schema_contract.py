@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from cdc_pipeline.core.errors import SchemaContractError
 from cdc_pipeline.core.items.columns import Column, ColumnChange, column_changes
-from cdc_pipeline.settings.model import Table
+from cdc_pipeline.settings.table import Table
 
 
 def pinned_types(table: Table) -> dict[str, str]:

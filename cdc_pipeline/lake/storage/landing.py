@@ -171,11 +171,8 @@ def landing_table(rows: Sequence[Change], landed_us: int) -> pa.Table:
 
 
 def read_landing(store: Store, key: str) -> list[Change]:
-    """Read the changes of a landing object; raises `LakeError` if it is missing."""
-    data = store.read(key)
-    if data is None:
-        raise LakeError(f"landing object {key} is in the capture log but not in the lake")
-    rows = pq.read_table(pa.BufferReader(data), columns=list(Change._fields))
+    """Read the changes of a landing object; raises `LakeError` if it is missing or damaged."""
+    rows = _read_parquet(store, key, list(Change._fields))
     return [Change(**row) for row in rows.to_pylist()]
 
 
@@ -191,7 +188,8 @@ def merge_landing(store: Store, key: str, objects: Sequence[LandedObject]) -> La
         store.delete([key])
         raise LakeError(
             f"{len(objects)} landing objects have {merged.rows} rows; the capture log has "
-            f"{sum(landed.rows for landed in objects)}"
+            f"{sum(landed.rows for landed in objects)} ({first.key} to {last.key})",
+            fix=_repair_command(first.key),
         )
     return merged
 
@@ -209,14 +207,33 @@ def _groups(objects: Sequence[LandedObject]) -> Iterator[list[LandedObject]]:
 
 
 def read_object(store: Store, landed: LandedObject) -> pa.Table:
-    """Read a landing object in the landing columns; raises `LakeError` if it is missing."""
-    data = store.read(landed.key)
+    """Read a landing object in the landing columns.
+
+    Raises `LakeError` if it is missing or damaged.
+    """
+    return _read_parquet(store, landed.key).cast(LANDING_SCHEMA)
+
+
+def _read_parquet(store: Store, key: str, columns: list[str] | None = None) -> pa.Table:
+    data = store.read(key)
     if data is None:
         raise LakeError(
-            f"landing object {landed.key} is in the capture log but not in the lake",
-            fix="cdc-pipeline reconcile TABLE --full --repair",
+            f"landing object {key} is in the capture log but not in the lake",
+            fix=_repair_command(key),
         )
-    return pq.read_table(pa.BufferReader(data)).cast(LANDING_SCHEMA)
+    try:
+        return pq.read_table(pa.BufferReader(data), columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise LakeError(
+            f"landing object {key} ({len(data)} bytes) cannot be read as Parquet: {error}",
+            fix=_repair_command(key),
+        ) from error
+
+
+def _repair_command(key: str) -> str:
+    """Return the command that repairs the table of a landing object."""
+    _zone, _database, table, *_ = key.split("/")
+    return f"cdc-pipeline reconcile {table} --full --repair"
 
 
 def write_quarantine(

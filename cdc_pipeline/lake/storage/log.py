@@ -11,6 +11,12 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 from cdc_pipeline.core.errors import LakeError
+from cdc_pipeline.core.log.json_format import (
+    entry_from_json,
+    entry_to_json,
+    state_from_json,
+    state_to_json,
+)
 from cdc_pipeline.core.log.state import Entry, LogState
 from cdc_pipeline.core.names import TablePaths, entry_number
 from cdc_pipeline.lake.storage.store import Store
@@ -129,7 +135,7 @@ class CaptureLog:
         """
         entry = replace(entry, n=state.n + 1, at_us=self.now_us())
         key = self.paths.entry(entry.n)
-        if not self.store.create(key, entry.to_json().encode()):
+        if not self.store.create(key, entry_to_json(entry).encode()):
             existing = self._read_entry(key)
             if existing.nonce != entry.nonce:
                 return False
@@ -150,18 +156,18 @@ class CaptureLog:
         data = self.store.read(key)
         if data is None:
             raise LakeError(f"capture log entry {key} vanished while it was read")
-        return Entry.from_json(data, key)
+        return entry_from_json(data, key)
 
     def _newest_summary(self) -> LogState:
         for key in reversed(list(self.store.list(self.paths.summaries))):
             data = self.store.read(key)
             if data is not None:
-                return LogState.from_json(data, key)
+                return state_from_json(data, key)
         return LogState()
 
     def _summarise(self, state: LogState) -> None:
         """Write a summary, delete old ones. Entries stay, so summaries only speed up reading."""
-        self.store.create(self.paths.summary(state.n), state.to_json().encode())
+        self.store.create(self.paths.summary(state.n), state_to_json(state).encode())
         keys = list(self.store.list(self.paths.summaries))
         self.store.delete(keys[:-_SUMMARIES_KEPT])
 

@@ -10,7 +10,7 @@ from cdc_pipeline.core.transports import IN_FILES
 from cdc_pipeline.lake.iceberg.properties import table_property
 from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.state.base import published_base
-from cdc_pipeline.settings.model import Table
+from cdc_pipeline.settings.table import Table
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from cdc_pipeline.lake.publish.baselines import kept_baselines
 from cdc_pipeline.lake.publish.cdc import ROWS
 from cdc_pipeline.lake.state.base import published_base
 from cdc_pipeline.lake.storage.store import Store
-from cdc_pipeline.settings.model import Table
+from cdc_pipeline.settings.table import Table
 
 _READERS = 8
 LANDING, BASELINE, TOMBSTONES, CDC = "landing object", "snapshot", "tombstones", "cdc"

@@ -108,6 +108,19 @@ def test_a_mirror_from_files_alone(delivery: Delivery) -> None:
     assert not table_status(world.table_lake(NAME)).expires
 
 
+def test_a_run_describes_the_table_once(delivery: Delivery) -> None:
+    described: list[str] = []
+
+    def seen(model: Any, **_: Any) -> None:
+        described.append(model.name)
+
+    client = delivery.world.table_lake(NAME).source.client("dynamodb")
+    client.meta.events.register("before-call.dynamodb.DescribeTable", seen)
+    delivery.files.records(record("a", to_us(now())))
+    assert delivery.world.capture(NAME).rows == 1
+    assert described == ["DescribeTable"]
+
+
 def test_late_changes_of_before_a_baseline_do_not_beat_it(delivery: Delivery) -> None:
     write, files, world = delivery.write, delivery.files, delivery.world
     # A folder without any object never counts as complete.

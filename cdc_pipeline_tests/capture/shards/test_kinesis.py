@@ -23,8 +23,8 @@ from cdc_pipeline.lake.publish.cdc import build_cdc_day
 from cdc_pipeline.lake.publish.current_state import publish_current_state
 from cdc_pipeline.lake.storage.store import LocalStore
 from cdc_pipeline.settings.load import parse_settings
-from cdc_pipeline.settings.model import Table
-from cdc_pipeline.setup.preflight import _unusual_settings
+from cdc_pipeline.settings.table import Table
+from cdc_pipeline.setup.checks.stream import unusual_settings
 from cdc_pipeline.snapshot.snapshot import take_snapshot
 from cdc_pipeline_tests.lake.builder import START_US, LakeBuilder, plain_view
 from cdc_pipeline_tests.log_clock import set_log_clock
@@ -615,7 +615,7 @@ def test_records_of_ten_mebibytes(bench: Bench) -> None:
 def test_preflight_prints_what_is_unusual_about_a_stream(bench: Bench) -> None:
     def told() -> str:
         kinesis = session(bench.sim).client("kinesis")
-        return _unusual_settings(
+        return unusual_settings(
             kinesis.describe_stream_summary(StreamName=STREAM)["StreamDescriptionSummary"]
         )
 

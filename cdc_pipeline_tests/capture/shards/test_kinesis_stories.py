@@ -44,7 +44,7 @@ from cdc_pipeline.lake.publish.baselines import record_baseline
 from cdc_pipeline.lake.storage.log import CaptureLog
 from cdc_pipeline.lake.storage.store import Store
 from cdc_pipeline.settings.load import parse_settings
-from cdc_pipeline.settings.model import Table
+from cdc_pipeline.settings.table import Table
 from cdc_pipeline.snapshot.snapshot import take_snapshot
 from cdc_pipeline_tests.capture.shards.test_stories import FAULTS as ANY_FAULTS
 from cdc_pipeline_tests.capture.shards.test_stories import (

@@ -11,7 +11,7 @@ import pytest
 from cdc_pipeline.core.log.entries import ShardState, StreamRef
 from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.defs.tables.shard_sensor import CaptureDecision, decide, plan_runs
-from cdc_pipeline.settings.model import Capture
+from cdc_pipeline.settings.sections import Capture
 
 TICK_US = 30_000_000
 LONGEST_RUN = 5

@@ -2,15 +2,26 @@
 
 import base64
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pyarrow.parquet as pq
 import pytest
 
 from cdc_pipeline.core.clock import day_of
+from cdc_pipeline.core.errors import LakeError
+from cdc_pipeline.core.log.entries import LandedObject
 from cdc_pipeline.core.names import TablePaths, entry_number
-from cdc_pipeline.lake.storage.landing import LANDING_SCHEMA, write_landing, write_quarantine
-from cdc_pipeline.lake.storage.store import LocalStore
+from cdc_pipeline.lake.storage.landing import (
+    LANDING_SCHEMA,
+    merge_landing,
+    read_landing,
+    read_object,
+    write_landing,
+    write_quarantine,
+)
+from cdc_pipeline.lake.storage.store import LocalStore, Store
 from cdc_pipeline_tests.lake.builder import START_US, LakeBuilder, change
 
 _DAY_SECONDS = 24 * 3600
@@ -79,3 +90,56 @@ def test_quarantine_keeps_the_bytes_and_counts_reasons(
     assert data is not None
     lines = [json.loads(line) for line in data.decode().splitlines()]
     assert [(x["reason"], base64.b64decode(x["record_base64"])) for x in lines] == records
+
+
+def _read_changes(store: Store, landed: LandedObject) -> None:
+    read_landing(store, landed.key)
+
+
+def _read_columns(store: Store, landed: LandedObject) -> None:
+    read_object(store, landed)
+
+
+def _merge(store: Store, landed: LandedObject) -> None:
+    merge_landing(store, f"{landed.key}-merged", [landed])
+
+
+@pytest.mark.parametrize("read", [_read_changes, _read_columns, _merge])
+def test_objects_that_cannot_be_read_are_named_with_a_fix(
+    built: LakeBuilder, paths: TablePaths, read: Callable[[Store, LandedObject], None]
+) -> None:
+    store = built.lake.store
+    (landed,) = write_landing(
+        store, paths, [change("a", 1, None)], n=7, nonce=_NONCE, generation=3, landed_us=START_US
+    )
+    read(store, landed)
+    store.write(landed.key, b"no Parquet")
+    with pytest.raises(LakeError) as damaged:
+        read(store, landed)
+    assert damaged.value.message.startswith(
+        f"landing object {landed.key} (10 bytes) cannot be read as Parquet: "
+    )
+    store.delete([landed.key])
+    with pytest.raises(LakeError) as missing:
+        read(store, landed)
+    assert missing.value.message == (
+        f"landing object {landed.key} is in the capture log but not in the lake"
+    )
+    fix = f"cdc-pipeline reconcile {paths.table} --full --repair"
+    assert {damaged.value.fix, missing.value.fix} == {fix}
+
+
+def test_merged_objects_that_lost_rows_are_named_with_a_fix(
+    built: LakeBuilder, paths: TablePaths
+) -> None:
+    store, key = built.lake.store, f"{paths.landing}merged.parquet"
+    (landed,) = write_landing(
+        store, paths, [change("a", 1, None)], n=7, nonce=_NONCE, generation=3, landed_us=START_US
+    )
+    with pytest.raises(LakeError) as lost:
+        merge_landing(store, key, [landed, replace(landed, rows=2)])
+    assert lost.value.message == (
+        f"2 landing objects have 2 rows; the capture log has 3 ({landed.key} to {landed.key})"
+    )
+    assert lost.value.fix == f"cdc-pipeline reconcile {paths.table} --full --repair"
+    assert store.read(key) is None

@@ -284,4 +284,4 @@ def test_nobody_appends_to_a_log_but_by_a_commit() -> None:
         for path in package.rglob("*.py")
         if appending.search(path.read_text())
     }
-    assert found == {"lake/storage/log.py", "core/log/state.py"}
+    assert found == {"lake/storage/log.py", "core/log/json_format.py"}

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 from botocore.exceptions import ClientError
 
-from cdc_pipeline.sandbox.aws.firehose.deliveries import evaluated
 from cdc_pipeline_tests.sandbox.clients import Aws, objects, wait_for
 
 pytestmark = pytest.mark.slow
@@ -258,20 +257,6 @@ def test_deliveries_wait_for_a_bucket(aws: Aws, make_delivery: Callable[..., str
 def test_what_is_refused(make_delivery: Callable[..., str], config: Any, told: str) -> None:
     with pytest.raises(ClientError, match=told):
         make_delivery(**config)
-
-
-def test_prefixes() -> None:
-    moment = datetime(2026, 12, 28, 5, 6, 7, tzinfo=UTC)
-    assert evaluated("a/", moment) == "a/2026/12/28/05/"
-    assert evaluated("!{timestamp:yyyy/MM/dd'T'HH-mm-ss}", moment) == "2026/12/28T05-06-07"
-    # The slip that many lakes have: the last days of December in the year to come.
-    assert evaluated("y=!{timestamp:YYYY}/m=!{timestamp:MM}/", moment) == "y=2027/m=12/"
-    assert evaluated("!{timestamp:YYYY}", datetime(2026, 12, 26, tzinfo=UTC)) == "2026"
-    assert evaluated("!{timestamp:YYYY}", datetime(2027, 1, 2, tzinfo=UTC)) == "2027"
-    kind = evaluated("e/!{firehose:error-output-type}/!{timestamp:dd}/", moment, error_type="x")
-    assert kind == "e/x/28/"
-    random = evaluated("!{firehose:random-string}!{timestamp:'/'}", moment)
-    assert re.fullmatch(r"[0-9a-f]{11}/", random)
 
 
 def test_a_table_made_by_cloudformation_streams_recovers_and_expires(aws: Aws) -> None:

@@ -14,8 +14,8 @@ from cdc_pipeline.capture.sources.firehose_objects import Record, download, reco
 from cdc_pipeline.core.changes.ownership import Target
 from cdc_pipeline.core.clock import time_text
 from cdc_pipeline.core.errors import SourceError
-from cdc_pipeline.settings.model import Firehose
-from cdc_pipeline.setup.findings import Finding
+from cdc_pipeline.settings.table import Firehose
+from cdc_pipeline.setup.checks.findings import Finding
 
 _OBJECTS = 3
 _RECORDS = 2000

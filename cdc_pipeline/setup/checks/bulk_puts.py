@@ -15,8 +15,8 @@ from cdc_pipeline.aws.table import TableDescription
 from cdc_pipeline.core.clock import utc
 from cdc_pipeline.core.errors import CdcPipelineError
 from cdc_pipeline.core.log.state import LogState
-from cdc_pipeline.settings.model import Table
-from cdc_pipeline.setup.findings import Finding
+from cdc_pipeline.settings.table import Table
+from cdc_pipeline.setup.checks.findings import Finding
 
 _CHECK = "bulk puts"
 

@@ -8,8 +8,8 @@ from cdc_pipeline.aws.client.session import AwsSession
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.storage.store import LocalStore
 from cdc_pipeline.settings.load import parse_settings
-from cdc_pipeline.setup.findings import Finding
-from cdc_pipeline.setup.optimizers import check_optimizers
+from cdc_pipeline.setup.checks.findings import Finding
+from cdc_pipeline.setup.checks.optimizers import check_optimizers
 from cdc_pipeline_tests.simulators.glue_server import GlueError, GlueSimulator
 
 _ACCOUNT = "111111111111"

@@ -22,10 +22,10 @@ from cdc_pipeline.core.plans.iam import (
 )
 from cdc_pipeline.lake.glue_partitions import landing_table
 from cdc_pipeline.lake.lake import Lake, TableLake
-from cdc_pipeline.setup.catalog_trial import NEEDED, USEFUL, try_catalog
-from cdc_pipeline.setup.findings import PIPELINE, AwsProbe, FailedCheckError, Finding
-from cdc_pipeline.setup.optimizers import check_optimizers
-from cdc_pipeline.setup.round_trip import round_trip
+from cdc_pipeline.setup.checks.catalog_trial import NEEDED, USEFUL, try_catalog
+from cdc_pipeline.setup.checks.findings import PIPELINE, AwsProbe, FailedCheckError, Finding
+from cdc_pipeline.setup.checks.optimizers import check_optimizers
+from cdc_pipeline.setup.checks.round_trip import round_trip
 from cdc_pipeline.snapshot.export import export_target
 
 _FILES_FIX = (

@@ -8,7 +8,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from cdc_pipeline.aws.client.session import error_code
 from cdc_pipeline.core.plans.iam import ICEBERG_TABLES
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.setup.findings import Finding
+from cdc_pipeline.setup.checks.findings import Finding
 
 _TYPES = ("compaction", "retention", "orphan_file_deletion")
 _BATCH = 20

@@ -11,7 +11,7 @@ import yaml
 from cdc_pipeline.core.errors import SettingsError
 from cdc_pipeline.core.items.entities import Condition, Entity, classifier
 from cdc_pipeline.settings.load import parse_settings, settings_schema
-from cdc_pipeline.settings.model import Table
+from cdc_pipeline.settings.table import Table
 
 
 def _raw(*entities: Any, **more: Any) -> dict[str, Any]:
