@@ -28,7 +28,7 @@ from cdc_pipeline.core.names import entry_number, is_landing_name
 from cdc_pipeline.core.plans.erasure import ItemTrace
 from cdc_pipeline.erase.files import count_held, is_parquet, without_lines, without_rows
 from cdc_pipeline.lake.engine.masking import sources_of
-from cdc_pipeline.lake.iceberg.files import referenced_files
+from cdc_pipeline.lake.iceberg.files import live_files, referenced_files
 from cdc_pipeline.lake.iceberg.foreign_files import NamedFiles
 from cdc_pipeline.lake.iceberg.properties import PROPERTY, description_folder
 from cdc_pipeline.lake.iceberg.tables import (
@@ -40,6 +40,7 @@ from cdc_pipeline.lake.publish.baselines import TAG, record_baseline, tag_baseli
 from cdc_pipeline.lake.publish.cdc import ROWS
 from cdc_pipeline.lake.publish.entity_tables import entity_tables
 from cdc_pipeline.lake.query.aggregates import build_aggregate
+from cdc_pipeline.lake.state.rewrite import rewrite_without
 from cdc_pipeline.lake.storage.compaction import remove_replaced
 from cdc_pipeline.lake.storage.landing import LANDING_SCHEMA, count_reasons, write_object
 from cdc_pipeline.lake.storage.log import CaptureLog, new_nonce
@@ -271,6 +272,9 @@ def _remove_rows(lake: Lake, name: str, column: str, trace: ItemTrace) -> int:
     table = lake.iceberg.load(name)
     if table is None:
         return 0
+    if live_files(table).deletes:
+        # Rows that are dead for readers are still in the files.
+        return rewrite_without(lake, table, trace.keys)
     committed, removed = lake.iceberg.remove_rows(table, column, trace.keys)
     # Verification compares each day of cdc with the recorded number of rows.
     prefix = f"{PROPERTY}{ROWS}."

@@ -1,8 +1,9 @@
 """Sections of the settings that hold for all tables, each with its keys and defaults."""
 
-from typing import Annotated
+import warnings
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cdc_pipeline.settings.field_types import AccountId, Cron, KmsKey, Strict
 
@@ -80,12 +81,36 @@ class Schedules(Strict):
 
 
 class CurrentState(Strict):
-    """Automatic folds of changes into the published state; queries see the changes anyway."""
+    """Automatic publications of changes; queries with DuckDB see the changes anyway."""
 
-    fold_percent: float = Field(
-        5, ge=0, description="fold when the changes are this many percent of the items"
+    publish_minutes: float = Field(
+        1, ge=0, description="publish changes when the last publication is this old"
     )
-    fold_minutes: float = Field(15, ge=0, description="or when the last fold is this old")
+    fold_percent: float = Field(
+        20,
+        ge=0,
+        description="rewrite the whole state when this many percent of its rows are dead, and "
+        "publish at once when as many items have changed",
+    )
+    derive_minutes: float = Field(
+        15, ge=0, description="make tables of entities and aggregates from it at most this often"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_fold_minutes(cls, values: Any) -> Any:
+        """Read the key of versions that rewrote the whole state with each publication."""
+        if not isinstance(values, dict) or "fold_minutes" not in values:
+            return values
+        warnings.warn(
+            "settings: current_state.fold_minutes is now publish_minutes (how often changes are "
+            "published) and derive_minutes (how often tables are made from them): rename it",
+            FutureWarning,
+            stacklevel=2,
+        )
+        rest = {name: value for name, value in values.items() if name != "fold_minutes"}
+        minutes = values["fold_minutes"]
+        return {"publish_minutes": minutes, "derive_minutes": minutes, **rest}
 
 
 class Maintenance(Strict):

@@ -34,7 +34,7 @@ def deployment(world: World) -> Iterator[Deployment]:
     world.make_table("shop")
     world.configure(
         {"name": "shop", "entities": _ENTITIES},
-        current_state={"fold_percent": 0, "fold_minutes": 0},
+        current_state={"fold_percent": 0, "publish_minutes": 0, "derive_minutes": 0},
         export={"bucket": world.bucket, "poll_seconds": 0.05},
     )
     world.put("shop", "c#1", ref={"S": "first"}, since={"N": "2019"})

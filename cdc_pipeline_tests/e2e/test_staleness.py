@@ -45,7 +45,7 @@ def table(world: World) -> str:
     (folder / "of_aggregate.sql").write_text(_OF_AGGREGATE)
     name = world.make_table("things")
     chosen: dict[str, Any] = {"name": name, "ttl_archive": True}
-    fold = {"fold_percent": 0, "fold_minutes": 0}
+    fold = {"fold_percent": 0, "publish_minutes": 0, "derive_minutes": 0}
     export = {"bucket": world.bucket, "poll_seconds": 0.05}
     world.configure(chosen, aggregates=str(folder), current_state=fold, export=export)
     for number in range(8):

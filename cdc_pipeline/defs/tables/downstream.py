@@ -232,7 +232,7 @@ class _Tick:
             return
         if stale is None:
             self.cursor.settled |= {asset: mark} if None not in marks else {}
-        elif self._may_request(asset, f"{mark} {stale.days}"):
+        elif not stale.waits and self._may_request(asset, f"{mark} {stale.days}"):
             yield from _ranges((asset,), stale.days) if stale.days else [_PlannedRun((asset,))]
 
     def _sources(self, aggregate: Aggregate) -> Iterator[str]:
@@ -242,7 +242,7 @@ class _Tick:
     def _advance(self, table: Table, state: LogState) -> None:
         """Once per pause, mark a quiet table's published state as complete up to the watermark."""
         name = table.safe_name
-        minutes = self.lake.settings.current_state.fold_minutes
+        minutes = self.lake.settings.current_state.derive_minutes
         pause_us = max(_LEAST_QUIET_SECONDS, minutes * 60) * 1_000_000
         if state.watermark_us - self.cursor.shown_us.get(name, 0) < pause_us:
             return

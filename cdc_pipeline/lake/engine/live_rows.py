@@ -68,10 +68,8 @@ def placed_relation(
     place = row_number_sql(paths)
     if only is not None and paths:
         indexes = ", ".join(map(str, only))
-        place = (
-            f"CAST(list_extract([{indexes}], file_index + 1) AS BIGINT) * {FILE_ROWS} "
-            "+ file_row_number"
-        )
+        index = f"list_extract([{indexes}], CAST(file_index AS BIGINT) + 1)"
+        place = f"CAST({index} AS BIGINT) * {FILE_ROWS} + file_row_number"
     rows = relation_by_field_id(connection, table, paths)
     return (
         f"(SELECT _key, _order_key, _item, _write_time_us, {place} AS place FROM {rows}"

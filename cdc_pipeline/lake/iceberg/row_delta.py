@@ -62,13 +62,15 @@ class RowDelta:
 
     `rows`: added, sorted. `dead`: for the new delete file, in order of path, spelled as in the
     manifests. `live`: the table's files as they were read. `removed`: paths of data files and
-    delete files that leave the table.
+    delete files that leave the table. `forgets`: no manifest names them, whose bounds could have
+    values of erased rows.
     """
 
     rows: pa.RecordBatchReader
     dead: Iterable[DeadRows]
     live: LiveFiles
     removed: set[str] = field(default_factory=set)
+    forgets: bool = False
 
 
 def commit_row_delta(
@@ -100,6 +102,7 @@ def commit_row_delta(
     sums = known_checksums([entry.data_file for entry in entries], snapshot)
     left = {path: crc32 for path, crc32 in sums.items() if path not in files.removed}
     summary[CHECKSUMS] = listed_checksums(left | checked.sums)
+    files.forgets = delta.forgets
     files.commit()
 
 
@@ -191,6 +194,7 @@ class _RowDeltaFiles(_FastAppendFiles):
         super().__init__(Operation.OVERWRITE, transaction, io, snapshot_properties=properties)
         self.dead: list[DataFile] = []
         self.removed: dict[str, ManifestEntry] = {}
+        self.forgets = False
 
     def _deleted_entries(self) -> list[ManifestEntry]:
         return self._left(DataFileContent.DATA)
@@ -199,7 +203,7 @@ class _RowDeltaFiles(_FastAppendFiles):
         return [
             self._entry(entry, ManifestEntryStatus.DELETED)
             for entry in self.removed.values()
-            if entry.data_file.content == content
+            if entry.data_file.content == content and not self.forgets
         ]
 
     def _entry(self, entry: ManifestEntry, status: ManifestEntryStatus) -> ManifestEntry:

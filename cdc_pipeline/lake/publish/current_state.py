@@ -67,10 +67,10 @@ class PublishResult:
     table: IcebergTable
 
 
-def is_worth_folding(table: TableLake) -> bool:
-    """Whether the delta is large enough or the base old enough for an automatic fold.
+def is_publication_due(table: TableLake) -> bool:
+    """Whether the changes are many enough or the last publication old enough for the next one.
 
-    Readers merge the delta themselves and do not wait for a fold, which rewrites the whole base.
+    Readers with DuckDB merge the changes themselves and do not wait for it.
     """
     base, state = published_base(table), table.log.load()
     if base is None or (state.staged and state.staged.generation > base.generation):
@@ -84,7 +84,7 @@ def is_worth_folding(table: TableLake) -> bool:
     snapshot = base.table.current_snapshot()
     assert snapshot is not None  # a published table has one
     age_us = table.log.now_us() - snapshot.timestamp_ms * 1000
-    return age_us >= options.fold_minutes * 60_000_000
+    return age_us >= options.publish_minutes * 60_000_000
 
 
 def publish_current_state(table: TableLake) -> PublishResult:

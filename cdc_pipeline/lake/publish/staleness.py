@@ -7,7 +7,7 @@ its log entry, a heal, a command. A derived table is stale by these rules:
   the rules of an older version, or lacks the differences of a baseline of that day;
 - a day of `ttl_archive`: made from another version of that day of `cdc`;
 - `current_state`: changes landed after its watermark, before any open gap, or a newer baseline is
-  staged;
+  staged; and a publication is due;
 - a table of an entity: made from another version of `current_state`, or by other rules;
 - an aggregate, or a day of one: the versions of its inputs (property `inputs`) have changed.
 """
@@ -19,6 +19,7 @@ from datetime import date
 
 from pyiceberg.table import Table as IcebergTable
 
+from cdc_pipeline.core.clock import now_us
 from cdc_pipeline.core.errors import NotReadyError
 from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.lake.engine.masking import PUBLISHED
@@ -26,7 +27,7 @@ from cdc_pipeline.lake.iceberg.properties import PROPERTY, table_property
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.publish.baseline_changes import days_to_compare
 from cdc_pipeline.lake.publish.cdc import outdated_days
-from cdc_pipeline.lake.publish.current_state import is_worth_folding
+from cdc_pipeline.lake.publish.current_state import is_publication_due
 from cdc_pipeline.lake.publish.entity_notes import are_current, entity_mark, read_notes
 from cdc_pipeline.lake.publish.entity_tables import stale_entities
 from cdc_pipeline.lake.state.base import (
@@ -48,10 +49,14 @@ _BY_DAY = {"cdc": "cdc", "history": "cdc", "ttl_archive": "ttl_archive"}
 
 @dataclass(frozen=True)
 class Stale:
-    """A stale derived table. `days`: its stale days, empty for a table without days."""
+    """A stale derived table. `days`: its stale days, empty for a table without days.
+
+    `waits`: it was made less than `current_state.derive_minutes` ago.
+    """
 
     asset: str
     days: tuple[date, ...] = ()
+    waits: bool = False
 
 
 def stale_cdc_days(state: LogState, watermarks: Mapping[str, int]) -> list[str]:
@@ -132,12 +137,16 @@ class Staleness:
             self._waiting[name] = is_stale or newest > base.generation
             self._complete_us[name] = int(table_property(base.table, "watermark_us") or 0)
         published = self._iceberg(f"{name}_current_state") if table.entities else None
-        if (is_stale and is_worth_folding(handle)) or (
+        if (is_stale and is_publication_due(handle)) or (
             published is not None and not are_current(read_notes(handle), table, published)
         ):
             yield Stale("current_state")
         elif published is not None:
-            yield from map(Stale, stale_entities(handle, published))
+            for entity in stale_entities(handle, published):
+                if self._is_recent(f"{name}_{entity}"):
+                    self._waiting[name] = True
+                else:
+                    yield Stale(entity)
 
     def is_waiting(self, table: Table) -> bool:
         """Whether changes landed that are not worth a fold yet or cannot be published yet."""
@@ -162,10 +171,11 @@ class Staleness:
         every day stale after each fold.
         """
         built = self._iceberg(aggregate.table)
+        waits = self._follows_a_state(aggregate) and self._is_recent(aggregate.table)
         if not aggregate.daily:
             versions = self.versions(aggregate)
             if versions and versions != _inputs(built).get(""):
-                return Stale(aggregate.name)
+                return Stale(aggregate.name, waits=waits)
             return None
         known = _inputs(built)
         present = {
@@ -176,7 +186,21 @@ class Staleness:
         if now := self.versions(aggregate, today.isoformat()):
             present[today.isoformat()] = now
         days = stale_aggregate_days(known, present)
-        return Stale(aggregate.name, _dates(days)) if days else None
+        return Stale(aggregate.name, _dates(days), waits) if days else None
+
+    def _follows_a_state(self, aggregate: Aggregate) -> bool:
+        """Whether a published state is an input, which may change every minute."""
+        return any(
+            view == "current_state" or entity_mark(self.lake.settings, schema, view)
+            for schema, view in aggregate.inputs
+        )
+
+    def _is_recent(self, name: str) -> bool:
+        """Whether a table was made less than `derive_minutes` ago."""
+        built = self._iceberg(name)
+        snapshot = built.current_snapshot() if built else None
+        pause_ms = self.lake.settings.current_state.derive_minutes * 60_000
+        return snapshot is not None and now_us() // 1000 - snapshot.timestamp_ms < pause_ms
 
     def versions(self, aggregate: Aggregate, day: str | None = None) -> dict[str, str]:
         """Return the versions of an aggregate's inputs by name; empty if one is missing.

@@ -36,7 +36,7 @@ def write_settings(
             "linger_seconds": 600 if running else 0,
         },
         "export": {"bucket": BUCKET, "poll_seconds": 0.5},
-        "current_state": {"fold_minutes": 1},
+        "current_state": {"derive_minutes": 1},
         "schedules": {"running": running, "downstream_seconds": 10, "glue_seconds": 30},
         "aggregates": str(_aggregates()),
         "tables": [

@@ -432,9 +432,9 @@ def test_masking_is_off_without_rules(built: LakeBuilder) -> None:
 def test_other_rules_are_worth_a_fold(built: LakeBuilder) -> None:
     _ready(built)
     publish_current_state(built.table_lake)
-    assert not current_state.is_worth_folding(built.table_lake)
+    assert not current_state.is_publication_due(built.table_lake)
     for rules in ({"total": {"type": "string"}}, _RULES):
         _use(built, rules)
-        assert current_state.is_worth_folding(built.table_lake)
+        assert current_state.is_publication_due(built.table_lake)
         publish_current_state(built.table_lake)
-        assert not current_state.is_worth_folding(built.table_lake)
+        assert not current_state.is_publication_due(built.table_lake)

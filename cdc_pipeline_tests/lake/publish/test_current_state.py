@@ -26,7 +26,7 @@ from cdc_pipeline.lake.iceberg.tables import (
 from cdc_pipeline.lake.publish import current_state
 from cdc_pipeline.lake.publish.current_state import (
     PublishResult,
-    is_worth_folding,
+    is_publication_due,
     publish_current_state,
 )
 from cdc_pipeline.lake.query.connection import connect_lake
@@ -481,22 +481,22 @@ def test_an_unwritable_lake_is_a_lake_error(built: LakeBuilder) -> None:
 
 
 def test_a_fold_nobody_asked_for_waits_until_it_pays() -> None:
-    with temporary_lake(current_state={"fold_percent": 10, "fold_minutes": 15}) as built:
-        assert is_worth_folding(built.table_lake)  # nothing is published yet
+    with temporary_lake(current_state={"fold_percent": 10, "publish_minutes": 15}) as built:
+        assert is_publication_due(built.table_lake)  # nothing is published yet
         _ready(built, {f"k{n}": {} for n in range(20)})
         _publish(built)
-        assert not is_worth_folding(built.table_lake)
+        assert not is_publication_due(built.table_lake)
         built.land([change("k1", 1, {"n": {"N": "1"}})])
-        assert not is_worth_folding(built.table_lake)
+        assert not is_publication_due(built.table_lake)
         built.land([change("k2", 2, {"n": {"N": "1"}})])
-        assert is_worth_folding(built.table_lake)  # 2 of 20
+        assert is_publication_due(built.table_lake)  # 2 of 20
         _publish(built)
-        assert not is_worth_folding(built.table_lake)
+        assert not is_publication_due(built.table_lake)
         patient = built.lake.settings.current_state
-        old = patient.model_copy(update={"fold_minutes": 0})
+        old = patient.model_copy(update={"publish_minutes": 0})
         built.lake.settings = built.lake.settings.model_copy(update={"current_state": old})
-        assert is_worth_folding(built.table_lake)
+        assert is_publication_due(built.table_lake)
         built.lake.settings = built.lake.settings.model_copy(update={"current_state": patient})
         built.start(generation=2)
         built.stage({"k1": {}}, generation=2)
-        assert is_worth_folding(built.table_lake)  # a new baseline waits
+        assert is_publication_due(built.table_lake)  # a new baseline waits

@@ -434,7 +434,7 @@ def _stale(built: LakeBuilder) -> list[str]:
 
 def test_what_is_stale(tmp_path: Any) -> None:
     """Entities are made again behind a publication, and with other rules."""
-    fold = {"fold_percent": 0}
+    fold = {"fold_percent": 0, "derive_minutes": 0}
     built = LakeBuilder.at(tmp_path, tables=_tables(_KEPT), current_state=fold)
     _ready(built)
     names = [entity["name"] for entity in _ENTITIES]

@@ -75,7 +75,9 @@ def test_entries_that_land_nothing_change_no_contents() -> None:
 
 @pytest.fixture
 def built(tmp_path: Path) -> LakeBuilder:
-    made = LakeBuilder.at(tmp_path, current_state={"fold_percent": 0, "fold_minutes": 0})
+    made = LakeBuilder.at(
+        tmp_path, current_state={"fold_percent": 0, "publish_minutes": 0, "derive_minutes": 0}
+    )
     made.start()
     made.stage({"a": {"n": {"N": "1"}}})
     made.read_to(START_US + 2 * MARGIN_US)
