@@ -1,6 +1,7 @@
 """Inputs of a fold as views and tables of one DuckDB: base, changes, tombstones, and winners."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import takewhile
 
 import duckdb
@@ -49,17 +50,37 @@ def create_base(
 def create_touched_base(connection: duckdb.DuckDBPyConnection, rows: str) -> None:
     """Create table `base`: keys, order keys and places of the items that the winners touch.
 
-    It takes the place of the whole base in `create_effective`. `rows`: as in `create_base`.
+    It takes the place of the whole base in `create_effective`. `rows`: SQL with `_key`,
+    `_order_key` and `place`, which may include dead rows: those in table `dead_places` are dropped.
     """
-    touched = "SELECT c.item_key FROM changes AS c JOIN winners AS w ON w.place = c.place"
-    keys = connection.execute(f"{touched} LIMIT {_FEW_KEYS + 1}").fetchall()
-    # With the keys as literals, DuckDB reads only row groups whose bounds include one.
-    wanted = ", ".join(literal(key) for (key,) in keys) if len(keys) <= _FEW_KEYS else touched
-    where = f"WHERE _key IN ({wanted})" if keys else "WHERE false"
     connection.execute(
-        "CREATE OR REPLACE TEMP TABLE base AS "
-        f"SELECT _key AS item_key, _order_key AS order_key, place FROM {rows} {where}"
+        "CREATE OR REPLACE TEMP TABLE touched AS "
+        "SELECT c.item_key FROM changes AS c JOIN winners AS w ON w.place = c.place"
     )
+    keys = connection.execute(f"FROM touched LIMIT {_FEW_KEYS + 1}").fetchall()
+    joined = "JOIN touched AS k ON k.item_key = b._key"
+    if len(keys) <= _FEW_KEYS:
+        # With the keys as literals, DuckDB reads only row groups whose bounds include one.
+        joined = f"WHERE b._key IN ({', '.join(literal(key) for (key,) in keys) or 'NULL'})"
+    with written_join_order(connection):
+        connection.execute(
+            "CREATE OR REPLACE TEMP TABLE base AS SELECT b._key AS item_key, "
+            f"b._order_key AS order_key, b.place FROM {rows} AS b {joined}"
+        )
+    connection.execute("DELETE FROM base WHERE place IN (SELECT place FROM dead_places)")
+    connection.execute("DROP TABLE touched")
+
+
+@contextmanager
+def written_join_order(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """Keep the order of joins as written, the small side on the right.
+
+    DuckDB cannot know that winners are few: it estimates one row for the base, and would hold all
+    of it in memory.
+    """
+    connection.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'")
+    yield
+    connection.execute("RESET disabled_optimizers")
 
 
 def create_winners(
@@ -180,8 +201,6 @@ def create_effective(connection: duckdb.DuckDBPyConnection) -> None:
 
     If `base` is masked, call it within `masking_functions`. Drops `winners` to save memory.
     """
-    # Keep the written join order: DuckDB cannot know that winners are few, and would hold the base.
-    connection.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'")
-    connection.execute(f"CREATE OR REPLACE TEMP TABLE effective AS {load_sql('effective')}")
-    connection.execute("RESET disabled_optimizers")
+    with written_join_order(connection):
+        connection.execute(f"CREATE OR REPLACE TEMP TABLE effective AS {load_sql('effective')}")
     connection.execute("DROP TABLE winners")

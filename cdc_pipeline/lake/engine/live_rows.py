@@ -93,11 +93,13 @@ def placed_files(connection: duckdb.DuckDBPyConnection, paths: Sequence[str]) ->
     return f"(SELECT _key, _order_key, _item, _write_time_us, {place} AS place FROM {rows})"
 
 
-def count_live(connection: duckdb.DuckDBPyConnection, live: LiveFiles) -> int:
-    """Return the number of live rows, by the manifests and the dead places."""
-    if not live.deletes:
-        return live.rows
-    ((dead,),) = connection.execute(f"SELECT count(*) FROM ({dead_sql(live)})").fetchall()
+def create_dead_places(connection: duckdb.DuckDBPyConnection, live: LiveFiles) -> int:
+    """Create table `dead_places` with the places of the dead rows; return the number of live rows.
+
+    By the manifests: no data file is read.
+    """
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE dead_places AS {dead_sql(live)}")
+    ((dead,),) = connection.execute("SELECT count(*) FROM dead_places").fetchall()
     return live.rows - dead
 
 
@@ -107,17 +109,18 @@ def dead_rows(
     """Yield the rows of `places_sql` (one column, places) by data file, in order."""
     positions: list[pa.Array] = []
     current = -1
-    sql = f"SELECT place FROM ({places_sql}) AS places ORDER BY place"
+    sql = (
+        f"SELECT place // {FILE_ROWS} AS file, place % {FILE_ROWS} AS position "
+        f"FROM ({places_sql}) AS places ORDER BY place"
+    )
     for batch in arrow_batches(connection, sql, _BATCH_ROWS):
-        places = batch.column(0)
-        files = pc.shift_right(places, 32)
-        rows = pc.bit_wise_and(places, FILE_ROWS - 1)
-        for index in pc.unique(files).to_pylist():
+        files, rows = batch.columns
+        for index in files.unique().to_pylist():
             if index != current and positions:
                 yield _dead_rows(live, current, positions)
                 positions = []
             current = index
-            positions.append(rows.filter(pc.equal(files, index)))
+            positions.append(rows.filter(pc.call_function("equal", [files, pa.scalar(index)])))
     if positions:
         yield _dead_rows(live, current, positions)
 

@@ -140,9 +140,7 @@ class Tables:
                 transaction.delete(ALWAYS_TRUE)
             (append_to_empty if has_dead_rows else append_stream)(transaction, rows, summary)
             transaction.set_properties(with_prefix(properties) | summary)
-            old = [name for name in map(PROPERTY.__add__, _DESCRIBED) if name in table.properties]
-            if described is not None and old:
-                transaction.remove_properties(*old)
+            _drop_described_properties(transaction, described)
 
         return self._commit(table, change)
 
@@ -169,6 +167,7 @@ class Tables:
             _evolve(transaction, schema)
             commit_row_delta(transaction, delta, {**summary, _ROW_DELTA: "true"})
             transaction.set_properties(with_prefix(properties) | summary)
+            _drop_described_properties(transaction, described)
             if expired and not expires_later:
                 ExpireSnapshots(transaction).by_ids([*expired]).commit()
 
@@ -442,6 +441,14 @@ def _expire(table: Table, snapshot_ids: list[int]) -> None:
             f"table {'.'.join(table.name())}: the catalogue did not expire snapshots as requested",
             fix="let its own service expire them, or use another catalogue (docs/catalogues.md)",
         )
+
+
+def _drop_described_properties(transaction: Transaction, described: str | None) -> None:
+    """Drop what older versions had as properties, if the description has it now."""
+    present = transaction.table_metadata.properties
+    old = [name for name in map(PROPERTY.__add__, _DESCRIBED) if name in present]
+    if described is not None and old:
+        transaction.remove_properties(*old)
 
 
 def delta_snapshots(table: Table, until: datetime) -> list[int]:

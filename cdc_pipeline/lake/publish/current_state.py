@@ -14,7 +14,7 @@ from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.lake.engine.duckdb_session import open_duckdb
 from cdc_pipeline.lake.engine.folding import create_base, create_effective, create_winners
 from cdc_pipeline.lake.engine.item_table import TypedResult, prior_columns, replace_typed
-from cdc_pipeline.lake.engine.live_rows import count_live, version_relation
+from cdc_pipeline.lake.engine.live_rows import create_dead_places, version_relation
 from cdc_pipeline.lake.engine.masking import (
     expire_earlier_versions,
     masking_functions,
@@ -138,7 +138,7 @@ def _fold(table: TableLake, state: LogState, base: Base, delta: list[LandedObjec
         masking_functions(connection, masking),
     ):
         live = live_files(base.table, base.snapshot_id)
-        require_whole(table.settings, base, count_live(connection, live))
+        require_whole(table.settings, base, create_dead_places(connection, live))
         is_exact = base.table is not base.over
         rows = version_relation(connection, base.table, base.snapshot_id)
         create_base(connection, table.settings, rows, masking if is_exact else Masking())

@@ -39,7 +39,7 @@ from cdc_pipeline.lake.engine.item_table import (
     spooled,
     typed_reader,
 )
-from cdc_pipeline.lake.engine.live_rows import count_live, dead_rows, dead_sql, placed_relation
+from cdc_pipeline.lake.engine.live_rows import create_dead_places, dead_rows, placed_relation
 from cdc_pipeline.lake.engine.masking import masking_functions, masking_of
 from cdc_pipeline.lake.iceberg.files import LiveFiles, data_files, live_files
 from cdc_pipeline.lake.iceberg.row_delta import RowDelta
@@ -93,10 +93,11 @@ def publish_row_delta(
         open_duckdb(table.lake, Path(folder)) as connection,
         masking_functions(connection, masking),
     ):
-        alive = count_live(connection, live)
+        alive = create_dead_places(connection, live)
         require_whole(table.settings, base, alive)
         tombstones = create_winners(connection, table, delta, touched_only=True)
-        create_touched_base(connection, placed_relation(connection, base.table, live))
+        stored = LiveFiles(live.data, [])  # the dead rows of the touched items are dropped later
+        create_touched_base(connection, placed_relation(connection, base.table, stored))
         create_effective(connection)
         effect = _effect(connection)
         most = live.rows * table.lake.settings.current_state.fold_percent / 100
@@ -125,12 +126,12 @@ def publish_row_delta(
         places = _REPLACED
         if merged or len(live.deletes) >= _DELETE_FILES - 1:
             removed |= {entry.data_file.file_path for entry in live.deletes}
-            places = f"{places} UNION ALL {dead_sql(live)}"
+            places = f"{places} UNION ALL SELECT place FROM dead_places"
         if merged:
             listed = ", ".join(map(str, merged))
             places = f"SELECT place FROM ({places}) WHERE place // {FILE_ROWS} NOT IN ({listed})"
         misfits = Counter(prior_misfits(base.table))
-        misfits.update(count_misfits(spooled(spool), columns, changed.stats))
+        misfits.update(count_misfits(spooled(spool), columns, stats))
         items = base.items + effect.added - effect.replaced
         newest = _greater(max_order_key(base.table), changed.max_order_key)
         committed = table.lake.iceberg.change_rows(

@@ -79,6 +79,7 @@ def _use(built: LakeBuilder, tables: list[dict[str, Any]]) -> None:
         "lake": "lake",
         "handover_margin_seconds": MARGIN_US / 1_000_000,
         "clock_margin_seconds": 0,
+        "current_state": built.lake.settings.current_state.model_dump(),
         "tables": tables,
     }
     built.lake = Lake.open(parse_settings(raw, root.parent / "settings.yaml"))
