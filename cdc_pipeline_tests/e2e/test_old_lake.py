@@ -24,6 +24,7 @@ from cdc_pipeline.lake.storage.log import CaptureLog
 from cdc_pipeline.lake.upkeep.maintenance import maintain_table
 from cdc_pipeline.reconcile.compare import compare_with_source
 from cdc_pipeline.reconcile.reconcile import reconcile_full, reconcile_sample
+from cdc_pipeline.sandbox.export_options import ExportOptions
 from cdc_pipeline.transform.aggregates import load_aggregates
 from cdc_pipeline_tests.data.make_old_lake import EVERYTHING, TABLES, VICTIM, rows_of
 from cdc_pipeline_tests.e2e.earlier import EarlierSandbox
@@ -48,9 +49,7 @@ def world(old: OldLake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     """The old lake in a sandbox of its own, whose clock may be moved. It has no tables yet."""
     with EarlierSandbox(
         ttl_interval_seconds=0.2,
-        export_delay_seconds=0.05,
-        least_window_seconds=1,
-        restorable_lag_seconds=0,
+        exports=ExportOptions(delay_seconds=0.05, least_window_seconds=1, restorable_lag_seconds=0),
     ) as sandbox:
         yield old.put_back(sandbox.endpoint_url, tmp_path, monkeypatch)
 
