@@ -37,13 +37,13 @@ class _Earlier(server._Sandbox):
         journal.time = Behind  # type: ignore[assignment]
         self._clock._last = 0  # it ticked once when it was made
 
-    def _adopt(self, told: dict[str, Any]) -> None:
+    def _adopt(self, table: dict[str, Any]) -> None:
         from ministack.core.responses import request_scope
 
         dynamodb = self._emulator.dynamodb
-        with request_scope(told["account"], "us-east-1"):
-            dynamodb._tables[told["name"]].update(told["attributes"])
-            dynamodb._stream_records[told["name"]] = told["records"]
+        with request_scope(table["account"], "us-east-1"):
+            dynamodb._tables[table["name"]].update(table["attributes"])
+            dynamodb._stream_records[table["name"]] = table["records"]
 
 
 if __name__ == "__main__":

@@ -187,18 +187,18 @@ def _assert_same_views(old: OldLake, world: World) -> None:
     """Every view of the old version is there with its columns and its rows."""
     assert len(old.views) == 13
     with connect_lake(world.lake()) as connection:
-        for view, told in old.views.items():
+        for view, stored in old.views.items():
             quoted = ".".join(map(identifier, view.split(".")))
-            assert rows_of(connection, quoted, told["columns"]) == told["rows"], view
+            assert rows_of(connection, quoted, stored["columns"]) == stored["rows"], view
 
 
 def _assert_captured_kept(old: OldLake, world: World) -> None:
     """Days of cdc that were built anew have every captured change as it was."""
     with connect_lake(world.lake()) as connection:
         for name in TABLES:
-            told = old.views[f"{name}.cdc"]
-            rows = set(rows_of(connection, f"{name}.cdc", told["columns"]))
-            kept = {row for row in told["rows"] if json.loads(row)["transport"] != "export"}
+            stored = old.views[f"{name}.cdc"]
+            rows = set(rows_of(connection, f"{name}.cdc", stored["columns"]))
+            kept = {row for row in stored["rows"] if json.loads(row)["transport"] != "export"}
             assert kept
             assert kept <= rows
 

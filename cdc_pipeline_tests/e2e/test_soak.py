@@ -95,8 +95,8 @@ def _processes(instance: dg.DagsterInstance) -> Iterator[tuple[str, int]]:
     """Runs that are at work, with their processes."""
     started = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])
     for run in instance.get_runs(started):
-        told = " ".join(entry.message for entry in instance.all_logs(run.run_id))
-        found = re.search(r"Started process for run \(pid: (\d+)\)", told)
+        messages = " ".join(entry.message for entry in instance.all_logs(run.run_id))
+        found = re.search(r"Started process for run \(pid: (\d+)\)", messages)
         if found:
             assets = sorted(key.to_user_string() for key in run.asset_selection or ())
             yield ", ".join(assets) or run.job_name, int(found[1])

@@ -258,8 +258,8 @@ class KinesisWorld(World):
             case ("disturb", duplicates, late) if self.on:
                 self.aws.disturb("orders", duplicates=duplicates, late=late)
             case ("again", which):
-                told = [c for c in self.aws.changes("orders") if c.deliveries]
-                mine = [c for c in told if c.stream == self.stream]
+                delivered = [c for c in self.aws.changes("orders") if c.deliveries]
+                mine = [c for c in delivered if c.stream == self.stream]
                 if self.on and mine:
                     self.aws.again(mine[-1 - which % len(mine)])
             case ("skip", count) if self.on:
@@ -380,13 +380,13 @@ class KinesisWorld(World):
         for change in changes:
             by_uuid[identity(change)].append(change)
         landed = self.rows(state)
-        told = [row for row in landed if row["transport"] == KINESIS]
-        assert {row["uuid"] for row in told} <= by_uuid.keys(), "landed, but never written"
+        captured = [row for row in landed if row["transport"] == KINESIS]
+        assert {row["uuid"] for row in captured} <= by_uuid.keys(), "landed, but never written"
         assert {row["transport"] for row in landed} <= {KINESIS, READ}
         assert not state.quarantined
         claimed_us = state.watermark_us - MARGIN * 1_000_000
         whole_until_us = claimed_us if until_us is None else until_us
-        there = {row["uuid"] for row in told}
+        there = {row["uuid"] for row in captured}
         missing = [c for uuid, same in by_uuid.items() if uuid not in there for c in same]
         gaps = list(state.gaps.values())
         for change in missing:
@@ -400,10 +400,10 @@ class KinesisWorld(World):
             for time_us in self.unseen:
                 seen = f"no stream saw what was written at {time_us}; gaps: {whole}"
                 assert any(gap.from_us <= time_us <= gap.to_us for gap in whole), seen
-        for row in told:
+        for row in captured:
             assert_same(row, by_uuid[row["uuid"]])
         unsure = {to_json(canonical_item(change.keys)) for change in missing}
-        self.check_order(by_uuid, [row for row in told if row["keys"] not in unsure])
+        self.check_order(by_uuid, [row for row in captured if row["keys"] not in unsure])
         if until_us is not None and not self.unseen:
             self.check_final(state, [row for row in landed if row["keys"] not in unsure], unsure)
 
@@ -421,9 +421,9 @@ class KinesisWorld(World):
                 is_behind = row["write_time_us"] // 1000 >= end_us // 1000
                 assert (row["generation"] > gap.heal_generation) == is_behind, (row, gap)
 
-    def check_order(self, by_uuid: dict[str, list[Change]], told: list[dict[str, Any]]) -> None:
+    def check_order(self, by_uuid: dict[str, list[Change]], captured: list[dict[str, Any]]) -> None:
         """By time; where changes of an item have one time, by their images, if these tell."""
-        for rows in by_key(told).values():
+        for rows in by_key(captured).values():
             order = [by_uuid[row["uuid"]][0] for row in in_order(rows)]
             times = [change.written_us // 1000 for change in order]
             assert times == sorted(times), f"out of order: {order}"
@@ -521,8 +521,8 @@ def identity(change: Change) -> str:
 
 def assert_same(row: dict[str, Any], changes: list[Change]) -> None:
     """Beside what its identity says already; in a cycle two changes may be the same."""
-    told = (row["write_time_us"], row["is_ttl_delete"], row["event_id"])
-    assert told in [(c.time_us, c.by_ttl, c.event_id) for c in changes]
+    facts = (row["write_time_us"], row["is_ttl_delete"], row["event_id"])
+    assert facts in [(c.time_us, c.by_ttl, c.event_id) for c in changes]
 
 
 def by_key(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
