@@ -71,6 +71,9 @@ def test_a_snapshot_of_a_table_without_capture_describes_it_once(world: ExportsW
 def test_a_reconciliation_by_a_sample_describes_the_table_once(
     world: ExportsWorld, captures: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    keys = [{"pk": item["pk"]} for item in world.sim.items("orders")]
+    # The simulator has no projections.
+    monkeypatch.setattr("cdc_pipeline.reconcile.sample.scan_some", lambda *_: iter(keys))
     monkeypatch.setattr("cdc_pipeline.commands.reconcile.open_lake", lambda: world.lake)
     result = CliRunner().invoke(main, ["reconcile", "orders", "--sample", "3"])
     assert result.exit_code == 0, result.output
