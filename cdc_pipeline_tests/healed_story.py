@@ -87,8 +87,8 @@ def healed_story(seed: int) -> HealedStory:
     lines = {window: list(_lines(window, writes)) for window in windows}
     first, second = windows
     again = {write.number for write, _ in lines[second]}
-    for window, told in lines.items():
-        for write, before in told:
+    for window, changed in lines.items():
+        for write, before in changed:
             row = _line(write, before, window.generation)
             story.landed.append(row)
             story.numbers[row["uuid"], window.generation] = write.number

@@ -18,10 +18,10 @@ def require_java(least: int, what: str, *, compiler: bool = False) -> None:
     java = shutil.which("java")
     if java is None:
         raise Unavailable(f"there is no `java` on PATH: install a Java {least} runtime or newer")
-    told = subprocess.run([java, "-version"], capture_output=True, text=True, check=False)
-    version = told.stderr.partition('"')[2].partition('"')[0]
+    java_version = subprocess.run([java, "-version"], capture_output=True, text=True, check=False)
+    version = java_version.stderr.partition('"')[2].partition('"')[0]
     major = version.partition(".")[0]
-    if told.returncode or not major.isdecimal() or int(major) < least:
+    if java_version.returncode or not major.isdecimal() or int(major) < least:
         raise Unavailable(f"`java` is {version or 'broken'}: {what} needs {least}")
     if compiler:
         has = subprocess.run([java, "--list-modules"], capture_output=True, text=True, check=False)
@@ -57,8 +57,8 @@ def fetched_jars(folder: Path, artifacts: list[str], seconds: float) -> Path:
     except subprocess.TimeoutExpired:
         raise Unavailable(f"Maven did not fetch it within {seconds:.0f} s") from None
     if done.returncode:
-        told = [line for line in done.stdout.splitlines() if "ERROR" in line] or ["no message"]
-        raise Unavailable(f"Maven could not fetch it: {told[0]}")
+        errors = [line for line in done.stdout.splitlines() if "ERROR" in line] or ["no message"]
+        raise Unavailable(f"Maven could not fetch it: {errors[0]}")
     draft.rename(jars)
     return jars
 

@@ -1,6 +1,7 @@
 """CloudWatch metrics of a table's changes that no other API has."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from cdc_pipeline.aws.client.session import AwsSession, aws_errors
 from cdc_pipeline.core.clock import utc
@@ -9,6 +10,15 @@ _MOST_POINTS = 1440  # of one answer
 _MINUTE_US = 60_000_000
 _GRANT = "grant the role cloudwatch:GetMetricStatistics"
 _REPLICATION = {"DelegatedOperation": "PutRecord"}
+
+
+@dataclass(frozen=True)
+class _Metric:
+    """A metric of one resource, whose dimensions are all given."""
+
+    namespace: str
+    name: str
+    dimensions: Mapping[str, str]
 
 
 def failed_to_replicate(aws: AwsSession, table: str, from_us: int, to_us: int) -> int:
@@ -20,8 +30,8 @@ def failed_to_replicate(aws: AwsSession, table: str, from_us: int, to_us: int) -
     # CloudWatch keeps minutes for 15 days only, hours for more than a year.
     period = 60 if minutes <= _MOST_POINTS else 3600 * -(-minutes // (60 * _MOST_POINTS))
     dimensions = {"TableName": table, **_REPLICATION}
-    name = "FailedToReplicateRecordCount"
-    points = _points(aws, "AWS/DynamoDB", name, dimensions, (from_us, to_us), "Sum", period)
+    metric = _Metric("AWS/DynamoDB", "FailedToReplicateRecordCount", dimensions)
+    points = _points(aws, metric, (from_us, to_us), "Sum", period)
     return round(sum(points.values()))
 
 
@@ -33,8 +43,8 @@ def replication_ages(aws: AwsSession, table: str, from_us: int, to_us: int) -> d
     Minutes without a point are absent, here and below. Raises `SourceError`.
     """
     dimensions = {"TableName": table, **_REPLICATION}
-    name = "AgeOfOldestUnreplicatedRecord"
-    points = _points(aws, "AWS/DynamoDB", name, dimensions, (from_us, to_us), "Maximum")
+    metric = _Metric("AWS/DynamoDB", "AgeOfOldestUnreplicatedRecord", dimensions)
+    points = _points(aws, metric, (from_us, to_us), "Maximum")
     return {minute: round(age * 1000) for minute, age in points.items()}
 
 
@@ -48,8 +58,10 @@ def firehose_ages(
     "Monitor with CloudWatch metrics"). By minute, all in µs. Raises `SourceError`.
     """
     dimensions, time = {"DeliveryStreamName": stream}, (from_us, to_us)
-    age = _points(aws, "AWS/Firehose", "DeliveryToS3.DataFreshness", dimensions, time, "Maximum")
-    behind = _points(aws, "AWS/Firehose", "KinesisMillisBehindLatest", dimensions, time, "Maximum")
+    freshness = _Metric("AWS/Firehose", "DeliveryToS3.DataFreshness", dimensions)
+    lag = _Metric("AWS/Firehose", "KinesisMillisBehindLatest", dimensions)
+    age = _points(aws, freshness, time, "Maximum")
+    behind = _points(aws, lag, time, "Maximum")
     return (
         {minute: round(seconds * 1_000_000) for minute, seconds in age.items()},
         {minute: round(millis * 1000) for minute, millis in behind.items()},
@@ -64,42 +76,36 @@ def channel_ages(
     `DeliveryToS3.DataFreshness` of AWS/Kinesis in seconds (Kinesis guide, "Monitoring data
     delivery"). `where`: StreamName, ChannelName and ChannelId, all three. Raises `SourceError`.
     """
-    name = "DeliveryToS3.DataFreshness"
-    points = _points(aws, "AWS/Kinesis", name, where, (from_us, to_us), "Maximum")
+    metric = _Metric("AWS/Kinesis", "DeliveryToS3.DataFreshness", where)
+    points = _points(aws, metric, (from_us, to_us), "Maximum")
     return {minute: round(seconds * 1_000_000) for minute, seconds in points.items()}
 
 
 def channel_counts(
-    aws: AwsSession, where: Mapping[str, str], metric: str, from_us: int, to_us: int
+    aws: AwsSession, where: Mapping[str, str], count: str, from_us: int, to_us: int
 ) -> dict[int, int]:
     """Return a channel's counts of records by minute (µs), for a day at most.
 
-    `metric`: `SuccessfulRecordCount` or `FailedRecordCount`, of `DeliveryToS3`. `where`: as for
+    `count`: `SuccessfulRecordCount` or `FailedRecordCount`, of `DeliveryToS3`. `where`: as for
     `channel_ages`. Raises `SourceError`.
     """
-    name = f"DeliveryToS3.{metric}"
-    points = _points(aws, "AWS/Kinesis", name, where, (from_us, to_us), "Sum")
-    return {minute: round(count) for minute, count in points.items()}
+    metric = _Metric("AWS/Kinesis", f"DeliveryToS3.{count}", where)
+    points = _points(aws, metric, (from_us, to_us), "Sum")
+    return {minute: round(records) for minute, records in points.items()}
 
 
 def _points(
-    aws: AwsSession,
-    namespace: str,
-    name: str,
-    dimensions: Mapping[str, str],
-    time: tuple[int, int],
-    statistic: str,
-    period: int = 60,
+    aws: AwsSession, metric: _Metric, time: tuple[int, int], statistic: str, period: int = 60
 ) -> dict[int, float]:
     with aws_errors(
-        f"metric {name} of {', '.join(dimensions.values())}",
+        f"metric {metric.name} of {', '.join(metric.dimensions.values())}",
         AccessDenied=_GRANT,
         AccessDeniedException=_GRANT,
     ):
         answer = aws.client("cloudwatch").get_metric_statistics(
-            Namespace=namespace,
-            MetricName=name,
-            Dimensions=[{"Name": key, "Value": value} for key, value in dimensions.items()],
+            Namespace=metric.namespace,
+            MetricName=metric.name,
+            Dimensions=[{"Name": key, "Value": value} for key, value in metric.dimensions.items()],
             StartTime=utc(time[0]),
             EndTime=utc(time[1]),
             Period=period,

@@ -1,6 +1,7 @@
 """`cdc-pipeline tables` and `settings-schema`: the settings file."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,7 +9,7 @@ import click
 from rich.table import Table as Grid
 
 from cdc_pipeline.commands.output import console
-from cdc_pipeline.core.plans.table_list import TableRow
+from cdc_pipeline.core.plans.table_list import TableList, TableRow
 
 if TYPE_CHECKING:
     from cdc_pipeline.settings.table import Table
@@ -58,16 +59,15 @@ def add(
         raise click.UsageError(f"{path} names a lake already; --lake creates a new file")
     if not lake and not path.exists():
         raise click.UsageError(f"there is no {path} yet: add --lake s3://bucket/prefix")
-    rows, unread = read_table_list(source) if source else (_named(names), [])
-    if more["alias"] and len(rows) > 1:
+    listed = read_table_list(source) if source else TableList("the names given", _named(names))
+    if more["alias"] and len(listed.rows) > 1:
         raise click.UsageError("--alias needs a single table")
     given = {name: value for name, value in more.items() if value}
     top = {"lake": lake or "", **({"region": given["region"]} if "region" in given else {})}
     if lake:
         given.pop("region", None)
-    rows = [TableRow(row.line, {**row.values, **_missing(given, row)}) for row in rows]
-    where = str(source or "the names given")
-    added = add_tables(path, rows, where, unread=unread, top=top, check=check)
+    rows = [TableRow(row.line, {**row.values, **_missing(given, row)}) for row in listed.rows]
+    added = add_tables(path, replace(listed, rows=rows), top=top, check=check)
     click.echo(f"Added to {path} ({len(added)}): {', '.join(table.label for table in added)}")
     click.echo("Next: cdc-pipeline preflight; then reload the code location in Dagster")
 

@@ -243,7 +243,7 @@ class _EraseRun:
         """
         name = self.table.safe_name
         for baseline in unfinished_baselines(self.state):
-            useless = why_unusable(self.table, self.target.table_id, self.log, self.state, baseline)
+            useless = why_unusable(self.table, self.target.table_id, self.state, baseline)
             is_running = self._is_running(baseline) if useless is None else False
             if useless is not None or (baseline.shadow and not is_running):
                 reason = useless or "an item that it may hold is erased"

@@ -5,9 +5,9 @@ import asyncio
 import sys
 from pathlib import Path
 
-from cdc_pipeline.sandbox.aws.exports.operations import ExportOptions
 from cdc_pipeline.sandbox.aws.server import serve
 from cdc_pipeline.sandbox.errors import SandboxError
+from cdc_pipeline.sandbox.export_options import ExportOptions
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from cdc_pipeline.sandbox.errors import SandboxError
+from cdc_pipeline.sandbox.export_options import ExportOptions
 
 REGION = "us-east-1"
 # Each of these makes an AWS client read another profile, assume a role, or leave loopback.
@@ -38,10 +39,6 @@ UNSET = (
 )
 # Followed by a service name, as in AWS_ENDPOINT_URL_DYNAMODB; overrides AWS_ENDPOINT_URL.
 UNSET_PREFIX = "AWS_ENDPOINT_URL_"
-
-# For `least_window_seconds` of the demo, whose sandbox is minutes old: with AWS's 900 s it could
-# heal no gap in the first quarter of an hour.
-QUICK_WINDOW_SECONDS = 1.0
 
 _START_SECONDS = 30.0
 _STOP_SECONDS = 3.0
@@ -88,13 +85,14 @@ class SandboxProcess:
 
     port: 0, the default: any free port. log_file: output of the child, None: a temporary file,
     removed with the sandbox. The child has a process group of its own, so that Ctrl-C reaches only
-    the parent, and it ends at any end of the parent. The seconds are those of
-    `aws.exports.operations.ExportOptions`; by default AWS's.
+    the parent, and it ends at any end of the parent. exports: by default AWS's times.
 
     Raises SandboxError with the child's last lines if it is not ready in 30 s or ends before.
     """
 
     UNSET = UNSET
+    module = "cdc_pipeline.sandbox"
+    """What the child runs; a test serves a sandbox of its own."""
 
     def __init__(
         self,
@@ -102,18 +100,12 @@ class SandboxProcess:
         port: int = 0,
         log_file: Path | None = None,
         ttl_interval_seconds: float = 1.0,
-        export_delay_seconds: float = 0.5,
-        least_window_seconds: float = 900.0,
-        restorable_lag_seconds: float = 300.0,
+        exports: ExportOptions | None = None,
     ) -> None:
         self._port = port
         self._log_file = log_file
         self._ttl_interval_seconds = ttl_interval_seconds
-        self._export_options = {
-            "--export-delay": export_delay_seconds,
-            "--least-window": least_window_seconds,
-            "--restorable-lag": restorable_lag_seconds,
-        }
+        self._exports = exports or ExportOptions()
         self._child: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
         self._endpoint_url: str | None = None
@@ -193,10 +185,14 @@ class SandboxProcess:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _spawn(self, ready_file: Path, log_file: Path) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "cdc_pipeline.sandbox"]
+        command = [sys.executable, "-m", self.module]
         command += ["--port", str(self._port), "--ready-file", str(ready_file)]
         command += ["--ttl-interval", str(self._ttl_interval_seconds)]
-        for name, seconds in self._export_options.items():
+        for name, seconds in (
+            ("--export-delay", self._exports.delay_seconds),
+            ("--least-window", self._exports.least_window_seconds),
+            ("--restorable-lag", self._exports.restorable_lag_seconds),
+        ):
             command += [name, str(seconds)]
         command += ["--until-eof"]
         with log_file.open("ab") as log:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cdc_pipeline.aws.table import describe_table
 from cdc_pipeline.core.errors import CdcPipelineError, SettingsError
-from cdc_pipeline.core.plans.table_list import RowProblem, TableRow, read_rows
+from cdc_pipeline.core.plans.table_list import RowProblem, TableList, TableRow, read_rows
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.settings.edit import (
     edited_settings,
@@ -22,8 +22,8 @@ from cdc_pipeline.settings.table import Table, clashes
 _PARALLEL = 16
 
 
-def read_table_list(source: Path) -> tuple[list[TableRow], list[RowProblem]]:
-    """Return the rows of a CSV file and problems of unreadable rows. Raises `SettingsError`."""
+def read_table_list(source: Path) -> TableList:
+    """Read a CSV file with a table in each row. Raises `SettingsError`."""
     try:
         text = source.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -31,38 +31,37 @@ def read_table_list(source: Path) -> tuple[list[TableRow], list[RowProblem]]:
     rows, problems = read_rows(text, table_columns())
     if not rows and not problems:
         raise SettingsError(f"{source} names no table", fix="write one table name per line")
-    return rows, problems
+    return TableList(str(source), rows, problems)
 
 
 def add_tables(
     path: Path,
-    rows: Sequence[TableRow],
-    source: str,
+    listed: TableList,
     *,
-    unread: Sequence[RowProblem] = (),
     top: Mapping[str, str] | None = None,
     check: bool = True,
 ) -> list[Table]:
     """Add tables to the settings file at `path` and return them.
 
-    `top`: settings of a new file. `unread`: rows of `source` that could not be read. `check`:
-    DescribeTable must find the tables. Raises `SettingsError` with every row that cannot be added;
-    the file is unchanged then.
+    `top`: settings of a new file. `check`: DescribeTable must find the tables. Raises
+    `SettingsError` with every row that was not read or cannot be added; the file is unchanged then.
     """
     text = path.read_text("utf-8") if path.exists() else None
     before = _present(text, path)
     region = before.region if before else (top or {}).get("region")
-    added, problems = _parsed(rows, list(before.tables) if before else [], region)
-    if unread or problems:
-        raise _refused(source, [*unread, *problems])
+    added, problems = _parsed(listed.rows, list(before.tables) if before else [], region)
+    if listed.unread or problems:
+        raise _refused(listed.source, [*listed.unread, *problems])
     raw = [table.model_dump(mode="json", exclude_unset=True) for table in added]
     edited = new_text(top or {}, raw) if text is None else with_tables(text, raw)
     tables = [*(before.tables if before else ()), *added]
     settings = edited_settings(edited, path, before, tables)
     if check:
-        problems = _not_found(settings, rows, added)
+        problems = _not_found(settings, listed.rows, added)
         if problems:
-            raise _refused(source, problems, "correct them, or add them unchecked with --no-check")
+            raise _refused(
+                listed.source, problems, "correct them, or add them unchecked with --no-check"
+            )
     write_settings(path, edited)
     return added
 

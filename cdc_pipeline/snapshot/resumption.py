@@ -44,21 +44,16 @@ def unfinished_baselines(state: LogState) -> list[Baseline]:
 
 
 def resume_baseline(
-    table: TableLake,
-    table_id: str,
-    log: CaptureLog,
-    state: LogState,
-    *,
-    shadow: bool,
-    context: RunContext,
+    table: TableLake, table_id: str, state: LogState, *, shadow: bool, context: RunContext
 ) -> Baseline | None:
     """Resume the unfinished baseline of an earlier run; None if there is no usable one.
 
     Raises `NotReadyError` for a shadow if another baseline is in progress, and `SourceError` or
     `ExportError` if AWS cannot be asked.
     """
+    log = table.log
     for baseline in unfinished_baselines(state):
-        reason = why_unusable(table, table_id, log, state, baseline)
+        reason = why_unusable(table, table_id, state, baseline)
         if reason is not None:
             context.progress(discard_baseline(log, state, baseline, reason))
         elif shadow and not baseline.shadow:
@@ -79,11 +74,7 @@ def discard_baseline(log: CaptureLog, state: LogState, baseline: Baseline, why: 
 
 
 def why_unusable(
-    table: TableLake,
-    table_id: str,
-    log: CaptureLog,
-    state: LogState,
-    baseline: Baseline,
+    table: TableLake, table_id: str, state: LogState, baseline: Baseline
 ) -> str | None:
     """Return why an unfinished baseline is not usable any more; None: it is usable.
 
@@ -109,12 +100,12 @@ def why_unusable(
             return error.message
         if status.status != "FAILED":
             return None
-    return _why_not_exportable(table, log, baseline)
+    return _why_not_exportable(table, baseline)
 
 
-def _why_not_exportable(table: TableLake, log: CaptureLog, baseline: Baseline) -> str | None:
+def _why_not_exportable(table: TableLake, baseline: Baseline) -> str | None:
     """Why AWS cannot export the table as of the baseline's time; None: it can."""
-    if baseline.export_time_us > log.now_us() + _FARTHEST_US:
+    if baseline.export_time_us > table.log.now_us() + _FARTHEST_US:
         return "its export time is far in the future"
     backups = describe_backups(table.source, table.name)
     if backups.earliest is None:

@@ -116,7 +116,7 @@ def take_snapshot(
     baseline = None
     while baseline is None:
         baseline = resume_baseline(
-            table, described.table_id, log, state, shadow=shadow, context=context
+            table, described.table_id, state, shadow=shadow, context=context
         ) or _begin(table.lake, log, state, shadow)
     if baseline.export_arn is None:
         _wait_until(log, baseline.export_time_us, context)

@@ -249,7 +249,7 @@ class _HalfEmpty:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_half_of_all_pages_empty_is_complete_or_counted(bench: Bench, seed: int) -> None:
-    """As the log told it: behind which watermark did each change land?"""
+    """By the log: behind which watermark did each change land?"""
     pages, chance = _HalfEmpty(seed), random.Random(seed)
     written = 0
     for _ in range(60):
@@ -265,17 +265,17 @@ def test_half_of_all_pages_empty_is_complete_or_counted(bench: Bench, seed: int)
     bench.clock.advance(5)
     bench.capture()
     log = bench.log()
-    told, landed, late, wrong = LogState(), 0, 0, 0
+    replayed, landed, late, wrong = LogState(), 0, 0, 0
     for n in range(1, log.load().n + 1):
         entry = log._read_entry(log.paths.entry(n))
         for landing in entry.objects:
             rows = read_landing(log.store, landing.key)
             landed += len(rows)
-            behind = sum(row.write_time_us + SECOND <= told.watermark_us for row in rows)
+            behind = sum(row.write_time_us + SECOND <= replayed.watermark_us for row in rows)
             late, wrong = late + behind, wrong + (behind > 0)
-        told.apply(entry)
+        replayed.apply(entry)
     assert landed == written == len(bench.sim.records("orders"))
-    assert told.late.rows == late
+    assert replayed.late.rows == late
     print(f"seed {seed}: {wrong} of 60 captures were wrong, about {late} changes")
     assert wrong <= 2, f"seed {seed}"
 

@@ -192,12 +192,12 @@ def _fork(job: Job, aws: AwsSession, streams: DynamoDBStreams) -> dict[str, Any]
         _capture(job, aws, streams, lambda text: os.write(writing, f"{text}\n".encode()))
     os.close(writing)
     with os.fdopen(reading, encoding="utf-8") as pipe:
-        told = pipe.read().splitlines()
+        lines = pipe.read().splitlines()
     _, status = os.waitpid(pid, 0)
     return {
         "killed": os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL,
-        "steps": [line[1:] for line in told if line.startswith("+")],
-        "error": "\n".join(line[1:] for line in told if line.startswith("!")),
+        "steps": [line[1:] for line in lines if line.startswith("+")],
+        "error": "\n".join(line[1:] for line in lines if line.startswith("!")),
     }
 
 
@@ -410,8 +410,8 @@ def check_items(scene: Scene, rows: list[dict[str, Any]]) -> None:
     """Events without images and the items read for them: together they are the table."""
     events = [row["event_id"] for row in rows if row["transport"] != "read"]
     assert sorted(events) == sorted(r.event_id for r in scene.sim.records(scene.table))
-    told = [row for row in rows if row["op"] == "D" or row["new_image"] is not None]
-    changes = (KeyedChange(row["keys"], row["order_key"], row["new_image"]) for row in told)
+    whole = [row for row in rows if row["op"] == "D" or row["new_image"] is not None]
+    changes = (KeyedChange(row["keys"], row["order_key"], row["new_image"]) for row in whole)
     there = [to_json(canonical_item(item)) for item in scene.sim.items(scene.table)]
     assert sorted(items(fold({}, changes)).values()) == sorted(there)
 

@@ -59,8 +59,8 @@ def _address(process: "subprocess.Popen[str]", log: Path) -> str:
     for line in process.stdout or ():
         if line.startswith("LISTENING "):
             return line.split()[1]
-    told = log.read_text("utf-8", "replace").strip().splitlines()[-3:]
-    raise RuntimeError(f"the REST catalogue did not start: {' '.join(told) or 'no output'}")
+    last = log.read_text("utf-8", "replace").strip().splitlines()[-3:]
+    raise RuntimeError(f"the REST catalogue did not start: {' '.join(last) or 'no output'}")
 
 
 if __name__ == "__main__":

@@ -121,10 +121,12 @@ def _dynalite(port: int) -> list[str]:
 
 def _node() -> str:
     node = _program("node", f"Node.js {_NODE} or newer")
-    told = subprocess.run([node, "--version"], capture_output=True, text=True, check=False)
-    major = told.stdout.strip().removeprefix("v").partition(".")[0]
+    version = subprocess.run([node, "--version"], capture_output=True, text=True, check=False)
+    major = version.stdout.strip().removeprefix("v").partition(".")[0]
     if not major.isdecimal() or int(major) < _NODE:
-        raise Unavailable(f"`node` is {told.stdout.strip() or 'broken'}: it needs {_NODE} or newer")
+        raise Unavailable(
+            f"`node` is {version.stdout.strip() or 'broken'}: it needs {_NODE} or newer"
+        )
     return node
 
 
@@ -195,8 +197,8 @@ def _run(
     except subprocess.TimeoutExpired:
         raise Unavailable(f"{command[0]} did not end within {seconds:.0f} s") from None
     if done.returncode:
-        told = done.stderr.strip().splitlines() or ["no message"]
-        wanted = [line for line in told if "error" in line.lower()] or told[-1:]
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        wanted = [line for line in lines if "error" in line.lower()] or lines[-1:]
         raise Unavailable(f"{command[0]} failed: {wanted[0]}")
 
 
@@ -211,8 +213,8 @@ def _await(name: str, endpoint_url: str, process: subprocess.Popen[bytes], log: 
             return
         except (BotoCoreError, ClientError):
             time.sleep(0.2)
-    told = log.read_text("utf-8", "replace").strip().splitlines()[-3:]
-    raise RuntimeError(f"{name} did not start: {' '.join(told) or 'no output'}")
+    last = log.read_text("utf-8", "replace").strip().splitlines()[-3:]
+    raise RuntimeError(f"{name} did not start: {' '.join(last) or 'no output'}")
 
 
 def _free_port() -> int:

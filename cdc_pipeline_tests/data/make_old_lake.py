@@ -101,8 +101,8 @@ def make(archive: Path) -> None:
         _write_unread(world)
         frozen["source.json"] = _json({name: _source(world, name) for name in TABLES})
         # Time goes on behind the last write.
-        told = {"account": ACCOUNT, "ended_us": control(world.endpoint_url)["now_micros"]}
-        frozen["about.json"] = _json(told)
+        about = {"account": ACCOUNT, "ended_us": control(world.endpoint_url)["now_micros"]}
+        frozen["about.json"] = _json(about)
     with tarfile.open(archive, "w:xz") as tar:
         for name, data in sorted(frozen.items()):
             member = tarfile.TarInfo(name)

@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from cdc_pipeline.sandbox.export_options import ExportOptions
 from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline_tests.e2e.world import World, make_world
 
 
 @pytest.fixture(scope="session")
 def sandbox() -> Iterator[SandboxProcess]:
-    with SandboxProcess(ttl_interval_seconds=0.2, export_delay_seconds=0.1) as process:
+    with SandboxProcess(
+        ttl_interval_seconds=0.2, exports=ExportOptions(delay_seconds=0.1)
+    ) as process:
         yield process
 
 

@@ -8,23 +8,23 @@ from botocore.client import BaseClient
 
 def filter_exports(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every export is described as a filtered one."""
-    told = {"FilterExpression": "attribute_exists(v)"}
-    _add(monkeypatch, "DescribeExport", "ExportDescription", {"FilterSpecification": told})
+    specification = {"FilterExpression": "attribute_exists(v)"}
+    _add(monkeypatch, "DescribeExport", "ExportDescription", {"FilterSpecification": specification})
 
 
 def make_global(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every table is described as one that is also in eu-west-1."""
-    told = [{"RegionName": region} for region in ("us-east-1", "eu-west-1")]
-    _add(monkeypatch, "DescribeTable", "Table", {"Replicas": told})
+    replicas = [{"RegionName": region} for region in ("us-east-1", "eu-west-1")]
+    _add(monkeypatch, "DescribeTable", "Table", {"Replicas": replicas})
 
 
-def _add(monkeypatch: pytest.MonkeyPatch, wanted: str, part: str, told: dict[str, Any]) -> None:
+def _add(monkeypatch: pytest.MonkeyPatch, wanted: str, part: str, more: dict[str, Any]) -> None:
     call = BaseClient._make_api_call
 
     def answer(client: Any, operation: str, arguments: dict[str, Any]) -> Any:
         found = call(client, operation, arguments)
         if operation == wanted:
-            found[part] |= told
+            found[part] |= more
         return found
 
     monkeypatch.setattr(BaseClient, "_make_api_call", answer)

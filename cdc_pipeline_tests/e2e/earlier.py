@@ -1,15 +1,13 @@
 """A sandbox at an earlier time, with tables that it did not make itself; run as a module."""
 
-import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from cdc_pipeline.sandbox import __main__ as sandbox
 from cdc_pipeline.sandbox.aws import server
 from cdc_pipeline.sandbox.aws.dynamodb import journal
-from cdc_pipeline.sandbox.process import SandboxProcess, child_environment
+from cdc_pipeline.sandbox.process import SandboxProcess
 
 
 class EarlierSandbox(SandboxProcess):
@@ -21,22 +19,7 @@ class EarlierSandbox(SandboxProcess):
     and stream), and the `records` of that stream.
     """
 
-    def _spawn(self, ready_file: Path, log_file: Path) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "cdc_pipeline_tests.e2e.earlier"]
-        command += ["--port", str(self._port), "--ready-file", str(ready_file)]
-        command += ["--ttl-interval", str(self._ttl_interval_seconds)]
-        for name, seconds in self._export_options.items():
-            command += [name, str(seconds)]
-        command += ["--until-eof"]
-        with log_file.open("ab") as log:
-            return subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env=child_environment(),
-            )
+    module = "cdc_pipeline_tests.e2e.earlier"
 
 
 class _Earlier(server._Sandbox):
@@ -54,13 +37,13 @@ class _Earlier(server._Sandbox):
         journal.time = Behind  # type: ignore[assignment]
         self._clock._last = 0  # it ticked once when it was made
 
-    def _adopt(self, told: dict[str, Any]) -> None:
+    def _adopt(self, table: dict[str, Any]) -> None:
         from ministack.core.responses import request_scope
 
         dynamodb = self._emulator.dynamodb
-        with request_scope(told["account"], "us-east-1"):
-            dynamodb._tables[told["name"]].update(told["attributes"])
-            dynamodb._stream_records[told["name"]] = told["records"]
+        with request_scope(table["account"], "us-east-1"):
+            dynamodb._tables[table["name"]].update(table["attributes"])
+            dynamodb._stream_records[table["name"]] = table["records"]
 
 
 if __name__ == "__main__":

@@ -40,17 +40,11 @@ from cdc_pipeline.settings.load import parse_settings
 from cdc_pipeline.settings.table import Table
 from cdc_pipeline.snapshot.snapshot import take_snapshot
 from cdc_pipeline.transform.shred import typed_schema
-from cdc_pipeline_tests.capture.shards.test_stories import (
-    MARGIN,
-    Behaviour,
-    Killed,
-    ReusedSimulator,
-    Step,
-    is_in,
-)
+from cdc_pipeline_tests.capture.shards.test_stories import Behaviour, ReusedSimulator, is_in
 from cdc_pipeline_tests.simulators import faults
 from cdc_pipeline_tests.simulators.clock import SimulatedClock, WrongClock
 from cdc_pipeline_tests.simulators.exports import ExportsSimulator
+from cdc_pipeline_tests.story_frame import MARGIN, ChangeHook, Killed, Step, StoryWorld
 
 MARGIN_US = MARGIN * 1_000_000
 SECOND_US = 1_000_000
@@ -70,49 +64,31 @@ class ReusedExports(ExportsSimulator, ReusedSimulator):
         return clock
 
 
-@dataclass
-class Hooks:
-    """Kills a run at its change number `at` of the lake, before it or behind it."""
-
-    at: int = -1
-    after: bool = False
-    count: int = 0
-
-    def change(self, do: Callable[[], Any]) -> Any:
-        number, self.count = self.count, self.count + 1
-        if number == self.at and not self.after:
-            raise Killed
-        done = do()
-        if number == self.at:
-            raise Killed
-        return done
-
-
 class HookedStore(LocalStore):
-    """A folder whose every change is one of `hooks`."""
+    """A folder whose every change is one of `hook`."""
 
-    def __init__(self, root: Path, hooks: Hooks) -> None:
+    def __init__(self, root: Path, hook: ChangeHook) -> None:
         super().__init__(root)
-        self.hooks = hooks
+        self.hook = hook
 
     def write(self, key: str, data: bytes) -> None:
-        self.hooks.change(lambda: super(HookedStore, self).write(key, data))
+        self.hook.change(lambda: super(HookedStore, self).write(key, data))
 
     def create(self, key: str, data: bytes) -> bool:
-        return self.hooks.change(lambda: super(HookedStore, self).create(key, data))
+        return self.hook.change(lambda: super(HookedStore, self).create(key, data))
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
-            self.hooks.change(lambda key=key: super(HookedStore, self).delete([key]))
+            self.hook.change(lambda key=key: super(HookedStore, self).delete([key]))
 
 
 class HookedTables(Tables):
     """Iceberg tables whose every commit is a change, too."""
 
-    hooks: Hooks
+    hook: ChangeHook
 
     def _commit(self, table: IcebergTable, change: Callable[[Any], None]) -> IcebergTable:
-        return self.hooks.change(lambda: super(HookedTables, self)._commit(table, change))
+        return self.hook.change(lambda: super(HookedTables, self)._commit(table, change))
 
 
 class StoryTable(TableLake):
@@ -129,11 +105,11 @@ class StoryTable(TableLake):
 class StoryLake(Lake):
     """The lake as one process opens it, on a machine with a clock of its own."""
 
-    def __init__(self, world: "ExportsWorld", hooks: Hooks) -> None:
+    def __init__(self, world: "ExportsWorld", hook: ChangeHook) -> None:
         settings = parse_settings(world.settings, world.folder / "settings.yaml")
-        store = HookedStore(settings.lake_folder, hooks)
+        store = HookedStore(settings.lake_folder, hook)
         super().__init__(settings, world.aws, store)
-        self.local, self._hooks = world.local, hooks
+        self.local, self._hook = world.local, hook
 
     def table(self, settings: Table) -> TableLake:
         return StoryTable(self, settings)
@@ -142,14 +118,15 @@ class StoryLake(Lake):
     def iceberg(self) -> Tables:
         catalog = open_catalog(self.settings, self.aws, self.store)
         tables = HookedTables(catalog, self.database, self.store)
-        tables.hooks = self._hooks
+        tables.hook = self._hook
         return tables
 
 
 @dataclass
-class ExportsWorld:
+class ExportsWorld(StoryWorld):
     """A table and its lake while a story is told; to be closed."""
 
+    keys = 5
     sim: ReusedExports
     aws: AwsSession
     how: Behaviour
@@ -179,7 +156,7 @@ class ExportsWorld:
         self.clock = self.sim.begin(self.how)
         self.local = WrongClock(self.clock)
         self.on = True
-        self.lake = StoryLake(self, Hooks())
+        self.lake = StoryLake(self, ChangeHook())
         self.table = self.lake.settings.tables[0]
         self.write(0, 0)
         assert self.attempt("capture") is None
@@ -198,22 +175,6 @@ class ExportsWorld:
 
     def tell(self, step: Step) -> None:
         match step:
-            case ("write", what):
-                for number in what:
-                    self.write(number % 5, number // 5)
-            case ("rotate", which) if self.on:
-                shards = self.sim.open_shards("orders")
-                self.sim.rotate("orders", shards[which % len(shards)])
-            case ("advance" | "pause", seconds):
-                self.clock.advance(seconds)
-            case ("clock", error):
-                self.local.error = error
-            case ("off",) if self.on:
-                self.sim.disable_stream("orders")
-                self.on = False
-            case ("on",) if not self.on:
-                self.sim.enable_stream("orders", shards=self.how.shards)
-                self.on = True
             case ("recreate",) if self.on:
                 self.clock.advance(0.001)
                 self.sim.recreate_table("orders")
@@ -229,7 +190,9 @@ class ExportsWorld:
             case ("run", name, None):
                 self.attempt(name)
             case ("run", name, (at, after)):
-                self.attempt(name, Hooks(at, after))
+                self.attempt(name, ChangeHook(at, after))
+            case _:
+                super().tell(step)
 
     def write(self, key: int, what: int) -> None:
         self.clock.advance(0.001)
@@ -256,9 +219,9 @@ class ExportsWorld:
 
     # ---------------------------------------------------------------------------- runs
 
-    def attempt(self, name: str, hooks: Hooks | None = None) -> str | None:
+    def attempt(self, name: str, hook: ChangeHook | None = None) -> str | None:
         """A run that may fail or be killed; what is said then must be true. The error's name."""
-        lake = StoryLake(self, hooks or Hooks())
+        lake = StoryLake(self, hook or ChangeHook())
         self.sleeps = 0
         failed = None
         try:

@@ -222,14 +222,14 @@ def _fork(lake: Any, job: dict[str, Any]) -> Outcome:
             os._exit(code)
     os.close(writing)
     with os.fdopen(reading, encoding="utf-8") as pipe:
-        told = pipe.read().splitlines()
+        lines = pipe.read().splitlines()
     _, status = os.waitpid(pid, 0)
     killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
     return Outcome(
         signal=killed,
         code=os.WEXITSTATUS(status) if killed is None else 0,
-        operations=[line[1:] for line in told if line.startswith("+")],
-        error="\n".join(line[1:] for line in told if line.startswith("!")),
+        operations=[line[1:] for line in lines if line.startswith("+")],
+        error="\n".join(line[1:] for line in lines if line.startswith("!")),
     )
 
 

@@ -91,13 +91,13 @@ class OldLake:
 
     def make_table(self, world: World, name: str, *, same: bool) -> None:
         """A table with the old one's items; `same`: it is that one, by its id and its stream."""
-        told = self.source[name]
+        frozen = self.source[name]
         world.make_table(name, view=None if same else "NEW_AND_OLD_IMAGES", recovery=False)
-        for item in told["items"]:
+        for item in frozen["items"]:
             world.dynamodb.put_item(TableName=name, Item=native(item))
         if same:
-            attributes = {key: told["table"][key] for key in _OF_THE_TABLE}
-            adopted = {"attributes": attributes, "records": told["records"]}
+            attributes = {key: frozen["table"][key] for key in _OF_THE_TABLE}
+            adopted = {"attributes": attributes, "records": frozen["records"]}
             control(world.endpoint_url, adopt={"account": self.account, "name": name, **adopted})
         world.dynamodb.update_continuous_backups(
             TableName=name,

@@ -228,9 +228,9 @@ def test_failures_in_a_row_are_told_once_and_so_is_their_end(
     for number in range(3):
         assert not deployment.run_job("capture").success
         cursor = deployment.tick("run_failure_alarm", cursor).cursor
-        told = webhook.take()
-        assert len(told) == (number == 0)
-        for text in told:
+        messages = webhook.take()
+        assert len(messages) == (number == 0)
+        for text in messages:
             assert text.startswith("*cdc_pipeline: a run of capture orders failed*\n")
             assert "customers" not in text
     webhook.status = 500

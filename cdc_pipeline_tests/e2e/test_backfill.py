@@ -151,8 +151,8 @@ def story(
     set_log_clock(monkeypatch, now)
     world.make_table("orders")
     world.configure("orders", export={**EXPORT, "bucket": world.bucket})
-    told = Story(world, quick)
-    return told
+    story = Story(world, quick)
+    return story
 
 
 def _tell(story: Story) -> list[date]:

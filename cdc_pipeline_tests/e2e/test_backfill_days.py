@@ -160,8 +160,8 @@ def test_many_days_through_the_api_and_again(
     assert rows == [((DAYS - 1) * ROWS,) * 2]
     with capsys.disabled():
         for path in assets:
-            told = f"{first[path]:.0f} s, again {again[path]:.0f} s"
-            print(f"\n{DAYS} days of {'/'.join(path)}, {ROWS} rows each: {told}", end="")
+            durations = f"{first[path]:.0f} s, again {again[path]:.0f} s"
+            print(f"\n{DAYS} days of {'/'.join(path)}, {ROWS} rows each: {durations}", end="")
 
 
 def _content(world: World) -> list[list[tuple[Any, ...]]]:

@@ -234,8 +234,8 @@ def test_a_baseline_of_a_global_table_says_so(
     assert "global_table" not in metadata(result, table, "pitr_export")
     make_global(monkeypatch)
     result = deployment.materialize(table, "pitr_export")
-    told = metadata(result, table, "pitr_export")["global_table"]
-    assert told.startswith("global, with eu-west-1: of changes made there, history may lack")
+    note = metadata(result, table, "pitr_export")["global_table"]
+    assert note.startswith("global, with eu-west-1: of changes made there, history may lack")
 
 
 def test_every_asset_materialises_and_tells_numbers(
@@ -244,25 +244,25 @@ def test_every_asset_materialises_and_tells_numbers(
     _, results = shop
     assert [label for label, result in results.items() if not result.success] == []
     for name, items in (("orders", ORDERS), ("customers", CUSTOMERS)):
-        told = {
+        reported = {
             asset: metadata(results[f"{name}/{asset}"], name, asset)
             for asset in ("pitr_export", "raw_stream", "cdc", "current_state")
         }
-        assert told["pitr_export"]["dagster/row_count"] == items
-        assert told["pitr_export"]["files"] >= 1
-        assert told["pitr_export"]["bytes"] > 0
-        assert told["raw_stream"]["dagster/partition_row_count"] == items
-        assert told["raw_stream"]["rows_landed"] == items
-        assert told["raw_stream"]["lag_seconds"] >= 0
-        assert told["raw_stream"]["unreadable"] == 0
-        assert told["cdc"]["dagster/partition_row_count"] == items
-        assert told["cdc"]["duplicates_removed"] == 0
-        assert told["current_state"]["dagster/row_count"] == items
-        assert told["current_state"]["changes_folded"] == items
-        assert told["current_state"]["lag_seconds"] >= 0
-        columns = told["current_state"]["dagster/column_schema"].columns
+        assert reported["pitr_export"]["dagster/row_count"] == items
+        assert reported["pitr_export"]["files"] >= 1
+        assert reported["pitr_export"]["bytes"] > 0
+        assert reported["raw_stream"]["dagster/partition_row_count"] == items
+        assert reported["raw_stream"]["rows_landed"] == items
+        assert reported["raw_stream"]["lag_seconds"] >= 0
+        assert reported["raw_stream"]["unreadable"] == 0
+        assert reported["cdc"]["dagster/partition_row_count"] == items
+        assert reported["cdc"]["duplicates_removed"] == 0
+        assert reported["current_state"]["dagster/row_count"] == items
+        assert reported["current_state"]["changes_folded"] == items
+        assert reported["current_state"]["lag_seconds"] >= 0
+        columns = reported["current_state"]["dagster/column_schema"].columns
         assert {"_key", "_item", "customer_id"} <= {column.name for column in columns}
-        assert all(asset["seconds"] >= 0 for asset in told.values())
+        assert all(asset["seconds"] >= 0 for asset in reported.values())
         checks = results[f"{name}/raw_stream"].get_asset_check_evaluations()
         assert checks
         assert all(check.passed for check in checks)
@@ -291,9 +291,9 @@ def test_a_backfill_of_five_days_is_one_run(shop: tuple[Deployment, dict[str, An
         },
     )
     assert result.success
-    told = {str(m.partition): m.metadata for m in materializations(result)}
-    assert sorted(told) == days
-    counts = [told[day]["dagster/partition_row_count"].value for day in days]
+    reported = {str(m.partition): m.metadata for m in materializations(result)}
+    assert sorted(reported) == days
+    counts = [reported[day]["dagster/partition_row_count"].value for day in days]
     assert counts == [0, 0, 0, 0, ORDERS]
     assert made.world.rows("SELECT count(*) FROM orders.cdc", "orders") == before
 
@@ -327,8 +327,8 @@ def test_days_that_nothing_covers_do_not_stop_the_others(
     said = failure(result)
     for day in days[:2]:
         assert f"{table}/raw_stream {day}: nothing covers {day}" in said
-    told = {str(m.partition): m.metadata for m in materializations(result)}
-    rows = {day: m["dagster/partition_row_count"].value for day, m in told.items()}
+    reported = {str(m.partition): m.metadata for m in materializations(result)}
+    rows = {day: m["dagster/partition_row_count"].value for day, m in reported.items()}
     assert rows == {days[2].isoformat(): 0, days[3].isoformat(): 1}
 
 

@@ -60,8 +60,8 @@ def started_captures(instance: dg.DagsterInstance) -> dict[str, int]:
     runs = instance.get_runs(dg.RunsFilter(job_name="capture", statuses=STARTED))
     found = {}
     for run in runs:
-        told = " ".join(entry.message for entry in instance.all_logs(run.run_id))
-        if pid := re.search(r"Started process for run \(pid: (\d+)\)", told):
+        messages = " ".join(entry.message for entry in instance.all_logs(run.run_id))
+        if pid := re.search(r"Started process for run \(pid: (\d+)\)", messages):
             found[run.run_id] = int(pid[1])
     return found
 

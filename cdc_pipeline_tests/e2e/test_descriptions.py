@@ -14,8 +14,9 @@ from cdc_pipeline.reconcile import reconcile
 from cdc_pipeline.reconcile.full_difference import FullDifference
 from cdc_pipeline.snapshot.snapshot import take_snapshot
 from cdc_pipeline_tests.capture.shards.test_stories import Behaviour
-from cdc_pipeline_tests.e2e.exports_scenario import ExportsWorld, Hooks, ReusedExports, StoryLake
+from cdc_pipeline_tests.e2e.exports_scenario import ExportsWorld, ReusedExports, StoryLake
 from cdc_pipeline_tests.simulators.clients import session, use
+from cdc_pipeline_tests.story_frame import ChangeHook
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def described(world: ExportsWorld) -> int:
 
 def test_a_snapshot_of_a_table_without_capture_describes_it_once(world: ExportsWorld) -> None:
     world.settings["lake"] = str(world.folder / "another lake")
-    lake = StoryLake(world, Hooks())
+    lake = StoryLake(world, ChangeHook())
     take_snapshot(lake.table(world.table), context=RunContext(sleep=world.sleep))
     assert described(world) == 1
 
@@ -70,6 +71,9 @@ def test_a_snapshot_of_a_table_without_capture_describes_it_once(world: ExportsW
 def test_a_reconciliation_by_a_sample_describes_the_table_once(
     world: ExportsWorld, captures: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    keys = [{"pk": item["pk"]} for item in world.sim.items("orders")]
+    # The simulator has no projections.
+    monkeypatch.setattr("cdc_pipeline.reconcile.sample.scan_some", lambda *_: iter(keys))
     monkeypatch.setattr("cdc_pipeline.commands.reconcile.open_lake", lambda: world.lake)
     result = CliRunner().invoke(main, ["reconcile", "orders", "--sample", "3"])
     assert result.exit_code == 0, result.output

@@ -54,8 +54,8 @@ def test_no_tick_fails(address: str) -> None:
     assert not failed_ticks(address)
     alarms = [tick["skipReason"] for tick in states["alarm_sensor"]["ticks"]]
     # Some orders have a discount of another type, on purpose; the first publication shows that.
-    told = {"every check passes", "failing: orders/current_state type_conflicts", None}
-    assert set(alarms) <= told, alarms
+    expected = {"every check passes", "failing: orders/current_state type_conflicts", None}
+    assert set(alarms) <= expected, alarms
 
 
 def test_no_run_fails(address: str) -> None:

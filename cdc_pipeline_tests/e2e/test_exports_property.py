@@ -3,37 +3,42 @@
 Writes, runs that fail or are killed, wrong clocks, outages, exports that fail or are damaged,
 tables recreated, recovery and stream off and on, long pauses: whatever was published meanwhile was
 true, and in the end a few plain reruns make `current_state`, `history` and `cdc` what they must be.
-
-A story is a list of steps in plain data, so that one that failed can be kept as it was printed
-(`FOUND`). `CDC_PIPELINE_STORIES=2000` tells that many new ones, not the same ones as always.
 """
 
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, Phase, event, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from cdc_pipeline.aws.client.session import AwsSession
-from cdc_pipeline_tests.capture.shards.test_stories import HOUR, LONG, Behaviour, Step, behaviours
+from cdc_pipeline_tests.capture.shards.test_stories import Behaviour, behaviours
 from cdc_pipeline_tests.e2e.exports_scenario import ExportsWorld, ReusedExports
-from cdc_pipeline_tests.simulators.clients import session, use
+from cdc_pipeline_tests.simulators.clients import session
+from cdc_pipeline_tests.story_frame import (
+    CLOCK,
+    DAY,
+    HOUR,
+    MARKS,
+    NEARLY_A_DAY,
+    Step,
+    shared_simulator,
+    steps_of,
+    story_settings,
+    tell_story,
+)
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(0 if LONG else 900)]
-
-DAY = 24 * HOUR
+pytestmark = MARKS
 
 # ----------------------------------------------------------------------------------- stories
 
 _writes = st.tuples(st.just("write"), st.lists(st.integers(0, 29), min_size=1, max_size=6))
-_nearly_a_day = st.integers(DAY - 1200, DAY + 600).map(lambda s: s - s % 30)
 _time = st.tuples(
     st.just("advance"),
     st.sampled_from([1, 30, 6 * 60, 16 * 60, HOUR, 4 * HOUR, 13 * HOUR, 25 * HOUR, 49 * HOUR])
-    | _nearly_a_day,
+    | NEARLY_A_DAY,
 )
 _pause = st.just(("pause", 40 * DAY))
-_clock = st.tuples(st.just("clock"), st.sampled_from([-300, -60, -5, -0.5, 0, 0.5, 5, 60, 300]))
 _recovery = st.tuples(st.just("recovery"), st.booleans())
 _stream = st.sampled_from([("off",), ("on",), ("off",), ("on",), ("recreate",)])
 _SPOILT = ["fail", "flip", "cut", "gone", "filter"]
@@ -62,30 +67,30 @@ _run = _runs("capture", "capture", "publish", "publish", "heal", "heal", "snapsh
 _capture, _export = _runs("capture"), _runs("snapshot", "heal")
 _rotate = st.tuples(st.just("rotate"), st.integers(0, 3))
 _during = st.tuples(
-    st.just("during"), st.one_of(_writes, _writes, _capture, _clock, _stream, _recovery, _time)
+    st.just("during"), st.one_of(_writes, _writes, _capture, CLOCK, _stream, _recovery, _time)
 )
 _change_of_world = st.one_of(
     _recovery, st.just(("recreate",)), st.just(("off",)), st.just(("vanish",)), _pause
 )
 _steps = st.one_of(
-    _writes, _writes, _time, _clock, _stream, _recovery, _spoil, _rotate, _run, _run, _run
+    _writes, _writes, _time, CLOCK, _stream, _recovery, _spoil, _rotate, _run, _run, _run
 )
 _done = [("run", name, None) for name in ("capture", "publish")]
 _captured = st.just(("run", "capture", None))
 _outage = st.tuples(
-    st.just("advance"), st.sampled_from([25 * HOUR, 49 * HOUR]) | _nearly_a_day | _nearly_a_day
+    st.just("advance"), st.sampled_from([25 * HOUR, 49 * HOUR]) | NEARLY_A_DAY | NEARLY_A_DAY
 )
 _fast = st.tuples(st.just("clock"), st.sampled_from([5, 60, 300]))
 _slow = st.tuples(st.just("clock"), st.sampled_from([-5, -60, -300]))
 _just_a_day = st.tuples(st.just("advance"), st.integers(DAY, DAY + 300))
 _chapters = st.one_of(
     *[st.tuples(_steps)] * 4,
-    *[st.tuples(_clock, _writes, _captured, _writes, _outage, _writes, _capture, _export)] * 2,
+    *[st.tuples(CLOCK, _writes, _captured, _writes, _outage, _writes, _capture, _export)] * 2,
     st.tuples(_fast, _writes, _captured, _writes, _just_a_day, _slow, _writes, _capture, _export),
-    st.tuples(_clock, _writes, _captured, _clock, _writes, _outage, _clock, _writes, _capture),
+    st.tuples(CLOCK, _writes, _captured, CLOCK, _writes, _outage, CLOCK, _writes, _capture),
     st.tuples(_writes, _outage, _writes, _captured, _killed("heal"), _change_of_world, _capture),
     st.tuples(st.just(("off",)), _writes, _time, st.just(("on",)), _writes, _capture, _export),
-    st.tuples(_clock, _during, _during, _export, _clock, _capture),
+    st.tuples(CLOCK, _during, _during, _export, CLOCK, _capture),
     st.tuples(_spoil, _export, _export),
     st.tuples(_writes, _killed("snapshot"), _change_of_world, _writes, _capture, _export),
     st.tuples(_writes, _pause, _writes, _capture, _export),
@@ -102,19 +107,15 @@ _bootstrap: tuple[Step, ...] = (
 stories = st.tuples(
     st.sampled_from([(), _bootstrap, _bootstrap, _bootstrap]),
     st.lists(_chapters, min_size=2, max_size=7),
-).map(lambda parts: [*parts[0], *(step for chapter in parts[1] for step in chapter)])
+).map(lambda parts: [*parts[0], *steps_of(parts[1])])
 
 # ------------------------------------------------------------------------------------- tests
 
 
 @pytest.fixture(scope="module")
 def sim() -> Iterator[ReusedExports]:
-    with ReusedExports() as simulator, pytest.MonkeyPatch.context() as patch:
-        use(simulator, patch)
-        # Thousands of stories share one client, and its budget of retries would run out.
-        patch.setattr("botocore.retries.quota.RetryQuota.acquire", lambda *_: True)
-        patch.setattr("cdc_pipeline.aws.shards._RETRY_SECONDS", 0)
-        patch.setattr("cdc_pipeline.capture.shards.drain._FLUSH_WAIT_SECONDS", 0.002)
+    simulator = ReusedExports()
+    with shared_simulator(simulator) as patch:
         # A story with many pauses of 40 days ends after today.
         patch.setattr("cdc_pipeline.core.changes.write_times.clock", lambda: 4e9)
         yield simulator
@@ -127,14 +128,7 @@ def aws(sim: ReusedExports) -> AwsSession:
 
 def tell(sim: ReusedExports, aws: AwsSession, how: Behaviour, story: list[Step]) -> dict[str, int]:
     """Tell a story to its end and check it; how its runs ended."""
-    world = ExportsWorld(sim, aws, how)
-    try:
-        for step in story:
-            world.tell(step)
-        world.settle()
-    finally:
-        world.close()
-    return world.outcomes
+    return tell_story(ExportsWorld(sim, aws, how), story)
 
 
 FOUND: dict[str, list[Step]] = {
@@ -185,14 +179,7 @@ FOUND: dict[str, list[Step]] = {
 """Stories that failed once, or that a careless change would fail."""
 
 
-@settings(
-    max_examples=LONG // 10 or 8,
-    derandomize=not LONG,
-    print_blob=True,
-    report_multiple_bugs=False,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
+@story_settings(tenths=1, usual=8, shrinks=False)
 @given(how=behaviours, story=stories)
 def test_any_story_ends_in_a_lake_that_is_the_table(
     sim: ReusedExports, aws: AwsSession, how: Behaviour, story: list[Step]

@@ -31,14 +31,14 @@ def _in_glue(world: World, name: str) -> dict[str, Any]:
 
 def _assert_newest(world: World, name: str, versions: set[str]) -> None:
     """Glue names the metadata of the newest snapshot, and another one than before."""
-    table, told = world.lake().iceberg.load(name), _in_glue(world, name)
+    table, in_glue = world.lake().iceberg.load(name), _in_glue(world, name)
     assert table is not None
-    assert told["TableType"] == "EXTERNAL_TABLE"
-    assert told["Parameters"]["table_type"] == "ICEBERG"
-    assert told["Parameters"]["metadata_location"] == table.metadata_location
+    assert in_glue["TableType"] == "EXTERNAL_TABLE"
+    assert in_glue["Parameters"]["table_type"] == "ICEBERG"
+    assert in_glue["Parameters"]["metadata_location"] == table.metadata_location
     assert table.metadata_location not in versions
-    assert not told.get("PartitionKeys")
-    assert "_key" in {c["Name"] for c in told["StorageDescriptor"]["Columns"]} or "cdc" in name
+    assert not in_glue.get("PartitionKeys")
+    assert "_key" in {c["Name"] for c in in_glue["StorageDescriptor"]["Columns"]} or "cdc" in name
     versions.add(table.metadata_location)
 
 
@@ -103,8 +103,8 @@ def test_new_columns_and_projection_on_the_local_glue(
     (after,) = world.client("glue").get_partitions(DatabaseName="cdc", TableName=where)[
         "Partitions"
     ]
-    for told in (after, _in_glue(world, where)):
-        assert told["StorageDescriptor"]["Columns"][-1]["Name"] == "colour"
+    for in_glue in (after, _in_glue(world, where)):
+        assert in_glue["StorageDescriptor"]["Columns"][-1]["Name"] == "colour"
     assert after["Values"] == before["Values"]
     assert after["StorageDescriptor"]["Location"] == before["StorageDescriptor"]["Location"]
 

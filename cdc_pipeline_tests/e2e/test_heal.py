@@ -307,11 +307,11 @@ def test_time_travel_says_where_a_heal_knows_only_the_end(world: World) -> None:
     world.capture("orders")
     gap = next(iter(world.table_lake("orders").log.load().gaps.values()))
     inside = parse_moment(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(gap.to_us // 10**6)))
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         connect_lake(world.lake(), ["orders"], as_of=inside).close()
     # So close to the first export there may be another one about that.
-    assert any("is in a gap that was healed" in str(warning.message) for warning in told)
+    assert any("is in a gap that was healed" in str(warning.message) for warning in caught)
 
 
 def test_history_and_ledger_say_where_only_the_end_is_known(world: World) -> None:

@@ -24,6 +24,7 @@ from cdc_pipeline.lake.storage.log import CaptureLog
 from cdc_pipeline.lake.upkeep.maintenance import maintain_table
 from cdc_pipeline.reconcile.compare import compare_with_source
 from cdc_pipeline.reconcile.reconcile import reconcile_full, reconcile_sample
+from cdc_pipeline.sandbox.export_options import ExportOptions
 from cdc_pipeline.transform.aggregates import load_aggregates
 from cdc_pipeline_tests.data.make_old_lake import EVERYTHING, TABLES, VICTIM, rows_of
 from cdc_pipeline_tests.e2e.earlier import EarlierSandbox
@@ -48,9 +49,7 @@ def world(old: OldLake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     """The old lake in a sandbox of its own, whose clock may be moved. It has no tables yet."""
     with EarlierSandbox(
         ttl_interval_seconds=0.2,
-        export_delay_seconds=0.05,
-        least_window_seconds=1,
-        restorable_lag_seconds=0,
+        exports=ExportOptions(delay_seconds=0.05, least_window_seconds=1, restorable_lag_seconds=0),
     ) as sandbox:
         yield old.put_back(sandbox.endpoint_url, tmp_path, monkeypatch)
 
@@ -188,18 +187,18 @@ def _assert_same_views(old: OldLake, world: World) -> None:
     """Every view of the old version is there with its columns and its rows."""
     assert len(old.views) == 13
     with connect_lake(world.lake()) as connection:
-        for view, told in old.views.items():
+        for view, stored in old.views.items():
             quoted = ".".join(map(identifier, view.split(".")))
-            assert rows_of(connection, quoted, told["columns"]) == told["rows"], view
+            assert rows_of(connection, quoted, stored["columns"]) == stored["rows"], view
 
 
 def _assert_captured_kept(old: OldLake, world: World) -> None:
     """Days of cdc that were built anew have every captured change as it was."""
     with connect_lake(world.lake()) as connection:
         for name in TABLES:
-            told = old.views[f"{name}.cdc"]
-            rows = set(rows_of(connection, f"{name}.cdc", told["columns"]))
-            kept = {row for row in told["rows"] if json.loads(row)["transport"] != "export"}
+            stored = old.views[f"{name}.cdc"]
+            rows = set(rows_of(connection, f"{name}.cdc", stored["columns"]))
+            kept = {row for row in stored["rows"] if json.loads(row)["transport"] != "export"}
             assert kept
             assert kept <= rows
 

@@ -118,8 +118,8 @@ def test_each_red_has_its_fix_and_the_exit_code_tells(world: World) -> None:
     assert "complete_by_read: true" in str(found["keys_only", "stream"])
     result = run("--format", "json")
     assert result.exit_code == 1
-    told = json.loads(result.stdout)
-    assert (told["green"], [t["green"] for t in told["tables"]]) == (
+    report = json.loads(result.stdout)
+    assert (report["green"], [t["green"] for t in report["tables"]]) == (
         False,
         [True, False, False, False, False],
     )
@@ -197,8 +197,8 @@ def test_tables_that_aws_does_not_know_are_told_by_row(world: World, tmp_path: P
     assert "row 4: tables 'bare' and 'bare' have one safe name" in refused.stderr
     source.write_text("name,region,alias\nbare\nnowhere\nkeys_only\nbare,us-west-1,west\n")
     refused = CliRunner().invoke(main, arguments)
-    told = [line.split(":")[0].strip() for line in refused.stderr.splitlines()[1:-1]]
-    assert told == ["row 3", "row 5"]
+    rows = [line.split(":")[0].strip() for line in refused.stderr.splitlines()[1:-1]]
+    assert rows == ["row 3", "row 5"]
     assert "ResourceNotFoundException" in refused.stderr
     assert world.settings_path.read_text() == before
     source.write_text("bare\nkeys_only\n")

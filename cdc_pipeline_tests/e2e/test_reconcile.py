@@ -384,13 +384,13 @@ def test_catching_up_captures_when_that_can_prove_something(filled: World) -> No
     filled.configure(NAME, capture=_SLOW_LISTINGS)
     lake, table = filled.lake(), filled.table(NAME)
     before = lake.table(table).log.load()
-    told: list[str] = []
+    progress: list[str] = []
     until_us = lake.table(table).log.now_us()
-    state = capture_to(lake.table(table), until_us, context=RunContext(told.append))
+    state = capture_to(lake.table(table), until_us, context=RunContext(progress.append))
     assert state.watermark_us >= until_us
     assert state.n == before.n + 1
-    assert any("is needed: waiting, capturing in" in said for said in told), told
-    assert told[-1].endswith("is needed: capturing")
+    assert any("is needed: waiting, capturing in" in said for said in progress), progress
+    assert progress[-1].endswith("is needed: capturing")
 
 
 def test_catching_up_waits_for_what_another_capture_lands(
@@ -599,9 +599,9 @@ def cli(filled: World) -> Callable[..., Result]:
 def test_cli(filled: World, cli: Any) -> None:
     sound = cli("--json", "--sample", "9")
     assert sound.exit_code == 0, sound.output
-    told = json.loads(sound.stdout)
-    assert told["sound"]
-    assert told["compared"] >= 3
+    report = json.loads(sound.stdout)
+    assert report["sound"]
+    assert report["compared"] >= 3
     assert "read units" in sound.stderr
     assert cli("--repair").exit_code == 2
     before = filled.dynamodb.list_exports()["ExportSummaries"]
@@ -612,8 +612,8 @@ def test_cli(filled: World, cli: Any) -> None:
     _lose_in_the_lake(filled, "k6")
     found = cli("--json", "--full", "--yes")
     assert found.exit_code == 1
-    told = json.loads(found.stdout)
-    assert [d["kind"] for d in told["differences"]] == ["missing in the lake"]
+    report = json.loads(found.stdout)
+    assert [d["kind"] for d in report["differences"]] == ["missing in the lake"]
     assert "text of" not in found.output
 
 

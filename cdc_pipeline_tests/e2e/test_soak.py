@@ -23,6 +23,7 @@ from cdc_pipeline.lake.query.connection import connect_lake
 from cdc_pipeline.reconcile.compare import compare_with_source
 from cdc_pipeline.sandbox.demo.transports import start_traffic
 from cdc_pipeline.sandbox.demo.workspace import BUCKET, write_settings
+from cdc_pipeline.sandbox.export_options import ExportOptions
 from cdc_pipeline.sandbox.process import SandboxProcess, local_client
 from cdc_pipeline.settings.load import load_settings
 from cdc_pipeline_tests.e2e.ticks import failed_ticks
@@ -42,7 +43,8 @@ def test_killed_runs_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mo
     print(f"\nseed {_SEED}, {_SECONDS:g} s")
     chance = random.Random(_SEED)
     with SandboxProcess(
-        log_file=tmp_path / "sandbox.log", least_window_seconds=5, restorable_lag_seconds=0
+        log_file=tmp_path / "sandbox.log",
+        exports=ExportOptions(least_window_seconds=5, restorable_lag_seconds=0),
     ) as sandbox:
         enter(sandbox, write_settings(tmp_path, kind="s3", running=True), monkeypatch)
         client: Any = local_client("s3")
@@ -93,8 +95,8 @@ def _processes(instance: dg.DagsterInstance) -> Iterator[tuple[str, int]]:
     """Runs that are at work, with their processes."""
     started = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])
     for run in instance.get_runs(started):
-        told = " ".join(entry.message for entry in instance.all_logs(run.run_id))
-        found = re.search(r"Started process for run \(pid: (\d+)\)", told)
+        messages = " ".join(entry.message for entry in instance.all_logs(run.run_id))
+        found = re.search(r"Started process for run \(pid: (\d+)\)", messages)
         if found:
             assets = sorted(key.to_user_string() for key in run.asset_selection or ())
             yield ", ".join(assets) or run.job_name, int(found[1])

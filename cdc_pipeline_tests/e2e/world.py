@@ -26,6 +26,7 @@ from cdc_pipeline.lake.publish.staleness import Staleness
 from cdc_pipeline.lake.query.connection import connect_lake
 from cdc_pipeline.lake.state.base import handover_us
 from cdc_pipeline.reconcile.compare import compare_with_source
+from cdc_pipeline.sandbox.export_options import ExportOptions
 from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline.settings.load import PATH_VARIABLE, load_settings
 from cdc_pipeline.settings.table import Table
@@ -257,9 +258,7 @@ def quick_sandbox() -> SandboxProcess:
     """A sandbox with incremental exports of any window, and recovery up to the present."""
     return SandboxProcess(
         ttl_interval_seconds=0.2,
-        export_delay_seconds=0.05,
-        least_window_seconds=1,
-        restorable_lag_seconds=0,
+        exports=ExportOptions(delay_seconds=0.05, least_window_seconds=1, restorable_lag_seconds=0),
     )
 
 

@@ -99,14 +99,14 @@ def test_keys_are_allowed_where_there_is_one() -> None:
 
 def test_docs_list_what_roles_may_do() -> None:
     rows = re.findall(r"^\| `(\w+Role)` \| (.+?) \|", _DOCS.read_text("utf-8"), re.MULTILINE)
-    told: dict[str, set[str]] = {}
+    listed: dict[str, set[str]] = {}
     for role, actions in rows:
-        told.setdefault(role, set()).update(re.findall(r"`([a-z0-9]+:\w+)`", actions))
+        listed.setdefault(role, set()).update(re.findall(r"`([a-z0-9]+:\w+)`", actions))
     allowed = {
         role: {action for s in statements for action in _listed(s["Action"])}
         for role, statements in Stack(KmsKeyArn=KEY).roles().items()
     }
-    assert told == allowed
+    assert listed == allowed
 
 
 def _evaluated(prefix: str, error_type: str = "") -> str:
@@ -309,9 +309,9 @@ def test_commands_for_an_existing_table(
     assert (program, service) == ("aws", "dynamodb")
     assert command == xform_name(operation, "-")
     names = {f"--{xform_name(name, '-')}": name for name in shape.members}
-    told = dict(zip(options[::2], options[1::2], strict=True))
-    assert told.pop("--region") == REGION
-    found = {names[option]: _shorthand(value) for option, value in told.items()}
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    assert given.pop("--region") == REGION
+    found = {names[option]: _shorthand(value) for option, value in given.items()}
     assert found == {"TableName": "orders", **parameters}
     assert not ParamValidator().validate(found, shape).has_errors()
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from cdc_pipeline.sandbox.export_options import ExportOptions
 from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline_tests.sandbox.clients import Aws, connect
 
@@ -13,7 +14,9 @@ _numbers = itertools.count(1)
 
 @pytest.fixture(scope="session")
 def sandbox() -> Iterator[SandboxProcess]:
-    with SandboxProcess(ttl_interval_seconds=0.2, export_delay_seconds=0.3) as process:
+    with SandboxProcess(
+        ttl_interval_seconds=0.2, exports=ExportOptions(delay_seconds=0.3)
+    ) as process:
         yield process
 
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cdc_pipeline.sandbox.aws.control import control
+from cdc_pipeline.sandbox.export_options import ExportOptions
 from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline_tests.sandbox.aws.exports.exporting import finished
 from cdc_pipeline_tests.sandbox.clients import Aws, connect, wait_for
@@ -19,7 +20,9 @@ _numbers = itertools.count(1)
 @contextmanager
 def timed_sandbox() -> Iterator[Aws]:
     """Clients of a sandbox with AWS's limits and no delays, whose clock stands."""
-    with SandboxProcess(ttl_interval_seconds=0.02, export_delay_seconds=0) as process:
+    with SandboxProcess(
+        ttl_interval_seconds=0.02, exports=ExportOptions(delay_seconds=0)
+    ) as process:
         aws = connect(process.endpoint_url)
         tomorrow = (int(time.time()) // 86_400 + 1) * 86_400
         control(aws.endpoint_url, stand_at=tomorrow * _SECOND)

@@ -152,8 +152,8 @@ def test_duplicates_and_disorder(sim: KinesisSimulator, client: Any) -> None:
     assert len({json.dumps(json.loads(d.data), sort_keys=True) for d in deliveries}) == 1
     home = deliveries[0].shard_id
     mine = [e for e in envelopes(read(client, iterator(client, home))) if e["tableName"] != "users"]
-    told = [c.event_id for c in reversed(sim.changes("orders"))]
-    assert [envelope["eventID"] for envelope in mine] == [*told, first.event_id]
+    newest_first = [c.event_id for c in reversed(sim.changes("orders"))]
+    assert [envelope["eventID"] for envelope in mine] == [*newest_first, first.event_id]
     assert len({envelope["dynamodb"]["ApproximateCreationDateTime"] for envelope in mine}) == 1
 
     sim.disturb("orders", duplicates=0.3, late=0.3)

@@ -36,7 +36,7 @@ def wait(
     set_log_clock(monkeypatch, lambda: now[0])
 
     def run(described: list[ExportStatus]) -> tuple[ExportStatus, list[str]]:
-        told: list[str] = []
+        progress: list[str] = []
         left = iter(described)
         last = described[-1]
         monkeypatch.setattr(export, "describe_export", lambda *_: next(left, last))
@@ -45,17 +45,17 @@ def wait(
             now[0] += seconds
 
         table = settings.tables[0]
-        context = RunContext(told.append, sleep)
-        return wait_for_export(lake.table(table), "arn:e/1", "id", context), told
+        context = RunContext(progress.append, sleep)
+        return wait_for_export(lake.table(table), "arn:e/1", "id", context), progress
 
     return run
 
 
 def test_it_ends_when_the_export_is_complete(wait: Callable) -> None:
     done = replace(_RUNNING, status="COMPLETED")
-    status, told = wait([_RUNNING, _RUNNING, done])
+    status, progress = wait([_RUNNING, _RUNNING, done])
     assert status == done
-    assert told == ["export 1 is IN_PROGRESS (0 s)", "export 1 is IN_PROGRESS (20 s)"]
+    assert progress == ["export 1 is IN_PROGRESS (0 s)", "export 1 is IN_PROGRESS (20 s)"]
 
 
 def test_it_has_a_limit_and_leaves_the_export_as_it_is(wait: Callable) -> None:

@@ -25,10 +25,10 @@ def no_java() -> str | None:
     java = shutil.which("java")
     if java is None:
         return f"there is no `java` on PATH: install a Java {JAVA} runtime or newer"
-    told = subprocess.run([java, "-version"], capture_output=True, text=True, check=False)
-    version = told.stderr.partition('"')[2].partition('"')[0]
+    java_version = subprocess.run([java, "-version"], capture_output=True, text=True, check=False)
+    version = java_version.stderr.partition('"')[2].partition('"')[0]
     major = version.partition(".")[0]
-    if told.returncode or not major.isdecimal() or int(major) < JAVA:
+    if java_version.returncode or not major.isdecimal() or int(major) < JAVA:
         return f"`java` is {version or 'broken'}: Spark 4 needs {JAVA} or newer"
     return None
 

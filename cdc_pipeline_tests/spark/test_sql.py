@@ -28,7 +28,7 @@ _READ = ("redundant_heals", "cdc", "winners", "effective")
 
 
 @dataclass(frozen=True)
-class Told:
+class Results:
     """A story and the result of every file, by engine."""
 
     story: Story
@@ -37,17 +37,17 @@ class Told:
 
 
 @pytest.fixture(scope="session")
-def told(spark: Spark, parquet: Path) -> Callable[[int], Told]:
+def results_of(spark: Spark, parquet: Path) -> Callable[[int], Results]:
     """Each story is run once, for all tests."""
-    done: dict[int, Told] = {}
+    done: dict[int, Results] = {}
 
-    def tell(seed: int) -> Told:
+    def tell(seed: int) -> Results:
         if seed not in done:
             made = story(seed)
             with duckdb.connect() as connection:
                 connection.execute("SET TimeZone = 'UTC'")
                 duck = _run_all(Duck(connection), made, parquet / f"duckdb-{seed}")
-            done[seed] = Told(made, duck, _run_all(spark, made, parquet / f"spark-{seed}"))
+            done[seed] = Results(made, duck, _run_all(spark, made, parquet / f"spark-{seed}"))
         return done[seed]
 
     return tell
@@ -73,8 +73,10 @@ def _run_all(engine: Engine, made: Story, folder: Path) -> dict[str, pa.Table]:
 
 @pytest.mark.parametrize("name", _FILES)
 @pytest.mark.parametrize("seed", _SEEDS)
-def test_both_engines_find_the_same_rows(seed: int, name: str, told: Callable[[int], Told]) -> None:
-    found = told(seed)
+def test_both_engines_find_the_same_rows(
+    seed: int, name: str, results_of: Callable[[int], Results]
+) -> None:
+    found = results_of(seed)
     assert found.duck[name].num_rows > 4
     one, other = (results[name] for results in (found.duck, found.spark))
     # Of a change that was delivered twice either copy will do.
@@ -83,17 +85,19 @@ def test_both_engines_find_the_same_rows(seed: int, name: str, told: Callable[[i
     assert_same(one, other)
 
 
-def _at_their_places(told: Story, result: pa.Table) -> pa.Table:
+def _at_their_places(story: Story, result: pa.Table) -> pa.Table:
     """The changes at the places in a result, beside its other columns."""
-    changes = told.relations["changes"].drop(["place"]).take(result["place"])
+    changes = story.relations["changes"].drop(["place"]).take(result["place"])
     for name in changes.column_names:
         result = result.append_column(f"change_{name}", changes[name])
     return result.drop(["place"])
 
 
 @pytest.mark.parametrize("seed", _SEEDS)
-def test_they_are_those_of_the_reference_fold(seed: int, told: Callable[[int], Told]) -> None:
-    found = told(seed)
+def test_they_are_those_of_the_reference_fold(
+    seed: int, results_of: Callable[[int], Results]
+) -> None:
+    found = results_of(seed)
     items = {k: row for k, row in found.story.expected.items() if row.item is not None}
     stones = {k: row for k, row in found.story.expected.items() if row.item is None}
     for results in (found.duck, found.spark):
@@ -104,8 +108,10 @@ def test_they_are_those_of_the_reference_fold(seed: int, told: Callable[[int], T
 
 
 @pytest.mark.parametrize("seed", _SEEDS)
-def test_both_leave_out_what_captured_records_tell(seed: int, told: Callable[[int], Told]) -> None:
-    found = told(seed)
+def test_both_leave_out_what_captured_records_tell(
+    seed: int, results_of: Callable[[int], Results]
+) -> None:
+    found = results_of(seed)
     for results in (found.duck, found.spark):
         places = zip(*_cells(results["cdc"].select(["uuid", "generation"])), strict=True)
         assert found.story.of_heals <= {*places}
@@ -114,8 +120,10 @@ def test_both_leave_out_what_captured_records_tell(seed: int, told: Callable[[in
 
 
 @pytest.mark.parametrize("seed", _SEEDS)
-def test_both_engines_order_texts_by_their_bytes(seed: int, told: Callable[[int], Told]) -> None:
-    found = told(seed)
+def test_both_engines_order_texts_by_their_bytes(
+    seed: int, results_of: Callable[[int], Results]
+) -> None:
+    found = results_of(seed)
     for results in (found.duck, found.spark):
         places = results["cdc"].select(["keys", "order_key"])
         encoded = [(k.encode(), o.encode()) for k, o in zip(*_cells(places), strict=True)]

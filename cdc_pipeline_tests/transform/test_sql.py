@@ -258,7 +258,7 @@ def _row_of(uuid: str, generation: int, **more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("transport", "event_id", "time_us", "line_us", "told"),
+    ("transport", "event_id", "time_us", "line_us", "is_known"),
     [
         ("dynamodb_streams", "e", 7_000_000, 7_999_999, True),
         ("dynamodb_streams", "e", 7_000_000, 8_000_000, False),
@@ -276,7 +276,7 @@ def _row_of(uuid: str, generation: int, **more: Any) -> dict[str, Any]:
 )
 @pytest.mark.parametrize("op", ["U", "D"])
 def test_a_record_tells_lines_of_its_time_as_exactly_as_its_transport_knows_it(
-    transport: str, event_id: str, time_us: int, line_us: int, told: bool, op: str
+    transport: str, event_id: str, time_us: int, line_us: int, is_known: bool, op: str
 ) -> None:
     image = None if op == "D" else "x"
     same = {"keys": "a", "op": op, "new_image": image, "order_key": "1"}
@@ -284,7 +284,7 @@ def test_a_record_tells_lines_of_its_time_as_exactly_as_its_transport_knows_it(
     line = {"uuid": "l", "generation": 2, "write_time_us": line_us, "event_id": ""}
     rows = [{**record, **same, "transport": transport}, {**line, **same, "transport": "export"}]
     lines = [row for row in _build_cdc(rows) if row["transport"] == "export"]
-    assert len(lines) == (0 if told else 1)
+    assert len(lines) == (0 if is_known else 1)
     for other in ({"keys": "b"}, {"op": "U", "new_image": "y"}, {"op": "U", "new_image": None}):
         changed = [rows[0] | other, rows[1]]
         assert any(row["transport"] == "export" for row in _build_cdc(changed))

@@ -74,20 +74,20 @@ class Trino:
         return [tuple(map(_value, row, kinds)) for row in found], page["stats"]
 
 
-def _value(told: Any, kind: str) -> Any:
-    if told is None:
+def _value(value: Any, kind: str) -> Any:
+    if value is None:
         return None
     if kind.startswith("decimal"):
-        return Decimal(told)
+        return Decimal(value)
     if kind.startswith("timestamp"):
-        return datetime.fromisoformat(told.removesuffix(" UTC"))
+        return datetime.fromisoformat(value.removesuffix(" UTC"))
     if kind == "date":
-        return date.fromisoformat(told)
+        return date.fromisoformat(value)
     if kind == "varbinary":
-        return base64.b64decode(told)
+        return base64.b64decode(value)
     if kind.startswith("array("):
-        return [_value(member, kind[6:-1]) for member in told]
-    return told
+        return [_value(member, kind[6:-1]) for member in value]
+    return value
 
 
 @contextmanager
@@ -127,8 +127,8 @@ def _base_url(lines: Any, log: Path) -> str:
     for line in lines:
         if line.startswith("LISTENING "):
             return line.split()[1]
-    told = log.read_text("utf-8", "replace").strip().splitlines()[-3:]
-    raise RuntimeError(f"Trino did not start: {' '.join(told) or 'no output'}")
+    last = log.read_text("utf-8", "replace").strip().splitlines()[-3:]
+    raise RuntimeError(f"Trino did not start: {' '.join(last) or 'no output'}")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from cdc_pipeline.lake.iceberg.files import data_files
 from cdc_pipeline.lake.query.athena import catalogued
 from cdc_pipeline.lake.query.connection import connect_lake
 from cdc_pipeline.sandbox.demo.traffic import create_tables, seed
+from cdc_pipeline.sandbox.export_options import ExportOptions
 from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline.transform.athena import Statement, athena_statements
 from cdc_pipeline_tests.e2e.world import World, make_world
@@ -92,7 +93,9 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Filled]:
     folder = tmp_path_factory.mktemp("trino")
     with (
         pytest.MonkeyPatch.context() as patch,
-        SandboxProcess(ttl_interval_seconds=0.2, export_delay_seconds=0.1) as sandbox,
+        SandboxProcess(
+            ttl_interval_seconds=0.2, exports=ExportOptions(delay_seconds=0.1)
+        ) as sandbox,
     ):
         world = make_world(sandbox, folder, "s3")
         world.activate(patch)

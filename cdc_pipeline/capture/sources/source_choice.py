@@ -1,6 +1,7 @@
 """Choice of the stream that a table's changes come from, by its settings or by its log."""
 
 from dataclasses import replace
+from typing import NamedTuple
 
 from cdc_pipeline.aws.client.session import cause_code
 from cdc_pipeline.aws.kinesis import KinesisStreams, active_destination
@@ -48,7 +49,8 @@ def open_source(
         described = described or describe_table(aws, table.name)
         shards = KinesisStreams(aws, table.name)
         created_us = _created_us(shards, table.settings, arn)
-        return _kinesis(table, shards, described.table_id, arn, created_us, described)
+        stream = _KinesisStream(described.table_id, arn, created_us)
+        return _kinesis(table, shards, stream, described)
     described = described_table(table, DYNAMODB_STREAMS, described)
     assert described.stream_arn  # checked by require_stream
     return Source(
@@ -85,7 +87,8 @@ def followed_source(table: TableLake, stream: StreamRef) -> Source:
             if cause_code(error) != "ResourceNotFoundException":
                 raise
             described = None
-        return _kinesis(table, shards, stream.table_id, stream.arn, stream.created_us, described)
+        followed = _KinesisStream(stream.table_id, stream.arn, stream.created_us)
+        return _kinesis(table, shards, followed, described)
     if stream.transport == FIREHOSE:
         return _firehose(table)
     if stream.transport == KINESIS_CHANNEL:
@@ -120,32 +123,39 @@ def _firehose(table: TableLake, described: TableDescription | None = None) -> So
     return replace(source, files=FirehoseFiles(table, table.settings.firehose))
 
 
+class _KinesisStream(NamedTuple):
+    """Identity of a table's Kinesis stream; see `StreamRef`."""
+
+    table_id: str
+    arn: str
+    created_us: int
+
+
 def _kinesis(
     table: TableLake,
     shards: KinesisStreams,
-    table_id: str,
-    arn: str,
-    created_us: int,
+    stream: _KinesisStream,
     described: TableDescription | None,
 ) -> Source:
     settings = table.settings.kinesis
-    target = Target(table.name, table_id, {})
+    target = Target(table.name, stream.table_id, {})
     if described is not None:
         # A table that was created again may have other keys.
-        target = replace(target_of(described), table_id=table_id)
-        target = target if described.table_id == table_id else replace(target, key_types={})
+        target = replace(target_of(described), table_id=stream.table_id)
+        is_same_table = described.table_id == stream.table_id
+        target = target if is_same_table else replace(target, key_types={})
     metric_us = int(settings.metric_minutes * 60_000_000)
     return Source(
         table=table.name,
-        table_id=table_id,
-        arn=arn,
+        table_id=stream.table_id,
+        arn=stream.arn,
         view_type=NEW_AND_OLD_IMAGES,
         shards=shards,
         # Reads the item where the order of its changes cannot be decided.
         reader=_reader(table, described) if described else None,
         transport=KINESIS,
         reading=KinesisProtocol(target, settings.binary_encodings, settings.late_seconds),
-        created_us=created_us,
+        created_us=stream.created_us,
         losses=ReplicationMetric(table.source, table.name, metric_us),
         clock_offset_us=table.source.clock_offset.offset_us,
     )

@@ -24,6 +24,15 @@ class RowProblem:
     why: str
 
 
+@dataclass(frozen=True)
+class TableList:
+    """The rows of a list, and those that could not be read. `source`: its file, for messages."""
+
+    source: str
+    rows: Sequence[TableRow]
+    unread: Sequence[RowProblem] = ()
+
+
 def read_rows(text: str, columns: Sequence[str]) -> tuple[list[TableRow], list[RowProblem]]:
     """Read the rows of a CSV file; returns valid rows, and rows with too many cells.
 

@@ -19,12 +19,13 @@ from cdc_pipeline.sandbox.aws.dynamodb.kinesis import Replication, Shards
 from cdc_pipeline.sandbox.aws.dynamodb.streams import Writes, own_ttl
 from cdc_pipeline.sandbox.aws.encryption import install_managed_key
 from cdc_pipeline.sandbox.aws.exports.files import multipart_put
-from cdc_pipeline.sandbox.aws.exports.operations import ExportOptions, Exports
+from cdc_pipeline.sandbox.aws.exports.operations import Exports
 from cdc_pipeline.sandbox.aws.exports.principals import ForeignBuckets, remember_caller
 from cdc_pipeline.sandbox.aws.firehose.deliveries import Deliveries
 from cdc_pipeline.sandbox.aws.firehose.kinesis_channels import Channels
 from cdc_pipeline.sandbox.aws.stacks import Stacks
 from cdc_pipeline.sandbox.errors import PortInUseError, SandboxError, SandboxNotInstalledError
+from cdc_pipeline.sandbox.export_options import ExportOptions
 from cdc_pipeline.sandbox.process import apply_environment
 
 HOST = "127.0.0.1"

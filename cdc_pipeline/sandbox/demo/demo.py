@@ -17,7 +17,8 @@ from cdc_pipeline.core.transports import DYNAMODB_STREAMS
 from cdc_pipeline.sandbox.demo.traffic import Traffic, seed
 from cdc_pipeline.sandbox.demo.transports import create_source
 from cdc_pipeline.sandbox.demo.workspace import BUCKET, write_settings
-from cdc_pipeline.sandbox.process import QUICK_WINDOW_SECONDS, SandboxProcess, local_client
+from cdc_pipeline.sandbox.export_options import QUICK_EXPORTS
+from cdc_pipeline.sandbox.process import SandboxProcess, local_client
 
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 _SOURCES = {
@@ -41,9 +42,7 @@ def run_demo(*, orders: int, changes: int, kind: str, transport: str = DYNAMODB_
     """
     with (
         tempfile.TemporaryDirectory(prefix="cdc-demo-") as folder,
-        SandboxProcess(
-            least_window_seconds=QUICK_WINDOW_SECONDS, restorable_lag_seconds=0
-        ) as sandbox,
+        SandboxProcess(exports=QUICK_EXPORTS) as sandbox,
         dg.DagsterInstance.ephemeral() as instance,
     ):
         sandbox.apply_environment(os.environ)

@@ -17,8 +17,8 @@ from cdc_pipeline.core.transports import DYNAMODB_STREAMS
 from cdc_pipeline.sandbox.demo.transports import start_traffic
 from cdc_pipeline.sandbox.demo.workspace import BUCKET, write_settings
 from cdc_pipeline.sandbox.errors import SandboxError
+from cdc_pipeline.sandbox.export_options import QUICK_EXPORTS
 from cdc_pipeline.sandbox.process import (
-    QUICK_WINDOW_SECONDS,
     SandboxProcess,
     child_environment,
     local_client,
@@ -45,10 +45,7 @@ def run_dev(
     shutil.copy(instance, home) if instance.exists() else (home / "dagster.yaml").touch()
     settings = write_settings(folder, kind="s3", running=True, transport=transport)
     with SandboxProcess(
-        port=_free(aws_port),
-        log_file=folder / "sandbox.log",
-        least_window_seconds=QUICK_WINDOW_SECONDS,
-        restorable_lag_seconds=0,
+        port=_free(aws_port), log_file=folder / "sandbox.log", exports=QUICK_EXPORTS
     ) as sandbox:
         sandbox.apply_environment(os.environ)
         client: Any = local_client("s3")

@@ -8,8 +8,8 @@ import click
 
 from cdc_pipeline.sandbox.demo.traffic import Traffic
 from cdc_pipeline.sandbox.demo.transports import start_traffic
+from cdc_pipeline.sandbox.export_options import QUICK_EXPORTS
 from cdc_pipeline.sandbox.process import (
-    QUICK_WINDOW_SECONDS,
     UNSET,
     UNSET_PREFIX,
     SandboxProcess,
@@ -20,9 +20,7 @@ def run_sandbox(*, port: int, traffic: bool, orders: int, rate: float) -> None:
     """Serve until Ctrl-C and print the environment for clients. Raises `SandboxError`."""
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
-    with SandboxProcess(
-        port=port, least_window_seconds=QUICK_WINDOW_SECONDS, restorable_lag_seconds=0
-    ) as sandbox:
+    with SandboxProcess(port=port, exports=QUICK_EXPORTS) as sandbox:
         click.echo(f"Local AWS at {sandbox.endpoint_url} (Ctrl-C ends it; nothing is kept).")
         click.echo("Point any AWS client at it with:\n")
         for name, value in sandbox.environment().items():

@@ -82,10 +82,10 @@ def test_two_processes_lose_nothing_double_nothing_and_both_go_on(bench: Bench) 
     )
 
 
-def start(function: str, bench: Bench, *told: str, host: str) -> subprocess.Popen[str]:
+def start(function: str, bench: Bench, *more: str, host: str) -> subprocess.Popen[str]:
     """A process in an environment of its own, as far as a log's owner can tell."""
     sim = bench.sim
-    arguments = [str(bench.folder), sim.table_id("orders"), sim.stream_arn("orders"), host, *told]
+    arguments = [str(bench.folder), sim.table_id("orders"), sim.stream_arn("orders"), host, *more]
     return subprocess.Popen(
         [sys.executable, "-c", f"from {__name__} import {function}; {function}()", *arguments],
         stdout=subprocess.PIPE,

@@ -156,8 +156,8 @@ class Bench:
         truth: dict[str, list[tuple[Any, ...]]] = {}
         for c in self.sim.changes("orders"):
             images = ({"I": "I", "M": "U", "R": "D"}[c.event_name[0]], c.old_image, c.new_image)
-            told = (images[0], *(i and to_json(canonical_item(i)) for i in images[1:]))
-            truth.setdefault(to_json(canonical_item(c.keys)), []).append(told)
+            change = (images[0], *(i and to_json(canonical_item(i)) for i in images[1:]))
+            truth.setdefault(to_json(canonical_item(c.keys)), []).append(change)
         assert by_key == truth
         assert len(cdc) == len(self.sim.changes("orders"))
 
@@ -366,17 +366,17 @@ def test_values_are_exact_and_the_same_by_either_road(bench: Bench) -> None:
     bench.clock.advance(1)
     bench.sim.delete("orders", item("a"), by_ttl=True)
     bench.settle()
-    told = bench.landed()
+    landed = bench.landed()
     streamed = Bench(bench.sim, bench.clock, bench.folder / "streams", "dynamodb_streams")
     streamed.settle()
     columns = ("op", "keys", "new_image", "old_image", "data", "is_ttl_delete")
-    assert [[row[c] for c in columns] for row in told] == [
+    assert [[row[c] for c in columns] for row in landed] == [
         [row[c] for c in columns] for row in streamed.landed()
     ]
-    assert json.loads(told[0]["new_image"]) == canonical_item(
+    assert json.loads(landed[0]["new_image"]) == canonical_item(
         bench.sim.changes("orders")[0].new_image
     )
-    assert told[2]["is_ttl_delete"]
+    assert landed[2]["is_ttl_delete"]
 
 
 def test_tables_that_share_a_stream_are_told_apart(bench: Bench) -> None:
@@ -470,8 +470,8 @@ def test_a_stream_of_the_same_name_is_noticed(bench: Bench) -> None:
         assert any(gap.from_us <= change.time_us <= gap.to_us for gap in gaps)
     landed = [row["new_image"] for row in bench.landed()]
     changes = bench.sim.changes("orders")
-    told = [c for c in changes if c not in (*lost, unseen)]
-    assert sorted(landed) == sorted(to_json(canonical_item(c.new_image or {})) for c in told)
+    captured = [c for c in changes if c not in (*lost, unseen)]
+    assert sorted(landed) == sorted(to_json(canonical_item(c.new_image or {})) for c in captured)
 
 
 @pytest.mark.parametrize("seconds", [1, 30, 59])
@@ -613,16 +613,16 @@ def test_records_of_ten_mebibytes(bench: Bench) -> None:
 
 
 def test_preflight_prints_what_is_unusual_about_a_stream(bench: Bench) -> None:
-    def told() -> str:
+    def unusual() -> str:
         kinesis = session(bench.sim).client("kinesis")
         return unusual_settings(
             kinesis.describe_stream_summary(StreamName=STREAM)["StreamDescriptionSummary"]
         )
 
-    assert told() == ""
+    assert unusual() == ""
     bench.sim.set_largest_record(STREAM, 10_240)
     bench.sim.ignore_partition_keys(STREAM)
-    assert told() == (
+    assert unusual() == (
         ", records up to 10 MiB, any record in any shard (order is by write time in any case)"
     )
 

@@ -1,10 +1,8 @@
 """Any story of a table that writes to Kinesis: every change lands, in order, or is in a gap.
 
-The machine is that of `test_capture_property`, and so are the rules for stories: plain data, kept
-as they were printed when they failed (`FOUND`), and `CDC_PIPELINE_STORIES=20000` tells that many
-new ones. What is different is the world: Kinesis tells changes late, twice and in any order, shards
-merge, positions that were trimmed are no errors, some changes never come, and later baselines are
-begun between repeats of what is older than they.
+The frame and most of the world are those of streams. What differs: Kinesis repeats changes, late
+and in any order, shards merge, positions that were trimmed are no errors, some changes never come,
+and later baselines are begun between repeats of what is older than they.
 """
 
 from collections import defaultdict
@@ -18,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, Phase, event, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from cdc_pipeline.aws.kinesis import KinesisStreams
@@ -46,30 +44,39 @@ from cdc_pipeline.lake.storage.store import Store
 from cdc_pipeline.settings.load import parse_settings
 from cdc_pipeline.settings.table import Table
 from cdc_pipeline.snapshot.snapshot import take_snapshot
-from cdc_pipeline_tests.capture.shards.test_stories import FAULTS as ANY_FAULTS
 from cdc_pipeline_tests.capture.shards.test_stories import (
-    HOUR,
     LAG,
-    LONG,
-    MARGIN,
     OPTIONS,
     WHOLE_TABLE,
     Behaviour,
-    Killed,
     MemoryStore,
     ReusedSimulator,
-    Step,
     World,
 )
-from cdc_pipeline_tests.capture.shards.test_stories import LISTING as LISTING_FAULTS
 from cdc_pipeline_tests.simulators import faults
-from cdc_pipeline_tests.simulators.clients import session, use
+from cdc_pipeline_tests.simulators.clients import session
 from cdc_pipeline_tests.simulators.clock import SimulatedClock, WrongClock
 from cdc_pipeline_tests.simulators.kinesis_model import Change, KinesisModel
 from cdc_pipeline_tests.simulators.kinesis_server import KinesisSimulator
 from cdc_pipeline_tests.simulators.kinesis_service import KinesisService
+from cdc_pipeline_tests.story_frame import (
+    ANY_FAULTS,
+    CAPTURES,
+    CLOCK,
+    HOUR,
+    LISTING_FAULTS,
+    MARGIN,
+    MARKS,
+    NEARLY_A_DAY,
+    Killed,
+    Step,
+    shared_simulator,
+    steps_of,
+    story_settings,
+    tell_story,
+)
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(0 if LONG else 900)]
+pytestmark = MARKS
 
 _NEXT_MS = 0.002
 """A clock of floating numbers may tell a µs less than the next ms begins with."""
@@ -89,10 +96,7 @@ _shards = st.one_of(
 _time = st.tuples(
     st.just("advance"), st.sampled_from([1, 30, 6 * 60, 4 * HOUR, 13 * HOUR, 25 * HOUR, 49 * HOUR])
 )
-_clock = st.tuples(st.just("clock"), st.sampled_from([-300, -60, -5, -0.5, 0, 0.5, 5, 60, 300]))
-_nearly_a_day = st.tuples(
-    st.just("advance"), st.integers(24 * HOUR - 1200, 24 * HOUR + 600).map(lambda s: s - s % 30)
-)
+_nearly_a_day = st.tuples(st.just("advance"), NEARLY_A_DAY)
 _replication = st.one_of(
     st.tuples(st.just("precision"), st.sampled_from(_PRECISIONS)),
     st.tuples(st.just("disturb"), st.sampled_from([0.0, 0.3]), st.sampled_from([0.0, 0.4])),
@@ -121,7 +125,7 @@ _faults = st.one_of(
                 "cloudwatch:GetMetricStatistics",
             ]
         ),
-        st.sampled_from([name for name in ANY_FAULTS if name not in LISTING_FAULTS]),
+        st.sampled_from(ANY_FAULTS),
         st.integers(1, 7),
     ),
     st.just(("empty page",)),
@@ -133,13 +137,6 @@ _meanwhile = st.tuples(
     st.integers(0, 5),
     st.one_of(_writes, _shards, _time, _replication, _stream),
 )
-_captures = st.one_of(
-    st.just(("capture",)),
-    st.just(("capture",)),
-    st.tuples(st.just("killed"), st.integers(0, 4), st.booleans()),
-    st.tuples(st.just("raced"), st.integers(0, 4), st.booleans()),
-    st.just(("in small batches",)),
-)
 _baseline = st.just(("baseline",))
 _steps = st.one_of(
     _writes,
@@ -150,29 +147,27 @@ _steps = st.one_of(
     _replication,
     _replication,
     _time,
-    _clock,
+    CLOCK,
     _stream,
     _faults,
     _meanwhile,
     _baseline,
-    _captures,
-    _captures,
+    CAPTURES,
+    CAPTURES,
 )
 _again = st.tuples(st.just("again"), st.integers(0, 30))
 _chapters = st.one_of(
     *[st.tuples(_steps)] * 5,
     st.tuples(_writes, _shards, st.just(("advance", 25 * HOUR)), _writes),
     st.tuples(st.just(("capture",)), _writes, st.just(("advance", 49 * HOUR)), _writes),
-    st.tuples(st.just(("split", 0)), _writes, st.just(("merge", 0)), _writes, _captures),
+    st.tuples(st.just(("split", 0)), _writes, st.just(("merge", 0)), _writes, CAPTURES),
     st.tuples(st.just(("off",)), _writes, _time, st.just(("on", "another")), _writes),
-    st.tuples(st.just(("disturb", 0.3, 0.4)), _writes, _captures, _writes, _time, _captures),
-    st.tuples(_clock, _writes, st.just(("capture",)), _clock, _writes, _nearly_a_day, _writes),
-    st.tuples(_writes, st.just(("capture",)), _clock, _baseline, _again, _writes, _again, _again),
+    st.tuples(st.just(("disturb", 0.3, 0.4)), _writes, CAPTURES, _writes, _time, CAPTURES),
+    st.tuples(CLOCK, _writes, st.just(("capture",)), CLOCK, _writes, _nearly_a_day, _writes),
+    st.tuples(_writes, st.just(("capture",)), CLOCK, _baseline, _again, _writes, _again, _again),
 )
 """The longer ones seldom come about by chance."""
-stories = st.lists(_chapters, min_size=2, max_size=12).map(
-    lambda chapters: [step for chapter in chapters for step in chapter]
-)
+stories = st.lists(_chapters, min_size=2, max_size=12).map(steps_of)
 
 
 @dataclass(frozen=True)
@@ -263,8 +258,8 @@ class KinesisWorld(World):
             case ("disturb", duplicates, late) if self.on:
                 self.aws.disturb("orders", duplicates=duplicates, late=late)
             case ("again", which):
-                told = [c for c in self.aws.changes("orders") if c.deliveries]
-                mine = [c for c in told if c.stream == self.stream]
+                delivered = [c for c in self.aws.changes("orders") if c.deliveries]
+                mine = [c for c in delivered if c.stream == self.stream]
                 if self.on and mine:
                     self.aws.again(mine[-1 - which % len(mine)])
             case ("skip", count) if self.on:
@@ -369,12 +364,12 @@ class KinesisWorld(World):
         if newest is not None and newest.snapshot_id is None:
             record_baseline(log, state, newest, snapshot_id=1)
 
-    def catch_up(self) -> None:
+    def settle(self) -> None:
         self.sim.faults.clear()
         self.tell(("on", "another"))
         # Behind the time of every export that was asked for.
         self.tell(("advance", LAG + LATE + 4 * MARGIN + 2))
-        super().catch_up()
+        super().settle()
 
     # -------------------------------------------------------------------------- the truth
 
@@ -385,13 +380,13 @@ class KinesisWorld(World):
         for change in changes:
             by_uuid[identity(change)].append(change)
         landed = self.rows(state)
-        told = [row for row in landed if row["transport"] == KINESIS]
-        assert {row["uuid"] for row in told} <= by_uuid.keys(), "landed, but never written"
+        captured = [row for row in landed if row["transport"] == KINESIS]
+        assert {row["uuid"] for row in captured} <= by_uuid.keys(), "landed, but never written"
         assert {row["transport"] for row in landed} <= {KINESIS, READ}
         assert not state.quarantined
         claimed_us = state.watermark_us - MARGIN * 1_000_000
         whole_until_us = claimed_us if until_us is None else until_us
-        there = {row["uuid"] for row in told}
+        there = {row["uuid"] for row in captured}
         missing = [c for uuid, same in by_uuid.items() if uuid not in there for c in same]
         gaps = list(state.gaps.values())
         for change in missing:
@@ -405,10 +400,10 @@ class KinesisWorld(World):
             for time_us in self.unseen:
                 seen = f"no stream saw what was written at {time_us}; gaps: {whole}"
                 assert any(gap.from_us <= time_us <= gap.to_us for gap in whole), seen
-        for row in told:
+        for row in captured:
             assert_same(row, by_uuid[row["uuid"]])
         unsure = {to_json(canonical_item(change.keys)) for change in missing}
-        self.check_order(by_uuid, [row for row in told if row["keys"] not in unsure])
+        self.check_order(by_uuid, [row for row in captured if row["keys"] not in unsure])
         if until_us is not None and not self.unseen:
             self.check_final(state, [row for row in landed if row["keys"] not in unsure], unsure)
 
@@ -426,9 +421,9 @@ class KinesisWorld(World):
                 is_behind = row["write_time_us"] // 1000 >= end_us // 1000
                 assert (row["generation"] > gap.heal_generation) == is_behind, (row, gap)
 
-    def check_order(self, by_uuid: dict[str, list[Change]], told: list[dict[str, Any]]) -> None:
+    def check_order(self, by_uuid: dict[str, list[Change]], captured: list[dict[str, Any]]) -> None:
         """By time; where changes of an item have one time, by their images, if these tell."""
-        for rows in by_key(told).values():
+        for rows in by_key(captured).values():
             order = [by_uuid[row["uuid"]][0] for row in in_order(rows)]
             times = [change.written_us // 1000 for change in order]
             assert times == sorted(times), f"out of order: {order}"
@@ -526,8 +521,8 @@ def identity(change: Change) -> str:
 
 def assert_same(row: dict[str, Any], changes: list[Change]) -> None:
     """Beside what its identity says already; in a cycle two changes may be the same."""
-    told = (row["write_time_us"], row["is_ttl_delete"], row["event_id"])
-    assert told in [(c.time_us, c.by_ttl, c.event_id) for c in changes]
+    facts = (row["write_time_us"], row["is_ttl_delete"], row["event_id"])
+    assert facts in [(c.time_us, c.by_ttl, c.event_id) for c in changes]
 
 
 def by_key(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -560,12 +555,8 @@ def is_in(gap: Gap, change: Change) -> bool:
 
 @pytest.fixture(scope="module")
 def sim() -> Iterator[ReusedKinesis]:
-    with ReusedKinesis() as simulator, pytest.MonkeyPatch.context() as patch:
-        use(simulator, patch)
-        # Thousands of stories share one client, and its budget of retries would run out.
-        patch.setattr("botocore.retries.quota.RetryQuota.acquire", lambda *_: True)
-        patch.setattr("cdc_pipeline.aws.shards._RETRY_SECONDS", 0)
-        patch.setattr("cdc_pipeline.capture.shards.drain._FLUSH_WAIT_SECONDS", 0.002)
+    simulator = ReusedKinesis()
+    with shared_simulator(simulator):
         yield simulator
 
 
@@ -592,20 +583,17 @@ def tell(
     """Tell a story to its end and check it; how its runs ended."""
     streams, reader, losses = parts
     world = KinesisWorld(sim, streams, how, reader=reader, losses=losses)
-    for step in story:
-        world.tell(step)
-    world.catch_up()
-    return world.outcomes
+    return tell_story(world, story)
 
 
-DAY = 25 * HOUR
+_OUTAGE = 25 * HOUR
 FOUND: dict[str, list[Step]] = {
-    "records that were trimmed unread": [("write", [0]), ("advance", DAY)],
+    "records that were trimmed unread": [("write", [0]), ("advance", _OUTAGE)],
     "trimmed behind the checkpoint": [
         ("write", [0]),
         ("capture",),
         ("write", [4]),
-        ("advance", DAY),
+        ("advance", _OUTAGE),
         ("write", [8]),
     ],
     "nothing was lost behind a trimmed checkpoint": [
@@ -621,7 +609,7 @@ FOUND: dict[str, list[Step]] = {
         ("capture",),
         ("capture",),
         ("write", [0]),
-        ("advance", DAY),
+        ("advance", _OUTAGE),
         ("retention", 24),
     ],
     "shards that ended without saying so at once": [
@@ -650,7 +638,7 @@ FOUND: dict[str, list[Step]] = {
         ("write", [4]),
         ("capture",),
         ("write", [1]),
-        ("advance", DAY),
+        ("advance", _OUTAGE),
         ("capture",),
         ("again", 2),
     ],
@@ -676,14 +664,7 @@ FOUND: dict[str, list[Step]] = {
 """Stories that failed once, or that a careless change would fail."""
 
 
-@settings(
-    max_examples=LONG * 3 // 10 or 60,
-    derandomize=not LONG,
-    print_blob=True,
-    report_multiple_bugs=False,
-    phases=[Phase.explicit, Phase.generate, Phase.shrink],
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
+@story_settings(tenths=3, usual=60)
 @given(how=behaviours, story=stories)
 def test_any_story_lands_every_change_or_says_what_is_missing(
     sim: ReusedKinesis,

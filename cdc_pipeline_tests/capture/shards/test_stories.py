@@ -1,19 +1,14 @@
-"""Any story of writes, shards, faults, crashes, races, wrong clocks: all lands once, or in a gap.
+"""Any story of a stream: each change lands once, or is in a gap, whatever goes wrong meanwhile."""
 
-A story is a list of steps in plain data, so that one that failed can be kept as it was printed
-(`FOUND`). `CDC_PIPELINE_STORIES=20000` tells that many new ones, not the same ones as always.
-"""
-
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, Phase, event, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from cdc_pipeline.aws.s3.objects import StoredFile
@@ -32,45 +27,37 @@ from cdc_pipeline.core.names import TablePaths
 from cdc_pipeline.lake.storage.log import CaptureLog
 from cdc_pipeline.lake.storage.store import Store
 from cdc_pipeline_tests.simulators import faults
-from cdc_pipeline_tests.simulators.clients import session, use
+from cdc_pipeline_tests.simulators.clients import session
 from cdc_pipeline_tests.simulators.clock import SimulatedClock, WrongClock
 from cdc_pipeline_tests.simulators.streams_model import Record, StreamsModel
 from cdc_pipeline_tests.simulators.streams_server import StreamsSimulator
 from cdc_pipeline_tests.simulators.streams_service import StreamsService
+from cdc_pipeline_tests.story_frame import (
+    ANY_FAULTS,
+    CAPTURES,
+    CLOCK,
+    FAULTS,
+    HOUR,
+    LISTING_FAULTS,
+    MARGIN,
+    MARKS,
+    NEARLY_A_DAY,
+    ChangeHook,
+    Killed,
+    Step,
+    StoryWorld,
+    shared_simulator,
+    steps_of,
+    story_settings,
+    tell_story,
+)
 
-LONG = int(os.environ.get("CDC_PIPELINE_STORIES", "0"))
-"""Stories in one long run: of ten, six are of streams, three of Kinesis, one of exports."""
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(0 if LONG else 900)]
-HOUR = 3600
+pytestmark = MARKS
 PATHS = TablePaths("cdc", "orders")
 LAG = 300
-MARGIN = 300
-"""How far the capturing machine's clock may be off, in seconds; AWS refuses what is off by more."""
 OPTIONS = CaptureOptions(poll_seconds=0, empty_polls=2, parallel_shards=4, listing_lag_seconds=LAG)
 
-Step = tuple[Any, ...]
-
 # ----------------------------------------------------------------------------------- stories
-
-FAULTS: dict[str, Callable[[], faults.Fault]] = {
-    "throttled": faults.throttled,
-    "limit": faults.limit_exceeded,
-    "5xx": faults.internal_error,
-    "503": faults.unavailable,
-    "reset": faults.reset,
-    "late reset": lambda: faults.reset(after_headers=True),
-    "cut": faults.cut,
-    "cut, honest": lambda: faults.cut(honest_length=True),
-    "cut error": faults.cut_error,
-    "empty body": faults.empty_body,
-    "denied": lambda: faults.error("AccessDeniedException"),
-    "lagging": faults.lagging,
-    "children missing": faults.children_missing,
-    "parent looks open": faults.parent_looks_open,
-    "shard missing": faults.shard_missing,
-}
-LISTING = ["lagging", "children missing", "parent looks open", "shard missing"]
-_ANY_CALL = [name for name in FAULTS if name not in LISTING]
 
 _writes = st.tuples(st.just("write"), st.lists(st.integers(0, 15), min_size=1, max_size=6))
 _shards = st.one_of(
@@ -80,16 +67,15 @@ _shards = st.one_of(
 _time = st.tuples(
     st.just("advance"), st.sampled_from([1, 30, 16 * 60, 4 * HOUR, 13 * HOUR, 25 * HOUR, 49 * HOUR])
 )
-_clock = st.tuples(st.just("clock"), st.sampled_from([-300, -60, -5, -0.5, 0, 0.5, 5, 60, 300]))
 _stream = st.sampled_from([("off",), ("on",), ("off",), ("on",), ("recreate",)])
 _late_listing = st.tuples(
-    st.just("fault"), st.just("DescribeStream"), st.sampled_from(LISTING), st.integers(1, 9)
+    st.just("fault"), st.just("DescribeStream"), st.sampled_from(LISTING_FAULTS), st.integers(1, 9)
 )
 _faults = st.one_of(
     st.tuples(
         st.just("fault"),
         st.sampled_from(["GetRecords", "GetShardIterator", "DescribeStream"]),
-        st.sampled_from(_ANY_CALL),
+        st.sampled_from(ANY_FAULTS),
         st.integers(1, 7),
     ),
     st.just(("empty page",)),
@@ -101,29 +87,20 @@ _meanwhile = st.tuples(
     st.integers(0, 5),
     st.one_of(_writes, _shards, _time, _stream),
 )
-_captures = st.one_of(
-    st.just(("capture",)),
-    st.just(("capture",)),
-    st.tuples(st.just("killed"), st.integers(0, 4), st.booleans()),
-    st.tuples(st.just("raced"), st.integers(0, 4), st.booleans()),
-    st.just(("in small batches",)),
-)
 _steps = st.one_of(
     _writes,
     _writes,
     _shards,
     _shards,
     _time,
-    _clock,
+    CLOCK,
     _stream,
     _faults,
     _meanwhile,
-    _captures,
-    _captures,
+    CAPTURES,
+    CAPTURES,
 )
-_nearly_a_day = st.tuples(
-    st.just("advance"), st.integers(24 * HOUR - 1200, 24 * HOUR + 600).map(lambda s: s - s % 30)
-)
+_nearly_a_day = st.tuples(st.just("advance"), NEARLY_A_DAY)
 _outages = st.one_of(
     st.tuples(_writes, _shards, st.just(("advance", 25 * HOUR))),
     st.tuples(_shards, _writes, _shards, st.just(("advance", 25 * HOUR)), _writes),
@@ -136,18 +113,14 @@ _outages = st.one_of(
         *[_late_listing, st.just(("capture",)), _writes, _shards, _writes, _late_listing],
         *[st.just(("capture",)), _time, _writes],
     ),
-    st.tuples(_clock, _writes, st.just(("capture",)), _clock, _writes, _nearly_a_day, _writes),
-    st.tuples(_clock, st.just(("capture",)), _writes, st.just(("off",)), _clock, st.just(("on",))),
+    st.tuples(CLOCK, _writes, st.just(("capture",)), CLOCK, _writes, _nearly_a_day, _writes),
+    st.tuples(CLOCK, st.just(("capture",)), _writes, st.just(("off",)), CLOCK, st.just(("on",))),
 )
 """Chapters that seldom come about by chance."""
 
 
-def _told(chapters: list[tuple[Step, ...]]) -> list[Step]:
-    return [step for chapter in chapters for step in chapter]
-
-
 _chapters = st.one_of(*[st.tuples(_steps)] * 4, _outages)
-stories = st.lists(_chapters, min_size=2, max_size=12).map(_told)
+stories = st.lists(_chapters, min_size=2, max_size=12).map(steps_of)
 
 
 @dataclass(frozen=True)
@@ -171,25 +144,12 @@ behaviours = st.builds(
 # -------------------------------------------------------------------------------- the machine
 
 
-class Killed(BaseException):
-    """The process is no more. Not an `Exception`: nothing may catch it."""
-
-
 class MemoryStore:
-    """A lake in memory; `before` and `after` are called with the number of each change."""
+    """A lake in memory, whose every change is one of `hook`."""
 
-    def __init__(self, objects: dict[str, bytes] | None = None) -> None:
-        self.objects: dict[str, bytes] = {} if objects is None else objects
-        self.before: Callable[[int], None] = lambda _: None
-        self.after: Callable[[int], None] = lambda _: None
-        self._changes = 0
-
-    def _change(self, change: Callable[[], bool]) -> bool:
-        number, self._changes = self._changes, self._changes + 1
-        self.before(number)
-        done = change()
-        self.after(number)
-        return done
+    def __init__(self, objects: dict[str, bytes], hook: ChangeHook | None = None) -> None:
+        self.objects = objects
+        self._change = (hook or ChangeHook()).change
 
     def uri(self, key: str) -> str:
         return key
@@ -253,9 +213,10 @@ class ReusedSimulator(StreamsSimulator):
 
 
 @dataclass
-class World:
+class World(StoryWorld):
     """A table, its stream and its lake while a story is told."""
 
+    keys = 4
     sim: ReusedSimulator
     streams: ShardSource
     how: Behaviour
@@ -275,33 +236,17 @@ class World:
 
     def tell(self, step: Step) -> None:
         match step:
-            case ("write", what):
-                for number in what:
-                    self.write(number % 4, number // 4)
-            case ("rotate", which) if self.on:
-                shards = self.sim.open_shards("orders")
-                self.sim.rotate("orders", shards[which % len(shards)])
             case ("split", which) if self.on:
                 shards = self.sim.open_shards("orders")
                 if len(shards) < 4:
                     self.sim.split("orders", shards[which % len(shards)])
-            case ("advance", seconds):
-                self.clock.advance(seconds)
-            case ("clock", error):
-                self.local.error = error
-            case ("off",) if self.on:
-                self.sim.disable_stream("orders")
-                self.on = False
-            case ("on",) if not self.on:
-                self.sim.enable_stream("orders", shards=self.how.shards)
-                self.on = True
             case ("recreate",) if self.on:
                 if self.sim.items("orders"):
                     self.unseen.append(int(self.clock() * 1_000_000))
                 self.sim.recreate_table("orders")
             case ("fault", operation, name, times):
                 fault = FAULTS[name]()
-                if name in LISTING:
+                if name in LISTING_FAULTS:
                     fault = faults.only_hiding(fault, self.may_be_hidden)
                 self.sim.faults.script(operation, *[fault] * times)
             case ("empty page",):
@@ -314,9 +259,11 @@ class World:
             case ("in small batches",):
                 self.attempt(options=replace(OPTIONS, flush_rows=2))
             case ("killed", change, after):
-                self.attempt(self.store_that_kills(change, after))
+                self.attempt(MemoryStore(self.objects, ChangeHook(change, after)))
             case ("raced", change, after):
-                self.attempt(self.store_that_is_raced_for(change, after))
+                self.attempt(MemoryStore(self.objects, ChangeHook(change, after, self.attempt)))
+            case _:
+                super().tell(step)
 
     def write(self, key: int, what: int) -> None:
         item = {"pk": {"S": f"k{key}"}}
@@ -347,28 +294,6 @@ class World:
             return reply
 
         return faults.Fault(empty.name, answer)
-
-    def store_that_kills(self, change: int, after: bool) -> MemoryStore:
-        def kill(number: int) -> None:
-            if number == change:
-                raise Killed
-
-        return self.store(kill, after)
-
-    def store_that_is_raced_for(self, change: int, after: bool) -> MemoryStore:
-        def race(number: int) -> None:
-            if number == change:
-                self.attempt()
-
-        return self.store(race, after)
-
-    def store(self, hook: Callable[[int], None], after: bool) -> MemoryStore:
-        store = MemoryStore(self.objects)
-        if after:
-            store.after = hook
-        else:
-            store.before = hook
-        return store
 
     # -------------------------------------------------------------------------- captures
 
@@ -407,7 +332,7 @@ class World:
             assert self.sim.faults.on
         self.check(self.log().load())
 
-    def catch_up(self) -> None:
+    def settle(self) -> None:
         self.sim.faults.clear()
         self.tell(("on",))
         self.clock.advance(LAG + 2)
@@ -493,12 +418,8 @@ def is_in(gap: Gap, record: Record, names: set[str]) -> bool:
 
 @pytest.fixture(scope="module")
 def sim() -> Iterator[ReusedSimulator]:
-    with ReusedSimulator() as simulator, pytest.MonkeyPatch.context() as patch:
-        use(simulator, patch)
-        # Thousands of stories share one client, and its budget of retries would run out.
-        patch.setattr("botocore.retries.quota.RetryQuota.acquire", lambda *_: True)
-        patch.setattr("cdc_pipeline.aws.shards._RETRY_SECONDS", 0)
-        patch.setattr("cdc_pipeline.capture.shards.drain._FLUSH_WAIT_SECONDS", 0.002)
+    simulator = ReusedSimulator()
+    with shared_simulator(simulator) as patch:
         # Behind a day's outage each shard would be asked eighty times; none of these stories has
         # a shard with more than one empty page (`lone_empty_page`).
         few = "cdc_pipeline.capture.shards.shard_reader.polls_needed"
@@ -518,18 +439,19 @@ def tell(
     sim: ReusedSimulator, streams: DynamoDBStreams, how: Behaviour, story: list[Step]
 ) -> set[str]:
     """Tell a story to its end and check it; how its runs ended."""
-    world = World(sim, streams, how)
-    for step in story:
-        world.tell(step)
-    world.catch_up()
-    return world.outcomes
+    return tell_story(World(sim, streams, how), story)
 
 
-DAY = 25 * HOUR
+_OUTAGE = 25 * HOUR
 FOUND: dict[str, list[Step]] = {
-    "an open shard whose records were trimmed unread": [("write", [0]), ("advance", DAY)],
+    "an open shard whose records were trimmed unread": [("write", [0]), ("advance", _OUTAGE)],
     "a stream that nobody ever followed": [("recreate",), ("write", [0]), ("off",)],
-    "a child that came and went": [("rotate", 0), ("write", [0]), ("rotate", 0), ("advance", DAY)],
+    "a child that came and went": [
+        ("rotate", 0),
+        ("write", [0]),
+        ("rotate", 0),
+        ("advance", _OUTAGE),
+    ],
     "a child that was not listed before it went": [
         ("write", [0]),
         ("rotate", 0),
@@ -537,13 +459,13 @@ FOUND: dict[str, list[Step]] = {
         ("capture",),
         ("write", [0]),
         ("rotate", 0),
-        ("advance", DAY),
+        ("advance", _OUTAGE),
     ],
     "behind a lost shard nothing was listed yet": [
         ("rotate", 0),
         ("write", [0]),
         ("rotate", 0),
-        ("advance", DAY),
+        ("advance", _OUTAGE),
         ("write", [0]),
         ("rotate", 1),
         ("fault", "DescribeStream", "lagging", 4),
@@ -554,7 +476,7 @@ FOUND: dict[str, list[Step]] = {
         ("write", [0]),
         ("capture",),
         ("write", [0]),
-        ("advance", DAY),
+        ("advance", _OUTAGE),
     ],
     "one of two children was not listed": [
         ("write", [0]),
@@ -586,7 +508,7 @@ FOUND: dict[str, list[Step]] = {
         ("advance", 1),
         ("on",),
         ("write", [0]),
-        ("advance", DAY),
+        ("advance", _OUTAGE),
         ("rotate", 0),
         ("fault", "DescribeStream", "lagging", 2),
         ("capture",),
@@ -594,7 +516,7 @@ FOUND: dict[str, list[Step]] = {
         ("rotate", 0),
         ("write", [0]),
         ("rotate", 0),
-        ("advance", DAY),
+        ("advance", _OUTAGE),
         ("write", [0]),
     ],
     "a shard that was closed while a listing hid its child": [
@@ -607,7 +529,7 @@ FOUND: dict[str, list[Step]] = {
         ("write", [0]),
         ("write", [0]),
         ("rotate", 0),
-        ("advance", DAY),
+        ("advance", _OUTAGE),
         ("advance", 1),
         ("rotate", 1),
         ("fault", "DescribeStream", "lagging", 1),
@@ -618,14 +540,7 @@ FOUND: dict[str, list[Step]] = {
 """Stories that failed once, or that a careless change would fail."""
 
 
-@settings(
-    max_examples=LONG * 6 // 10 or 100,
-    derandomize=not LONG,
-    print_blob=True,
-    report_multiple_bugs=False,
-    phases=[Phase.explicit, Phase.generate, Phase.shrink],
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
+@story_settings(tenths=6, usual=100)
 @given(how=behaviours, story=stories)
 def test_any_story_lands_everything_once_or_says_what_is_missing(
     sim: ReusedSimulator, streams: DynamoDBStreams, how: Behaviour, story: list[Step]

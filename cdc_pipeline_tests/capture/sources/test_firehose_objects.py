@@ -256,20 +256,20 @@ def _as_bytes(value: Any) -> Any:
 
 
 @given(
-    told=st.lists(_changes(), min_size=1, max_size=4),
+    cases=st.lists(_changes(), min_size=1, max_size=4),
     wrapper=st.sampled_from(sorted(_WRAPPERS)),
     packed=st.sampled_from(sorted(_PACKED)),
     broken=st.booleans(),
 )
 def test_every_change_comes_out_once_as_it_was_whatever_is_around_it(
-    told: list[tuple[Any, tuple[Any, ...]]], wrapper: str, packed: str, broken: bool
+    cases: list[tuple[Any, tuple[Any, ...]]], wrapper: str, packed: str, broken: bool
 ) -> None:
-    values = [record for record, _ in told]
+    values = [record for record, _ in cases]
     if broken:
         values.insert(1, {"eventName": "INSERT", "dynamodb": {"Keys": KEYS}})
     body = _PACKED[packed](_WRAPPERS[wrapper](*values))
     changes, unreadable, others = read(body)
-    assert [said(c) for c in changes] == [facts for _, facts in told]
+    assert [said(c) for c in changes] == [facts for _, facts in cases]
     assert (len(unreadable), others) == (int(broken), 0)
 
 
@@ -338,7 +338,7 @@ def test_a_row_that_our_lambda_made_of_a_streams_record_is_that_change() -> None
 
 
 def _of_kinesis(*values: Any) -> Any:
-    told = [
+    records = [
         {
             "Data": base64.b64encode(json.dumps(value).encode()).decode(),
             "SequenceNumber": "9",
@@ -346,7 +346,7 @@ def _of_kinesis(*values: Any) -> Any:
         }
         for value in values
     ]
-    raws = [msgspec.Raw(json.dumps(one).encode()) for one in told]
+    raws = [msgspec.Raw(json.dumps(one).encode()) for one in records]
     return parse_envelopes(raws, target=TARGET, shard_id="s")
 
 

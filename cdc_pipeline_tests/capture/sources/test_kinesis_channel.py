@@ -386,6 +386,6 @@ def test_the_watermark_is_what_the_metric_proves(road: Road) -> None:
     # The same counts where Kinesis itself is read.
     road.configure("kinesis")
     lake, table = road.world.lake(), road.world.table(NAME)
-    source, told = with_measured_lateness(lake.table(table), open_source(lake.table(table)))
+    source, warnings = with_measured_lateness(lake.table(table), open_source(lake.table(table)))
     assert isinstance(source.reading, KinesisProtocol)
-    assert (source.reading.late_seconds, len(told)) == (120, 1)
+    assert (source.reading.late_seconds, len(warnings)) == (120, 1)

@@ -42,8 +42,8 @@ def _quick_learner() -> Iterator[None]:
 
 def _record(data: bytes) -> msgspec.Raw:
     text = base64.b64encode(data).decode()
-    told = {"Data": text, "PartitionKey": "k", "SequenceNumber": _NUMBER}
-    return msgspec.Raw(json.dumps(told).encode())
+    record = {"Data": text, "PartitionKey": "k", "SequenceNumber": _NUMBER}
+    return msgspec.Raw(json.dumps(record).encode())
 
 
 def _parse(*records: msgspec.Raw, encodings: int = 2) -> Any:

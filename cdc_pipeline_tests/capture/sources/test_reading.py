@@ -22,8 +22,8 @@ def _page(records: int = 0, *, behind_ms: int | None = 0, size: int = 100) -> Pa
 def test_only_aws_tells_how_far_a_shard_is_read() -> None:
     asked = 1000 * _SECOND
     for records in (0, 3):
-        told = _READING.read_to(_page(records), [], asked, quiet_us=7)
-        assert told == ReadTo(asked, asked - 60 * _SECOND)
+        reached = _READING.read_to(_page(records), [], asked, quiet_us=7)
+        assert reached == ReadTo(asked, asked - 60 * _SECOND)
         behind = _READING.read_to(_page(records, behind_ms=5000), [], asked, quiet_us=7)
         assert behind == ReadTo(asked - 5 * _SECOND, asked - 65 * _SECOND)
     assert _READING.read_to(_page(behind_ms=None), [], asked, quiet_us=asked) == ReadTo(0, 0)

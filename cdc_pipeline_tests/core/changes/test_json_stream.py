@@ -76,8 +76,8 @@ def test_whole_records_survive_whatever_is_between_them(
     found = _cut(data, step)
     assert _records(found) == written
     # Nothing but what may stand between records is left out.
-    kept, told = b"".join(p.raw for p in found), _BETWEEN
-    assert kept.translate(None, told) == data.translate(None, told)
+    kept, between = b"".join(p.raw for p in found), _BETWEEN
+    assert kept.translate(None, between) == data.translate(None, between)
 
 
 def test_reading_is_the_same_wherever_reads_end() -> None:

@@ -83,10 +83,10 @@ def test_days_before_capture_that_a_backfill_landed() -> None:
     past = dataclasses.replace(_gap(3, 2, 5), cause="before capture", heal_generation=0)
     heals = {3: Heal(3, (HealWindow(2, 5),), reread=0, healed=True)}
     state = _state(gaps={3: past}, heals=heals)
-    told = [(2, 5, "heal"), (10, 100, "stream")]
-    assert _told(coverage(state, 100)) == told
+    parts = [(2, 5, "heal"), (10, 100, "stream")]
+    assert _told(coverage(state, 100)) == parts
     state.baselines[7] = Baseline(7, recorded_us=70, export_time_us=75, snapshot_id=1)
-    assert _told(coverage(state, 100)) == [(0, 2, "export"), told[0], (5, 10, "export"), told[1]]
+    assert _told(coverage(state, 100)) == [(0, 2, "export"), parts[0], (5, 10, "export"), parts[1]]
 
 
 _times = st.integers(1, 50)

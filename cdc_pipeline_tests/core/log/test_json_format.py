@@ -140,13 +140,13 @@ def test_logs_without_what_came_later_are_read() -> None:
     state = replay(
         [build_entry(1, stream=build_stream("dynamodb_streams"), shards=(build_shard("a", 9),))]
     )
-    told = json.loads(state_to_json(state))
+    summary = json.loads(state_to_json(state))
     for name in ("transport", "since_us", "retention_hours", "created_us", "off"):
-        del told["stream"][name]
+        del summary["stream"][name]
     for name in ("cut", "replicated_us"):
-        del told[name]
-    del told["shards"][0]["adjacent_id"]
-    assert state_from_json(json.dumps(told), "x") == state
+        del summary[name]
+    del summary["shards"][0]["adjacent_id"]
+    assert state_from_json(json.dumps(summary), "x") == state
 
 
 def test_logs_of_older_versions_are_read() -> None:

@@ -198,9 +198,9 @@ def test_an_erasure_counts_a_summed_object_again() -> None:
     again = dataclasses.replace(
         build_quarantined(1, "old", was={"old": 2}), rows=1, reasons={"old": 1}
     )
-    told = entry_to_json(build_entry(state.n + 1, quarantined=(again,)))
-    assert json.loads(told)["format"] == 3
-    state.apply(entry_from_json(told, "x"))
+    text = entry_to_json(build_entry(state.n + 1, quarantined=(again,)))
+    assert json.loads(text)["format"] == 3
+    state.apply(entry_from_json(text, "x"))
     assert state.quarantined_reasons == {"old": 1, "odd": 2 * (QUARANTINED_KEPT + 1)}
     assert len(state.quarantined) == QUARANTINED_KEPT
 

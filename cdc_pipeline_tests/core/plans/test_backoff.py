@@ -44,11 +44,11 @@ def test_kills_are_told_from_failures_however_many_there_are() -> None:
         assert failures.are_kills
     assert failures is not None
     assert (failures.count, failures.pause_seconds) == (3, 240)
-    told = fail(failures, 100 * SECOND, "broken", by_hand=False)
-    assert not told.are_kills
+    broken = fail(failures, 100 * SECOND, "broken", by_hand=False)
+    assert not broken.are_kills
     for number in range(KILLS_FORGIVEN + 3):
-        told = fail(told, (101 + number) * SECOND, None, by_hand=False)
-        assert not told.are_kills
+        broken = fail(broken, (101 + number) * SECOND, None, by_hand=False)
+        assert not broken.are_kills
 
 
 def test_a_person_begins_anew() -> None:

@@ -107,25 +107,25 @@ def test_people_are_told_once_of_a_broken_one_and_of_its_end(
     folder: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not of one that waits for a table: the examples do, wherever others are used."""
-    told: list[str] = []
+    alarms: list[str] = []
     monkeypatch.setattr(
         "cdc_pipeline.defs.operations.alarms.notify",
-        lambda _lake, _subject, lines, _log: told.extend(lines),
+        lambda _lake, _subject, lines, _log: alarms.extend(lines),
     )
     file = folder / "no_sql.sql"
     file.write_text("SELECT FROM WHERE")
     for name in ("no_table", "no_view"):
         (folder / f"{name}.sql").write_bytes(_BAD[name][0])
     tick = _tick(folder, instance, None)
-    view, sql = sorted(told, reverse=True)
+    view, sql = sorted(alarms, reverse=True)
     assert view.startswith(f"ERROR: aggregates/no_view: {folder}/no_view.sql: reads orders.cbc")
     assert sql.startswith(f"ERROR: aggregates/no_sql: {file}: not valid SQL")
     assert tick.skip_message == "failing: aggregates/no_sql, aggregates/no_view"
     tick = _tick(folder, instance, tick.cursor)
-    assert len(told) == 2
+    assert len(alarms) == 2
     file.write_text("SELECT 1 AS n")
     tick = _tick(folder, instance, tick.cursor)
-    assert told[2:] == ["recovered: aggregates/no_sql"]
+    assert alarms[2:] == ["recovered: aggregates/no_sql"]
     assert tick.skip_message == "failing: aggregates/no_view"
 
 

@@ -45,8 +45,8 @@ class _Deployment:
             raise_on_error=False,
         )
 
-    def told(self) -> dict[str, Any]:
-        """What the last materialisation tells, as the instance has it."""
+    def reported(self) -> dict[str, Any]:
+        """Metadata of the last materialisation, as the instance has it."""
         event = self.instance.get_latest_materialization_event(
             dg.AssetKey(["orders", "current_state"])
         )
@@ -91,16 +91,16 @@ def test_the_check_warns_with_attributes_and_counts_and_without_values(
     assert result.success
     found = _check(result)
     assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
-    told = {name: value.value for name, value in found.metadata.items()}
-    assert (told["attributes"], told["rescued_values"]) == (3, 4)
-    assert told["conflicts"].splitlines() == [
+    metadata = {name: value.value for name, value in found.metadata.items()}
+    assert (metadata["attributes"], metadata["rescued_values"]) == (3, 4)
+    assert metadata["conflicts"].splitlines() == [
         "| attribute | column type | values by DynamoDB type | rescued |",
         "| --- | --- | --- | --- |",
         "| 'price' | decimal(4,2) | N 2, S 1 | 2 |",
         "| 'pipe\\|\\n' | string | N 1, S 2 | 1 |",
         "| 'v' | int64 | N 2, S 1 | 1 |",
     ]
-    assert "hidden" not in str(told)
+    assert "hidden" not in str(metadata)
     deployment.built.land([change(key, n, {"v": _N}) for n, key in enumerate("abc", start=1)])
     assert _check(deployment.materialize()).passed
 
@@ -108,30 +108,30 @@ def test_the_check_warns_with_attributes_and_counts_and_without_values(
 def test_a_materialisation_tells_columns_their_changes_and_rules(deployment: _Deployment) -> None:
     _ready(deployment.built, {"a": {"n": _N, "t": _HIDDEN, "gone": _HIDDEN}})
     assert deployment.materialize().success
-    told = deployment.told()
-    assert told["columns"] == 4
-    assert told.keys() & {"column_changes", "column_rules"} == set()
+    metadata = deployment.reported()
+    assert metadata["columns"] == 4
+    assert metadata.keys() & {"column_changes", "column_rules"} == set()
     rules = {"t": {"mask": "hidden text"}, "typo": {"drop": True}, "n": {"type": "decimal(9,1)"}}
     deployment.use(columns=rules)
     deployment.built.land([change("a", 1, {"n": {"N": "1.5"}, "t": _HIDDEN, "New": {"L": []}})])
     assert deployment.materialize().success
-    told = deployment.told()
-    assert told["column_changes"].splitlines() == [
+    metadata = deployment.reported()
+    assert metadata["column_changes"].splitlines() == [
         "| change | attribute | before | after |",
         "| --- | --- | --- | --- |",
         "| added | 'New' |  | new json |",
         "| gone | 'gone' | gone string |  |",
         "| retyped | 'n' | n int64 | n decimal(9,1) |",
     ]
-    assert told["column_rules"].splitlines()[2:] == [
+    assert metadata["column_rules"].splitlines()[2:] == [
         "| 'n' | type decimal(9,1) | yes |",
         "| 't' | mask | yes |",
         "| 'typo' | drop | no |",
     ]
-    assert (told["rebuilt"], told["new_baseline"], told["columns"]) == (True, False, 4)
-    assert "hidden" not in str(told)
+    assert (metadata["rebuilt"], metadata["new_baseline"], metadata["columns"]) == (True, False, 4)
+    assert "hidden" not in str(metadata)
     assert deployment.materialize().success
-    assert "column_changes" not in deployment.told()
+    assert "column_changes" not in deployment.reported()
 
 
 def test_a_contract_fails_the_run_and_the_check_is_skipped(deployment: _Deployment) -> None:

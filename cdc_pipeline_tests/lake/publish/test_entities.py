@@ -201,7 +201,7 @@ _states = st.dictionaries(st.sampled_from("abcdefg"), _items, max_size=7)
 @budget(max_examples=10, deadline=None)
 @given(_states, st.lists(st.tuples(st.sampled_from("abcdefg"), st.none() | _items), max_size=5))
 def test_views_are_the_reference(
-    base: dict[str, dict[str, Any]], told: list[tuple[str, dict[str, Any] | None]]
+    base: dict[str, dict[str, Any]], changes: list[tuple[str, dict[str, Any] | None]]
 ) -> None:
     """Published, with changes behind it, and published again, as types and as values."""
     with temporary_lake(tables=_tables()) as built:
@@ -210,7 +210,7 @@ def test_views_are_the_reference(
         built.read_to(START_US + MARGIN_US)
         publish_current_state(built.table_lake)
         _assert_is_the_reference(built, exact_types=True)
-        built.land(change(name, n, item) for n, (name, item) in enumerate(told, 1))
+        built.land(change(name, n, item) for n, (name, item) in enumerate(changes, 1))
         _assert_is_the_reference(built, exact_types=False)
         _assert_no_value_is_lost(built)
 
@@ -418,8 +418,8 @@ def test_tables_are_what_views_show(tmp_path: Any) -> None:
     for name, view in _views(built).items():
         assert _rows(_table(built, name)) == _rows(view)
     assert _build_all(built) == [True] * 4  # nothing changed, nothing is written
-    told = {"type": {"S": "order"}, "ref": {"S": "text now"}, "to": {"S": "no map"}}
-    built.land([change("o1", 1, told), change("o2", 2, told), change("c1", 3, None)])
+    item = {"type": {"S": "order"}, "ref": {"S": "text now"}, "to": {"S": "no map"}}
+    built.land([change("o1", 1, item), change("o2", 2, item), change("c1", 3, None)])
     publish_current_state(built.table_lake)
     assert _build_all(built) == [False] * 4
     for name, view in _views(built).items():

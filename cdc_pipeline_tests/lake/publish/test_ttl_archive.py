@@ -44,38 +44,38 @@ def _story(seed: int, base: dict[str, dict[str, Any]], view: str) -> list[Change
     """Inserts, updates and deletes of both kinds over two days, told as this view type tells."""
     chance = random.Random(seed)
     state = {name: _typed(name, item) for name, item in base.items()}
-    told: list[Change] = []
+    changes: list[Change] = []
     for number in range(1, 81):
         name = chance.choice(_NAMES)
         at = number if number < 40 else number + _DAY_SECONDS
         old = state.get(name)
         if old is not None and chance.random() < 0.4:
             gone = change(name, at, None)._replace(is_ttl_delete=chance.random() < 0.6)
-            told.append(gone._replace(old_image=old if view == "NEW_AND_OLD_IMAGES" else None))
+            changes.append(gone._replace(old_image=old if view == "NEW_AND_OLD_IMAGES" else None))
             del state[name]
             continue
         new = {"n": {"N": f"{number}.50"}}
         made = change(name, at, new, op="U" if old else "I")
         state[name] = _typed(name, new)
         if view == "NEW_AND_OLD_IMAGES":
-            told.append(made._replace(old_image=old))
+            changes.append(made._replace(old_image=old))
         elif view == "NEW_IMAGE":
-            told.append(made)
+            changes.append(made)
         else:
-            told.append(made._replace(new_image=None, data=None))
+            changes.append(made._replace(new_image=None, data=None))
             if chance.random() < 0.8:  # read behind it, as completion by read does
                 position = f"{made.position}.read"
-                told.append(made._replace(uuid=f"read-{at}", position=position))
-    return told
+                changes.append(made._replace(uuid=f"read-{at}", position=position))
+    return changes
 
 
-def _expected(base: dict[str, dict[str, Any]], told: list[Change]) -> list[dict[str, Any]]:
+def _expected(base: dict[str, dict[str, Any]], changes: list[Change]) -> list[dict[str, Any]]:
     """The reference: one walk over the story in its order."""
     known: dict[str, str | None] = {
         to_json(key_of(name)): _typed(name, item) for name, item in base.items()
     }
     rows = []
-    for one in told:
+    for one in changes:
         if one.op == "D" and one.is_ttl_delete:
             item = one.old_image or known.get(one.keys)
             rows.append(
@@ -112,12 +112,12 @@ def test_it_is_the_reference(built: LakeBuilder, view: str, seed: int) -> None:
     base = {name: {"n": {"N": "0"}, "base": {"S": name}} for name in _NAMES[:3]}
     built.start()
     built.stage(base)
-    told = _story(seed, base, view)
-    landed = [*told, *random.Random(seed).sample(told, 10)]  # some of it twice
+    changes = _story(seed, base, view)
+    landed = [*changes, *random.Random(seed).sample(changes, 10)]  # some of it twice
     random.Random(seed).shuffle(landed)
     for start in range(0, len(landed), 30):
         built.land(landed[start : start + 30])
-    found, expected = _archive(built), _expected(base, told)
+    found, expected = _archive(built), _expected(base, changes)
     assert len(expected) > 5
     assert len({row["day"] for row in expected}) == 2
     assert found == expected
@@ -127,16 +127,16 @@ def test_it_is_the_reference(built: LakeBuilder, view: str, seed: int) -> None:
 
 def test_late_rows_come_with_the_next_build(built: LakeBuilder) -> None:
     built.start()
-    told = [change("a", 1, {"n": {"N": "1"}}), change("a", 2, {"n": {"N": "2"}})]
-    told += [_by_ttl(change("a", 3, None)), _by_ttl(change("b", 4, None))]
-    built.land([told[0], told[2]])
-    assert _archive(built) == _expected({}, [told[0], told[2]])
-    built.land([told[1], told[3]])
-    assert _archive(built) == _expected({}, told)
+    changes = [change("a", 1, {"n": {"N": "1"}}), change("a", 2, {"n": {"N": "2"}})]
+    changes += [_by_ttl(change("a", 3, None)), _by_ttl(change("b", 4, None))]
+    built.land([changes[0], changes[2]])
+    assert _archive(built) == _expected({}, [changes[0], changes[2]])
+    built.land([changes[1], changes[3]])
+    assert _archive(built) == _expected({}, changes)
     day = day_of(START_US + 4_000_000)
     again = build_archive_day(built.table_lake, day)
     assert (again.rows, again.unknown, again.watermark) == (2, 1, built.state.n)
-    assert _rows(built) == _expected({}, told)
+    assert _rows(built) == _expected({}, changes)
 
 
 def test_a_later_baseline_is_the_last_image_too(built: LakeBuilder) -> None:
@@ -152,8 +152,12 @@ def test_a_later_baseline_is_the_last_image_too(built: LakeBuilder) -> None:
 def test_what_users_deleted_is_no_last_image(built: LakeBuilder) -> None:
     """A new life of the item of which nothing is known: not the image of the one before."""
     built.start()
-    told = [change("a", 1, {"n": {"N": "1"}}), change("a", 2, None), _by_ttl(change("a", 4, None))]
-    built.land(told)
+    changes = [
+        change("a", 1, {"n": {"N": "1"}}),
+        change("a", 2, None),
+        _by_ttl(change("a", 4, None)),
+    ]
+    built.land(changes)
     assert [row["_item"] for row in _archive(built)] == [None]
 
 
@@ -165,8 +169,8 @@ def test_masked_as_the_rules_say(tmp_path: Any, monkeypatch: pytest.MonkeyPatch)
     built.start()
     item = {"n": {"N": "1"}, "secret": {"S": "x"}, "open": {"S": "y"}}
     built.stage({"a": item})
-    told = [change("b", 1, item), _by_ttl(change("a", 2, None)), _by_ttl(change("b", 3, None))]
-    built.land(told)
+    changes = [change("b", 1, item), _by_ttl(change("a", 2, None)), _by_ttl(change("b", 3, None))]
+    built.land(changes)
     rows = _archive(built)
     assert [sorted(json.loads(row["data"])) for row in rows] == [["n", "open", "pk"]] * 2
     assert [json.loads(row["data"])["n"] for row in rows] == ["***"] * 2

@@ -80,12 +80,12 @@ def test_every_view_has_them_and_their_older_names(built: LakeBuilder) -> None:
 
 def test_the_page_says_what_they_are_stored_as() -> None:
     page = _DOCS.read_text("utf-8")
-    told = {}
+    listed = {}
     for line in page.splitlines():
         cells = [cell.strip().strip("`") for cell in line.strip("|").split("|")]
         if len(cells) == 6 and cells[0] in STORED_NAMES:
-            told[cells[0]] = dict(zip(VIEW_COLUMNS, cells[2:], strict=True))
-    assert told == {view: dict(names) for view, names in STORED_NAMES.items()}
+            listed[cells[0]] = dict(zip(VIEW_COLUMNS, cells[2:], strict=True))
+    assert listed == {view: dict(names) for view, names in STORED_NAMES.items()}
 
 
 def test_an_attribute_of_that_name_has_another_column(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from cdc_pipeline.sandbox.aws.exports.requests import (
     full_export_micros,
     iso,
 )
+from cdc_pipeline.sandbox.export_options import ExportOptions
 
 # ClientToken: "valid for 8 hours after the first request that uses it is completed".
 _TOKEN_MICROS = 8 * 3600 * 1_000_000
@@ -49,19 +50,6 @@ _DESCRIBED = (
 )
 
 Content = TableState | WindowChanges
-
-
-@dataclass(frozen=True, slots=True)
-class ExportOptions:
-    """Times of exports. `delay_seconds`: shortest time IN_PROGRESS.
-
-    The others default to AWS's. `least_window_seconds`: shortest window of an incremental export.
-    `restorable_lag_seconds`: distance of LatestRestorableDateTime from now.
-    """
-
-    delay_seconds: float = 0.5
-    least_window_seconds: float = 15 * 60
-    restorable_lag_seconds: float = 5 * 60
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ import pytest
 
 from cdc_pipeline.sandbox.aws.control import control
 from cdc_pipeline.sandbox.errors import SandboxError
+from cdc_pipeline.sandbox.export_options import ExportOptions
 from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline_tests.sandbox.aws.exports.exporting import (
     export_table,
@@ -542,7 +543,7 @@ def test_orders_that_make_no_sense(aws: Aws) -> None:
 @pytest.mark.slow
 def test_a_newcomers_sandbox_needs_no_quarter_of_an_hour() -> None:
     with SandboxProcess(
-        export_delay_seconds=0, least_window_seconds=1, restorable_lag_seconds=0
+        exports=ExportOptions(delay_seconds=0, least_window_seconds=1, restorable_lag_seconds=0)
     ) as process:
         aws = connect(process.endpoint_url)
         aws.s3.create_bucket(Bucket="quick")

@@ -160,8 +160,8 @@ def test_lambda_takes_records_of_kinesis_and_its_failures_are_kept(
     assert data == b"A-SHARD shardId-000000000000B"
     assert f"/processing-failed/{datetime.now(UTC):%Y}/" in "".join(found)
     documents = [json.loads(line) for line in failed.splitlines()]
-    told = {base64.b64decode(d["rawData"]).decode(): d["errorCode"] for d in documents}
-    assert told == {
+    failures = {base64.b64decode(d["rawData"]).decode(): d["errorCode"] for d in documents}
+    assert failures == {
         "fail": "Lambda.ProcessingFailedStatus",
         "lose": "Lambda.MissingRecordId",
     }
@@ -226,8 +226,8 @@ def test_parquet_by_the_glue_table(
         {"uuid": "u2", "time_stamp": None, "n": None, "gone": None},
     ]
     documents = [json.loads(line) for line in failed.splitlines()]
-    told = [(base64.b64decode(d["rawData"]).decode(), d["lastErrorCode"]) for d in documents]
-    assert told == [
+    failures = [(base64.b64decode(d["rawData"]).decode(), d["lastErrorCode"]) for d in documents]
+    assert failures == [
         (json.dumps(wrong), "DataFormatConversion.MalformedData"),
         ("[1]", "DataFormatConversion.MalformedData"),
         ("{", "DataFormatConversion.ParseError"),
@@ -245,7 +245,7 @@ def test_deliveries_wait_for_a_bucket(aws: Aws, make_delivery: Callable[..., str
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "message"),
     [
         ({"Prefix": _DAY}, "ErrorOutputPrefix cannot be null"),
         ({"ErrorOutputPrefix": _DAY}, "at least one instance of"),
@@ -254,8 +254,8 @@ def test_deliveries_wait_for_a_bucket(aws: Aws, make_delivery: Callable[..., str
         ({"ProcessingConfiguration": _processing(("Decompression", {}))}, "no processors"),
     ],
 )
-def test_what_is_refused(make_delivery: Callable[..., str], config: Any, told: str) -> None:
-    with pytest.raises(ClientError, match=told):
+def test_what_is_refused(make_delivery: Callable[..., str], config: Any, message: str) -> None:
+    with pytest.raises(ClientError, match=message):
         make_delivery(**config)
 
 
