@@ -58,11 +58,11 @@ def ours(folder: Path, files: list[DataFile], out: Path) -> int:
 
     def write(path: Path) -> int:
         with pq.ParquetFile(path) as narrow:
-            batches = narrow.iter_batches(4_000)
+            batches, rows = narrow.iter_batches(4_000), narrow.metadata.num_rows
             with pq.ParquetWriter(out / f"typed-{path.name}", schema, compression="zstd") as writer:
-                for batch in shred(batches, columns):
+                for batch in shred(batches, columns, rows):
                     writer.write_batch(batch)
-            return narrow.metadata.num_rows
+            return rows
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return sum(pool.map(write, [path for file in converted for path in file.paths]))
@@ -96,7 +96,9 @@ def _convert(folder: Path, files: list[DataFile], out: Path) -> list[Any]:
     from cdc_pipeline.lake.storage.store import LocalStore
     from cdc_pipeline.snapshot.staging import Staging
 
-    staging = Staging(LocalStore(out / "kept"), "export/", out, KEY_NAMES, "000001.0", 1)
+    items = sum(file.items for file in files)
+    kept = LocalStore(out / "kept")
+    staging = Staging(kept, "export/", out, KEY_NAMES, "000001.0", 1, items=items)
 
     def convert(file: DataFile) -> Any:
         with (folder / file.key).open("rb") as stream:
