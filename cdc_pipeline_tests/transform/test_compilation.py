@@ -73,15 +73,19 @@ def test_the_size_of_an_export_is_estimated_from_its_first_block(
     assert compilation._exact == {LINES: 11 * len(line)}
 
 
+def _batch(item: str) -> pa.RecordBatch:
+    columns = (["k"], ["o"], [item], [1])
+    arrays = [pa.array(c * 10, f.type) for c, f in zip(columns, NARROW_SCHEMA, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=NARROW_SCHEMA)
+
+
 @pytest.mark.parametrize("rows", [0, 40])
 def test_the_size_of_rows_is_that_of_all_batches(
     rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: set[tuple[str, int]] = set()
     monkeypatch.setattr(compilation, "pays", lambda *asking: asked.add(asking))
-    columns = [["k"] * 10, ["o"] * 10, ['{"pk":{"S":"a"}}'] * 10, [1] * 10]
-    arrays = [pa.array(c, f.type) for c, f in zip(columns, NARROW_SCHEMA, strict=True)]
-    batch = pa.RecordBatch.from_arrays(arrays, schema=NARROW_SCHEMA)
+    batch = _batch('{"pk":{"S":"a"}}')
     size = 4 * batch.column("item").nbytes
     collect_stats([batch] * 4, rows)
     assert len(list(shred([batch] * 4, [], rows))) == 4
@@ -94,9 +98,7 @@ def test_batches_of_unknown_size_are_kept_only_until_they_are_large(
 ) -> None:
     monkeypatch.setattr(compilation, "CACHED_BYTES", 1000)
     monkeypatch.setattr(compilation, "pays", lambda *_: False)
-    arrays = [pa.array([v] * 10, f.type) for v, f in zip("abc1", NARROW_SCHEMA, strict=False)]
-    arrays[2] = pa.array(["{}" + " " * 98] * 10, pa.string())
-    batch = pa.RecordBatch.from_arrays(arrays, schema=NARROW_SCHEMA)
+    batch = _batch("{}" + " " * 98)
     taken = []
     typed = shred((taken.append(n) or batch for n in range(5)), [])
     next(typed)

@@ -3,6 +3,7 @@
 import base64
 import json
 import random
+import re
 import shutil
 import string
 import subprocess
@@ -21,7 +22,8 @@ pytest.importorskip("numba")
 from cdc_pipeline.core.errors import ExportError
 from cdc_pipeline.core.items.attributes import canonical_item, to_json
 from cdc_pipeline.core.items.columns import Stats, columns_of
-from cdc_pipeline.transform import fast, shred
+from cdc_pipeline.transform import compilation, fast, precompile, shred
+from cdc_pipeline.transform.compilation import CELLS, LINES, STATS
 from cdc_pipeline.transform.export_lines import LineConverter
 from cdc_pipeline.transform.fast.batches import LineReader, Shredder, StatsReader
 from cdc_pipeline.transform.shred import NARROW_SCHEMA, arrow_type, collect_stats, typed_schema
@@ -344,6 +346,15 @@ def test_without_numba_all_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         columns = columns_of(collect_stats([batch]))
         typed = pa.Table.from_batches(shred.shred([batch], columns), typed_schema(columns))
     assert typed.column("a").to_pylist() == [1]
+
+
+def test_precompiling_leaves_nothing_to_compile() -> None:
+    assert precompile.precompile()
+    assert all(map(compilation.is_cached.__wrapped__, (LINES, STATS, CELLS)))
+    columns = columns_of(collect_stats([_narrow([precompile._ITEM])]))
+    kinds = {re.sub(r"\(.*?\)", "", column.type) for column in columns}
+    scalars = {"int64", "decimal", "string", "binary"}
+    assert kinds == scalars | {"boolean", "json"} | {f"list<{kind}>" for kind in scalars}
 
 
 def test_numba_that_is_not_installed_is_no_error() -> None:
