@@ -19,17 +19,17 @@ for _parameter in ("backfill_policy", "owners"):
     )
 
 from cdc_pipeline.defs.operations.alarms import build_alarms  # noqa: E402
-from cdc_pipeline.defs.operations.glue import build_glue_sensor, repair_glue_partitions  # noqa: E402
-from cdc_pipeline.defs.operations.heal import build_gap_sensor, heal  # noqa: E402
+from cdc_pipeline.defs.operations.glue import build_glue_sensor  # noqa: E402
+from cdc_pipeline.defs.operations.heal import build_gap_sensor  # noqa: E402
 from cdc_pipeline.defs.operations.maintenance import build_maintenance_defs  # noqa: E402
 from cdc_pipeline.defs.operations.reconcile import build_reconcile_defs  # noqa: E402
-from cdc_pipeline.defs.resources import LakeResource  # noqa: E402
+from cdc_pipeline.defs.repository import JOBS  # noqa: E402
+from cdc_pipeline.defs.resources import lake_resources  # noqa: E402
 from cdc_pipeline.defs.tables.aggregates import (  # noqa: E402
     aggregate_errors,
     build_aggregate_defs,
     usable_aggregates,
 )
-from cdc_pipeline.defs.tables.capture import capture  # noqa: E402
 from cdc_pipeline.defs.tables.downstream import build_downstream_sensor  # noqa: E402
 from cdc_pipeline.defs.tables.schedules import build_schedules  # noqa: E402
 from cdc_pipeline.defs.tables.shard_sensor import build_shard_sensor  # noqa: E402
@@ -64,7 +64,7 @@ def build_definitions(
         key for part in parts for check in part.asset_checks or () for key in check.check_keys
     )
     own = dg.Definitions(
-        jobs=[capture, heal, repair_glue_partitions],
+        jobs=JOBS,
         sensors=[
             build_shard_sensor(settings),
             build_gap_sensor(settings),
@@ -72,7 +72,7 @@ def build_definitions(
             build_glue_sensor(settings),
             *build_alarms(settings, checks, aggregate_errors(settings)),
         ],
-        resources=resources or {"lake": LakeResource(settings_path=str(path.resolve()))},
+        resources=resources or lake_resources(path),
     )
     schedules = build_schedules(settings, daily_assets)
     return dg.Definitions.merge(*parts, schedules, own)
