@@ -24,7 +24,7 @@ def defs() -> dg.RepositoryDefinition:
     except SettingsError as error:
         # Dagster prints the frames that an error passed through; this one needs none.
         raise error.with_traceback(None) from None
-    return open_repository(path, lambda: _build(settings, path))
+    return open_repository(settings, path, lambda: _build(settings, path))
 
 
 def _build(settings: Settings, path: Path) -> dg.Definitions:
