@@ -158,7 +158,7 @@ class AwsSession:
         return self.client("s3").meta.partition
 
     def s3_access(self, bucket: str | None = None) -> S3Access:
-        """Return the access to S3, or to a bucket of any region, with boto3's current credentials.
+        """Return the access to S3, or to a bucket of any region, with the current credentials.
 
         Raises `SourceError`. The first access to a bucket sends a request for its region.
         """
