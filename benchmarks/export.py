@@ -36,6 +36,7 @@ from benchmarks.measure import (
     report,
 )
 from cdc_pipeline.aws.export import DataFile
+from cdc_pipeline.transform.precompile import precompile
 from cdc_pipeline_tests.spark import session
 
 _ITEMS = 1_000_000
@@ -58,11 +59,11 @@ def ours(folder: Path, files: list[DataFile], out: Path) -> int:
 
     def write(path: Path) -> int:
         with pq.ParquetFile(path) as narrow:
-            batches = narrow.iter_batches(4_000)
+            batches, rows = narrow.iter_batches(4_000), narrow.metadata.num_rows
             with pq.ParquetWriter(out / f"typed-{path.name}", schema, compression="zstd") as writer:
-                for batch in shred(batches, columns):
+                for batch in shred(batches, columns, rows):
                     writer.write_batch(batch)
-            return narrow.metadata.num_rows
+            return rows
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return sum(pool.map(write, [path for file in converted for path in file.paths]))
@@ -96,7 +97,9 @@ def _convert(folder: Path, files: list[DataFile], out: Path) -> list[Any]:
     from cdc_pipeline.lake.storage.store import LocalStore
     from cdc_pipeline.snapshot.staging import Staging
 
-    staging = Staging(LocalStore(out / "kept"), "export/", out, KEY_NAMES, "000001.0", 1)
+    items = sum(file.items for file in files)
+    kept = LocalStore(out / "kept")
+    staging = Staging(kept, "export/", out, KEY_NAMES, "000001.0", 1, items=items)
 
     def convert(file: DataFile) -> Any:
         with (folder / file.key).open("rb") as stream:
@@ -248,6 +251,7 @@ def run() -> list[Row]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         check_equal(folder)
+        precompile()  # processes of the product find the cache filled
         files = [asdict(file) for file in write_export(folder, _ITEMS, _FILES)]
         (folder / _LIST).write_text(json.dumps(files))
         rows = []

@@ -1,20 +1,36 @@
-"""The code location: settings in, Definitions out; nothing else."""
+"""The code location: settings in, definitions out; nothing else."""
+
+from pathlib import Path
 
 import dagster as dg
 
 from cdc_pipeline.core.errors import SettingsError
-from cdc_pipeline.defs.build import build_definitions, explain_missing_settings
 from cdc_pipeline.settings.load import load_settings, settings_path
+from cdc_pipeline.settings.model import Settings
 
 
-@dg.definitions
-def defs() -> dg.Definitions:
+@dg.definitions  # type: ignore[arg-type]  # a repository is accepted, too
+def defs() -> dg.RepositoryDefinition:
     """All assets, jobs, sensors and schedules of the tables in the settings file."""
     path = settings_path()
     if not path.exists():
-        return explain_missing_settings(path)
+        from cdc_pipeline.defs.build import explain_missing_settings
+
+        return explain_missing_settings(path).get_repository_def()
+    from cdc_pipeline.defs.repository import open_repository
+
     try:
-        return build_definitions(load_settings(path), path)
+        settings = load_settings(path)
     except SettingsError as error:
         # Dagster prints the frames that an error passed through; this one needs none.
+        raise error.with_traceback(None) from None
+    return open_repository(settings, path, lambda: _build(settings, path))
+
+
+def _build(settings: Settings, path: Path) -> dg.Definitions:
+    from cdc_pipeline.defs.build import build_definitions
+
+    try:
+        return build_definitions(settings, path)
+    except SettingsError as error:
         raise error.with_traceback(None) from None

@@ -1,1 +1,1 @@
-"""Thin boto3 adapters, one file per service, independent of lakes and Dagster."""
+"""Thin adapters of botocore, one file per service, independent of lakes and Dagster."""

@@ -155,5 +155,5 @@ def client_of(aws: AwsSession, service: str) -> Any:
     A session keeps its clients, and the parser for GetRecords must be registered before the first:
     so every caller of such a service, for any operation, must use this function.
     """
-    aws.session._session.register_component("response_parser_factory", _RawRecordsFactory())
+    aws.session.register_component("response_parser_factory", _RawRecordsFactory())
     return aws.client(service)

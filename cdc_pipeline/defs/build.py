@@ -1,40 +1,31 @@
 """`build_definitions`: builds the code location, in production and in tests."""
 
 import sys
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
-from cdc_pipeline.settings.load import DEFAULT_PATH
-from cdc_pipeline.settings.model import Settings
-
-# Two Beta notices would appear at every start: one for backfill policies, used on purpose here, and
-# one for a parameter that Dagster itself passes when it copies a sensor.
-for _parameter in ("backfill_policy", "owners"):
-    warnings.filterwarnings(
-        "ignore", message=f"Parameter `{_parameter}` of", category=dg.BetaWarning
-    )
-
-from cdc_pipeline.defs.operations.alarms import build_alarms  # noqa: E402
-from cdc_pipeline.defs.operations.glue import build_glue_sensor, repair_glue_partitions  # noqa: E402
-from cdc_pipeline.defs.operations.heal import build_gap_sensor, heal  # noqa: E402
-from cdc_pipeline.defs.operations.maintenance import build_maintenance_defs  # noqa: E402
-from cdc_pipeline.defs.operations.reconcile import build_reconcile_defs  # noqa: E402
-from cdc_pipeline.defs.resources import LakeResource  # noqa: E402
-from cdc_pipeline.defs.tables.aggregates import (  # noqa: E402
+from cdc_pipeline.defs.operations.alarms import build_alarms
+from cdc_pipeline.defs.operations.glue import build_glue_sensor
+from cdc_pipeline.defs.operations.heal import build_gap_sensor
+from cdc_pipeline.defs.operations.maintenance import build_maintenance_defs
+from cdc_pipeline.defs.operations.reconcile import build_reconcile_defs
+from cdc_pipeline.defs.repository import JOBS
+from cdc_pipeline.defs.resources import lake_resources
+from cdc_pipeline.defs.tables.aggregates import (
     aggregate_errors,
     build_aggregate_defs,
     usable_aggregates,
 )
-from cdc_pipeline.defs.tables.capture import capture  # noqa: E402
-from cdc_pipeline.defs.tables.downstream import build_downstream_sensor  # noqa: E402
-from cdc_pipeline.defs.tables.schedules import build_schedules  # noqa: E402
-from cdc_pipeline.defs.tables.shard_sensor import build_shard_sensor  # noqa: E402
-from cdc_pipeline.defs.tables.table import build_table_defs  # noqa: E402
-from cdc_pipeline.transform.aggregates import AGGREGATES  # noqa: E402
+from cdc_pipeline.defs.tables.downstream import build_downstream_sensor
+from cdc_pipeline.defs.tables.schedules import build_schedules
+from cdc_pipeline.defs.tables.shard_sensor import build_shard_sensor
+from cdc_pipeline.defs.tables.table import build_table_defs
+from cdc_pipeline.settings.load import DEFAULT_PATH
+from cdc_pipeline.settings.model import Settings
+from cdc_pipeline.transform.aggregates import AGGREGATES
 
 
 def build_definitions(
@@ -64,7 +55,7 @@ def build_definitions(
         key for part in parts for check in part.asset_checks or () for key in check.check_keys
     )
     own = dg.Definitions(
-        jobs=[capture, heal, repair_glue_partitions],
+        jobs=JOBS,
         sensors=[
             build_shard_sensor(settings),
             build_gap_sensor(settings),
@@ -72,7 +63,7 @@ def build_definitions(
             build_glue_sensor(settings),
             *build_alarms(settings, checks, aggregate_errors(settings)),
         ],
-        resources=resources or {"lake": LakeResource(settings_path=str(path.resolve()))},
+        resources=resources or lake_resources(path),
     )
     schedules = build_schedules(settings, daily_assets)
     return dg.Definitions.merge(*parts, schedules, own)

@@ -14,6 +14,11 @@ RUN_ID_VARIABLE = "DAGSTER_RUN_ID"
 """Environment variable from which `lake.storage.log` takes the run id of an entry's owner."""
 
 
+def lake_resources(path: Path) -> dict[str, "LakeResource"]:
+    """Return the resources of all definitions, by the settings file at `path`."""
+    return {"lake": LakeResource(settings_path=str(path.resolve()))}
+
+
 class LakeResource(dg.ConfigurableResource):
     """The lake of a settings file. Holds no secrets: they come from AWS's credential chain."""
 

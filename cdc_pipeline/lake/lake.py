@@ -3,37 +3,53 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from cdc_pipeline.aws.client.session import AwsSession
 from cdc_pipeline.core.names import TablePaths
+from cdc_pipeline.lake.iceberg.metadata_file import PROPERTY, NeedsPyIcebergError, read_properties
 from cdc_pipeline.lake.storage.log import CaptureLog
-from cdc_pipeline.lake.storage.store import Store, open_store
+from cdc_pipeline.lake.storage.store import LocalStore, Store, open_s3
 
 if TYPE_CHECKING:
     from pyiceberg.table import Table as IcebergTable
 
+    from cdc_pipeline.aws.client.session import AwsSession
     from cdc_pipeline.lake.iceberg.tables import Tables
     from cdc_pipeline.settings.model import Settings
     from cdc_pipeline.settings.table import Table
 
 
 class Lake:
-    """Storage, capture logs and Iceberg tables of one lake. Opening it makes no network call."""
+    """Storage, capture logs and Iceberg tables of one lake. Opening it makes no network call.
 
-    def __init__(self, settings: Settings, aws: AwsSession, store: Store) -> None:
+    `aws`: the session of the lake's account; None: made on first use.
+    """
+
+    def __init__(self, settings: Settings, aws: AwsSession | None, store: Store) -> None:
         self.settings = settings
-        self.aws = aws
         self.store = store
+        self._aws = aws
         self._sources: dict[tuple[str | None, ...], AwsSession] = {}
         self._lock = threading.Lock()
 
     @staticmethod
     def open(settings: Settings) -> Lake:
         """Open the lake of these settings."""
-        aws = AwsSession(region=settings.region, endpoint_url=settings.endpoint_url)
-        return Lake(settings, aws, open_store(settings, aws))
+        if not settings.is_s3:
+            return Lake(settings, None, LocalStore(settings.lake_folder))
+        aws = _open_session(settings)
+        return Lake(settings, aws, open_s3(settings, aws))
+
+    @property
+    def aws(self) -> AwsSession:
+        """The AWS session of the lake's own account and region."""
+        with self._lock:
+            if self._aws is None:
+                self._aws = _open_session(self.settings)
+            return self._aws
 
     def table(self, settings: Table) -> TableLake:
         """Return the handle of one table."""
@@ -42,11 +58,12 @@ class Lake:
     def source(self, table: Table) -> AwsSession:
         """Return the AWS session of a DynamoDB table's account and region; no network call."""
         access = (table.region, table.role_arn, table.external_id)
+        own = self.aws
         if not any(access):
-            return self.aws
+            return own
         with self._lock:
             if access not in self._sources:
-                self._sources[access] = self.aws.elsewhere(
+                self._sources[access] = own.elsewhere(
                     region=table.region, role_arn=table.role_arn, external_id=table.external_id
                 )
             return self._sources[access]
@@ -68,6 +85,12 @@ class Lake:
             self.store,
             places_tables=not chooses_location(self.settings),
         )
+
+
+def _open_session(settings: Settings) -> AwsSession:
+    from cdc_pipeline.aws.client.session import AwsSession
+
+    return AwsSession(region=settings.region, endpoint_url=settings.endpoint_url)
 
 
 class TableLake:
@@ -111,6 +134,26 @@ class TableLake:
         Each call reads the newest metadata.
         """
         return self.lake.iceberg.load(f"{self.safe_name}_{kind}")
+
+    def properties(self, kind: str) -> Mapping[str, str] | None:
+        """Return the `cdc_pipeline.` properties of an Iceberg table; None: it has no commit.
+
+        As of the newest metadata, like those of `iceberg`, and cheaper: mostly without PyIceberg.
+        """
+        properties = self._all_properties(kind)
+        if properties is None:
+            return None
+        own = (name for name in properties if name.startswith(PROPERTY))
+        return {name.removeprefix(PROPERTY): properties[name] for name in own}
+
+    def _all_properties(self, kind: str) -> Mapping[str, str] | None:
+        lake = self.lake
+        if "iceberg" not in vars(lake):
+            with suppress(NeedsPyIcebergError):
+                name = f"{self.safe_name}_{kind}"
+                return read_properties(lake.settings, lake.store, name, lambda: lake.aws)
+        table = self.iceberg(kind)
+        return table.properties if table else None
 
     def export_owner(self) -> str | None:
         """Return the account of the export bucket, which AWS requires if the table's differs.

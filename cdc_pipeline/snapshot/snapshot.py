@@ -288,6 +288,7 @@ def _stage(
             key_names,
             order_key(baseline.generation, SNAPSHOT_POSITION),
             baseline.export_time_us,
+            items=manifest.items,
         )
         staging.open(root)
         files = _convert_all(table.lake, status, manifest, staging, context)

@@ -60,13 +60,17 @@ class Staging:
         key_names: tuple[str, ...],
         order_key: str,
         write_time_us: int,
+        *,
+        items: int = 0,
     ) -> None:
+        """`items`: of the whole export, if known."""
         self._store = store
         self._prefix = prefix
         self._scratch = scratch
         self._key_names = key_names
         self._order_key = order_key
         self._write_time_us = write_time_us
+        self._items = items
         self._kept: set[str] = set()
 
     def open(self, root: str) -> None:
@@ -97,7 +101,7 @@ class Staging:
     def convert(self, file: DataFile, pieces: Iterator[bytes], where: str) -> ConvertedFile:
         """Convert and verify a data file, and keep it if it is large; raises `ExportError`."""
         name, size = self._name(file), 0
-        converter = LineConverter(self._key_names, where)
+        converter = LineConverter(self._key_names, where, items=self._items)
         writer = _PartWriter(self._scratch / name, self._order_key, self._write_time_us)
         with writer:
             for lines in whole_lines(pieces, where):

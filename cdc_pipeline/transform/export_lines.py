@@ -1,7 +1,7 @@
 """Conversion of full exports' lines to canonical keys and items, with attribute statistics."""
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import pyarrow as pa
@@ -10,8 +10,12 @@ from cdc_pipeline.core.changes.change import export_item
 from cdc_pipeline.core.errors import ExportError, UnreadableError
 from cdc_pipeline.core.items.attributes import TOO_DEEP
 from cdc_pipeline.core.items.columns import Stats, observe
+from cdc_pipeline.transform import compilation
 from cdc_pipeline.transform.fast import line_reader
 from cdc_pipeline.transform.shred import merge_stats
+
+if TYPE_CHECKING:
+    from cdc_pipeline.transform.fast.batches import LineReader
 
 _decode = msgspec.json.decode
 
@@ -24,23 +28,28 @@ class Rows(NamedTuple):
 
 
 class LineConverter:
-    """Converter of one data file; compiled with the extra `fast`, with the same results without it.
+    """Converter of one data file; compiled where that pays, with the same results otherwise.
 
-    `where`: the file's name in errors. Not thread-safe.
+    `where`: the file's name in errors. `items`: those of the whole export, if known; their size is
+    estimated from the first block. Not thread-safe.
     """
 
-    def __init__(self, key_names: Sequence[str], where: str, *, fast: bool = True) -> None:
+    def __init__(self, key_names: Sequence[str], where: str, *, items: int = 0) -> None:
         self._key_names = tuple(key_names)
         self._where = where
-        self._reader = line_reader(self._key_names) if fast else None
+        self._items = items
+        self._reader: LineReader | None = None
         self._stats: Stats = {}
         self.lines = 0
 
     def convert(self, lines: bytes) -> Rows:
         """Convert whole lines, each with its newline; raises `ExportError` with the line number."""
+        if self._reader is None and compilation.pays(compilation.LINES, self._export_bytes(lines)):
+            self._reader = line_reader(self._key_names)
         read = self._reader.read(lines) if self._reader else None
         if read is None:
             rows = self._exactly(enumerate(lines.split(b"\n")[:-1], 1))
+            compilation.note_exact(compilation.LINES, len(lines))
         else:
             rows = Rows(read.keys, read.items)
             if read.others:
@@ -53,6 +62,9 @@ class LineConverter:
     def stats(self) -> Stats:
         """Return the statistics of all lines so far."""
         return merge_stats(self._stats, self._reader.stats() if self._reader else {})
+
+    def _export_bytes(self, block: bytes) -> int:
+        return len(block) * max(1, self._items // max(1, block.count(b"\n")))
 
     def _exactly(self, lines: Iterable[tuple[int, bytes]]) -> Rows:
         """Convert single lines; their numbers count within the present block."""

@@ -17,22 +17,22 @@ _decode = msgspec.json.decode
 
 
 def shred_pinned(
-    batches: Iterable[pa.RecordBatch], columns: Sequence[Column], stats: Stats
+    batches: Iterable[pa.RecordBatch], columns: Sequence[Column], stats: Stats, rows: int = 0
 ) -> Iterator[pa.RecordBatch]:
     """Like `shred`, with values that do not fit a pinned column in `_rescued`.
 
-    `stats`: of all rows. Columns with possible misfits are typed as text first, so that `shred`
-    does not handle misfits.
+    `stats`: of all rows; `rows`: their number, if known. Columns with possible misfits are typed as
+    text first, so that `shred` does not handle misfits.
     """
     narrow = _narrow(columns, stats)
     if not narrow:
-        return shred(batches, columns)
+        return shred(batches, columns, rows)
     as_text = [
         replace(c, type="list<string>" if c.tag == "NS" else "string") if c in narrow else c
         for c in columns
     ]
     schema = typed_schema(columns)
-    return (_fit(batch, narrow, schema) for batch in shred(batches, as_text))
+    return (_fit(batch, narrow, schema) for batch in shred(batches, as_text, rows))
 
 
 def count_misfits(

@@ -1,7 +1,8 @@
 """Conversion of typed DynamoDB JSON to typed Arrow columns, batch by batch.
 
-This module is the exact path, for any item and attribute name. With the extra `fast`, compiled code
-(`transform.fast`) has the same results, and returns input that it does not support.
+This module is the exact path, for any item and attribute name. Compiled code (`transform.fast`) has
+the same results, returns input that it does not support, and is used where it pays
+(`transform.compilation`).
 """
 
 import base64
@@ -17,6 +18,7 @@ import pyarrow as pa
 
 from cdc_pipeline.core.items.attributes import plain_value, to_json
 from cdc_pipeline.core.items.columns import AttributeStats, Column, Stats, observe
+from cdc_pipeline.transform import compilation
 from cdc_pipeline.transform.fast import shredder, stats_reader
 
 NARROW_SCHEMA = pa.schema(
@@ -40,33 +42,41 @@ _SYSTEM_FIELDS = [
 _decode = msgspec.json.decode
 
 
-# Loading compiled code takes a second, as long as the exact path takes for some 16 MB.
-FAST_BYTES = 16 << 20
+def collect_stats(batches: Iterable[pa.RecordBatch], rows: int = 0) -> Stats:
+    """Collect statistics of all attributes of the `item` column, over all batches.
 
-
-def collect_stats(batches: Iterable[pa.RecordBatch]) -> Stats:
-    """Collect statistics of all attributes of the `item` column, over all batches."""
-    batches, is_large = _look_ahead(batches)
-    reader = stats_reader() if is_large else None
+    `rows`: those of all batches, if known.
+    """
+    batches, size = _sized(batches, rows)
+    reader = None
     stats: Stats = {}
     for batch in batches:
         items = batch.column("item")
+        if reader is None and compilation.pays(compilation.STATS, size):
+            reader = stats_reader()
         if reader is None or not reader.read(items):
             for text in items.to_pylist():
                 observe(stats, _decode(text))
+            compilation.note_exact(compilation.STATS, items.nbytes)
     return merge_stats(stats, reader.stats() if reader else {})
 
 
-def _look_ahead(batches: Iterable[pa.RecordBatch]) -> tuple[Iterable[pa.RecordBatch], bool]:
-    """Return the same batches, and whether they are large enough for compiled code to pay."""
+def _sized(batches: Iterable[pa.RecordBatch], rows: int) -> tuple[Iterable[pa.RecordBatch], int]:
+    """Return the same batches, and the bytes of their items.
+
+    Estimated from the first batch if `rows` are known; else those of batches kept in memory until
+    they are large enough for compiled code that only has to be loaded.
+    """
     rest = iter(batches)
     seen, size = [], 0
     for batch in rest:
         seen.append(batch)
         size += batch.column("item").nbytes
-        if size >= FAST_BYTES:
-            return chain(seen, rest), True
-    return seen, False
+        if rows and len(batch):
+            size = size * max(rows, len(batch)) // len(batch)
+        if rows or size >= compilation.CACHED_BYTES:
+            break
+    return chain(seen, rest), size
 
 
 def merge_stats(*parts: Stats) -> Stats:
@@ -120,20 +130,28 @@ def typed_schema(columns: Sequence[Column]) -> pa.Schema:
     return pa.schema([*_SYSTEM_FIELDS, *(pa.field(c.name, arrow_type(c.type)) for c in columns)])
 
 
-def shred(batches: Iterable[pa.RecordBatch], columns: Sequence[Column]) -> Iterator[pa.RecordBatch]:
+def shred(
+    batches: Iterable[pa.RecordBatch], columns: Sequence[Column], rows: int = 0
+) -> Iterator[pa.RecordBatch]:
     """Convert batches of `NARROW_SCHEMA` to `typed_schema(columns)`, rows in the same order.
 
     A value with another tag than its column's goes to `_rescued`, a JSON object of typed values by
     attribute name. NULL is null in the column and visible in `_item`, as are all values of an
-    attribute without a column.
+    attribute without a column. `rows`: those of all batches, if known.
     """
     schema = typed_schema(columns)
     places = {c.attribute: (i, c.tag, _converter(c)) for i, c in enumerate(columns)}
-    batches, is_large = _look_ahead(batches)
-    fast = shredder(columns, schema.types[len(_SYSTEM_FIELDS) :]) if is_large else None
+    batches, size = _sized(batches, rows)
+    fast = None
     for batch in batches:
-        converted = fast.shred(batch.column("item")) if fast else None
-        rescued, cells = converted or _shred_items(batch.column("item"), schema, places)
+        items = batch.column("item")
+        if fast is None and compilation.pays(compilation.CELLS, size):
+            fast = shredder(columns, schema.types[len(_SYSTEM_FIELDS) :])
+        converted = fast.shred(items) if fast else None
+        if converted is None:
+            converted = _shred_items(items, schema, places)
+            compilation.note_exact(compilation.CELLS, items.nbytes)
+        rescued, cells = converted
         system = (batch.column(name) for name in ("item_key", "order_key", "write_time_us", "item"))
         yield pa.RecordBatch.from_arrays([*system, rescued, *cells], schema=schema)
 

@@ -48,6 +48,7 @@ _ROOMS = (
     ("defs",),
     ("defs.tables",),
     ("defs.operations",),
+    ("defs.repository",),
     ("defs.build",),
     ("definitions",),
     ("sandbox",),

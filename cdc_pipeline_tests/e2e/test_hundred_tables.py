@@ -32,7 +32,7 @@ import time
 import dagster
 begun = time.process_time()
 from cdc_pipeline.definitions import defs
-repository = defs().get_repository_def()
+repository = defs()
 repository.load_all_definitions()
 print(time.process_time() - begun, len(list(repository.assets_defs_by_key)))
 """

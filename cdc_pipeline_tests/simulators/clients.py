@@ -23,7 +23,7 @@ def _models() -> Loader:
 def session(sim: StreamsSimulator) -> AwsSession:
     """The package's own session; its credentials come from `sim.environment()`."""
     made = AwsSession(region=REGION, endpoint_url=sim.endpoint_url)
-    made.session._session.register_component("data_loader", _models())
+    made.session.register_component("data_loader", _models())
     return made
 
 

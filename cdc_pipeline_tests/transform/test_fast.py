@@ -3,6 +3,7 @@
 import base64
 import json
 import random
+import re
 import shutil
 import string
 import subprocess
@@ -21,11 +22,13 @@ pytest.importorskip("numba")
 from cdc_pipeline.core.errors import ExportError
 from cdc_pipeline.core.items.attributes import canonical_item, to_json
 from cdc_pipeline.core.items.columns import Stats, columns_of
-from cdc_pipeline.transform import fast, shred
+from cdc_pipeline.transform import compilation, fast, precompile, shred
+from cdc_pipeline.transform.compilation import CELLS, LINES, STATS
 from cdc_pipeline.transform.export_lines import LineConverter
 from cdc_pipeline.transform.fast.batches import LineReader, Shredder, StatsReader
 from cdc_pipeline.transform.shred import NARROW_SCHEMA, arrow_type, collect_stats, typed_schema
 from cdc_pipeline_tests.strategies import items, numbers, respelled
+from cdc_pipeline_tests.transform.ways import converted_by
 
 KEY = "pk"
 BLANKS = ["", "", "", " ", "\t", "\r", " \t "]
@@ -92,9 +95,10 @@ def lines(draw: st.DrawFn) -> bytes:
 
 def convert(blob: bytes, *, compiled: bool) -> tuple[Any, Stats] | str:
     """Rows and statistics, or the error."""
-    converter = LineConverter((KEY,), "data file x", fast=compiled)
+    converter = LineConverter((KEY,), "data file x")
     try:
-        rows = converter.convert(blob)
+        with converted_by("compiled" if compiled else "exact"):
+            rows = converter.convert(blob)
     except ExportError as error:
         return error.message
     for array in rows:
@@ -267,12 +271,11 @@ def _narrow(found: list[dict[str, Any]]) -> pa.RecordBatch:
 @example([{"\x00\n": {"S": '\x00\x1f\n"\\/é'}, "M": {"M": {"\n": {"S": "\x0b"}}}}], 0)
 def test_columns_and_statistics(found: list[dict[str, Any]], skipped: int) -> None:
     batch = _narrow(found)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shred, "FAST_BYTES", 1 << 60)
+    with converted_by("exact"):
         stats = collect_stats([batch])
         columns = columns_of(stats)
         (exact,) = shred.shred([batch], columns)
-        patch.setattr(shred, "FAST_BYTES", 0)
+    with converted_by("compiled"):
         assert collect_stats([batch]) == stats
         (quick,) = shred.shred([batch.slice(skipped)], columns)
     quick.validate(full=True)
@@ -289,9 +292,9 @@ def test_numbers_of_one_column(found: list[str], data: st.DataObject) -> None:
     texts = [data.draw(respelled(number)) for number in found]
     batch = _narrow([{"n": {"N": text}, "s": {"NS": [text]}} for text in texts])
     columns = columns_of(collect_stats([batch]))
-    (exact,) = shred.shred([batch], columns)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shred, "FAST_BYTES", 0)
+    with converted_by("exact"):
+        (exact,) = shred.shred([batch], columns)
+    with converted_by("compiled"):
         (quick,) = shred.shred([batch], columns)
     quick.validate(full=True)
     assert quick.equals(exact)
@@ -317,16 +320,14 @@ def test_what_is_not_canonical_is_left_to_the_exact_path(text: str) -> None:
     assert Shredder(columns, [pa.int64()]).shred(odd_items) is None
 
 
-def test_an_attribute_without_column_is_in_the_item_alone_on_both_paths(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_attribute_without_column_is_in_the_item_alone_on_both_paths() -> None:
     items = [{"a": {"N": "1"}, "b": {"S": "x"}, "c": {"BOOL": True}}, {"c": {"N": "2"}}, {}]
     batch = _narrow(items)
     columns = [c for c in columns_of(collect_stats([batch])) if c.attribute in "ac"]
     shown = []
-    for size in (0, 1 << 60):
-        monkeypatch.setattr(shred, "FAST_BYTES", size)
-        typed = pa.Table.from_batches(shred.shred([batch], columns), typed_schema(columns))
+    for way in ("compiled", "exact"):
+        with converted_by(way):
+            typed = pa.Table.from_batches(shred.shred([batch], columns), typed_schema(columns))
         shown.append(typed.to_pylist())
     assert shown[0] == shown[1]
     assert [row["a"] for row in shown[0]] == [1, None, None]
@@ -340,11 +341,20 @@ def test_without_numba_all_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     with_it = convert(blob, compiled=True)
     monkeypatch.setattr(fast, "_batches", lambda: None)
     assert convert(blob, compiled=True) == with_it
-    monkeypatch.setattr(shred, "FAST_BYTES", 0)
     batch = _narrow([{"a": {"N": "1"}}])
-    columns = columns_of(collect_stats([batch]))
-    typed = pa.Table.from_batches(shred.shred([batch], columns), typed_schema(columns))
+    with converted_by("compiled"):
+        columns = columns_of(collect_stats([batch]))
+        typed = pa.Table.from_batches(shred.shred([batch], columns), typed_schema(columns))
     assert typed.column("a").to_pylist() == [1]
+
+
+def test_precompiling_leaves_nothing_to_compile() -> None:
+    assert precompile.precompile()
+    assert all(map(compilation.is_cached.__wrapped__, (LINES, STATS, CELLS)))
+    columns = columns_of(collect_stats([_narrow([precompile._ITEM])]))
+    kinds = {re.sub(r"\(.*?\)", "", column.type) for column in columns}
+    scalars = {"int64", "decimal", "string", "binary"}
+    assert kinds == scalars | {"boolean", "json"} | {f"list<{kind}>" for kind in scalars}
 
 
 def test_numba_that_is_not_installed_is_no_error() -> None:

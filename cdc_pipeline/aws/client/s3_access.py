@@ -53,7 +53,7 @@ def endpoint_style(endpoint: str, style: str | None, bucket: str | None) -> tupl
 
 
 def s3_access(client: Any, bucket: str | None, ca_bundle: str | None) -> S3Access:
-    """Return a boto3 client's access to a bucket, without credentials.
+    """Return a client's access to a bucket, without credentials.
 
     `ca_bundle`: botocore's setting of that name (AWS_CA_BUNDLE).
     """

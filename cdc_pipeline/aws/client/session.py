@@ -1,12 +1,15 @@
-"""boto3 sessions of accounts and regions: clients, retries, and errors with a fix."""
+"""AWS sessions of accounts and regions: clients, retries, and errors with a fix.
+
+They are botocore's: boto3's import costs as much again as botocore's, and nothing here needs it.
+"""
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
-from boto3.session import Session
 from botocore.config import Config
 from botocore.credentials import Credentials, DeferredRefreshableCredentials
 from botocore.exceptions import (
@@ -16,7 +19,8 @@ from botocore.exceptions import (
     ProxyConnectionError,
     SSLError,
 )
-from botocore.session import get_session
+from botocore.loaders import Loader, create_loader
+from botocore.session import Session, get_session
 
 from cdc_pipeline.aws.client.answers import check_answers
 from cdc_pipeline.aws.client.clock_offset import ClockOffset
@@ -51,7 +55,10 @@ class AwsSession:
         core = get_session()
         if credentials is not None:
             core._credentials = credentials  # type: ignore[attr-defined]
-        self.session = Session(botocore_session=core, region_name=region)
+        if region is not None:
+            core.set_config_variable("region", region)
+        core.register_component("data_loader", _models(core.get_config_variable("data_path")))
+        self.session: Session = core
         self.clock_offset = ClockOffset()
         self.clock_offset.watch(core)
         check_answers(core)
@@ -67,7 +74,7 @@ class AwsSession:
         with self._lock:
             if key not in self._clients:
                 try:
-                    self._clients[key] = self.session.client(
+                    self._clients[key] = self.session.create_client(
                         service,  # type: ignore[call-overload]
                         region_name=region,
                         endpoint_url=self._endpoint_url,
@@ -108,10 +115,15 @@ class AwsSession:
                 refresh_using=lambda: self._assume(request), method="sts-assume-role"
             )
         return AwsSession(
-            region=region or self.session.region_name,
+            region=region or self.region,
             endpoint_url=self._endpoint_url,
             credentials=credentials,
         )
+
+    @property
+    def region(self) -> str | None:
+        """Region of the session; None: nothing names one."""
+        return self.session.get_config_variable("region")
 
     def _assume(self, request: dict[str, str]) -> dict[str, str]:
         """Assume a role; returns credentials in the form of botocore's refreshable ones."""
@@ -146,7 +158,7 @@ class AwsSession:
         return self.client("s3").meta.partition
 
     def s3_access(self, bucket: str | None = None) -> S3Access:
-        """Return the access to S3, or to a bucket of any region, with boto3's current credentials.
+        """Return the access to S3, or to a bucket of any region, with the current credentials.
 
         Raises `SourceError`. The first access to a bucket sends a request for its region.
         """
@@ -172,7 +184,7 @@ class AwsSession:
         return authorities(self._ca_bundle())
 
     def _ca_bundle(self) -> str | None:
-        return self.session._session.get_config_variable("ca_bundle")
+        return self.session.get_config_variable("ca_bundle")
 
     def _region_of(self, bucket: str) -> str | None:
         """Return a bucket's region by S3; None: not in the answer."""
@@ -187,6 +199,12 @@ class AwsSession:
             answer = cause.response
         headers = answer["ResponseMetadata"].get("HTTPHeaders", {})
         return headers.get("x-amz-bucket-region")
+
+
+@cache
+def _models(data_path: str | None) -> Loader:
+    """Return the loader of AWS's service models; sessions that share it parse each only once."""
+    return create_loader(data_path)
 
 
 def error_code(error: Exception) -> str:

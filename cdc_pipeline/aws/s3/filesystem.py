@@ -34,9 +34,9 @@ def open_s3(access: S3Access) -> fs.S3FileSystem:
 
 
 def s3_filesystem(aws: AwsSession, sse: Mapping[str, str] | None = None) -> fs.FileSystem:
-    """Return a file system of `bucket/key` paths, with boto3's current credentials at each call.
+    """Return a file system of `bucket/key` paths, with the current credentials at each call.
 
-    pyarrow reads, boto3 writes. `sse`: encryption of writes, as boto3's parameters.
+    pyarrow reads, botocore writes. `sse`: encryption of writes, as botocore's parameters.
     """
     return fs.PyFileSystem(_S3Handler(aws, sse or {}))
 

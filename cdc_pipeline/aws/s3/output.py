@@ -1,4 +1,4 @@
-"""Streamed writes of S3 objects with boto3."""
+"""Streamed writes of S3 objects."""
 
 from collections import deque
 from collections.abc import Mapping

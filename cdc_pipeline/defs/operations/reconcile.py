@@ -15,6 +15,7 @@ from cdc_pipeline.core.run_context import RunContext
 from cdc_pipeline.defs.failures import readable_failures
 from cdc_pipeline.defs.metadata import grid, known
 from cdc_pipeline.defs.resources import LakeResource
+from cdc_pipeline.defs.signatures import fixed_signature
 from cdc_pipeline.defs.tables.checks import CheckOutcome
 from cdc_pipeline.defs.tables.table import schedule_status, source_key
 from cdc_pipeline.settings.model import Settings
@@ -131,6 +132,7 @@ def _check(table: Table, run_check: _CheckFunction) -> dg.AssetChecksDefinition:
         asset=source_key(table),
         description=(run_check.__doc__ or "").strip(),
     )
+    @fixed_signature
     def check(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
         with readable_failures():
             try:

@@ -17,6 +17,7 @@ from cdc_pipeline.core.transports import FIREHOSE, IN_FILES, KINESIS_CHANNEL
 from cdc_pipeline.defs.failures import readable_failures
 from cdc_pipeline.defs.metadata import grid, moment, timeline
 from cdc_pipeline.defs.resources import LakeResource
+from cdc_pipeline.defs.signatures import fixed_signature
 from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.settings.table import Table
 
@@ -341,6 +342,7 @@ def _check(
         asset=dg.AssetKey([table.safe_name, asset]),
         description=(run_check.__doc__ or "").strip(),
     )
+    @fixed_signature
     def check(lake: LakeResource) -> dg.AssetCheckResult:
         with readable_failures():
             handle = lake.open().table(table)

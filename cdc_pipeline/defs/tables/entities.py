@@ -8,6 +8,7 @@ from cdc_pipeline.core.errors import NotReadyError
 from cdc_pipeline.defs.failures import readable_failures
 from cdc_pipeline.defs.metadata import entity_metadata
 from cdc_pipeline.defs.resources import LakeResource
+from cdc_pipeline.defs.signatures import fixed_signature
 from cdc_pipeline.defs.tables.downstream import is_automatic
 from cdc_pipeline.settings.entities import EntityRule
 from cdc_pipeline.settings.model import Settings
@@ -36,6 +37,7 @@ def _entity(table: Table, rule: EntityRule, settings: Settings) -> dg.AssetsDefi
         group_name=table.group or table.safe_name,
         owners=[table.owner] if table.owner else None,
     )
+    @fixed_signature
     def entity(
         context: dg.AssetExecutionContext, lake: LakeResource
     ) -> Iterator[dg.MaterializeResult]:

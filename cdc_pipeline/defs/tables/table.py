@@ -19,6 +19,7 @@ from cdc_pipeline.defs.metadata import (
 )
 from cdc_pipeline.defs.partitions import daily
 from cdc_pipeline.defs.resources import LakeResource
+from cdc_pipeline.defs.signatures import fixed_signature
 from cdc_pipeline.defs.tables.capture import land_days
 from cdc_pipeline.defs.tables.checks import build_checks, state_checks
 from cdc_pipeline.defs.tables.downstream import is_automatic
@@ -105,6 +106,7 @@ def _pitr_export(table: Table) -> dg.AssetsDefinition:
         group_name=_group(table),
         owners=_owners(table),
     )
+    @fixed_signature
     def pitr_export(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
         from cdc_pipeline.snapshot.snapshot import take_snapshot
 
@@ -137,6 +139,7 @@ def _raw_stream(table: Table, settings: Settings) -> dg.AssetsDefinition:
         group_name=_group(table),
         owners=_owners(table),
     )
+    @fixed_signature
     def raw_stream(
         context: dg.AssetExecutionContext, lake: LakeResource
     ) -> Iterator[dg.AssetMaterialization | dg.MaterializeResult]:
@@ -170,6 +173,7 @@ def _cdc(table: Table, settings: Settings) -> dg.AssetsDefinition:
         group_name=_group(table),
         owners=_owners(table),
     )
+    @fixed_signature
     def cdc(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
         from cdc_pipeline.lake.publish.cdc import build_cdc_days
 
@@ -211,6 +215,7 @@ def _ttl_archive(table: Table, settings: Settings) -> dg.AssetsDefinition:
         group_name=_group(table),
         owners=_owners(table),
     )
+    @fixed_signature
     def ttl_archive(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
         from cdc_pipeline.lake.publish.ttl_archive import build_archive_day
 
@@ -244,6 +249,7 @@ def _current_state(table: Table) -> dg.AssetsDefinition:
         group_name=_group(table),
         owners=_owners(table),
     )
+    @fixed_signature
     def current_state(
         context: dg.AssetExecutionContext, lake: LakeResource
     ) -> Iterator[dg.MaterializeResult | dg.AssetCheckEvaluation]:

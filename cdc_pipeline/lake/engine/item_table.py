@@ -100,7 +100,7 @@ def replace_typed(
     misfits = count_misfits(read(), columns, stats)
     table = tables.replace(
         name,
-        typed_reader(read(), columns, stats),
+        typed_reader(read(), columns, stats, seen.rows),
         {**properties, **more, **size_properties(seen.rows, seen.max_order_key)},
         over=over,
         key="_key",
@@ -110,10 +110,13 @@ def replace_typed(
 
 
 def typed_reader(
-    batches: Iterable[pa.RecordBatch], columns: Sequence[Column], stats: Stats
+    batches: Iterable[pa.RecordBatch], columns: Sequence[Column], stats: Stats, rows: int = 0
 ) -> pa.RecordBatchReader:
-    """Return narrow rows as typed ones. `stats`: of all rows of the table."""
-    typed = shred_pinned(batches, columns, stats)
+    """Return narrow rows as typed ones. `stats`: of all rows of the table.
+
+    `rows`: number of rows in `batches`, if known.
+    """
+    typed = shred_pinned(batches, columns, stats, rows)
     return pa.RecordBatchReader.from_batches(typed_schema(columns), typed)
 
 
@@ -137,7 +140,7 @@ def spool_narrow(connection: duckdb.DuckDBPyConnection, sql: str, spool: Path) -
         f"COPY ({sql}) TO {literal(str(spool))} (FORMAT parquet, ROW_GROUP_SIZE 20480)"
     )
     rows = pq.read_metadata(spool).num_rows
-    return NarrowStats(rows, collect_stats(spooled(spool)), _max_order_key_of(spool))
+    return NarrowStats(rows, collect_stats(spooled(spool), rows), _max_order_key_of(spool))
 
 
 def sorted_batches(connection: duckdb.DuckDBPyConnection, sql: str) -> Iterator[pa.RecordBatch]:

@@ -16,11 +16,9 @@ from cdc_pipeline.aws.client.session import AwsSession
 from cdc_pipeline.aws.s3.filesystem import s3_filesystem
 from cdc_pipeline.aws.s3.output import sse_parameters
 from cdc_pipeline.core.errors import LakeError, SettingsError
+from cdc_pipeline.lake.iceberg.metadata_file import CATALOG_FILE, CATALOG_NAME
 from cdc_pipeline.lake.storage.store import Store
 from cdc_pipeline.settings.model import Settings
-
-NAME = "local"
-"""Catalogue name in a SQL database, which can hold several catalogues."""
 
 Files = Callable[[Properties], FileIO]
 """Makes PyIceberg's FileIO from the properties of a table."""
@@ -82,15 +80,15 @@ def _secrets(settings: Settings) -> dict[str, str]:
 
 
 def _local_catalog(settings: Settings, store: Store) -> Catalog:
-    state = Path(store.uri("_cdc"))
+    path = Path(store.uri(CATALOG_FILE))
     try:
-        state.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LakeError(
             f"lake {settings.lake_folder}: {error.strerror}",
             fix="check that the folder is writable",
         ) from error
-    return load_catalog(NAME, type="sql", uri=f"sqlite:///{state / 'catalog.db'}")
+    return load_catalog(CATALOG_NAME, type="sql", uri=f"sqlite:///{path}")
 
 
 class LakeFileIO(PyArrowFileIO):

@@ -56,7 +56,7 @@ def _rest_properties(kind: str, settings: Properties, aws: AwsSession) -> dict[s
         signer = get_session()
         signer._credentials = credentials  # type: ignore[attr-defined]
         properties["botocore.session"] = signer
-        properties.setdefault("rest.signing-region", aws.session.region_name)
+        properties.setdefault("rest.signing-region", aws.region)
     if aws.ca_file:
         properties["ssl"] = {"cabundle": aws.ca_file}
     return properties

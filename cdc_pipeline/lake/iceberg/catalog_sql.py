@@ -11,7 +11,8 @@ from pyiceberg.typedef import EMPTY_DICT, Properties
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from cdc_pipeline.core.errors import LakeError
-from cdc_pipeline.lake.iceberg.catalog import NAME, Files
+from cdc_pipeline.lake.iceberg.catalog import Files
+from cdc_pipeline.lake.iceberg.metadata_file import CATALOG_NAME
 
 
 def open_sql(properties: Properties, files: Files) -> Catalog:
@@ -34,7 +35,7 @@ class _Sql(SqlCatalog):
 
     def __init__(self, files: Files, **properties: str) -> None:
         self._files = files
-        super().__init__(NAME, **properties)
+        super().__init__(CATALOG_NAME, **properties)
 
     def _load_file_io(
         self, properties: Properties = EMPTY_DICT, location: str | None = None

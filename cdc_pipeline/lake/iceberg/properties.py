@@ -8,8 +8,8 @@ from pyiceberg.io import FileIO
 from pyiceberg.table import Table
 
 from cdc_pipeline.lake.iceberg.errors import storage_errors
+from cdc_pipeline.lake.iceberg.metadata_file import PROPERTY
 
-PROPERTY = "cdc_pipeline."
 DESCRIPTION = "description"
 
 

@@ -105,7 +105,7 @@ def _delta_tables(
         f"FROM changes AS c JOIN {keys} AS k ON k.place = c.place WHERE k.op <> 'D'",
     )
     stats = prior_stats(base.table)
-    for name, seen in collect_stats(fresh.to_batches(_BATCH_ROWS)).items():
+    for name, seen in collect_stats(fresh.to_batches(_BATCH_ROWS), fresh.num_rows).items():
         stats.setdefault(name, AttributeStats()).merge(seen)
     columns = columns_of(
         stats,
@@ -115,7 +115,7 @@ def _delta_tables(
         limit=table.max_columns,
         names=names,
     )
-    batches = shred_pinned(fresh.to_batches(_BATCH_ROWS), columns, stats)
+    batches = shred_pinned(fresh.to_batches(_BATCH_ROWS), columns, stats, fresh.num_rows)
     typed = pa.Table.from_batches(batches, typed_schema(columns))
     connection.register("typed_delta", typed)
     connection.execute(f"CREATE TEMP TABLE {items} AS SELECT * FROM typed_delta")

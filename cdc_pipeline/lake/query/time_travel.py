@@ -161,14 +161,15 @@ def write_state(
         )
     with pq.ParquetFile(spool, pre_buffer=False) as narrow:  # pre_buffer keeps the whole file
         # Present names of columns, types by the items of the past state.
-        stats = collect_stats(narrow.iter_batches(_BATCH_ROWS, columns=["item"]))
+        rows = narrow.metadata.num_rows
+        stats = collect_stats(narrow.iter_batches(_BATCH_ROWS, columns=["item"]), rows)
         names = column_names(table.lake.iceberg, table.safe_name)
         columns = columns_of(
             stats, pins=pinned_types(table.settings), limit=table.settings.max_columns, names=names
         )
         batches = (batch.cast(NARROW_SCHEMA) for batch in narrow.iter_batches(_BATCH_ROWS))
         with pq.ParquetWriter(path, typed_schema(columns), compression="zstd") as writer:
-            for batch in shred_pinned(batches, columns, stats):
+            for batch in shred_pinned(batches, columns, stats, rows):
                 writer.write_batch(batch)
     spool.unlink()
 

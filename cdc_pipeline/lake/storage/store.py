@@ -1,18 +1,21 @@
 """Object stores: the protocol for S3 and local folders, and the store of a local folder."""
 
+from __future__ import annotations
+
 import os
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from cdc_pipeline.aws.client.session import AwsSession
-from cdc_pipeline.aws.s3.objects import S3Store, StoredFile
-from cdc_pipeline.aws.s3.output import sse_parameters
 from cdc_pipeline.core.errors import LakeError, SettingsError
 from cdc_pipeline.core.names import split_s3
-from cdc_pipeline.settings.model import Settings
+
+if TYPE_CHECKING:
+    from cdc_pipeline.aws.client.session import AwsSession
+    from cdc_pipeline.aws.s3.objects import StoredFile
+    from cdc_pipeline.settings.model import Settings
 
 TEMPORARY = "_cdc/tmp/"
 """Folder of a local lake's files until they are renamed to their keys."""
@@ -110,6 +113,8 @@ class LocalStore:
 
     def files(self, prefix: str) -> Iterator[StoredFile]:
         """See `Store`."""
+        from cdc_pipeline.aws.s3.objects import StoredFile
+
         for key in self.list(prefix):
             with suppress(FileNotFoundError):
                 stat = (self.root / key).stat()
@@ -174,10 +179,11 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def open_store(settings: Settings, aws: AwsSession) -> Store:
-    """Open the store that the setting `lake` names."""
-    if not settings.is_s3:
-        return LocalStore(settings.lake_folder)
+def open_s3(settings: Settings, aws: AwsSession) -> Store:
+    """Open the store of a lake in S3."""
+    from cdc_pipeline.aws.s3.objects import S3Store
+    from cdc_pipeline.aws.s3.output import sse_parameters
+
     bucket, prefix = split_s3(settings.lake)
     if not bucket:
         raise SettingsError(

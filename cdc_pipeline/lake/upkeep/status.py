@@ -7,10 +7,11 @@ from cdc_pipeline.core.log.entries import Cutover, Gap
 from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.plans.heal import RECREATED
 from cdc_pipeline.core.transports import IN_FILES
-from cdc_pipeline.lake.iceberg.properties import table_property
 from cdc_pipeline.lake.lake import TableLake
-from cdc_pipeline.lake.state.base import published_base
 from cdc_pipeline.settings.table import Table
+
+_PUBLISHED = ("generation", "items", "watermark", "watermark_us")
+"""Properties of the published current state."""
 
 
 @dataclass(frozen=True)
@@ -56,18 +57,19 @@ def table_status(table: TableLake) -> TableStatus:
     """Read the status of one table; raises `LakeError`."""
     log = table.log
     state = log.load()
-    base = published_base(table)
-    gaps = state.open_gaps(base.generation if base else 0)
+    published = table.properties("current_state")
+    numbers = {name: int((published or {}).get(name) or 0) for name in _PUBLISHED}
+    gaps = state.open_gaps(numbers["generation"])
     exports = [b.export_time_us for b in state.baselines.values() if b.is_staged]
     return TableStatus(
         table=table.safe_name,
-        items=base.items if base else None,
+        items=None if published is None else numbers["items"],
         changes=sum(landed.rows for landed in state.objects.values()),
         last_change_us=state.last_change_us,
         captured_to_us=state.watermark_us,
-        state_to_us=int(table_property(base.table, "watermark_us") or 0) if base else 0,
+        state_to_us=numbers["watermark_us"],
         log_entry=state.n,
-        state_entry=base.after if base else None,
+        state_entry=None if published is None else numbers["watermark"],
         open_shards=sum(1 for shard in state.shards.values() if shard.status == "reading"),
         last_export_us=max(exports, default=None),
         quarantined=sum(state.quarantined_reasons.values()),

@@ -2,8 +2,10 @@
 
 Without the extra, functions here return None, and callers take the exact path; so they do for input
 that the compiled code does not support. Its results equal those of `core.items.attributes`,
-`core.items.columns` and `transform.shred`. In all its functions -1 (or False) means "unsupported,
-take the exact path", never "wrong"; positions are indexes into arrays of bytes.
+`core.items.columns` and `transform.shred`. The first call of a function of `batches` compiles it
+unless it is in Numba's cache; `transform.compilation` decides whether that pays. In all its
+functions -1 (or False) means "unsupported, take the exact path", never "wrong"; positions are
+indexes into arrays of bytes.
 
 `batches` is the interface: Arrow in and out. `canonical` (with `order`) converts lines of exports;
 `scan` splits canonical items, and `columns` and `plain` convert their values to arrays. Below are
@@ -12,9 +14,11 @@ take the exact path", never "wrong"; positions are indexes into arrays of bytes.
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -52,3 +56,12 @@ def shredder(columns: Sequence[Column], kinds: Sequence[pa.DataType]) -> Shredde
     """Create a converter of canonical items to typed columns."""
     batches = _batches()
     return batches.Shredder(columns, kinds) if batches else None
+
+
+@cache
+def sources_digest() -> str:
+    """Return a digest of all files of this package and below, the stamp of its compiled code."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

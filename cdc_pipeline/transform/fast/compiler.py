@@ -1,12 +1,11 @@
 """Compilation of this package's loops, with a cache on disk."""
 
-import hashlib
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numba
+
+from cdc_pipeline.transform.fast import sources_digest
 
 
 def compiled(function: Callable[..., Any]) -> Any:
@@ -16,14 +15,5 @@ def compiled(function: Callable[..., Any]) -> Any:
     except RuntimeError:  # a read-only installation, without a folder of the user
         return numba.njit(nogil=True)(function)
     # Numba's cache checks the function's own file only, but includes code called from other files.
-    dispatcher._cache._cache_file._source_stamp = _sources()
+    dispatcher._cache._cache_file._source_stamp = sources_digest()
     return dispatcher
-
-
-@cache
-def _sources() -> str:
-    """Return a digest of all files of this package."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()

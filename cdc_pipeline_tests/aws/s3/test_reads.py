@@ -41,7 +41,7 @@ def aws(sim: S3Simulator, monkeypatch: pytest.MonkeyPatch) -> AwsSession:
     monkeypatch.setattr("botocore.endpoint.time", SimpleNamespace(sleep=lambda seconds: None))
     monkeypatch.setattr("cdc_pipeline.aws.s3.reads._RETRY_SECONDS", 0)
     made = AwsSession(region="us-east-1", endpoint_url=sim.endpoint_url)
-    made.session._session.register_component("data_loader", _MODELS)
+    made.session.register_component("data_loader", _MODELS)
     return made
 
 
