@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from cdc_pipeline.core.errors import CdcPipelineError, LakeError
+from cdc_pipeline.lake.iceberg.files import live_files
 from cdc_pipeline.lake.publish.baselines import TAG, tag_baselines
 from cdc_pipeline.lake.publish.cdc import build_cdc_day
 from cdc_pipeline.lake.publish.current_state import publish_current_state
@@ -42,7 +43,7 @@ _STATE = "SELECT _key, _item FROM orders.current_state"
 
 @pytest.fixture
 def neighbour(iceberg: Spark, tmp_path: Path) -> "Neighbour":
-    lake = LakeBuilder.at(tmp_path)
+    lake = LakeBuilder.at(tmp_path, current_state={"fold_percent": 1000})
     lake.start()
     return Neighbour(lake, iceberg.session, tmp_path / "lake" / "_cdc" / "catalog.db")
 
@@ -57,6 +58,7 @@ class Neighbour:
         self.generation = 0
         self.untagged = False
         self.refused = 0
+        self.row_deltas = 0
         self.session = session.newSession()  # with catalogues of its own
         settings = {
             "": "org.apache.iceberg.spark.SparkCatalog",
@@ -100,7 +102,12 @@ class Neighbour:
         self._complete()
 
     def publish(self, _: random.Random) -> None:
-        publish_current_state(self.built.lake.table(self.built.table))
+        published = publish_current_state(self.built.lake.table(self.built.table))
+        self.row_deltas += bool(live_files(published.table).deletes)
+        rows = self.sql("SELECT _key, _item FROM local.cdc.orders_current_state")
+        assert sorted((row["_key"], row["_item"]) for row in rows) == sorted(
+            self.built.items().items()
+        )
 
     def build(self, _: random.Random) -> None:
         built, staleness = self.built, Staleness(self.built.lake)
@@ -177,6 +184,30 @@ class Neighbour:
         self.refused += 1
 
 
+@pytest.fixture
+def row_deltas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Publications of few items are row deltas, too."""
+    monkeypatch.setattr("cdc_pipeline.lake.state.row_delta.SMALL_ITEMS", -1)
+
+
+@pytest.mark.usefixtures("row_deltas")
+def test_spark_reads_row_deltas_and_compacts_them(neighbour: Neighbour) -> None:
+    chance = random.Random(0)
+    neighbour.stage(chance)
+    neighbour.publish(chance)
+    for number in range(8):
+        neighbour.land(chance)
+        neighbour.publish(chance)
+        neighbour.compare(chance)
+        if number % 3 == 1:
+            neighbour.call("current_state", "rewrite_data_files")
+        if number % 3 == 2:
+            neighbour.call("current_state", "rewrite_position_delete_files")
+        neighbour.compare(chance)
+    assert neighbour.row_deltas > 4
+
+
+@pytest.mark.usefixtures("row_deltas")
 @pytest.mark.parametrize("seed", SEEDS)
 def test_beside_spark_all_is_right_or_refused(neighbour: Neighbour, seed: int) -> None:
     print(f"seed {seed}")

@@ -84,7 +84,11 @@ def is_publication_due(table: TableLake) -> bool:
     snapshot = base.table.current_snapshot()
     assert snapshot is not None  # a published table has one
     age_us = table.log.now_us() - snapshot.timestamp_ms * 1000
-    return age_us >= options.publish_minutes * 60_000_000
+    minutes = options.publish_minutes
+    if table.settings.entities:
+        # The notes on entities read every item, however few have changed.
+        minutes = max(minutes, options.derive_minutes)
+    return age_us >= minutes * 60_000_000
 
 
 def publish_current_state(table: TableLake) -> PublishResult:
