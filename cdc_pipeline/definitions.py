@@ -1,6 +1,8 @@
 """The code location: settings in, definitions out; nothing else."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import dagster as dg
 
@@ -9,8 +11,7 @@ from cdc_pipeline.settings.load import load_settings, settings_path
 from cdc_pipeline.settings.model import Settings
 
 
-@dg.definitions  # type: ignore[arg-type]  # a repository is accepted, too
-def defs() -> dg.RepositoryDefinition:
+def _defs() -> dg.RepositoryDefinition:
     """All assets, jobs, sensors and schedules of the tables in the settings file."""
     path = settings_path()
     if not path.exists():
@@ -25,6 +26,10 @@ def defs() -> dg.RepositoryDefinition:
         # Dagster prints the frames that an error passed through; this one needs none.
         raise error.with_traceback(None) from None
     return open_repository(settings, path, lambda: _build(settings, path))
+
+
+# Dagster accepts a repository, too, which the type of the decorator does not say.
+defs = cast(Callable[[], dg.RepositoryDefinition], dg.definitions(_defs))  # type: ignore[arg-type]
 
 
 def _build(settings: Settings, path: Path) -> dg.Definitions:
