@@ -93,17 +93,19 @@ class OrdersLake:
         assert table is not None
         return files_relation(duckdb.connect(), data_files(table), pa.schema([]))
 
-    def write(self) -> None:
-        """Write everything but the delta."""
+    def write(self, *, shuffled: bool = True) -> None:
+        """Write everything but the delta. `shuffled`: the items in no order, too."""
         built = LakeBuilder.at(self.folder)
         built.start()
         with generator(self.folder) as connection:
             connection.execute("SET TimeZone = 'UTC'")
-            self._write_items(built, connection)
+            self._write_items(built, connection, shuffled)
             if self.days:
                 self._write_days(built.lake, connection)
 
-    def _write_items(self, built: LakeBuilder, connection: duckdb.DuckDBPyConnection) -> None:
+    def _write_items(
+        self, built: LakeBuilder, connection: duckdb.DuckDBPyConnection, shuffled: bool
+    ) -> None:
         sample = _table(connection, _NARROW.format(items=_SAMPLE)).cast(NARROW_SCHEMA)
         stats = collect_stats(sample.to_batches())
         columns = columns_of(stats)
@@ -118,8 +120,10 @@ class OrdersLake:
             "statistics": stats_to_json(stats),
             "max_order_key": json.dumps(SNAPSHOT),
         }
-        shuffled = f"SELECT * FROM ({sql}) ORDER BY hash(version)"
-        for name, statement in (("current_state", sql), ("shuffled", shuffled)):
+        statements = {"current_state": sql}
+        if shuffled:
+            statements["shuffled"] = f"SELECT * FROM ({sql}) ORDER BY hash(version)"
+        for name, statement in statements.items():
             rows = _reader(connection, statement, schema)
             built.lake.iceberg.replace(f"orders_{name}", rows, described, over=None)
             (found,) = connection.sql(f"SELECT sum(version) FROM {self.files(name)}").fetchall()
@@ -149,14 +153,18 @@ class OrdersLake:
             last=end_day * self.changes_a_day,
         )
 
-    def land(self, changes: int) -> None:
-        """One log entry with changes of that many items, a tenth of them deleted."""
+    def land(self, changes: int, turn: int = 0) -> None:
+        """One log entry with changes of that many items, a tenth of them deleted.
+
+        `turn`: number of earlier calls, so that other items change, later.
+        """
         built = LakeBuilder.at(self.folder)
         built.table_lake.log.catch_up(built.state)
         with generator(self.folder) as connection:
             rows = connection.execute(
                 "SELECT key_of(k), item_of(k, k + 1000000000), i "
-                f"FROM (SELECT i, i * {self.items // changes} + 3 AS k "
+                f"FROM (SELECT i + {turn * changes} AS i, "
+                f"i * {self.items // changes} + 3 + {turn * 7} AS k "
                 f"FROM range({changes}) AS r(i)) ORDER BY i"
             ).fetchall()
         built.land(_changes(rows))

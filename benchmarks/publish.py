@@ -1,48 +1,176 @@
-"""Publishing few changes of a large table, beside the version that rewrote the whole state.
+"""Publishing few changes of a large table, beside the build that rewrote all of it, and reading.
 
-Each version writes a lake of its own, lands the same changes of random keys and publishes them. The
-other version runs from a worktree of its commit, so a clone with its history is needed. Then the
-state is published again and again and read by DuckDB, beside the state right after a fold.
+Each build writes a lake of its own, lands the same changes and publishes them. The earlier build is
+checked out of git, so this needs a clone with its history. Then ours publishes again and again, and
+DuckDB reads the state through the views of `connect`, beside the state right after a fold.
 """
 
 import json
 import os
-import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
-import duckdb
+from benchmarks.earlier import checked_out
+from benchmarks.measure import Cost, Row, Target, cheapest, in_own_process, measure, report
+from benchmarks.orders_lake import OrdersLake
+from cdc_pipeline.lake.publish.current_state import publish_current_state
+from cdc_pipeline.lake.query.connection import connect_lake
 
-from benchmarks.lake_data import generator
-from benchmarks.measure import Cost, Row, Target, measure, peak_mb
-from benchmarks.orders_lake import OrdersLake, changes_of
-
-ITEMS = int(os.environ.get("PUBLISH_ITEMS", "10000000"))
-CHANGES = 10_000
-PUBLICATIONS = 60
-BEFORE = "f5fdea5"
-_PUBLISH = f"publish {CHANGES:,} changes into {ITEMS:,} items"
-_BYTES = f"{_PUBLISH}: new files, bytes for CPU seconds"
-_GROUP = f"group {ITEMS:,} items by a column, after {PUBLICATIONS} publications"
-_ALL = f"read {ITEMS:,} items whole, after {PUBLICATIONS} publications"
+_ITEMS = int(os.environ.get("PUBLISH_ITEMS", "10000000"))
+_CHANGES = 10_000
+_PUBLICATIONS = 60
+_COMMIT = "f5fdea5"
+_RUNS = 3
+_OURS, _BEFORE = "ours", f"build {_COMMIT}"
+_FOLDED = "right after a fold"
+_PUBLISH = f"publish {_CHANGES:,} changes into {_ITEMS:,} items"
+_GROUP = f"sums by country of {_ITEMS:,} items, after {_PUBLICATIONS} publications"
+_ALL = f"all of {_ITEMS:,} items, after {_PUBLICATIONS} publications"
 _QUERIES = {
-    _GROUP: "SELECT country, count(*), sum(total) FROM {} GROUP BY country",
-    _ALL: "SELECT sum(strlen(_item)), max(_order_key) FROM {}",
+    _GROUP: "SELECT country, count(*), sum(total) FROM orders.current_state GROUP BY country",
+    _ALL: "SELECT sum(strlen(_item)), max(_order_key) FROM orders.current_state",
 }
-OURS, FOLDED, EARLIER = "ours", "right after a fold", f"build {BEFORE}"
+_WRITE = "write"
 
-_EARLIER_SCRIPT = """
+_EARLIER = """
 import sys
 from pathlib import Path
 from benchmarks.measure import measure, report
 from benchmarks.orders_lake import OrdersLake
 from cdc_pipeline.lake.current_state import publish_current_state
-from cdc_pipeline_tests.lake.builder import LakeBuilder
 
-folder, items = Path(sys.argv[1]), int(sys.argv[2])
-lake = LakeBuilder.at(folder)
-report(measure(lambda: publish_current_state(lake.lake, lake.table).changes_folded))
+lake = OrdersLake(Path(sys.argv[2]), int(sys.argv[3]), 0, 0)
+if sys.argv[1] == "write":
+    lake.write()
+    lake.land(int(sys.argv[4]))
+else:
+    table = lake.lake.settings.tables[0]
+    report(measure(lambda: publish_current_state(lake.lake, table).changes_folded))
 """
+
+
+def _written_mb(before: dict[str, int], after: dict[str, int]) -> float:
+    return sum(size for path, size in after.items() if before.get(path) != size) / 1e6
+
+
+def _files(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_size for path in folder.rglob("*.*") if path.is_file()}
+
+
+def run() -> list[Row]:
+    """Each step in a process of its own. Megabytes that appeared in the lake are printed."""
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        with checked_out(_COMMIT) as earlier:
+            if earlier is not None:
+                for items in (_CHANGES, _ITEMS):  # the first compiles what the second runs
+                    folder = Path(scratch).resolve() / f"earlier{items}"
+                    folder.mkdir()
+                    _earlier(earlier, "write", folder, items)
+                    before = _files(folder)
+                    cost = _earlier(earlier, "publish", folder, items)
+                rows.append((_PUBLISH, _BEFORE, cost))
+                print(f"{_BEFORE}: {_written_mb(before, _files(folder)):,.1f} MB")
+        folder = Path(scratch).resolve() / "ours"
+        folder.mkdir()
+        _own_process(_WRITE, folder)
+        reads = [
+            (w, _FOLDED, cheapest(_RUNS, lambda w=w: _own_process(w, folder))) for w in _QUERIES
+        ]
+        costs = []
+        for number in range(_PUBLICATIONS):
+            _own_process(f"land {number}", folder)
+            before = _files(folder)
+            costs.append(_own_process(_PUBLISH, folder))
+            if number in (0, _PUBLICATIONS - 1):
+                print(
+                    f"ours, publication {number + 1}: {_written_mb(before, _files(folder)):,.2f} MB"
+                )
+        reads += [
+            (w, _OURS, cheapest(_RUNS, lambda w=w: _own_process(w, folder))) for w in _QUERIES
+        ]
+    total = sum(cost.cpu for cost in costs)
+    most = max(costs, key=_cpu).cpu
+    print(f"ours: {total:.0f} CPU s for {len(costs)} publications, at most {most:.1f}")
+    rows.append((_PUBLISH, _OURS, min(costs, key=_cpu)))
+    return rows + sorted(reads, reverse=True)
+
+
+def _cpu(cost: Cost) -> float:
+    return cost.cpu
+
+
+def _ratio(work: str, claim: str, bound: float) -> Target:
+    return Target(
+        claim, False, bound, lambda costs: costs[work, _OURS].per_row / costs[work, _FOLDED].per_row
+    )
+
+
+TARGETS = [
+    Target(
+        f"{_PUBLISH}: CPU time of the build {_COMMIT}",
+        True,
+        50,
+        lambda costs: (
+            costs[_PUBLISH, _BEFORE].cpu / costs[_PUBLISH, _OURS].cpu
+            if (_PUBLISH, _BEFORE) in costs
+            else float("nan")
+        ),
+    ),
+    Target(
+        f"{_PUBLISH}: peak memory in GB",
+        False,
+        0.4,
+        lambda costs: costs[_PUBLISH, _OURS].peak_mb / 1000,
+    ),
+    _ratio(
+        _GROUP, f"sums of 10M items after {_PUBLICATIONS} publications: CPU time after a fold", 1.6
+    ),
+    _ratio(
+        _ALL, f"all of 10M items after {_PUBLICATIONS} publications: CPU time after a fold", 1.3
+    ),
+]
+
+
+def _earlier(tree: Path, step: str, folder: Path, items: int) -> Cost:
+    changes = str(min(_CHANGES, items // 10))
+    command = [sys.executable, "-c", _EARLIER, step, str(folder), str(items), changes]
+    done = subprocess.run(
+        command,
+        cwd=tree,
+        env={**os.environ, "PYTHONPATH": str(tree)},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        sys.exit(f"{_BEFORE} failed:\n{done.stderr}")
+    return (
+        Cost(**json.loads(done.stdout.splitlines()[-1])) if step == "publish" else Cost(0, 0, 0, 1)
+    )
+
+
+def _own_process(step: str, folder: Path) -> Cost:
+    return in_own_process("benchmarks.publish", step, str(folder))
+
+
+def _contend(step: str, folder: str) -> None:
+    lake = OrdersLake(Path(folder), _ITEMS, 0, 0)
+    handle = lake.lake.table(lake.lake.settings.tables[0])
+    if step == _WRITE:
+        lake.write(shuffled=False)
+        report(Cost(0, 0, 0, 1))
+    elif step.startswith("land "):
+        lake.land(_CHANGES, int(step.removeprefix("land ")))
+        report(Cost(0, 0, 0, 1))
+    elif step == _PUBLISH:
+        report(measure(lambda: publish_current_state(handle).changes_folded))
+    else:
+        with connect_lake(lake.lake, ["orders"], aggregates=False) as connection:
+            report(measure(lambda: len(connection.execute(_QUERIES[step]).fetchall())))
+
+
+if __name__ == "__main__":
+    _contend(*sys.argv[1:])
