@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,37 +34,41 @@ _HEAVY = ("cdc_pipeline.defs.build", "sqlglot", "pyarrow", "pyiceberg", "duckdb"
 _RUN = f"""
 import json, sys
 from cdc_pipeline.definitions import defs
-job = defs().get_job(sys.argv[1])
-print(json.dumps([job.name, sorted(job.resource_defs), [n for n in {_HEAVY} if n in sys.modules]]))
+jobs = [defs().get_job(name) for name in sys.argv[1:]]
+heavy = [name for name in {_HEAVY} if name in sys.modules]
+print(json.dumps([[job.name for job in jobs], ["lake" in job.resource_defs for job in jobs], heavy]))
 """
 
 
-@pytest.fixture
-def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "cdc_pipeline.yaml"
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    path = tmp_path_factory.mktemp("location") / "cdc_pipeline.yaml"
     path.write_text(_SETTINGS)
-    monkeypatch.setenv("CDC_PIPELINE_CONFIG", str(path))
-    return path
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CDC_PIPELINE_CONFIG", str(path))
+        yield path
 
 
-@pytest.mark.parametrize("job", repository.JOBS, ids=lambda job: job.name)
-def test_a_job_of_ops_is_made_without_assets(job: object, path: Path) -> None:
-    name = getattr(job, "name", "")
+@pytest.fixture(scope="module")
+def whole(path: Path) -> dg.RepositoryDefinition:
+    """All definitions of these settings."""
+    return build_definitions(load_settings(path), path).get_repository_def()
+
+
+def test_jobs_of_ops_are_made_without_assets(path: Path) -> None:
+    names = [job.name for job in repository.JOBS]
     done = subprocess.run(
-        [sys.executable, "-c", _RUN, name],
+        [sys.executable, "-c", _RUN, *names],
         env={**os.environ, "CDC_PIPELINE_CONFIG": str(path)},
         check=True,
         capture_output=True,
         text=True,
     )
-    made, resources, heavy = json.loads(done.stdout)
-    assert made == name
-    assert "lake" in resources
-    assert heavy == []
+    assert json.loads(done.stdout) == [names, [True] * len(names), []]
 
 
-def test_the_rest_is_that_of_all_definitions(path: Path) -> None:
-    made, whole = defs(), build_definitions(load_settings(path), path).get_repository_def()
+def test_the_rest_is_that_of_all_definitions(whole: dg.RepositoryDefinition) -> None:
+    made = defs()
     made.load_all_definitions()
     assert made.name == whole.name
     assert {*made.job_names} == {*whole.job_names} > {job.name for job in repository.JOBS}
@@ -82,14 +87,20 @@ def test_the_rest_is_that_of_all_definitions(path: Path) -> None:
     assert made.get_top_level_resources().keys() == whole.get_top_level_resources().keys()
 
 
-def test_a_mistake_in_the_settings_is_found_at_once(path: Path) -> None:
+def test_a_mistake_in_the_settings_is_found_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "settings.yaml"
+    monkeypatch.setenv("CDC_PIPELINE_CONFIG", str(path))
     path.write_text(f"{_SETTINGS}\nschedule: never\n")
     with pytest.raises(SettingsError, match="schedule: unknown key"):
         defs()
 
 
-def test_without_settings_there_is_an_asset_that_explains_it(path: Path) -> None:
-    path.unlink()
+def test_without_settings_there_is_an_asset_that_explains_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CDC_PIPELINE_CONFIG", str(tmp_path / "none.yaml"))
     (key,) = defs().assets_defs_by_key
     assert key.path == ["getting_started"]
 
@@ -113,14 +124,21 @@ _SELECTIONS = {
     "several of one table": _selection("customers/cdc", "customers/ttl_archive"),
     "of two tables": _selection("orders/current_state", "customers/current_state"),
     "with one of no table": _selection("orders/cdc", "maintenance"),
+    "a check against the source": {
+        "asset_selection": set(),
+        "asset_check_selection": {
+            dg.AssetCheckKey(dg.AssetKey(["orders", "dynamodb"]), "export_verified")
+        },
+    },
     "nothing": {},
 }
 
 
 @pytest.mark.parametrize("selection", _SELECTIONS.values(), ids=_SELECTIONS)
-def test_a_run_of_assets_is_the_same_run(selection: dict[str, Any], path: Path) -> None:
+def test_a_run_of_assets_is_the_same_run(
+    selection: dict[str, Any], whole: dg.RepositoryDefinition
+) -> None:
     made = defs().get_maybe_subset_job_def(repository.ASSET_JOB, **selection)
-    whole = build_definitions(load_settings(path), path).get_repository_def()
     expected = whole.get_maybe_subset_job_def(repository.ASSET_JOB, **selection)
     snapshots = [job.get_job_snapshot() for job in (made, expected)]
     for part in _PARTS:
