@@ -36,7 +36,8 @@ import json, sys
 from cdc_pipeline.definitions import defs
 jobs = [defs().get_job(name) for name in sys.argv[1:]]
 heavy = [name for name in {_HEAVY} if name in sys.modules]
-print(json.dumps([[job.name for job in jobs], ["lake" in job.resource_defs for job in jobs], heavy]))
+resources = ["lake" in job.resource_defs for job in jobs]
+print(json.dumps([[job.name for job in jobs], resources, heavy]))
 """
 
 
