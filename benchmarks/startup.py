@@ -22,7 +22,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 _COMMIT = "f5fdea5"
 _BEFORE = "before"
 _TABLES = 100
-_RUNS = 5
+_RUNS = 3
 
 _CLI = """
 from cdc_pipeline.cli import main
