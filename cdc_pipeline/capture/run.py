@@ -160,7 +160,7 @@ def _current_source(table: TableLake, drain: Callable[[Source], object]) -> Sour
     abandoned. Otherwise the stream that the log follows is drained before the error is raised.
     """
     log = table.log
-    state = log.load()
+    state = log.look()
     wanted = state.cut.transport if state.cut else table.settings.transport
     try:
         return open_source(table, wanted)

@@ -90,8 +90,8 @@ def _show(lake: "Lake", report: "PreflightReport") -> None:
     out.print(
         "Costs are list prices of us-east-1 in USD. Export: by table size. Changes: a month of "
         f"reads every {lake.settings.capture.interval_seconds} s while changes are few, without "
-        "AWS's free reads; data of Kinesis and Firehose not included. Item counts are up to six "
-        "hours old.",
+        "AWS's free reads; data of Kinesis and Firehose not included. Idle: a month of requests to "
+        "S3 and Glue at that pace while nothing changes. Item counts are up to six hours old.",
         style="dim",
     )
     failures = sum(not table.is_ready for table in report.tables)
@@ -103,7 +103,7 @@ def _grid(report: "PreflightReport") -> Grid:
     grid = Grid()
     for heading in ("table", "account", "key", "stream", "recovery (UTC)"):
         grid.add_column(heading, overflow="fold")
-    for heading in ("items", "export", "changes/month"):
+    for heading in ("items", "export", "changes/month", "idle/month"):
         grid.add_column(heading, justify="right")
     for table in report.tables:
         style = "green" if table.is_ready else "bold red"
@@ -116,6 +116,7 @@ def _grid(report: "PreflightReport") -> Grid:
             "-" if table.items is None else f"{table.items:,}",
             _usd(table.export_usd),
             _usd(table.stream_usd),
+            _usd(table.requests_usd),
         )
     return grid
 

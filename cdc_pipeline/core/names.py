@@ -45,7 +45,12 @@ def split_s3(uri: str) -> tuple[str, str]:
 
 def object_name(n: int, nonce: str, suffix: str = "parquet") -> str:
     """Return the file name of an object of log entry `n`, written under `nonce`."""
-    return f"{n:012d}-{nonce}.{suffix}"
+    return f"{object_prefix(n)}{nonce}.{suffix}"
+
+
+def object_prefix(n: int) -> str:
+    """Return the beginning of the names of all objects of log entry `n`."""
+    return f"{n:012d}-"
 
 
 def entry_number(key: str) -> int | None:
@@ -90,6 +95,11 @@ class TablePaths:
     def summaries(self) -> str:
         """Summaries of the capture log."""
         return f"{self.state}summaries/"
+
+    @property
+    def heartbeat(self) -> str:
+        """Key of the heartbeat of the capture log."""
+        return f"{self.state}heartbeat.json"
 
     @property
     def staging(self) -> str:

@@ -125,7 +125,7 @@ def registered_days(table: TableLake) -> list[str]:
 
 
 def _landed_days(table: TableLake) -> set[date]:
-    return {date.fromisoformat(o.day) for o in table.log.load().objects.values()}
+    return {date.fromisoformat(o.day) for o in table.log.look().objects.values()}
 
 
 def _wanted_table(table: TableLake, glue: Glue, days: Iterable[date]) -> HiveTable:

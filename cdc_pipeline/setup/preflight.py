@@ -7,6 +7,8 @@ something: exports, writes to Glue, reads of items.
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from cdc_pipeline.core.plans.prices import idle_table
+from cdc_pipeline.core.transports import FIREHOSE, KINESIS_CHANNEL
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.settings.table import Table
 from cdc_pipeline.setup.checks.bulk_puts import check_bulk_puts
@@ -36,6 +38,7 @@ def _check_table(table: TableLake) -> TableReport:
     report = TableReport(
         table.safe_name, table.name, table.settings.transport, table.settings.role_arn
     )
+    report.requests_usd = _requests_usd(table)
     try:
         reached = reach_table(table, report)
     except FailedCheckError as failed:
@@ -47,6 +50,21 @@ def _check_table(table: TableLake) -> TableReport:
         except FailedCheckError as failed:
             report.findings.append(failed.finding)
     return report
+
+
+def _requests_usd(table: TableLake) -> float:
+    """Return USD per month of requests to the lake for a table in which nothing happens."""
+    settings = table.lake.settings
+    if not settings.is_s3:
+        return 0.0
+    files = {FIREHOSE: table.settings.firehose, KINESIS_CHANNEL: table.settings.kinesis_channel}
+    source = files.get(table.settings.transport) or settings.capture
+    return idle_table(
+        source.interval_seconds,
+        partitions_seconds=settings.schedules.glue_seconds,
+        derive_minutes=settings.current_state.derive_minutes,
+        has_glue=settings.has_glue,
+    ).usd
 
 
 def _list_bulk_puts(reached: ReachedTable) -> Iterator[Finding]:

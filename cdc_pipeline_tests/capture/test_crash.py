@@ -112,6 +112,7 @@ class _Steps:
             "quarantine": paths.quarantine,
             "entry": paths.entries,
             "summary": paths.summaries,
+            "heartbeat": paths.heartbeat,
             "temporary": "_cdc/tmp/",
         }
         return next((kind for kind, at in folders.items() if key.startswith(at)), "folder")
@@ -383,6 +384,9 @@ def read_all(scene: Scene, lake: Path) -> Landed:
 def check_lake(scene: Scene, lake: Path) -> None:
     """What must be true of a lake whatever happened to those who wrote it."""
     state = scene.state(lake)
+    assert state.heartbeat is not None
+    assert state.heartbeat.clean
+    state.set_heartbeat(None)
     replayed = LogState()
     for path in sorted((lake / scene.paths.entries).iterdir()):
         replayed.apply(entry_from_json(path.read_bytes(), path.name))
@@ -432,6 +436,7 @@ def gaps_splits_and_bad_records(scene: Scene) -> None:
     scene.write(10)
     # As many entries as summaries are kept for: from here on each new one removes an old one.
     while scene.state(scene.lake).n < 3 * _SUMMARY_EVERY:
+        scene.write(1)
         scene.capture()
     scene.lost = scene.write(12)
     scene.clock.advance(25 * HOUR)
@@ -461,7 +466,7 @@ def bare_events_completed_by_reads(scene: Scene) -> None:
 
 
 _WRITES = ("open temporary", "second half", "fsync file", "fsync folder", "rename landing")
-_COMMITS = ("link entry", "unlink temporary")
+_COMMITS = ("link entry", "unlink temporary", "rename heartbeat")
 _RARE = ("rename quarantine", "link summary", "unlink summary")
 _ORPHANS = ("unlink landing", "unlink quarantine")
 STORIES: dict[str, tuple[Callable[[Scene], None], tuple[str, ...], int]] = {

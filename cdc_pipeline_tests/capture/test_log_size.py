@@ -32,6 +32,8 @@ MILLION = 1_000_000
 NEGLECTED = 100_000
 TAIL = 60
 LIVE = 1000
+NO_HEARTBEAT = NO_NEXT_ENTRY = 1
+"""Reads of what is not there."""
 PATHS = TablePaths("cdc", "orders")
 BEGAN_US = 1_767_268_800_000_000
 MINUTE_US = 60_000_000
@@ -172,7 +174,7 @@ def asked(store: Any, what: str, action: Callable[[], Any]) -> tuple[Any, Calls]
 
 
 def test_opening_takes_the_same_however_many_entries_there_are() -> None:
-    """The newest summary and what is behind it, with one listing each."""
+    """The newest summary and what is behind it, with one listing each, as there is no heartbeat."""
     print()
     opened: dict[int, Calls] = {}
     for n in (LIVE + TAIL, MILLION):
@@ -183,19 +185,20 @@ def test_opening_takes_the_same_however_many_entries_there_are() -> None:
         assert state.n == n
         assert len(state.objects) == LIVE + TAIL
         assert opened[n].lists == 2
-        assert opened[n].listed == opened[n].reads == 1 + TAIL
+        assert opened[n].listed == 1 + TAIL
+        assert opened[n].reads == 1 + TAIL + NO_HEARTBEAT + NO_NEXT_ENTRY
         other = log.load()
         assert log.append(other, entry(n + 1))
         found, calls = asked(store, "catching up by one", lambda log=log, s=state: log.catch_up(s))
         assert [e.n for e in found] == [n + 1]
-        assert (calls.lists, calls.listed, calls.reads) == (1, 1, 1)
+        assert (calls.lists, calls.listed, calls.reads) == (1, 0, 1 + NO_HEARTBEAT)
         assert calls.bytes_read < 2000
     few, many = opened.values()
     assert many.bytes_read <= few.bytes_read * 1.01
 
 
 def test_summaries_cost_each_entry_little_however_many_objects_are_live() -> None:
-    """One that holds everything, written every hundred entries, costs a log its length squared."""
+    """One that holds everything, written every ten entries, costs a log its length squared."""
     for live in (0, 1000, 10_000, 10_001, 100_000, MILLION):
         interval = log_module._summary_interval(live)
         print(f"{live:>9,} live objects: a summary every {interval:,} entries")
@@ -204,16 +207,28 @@ def test_summaries_cost_each_entry_little_however_many_objects_are_live() -> Non
         assert interval <= max(100, live // 50)
 
 
-def test_a_hundred_entries_write_one_summary_and_keep_three() -> None:
+def test_summaries_cost_little_however_many_shards_there_are() -> None:
+    assert log_module._summary_interval(10_000 + 200_000) == 2560
+    store = BucketOfEntries(MILLION)
+    log = CaptureLog(store, PATHS)
+    state = state_at(MILLION, 0)
+    shards = (ShardState(f"shardId-{n}", None, 3, read_to_us=BEGAN_US) for n in range(10_000))
+    state.shards = {shard.shard_id: shard for shard in shards}
+    for _ in range(100):
+        add(log, state)
+    assert list(store.list(PATHS.summaries)) == []
+
+
+def test_twenty_entries_write_one_summary_and_three_are_kept() -> None:
     store = BucketOfEntries(MILLION)
     log = CaptureLog(store, PATHS)
     state = state_at(MILLION, LIVE)
     _, calls = asked(store, "500 entries", lambda: [add(log, state) for _ in range(500)])
     kept = list(store.list(PATHS.summaries))
-    assert kept == [PATHS.summary(MILLION + n) for n in (300, 400, 500)]
+    assert kept == [PATHS.summary(MILLION + n) for n in (460, 480, 500)]
     summary = len(store.objects[kept[-1]])
     entries = sum(len(d) for key, d in store.objects.items() if key.startswith(PATHS.entries))
-    assert calls.bytes_written <= entries + 5 * summary
+    assert calls.bytes_written <= entries + 25 * summary
     assert log.load() == state
 
 
@@ -264,10 +279,11 @@ def test_a_million_entries_in_one_folder(tmp_path: Path) -> None:
     log = CaptureLog(store, PATHS)
     state, calls = asked(store, "opening a million files", log.load)
     assert state.n == MILLION
-    assert (calls.lists, calls.listed, calls.reads) == (2, 1 + TAIL, 1 + TAIL)
+    assert (calls.lists, calls.listed) == (2, 1 + TAIL)
+    assert calls.reads == 1 + TAIL + NO_HEARTBEAT + NO_NEXT_ENTRY
     assert store.create(PATHS.entry(MILLION + 1), entry_to_json(entry(MILLION + 1)).encode())
     _, calls = asked(store, "catching up by one", lambda: log.catch_up(state))
-    assert (state.n, calls.reads) == (MILLION + 1, 1)
+    assert (state.n, calls.reads) == (MILLION + 1, 1 + NO_HEARTBEAT)
 
 
 def test_a_hundred_thousand_objects_that_nobody_compacted(tmp_path: Path) -> None:
@@ -295,7 +311,8 @@ def child() -> None:
         write_and_exit(log)
     state, calls = asked(store, "opening", log.load)
     assert (state.n, len(state.objects)) == (MILLION, NEGLECTED)
-    assert (calls.lists, calls.reads) == (2, 1)
+    newest_entry = 1
+    assert (calls.lists, calls.reads) == (2, 1 + newest_entry + NO_HEARTBEAT + NO_NEXT_ENTRY)
     print(f"{calls.bytes_read / 1e6:.0f} MB read, {peak():.0f} MB of memory at most")
 
 

@@ -143,7 +143,7 @@ class FileRun:
         self.log = table.log
         self.started = self.log.clock()
         self.result = CaptureResult(table.name)
-        self.state = self.log.load()
+        self.state = self.log.look()
         self.lander = Lander(self.log, self.state, self.source, self.result, report)
         self.known: dict[str, SourceFile] = {}
         self.listed: set[str] = set()
@@ -174,6 +174,7 @@ class FileRun:
             self.losses_until_us = record_losses(
                 self.log, self.lander, self.state, self.source, self.result
             )
+        self.lander.finish(is_whole=is_complete and not self.result.failed_shards)
         self.result.close(self.state, self.log.clock() - self.started)
         self._raise_failures()
         return self.result

@@ -12,10 +12,15 @@ from cdc_pipeline.capture.sources.source import Source
 from cdc_pipeline.core.changes.change import Change
 from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.errors import CaptureConflictError
-from cdc_pipeline.core.log.entries import LandedObject, LateChanges, QuarantinedObject
+from cdc_pipeline.core.log.entries import (
+    LandedObject,
+    LateChanges,
+    QuarantinedObject,
+    ShardState,
+)
 from cdc_pipeline.core.log.generations import Generations
 from cdc_pipeline.core.log.state import Entry, LogState
-from cdc_pipeline.core.names import TablePaths, day_folder
+from cdc_pipeline.core.names import TablePaths, day_folder, object_prefix
 from cdc_pipeline.core.plans.erasure import Suppressions
 from cdc_pipeline.core.transports import BY_TIME
 from cdc_pipeline.lake.storage.landing import read_landing, write_landing, write_quarantine
@@ -42,6 +47,10 @@ class Lander:
         self._result = result
         self._report = report
         self._ties = Ties(log.store, source)
+        self._began_n = state.n
+        self._landed: set[str] = set()
+        self._positions = _positions(state)
+        self._was_left_clean = _was_left_clean(state, log.now_us())
 
     def land(
         self,
@@ -62,6 +71,7 @@ class Lander:
 
         def write(state: LogState) -> Parts:
             nonlocal objects, quarantined, late
+            self._positions = _positions(state)
             n, nonce, now_us = state.n + 1, new_nonce(), self._log.now_us()
             # At each attempt: the other writer's entry may be an erasure, or a compaction.
             kept, kept_unreadable = _without_erased(state, changes, unreadable)
@@ -96,7 +106,11 @@ class Lander:
             store.delete([o.key for o in objects] + [q.key for q in quarantined])
             self._require_no_capture(entries)
 
-        self._log.commit(self._state, write, overtaken=remove)
+        before = self._state.n
+        self._log.commit(self._state, write, overtaken=remove, may_rest=True)
+        if self._state.n == before:
+            return  # nothing happened, and only the heartbeat says so
+        self._landed |= {part.key.rpartition("/")[0] for part in (*objects, *quarantined)}
         self._result.count(objects, sum(q.rows for q in quarantined))
         self._result.late += late.rows if late else 0
         self._report(objects)
@@ -121,7 +135,12 @@ class Lander:
 
     def append(self, parts: Callable[[], Parts]) -> None:
         """Append an entry without objects; `parts` is called at each attempt."""
-        self._log.commit(self._state, lambda _: parts(), overtaken=self._require_no_capture)
+
+        def step(state: LogState) -> Parts:
+            self._positions = _positions(state)
+            return parts()
+
+        self._log.commit(self._state, step, overtaken=self._require_no_capture, may_rest=True)
 
     def complete(self) -> None:
         """Read the items of landed events without images, and land them after the events."""
@@ -134,9 +153,33 @@ class Lander:
             rows = completing_rows(events, reader, stream.table_id)
             self.land(rows, [], lambda n=n: {"completes": (n,)})
 
+    def rest(self) -> None:
+        """Let readers see how far an unfinished run has read while it finds nothing."""
+        if self._state.heartbeat is not None:
+            self._log.rest(self._state, clean=False)
+
     def remove_orphans(self) -> None:
-        """Remove unlogged objects of a killed capture."""
-        folders = _recent_folders(self._log.paths, self._state, self._log.now_us())
+        """Remove unlogged objects of killed captures, if there may be any: it lists many folders.
+
+        There is none where a capture of the same day has ended well and nothing was logged since,
+        but for those of a capture killed before its first entry (`finish`).
+        """
+        if not self._was_left_clean:
+            now_us = self._log.now_us()
+            self._remove_orphans(_recent_folders(self._log.paths, self._state, now_us))
+
+    def finish(self, *, is_whole: bool) -> None:
+        """Remove what a capture left that was killed before its first entry; leave the heartbeat.
+
+        Its objects have the number of this run's first entry. This run has landed the same records,
+        so they lie in the folders of what it has landed. `is_whole`: nothing failed, and nothing is
+        left for another run.
+        """
+        first = object_prefix(self._began_n + 1)
+        self._remove_orphans([f"{folder}/{first}" for folder in sorted(self._landed)])
+        self._log.rest(self._state, clean=is_whole)
+
+    def _remove_orphans(self, folders: list[str]) -> None:
         removed = remove_orphans(self._log.store, self._state, folders)
         self._result.orphans_removed += len(removed)
 
@@ -144,17 +187,34 @@ class Lander:
         """Raise `CaptureConflictError` if another capture wrote one of the entries.
 
         The records of this run may have landed then, so it begins again from the new log
-        (`capture.landing.retries`).
+        (`capture.landing.retries`). An entry with shards where they were is no capture: it only has
+        the progress of the heartbeat.
         """
         self._result.conflicts += 1
+        positions = self._positions
         for entry in entries:
             is_same_stream = entry.stream is None or entry.stream.arn == self._source.arn
             landed = entry.objects and not (entry.replaced or entry.heal)
-            if entry.shards or entry.files or landed or entry.cut or not is_same_stream:
+            has_read = any(positions.get(s.shard_id) != _position(s) for s in entry.shards)
+            if has_read or entry.files or landed or entry.cut or not is_same_stream:
                 raise CaptureConflictError(
                     f"table {self._source.table}: another capture ({entry.owner}) landed entry "
                     f"{entry.n} first"
                 )
+
+
+def _position(shard: ShardState) -> tuple[str | None, str, int]:
+    return shard.sequence_number, shard.status, shard.rows
+
+
+def _positions(state: LogState) -> dict[str, tuple[str | None, str, int]]:
+    return {shard.shard_id: _position(shard) for shard in state.shards.values()}
+
+
+def _was_left_clean(state: LogState, now_us: int) -> bool:
+    """Whether a capture of the same day left no unlogged objects, and nothing happened since."""
+    beat = state.heartbeat
+    return beat is not None and beat.clean and day_of(beat.at_us) == day_of(now_us)
 
 
 def _without_erased(

@@ -97,7 +97,7 @@ def _capture(
     former: Callable[[StreamRef], Source] | None,
 ) -> CaptureResult:
     """One attempt at `capture_table`."""
-    state = log.load()
+    state = log.look()
     followed = state.stream
     before: CaptureResult | None = None
     if followed is not None and _needs_draining(followed, source):
@@ -153,7 +153,7 @@ def drain_table(
 
     def attempt(attempt: Attempt) -> CaptureResult:
         run = _Run(log, source=source, options=attempt.options, report=report, sleep=sleep)
-        followed = log.load().stream
+        followed = log.look().stream
         if attempt.is_again and not (followed and source.is_same_stream(followed)):
             return run.result  # not followed any more: the other capture has read it to its end
         attempt.results.append(run.result)
@@ -238,7 +238,7 @@ class _Run:
 
     def run(self, *, is_followed: bool = False) -> CaptureResult:
         """Run once; `is_followed`: read the stream that the log follows, even if it is disabled."""
-        self.state = self.log.load()
+        self.state = self.log.look()
         gap = None if is_followed else open_capture(self.log, self.state, self.source)
         self.result.gaps += [gap] if gap else []
         assert self.state.stream is not None  # set by open_capture
@@ -265,6 +265,7 @@ class _Run:
         self.losses_until_us = record_losses(
             self.log, self.lander, self.state, self.source, self.result
         )
+        self.lander.finish(is_whole=self._is_in_time() and not self.result.failed_shards)
         self.has_ended = self._is_read_to_end()
         self.result.close(self.state, self.log.clock() - self.started)
         return self.result
@@ -288,6 +289,7 @@ class _Run:
             self.lineage.note_ended(map(self._settle, done))
             if self.pending.is_full() or self._is_time_to_flush():
                 self._land()
+                self.lander.rest()
             if self.log.now_us() > self.lineage.next_listing_us:
                 self.lineage.discover()
 

@@ -59,8 +59,11 @@ def entry_from_json(text: str | bytes, name: str) -> Entry:
 
 def state_to_json(state: LogState) -> str:
     """Serialize a state to the summary of the log up to its `n`."""
+    if state.heartbeat is not None:
+        state = state.copy()
+        state.set_heartbeat(None)
     # `asdict` would copy every object, which takes longer than the rest of this function.
-    parts = dict(vars(state))
+    parts = {name: vars(state)[name] for name in _stored(LogState)}
     for name in (
         "shards",
         "objects",
@@ -87,6 +90,11 @@ def state_from_json(text: str | bytes, name: str) -> LogState:
     return _parse(text, name, _state)
 
 
+def _stored(kind: type[Entry] | type[LogState]) -> list[str]:
+    """Names of the stored fields; the others of a state do not count when states are compared."""
+    return [field.name for field in dataclasses.fields(kind) if field.compare]
+
+
 def _without_empty(part: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Copy a part, without the field `name` if it is empty."""
     return {key: value for key, value in part.items() if key != name or value}
@@ -108,7 +116,7 @@ def _parse(text: str | bytes, name: str, build: Any) -> Any:
                 fix=fix,
             )
         kind = Entry if build is _entry else LogState
-        known = {"format", "at", *(field.name for field in dataclasses.fields(kind))}
+        known = {"format", "at", *_stored(kind)}
         # Ignored, they would change the state; constructors check the fields of parts.
         if unknown := sorted(raw.keys() - known):
             raise LakeError(f"{name} has fields unknown to this version: {unknown}", fix=fix)

@@ -9,6 +9,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from cdc_pipeline.core.errors import LakeError
 from cdc_pipeline.core.log.entries import (
@@ -26,7 +27,11 @@ from cdc_pipeline.core.log.entries import (
     SourceFile,
     StreamRef,
 )
+from cdc_pipeline.core.log.heartbeat import Heartbeat
 from cdc_pipeline.core.names import entry_number
+
+_PROGRESS = frozenset({"shards", "discovered_us", "replicated_us", "clock_offset_us"})
+"""Fields of an entry that a heartbeat can hold in its place."""
 
 QUARANTINED_KEPT = 1000
 """Most quarantined objects that a state lists; older ones are in its sums only."""
@@ -86,6 +91,10 @@ class LogState:
     below the watermark, the last ones at `late_at_us`. `clock_offset_us`: how far the clock was
     ahead of AWS's at its last measurement. `quarantined`: the newest of these objects; older ones,
     up to entry `summed_to`, count in `quarantined_sums`, records by reason.
+
+    Not of the log, and not in summaries: `digest`, of the text of entry `n`, "": unknown;
+    `summary`, number of the newest summary known; `heartbeat`, whose progress is in the fields
+    above until the next entry, and `entry_us`, the time of entry `n` beneath it.
     """
 
     n: int = 0
@@ -115,11 +124,82 @@ class LogState:
     clock_offset_us: int | None = None
     summed_to: int = 0
     quarantined_sums: dict[str, int] = field(default_factory=dict)
+    digest: str = field(default="", compare=False)
+    summary: int = field(default=0, compare=False)
+    heartbeat: Heartbeat | None = field(default=None, compare=False)
+    _beneath: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def copy(self) -> "LogState":
+        """Return a state that changes independently; its parts are immutable and shared."""
+        copied = dataclasses.replace(self)
+        for name, value in vars(self).items():
+            if isinstance(value, dict | list):
+                setattr(copied, name, value.copy())
+        return copied
+
+    @property
+    def entry_us(self) -> int:
+        """Time of entry `n`, whatever the heartbeat says."""
+        return self._beneath.get("at_us", self.at_us)
+
+    def is_progress(self, parts: Mapping[str, Any]) -> bool:
+        """Whether parts of an entry say only how far known shards were read, finding nothing."""
+        filled = {name for name, value in parts.items() if value not in (None, ())} - {"nonce"}
+        if parts.get("files_from") == self.files_from:
+            filled.discard("files_from")
+        return filled <= _PROGRESS and all(map(self._has_only_aged, parts.get("shards", ())))
+
+    def _has_only_aged(self, shard: ShardState) -> bool:
+        known = self.shards.get(shard.shard_id)
+        if known is None or shard.status != "reading" or shard.read_to_us < known.read_to_us:
+            return False
+        return dataclasses.replace(known, read_to_us=shard.read_to_us) == shard
+
+    def beat(self, parts: Mapping[str, Any], **written: Any) -> None:
+        """Add progress (`is_progress`) by a heartbeat of its own; `written`: its other fields."""
+        before = self.heartbeat or Heartbeat(self.n, self.digest, 0, self.at_us, self.last_owner)
+        moved = {shard.shard_id: shard.read_to_us for shard in parts.get("shards", ())}
+        shards = {**before.shards, **moved}
+        others = {name: parts.get(name) for name in _PROGRESS - {"shards"}}
+        found = {name: value for name, value in others.items() if value is not None}
+        self.set_heartbeat(dataclasses.replace(before, shards=shards, **found, **written))
+
+    def set_heartbeat(self, heartbeat: Heartbeat | None) -> None:
+        """Show the progress of this heartbeat instead of an earlier one; None: of none."""
+        for shard in self._beneath.pop("shards", ()):
+            self.shards[shard.shard_id] = shard
+        vars(self).update(self._beneath)
+        self.heartbeat, self._beneath = heartbeat, {}
+        if heartbeat is None:
+            return
+        known = [s for i in heartbeat.shards if (s := self.shards.get(i)) and s.status == "reading"]
+        seen = {name: getattr(heartbeat, name) for name in ("at_us", *sorted(_PROGRESS))}
+        del seen["shards"]
+        seen = {name: value for name, value in seen.items() if value is not None}
+        self._beneath = {name: getattr(self, name) for name in (*seen, "last_owner")}
+        self._beneath["shards"] = known
+        vars(self).update(seen, last_owner=heartbeat.owner)
+        for shard in known:
+            read_to_us = max(shard.read_to_us, heartbeat.shards[shard.shard_id])
+            self.shards[shard.shard_id] = dataclasses.replace(shard, read_to_us=read_to_us)
+
+    def with_progress(self, entry: Entry) -> Entry:
+        """Return the next entry with the heartbeat's progress, which ends with it."""
+        beat = self.heartbeat
+        if beat is None:
+            return entry
+        named = {*(shard.shard_id for shard in entry.shards), *entry.forgotten}
+        moved = (s.shard_id for s in self._beneath["shards"] if s.shard_id not in named)
+        kept = {n: getattr(beat, n) for n in _PROGRESS - {"shards"} if getattr(entry, n) is None}
+        shards = entry.shards + tuple(self.shards[shard_id] for shard_id in moved)
+        return dataclasses.replace(entry, shards=shards, **kept)
 
     def apply(self, entry: Entry) -> None:
         """Add the next entry; raises `LakeError` unless it has the next number."""
         if entry.n != self.n + 1:
             raise LakeError(f"capture log: entry {entry.n} cannot follow entry {self.n}")
+        self.set_heartbeat(None)
+        self.digest = ""
         self.n, self.at_us = entry.n, entry.at_us
         self.cut = entry.cut or self.cut
         if entry.stream is not None:

@@ -1,4 +1,6 @@
-"""AWS list prices of us-east-1 (docs/aws_facts.md, exports)."""
+"""AWS list prices of us-east-1 (docs/aws_facts.md, exports), and what idle tables need of them."""
+
+from dataclasses import dataclass
 
 EXPORT_USD_PER_GB = 0.10
 """Full export: by the size of the table; incremental export: by the changes processed."""
@@ -17,6 +19,15 @@ KINESIS_SHARD_HOUR_USD = 0.015
 KINESIS_ON_DEMAND_HOUR_USD = 0.04
 """Kinesis stream, without its data."""
 
+S3_PUT_USD = 0.005 / 1000
+"""One PUT, COPY, POST or LIST request to S3 Standard."""
+
+S3_GET_USD = 0.0004 / 1000
+"""One GET or HEAD request to S3 Standard, also for what is not there. DELETE is free."""
+
+GLUE_USD = 1.00 / 1_000_000
+"""One call of the Glue Data Catalog. The first million of an account and month is free."""
+
 HOURS_PER_MONTH = 730
 
 
@@ -33,3 +44,70 @@ def kinesis_usd(shards: int, *, on_demand: bool) -> float:
     """Return USD per month for a Kinesis stream, without its data."""
     hourly = KINESIS_ON_DEMAND_HOUR_USD if on_demand else shards * KINESIS_SHARD_HOUR_USD
     return HOURS_PER_MONTH * hourly
+
+
+@dataclass(frozen=True)
+class Requests:
+    """Requests to S3 and calls of Glue. `writes`: PUT and LIST, `reads`: GET and HEAD."""
+
+    writes: float = 0
+    reads: float = 0
+    glue: float = 0
+
+    @property
+    def usd(self) -> float:
+        """List price, without what AWS gives free."""
+        return self.writes * S3_PUT_USD + self.reads * S3_GET_USD + self.glue * GLUE_USD
+
+    def every(self, seconds: float) -> "Requests":
+        """Return those of a month, if these are made every so many seconds."""
+        times = HOURS_PER_MONTH * 3600 / seconds
+        return Requests(self.writes * times, self.reads * times, self.glue * times)
+
+    def __add__(self, other: "Requests") -> "Requests":
+        """Return both together."""
+        return Requests(
+            self.writes + other.writes, self.reads + other.reads, self.glue + other.glue
+        )
+
+
+CAPTURE = Requests(writes=1, reads=4)
+"""A capture that finds nothing, in a process of its own: it reads heartbeat, summary, newest entry
+and the missing next one, and writes the heartbeat (`lake.storage.log`)."""
+
+ENTRY = Requests(writes=3, reads=2)
+"""The entry that an idle table gets every three hours, and a summary with a listing."""
+
+LOOK = Requests(reads=3)
+"""A look at a log that did not change; sensors that tick together share it."""
+
+PUBLISHED = Requests(reads=1, glue=1)
+"""Loading a published table, for the check `fresh`."""
+
+ADVANCE = Requests(writes=1, reads=2, glue=3)
+"""Marking the published state of a quiet table as complete up to now."""
+
+PARTITIONS = Requests(glue=2)
+"""Comparing the partitions of a table."""
+
+
+def idle_table(
+    interval_seconds: float, *, partitions_seconds: float, derive_minutes: float, has_glue: bool
+) -> Requests:
+    """Return the requests of a month for a table in which nothing happens, captured by Dagster.
+
+    With the intervals of the settings: of captures, of `glue_partition_sensor`, of the pause between
+    two marks of a quiet state as complete.
+    """
+    minute = 60.0
+    whole = (
+        CAPTURE.every(interval_seconds)
+        + ENTRY.every(3 * 60 * minute)
+        + LOOK.every(max(5.0, min(30.0, interval_seconds)))  # shard_sensor
+        + LOOK.every(minute)  # downstream, gap_sensor, alarm_sensor
+        + PUBLISHED.every(minute)
+        + ADVANCE.every(max(minute, derive_minutes * 60))
+    )
+    if has_glue:
+        return whole + PARTITIONS.every(partitions_seconds)
+    return Requests(whole.writes, whole.reads)

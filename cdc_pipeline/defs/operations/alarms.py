@@ -100,7 +100,7 @@ def _report_freshness(instance: dg.DagsterInstance, lake: Lake, cursor: _Cursor)
     for table in tables[start:] + tables[:start]:
         handle = lake.table(table)
         try:
-            outcome = fresh(handle, handle.log.load())
+            outcome = fresh(handle, handle.log.look())
         except CdcPipelineError as error:
             outcome = CheckOutcome(False, {"error": error.message})
         result = "passed" if outcome.passed else outcome.severity.value

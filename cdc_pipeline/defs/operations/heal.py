@@ -18,7 +18,7 @@ from cdc_pipeline.defs.run_history import (
     is_working,
     parse_history,
 )
-from cdc_pipeline.defs.tables.checks import report_checks
+from cdc_pipeline.defs.tables.check_reports import report_checks
 from cdc_pipeline.defs.tables.shard_sensor import sensor_status
 from cdc_pipeline.settings.model import Settings
 from cdc_pipeline.settings.table import Table
@@ -131,7 +131,7 @@ def _skip_reason(
     from cdc_pipeline.repair.heal import planned_heals
 
     try:
-        state = table.log.load()
+        state = table.log.look()
         if not state.open_gaps(state.staged.generation if state.staged else 0):
             history.forget(heal_subject(table.settings.label))
             return ""

@@ -16,7 +16,7 @@ from cdc_pipeline.defs.metadata import known, lag_seconds, moment
 from cdc_pipeline.defs.partitions import today
 from cdc_pipeline.defs.resources import LakeResource
 from cdc_pipeline.defs.run_history import FAILED_TABLES
-from cdc_pipeline.defs.tables.checks import report_checks
+from cdc_pipeline.defs.tables.check_reports import VisibleResults, report_checks
 from cdc_pipeline.settings.table import Table
 
 if TYPE_CHECKING:
@@ -52,12 +52,12 @@ def capture_streams(
 
     with readable_failures():
         opened = lake.open()
-        report = CaptureReport(context, opened)
         chosen = [opened.settings.table(name) for name in config.tables]
         tables = chosen or opened.settings.tables
+        report = CaptureReport(context, opened, tables)
         for event in capture_tables(opened, tables, config.linger_seconds):
             yield from report.events(event)
-    report.require_success()
+    report.finish()
     yield dg.Output(None)
 
 
@@ -71,12 +71,20 @@ def capture() -> None:
 
 
 class CaptureReport:
-    """What a run of the job reports: materialisations, log lines, checks, and failed tables."""
+    """What a run of the job reports: materialisations, log lines, checks, and failed tables.
 
-    def __init__(self, context: dg.OpExecutionContext, lake: "Lake") -> None:
+    Of a table in which nothing happened, only its name, and what people do not see already.
+    """
+
+    def __init__(
+        self, context: dg.OpExecutionContext, lake: "Lake", tables: Sequence[Table]
+    ) -> None:
         self._context = context
         self._lake = lake
         self._landings = Landings()
+        self._visible = VisibleResults(context.instance, tables)
+        self._materialized: set[str] = set()
+        self._idle: list[str] = []
         self._failures: dict[str, str] = {}
 
     def events(self, event: "Event") -> Iterator[dg.AssetMaterialization]:
@@ -89,14 +97,21 @@ class CaptureReport:
                 reported = list(self._landings.add(table, objects))
                 yield from reported
                 # A check result counts only while newer than its asset's materialisation.
-                for name in {event.asset_key.path[0] for event in reported}:
+                names = {event.asset_key.path[0] for event in reported}
+                self._materialized |= names
+                for name in names:
                     self._report_checks(self._lake.settings.table(name))
             case Captured(table, result):
-                yield from self._landings.report(table)
-                log.info(describe_capture(result))
+                reported = list(self._landings.report(table))
+                yield from reported
+                has_landed = bool(reported) or table.safe_name in self._materialized
+                if has_landed or result.entries:
+                    log.info(describe_capture(result))
+                else:
+                    self._idle.append(table.label)
                 report_gaps(log.error, result)
                 report_warnings(log.warning, result)
-                self._report_checks(table)
+                self._report_checks(table, unless=None if has_landed else self._visible)
             case Unregistered(table, error):
                 log.warning(f"{table.label}: {error}")
             case Failed(table, error):
@@ -104,11 +119,14 @@ class CaptureReport:
                 log.error(f"{table.label}: {error}")
                 self._failures[table.label] = str(error)
 
-    def _report_checks(self, table: Table) -> None:
-        report_checks(self._context.instance, self._lake.table(table))
+    def _report_checks(self, table: Table, unless: VisibleResults | None = None) -> None:
+        report_checks(self._context.instance, self._lake.table(table), unless=unless)
 
-    def require_success(self) -> None:
-        """Raise `dg.Failure` if a table failed; its metadata names the tables."""
+    def finish(self) -> None:
+        """Name the idle tables; raise `dg.Failure` if tables failed, with their names."""
+        if self._idle:
+            tables = f"{len(self._idle)} tables" if len(self._idle) > 1 else "the table"
+            self._context.log.info(f"nothing new in {tables}: {', '.join(self._idle)}")
         if self._failures:
             # For sensors, which pause only these tables.
             metadata = {FAILED_TABLES: dg.MetadataValue.json(self._failures)}

@@ -354,14 +354,6 @@ def _check(
     return check
 
 
-def report_checks(instance: dg.DagsterInstance, table: TableLake) -> None:
-    """Run and record raw_stream's checks now; for sensors and runs that are not asset runs."""
-    state = table.log.load()
-    for name, run_check in checks_of(table.settings).items():
-        event = evaluation(table.settings, "raw_stream", name, run_check(table, state))
-        instance.report_runless_asset_event(event)
-
-
 def state_checks(table: TableLake) -> Iterator[dg.AssetCheckEvaluation]:
     """Run current_state's checks for a run that ends without a publication.
 

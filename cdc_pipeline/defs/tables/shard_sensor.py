@@ -25,7 +25,7 @@ from cdc_pipeline.defs.run_history import (
     is_working,
 )
 from cdc_pipeline.defs.tables.capture import capture
-from cdc_pipeline.defs.tables.checks import report_checks
+from cdc_pipeline.defs.tables.check_reports import report_checks
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.storage.log import CaptureLog
 from cdc_pipeline.settings.model import Settings
@@ -216,7 +216,7 @@ class _Tick:
         subject, handle = capture_subject(table.label), self.lake.table(table)
         log = handle.log
         try:
-            state = log.load()
+            state = log.look()
         except CdcPipelineError as error:
             if in_flight := self._in_flight(subject, LogState()):
                 return CaptureDecision(table.label, False, in_flight)

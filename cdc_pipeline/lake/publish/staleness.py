@@ -106,7 +106,7 @@ class Staleness:
 
     def load(self, table: Table) -> LogState:
         """Load the state of a table's capture log."""
-        self._states[table.safe_name] = self.lake.table(table).log.load()
+        self._states[table.safe_name] = self.lake.table(table).log.look()
         return self._states[table.safe_name]
 
     def of_table(self, table: Table) -> Iterator[Stale]:

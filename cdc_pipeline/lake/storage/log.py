@@ -1,5 +1,11 @@
-"""Storage of the capture log: reads the state, appends entries with optimistic concurrency."""
+"""Storage of the capture log: reads the state, appends entries with optimistic concurrency.
 
+A log at rest is opened by three reads and no listing: the heartbeat, the newest entry and its
+missing successor. A process that has not seen the log reads the newest summary, too, and the
+entries after it; the heartbeat has its number. Only logs without a heartbeat are listed.
+"""
+
+import hashlib
 import os
 import secrets
 import socket
@@ -11,6 +17,7 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 from cdc_pipeline.core.errors import LakeError
+from cdc_pipeline.core.log.heartbeat import Heartbeat
 from cdc_pipeline.core.log.json_format import (
     entry_from_json,
     entry_to_json,
@@ -19,14 +26,23 @@ from cdc_pipeline.core.log.json_format import (
 )
 from cdc_pipeline.core.log.state import Entry, LogState
 from cdc_pipeline.core.names import TablePaths, entry_number
+from cdc_pipeline.lake.storage.log_memory import MEMORY
 from cdc_pipeline.lake.storage.store import Store
 
-_SUMMARY_EVERY = 100
+_SUMMARY_EVERY = 10
 _SUMMARIES_KEPT = 3
-# A summary holds every live object (some 500 bytes each). The interval between summaries grows so
-# that at most this many objects fall to one entry; a reader then reads, after the summary, about
-# 1 % as many entries as there are objects.
-_OBJECTS_PER_ENTRY = 100
+# A summary holds every live object and shard (some 500 bytes each). The interval between summaries
+# grows so that at most this many of them fall to one entry; a reader then reads, after the summary,
+# about 1 % as many entries.
+_PARTS_PER_ENTRY = 100
+# An idle log gets a summary of its newest entry with this heartbeat: later readers read no entry
+# before it.
+_SUMMARY_AT_BEAT = 5
+_ENTRY_EVERY_US = 3 * 3_600_000_000
+"""Progress of idle captures becomes an entry every three hours: older versions read no heartbeat,
+and it may be lost. What is known to be read then ends three hours earlier: less than the four at
+which a check warns, and far less than any retention."""
+_LOOK_SECONDS = 5.0
 
 
 Parts = Mapping[str, Any]
@@ -64,21 +80,109 @@ class CaptureLog:
         self.margin_us = margin_us
 
     def load(self) -> LogState:
-        """Return the state after the newest entry: the newest summary and the entries after it."""
-        state = self._newest_summary()
-        self.catch_up(state)
+        """Return the state after the newest entry, with the progress of the heartbeat."""
+        beat = self._read_heartbeat()
+        state = self._remembered() or (beat and self._announced(beat)) or self._listed()
+        self._read_on(state)
+        self._show(state, beat)
+        MEMORY.remember(self._address, state)
         return state
 
+    def look(self) -> LogState:
+        """Return the state that this process loaded within the last seconds, or load it.
+
+        For the parts of one run, and for sensors that tick together. What this process has written
+        since is in it; what others have written may be missing, as after any load.
+        """
+        with MEMORY.looking(self._address):
+            return MEMORY.recall(self._address, seconds=_LOOK_SECONDS) or self.load()
+
     def catch_up(self, state: LogState) -> list[Entry]:
-        """Apply entries written since `state` was read; return them."""
-        keys = list(self.store.list(self.paths.entries, after=self.paths.entry(state.n)))
-        if not keys:
-            return []
-        with ThreadPoolExecutor(16) as pool:
-            entries = list(pool.map(self._read_entry, keys))
-        for entry in entries:
-            state.apply(entry)
+        """Apply what was written since `state` was read; return the new entries."""
+        entries = self._read_on(state)
+        if entries:
+            MEMORY.outdate(self._address)
+        self._show(state, self._read_heartbeat())
         return entries
+
+    def _show(self, state: LogState, beat: Heartbeat | None) -> None:
+        if beat is not None and beat.holds_for(state.n, state.digest):
+            state.set_heartbeat(beat)
+
+    def _read_heartbeat(self) -> Heartbeat | None:
+        data = self.store.read(self.paths.heartbeat)
+        return None if data is None else Heartbeat.from_json(data)
+
+    @property
+    def _address(self) -> str:
+        return self.store.uri(self.paths.entries)
+
+    def _remembered(self) -> LogState | None:
+        """Recall the state that this process knows; None if its log is not the stored one."""
+        state = MEMORY.recall(self._address)
+        if state is None or self._digest(state.n) == state.digest:
+            return state
+        MEMORY.forget(self._address)
+        return None
+
+    def _announced(self, beat: Heartbeat) -> LogState | None:
+        """Read the state that a heartbeat follows; None if the log is not as it says."""
+        state = LogState()
+        if beat.summary:
+            key = self.paths.summary(beat.summary)
+            data = self.store.read(key)
+            if data is None:
+                return None
+            state = state_from_json(data, key)
+        state.summary = beat.summary
+        texts = self._read_all([self.paths.entry(n) for n in range(state.n + 1, beat.n + 1)])
+        for key, text in texts:
+            if text is None:
+                return None
+            self._apply(state, key, text)
+        if not texts:
+            state.digest = self._digest(state.n)
+        return state if beat.holds_for(state.n, state.digest) else None
+
+    def _listed(self) -> LogState:
+        """Read the newest summary and the listed entries after it."""
+        state = self._newest_summary()
+        summary = state.n
+        self._apply_listed(state)
+        state.summary = summary
+        if state.n and not state.digest:
+            state.digest = self._digest(state.n)
+        return state
+
+    def _read_on(self, state: LogState) -> list[Entry]:
+        """Apply the entries after `state`: one is read, and if it exists, the others are listed."""
+        key = self.paths.entry(state.n + 1)
+        text = self.store.read(key)
+        if text is None:
+            return []
+        return [self._apply(state, key, text), *self._apply_listed(state)]
+
+    def _apply_listed(self, state: LogState) -> list[Entry]:
+        keys = list(self.store.list(self.paths.entries, after=self.paths.entry(state.n)))
+        return [self._apply(state, key, text) for key, text in self._read_all(keys)]
+
+    def _read_all(self, keys: list[str]) -> list[tuple[str, bytes | None]]:
+        if len(keys) < 2:
+            return [(key, self.store.read(key)) for key in keys]
+        with ThreadPoolExecutor(16) as pool:
+            return list(zip(keys, pool.map(self.store.read, keys), strict=True))
+
+    def _apply(self, state: LogState, key: str, text: bytes | None) -> Entry:
+        entry = _parsed(key, text)
+        state.apply(entry)
+        state.digest = _digest_of(text or b"")
+        if _is_summary_due(state):
+            state.summary = state.n  # its writer's next step; without it, the log is listed
+        return entry
+
+    def _digest(self, n: int) -> str:
+        text = self.store.read(self.paths.entry(n))
+        return "" if text is None else _digest_of(text)
 
     def entries_since(self, state: LogState, day: date) -> Iterator[Entry]:
         """Yield entries written on `day` or later, up to `state`, in order.
@@ -111,14 +215,20 @@ class CaptureLog:
         step: Callable[[LogState], Parts | None],
         *,
         overtaken: Callable[[list[Entry]], object] = lambda _: None,
+        may_rest: bool = False,
     ) -> bool:
         """Append the entry with the parts that `step` returns; False if `step` returns None.
 
         If another writer takes the entry number first, `state` catches up, `overtaken` gets the
         entries in between (it may raise), and `step` decides again. Afterwards `state` includes the
-        entry. The only way to append to a capture log.
+        entry. The only way to append to a capture log. With `may_rest`, parts that are nothing but
+        progress are no entry, unless the last one is old: `state` has them, and `rest`
+        writes them to the heartbeat.
         """
         while (parts := step(state)) is not None:
+            if may_rest and self._is_restful(state, parts):
+                state.beat(parts, at_us=self.now_us(), owner=this_owner())
+                return True
             entry = Entry(
                 **{"n": 0, "nonce": new_nonce(), "owner": this_owner(), "at_us": 0, **parts}
             )
@@ -127,22 +237,60 @@ class CaptureLog:
             overtaken(self.catch_up(state))
         return False
 
+    def _is_restful(self, state: LogState, parts: Parts) -> bool:
+        age_us = self.now_us() - state.entry_us
+        is_known = state.n > 0 and state.digest != ""
+        return is_known and 0 <= age_us < _ENTRY_EVERY_US and state.is_progress(parts)
+
+    def rest(self, state: LogState, *, clean: bool) -> None:
+        """Overwrite the heartbeat with what `state` has of progress, and the present time.
+
+        `clean`: the log has no unlogged objects up to here. The heartbeat of a log that went on
+        meanwhile has no effect.
+        """
+        if not state.n or not state.digest:
+            return
+        state.beat({}, at_us=self.now_us(), owner=this_owner(), clean=clean)
+        assert state.heartbeat is not None  # it was set just now
+        beats = state.heartbeat.beats + 1
+        if beats == _SUMMARY_AT_BEAT and state.summary < state.n:
+            self._summarise(state)
+        state.beat({}, beats=beats, summary=state.summary)
+        self.store.write(self.paths.heartbeat, state.heartbeat.to_json().encode())
+        MEMORY.remember(self._address, state)
+
     def append(self, state: LogState, entry: Entry) -> bool:
         """Try once to append `entry`; on success `state` includes it. See `commit`.
 
         If the entry exists already, it is read back: the same nonce means that an earlier attempt
         of this writer succeeded and only the response was lost.
         """
-        entry = replace(entry, n=state.n + 1, at_us=self.now_us())
-        key = self.paths.entry(entry.n)
-        if not self.store.create(key, entry_to_json(entry).encode()):
+        entry = state.with_progress(replace(entry, n=state.n + 1, at_us=self.now_us()))
+        key, text = self.paths.entry(entry.n), entry_to_json(entry).encode()
+        self._require_end(entry.n)
+        if not self.store.create(key, text):
             existing = self._read_entry(key)
             if existing.nonce != entry.nonce:
                 return False
-        state.apply(entry)
-        if entry.n % _summary_interval(len(state.objects)) == 0:
+        self._apply(state, key, text)
+        MEMORY.outdate(self._address)
+        if _is_summary_due(state):
             self._summarise(state)
         return True
+
+    def _require_end(self, n: int) -> None:
+        """Raise `LakeError` if entry `n` is missing, not to be written yet: it has a successor.
+
+        Readers of a log at rest do not list it, so they cannot see that an entry was deleted.
+        """
+        follower = self.paths.entry(n + 1)
+        is_follower = self.store.read(follower) is not None
+        if is_follower and self.store.read(self.paths.entry(n)) is None:
+            raise LakeError(
+                f"capture log: entry {n + 1} cannot follow entry {n - 1}: "
+                f"{self.paths.entry(n)} is missing",
+                fix="restore the deleted object, from a version of the bucket or a backup",
+            )
 
     def now_us(self) -> int:
         """Return the time of the writer's clock, in µs since the epoch."""
@@ -153,10 +301,7 @@ class CaptureLog:
         return self.now_us() + self.margin_us
 
     def _read_entry(self, key: str) -> Entry:
-        data = self.store.read(key)
-        if data is None:
-            raise LakeError(f"capture log entry {key} vanished while it was read")
-        return entry_from_json(data, key)
+        return _parsed(key, self.store.read(key))
 
     def _newest_summary(self) -> LogState:
         for key in reversed(list(self.store.list(self.paths.summaries))):
@@ -168,18 +313,35 @@ class CaptureLog:
     def _summarise(self, state: LogState) -> None:
         """Write a summary, delete old ones. Entries stay, so summaries only speed up reading."""
         self.store.create(self.paths.summary(state.n), state_to_json(state).encode())
+        state.summary = state.n
         keys = list(self.store.list(self.paths.summaries))
         self.store.delete(keys[:-_SUMMARIES_KEPT])
 
 
-def _summary_interval(objects: int) -> int:
-    """Return the number of entries between summaries of this many objects, doubled as they grow.
+def _parsed(key: str, text: bytes | None) -> Entry:
+    if text is None:
+        raise LakeError(f"capture log entry {key} vanished while it was read")
+    return entry_from_json(text, key)
+
+
+def _digest_of(text: bytes) -> str:
+    return hashlib.blake2b(text, digest_size=16).hexdigest()
+
+
+def _is_summary_due(state: LogState) -> bool:
+    return state.n % _summary_interval(len(state.objects) + len(state.shards)) == 0
+
+
+def _summary_interval(parts: int) -> int:
+    """Return the number of entries between summaries of so many objects and shards.
+
+    It doubles as they grow.
 
     With these steps the writer of an entry can decide that a summary is due without reading the
     last one.
     """
     interval = _SUMMARY_EVERY
-    while interval * _OBJECTS_PER_ENTRY < objects:
+    while interval * _PARTS_PER_ENTRY < parts:
         interval *= 2
     return interval
 

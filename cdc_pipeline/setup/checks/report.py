@@ -10,7 +10,8 @@ class TableReport:
     """State and findings of a table. Sizes are up to six hours old; costs are list prices in USD.
 
     `stream_usd`: per month, reads of changes at the interval of the settings while changes are
-    few. `recovery_usd`: per month, point-in-time recovery.
+    few. `recovery_usd`: per month, point-in-time recovery. `requests_usd`: per month, requests to
+    S3 and Glue while nothing changes.
     """
 
     table: str
@@ -25,6 +26,7 @@ class TableReport:
     export_usd: float | None = None
     recovery_usd: float | None = None
     stream_usd: float | None = None
+    requests_usd: float | None = None
     findings: list[Finding] = field(default_factory=list)
 
     @property

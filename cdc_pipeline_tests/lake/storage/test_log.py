@@ -16,6 +16,7 @@ from cdc_pipeline.core.log.entries import LandedObject, QuarantinedObject
 from cdc_pipeline.core.log.state import Entry, LogState
 from cdc_pipeline.core.names import TablePaths, object_name
 from cdc_pipeline.lake.storage.log import CaptureLog, new_nonce, remove_orphans, this_owner
+from cdc_pipeline.lake.storage.log_memory import MEMORY
 from cdc_pipeline.lake.storage.store import LocalStore
 
 _PATHS = TablePaths("cdc", "orders")
@@ -150,38 +151,38 @@ def test_summaries_make_a_long_log_quick_and_change_nothing(
     store = _CountingStore(tmp_path)
     log = CaptureLog(store, _PATHS)
     state = log.load()
-    for n in range(1, 541):
+    for n in range(1, 156):
         key = f"landing/{object_name(n, 'a' * 16)}"
         assert log.append(state, _entry(objects=(_landed(key),), discovered_us=n))
     kept = list(store.list(_PATHS.summaries))
-    assert kept == [_PATHS.summary(n) for n in (300, 400, 500)]
-    assert len(list(store.list(_PATHS.entries))) == 540
-    store.reads = 0
-    assert log.load() == state
-    assert store.reads == 1 + 40
-    store.delete(kept)
-    assert log.load() == state
-    assert store.reads == 41 + 540
+    assert kept == [_PATHS.summary(n) for n in (130, 140, 150)]
+    assert len(list(store.list(_PATHS.entries))) == 155
+    for summaries, entries in ((1, 5), (0, 155)):
+        MEMORY.clear()
+        store.reads = 0
+        assert log.load() == state
+        assert store.reads == summaries + entries + 2, "no heartbeat, no entry 156"
+        store.delete(kept)
 
 
 def test_the_larger_a_summary_the_rarer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cdc_pipeline.lake.storage.store.os.fsync", lambda handle: None)
-    monkeypatch.setattr("cdc_pipeline.lake.storage.log._OBJECTS_PER_ENTRY", 1)
+    monkeypatch.setattr("cdc_pipeline.lake.storage.log._PARTS_PER_ENTRY", 1)
     store = _CountingStore(tmp_path)
     log = CaptureLog(store, _PATHS)
     state = log.load()
     written = []
-    for n in range(1, 841):
+    for n in range(1, 200):
         key = f"landing/{object_name(n, 'a' * 16)}"
         assert log.append(state, _entry(objects=(_landed(key),)))
         if store.read(_PATHS.summary(n)):
             written.append(n)
-    assert written == [100, 200, 400, 800]
+    assert written == [10, 20, 40, 80, 160]
     # Compaction leaves few objects; then summaries are frequent again.
     state.objects.clear()
-    for _ in range(100):
+    for _ in range(15):
         assert log.append(state, _entry())
-    assert list(store.list(_PATHS.summaries))[-1] == _PATHS.summary(900)
+    assert list(store.list(_PATHS.summaries))[-1] == _PATHS.summary(210)
 
 
 def test_a_damaged_log_is_an_error_that_names_the_file(log: CaptureLog, store: LocalStore) -> None:
