@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import pkgutil
 import subprocess
 import sys
@@ -203,3 +204,28 @@ def test_importing_the_package_and_the_lake_loads_nothing_heavy() -> None:
 
 def test_the_command_line_starts_without_anything_heavy() -> None:
     assert _loaded_after(["cdc_pipeline.cli"]) == []
+
+
+_ON_SETTINGS = """
+import json, sys
+from cdc_pipeline.cli import main
+for command in (["settings-schema"], ["tables", "list"], ["tables", "add", "new", "--no-check"]):
+    main(command, standalone_mode=False)
+print("\\n" + json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+"""
+
+
+def test_commands_on_settings_load_nothing_of_the_lake(tmp_path: Path) -> None:
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("lake: lake\ntables:\n  - name: orders\n")
+    done = subprocess.run(
+        [sys.executable, "-c", _ON_SETTINGS],
+        env={**os.environ, "CDC_PIPELINE_CONFIG": str(settings)},
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=_PACKAGE.parent,
+    )
+    assert "- name: new" in settings.read_text()
+    loaded = {*json.loads(done.stdout.splitlines()[-1])}
+    assert not loaded & {"dagster", "boto3", "pyiceberg", "pyarrow", "duckdb", "numpy", "sqlglot"}
