@@ -13,14 +13,13 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import boto3
 import yaml
 
+from benchmarks.earlier import checked_out
 from cdc_pipeline.core.plans.prices import S3_GET_USD, S3_PUT_USD
 from cdc_pipeline.sandbox.process import SandboxProcess
 
@@ -31,22 +30,6 @@ _BUCKET = "idle"
 _WRITES = ("PUT", "LIST")
 
 Found = dict[str, dict[str, float]]
-
-
-@contextmanager
-def _worktree(commit: str) -> Iterator[Path | None]:
-    """A checkout of a commit, None if git does not have it."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / commit
-        add = ["git", "-C", str(_ROOT), "worktree", "add", "--detach", str(path), commit]
-        if subprocess.run(add, check=False, capture_output=True).returncode:
-            yield None
-            return
-        try:
-            yield path
-        finally:
-            remove = ["git", "-C", str(_ROOT), "worktree", "remove", "--force", str(path)]
-            subprocess.run(remove, check=False, capture_output=True)
 
 
 def _make_tables(environment: dict[str, str], count: int) -> list[str]:
@@ -134,7 +117,7 @@ def main() -> None:
     parser.add_argument("--tables", type=int, default=100, help="in the S3 lake")
     parser.add_argument("--local-tables", type=int, default=20, help="in the local lake")
     arguments = parser.parse_args()
-    with _worktree(_BEFORE) as before, tempfile.TemporaryDirectory() as folder:
+    with checked_out(_BEFORE) as before, tempfile.TemporaryDirectory() as folder:
         builds = {"now": _ROOT, **({_BEFORE: before} if before else {})}
         for kind, count in (("S3", arguments.tables), ("local", arguments.local_tables)):
             found: dict[str, Found] = {}
