@@ -96,7 +96,7 @@ def idle_table(
 ) -> Requests:
     """Return the requests of a month for a table in which nothing happens, captured by Dagster.
 
-    With the intervals of the settings: of captures, of `glue_partition_sensor`, of the pause between
+    With the intervals of the settings: of captures, of `glue_partition_sensor`, and between
     two marks of a quiet state as complete.
     """
     minute = 60.0
