@@ -69,6 +69,11 @@ class Changes(Sequence[Change]):
 
     __hash__ = None  # type: ignore[assignment]
 
+    @property
+    def has_columns(self) -> bool:
+        """Whether any of the changes are columns."""
+        return not all(isinstance(part, list) for part in self._parts)
+
     def extend(self, changes: Sequence[Change]) -> "Changes":
         """Append changes to these."""
         self._parts += Changes.of(changes)._parts

@@ -50,8 +50,8 @@ def write_days(
 ) -> list[LandedObject]:
     """Write one object per write day; `key_of` returns the object key of a day."""
     rows, objects, start = _in_order(Changes.of(changes)), [], 0
-    counts = pc.value_counts(_days(rows)).to_pylist()  # type: ignore[attr-defined]
-    for day, count in sorted((found["values"], found["counts"]) for found in counts):
+    counts = Counter(time_us // DAY_US for time_us in rows["write_time_us"].to_pylist())
+    for day, count in sorted(counts.items()):
         of_day = rows.slice(start, count)
         start += count
         key, transport = key_of(day_of(day * DAY_US)), of_day["transport"][0].as_py()
@@ -71,10 +71,12 @@ _ROW_GROUP_BY_TIME = 5_000
 
 def _in_order(changes: Changes) -> pa.Table:
     """Sort by day, shard, position; not by shard where the position is the time."""
+    if not changes.has_columns:
+        return Changes([sorted(changes, key=_day_shard_position)]).table()
     rows = changes.table(key=_shard_of)
     by_time = pc.is_in(rows["transport"], pa.array(sorted(BY_TIME)))  # type: ignore[attr-defined]
     columns = {
-        "day": _days(rows),
+        "day": pc.divide(rows["write_time_us"], DAY_US),  # type: ignore[attr-defined]
         "shard": pc.if_else(by_time, "", rows["shard_id"]),  # type: ignore[attr-defined]
         "position": rows["position"],
     }
@@ -89,8 +91,8 @@ def _shard_of(change: Change) -> str:
     return "" if change.transport in BY_TIME else change.shard_id
 
 
-def _days(rows: pa.Table) -> pa.ChunkedArray:
-    return pc.divide(rows["write_time_us"], DAY_US)  # type: ignore[attr-defined]
+def _day_shard_position(change: Change) -> tuple[int, str, str]:
+    return change.write_time_us // DAY_US, _shard_of(change), change.position
 
 
 def _is_sorted(keys: pa.Table) -> bool:
