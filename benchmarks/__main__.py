@@ -22,8 +22,8 @@ BENCHMARKS = ("landing", "export", "fold", "lookups", "publish", "startup")
 
 OURS = "ours"
 _PACKAGES = (
-    *("boto3", "dynamodb-json", "duckdb", "isal", "msgspec", "numba", "pyarrow", "pyiceberg"),
-    "pyspark",
+    *("boto3", "dynamodb-json", "duckdb", "isal", "msgspec", "numba", "orjson", "pyarrow"),
+    *("pyiceberg", "pyspark"),
 )
 _HEADS = ("work", "contender", "rows / CPU s", "CPU, ours = 1", "wall s / 100k rows", "peak MB")
 _TARGET_HEADS = ("target", "bound", "measured", "")
@@ -45,12 +45,12 @@ def main(wanted: list[str]) -> None:
         sys.exit(f"no benchmark {', '.join(sorted(unknown))}: there are {', '.join(BENCHMARKS)}")
     console, table, targets = Console(width=140), Table(*_HEADS), Table(*_TARGET_HEADS)
     for name in wanted or BENCHMARKS:
-        started = time.monotonic()
+        started, load = time.monotonic(), os.getloadavg()[0]
         module = import_module(f"benchmarks.{name}")
         rows: list[Row] = module.run()
         shown = _cells_of(rows)
         held = [_target(target, _costs(rows)) for target in module.TARGETS]
-        _replace_section(name, shown, held)
+        _replace_section(name, _machine(load), shown, held)
         for cells in shown:
             table.add_row(*cells)
         for cells in held:
@@ -84,21 +84,23 @@ def _target(target: Target, costs: Costs) -> Cells:
     return target.claim, bound, f"{figure:.2f}", "met" if met else "missed"
 
 
-def _replace_section(name: str, rows: list[Cells], targets: list[Cells]) -> None:
+def _replace_section(name: str, machine: str, rows: list[Cells], targets: list[Cells]) -> None:
     """The sections of other benchmarks stay as their last run wrote them."""
     known = _RESULTS.read_text("utf-8") if _RESULTS.exists() else ""
     sections = {part.partition("\n")[0]: part for part in known.split("\n## ")[1:]}
     tables = [_markdown(_HEADS, rows)] + [_markdown(_TARGET_HEADS, targets)] * bool(targets)
-    sections[name] = "\n\n".join([name, _machine(), *tables])
+    sections[name] = "\n\n".join([name, machine, *tables])
     parts = (sections[name].rstrip() for name in BENCHMARKS if name in sections)
     _RESULTS.write_text("\n## ".join([_INTRODUCTION, *(f"{part}\n" for part in parts)]), "utf-8")
 
 
-def _machine() -> str:
+def _machine(load: float) -> str:
+    """`load`: the load average (1 min) before the run; the run itself adds 1 or 2."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
     packages = ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)
     return (
-        f"Python {platform.python_version()}, {os.cpu_count()} cores, {memory:.0f} GB, {packages}."
+        f"Python {platform.python_version()}, {os.cpu_count()} cores, {memory:.0f} GB, {packages}. "
+        f"Load before it: {load:.1f}."
     )
 
 

@@ -2,6 +2,8 @@
 
 import json
 
+import pyarrow as pa
+
 from cdc_pipeline.core.items.columns import columns_of
 from cdc_pipeline.transform import fast
 from cdc_pipeline.transform.shred import arrow_type
@@ -22,8 +24,20 @@ _ITEM = {
 }
 
 
+_RECORD = {
+    "eventID": "1",
+    "eventName": "INSERT",
+    "dynamodb": {
+        "ApproximateCreationDateTime": 1_700_000_000,
+        "Keys": {"id": _ITEM["id"]},
+        "NewImage": _ITEM,
+        "SequenceNumber": "1",
+    },
+}
+
+
 def precompile() -> bool:
-    """Fill Numba's cache, in some 25 CPU seconds; False: the extra `fast` is not installed.
+    """Fill Numba's cache, in some 30 CPU seconds; False: the extra `fast` is not installed.
 
     Later processes of this Python, on processors of this kind, only load the code.
     """
@@ -37,7 +51,18 @@ def precompile() -> bool:
     shredder = fast.shredder(columns, [arrow_type(column.type) for column in columns])
     if shredder is None or shredder.shred(lines.items) is None:
         raise AssertionError("compiled code did not type an ordinary item")
+    _precompile_records()
     return True
+
+
+def _precompile_records() -> None:
+    from cdc_pipeline.transform.fast.stream.records import read
+
+    found = read([json.dumps(_RECORD).encode()])
+    if found is None or not (found.have_keys({"id": "S"}) & found.have_binaries()).all():
+        raise AssertionError("compiled code did not understand an ordinary record")
+    if found.plain("NewImage") is None or not found.text("eventID").equals(pa.array(["1"])):
+        raise AssertionError("compiled code did not convert an ordinary record")
 
 
 if __name__ == "__main__":

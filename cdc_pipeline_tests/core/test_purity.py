@@ -29,6 +29,7 @@ _ROOMS = (
     ("core.changes",),
     ("core.plans",),
     ("settings", "transform.fast", "transform.sql", "aws.client"),
+    ("transform.fast.stream",),
     ("transform", "aws.s3"),
     ("aws",),
     ("lake.storage",),
@@ -137,6 +138,16 @@ def test_imports_follow_the_arrows(path: Path) -> None:
         for whole, seen in _SEES_ONLY.items():
             if _is_in(source, whole):
                 assert any(_is_in(target, s) for s in seen), f"{whole} must not know {target}"
+
+
+def test_only_the_extra_fast_brings_numpy() -> None:
+    """So nothing else may need it; modules that do are loaded by those that found Numba."""
+    code = (
+        "import sys; sys.modules['numpy'] = sys.modules['numba'] = None; "
+        "import cdc_pipeline.defs.build, cdc_pipeline.cli"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_no_room_is_too_full() -> None:

@@ -23,7 +23,7 @@ from cdc_pipeline.core.errors import ExportError
 from cdc_pipeline.core.items.attributes import canonical_item, to_json
 from cdc_pipeline.core.items.columns import Stats, columns_of
 from cdc_pipeline.transform import compilation, fast, precompile, shred
-from cdc_pipeline.transform.compilation import CELLS, LINES, STATS
+from cdc_pipeline.transform.compilation import CELLS, LINES, RECORDS, STATS
 from cdc_pipeline.transform.export_lines import LineConverter
 from cdc_pipeline.transform.fast.batches import LineReader, Shredder, StatsReader
 from cdc_pipeline.transform.shred import NARROW_SCHEMA, arrow_type, collect_stats, typed_schema
@@ -350,7 +350,7 @@ def test_without_numba_all_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_precompiling_leaves_nothing_to_compile() -> None:
     assert precompile.precompile()
-    assert all(map(compilation.is_cached.__wrapped__, (LINES, STATS, CELLS)))
+    assert all(map(compilation.is_cached.__wrapped__, (LINES, STATS, CELLS, RECORDS)))
     columns = columns_of(collect_stats([_narrow([precompile._ITEM])]))
     kinds = {re.sub(r"\(.*?\)", "", column.type) for column in columns}
     scalars = {"int64", "decimal", "string", "binary"}

@@ -1,4 +1,4 @@
-"""The two ways of converting items, compiled and exact, for tests that must hold for both."""
+"""The two ways of converting items and records, for tests that must hold for both."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,9 +6,11 @@ from importlib.util import find_spec
 
 import pytest
 
-from cdc_pipeline.transform import compilation
+from cdc_pipeline.transform import compilation, record_scan
 
-_NO_NUMBA = pytest.mark.skipif(find_spec("numba") is None, reason="the extra `fast` is missing")
+_HAS_NUMBA = find_spec("numba") is not None
+_NO_NUMBA = pytest.mark.skipif(not _HAS_NUMBA, reason="the extra `fast` is missing")
+WAYS = ("exact", "compiled") if _HAS_NUMBA else ("exact",)
 both_ways = pytest.mark.parametrize("way", [pytest.param("compiled", marks=_NO_NUMBA), "exact"])
 
 
@@ -17,4 +19,5 @@ def converted_by(way: str) -> Iterator[None]:
     """Convert that way, whatever the size of the data."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compilation, "pays", lambda *_: way == "compiled")
+        patch.setattr(record_scan, "LEAST_RECORDS", 1)
         yield

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
+import pyarrow as pa
+
 from cdc_pipeline.capture.landing.late_changes import late_changes
 from cdc_pipeline.capture.landing.result import CaptureResult
 from cdc_pipeline.capture.landing.ties import Ties
@@ -23,6 +25,7 @@ from cdc_pipeline.core.log.state import Entry, LogState
 from cdc_pipeline.core.names import TablePaths, day_folder, object_prefix
 from cdc_pipeline.core.plans.erasure import Suppressions
 from cdc_pipeline.core.transports import BY_TIME
+from cdc_pipeline.lake.storage.changes import Changes
 from cdc_pipeline.lake.storage.landing import read_landing, write_landing, write_quarantine
 from cdc_pipeline.lake.storage.log import CaptureLog, Parts, new_nonce, remove_orphans
 
@@ -127,11 +130,10 @@ class Lander:
         if self._source.transport not in BY_TIME:
             yield self._state.generation, changes
             return
-        generations = Generations(self._state)
-        groups: dict[int, list[Change]] = {}
-        for change in changes:
-            groups.setdefault(generations.at(change.write_time_us), []).append(change)
-        yield from sorted(groups.items())
+        generations, given = Generations(self._state), Changes.of(changes)
+        found = [generations.at(time_us) for time_us in given.column("write_time_us")]
+        for generation in sorted(set(found)):
+            yield generation, given.where(pa.array([at == generation for at in found]))
 
     def append(self, parts: Callable[[], Parts]) -> None:
         """Append an entry without objects; `parts` is called at each attempt."""
@@ -223,8 +225,10 @@ def _without_erased(
     erased = Suppressions(state.erasures.values())
     if not erased:
         return changes, unreadable
-    kept = [c for c in changes if not erased.is_suppressed(c.keys, c.write_time_us)]
-    return kept, [
+    given = Changes.of(changes)
+    written = zip(given.column("keys"), given.column("write_time_us"), strict=True)
+    is_kept = [not erased.is_suppressed(keys, time_us) for keys, time_us in written]
+    return given.where(pa.array(is_kept, pa.bool_())), [
         (why, record) for why, record in unreadable if not erased.is_suppressed_record(record)
     ]
 

@@ -9,11 +9,14 @@ ahead, so it is counted in the log, and the check `watermark_holds` reports it.
 
 from collections.abc import Sequence
 
+import pyarrow.compute as pc
+
 from cdc_pipeline.core.changes.change import Change
 from cdc_pipeline.core.changes.ties import slot_of
 from cdc_pipeline.core.log.entries import LateChanges
 from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.transports import BY_TIME, READ
+from cdc_pipeline.lake.storage.changes import Changes
 from cdc_pipeline.lake.storage.landed_rows import LandedRows
 
 _SECOND_US = 1_000_000
@@ -28,12 +31,10 @@ def late_changes(
     Kinesis and Firehose may deliver a change again at any time; repeats of landed changes are
     found and do not count. Raises `LakeError`.
     """
-    published_us = state.watermark_us
-    late = [
-        change
-        for change in changes
-        if change.write_time_us + _SECOND_US <= published_us and change.transport != READ
-    ]
+    published_us, given = state.watermark_us, Changes.of(changes)
+    old_us = published_us - _SECOND_US
+    old = given.where(pc.less_equal(given.times_us(), old_us))  # type: ignore[attr-defined]
+    late = [change for change in old if change.transport != READ]
     repeatable = [change for change in late if change.transport in BY_TIME]
     if repeatable:
         slots = {slot_of(change) for change in repeatable}

@@ -17,13 +17,23 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import pyarrow as pa
+
 from cdc_pipeline.capture.sources.source import Source
 from cdc_pipeline.core.changes.change import Change, from_read_item
 from cdc_pipeline.core.changes.order import is_numbered
-from cdc_pipeline.core.changes.ties import end_of_tie, image_before, order_tie, slot_of, ties_in
+from cdc_pipeline.core.changes.ties import (
+    end_of_tie,
+    image_before,
+    order_tie,
+    slot_at,
+    slot_of,
+    ties_in,
+)
 from cdc_pipeline.core.log.generations import Generations
 from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.transports import BY_TIME, READ
+from cdc_pipeline.lake.storage.changes import Changes
 from cdc_pipeline.lake.storage.landed_rows import LandedRows
 from cdc_pipeline.lake.storage.store import Store
 
@@ -44,36 +54,41 @@ class Ties:
         """
         if not changes or changes[0].transport not in BY_TIME:
             return changes
-        numbered = [change for change in changes if is_numbered(change.position)]
-        if numbered:
-            others = [change for change in changes if not is_numbered(change.position)]
-            return [*numbered, *self.settled(state, others)]
-        slots = Counter(map(slot_of, changes))
+        given = Changes.of(changes)
+        numbered = [is_numbered(position) is not None for position in given.column("position")]
+        if any(numbered):
+            rows = given.where(pa.array(numbered))
+            others = given.where(pa.array([not is_one for is_one in numbered]))
+            return rows.extend(self.settled(state, others))
+        times_us = given.column("write_time_us")
+        pairs = zip(times_us, given.column("keys"), strict=True)
+        slots = [slot_at(time_us, keys) for time_us, keys in pairs]
         generations = Generations(state)
-        present = {generations.at(change.write_time_us) for change in changes}
+        present = {generations.at(time_us) for time_us in times_us}
         objects = [o for o in state.objects.values() if o.generation in present]
-        landed = _by_slot(self.landed.find(objects, slots.keys()))
-        shared = {slot for slot, count in slots.items() if count > 1} | landed.keys()
+        counts = Counter(slots)
+        landed = _by_slot(self.landed.find(objects, counts.keys()))
+        shared = {slot for slot, count in counts.items() if count > 1} | landed.keys()
         if not shared:
-            return changes
-        rows = [change for change in changes if slot_of(change) not in shared]
-        tied = _by_slot(change for change in changes if slot_of(change) in shared)
+            return given
+        rows = given.where(pa.array([slot not in shared for slot in slots]))
+        tied = _by_slot(given.where(pa.array([slot in shared for slot in slots])))
         undecided: list[_Tie] = []
         for slot, new in tied.items():
             for tie in _ties(landed.get(slot, []), new):
                 settled = order_tie(tie.known, tie.new)
                 if settled.is_decided or tie.was_read:
-                    rows += settled.rows
+                    rows = rows.extend(settled.rows)
                 else:
                     undecided.append(tie)
-        return rows + self._decide(undecided, changes) if undecided else rows
+        return rows.extend(self._decide(undecided, given)) if undecided else rows
 
-    def _decide(self, ties: "list[_Tie]", changes: Sequence[Change]) -> list[Change]:
+    def _decide(self, ties: "list[_Tie]", changes: Changes) -> list[Change]:
         """Rows to land for ties whose images do not decide the order."""
         rows: list[Change] = []
         to_read: list[_Tie] = []
         keys = {tie.keys for tie in ties}
-        candidates = [change for change in changes if change.keys in keys]
+        candidates = changes.where(pa.array([key in keys for key in changes.column("keys")]))
         for tie in ties:
             later = [c for c in candidates if c.keys == tie.keys and c.write_time_us > tie.last_us]
             if later:

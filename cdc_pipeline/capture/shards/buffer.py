@@ -1,17 +1,19 @@
 """Buffer of records read and not landed yet, from all shards of a table."""
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from cdc_pipeline.core.changes.change import Change
 from cdc_pipeline.core.log.entries import ShardState
+from cdc_pipeline.lake.storage.changes import Changes
 
 
 @dataclass
 class Batch:
     """Changes, unreadable records, and the states of their shards after them."""
 
-    changes: list[Change] = field(default_factory=list)
+    changes: Changes = field(default_factory=Changes)
     unreadable: list[tuple[str, bytes]] = field(default_factory=list)
     shards: dict[str, ShardState] = field(default_factory=dict)
     size: int = 0
@@ -41,7 +43,7 @@ class Buffer:
     def add(
         self,
         shard: ShardState,
-        changes: list[Change],
+        changes: Sequence[Change],
         unreadable: list[tuple[str, bytes]],
         size: int,
         skipped: int = 0,
@@ -52,7 +54,7 @@ class Buffer:
         """
         with self._changed:
             self._changed.wait_for(lambda: self._closed or not self._over(2))
-            self._batch.changes += changes
+            self._batch.changes.extend(changes)
             self._batch.unreadable += unreadable
             self._batch.shards[shard.shard_id] = shard
             self._batch.size += size

@@ -14,8 +14,10 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import pyarrow as pa
 
 from cdc_pipeline.aws.shards import Page
 from cdc_pipeline.capture.shards.buffer import Buffer, after_page
@@ -29,6 +31,7 @@ from cdc_pipeline.core.errors import (
     TrimmedDataError,
 )
 from cdc_pipeline.core.log.entries import ShardState, StreamRef
+from cdc_pipeline.lake.storage.changes import Changes
 
 _ITERATORS_TRIED = 5
 _OLD_STEP_SECONDS = 600
@@ -165,16 +168,17 @@ def read_shard(
     return shard
 
 
-def _of_this_transport(changes: list[Change], stream: StreamRef, start: Start) -> list[Change]:
+def _of_this_transport(
+    changes: Sequence[Change], stream: StreamRef, start: Start
+) -> Sequence[Change]:
     """Changes of the time span of this transport; the others come by another one."""
     if not stream.since_us and start.before_us is None:
         return changes
-    end = start.before_us
-    return [
-        c
-        for c in changes
-        if c.write_time_us >= stream.since_us and (end is None or c.write_time_us < end)
-    ]
+    chosen = Changes.of(changes)
+    end_us = math.inf if start.before_us is None else start.before_us
+    times_us = chosen.column("write_time_us")
+    is_in_time = [stream.since_us <= us < end_us for us in times_us]
+    return chosen.where(pa.array(is_in_time, pa.bool_()))
 
 
 def _may_be_trimmed(stream: StreamRef, unread_since_us: int, now_us: int, margin_us: int) -> bool:

@@ -1,13 +1,17 @@
-"""Fast parser of Kinesis records into changes: no Python object per attribute unless needed.
+"""Fast parsers of Kinesis records into changes: no Python object per attribute unless needed.
 
-Must return the same as `core.changes.forwarded`, which is the definition and parses every record
-not of the usual form. Images stay text and are spelled by their shape (`core.items.spelling`); only
-images with binaries, whose encoding differs, are decoded.
+Both must return the same as `core.changes.forwarded`, which is the definition and parses every
+record not of the usual form.
+
+- With the extra `fast`, many records become columns (`capture.sources.record_columns`). Records
+  that the compiled scan does not support go one by one through the other parser.
+- The other parser keeps images as text, spelled by their shape (`core.items.spelling`); only images
+  with binaries, whose encoding differs, are decoded.
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -21,6 +25,11 @@ from cdc_pipeline.core.errors import SourceError, UnreadableError
 from cdc_pipeline.core.items.attributes import TOO_DEEP, Spelling, spell_item
 from cdc_pipeline.core.items.spelling import Speller
 from cdc_pipeline.core.transports import KINESIS
+from cdc_pipeline.lake.storage.changes import Changes
+from cdc_pipeline.transform.record_scan import scan_records
+
+if TYPE_CHECKING:
+    from cdc_pipeline.capture.sources.record_columns import ChangeColumns
 
 # The names of binary types, plain or escaped; other matches only cost time.
 _MAYBE_BINARY = re.compile(rb'"BS?"|\\u00(?:42|53)').search
@@ -83,21 +92,20 @@ def kinesis_sequence_number(raw: msgspec.Raw) -> str | None:
 
 def parse_envelopes(
     records: Sequence[msgspec.Raw], *, target: Target, shard_id: str, encodings: int = 2
-) -> tuple[list[Change], list[tuple[str, bytes]], int]:
+) -> tuple[Sequence[Change], list[tuple[str, bytes]], int]:
     """Parse records: changes, unreadable records with reasons, and the number of other tables'.
 
     `target`: the table whose changes are wanted. `encodings`: how many times binary is
     base64-encoded. Raises `SourceError` for records in the aggregated format of a producer's
     library: they could not be distinguished from DynamoDB's own.
     """
-    changes: list[Change] = []
-    unreadable: list[tuple[str, bytes]] = []
-    others = 0
-    for raw in records:
+    unreadable: dict[int, tuple[str, bytes]] = {}
+    parsers: dict[int, _Parser] = {}
+    for number, raw in enumerate(records):
         try:
             record = _decode_record(raw)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            unreadable.append(("a Kinesis record without number or data", bytes(raw)))
+            unreadable[number] = ("a Kinesis record without number or data", bytes(raw))
             continue
         if record.Data.startswith(AGGREGATED):
             raise SourceError(
@@ -106,17 +114,37 @@ def parse_envelopes(
                 fix="let DynamoDB alone write to it: name a stream of its own with "
                 f"aws dynamodb enable-kinesis-streaming-destination --table-name {target.name}",
             )
-        parser = _Parser(target, shard_id, encodings, record)
+        parsers[number] = _Parser(target, shard_id, encodings, record)
+    numbers, changes, skipped = list(parsers), {}, 0
+    read = _read_columns([*parsers.values()])
+    left = range(len(numbers)) if read is None else read.others
+    for place in left:
+        parser = parsers[numbers[place]]
         try:
             change = parser.parse()
         except UnreadableError as error:
-            unreadable.append((error.reason, record.Data))
+            unreadable[numbers[place]] = (error.reason, parser.record.Data)
         except RecursionError:
-            unreadable.append((TOO_DEEP, record.Data))
+            unreadable[numbers[place]] = (TOO_DEEP, parser.record.Data)
         else:
-            others += change is None
-            changes += [change] if change else []
-    return changes, unreadable, others
+            skipped += change is None
+            changes |= {place: change} if change else {}
+    found = [unreadable[number] for number in sorted(unreadable)]
+    if read is None:
+        return list(changes.values()), found, skipped
+    return Changes([read.woven(changes)]), found, skipped + read.skipped
+
+
+def _read_columns(parsers: "Sequence[_Parser]") -> "ChangeColumns | None":
+    scanned = scan_records([parser.record.Data for parser in parsers])
+    if scanned is None:
+        return None
+    # It needs the extra `fast`, as the scan does.
+    from cdc_pipeline.capture.sources.record_columns import envelope_columns
+
+    first = parsers[0]
+    numbers = [parser.record.SequenceNumber for parser in parsers]
+    return envelope_columns(scanned, numbers, first.target, first.shard_id, first.encodings)
 
 
 class _Parser:

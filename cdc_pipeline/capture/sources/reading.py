@@ -16,7 +16,7 @@ from cdc_pipeline.core.log.entries import ShardState, StreamRef
 class Parsed:
     """The parsed records of a page. `skipped`: number of records of other tables."""
 
-    changes: list[Change]
+    changes: Sequence[Change]
     unreadable: list[tuple[str, bytes]]
     skipped: int = 0
 

@@ -1,13 +1,17 @@
-"""Fast parser of stream records into changes: no Python object per attribute unless needed.
+"""Fast parsers of stream records into changes: no Python object per attribute unless needed.
 
-Must return the same as `core.changes.change.from_stream_record`, which is the definition and parses
-every record not of the usual form. Images stay text and are spelled by their shape
-(`core.items.spelling`). Fields that a change does not use are not decoded.
+Both must return the same as `core.changes.change.from_stream_record`, which is the definition and
+parses every record not of the usual form.
+
+- With the extra `fast`, many records become columns (`capture.sources.record_columns`). Records
+  that the compiled scan does not support go one by one through the other parser.
+- The other parser keeps images as text, spelled by their shape (`core.items.spelling`). Fields that
+  a change does not use are not decoded.
 """
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -26,6 +30,11 @@ from cdc_pipeline.core.items.attributes import TOO_DEEP, Spelling, spell_item
 from cdc_pipeline.core.items.spelling import Speller
 from cdc_pipeline.core.log.entries import ShardState, StreamRef
 from cdc_pipeline.core.transports import DYNAMODB_STREAMS
+from cdc_pipeline.lake.storage.changes import Changes
+from cdc_pipeline.transform.record_scan import scan_records
+
+if TYPE_CHECKING:
+    from cdc_pipeline.capture.sources.record_columns import ChangeColumns
 
 _SEQUENCE_NUMBER = re.compile("[0-9]{1,40}").fullmatch
 
@@ -68,21 +77,53 @@ def sequence_number(raw: msgspec.Raw) -> str | None:
     return number if number.isdecimal() else None
 
 
+Unreadable = list[tuple[str, bytes]]
+"""Reasons and records."""
+
+
 def parse_records(
     records: Sequence[msgspec.Raw],
     stream: StreamRef,
     shard: ShardState,
     target: Target | None = None,
-) -> tuple[list[Change], list[tuple[str, bytes]]]:
+) -> tuple[Sequence[Change], Unreadable]:
     """Parse records: changes, and unreadable records with reasons, also without `target`'s keys."""
-    changes: list[Change] = []
-    unreadable: list[tuple[str, bytes]] = []
-    for raw in records:
+    read = _read_columns(records, stream, shard, target)
+    if read is None:
+        changes, unreadable = _parse_each(enumerate(records), stream, shard, target)
+        return list(changes.values()), unreadable
+    others = ((place, records[place]) for place in read.others)
+    changes, unreadable = _parse_each(others, stream, shard, target)
+    return Changes([read.woven(changes)]), unreadable
+
+
+def _read_columns(
+    records: Sequence[msgspec.Raw], stream: StreamRef, shard: ShardState, target: Target | None
+) -> "ChangeColumns | None":
+    found = scan_records(records)
+    if found is None:
+        return None
+    # It needs the extra `fast`, as the scan does.
+    from cdc_pipeline.capture.sources.record_columns import stream_columns
+
+    return stream_columns(found, stream, shard, target)
+
+
+def _parse_each(
+    records: Iterable[tuple[int, msgspec.Raw]],
+    stream: StreamRef,
+    shard: ShardState,
+    target: Target | None,
+) -> tuple[dict[int, Change], Unreadable]:
+    """Parse numbered records one by one; changes by number."""
+    changes: dict[int, Change] = {}
+    unreadable: Unreadable = []
+    for number, raw in records:
         try:
             change = _parse(raw, stream, shard)
             if target is not None:
                 target.require_keys(change.keys)
-            changes.append(change)
+            changes[number] = change
         except UnreadableError as error:
             unreadable.append((error.reason, bytes(raw)))
         except RecursionError:

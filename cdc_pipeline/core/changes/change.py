@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cdc_pipeline.core.changes.order import numbered_position, position
@@ -106,6 +106,12 @@ def stream_identity(table_id: str, event_id: str) -> str:
     return hashlib.sha256(f"{table_id}\n{event_id}".encode()).hexdigest()
 
 
+def stream_identities(table_id: str, event_ids: Iterable[bytes]) -> list[str]:
+    """Return the `stream_identity` of each event id."""
+    prefix = f"{table_id}\n".encode()
+    return [hashlib.sha256(prefix + event_id).hexdigest() for event_id in event_ids]
+
+
 def numbered_identity(table_id: str, sequence_number: str, keys: str) -> str:
     """Return the `uuid` of a stream's change that came without the stream: a SHA-256, in hex.
 
@@ -195,6 +201,12 @@ def content_identity(
     """Return the `uuid` of a change without a stream's number: a SHA-256 of its content, in hex."""
     parts = (table_id, keys, str(write_time_us), op, new or "", old or "")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def content_identities(table_id: str, changes: Iterable[Sequence[bytes]]) -> list[str]:
+    """Return the `content_identity` of each change, given as its other arguments in UTF-8."""
+    prefix = f"{table_id}\n".encode()
+    return [hashlib.sha256(prefix + b"\n".join(parts)).hexdigest() for parts in changes]
 
 
 def from_export_line(line: Any, *, table_id: str) -> Change:

@@ -40,7 +40,12 @@ class OrderedTie:
 
 def slot_of(change: Change) -> tuple[int, str]:
     """Return the slot of a change: its ms and its item. Ties are within one slot."""
-    return change.write_time_us // _MS, change.keys
+    return slot_at(change.write_time_us, change.keys)
+
+
+def slot_at(write_time_us: int, keys: str) -> tuple[int, str]:
+    """Return the slot of a change with this write time and item."""
+    return write_time_us // _MS, keys
 
 
 def ties_in(

@@ -14,7 +14,13 @@ _DAY_US = 86_400_000_000
 clock = time.time
 """Current time in seconds."""
 
-_US_PER_UNIT = {"MICROSECOND": 1, "MILLISECOND": 1000}
+US_PER_UNIT = {"MICROSECOND": 1, "MILLISECOND": 1000}
+"""Precisions of times in Kinesis; without one it is the last."""
+
+
+def latest_us() -> float:
+    """Return the latest possible write time by this clock, in µs."""
+    return clock() * 1_000_000 + _DAY_US
 
 
 def require_possible(time_us: int) -> int:
@@ -25,7 +31,7 @@ def require_possible(time_us: int) -> int:
     """
     if time_us < EARLIEST_US:
         raise UnreadableError("a record of before 2012, when there was no DynamoDB")
-    if time_us > clock() * 1_000_000 + _DAY_US:
+    if time_us > latest_us():
         raise UnreadableError("a record of more than a day ahead")
     return time_us
 
@@ -35,7 +41,7 @@ def from_units(value: Any, precision: Any) -> int:
 
     Raises `UnreadableError`.
     """
-    unit = _US_PER_UNIT.get("MILLISECOND" if precision is None else str(precision))
+    unit = US_PER_UNIT.get("MILLISECOND" if precision is None else str(precision))
     if unit is None:
         raise UnreadableError("a record whose time has an unknown precision")
     if isinstance(value, bool) or not isinstance(value, int):

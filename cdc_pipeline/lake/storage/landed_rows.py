@@ -10,8 +10,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Set
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cdc_pipeline.core.changes.change import Change
@@ -94,13 +94,14 @@ def _row_numbers(
 ) -> list[int]:
     """Return the numbers of a row group's rows that are in one of the slots."""
     written_us = file.read_row_group(group, columns=["write_time_us"])["write_time_us"]
-    times_ms = written_us.to_numpy() // _MS
-    numbers = np.flatnonzero(np.isin(times_ms, wanted_ms))
+    times_ms = pc.divide(written_us, _MS)  # type: ignore[attr-defined]
+    wanted = pc.is_in(times_ms, pa.array(wanted_ms, pa.int64()))  # type: ignore[attr-defined]
+    numbers = pc.indices_nonzero(wanted)  # type: ignore[attr-defined]
     if not len(numbers):
         return []
-    keys = file.read_row_group(group, columns=["keys"])["keys"].take(pa.array(numbers)).to_pylist()
-    row_slots = zip(times_ms[numbers].tolist(), keys, strict=True)
-    return [n for n, slot in zip(numbers.tolist(), row_slots, strict=True) if slot in slots]
+    keys = file.read_row_group(group, columns=["keys"])["keys"].take(numbers).to_pylist()
+    row_slots = zip(times_ms.take(numbers).to_pylist(), keys, strict=True)
+    return [n for n, slot in zip(numbers.to_pylist(), row_slots, strict=True) if slot in slots]
 
 
 class _ObjectFile(io.RawIOBase):

@@ -7,30 +7,20 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import date
 from functools import partial
-from itertools import groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cdc_pipeline.core.changes.change import Change
-from cdc_pipeline.core.changes.landing_columns import LANDING_COLUMNS
 from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.errors import LakeError
 from cdc_pipeline.core.log.entries import LandedObject, QuarantinedObject
 from cdc_pipeline.core.names import TablePaths
 from cdc_pipeline.core.transports import BY_TIME
+from cdc_pipeline.lake.storage.changes import LANDING_SCHEMA, Changes
 from cdc_pipeline.lake.storage.store import Store
-
-_ARROW_TYPES = {
-    "string": pa.string(),
-    "boolean": pa.bool_(),
-    "bigint": pa.int64(),
-    "timestamp": pa.timestamp("ms", "UTC"),
-}
-LANDING_SCHEMA = pa.schema([(c.name, _ARROW_TYPES[c.type]) for c in LANDING_COLUMNS])
-"""The landing columns in Arrow. Timestamps are in ms: Athena reads none finer."""
 
 # Dictionary-encoded columns; the others have a new value in each row.
 _REPEATING = ["op", "time_stamp", "shard_id", "transport", "landed_at"]
@@ -59,12 +49,14 @@ def write_days(
     landed_us: int,
 ) -> list[LandedObject]:
     """Write one object per write day; `key_of` returns the object key of a day."""
-    ordered = sorted(changes, key=_day_and_position)
-    objects = []
-    for day, group in groupby(ordered, key=_day):
-        key, rows = key_of(day_of(day * DAY_US)), list(group)
-        row_group = _ROW_GROUP_BY_TIME if rows[0].transport in BY_TIME else None
-        table = landing_table(rows, landed_us)
+    rows, objects, start = _in_order(Changes.of(changes)), [], 0
+    counts = Counter(time_us // DAY_US for time_us in rows["write_time_us"].to_pylist())
+    for day, count in sorted(counts.items()):
+        of_day = rows.slice(start, count)
+        start += count
+        key, transport = key_of(day_of(day * DAY_US)), of_day["transport"][0].as_py()
+        row_group = _ROW_GROUP_BY_TIME if transport in BY_TIME else None
+        table = _landing_columns(of_day, landed_us)
         objects.append(write_object(store, key, [table], generation, row_group=row_group))
     # Arrow's pool keeps freed memory, and a backlog lands object after object.
     pa.default_memory_pool().release_unused()
@@ -77,14 +69,41 @@ _ROW_GROUP_BY_TIME = 5_000
 """For changes sorted by time: `landed_rows` searches for times, row group by row group."""
 
 
-def _day(change: Change) -> int:
-    return change.write_time_us // DAY_US
+def _in_order(changes: Changes) -> pa.Table:
+    """Sort by day, shard, position; not by shard where the position is the time."""
+    if not changes.has_columns:
+        return Changes([sorted(changes, key=_day_shard_position)]).table()
+    rows = changes.table(key=_shard_of)
+    by_time = pc.is_in(rows["transport"], pa.array(sorted(BY_TIME)))  # type: ignore[attr-defined]
+    columns = {
+        "day": pc.divide(rows["write_time_us"], DAY_US),  # type: ignore[attr-defined]
+        "shard": pc.if_else(by_time, "", rows["shard_id"]),  # type: ignore[attr-defined]
+        "position": rows["position"],
+    }
+    keys = pa.table(columns).combine_chunks()
+    if _is_sorted(keys):  # as the records of a shard are
+        return rows
+    by = [(name, "ascending") for name in columns]
+    return rows.take(pc.sort_indices(keys, sort_keys=by))  # type: ignore[attr-defined]
 
 
-def _day_and_position(change: Change) -> tuple[int, str, str]:
-    """Return the sort key: day, shard, position; no shard where the position is the time."""
-    shard_id = "" if change.transport in BY_TIME else change.shard_id
-    return change.write_time_us // DAY_US, shard_id, change.position
+def _shard_of(change: Change) -> str:
+    return "" if change.transport in BY_TIME else change.shard_id
+
+
+def _day_shard_position(change: Change) -> tuple[int, str, str]:
+    return change.write_time_us // DAY_US, _shard_of(change), change.position
+
+
+def _is_sorted(keys: pa.Table) -> bool:
+    before, after = keys.slice(0, max(len(keys) - 1, 0)), keys.slice(1)
+    equal = pa.repeat(True, len(after))
+    for name in keys.column_names:
+        pair = (before[name], after[name])
+        if pc.any(pc.and_(equal, pc.greater(*pair))).as_py():  # type: ignore[attr-defined]
+            return False
+        equal = pc.and_(equal, pc.equal(*pair))  # type: ignore[attr-defined]
+    return True
 
 
 def write_object(
@@ -147,7 +166,10 @@ def _span(rows: pa.Table) -> _Span:
         pc.min_max(rows[name])  # type: ignore[attr-defined]
         for name in ("write_time_us", "position")
     )
-    has_no_image, ops = rows["new_image"].is_null().to_pylist(), rows["op"].to_pylist()
+    is_bare = pc.and_(  # type: ignore[attr-defined]
+        rows["new_image"].is_null(),
+        pc.not_equal(rows["op"], "D"),  # type: ignore[attr-defined]
+    )
     return _Span(
         rows.num_rows,
         times["min"].as_py(),
@@ -155,19 +177,23 @@ def _span(rows: pa.Table) -> _Span:
         positions["min"].as_py(),
         positions["max"].as_py(),
         rows["shard_id"].unique().to_pylist(),
-        any(no_image and op != "D" for no_image, op in zip(has_no_image, ops, strict=True)),
+        pc.any(is_bare).as_py(),  # type: ignore[attr-defined]
     )
 
 
-def landing_table(rows: Sequence[Change], landed_us: int) -> pa.Table:
+def landing_table(changes: Iterable[Change], landed_us: int) -> pa.Table:
     """Return the changes in the landing columns."""
-    columns: dict[str, Sequence[Any]] = dict(
-        zip(Change._fields, zip(*rows, strict=True), strict=True)
-    )
-    columns["time_stamp"] = [time_us // 1000 for time_us in columns["write_time_us"]]
-    columns["landed_at"] = [landed_us // 1000] * len(rows)
-    arrays = [pa.array(columns[field.name], field.type) for field in LANDING_SCHEMA]
-    return pa.Table.from_arrays(arrays, schema=LANDING_SCHEMA)
+    return _landing_columns(Changes.of(changes).table(), landed_us)
+
+
+def _landing_columns(rows: pa.Table, landed_us: int) -> pa.Table:
+    """Add the columns that a `Change` lacks."""
+    times_ms = pc.divide(rows["write_time_us"], 1000)  # type: ignore[attr-defined]
+    columns = {name: rows[name] for name in rows.column_names}
+    columns["time_stamp"] = times_ms.cast(LANDING_SCHEMA.field("time_stamp").type)
+    landed_at = pa.scalar(landed_us // 1000, LANDING_SCHEMA.field("landed_at").type)
+    columns["landed_at"] = pa.repeat(landed_at, len(rows))
+    return pa.table([columns[name] for name in LANDING_SCHEMA.names], schema=LANDING_SCHEMA)
 
 
 def read_landing(store: Store, key: str) -> list[Change]:

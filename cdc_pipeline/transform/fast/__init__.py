@@ -9,7 +9,8 @@ indexes into arrays of bytes.
 
 `batches` is the interface: Arrow in and out. `canonical` (with `order`) converts lines of exports;
 `scan` splits canonical items, and `columns` and `plain` convert their values to arrays. Below are
-`strings`, `numbers`, `binary`, `tokens`, `memory` and `compiler`.
+`strings`, `numbers`, `binary`, `tokens`, `memory` and `compiler`. The room `stream` is for records
+of streams.
 """
 
 from __future__ import annotations
@@ -38,6 +39,11 @@ def _batches() -> Any:
     except ImportError:
         return None
     return batches
+
+
+def is_usable() -> bool:
+    """Whether the extra `fast` is installed and works on this machine."""
+    return _batches() is not None
 
 
 def line_reader(key_names: Sequence[str]) -> LineReader | None:

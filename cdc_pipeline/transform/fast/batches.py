@@ -26,7 +26,7 @@ from cdc_pipeline.transform.fast.tokens import TAGS
 
 _ATTRIBUTES = 1 << 12
 _NAME_BYTES = 1 << 18
-_SPARE = 8
+SPARE = 8
 _SHORTEST_LINE = len('{"Item":{}}') + 1
 
 _Array = np.ndarray[Any, Any]
@@ -37,7 +37,7 @@ class Names:
 
     def __init__(self, known: Sequence[str] = ()) -> None:
         self.slots = np.full(2 * _ATTRIBUTES, -1, np.int64)
-        self.text = np.empty(_NAME_BYTES + _SPARE, np.uint8)
+        self.text = np.empty(_NAME_BYTES + SPARE, np.uint8)
         self.ends = np.zeros(_ATTRIBUTES + 1, np.int64)
         self.follow = np.full(_ATTRIBUTES + 1, -1, np.int64)
         self.count = np.zeros(1, np.int64)
@@ -45,9 +45,9 @@ class Names:
 
     def number(self, name: str) -> int:
         """Return the number of a name, added if new; -1: no more room."""
-        spelled = np.frombuffer(quoted(name)[1:].encode() + bytes(_SPARE), np.uint8)
+        spelled = np.frombuffer(quoted(name)[1:].encode() + bytes(SPARE), np.uint8)
         return number_of(
-            spelled, len(spelled) - _SPARE - 1, self.slots, self.text, self.ends, self.count
+            spelled, len(spelled) - SPARE - 1, self.slots, self.text, self.ends, self.count
         )
 
     def __iter__(self) -> Iterator[str]:
@@ -83,10 +83,10 @@ def text_of(array: pa.Array) -> tuple[_Array, _Array]:
     """Return bytes and offsets of a string array without nulls."""
     _, offsets, data = array.buffers()
     if not len(array) or offsets is None:
-        return np.empty(_SPARE, np.uint8), np.zeros(1, np.int32)
+        return np.empty(SPARE, np.uint8), np.zeros(1, np.int32)
     ends = np.frombuffer(offsets, np.int32)[array.offset : array.offset + len(array) + 1]
-    text = np.empty(int(ends[-1] - ends[0]) + _SPARE, np.uint8)
-    text[:-_SPARE] = np.frombuffer(data or b"", np.uint8)[ends[0] : ends[-1]]
+    text = np.empty(int(ends[-1] - ends[0]) + SPARE, np.uint8)
+    text[:-SPARE] = np.frombuffer(data or b"", np.uint8)[ends[0] : ends[-1]]
     return text, ends - ends[0]
 
 
@@ -207,9 +207,9 @@ class LineReader:
     def read(self, lines: bytes) -> CanonicalLines | None:
         """Convert whole lines, each with its newline; None: take the exact path for all of them."""
         size = len(lines)
-        if len(self._data) < size + _SPARE:
-            self._data = np.zeros(size + _SPARE, np.uint8)
-            self._out = np.empty(2 * size + _SPARE, np.uint8)
+        if len(self._data) < size + SPARE:
+            self._data = np.zeros(size + SPARE, np.uint8)
+            self._out = np.empty(2 * size + SPARE, np.uint8)
         self._data[:size] = np.frombuffer(lines, np.uint8)
         room = size // _SHORTEST_LINE + 1
         item_ends, line_ends = np.empty((2, room), np.int64)
@@ -219,7 +219,7 @@ class LineReader:
             return None
         item_ends, line_ends, understood = item_ends[:count], line_ends[:count], understood[:count]
         offsets = np.concatenate((np.zeros(1, np.int32), item_ends[understood].astype(np.int32)))
-        data = self._out[: offsets[-1] + _SPARE].copy()
+        data = self._out[: offsets[-1] + SPARE].copy()
         try:
             items = string_array(data, offsets, check=True)
         except pa.ArrowInvalid:
@@ -250,7 +250,7 @@ class LineReader:
 
 
 @dataclass(frozen=True)
-class _Cells:
+class Cells:
     """Positions of the values of one column; a start of -1 means no value."""
 
     data: _Array
@@ -259,6 +259,7 @@ class _Cells:
 
     @property
     def bytes(self) -> int:
+        """Return the length of all values together."""
         return int(np.sum((self.ends - self.starts)[self.starts >= 0], dtype=np.int64))
 
     def mask(self) -> tuple[pa.Buffer | None, int]:
@@ -306,7 +307,7 @@ class Shredder:
             return None
         arrays = []
         for (column, kind), first, end in zip(self._columns, starts, ends, strict=True):
-            array = _array(column.type, kind, _Cells(data, first, end))
+            array = _array(column.type, kind, Cells(data, first, end))
             if array is None:
                 return None
             arrays.append(array)
@@ -320,7 +321,7 @@ def _rescue_column(rescued: _Array, ends: _Array) -> pa.Array:
     return pa.Array.from_buffers(pa.string(), len(missing), [bits, pa.py_buffer(ends), data])
 
 
-def _array(kind: str, arrow: pa.DataType, cells: _Cells) -> pa.Array | None:
+def _array(kind: str, arrow: pa.DataType, cells: Cells) -> pa.Array | None:
     """Convert one column's cells to Arrow."""
     if kind.startswith("list<"):
         return _lists(kind[5:-1], arrow, cells)
@@ -332,17 +333,17 @@ def _array(kind: str, arrow: pa.DataType, cells: _Cells) -> pa.Array | None:
     if kind == "boolean":
         return _booleans(cells)
     convert = {"binary": binaries, "json": plain_json}.get(kind, strings)
-    return _variable(arrow, cells, convert)
+    return variable_array(arrow, cells, convert)
 
 
-def _fixed(arrow: pa.DataType, cells: _Cells, out: _Array, convert: Any, *more: Any) -> Any:
+def _fixed(arrow: pa.DataType, cells: Cells, out: _Array, convert: Any, *more: Any) -> Any:
     if not convert(cells.data, cells.starts, cells.ends, *more, out):
         return None
     bits, nulls = cells.mask()
     return pa.Array.from_buffers(arrow, len(cells.starts), [bits, pa.py_buffer(out)], nulls)
 
 
-def _booleans(cells: _Cells) -> pa.Array:
+def _booleans(cells: Cells) -> pa.Array:
     out = np.empty(len(cells.starts), np.bool_)
     booleans(cells.data, cells.starts, out)
     bits, nulls = cells.mask()
@@ -350,9 +351,10 @@ def _booleans(cells: _Cells) -> pa.Array:
     return pa.Array.from_buffers(pa.bool_(), len(cells.starts), [bits, values], nulls)
 
 
-def _variable(arrow: pa.DataType, cells: _Cells, convert: Any) -> pa.Array | None:
+def variable_array(arrow: pa.DataType, cells: Cells, convert: Any) -> pa.Array | None:
+    """Convert cells to text or bytes, at most as long; None: take the exact path."""
     offsets = np.zeros(len(cells.starts) + 1, np.int32)
-    out = np.empty(cells.bytes + _SPARE, np.uint8)
+    out = np.empty(cells.bytes + SPARE, np.uint8)
     if not convert(cells.data, cells.starts, cells.ends, offsets, out):
         return None
     bits, nulls = cells.mask()
@@ -360,13 +362,13 @@ def _variable(arrow: pa.DataType, cells: _Cells, convert: Any) -> pa.Array | Non
     return pa.Array.from_buffers(arrow, len(cells.starts), buffers, nulls)
 
 
-def _lists(kind: str, arrow: pa.DataType, cells: _Cells) -> pa.Array | None:
+def _lists(kind: str, arrow: pa.DataType, cells: Cells) -> pa.Array | None:
     offsets = np.zeros(len(cells.starts) + 1, np.int32)
     starts, ends = np.empty((2, cells.bytes // 2), np.int32)
     count = split_sets(cells.data, cells.starts, cells.ends, offsets, starts, ends)
     if count < 0:
         return None
-    members = _array(kind, arrow.value_type, _Cells(cells.data, starts[:count], ends[:count]))
+    members = _array(kind, arrow.value_type, Cells(cells.data, starts[:count], ends[:count]))
     if members is None:
         return None
     bits, nulls = cells.mask()

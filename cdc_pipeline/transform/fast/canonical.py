@@ -47,7 +47,7 @@ from cdc_pipeline.transform.fast.tokens import (
 )
 
 MAX_MEMBERS = 1 << 16
-_HABITS = 128
+HABITS = 128
 _STRING_FOLLOWS, _NUMBER_FOLLOWS = as_word(b'":{"S":"'), as_word(b'":{"N":"')
 _MEMBER_FOLLOWS, _THREE_BYTES = as_word(b'"},'), as_word(b"\xff\xff\xff")
 _ITEM, _SIX_BYTES = as_word(b'"Item"'), as_word(b"\xff" * 6)
@@ -66,8 +66,8 @@ def canonical_lines(data, size, out, item_ends, line_ends, understood):
     order = np.empty(MAX_MEMBERS, np.int64)
     bases = np.empty(MAX_DEPTH, np.int64)
     is_map = np.empty(MAX_DEPTH, np.bool_)
-    habits = np.empty((_HABITS, _HABITS), np.int64)
-    habits[:, :] = np.arange(_HABITS)
+    habits = np.empty((HABITS, HABITS), np.int64)
+    habits[:, :] = np.arange(HABITS)
     i, o, count = 0, 0, 0
     while i < size:
         if count >= len(item_ends):
@@ -98,7 +98,7 @@ def _copy_line(data, i, out, o, starts, ends, order, is_map, bases, habits):
     i = skip_blanks(data, i + 6)
     if byte_at(data, i) != COLON:
         return -1, o
-    i, o = _copy_item(
+    i, o = copy_item(
         data, skip_blanks(data, i + 1), out, o, starts, ends, order, is_map, bases, habits
     )
     if i < 0:
@@ -111,7 +111,7 @@ def _copy_line(data, i, out, o, starts, ends, order, is_map, bases, habits):
 
 
 @compiled
-def _copy_item(data, i, out, o, starts, ends, order, is_map, bases, habits):
+def copy_item(data, i, out, o, starts, ends, order, is_map, bases, habits):
     """Write a canonical item, from its brace to after its closing brace and blanks."""
     if byte_at(data, i) != OPEN:
         return -1, o

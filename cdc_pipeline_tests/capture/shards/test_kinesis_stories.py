@@ -75,6 +75,7 @@ from cdc_pipeline_tests.story_frame import (
     story_settings,
     tell_story,
 )
+from cdc_pipeline_tests.transform.ways import WAYS, converted_by
 
 pytestmark = MARKS
 
@@ -583,7 +584,8 @@ def tell(
     """Tell a story to its end and check it; how its runs ended."""
     streams, reader, losses = parts
     world = KinesisWorld(sim, streams, how, reader=reader, losses=losses)
-    return tell_story(world, story)
+    with converted_by(WAYS[len(story) % len(WAYS)]):
+        return tell_story(world, story)
 
 
 _OUTAGE = 25 * HOUR

@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cdc_pipeline.capture.sources import kinesis_records
 from cdc_pipeline.capture.sources.kinesis_records import kinesis_sequence_number, parse_envelopes
 from cdc_pipeline.core.changes.change import Change
 from cdc_pipeline.core.changes.forwarded import from_record
@@ -29,6 +31,7 @@ from cdc_pipeline_tests.envelopes import (
     envelope,
     expected,
 )
+from cdc_pipeline_tests.transform.ways import WAYS, both_ways, converted_by
 
 _NUMBER = "49590338271490256608559692538361571095921575989136588898"
 
@@ -70,10 +73,16 @@ def _defined(data: bytes, encodings: int = 2) -> Change | str:
 
 
 def _found(data: bytes, encodings: int = 2) -> Change | str:
-    changes, unreadable, others = _parse(_record(data), encodings=encodings)
-    assert others == 0
-    assert [kept for _, kept in unreadable] == ([] if changes else [data])
-    return changes[0] if changes else unreadable[0][0]
+    """What all ways find."""
+    found = []
+    for way in WAYS:
+        with converted_by(way):
+            changes, unreadable, others = _parse(_record(data), encodings=encodings)
+        assert others == 0
+        assert [kept for _, kept in unreadable] == ([] if changes else [data])
+        found.append(changes[0] if changes else unreadable[0][0])
+    assert found == [found[0]] * len(WAYS)
+    return found[0]
 
 
 @pytest.mark.parametrize("one", ENVELOPES, ids=lambda one: one.name)
@@ -129,11 +138,78 @@ def test_unusual_records(part: str, other: str) -> None:
         assert _found(data) == _defined(data)
 
 
-def test_records_of_other_tables_are_counted_whatever_they_are() -> None:
+_PRECISION = '"ApproximateCreationDateTimePrecision"'
+
+
+@pytest.mark.parametrize(
+    ("part", "other"),
+    [
+        *(("1649719712473", time) for time in ("1649719712473.0", "1.649719712473E12", "1e12")),
+        *(("1649719712473", time) for time in ("0", "9" * 14, "9" * 17, "true", '"x"', "null")),
+        *(("1649719712473", time) for time in ("1649719712473001", "-1649719712473")),
+        *(
+            ("1649719712473", f"{time}, {_PRECISION}: {unit}")
+            for time in ("1649719712473", "1649719712473001")
+            for unit in ('"MICROSECOND"', '"MILLISECOND"', '"SECOND"', '""', "null", "7")
+        ),
+        ('"recordFormat": "application/json"', '"recordFormat": null'),
+        ('"recordFormat": "application/json", ', ""),
+        ('"recordFormat"', '"eventVersion": "1.1", "recordFormat"'),
+        ('"recordFormat"', '"eventSourceARN": "x", "recordFormat"'),
+        ('"SizeBytes": 58', '"SequenceNumber": "1"'),
+        ('"SizeBytes": 58', '"StreamViewType": "KEYS_ONLY"'),
+        ('"MODIFY"', '"REMOVE"'),
+        ('"MODIFY"', '"INSERT"'),
+        ('"MODIFY"', '"UPSERT"'),
+        ('"userIdentity": null', '"userIdentity": {"type": 1}'),
+        ('"NewImage"', '"NewImage": null, "Other"'),
+        ('"OldImage"', '"OldImage": null, "Other"'),
+        ('"Keys"', '"Keys": {}, "Other"'),
+        ('"S": "p"', '"BS": ["QQ=="]'),
+        ('"S": "p"', '"L": [{"B": "UVE9PQ=="}]'),
+    ],
+)
+def test_unusual_records_without_binaries(part: str, other: str) -> None:
+    good = blob(envelope(NewImage={"name": {"S": "p"}, "n": {"N": "1.5"}}))
+    assert part.encode() in good
+    raw = good.replace(part.encode(), other.encode())
+    assert [_found(data) for data in (good, raw)] == [_defined(data) for data in (good, raw)]
+
+
+@both_ways
+def test_records_of_other_tables_are_counted_whatever_they_are(way: str) -> None:
     other = {"tableName": "another"}
     broken = {"tableName": "another", "dynamodb": 5}
-    found = _parse(*map(_record, map(blob, [envelope() | other, envelope(), broken])))
+    with converted_by(way):
+        found = _parse(*map(_record, map(blob, [envelope() | other, envelope(), broken])))
     assert ([c.event_id for c in found[0]], found[1], found[2]) == (["e-1"], [], 2)
+
+
+@given(st.lists(blobs(), max_size=5), st.integers(1, 3), st.data())
+def test_pages_are_their_records(found: list[bytes], encodings: int, data: st.DataObject) -> None:
+    usual = [blob(envelope() | {"eventID": f"{n}"}) for n in range(2)]
+    others = [b"{", blob({**envelope(), "tableName": "another"}), *usual]
+    records = [_record(one) for one in data.draw(st.permutations([*found, *others]))]
+    records.insert(data.draw(st.integers(0, len(records))), msgspec.Raw(b"[]"))
+    singly = [_parse(record, encodings=encodings) for record in records]
+    changes, unreadable = (list(chain.from_iterable(one[n] for one in singly)) for n in (0, 1))
+    for way in WAYS:
+        with converted_by(way):
+            page = _parse(*records, encodings=encodings)
+        assert page == (changes, unreadable, sum(one[2] for one in singly))
+
+
+@pytest.mark.skipif(len(WAYS) == 1, reason="the extra `fast` is missing")
+def test_the_compiled_scan_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kinesis_records._Parser, "parse", None)
+    number, text = {"N": "-1.5"}, {"S": '"B":"x {"BS":["y'}
+    image = {"name": {"S": "p"}, "n": number, "BS": {"L": [text]}, "B": {"M": {"B": text}}}
+    one = json.dumps(envelope(NewImage=image), separators=(",", ":")).encode()
+    other = json.dumps(envelope() | {"tableName": "another"}).encode()
+    with converted_by("compiled"):
+        (change,), unreadable, others = _parse(_record(one), _record(other))
+    assert (unreadable, others) == ([], 1)
+    assert change == _defined(one)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from cdc_pipeline.core.items import spelling
 from cdc_pipeline.core.items.attributes import TOO_DEEP
 from cdc_pipeline.core.log.entries import ShardState, StreamRef
 from cdc_pipeline_tests.strategies import binaries, items, names, numbers, respelled, values
+from cdc_pipeline_tests.transform.ways import WAYS, converted_by
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -227,11 +228,13 @@ def _defined(raw: bytes, stream: StreamRef = _STREAM) -> Any:
 
 
 def _check(raws: list[bytes], stream: StreamRef = _STREAM) -> None:
-    for raw in raws:
-        changes, unreadable = parse_records([msgspec.Raw(raw)], stream, _SHARD)
-        found = changes[0] if changes else unreadable[0][0]
-        assert found == _defined(raw, stream)
-        assert [record for _, record in unreadable] == ([] if changes else [raw])
+    defined = [_defined(raw, stream) for raw in raws]
+    changes = [found for found in defined if not isinstance(found, str)]
+    unreadable = [(f, raw) for f, raw in zip(defined, raws, strict=True) if isinstance(f, str)]
+    records = [msgspec.Raw(raw) for raw in raws]
+    for way in WAYS:
+        with converted_by(way):
+            assert parse_records(records, stream, _SHARD) == (changes, unreadable)
 
 
 @given(_items | _broken_items, _items, st.integers(0, 1000), st.booleans(), st.data())

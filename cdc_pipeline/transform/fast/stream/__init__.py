@@ -1,0 +1,1 @@
+"""Records of changes, compiled: `records` is the interface, `envelopes` the scan."""
