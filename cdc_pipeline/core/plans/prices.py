@@ -96,13 +96,8 @@ def idle_table(
 ) -> Requests:
     """Return the requests of a month for a table in which nothing happens, captured by Dagster.
 
-    <<<<<<< HEAD
     With the intervals of the settings: of captures, of `glue_partition_sensor`, and of the marks of
     a quiet state as complete.
-    =======
-    With the intervals of the settings: of captures, of `glue_partition_sensor`, and between
-    two marks of a quiet state as complete.
-    >>>>>>> idle
     """
     minute = 60.0
     whole = (
