@@ -221,6 +221,8 @@ def test_fields_twice_or_elsewhere() -> None:
         usual[:-1] + b',"OldImage":{}}',
         usual[:-2] + b',"eventName":"INSERT"}}',
         usual[:-2] + b',"userIdentity":null}}',
+        _usual(3, "INSERT")[:-1] + b',"OldImage":{"pk":{"S":"a"}}}',
+        _usual(3, "REMOVE")[:-2] + f',"userIdentity":{json.dumps(_TTL)}}}}}'.encode(),
         usual.replace(beginning.encode(), b'{"dynamodb":{},"eventID":'),
         usual.replace(inner.encode(), b'"dynamodb":{"dynamodb":{},'),
     ):
