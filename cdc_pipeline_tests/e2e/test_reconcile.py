@@ -19,6 +19,7 @@ from cdc_pipeline.aws.table import describe_table, scan_some
 from cdc_pipeline.capture.catch_up import capture_to
 from cdc_pipeline.cli import main
 from cdc_pipeline.core.errors import ExportError, NotReadyError
+from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.run_context import RunContext
 from cdc_pipeline.lake.iceberg.files import data_files
 from cdc_pipeline.lake.query.connection import connect_lake
@@ -251,15 +252,12 @@ def test_a_landing_object_that_nothing_can_restore_is_written_off(filled: World)
 
 def _lose_in_the_lake(world: World, pk: str) -> None:
     """Take an item out of the published base, as no capture would do it."""
-    path = _iceberg_file(world, "current_state")
-    table = pq.read_table(path)
-    rows = [row for row in table.to_pylist() if f'"{pk}"' not in row["_key"]]
-    pq.write_table(pa.Table.from_pylist(rows, table.schema), path)
-    # Else the next fold counts its base, and refuses it.
+    keys = pq.read_table(_iceberg_file(world, "current_state"))["_key"].to_pylist()
     tables = world.lake().iceberg
     published = tables.load(f"{NAME}_current_state")
     assert published is not None
-    tables.set_properties(published, {"items": str(len(rows))})
+    # With its count of items, else the next publication refuses its base.
+    tables.remove_rows(published, "_key", {key for key in keys if f'"{pk}"' in key})
 
 
 def test_each_kind_of_difference(filled: World) -> None:
@@ -376,6 +374,12 @@ def test_a_sample_of_a_large_table_reads_random_places(world: World) -> None:
 
 # Catching up
 
+
+def _beats(state: LogState) -> int:
+    assert state.heartbeat is not None
+    return state.heartbeat.beats
+
+
 _SLOW_LISTINGS = {"poll_seconds": 0.02, "empty_polls": 2, "listing_lag_seconds": 3}
 
 
@@ -388,7 +392,7 @@ def test_catching_up_captures_when_that_can_prove_something(filled: World) -> No
     until_us = lake.table(table).log.now_us()
     state = capture_to(lake.table(table), until_us, context=RunContext(progress.append))
     assert state.watermark_us >= until_us
-    assert state.n == before.n + 1
+    assert _beats(state) == _beats(before) + 1, "one capture that found nothing"
     assert any("is needed: waiting, capturing in" in said for said in progress), progress
     assert progress[-1].endswith("is needed: capturing")
 

@@ -219,7 +219,7 @@ def test_a_damaged_lake_does_not_leave_a_connection_open(
         return opened[-1]
 
     monkeypatch.setattr("cdc_pipeline.lake.engine.duckdb_session.duckdb.connect", spy)
-    entry = ready.table_lake.paths.entry(1)
+    entry = ready.table_lake.paths.entry(ready.state.n)
     ready.lake.store.write(entry, b"{")
     with pytest.raises(Exception, match="not a readable part of the capture log"):
         connect_lake(ready.lake)
