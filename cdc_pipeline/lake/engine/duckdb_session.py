@@ -106,18 +106,12 @@ def table_relation(connection: duckdb.DuckDBPyConnection, table: IcebergTable) -
     """Return SQL for the rows of an Iceberg table in its present schema, also from older files.
 
     Columns are matched by field id: one that a file lacks is NULL in its rows, and a dropped one
-    does not return under a new column of the same name.
+    does not return under a new column of the same name. Not where it makes no difference: with a
+    `schema`, DuckDB 2.0 expects one row, so that joins hold the whole table in memory.
     """
-    return relation_by_field_id(connection, table, data_files(table))
-
-
-def relation_by_field_id(
-    connection: duckdb.DuckDBPyConnection, table: IcebergTable, paths: Sequence[str]
-) -> str:
-    """Return SQL for the rows of some of a table's files, as `table_relation` returns them."""
-    schema = table.schema()
-    if not paths:
-        return empty_relation(connection, schema.as_arrow())
+    schema, paths = table.schema(), data_files(table)
+    if not paths or has_first_schema(table):
+        return files_relation(connection, paths, schema.as_arrow())
     no_rows = connection.from_arrow(schema.as_arrow().empty_table())
     columns = ", ".join(
         f"{field.field_id}: {{name: {literal(field.name)}, type: {literal(str(kind))}, "
@@ -126,6 +120,11 @@ def relation_by_field_id(
     )
     listed = ", ".join(map(literal, paths))
     return f"read_parquet([{listed}], hive_partitioning = false, schema = MAP {{{columns}}})"
+
+
+def has_first_schema(table: IcebergTable) -> bool:
+    """Whether the table's columns never changed, so that all files have the same ones."""
+    return table.metadata.current_schema_id == 0
 
 
 def empty_relation(connection: duckdb.DuckDBPyConnection, schema: pa.Schema) -> str:

@@ -15,8 +15,9 @@ from cdc_pipeline.lake.engine.duckdb_session import (
     FILE_ROWS,
     arrow_batches,
     files_relation,
+    has_first_schema,
+    identifier,
     literal,
-    relation_by_field_id,
     row_number_sql,
 )
 from cdc_pipeline.lake.iceberg.files import LiveFiles, data_files, live_files, path_of
@@ -29,15 +30,31 @@ _BATCH_ROWS = 1_000_000
 def live_relation(
     connection: duckdb.DuckDBPyConnection, table: IcebergTable, live: LiveFiles | None = None
 ) -> str:
-    """Return SQL for the live rows of a table in its present schema, by field id.
+    """Return SQL for the live rows of a table in its present schema.
 
     The SQL names files only, so that any DuckDB can run it.
     """
     live = live or live_files(table)
-    rows = relation_by_field_id(connection, table, live.paths)
+    rows = _stored_rows(connection, table, live.paths)
+    columns = ", ".join(identifier(field.name) for field in table.schema().fields)
     if not live.deletes:
-        return rows
-    return f"(SELECT * FROM {rows} WHERE {row_number_sql(live.paths)} NOT IN ({dead_sql(live)}))"
+        return rows if has_first_schema(table) else f"(SELECT {columns} FROM {rows})"
+    place = row_number_sql(live.paths)
+    return f"(SELECT {columns} FROM {rows} WHERE {place} NOT IN ({dead_sql(live)}))"
+
+
+def _stored_rows(
+    connection: duckdb.DuckDBPyConnection, table: IcebergTable, paths: Sequence[str]
+) -> str:
+    """Return SQL for the rows of a published table's files, by the names of columns.
+
+    A row delta adds columns and widens types, and a column with another type comes with a fold, in
+    new files: so names are enough, and files that lack a column have NULL in it.
+    """
+    if not paths or has_first_schema(table):
+        return files_relation(connection, paths, table.schema().as_arrow())
+    listed = ", ".join(map(literal, paths))
+    return f"read_parquet([{listed}], hive_partitioning = false, union_by_name = true)"
 
 
 def dead_sql(live: LiveFiles) -> str:
@@ -70,7 +87,7 @@ def placed_relation(
         indexes = ", ".join(map(str, only))
         index = f"list_extract([{indexes}], CAST(file_index AS BIGINT) + 1)"
         place = f"CAST({index} AS BIGINT) * {FILE_ROWS} + file_row_number"
-    rows = relation_by_field_id(connection, table, paths)
+    rows = _stored_rows(connection, table, paths)
     return (
         f"(SELECT _key, _order_key, _item, _write_time_us, {place} AS place FROM {rows}"
         + (f" WHERE {place} NOT IN ({dead_sql(live)})" if live.deletes and paths else "")
