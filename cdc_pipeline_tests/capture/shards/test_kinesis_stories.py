@@ -40,6 +40,7 @@ from cdc_pipeline.core.transports import KINESIS, READ
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.baselines import record_baseline
 from cdc_pipeline.lake.storage.log import CaptureLog
+from cdc_pipeline.lake.storage.log_memory import MEMORY
 from cdc_pipeline.lake.storage.store import Store
 from cdc_pipeline.settings.load import parse_settings
 from cdc_pipeline.settings.table import Table
@@ -223,6 +224,7 @@ class KinesisWorld(World):
     streams_made: int = 0
 
     def __post_init__(self) -> None:
+        MEMORY.clear()  # the lakes of all worlds have one address
         self.clock = self.sim.begin(self.how)
         self.local = WrongClock(self.clock)
         self.on = False

@@ -27,7 +27,8 @@ from cdc_pipeline_tests.simulators.streams_server import StreamsSimulator
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SENSOR_BUDGET_SECONDS = 30
-PEAK_MB = 400
+PEAK_MB = 500
+"""Of it 100 for the compiled path, which a backlog of 40 MB of records loads (docs/sizing.md)."""
 BACKLOG = 150_000
 
 

@@ -25,6 +25,7 @@ from cdc_pipeline.core.log.entries import Gap
 from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.names import TablePaths
 from cdc_pipeline.lake.storage.log import CaptureLog
+from cdc_pipeline.lake.storage.log_memory import MEMORY
 from cdc_pipeline.lake.storage.store import Store
 from cdc_pipeline_tests.simulators import faults
 from cdc_pipeline_tests.simulators.clients import session
@@ -228,6 +229,7 @@ class World(StoryWorld):
     outcomes: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        MEMORY.clear()  # the lakes of all worlds have one address
         self.clock = self.sim.begin(self.how)
         self.local = WrongClock(self.clock)
         self.on = True
