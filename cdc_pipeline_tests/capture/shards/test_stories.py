@@ -264,7 +264,9 @@ class World(StoryWorld):
             case ("killed", change, after):
                 self.attempt(MemoryStore(self.objects, ChangeHook(change, after)))
             case ("raced", change, after):
-                self.attempt(MemoryStore(self.objects, ChangeHook(change, after, self.attempt)))
+                self.attempt(
+                    MemoryStore(self.objects, ChangeHook(change, after, self.attempt_elsewhere))
+                )
             case _:
                 super().tell(step)
 
@@ -316,6 +318,11 @@ class World(StoryWorld):
     def source(self) -> Source:
         table_id, arn = self.sim.table_id("orders"), self.sim.stream_arn("orders")
         return Source("orders", table_id, arn, "NEW_AND_OLD_IMAGES", self.streams)
+
+    def attempt_elsewhere(self) -> None:
+        """A run of another process, which remembers no log."""
+        MEMORY.clear()
+        self.attempt()
 
     def attempt(self, store: MemoryStore | None = None, options: CaptureOptions = OPTIONS) -> None:
         """A run that may fail, be killed or lose a race; what it says must be true at any time."""
