@@ -114,22 +114,7 @@ def publish_row_delta(
         if not effect.added and not effect.replaced:
             committed = table.lake.iceberg.set_properties(base.table, properties)
             return TypedResult(committed, prior_columns(base.table), base.items)
-        merged = merged_files(live, effect.added)
-        rows = f"SELECT * FROM read_parquet({literal(str(spool))})"
-        if merged:
-            kept = placed_relation(connection, base.table, live, merged)
-            rows += (
-                " UNION ALL SELECT _key, _order_key, _item, _write_time_us "
-                f"FROM {kept} WHERE place NOT IN ({_REPLACED})"
-            )
-        removed = {live.data[index].data_file.file_path for index in merged}
-        places = _REPLACED
-        if merged or len(live.deletes) >= _DELETE_FILES - 1:
-            removed |= {entry.data_file.file_path for entry in live.deletes}
-            places = f"{places} UNION ALL SELECT place FROM dead_places"
-        if merged:
-            listed = ", ".join(map(str, merged))
-            places = f"SELECT place FROM ({places}) WHERE place // {FILE_ROWS} NOT IN ({listed})"
+        rows, places, removed = _with_merges(connection, base, live, effect, spool)
         misfits = Counter(prior_misfits(base.table))
         misfits.update(count_misfits(spooled(spool), columns, stats))
         items = base.items + effect.added - effect.replaced
@@ -155,6 +140,36 @@ _CHANGED = (
     "JOIN effective AS e ON e.place = c.place WHERE e.op <> 'D'"
 )
 _REPLACED = "SELECT replaces AS place FROM effective WHERE replaces IS NOT NULL"
+
+
+def _with_merges(
+    connection: duckdb.DuckDBPyConnection,
+    base: Base,
+    live: LiveFiles,
+    effect: _Effect,
+    spool: Path,
+) -> tuple[str, str, set[str]]:
+    """Return SQL for the rows of the new file and for the new dead places, and the files to drop.
+
+    The live rows of merged files move into the new file, and the places in them are not needed any
+    more. Delete files are merged with the data files, or when there are eight of them.
+    """
+    merged = merged_files(live, effect.added)
+    rows = f"SELECT * FROM read_parquet({literal(str(spool))})"
+    places = _REPLACED
+    removed = {live.data[index].data_file.file_path for index in merged}
+    if merged or len(live.deletes) >= _DELETE_FILES - 1:
+        removed |= {entry.data_file.file_path for entry in live.deletes}
+        places = f"{places} UNION ALL SELECT place FROM dead_places"
+    if merged:
+        kept = placed_relation(connection, base.table, live, merged)
+        rows += (
+            " UNION ALL SELECT _key, _order_key, _item, _write_time_us "
+            f"FROM {kept} WHERE place NOT IN ({_REPLACED})"
+        )
+        listed = ", ".join(map(str, merged))
+        places = f"SELECT place FROM ({places}) WHERE place // {FILE_ROWS} NOT IN ({listed})"
+    return rows, places, removed
 
 
 def _effect(connection: duckdb.DuckDBPyConnection) -> _Effect:

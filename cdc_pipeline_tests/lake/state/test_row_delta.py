@@ -179,15 +179,18 @@ def test_many_deletes_keep_the_tombstones_in_few_files(
     _check(built)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_random_histories(seed: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("seed", "steps"),
+    [(0, 12), *(pytest.param(seed, 24, marks=pytest.mark.slow) for seed in (1, 2, 3))],
+)
+def test_random_histories(seed: int, steps: int, tmp_path: Path) -> None:
     """Late, repeated, deleted and re-put items, new attributes, merges and folds between."""
     print(f"seed {seed}")
     chance = random.Random(seed)
     built = _lake(tmp_path, fold_percent=chance.choice([30, 100, 1000]))
     _start(built, 30)
     number, past, ways = 100, [], Counter[bool]()
-    for _ in range(24):
+    for _ in range(steps):
         changes = []
         for _ in range(chance.randrange(1, 7)):
             number += 1
@@ -209,7 +212,7 @@ def test_random_histories(seed: int, tmp_path: Path) -> None:
         if chance.random() < 0.8:
             ways[_published(built)] += 1
             _check(built)
-    assert ways[True] > 5, ways
+    assert ways[True] > steps // 4, ways
     live = _live(built)
     assert len(live.data) < 20
     assert len(live.deletes) <= 8
@@ -235,13 +238,13 @@ def test_small_files_are_merged_by_size(tmp_path: Path) -> None:
     built = _lake(tmp_path, fold_percent=1000)
     _start(built)
     most = 0
-    for number in range(1, 70):
+    for number in range(1, 30):
         built.land([change(f"k{number % 40}", number, {"n": {"N": str(number)}})])
         assert _published(built)
         live = _live(built)
         most = max(most, len(live.data))
         assert len(live.deletes) <= 8
-    assert most <= 16
+    assert most <= 15
     _check(built)
     keys = [pq.read_table(path)["_key"].to_pylist() for path in data_files_of(built)]
     assert all(part == sorted(part) for part in keys)
