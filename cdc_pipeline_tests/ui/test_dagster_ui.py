@@ -109,9 +109,11 @@ def _materialize(browser: Browser, asset: str) -> int:
     browser.see(_exactly("Latest materialization") + "/.." + _SUCCESS, seconds=_RUN_SECONDS)
     # An open page shows that a run has ended, but not yet its numbers.
     browser.open(f"/assets/orders/{asset}")
-    numbers = _exactly("Row count") + "/..//*[not(*) and number() = number()]"
+    # From a thousand on, the page writes 1,000.
+    number = "number(translate(., ',', ''))"
+    numbers = _exactly("Row count") + f"/..//*[not(*) and {number} = {number}]"
     shown = browser.see(numbers, seconds=_RUN_SECONDS)
-    return int(shown.text)
+    return int(shown.text.replace(",", ""))
 
 
 def _let_traffic_end(stack: Stack) -> None:
