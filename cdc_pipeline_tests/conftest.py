@@ -6,6 +6,8 @@ from collections.abc import Generator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from cdc_pipeline.lake.storage.log_memory import MEMORY
+
 # No deadline on a busy machine, the same examples on every run.
 settings.register_profile(
     "suite",
@@ -37,3 +39,9 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     if limit and time.monotonic() - began > limit + 1:
         pytest.fail(f"took longer than its timeout of {limit:g} s, and something caught that")
     return result
+
+
+@pytest.fixture(autouse=True)
+def _no_log_of_another_test() -> None:
+    """Lakes of different tests may have one address, and logs with equal entries."""
+    MEMORY.clear()
