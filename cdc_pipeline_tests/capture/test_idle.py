@@ -14,36 +14,14 @@ from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.names import TablePaths, object_name
 from cdc_pipeline.lake.storage.log import CaptureLog
 from cdc_pipeline.lake.storage.log_memory import MEMORY
-from cdc_pipeline.lake.storage.store import LocalStore
 from cdc_pipeline_tests.capture.shards.test_drain import HOUR, Bench, check
+from cdc_pipeline_tests.lake.counting_store import CountingStore
 from cdc_pipeline_tests.simulators.clients import use
 from cdc_pipeline_tests.simulators.clock import SimulatedClock
 from cdc_pipeline_tests.simulators.streams_server import StreamsSimulator
 
 _PATHS = TablePaths("cdc", "orders")
 _NONCE = "0" * 16
-
-
-class _CountingStore(LocalStore):
-    def __init__(self, root: Path, calls: Counter[str]) -> None:
-        super().__init__(root)
-        self.calls = calls
-
-    def read(self, key: str) -> bytes | None:
-        self.calls["read"] += 1
-        return super().read(key)
-
-    def list(self, prefix: str, after: str = "") -> Iterator[str]:
-        self.calls["list"] += 1
-        return super().list(prefix, after)
-
-    def write(self, key: str, data: bytes) -> None:
-        self.calls["write"] += 1
-        super().write(key, data)
-
-    def create(self, key: str, data: bytes) -> bool:
-        self.calls["create"] += 1
-        return super().create(key, data)
 
 
 @dataclass
@@ -55,7 +33,7 @@ class _CountingBench(Bench):
         self.is_new_process = True
 
     def log(self) -> CaptureLog:
-        return CaptureLog(_CountingStore(self.folder, self.calls), _PATHS, self.clock)
+        return CaptureLog(CountingStore(self.folder, self.calls), _PATHS, self.clock)
 
     def asked(self) -> dict[str, int]:
         if self.is_new_process:

@@ -114,7 +114,7 @@ def _index(folder: Path, *parts: str) -> None:
 def test_a_cache_counts_if_it_is_of_these_sources_and_this_processor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("llvmlite")
+    pytest.importorskip("llvmlite", reason="the extra `fast` is missing")
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("NUMBA_CPU_NAME", "this-one")
     is_cached = compilation.is_cached.__wrapped__
@@ -136,7 +136,7 @@ def test_a_cache_counts_if_it_is_of_these_sources_and_this_processor(
 def test_numba_looks_where_this_looks(
     chosen: str | None, writable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    caching = pytest.importorskip("numba.core.caching")
+    caching = pytest.importorskip("numba.core.caching", reason="the extra `fast` is missing")
     from cdc_pipeline.transform.fast.canonical import canonical_lines
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
 
-pytest.importorskip("numba")
+pytest.importorskip("numba", reason="the extra `fast` is missing")
 
 from cdc_pipeline.capture.sources import streams_records
 from cdc_pipeline.capture.sources.streams_records import parse_records

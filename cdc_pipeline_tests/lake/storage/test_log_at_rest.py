@@ -1,7 +1,6 @@
 """A capture log at rest: its heartbeat, what this process remembers of it, and requests for it."""
 
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from cdc_pipeline.core.names import TablePaths, object_name
 from cdc_pipeline.lake.storage.log import CaptureLog, Parts
 from cdc_pipeline.lake.storage.log_memory import MEMORY, LogMemory
 from cdc_pipeline.lake.storage.store import LocalStore
+from cdc_pipeline_tests.lake.counting_store import CountingStore
 
 _PATHS = TablePaths("cdc", "orders")
 _MINUTE = 60
@@ -26,38 +26,16 @@ _STREAM = StreamRef("id", "arn", "NEW_AND_OLD_IMAGES", 1, 0)
 _SHARD = ShardState("shard", None, 1000, sequence_number="7", read_to_us=1)
 
 
-class _CountingStore(LocalStore):
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        self.calls: Counter[str] = Counter()
-
-    def read(self, key: str) -> bytes | None:
-        self.calls["read"] += 1
-        return super().read(key)
-
-    def list(self, prefix: str, after: str = "") -> Iterator[str]:
-        self.calls["list"] += 1
-        return super().list(prefix, after)
-
-    def write(self, key: str, data: bytes) -> None:
-        self.calls["write"] += 1
-        super().write(key, data)
-
-    def create(self, key: str, data: bytes) -> bool:
-        self.calls["create"] += 1
-        return super().create(key, data)
-
-
 @dataclass
 class _Bench:
     """A log whose clock stands still unless it is set."""
 
     folder: Path
     now: float = 1_700_000_000.0
-    store: _CountingStore = field(init=False)
+    store: CountingStore = field(init=False)
 
     def __post_init__(self) -> None:
-        self.store = _CountingStore(self.folder)
+        self.store = CountingStore(self.folder)
 
     @property
     def log(self) -> CaptureLog:
