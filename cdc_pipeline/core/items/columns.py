@@ -56,6 +56,16 @@ class AttributeStats:
 Stats = dict[str, AttributeStats]
 
 
+def subtract_stats(stats: Stats, dropped: Stats) -> Stats:
+    """Return statistics without those of some of their items; widths of numbers stay."""
+    rest = {}
+    for name, seen in stats.items():
+        tags = seen.tags - dropped[name].tags if name in dropped else +seen.tags
+        if tags:
+            rest[name] = AttributeStats(tags, seen.integer_digits, seen.scale)
+    return rest
+
+
 def observe(stats: Stats, item: Mapping[str, Mapping[str, Any]]) -> None:
     """Count every top-level attribute of a canonical item."""
     for name, value in item.items():

@@ -28,6 +28,15 @@ from cdc_pipeline.transform.sql import load_sql
 TOMBSTONE_SCHEMA = pa.schema(
     [NARROW_SCHEMA.field(name) for name in ("item_key", "order_key", "write_time_us")]
 )
+CHANGED = (
+    "SELECT c.item_key, c.order_key, c.item, c.write_time_us FROM changes AS c "
+    "JOIN effective AS e ON e.place = c.place WHERE e.op <> 'D'"
+)
+"""The items after the effective changes, without deleted ones."""
+
+REPLACED = "SELECT replaces AS place FROM effective WHERE replaces IS NOT NULL"
+"""The places of the rows that the effective changes replace or delete."""
+
 _INLINED = 12  # bytes
 _FEW_KEYS = 200
 

@@ -1,31 +1,15 @@
-"""Publication of current_state: when one is due, and the fold of everything."""
+"""Publication of current_state: when one is due, and which way it takes."""
 
-import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from pyiceberg.table import Table as IcebergTable
 
 from cdc_pipeline.core.items.columns import Column, ColumnChange, column_changes
-from cdc_pipeline.core.items.masking import Masking
-from cdc_pipeline.core.log.entries import LandedObject
-from cdc_pipeline.core.log.state import LogState
-from cdc_pipeline.lake.engine.duckdb_session import open_duckdb
-from cdc_pipeline.lake.engine.folding import create_base, create_effective, create_winners
-from cdc_pipeline.lake.engine.item_table import TypedResult, prior_columns, replace_typed
-from cdc_pipeline.lake.engine.live_rows import create_dead_places, version_relation
-from cdc_pipeline.lake.engine.masking import (
-    expire_earlier_versions,
-    masking_functions,
-    masking_of,
-    published_rules,
-)
-from cdc_pipeline.lake.iceberg.files import live_files
+from cdc_pipeline.lake.engine.item_table import prior_columns
 from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.publish.entity_notes import note_entities
 from cdc_pipeline.lake.state.base import (
-    Base,
     advance_watermark,
     generation_of,
     has_unpublished_changes,
@@ -33,13 +17,10 @@ from cdc_pipeline.lake.state.base import (
     is_typed_alike,
     next_base,
     published_base,
-    require_whole,
-    watermarks,
 )
-from cdc_pipeline.lake.state.columns import plan_columns, seen_rules
+from cdc_pipeline.lake.state.columns import seen_rules
+from cdc_pipeline.lake.state.fold import publish_fold
 from cdc_pipeline.lake.state.row_delta import publish_row_delta
-from cdc_pipeline.lake.state.tombstones import replace_tombstones
-from cdc_pipeline.transform.sql import load_sql
 
 
 @dataclass(frozen=True)
@@ -110,7 +91,7 @@ def publish_current_state(table: TableLake) -> PublishResult:
     if has_unpublished_changes(base, table.settings, state):
         published = publish_row_delta(table, state, base, delta)
         if published is None:
-            published = _fold(table, state, base, delta)
+            published = publish_fold(table, state, base, delta)
         columns, items, committed = published.columns, published.rows, published.table
     else:
         columns, items, committed = before, base.items, advance_watermark(table.lake, base, state)
@@ -131,36 +112,3 @@ def publish_current_state(table: TableLake) -> PublishResult:
         seconds=time.monotonic() - started,
         table=committed,
     )
-
-
-def _fold(table: TableLake, state: LogState, base: Base, delta: list[LandedObject]) -> TypedResult:
-    masking = masking_of(table.lake.settings, table.settings, writing=True)
-    shows_too_much = base.over is not None and not masking.made(published_rules(base.over))
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        open_duckdb(table.lake, Path(folder)) as connection,
-        masking_functions(connection, masking),
-    ):
-        live = live_files(base.table, base.snapshot_id)
-        require_whole(table.settings, base, create_dead_places(connection, live))
-        is_exact = base.table is not base.over
-        rows = version_relation(connection, base.table, base.snapshot_id)
-        create_base(connection, table.settings, rows, masking if is_exact else Masking())
-        tombstones = create_winners(connection, table, delta)
-        create_effective(connection)
-        # Until this base is committed, readers use the base before it, with its own tombstones.
-        oldest = generation_of(base.over) if base.over else base.generation
-        replace_tombstones(connection, table, tombstones, masking, oldest)
-        published = replace_typed(
-            table.lake.iceberg,
-            f"{table.safe_name}_current_state",
-            connection,
-            load_sql("fold"),
-            watermarks(base, state),
-            over=base.over,
-            scratch=Path(folder),
-            plan=plan_columns(table, base.over, masking),
-        )
-    if shows_too_much:
-        expire_earlier_versions(table.lake, published.table)
-    return published

@@ -21,6 +21,8 @@ from cdc_pipeline.core.log.entries import LandedObject
 from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.lake.engine.duckdb_session import FILE_ROWS, literal, open_duckdb
 from cdc_pipeline.lake.engine.folding import (
+    CHANGED,
+    REPLACED,
     create_effective,
     create_tombstones,
     create_touched_base,
@@ -104,7 +106,7 @@ def publish_row_delta(
         if live.rows - alive + effect.replaced > most:
             return None
         spool = Path(folder) / "changed.parquet"
-        changed = spool_narrow(connection, _CHANGED, spool)
+        changed = spool_narrow(connection, CHANGED, spool)
         stats = merge_stats(prior_stats(base.table), changed.stats)
         columns, properties = plan_columns(table, base.table, masking, beside=True)(stats)
         if not _fit_beside(base, columns):
@@ -135,13 +137,6 @@ def publish_row_delta(
     return TypedResult(committed, columns, items)
 
 
-_CHANGED = (
-    "SELECT c.item_key, c.order_key, c.item, c.write_time_us FROM changes AS c "
-    "JOIN effective AS e ON e.place = c.place WHERE e.op <> 'D'"
-)
-_REPLACED = "SELECT replaces AS place FROM effective WHERE replaces IS NOT NULL"
-
-
 def _with_merges(
     connection: duckdb.DuckDBPyConnection,
     base: Base,
@@ -156,7 +151,7 @@ def _with_merges(
     """
     merged = merged_files(live, effect.added)
     rows = f"SELECT * FROM read_parquet({literal(str(spool))})"
-    places = _REPLACED
+    places = REPLACED
     removed = {live.data[index].data_file.file_path for index in merged}
     if merged or len(live.deletes) >= _DELETE_FILES - 1:
         removed |= {entry.data_file.file_path for entry in live.deletes}
@@ -165,7 +160,7 @@ def _with_merges(
         kept = placed_relation(connection, base.table, live, merged)
         rows += (
             " UNION ALL SELECT _key, _order_key, _item, _write_time_us "
-            f"FROM {kept} WHERE place NOT IN ({_REPLACED})"
+            f"FROM {kept} WHERE place NOT IN ({REPLACED})"
         )
         listed = ", ".join(map(str, merged))
         places = f"SELECT place FROM ({places}) WHERE place // {FILE_ROWS} NOT IN ({listed})"

@@ -22,11 +22,11 @@ from cdc_pipeline.core.items.attributes import canonical_item, to_json
 from cdc_pipeline.core.items.masking import Masking
 from cdc_pipeline.lake.engine.masking import masking_of
 from cdc_pipeline.lake.lake import Lake
-from cdc_pipeline.lake.publish import current_state
 from cdc_pipeline.lake.publish.cdc import build_cdc_day
-from cdc_pipeline.lake.publish.current_state import publish_current_state
+from cdc_pipeline.lake.publish.current_state import is_publication_due, publish_current_state
 from cdc_pipeline.lake.query.aggregates import build_aggregate
 from cdc_pipeline.lake.query.connection import connect_lake
+from cdc_pipeline.lake.state import fold
 from cdc_pipeline.settings.load import parse_settings
 from cdc_pipeline.transform.aggregates import load_aggregates
 from cdc_pipeline_tests.lake.builder import (
@@ -322,7 +322,7 @@ def test_a_late_row_never_resurrects_an_item_when_the_key_was_rotated_midway(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(current_state, "replace_typed", crash)
+        patch.setattr(fold, "replace_typed", crash)
         with pytest.raises(KeyboardInterrupt):
             publish_current_state(built.table_lake)
     monkeypatch.setenv(_VARIABLE, _KEY)
@@ -432,9 +432,9 @@ def test_masking_is_off_without_rules(built: LakeBuilder) -> None:
 def test_other_rules_are_worth_a_fold(built: LakeBuilder) -> None:
     _ready(built)
     publish_current_state(built.table_lake)
-    assert not current_state.is_publication_due(built.table_lake)
+    assert not is_publication_due(built.table_lake)
     for rules in ({"total": {"type": "string"}}, _RULES):
         _use(built, rules)
-        assert current_state.is_publication_due(built.table_lake)
+        assert is_publication_due(built.table_lake)
         publish_current_state(built.table_lake)
-        assert not current_state.is_publication_due(built.table_lake)
+        assert not is_publication_due(built.table_lake)

@@ -23,7 +23,6 @@ from cdc_pipeline.lake.iceberg.properties import table_property
 from cdc_pipeline.lake.iceberg.tables import (
     CommitConflictError,
 )
-from cdc_pipeline.lake.publish import current_state
 from cdc_pipeline.lake.publish.current_state import (
     PublishResult,
     is_publication_due,
@@ -31,6 +30,7 @@ from cdc_pipeline.lake.publish.current_state import (
 )
 from cdc_pipeline.lake.query.connection import connect_lake
 from cdc_pipeline.lake.query.query import run_query
+from cdc_pipeline.lake.state import fold
 from cdc_pipeline_tests.lake.builder import (
     MARGIN_US,
     START_US,
@@ -434,7 +434,7 @@ def test_a_crash_between_tombstones_and_base_is_made_good(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(current_state, "replace_typed", crash)
+        patch.setattr(fold, "description_text", crash)
         with pytest.raises(KeyboardInterrupt):
             _publish(built)
     _check(built)
@@ -445,7 +445,7 @@ def test_a_crash_between_tombstones_and_base_is_made_good(
 
 
 @pytest.mark.parametrize("first", [False, True])
-@pytest.mark.parametrize("before", ["create_winners", "replace_tombstones", "replace_typed"])
+@pytest.mark.parametrize("before", ["create_winners", "replace_tombstones", "description_text"])
 def test_the_loser_of_a_race_leaves_the_winners_state(
     before: str, first: bool, built: LakeBuilder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -454,15 +454,15 @@ def test_the_loser_of_a_race_leaves_the_winners_state(
     if not first:
         _publish(built)
     built.land([change("a", 1, {"n": {"N": "2"}})])
-    commit = getattr(current_state, before)
+    step = getattr(fold, before)
 
     def overtaken(*args: Any, **kwargs: Any) -> Any:
-        monkeypatch.setattr(current_state, before, commit)
+        monkeypatch.setattr(fold, before, step)
         built.land([change("a", 5, None)])
         _publish(built)
-        return commit(*args, **kwargs)
+        return step(*args, **kwargs)
 
-    monkeypatch.setattr(current_state, before, overtaken)
+    monkeypatch.setattr(fold, before, overtaken)
     with pytest.raises(CommitConflictError):
         _publish(built)
     winner = built.lake.iceberg.load("orders_current_state")

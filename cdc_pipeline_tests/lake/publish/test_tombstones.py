@@ -137,7 +137,7 @@ def test_the_old_base_keeps_its_tombstones_until_the_new_one_is_published(
     built.expected = before  # readers have the old base still
     built.read_to(START_US + 2 * MARGIN_US)
     with monkeypatch.context() as patched:
-        patched.setattr("cdc_pipeline.lake.publish.current_state.replace_typed", _dying)
+        patched.setattr("cdc_pipeline.lake.state.fold.description_text", _dying)
         with pytest.raises(_KilledError):
             publish_current_state(built.table_lake)
     built.land([_at(40, "a", {"n": {"N": "1"}}, 5)])

@@ -1,0 +1,274 @@
+"""Publication of the whole state: every row is written again, changed or not.
+
+The base's files are sorted by key, so their rows are copied in that order and merged with the
+sorted items after the changes: what did not change is not sorted and, as long as its columns stay,
+not parsed. If keys are masked anew, or another engine has written files, all rows are sorted.
+"""
+
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cdc_pipeline.core.errors import LakeError
+from cdc_pipeline.core.items.columns import Column, Stats, subtract_stats
+from cdc_pipeline.core.items.masking import Masking
+from cdc_pipeline.core.log.entries import LandedObject
+from cdc_pipeline.core.log.state import LogState
+from cdc_pipeline.lake.engine.duckdb_session import literal, open_duckdb
+from cdc_pipeline.lake.engine.folding import (
+    CHANGED,
+    REPLACED,
+    create_base,
+    create_effective,
+    create_touched_base,
+    create_winners,
+)
+from cdc_pipeline.lake.engine.item_table import (
+    TypedResult,
+    description_text,
+    max_order_key,
+    prior_columns,
+    prior_stats,
+    replace_typed,
+    size_properties,
+    sorted_batches,
+    spool_narrow,
+    spooled,
+    typed_reader,
+)
+from cdc_pipeline.lake.engine.live_rows import (
+    create_dead_places,
+    dead_rows,
+    placed_files,
+    placed_relation,
+    version_relation,
+)
+from cdc_pipeline.lake.engine.masking import (
+    expire_earlier_versions,
+    masking_functions,
+    masking_of,
+    published_rules,
+)
+from cdc_pipeline.lake.engine.sorted_files import SortedFiles, UnsortedFilesError
+from cdc_pipeline.lake.iceberg.files import LiveFiles, live_files
+from cdc_pipeline.lake.lake import TableLake
+from cdc_pipeline.lake.state.base import Base, generation_of, require_whole, watermarks
+from cdc_pipeline.lake.state.columns import plan_columns
+from cdc_pipeline.lake.state.tombstones import replace_tombstones
+from cdc_pipeline.transform.pinned_types import count_misfits
+from cdc_pipeline.transform.ranges import split_by_key
+from cdc_pipeline.transform.shred import NARROW_SCHEMA, collect_stats, merge_stats, typed_schema
+from cdc_pipeline.transform.sql import load_sql
+
+_SORT_BYTES = 256 << 20
+"""Changed items, as text, that are sorted at once, per 1,000 MB of `memory_mb`."""
+_SORT_PERCENT = 50
+"""Percentage of `memory_mb` for that sort."""
+
+_GONE = f"{REPLACED} UNION ALL SELECT place FROM dead_places"
+_STORED = ("_key", "_order_key", "_item", "_write_time_us")
+_NARROW_ROWS = pa.schema([f.with_name(n) for f, n in zip(NARROW_SCHEMA, _STORED, strict=True)])
+
+
+def publish_fold(
+    table: TableLake, state: LogState, base: Base, delta: Sequence[LandedObject]
+) -> TypedResult:
+    """Publish the base with the changes as new files without dead rows.
+
+    Tombstones are committed first. Raises `CommitConflictError`, `LakeError`,
+    `SchemaContractError`, `SettingsError`.
+    """
+    masking = masking_of(table.lake.settings, table.settings, writing=True)
+    shows_too_much = base.over is not None and not masking.made(published_rules(base.over))
+    published = None
+    if not masking or base.table is base.over:  # or masked keys would have another order
+        with suppress(UnsortedFilesError):
+            published = _fold_in_order(table, state, base, delta, masking)
+    if published is None:
+        published = _fold_and_sort(table, state, base, delta, masking)
+    if shows_too_much:
+        expire_earlier_versions(table.lake, published.table)
+    return published
+
+
+def _fold_in_order(
+    table: TableLake, state: LogState, base: Base, delta: Sequence[LandedObject], masking: Masking
+) -> TypedResult:
+    memory_mb = table.lake.settings.memory_mb
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open_duckdb(table.lake, Path(folder)) as connection,
+        masking_functions(connection, masking),
+    ):
+        live = live_files(base.table, base.snapshot_id)
+        alive = create_dead_places(connection, live)
+        require_whole(table.settings, base, alive)
+        tombstones = create_winners(connection, table, delta)
+        stored = _stored_rows(connection, base, live)
+        create_touched_base(connection, stored)
+        create_effective(connection)
+        files = SortedFiles(base.table, live, dead_rows(connection, _GONE, live))
+        replace_tombstones(connection, table, tombstones, masking, _oldest(base))
+        spool = Path(folder) / "changed.parquet"
+        changed = spool_narrow(connection, CHANGED, spool)
+        ((gone,),) = connection.execute(f"SELECT count(*) FROM ({REPLACED})").fetchall()
+        newest = max(_newest(connection, base, stored), changed.max_order_key or "")
+        connection.execute("DROP TABLE base; DROP TABLE effective; DROP TABLE dead_places")
+        kept = _kept_stats(base, live, files)
+        stats = merge_stats(kept, changed.stats)
+        columns, properties = plan_columns(table, base.over, masking)(stats)
+        misfits = count_misfits(chain(files.items(gone=False), spooled(spool)), columns, stats)
+        # The rest of the memory is for Arrow, which types and writes the rows.
+        connection.execute(f"SET memory_limit = '{memory_mb * _SORT_PERCENT // 100}MB'")
+        ranges = _text_bytes(spool) * 1000 // (_SORT_BYTES * memory_mb) + 1
+        paths = split_by_key([spool], Path(folder), ranges) if ranges > 1 else [spool]
+        changes = chain.from_iterable(
+            sorted_batches(connection, f"SELECT * FROM read_parquet({literal(str(path))})")
+            for path in paths
+        )
+        items = alive - gone + changed.rows
+        rows = _merged(base, files, columns, stats, kept, changes, items)
+        committed = table.lake.iceberg.replace(
+            f"{table.safe_name}_current_state",
+            pa.RecordBatchReader.from_batches(typed_schema(columns), _counted(rows, base, items)),
+            {**watermarks(base, state), **properties, **size_properties(items, newest)},
+            over=base.over,
+            key="_key",
+            described=description_text(stats, columns, misfits),
+        )
+    return TypedResult(committed, columns, items)
+
+
+def _fold_and_sort(
+    table: TableLake, state: LogState, base: Base, delta: Sequence[LandedObject], masking: Masking
+) -> TypedResult:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open_duckdb(table.lake, Path(folder)) as connection,
+        masking_functions(connection, masking),
+    ):
+        live = live_files(base.table, base.snapshot_id)
+        require_whole(table.settings, base, create_dead_places(connection, live))
+        rows = version_relation(connection, base.table, base.snapshot_id)
+        is_exact = base.table is not base.over
+        create_base(connection, table.settings, rows, masking if is_exact else Masking())
+        tombstones = create_winners(connection, table, delta)
+        create_effective(connection)
+        replace_tombstones(connection, table, tombstones, masking, _oldest(base))
+        return replace_typed(
+            table.lake.iceberg,
+            f"{table.safe_name}_current_state",
+            connection,
+            load_sql("fold"),
+            watermarks(base, state),
+            over=base.over,
+            scratch=Path(folder),
+            plan=plan_columns(table, base.over, masking),
+        )
+
+
+def _oldest(base: Base) -> int:
+    """Return the oldest generation with tombstones: until the commit, readers use `over`'s."""
+    return generation_of(base.over) if base.over else base.generation
+
+
+def _stored_rows(connection: duckdb.DuckDBPyConnection, base: Base, live: LiveFiles) -> str:
+    """Return SQL for the rows of the base with their places, dead ones included."""
+    if base.snapshot_id is not None:
+        return placed_files(connection, live.paths)
+    return placed_relation(connection, base.table, LiveFiles(live.data, []))
+
+
+def _newest(connection: duckdb.DuckDBPyConnection, base: Base, stored: str) -> str:
+    """Return an order key that no row of the base exceeds; "" without rows."""
+    known = max_order_key(base.table) if base.snapshot_id is None else None
+    if known is None:
+        ((known,),) = connection.execute(f"SELECT max(_order_key) FROM {stored}").fetchall()
+    return known or ""
+
+
+def _kept_stats(base: Base, live: LiveFiles, files: SortedFiles) -> Stats:
+    """Return statistics of the base's rows that stay.
+
+    Those of the last publication without the rows that are gone since, if it counted every row of
+    the files: an attribute of all items, as those of the key, has as many values.
+    """
+    prior = prior_stats(base.table) if base.table is base.over else {}
+    counted = max((sum(seen.tags.values()) for seen in prior.values()), default=0)
+    if counted == live.rows:
+        return subtract_stats(prior, collect_stats(files.items(gone=True)))
+    return collect_stats(files.items(gone=False), live.rows)
+
+
+def _merged(
+    base: Base,
+    files: SortedFiles,
+    columns: Sequence[Column],
+    stats: Stats,
+    kept: Stats,
+    changes: Iterable[pa.RecordBatch],
+    items: int,
+) -> Iterator[pa.RecordBatch]:
+    """Yield typed rows of the next version; `kept`: statistics of the base's rows that stay."""
+    is_described = base.snapshot_id in (None, base.table.metadata.current_snapshot_id)
+    if is_described and stay_as_they_are(prior_columns(base.table), columns, kept):
+        return files.merged(typed_schema(columns), typed_reader(iter(changes), columns, stats))
+    beside = (pa.RecordBatch.from_arrays(b.columns, schema=_NARROW_ROWS) for b in changes)
+    narrow = (
+        pa.RecordBatch.from_arrays(batch.columns, schema=NARROW_SCHEMA)
+        for batch in files.merged(_NARROW_ROWS, beside)
+    )
+    return iter(typed_reader(narrow, columns, stats, items))
+
+
+def stay_as_they_are(before: Iterable[Column], columns: Sequence[Column], kept: Stats) -> bool:
+    """Whether rows with columns `before` have the cells of `columns`, but for wider numbers.
+
+    `kept`: statistics of these rows. A column that they gain or lose must be one of an attribute
+    that they lack.
+    """
+    known = {column.name: column for column in before}
+    shown = {column.attribute for column in columns}
+    return all(
+        column.attribute in shown or column.attribute not in kept for column in known.values()
+    ) and all(
+        _is_same_or_wider(known[column.name], column)
+        if column.name in known
+        else column.attribute not in kept
+        for column in columns
+    )
+
+
+def _is_same_or_wider(old: Column, new: Column) -> bool:
+    if (old.attribute, old.tag) != (new.attribute, new.tag):
+        return False
+    if old.type == new.type:
+        return True
+    # A pinned type may be narrower than some numbers, which are rescued.
+    is_pinned = old.pinned or new.pinned
+    return not is_pinned and new.type.startswith("decimal(") and old.type != "string"
+
+
+def _text_bytes(spool: Path) -> int:
+    metadata = pq.read_metadata(spool)
+    return sum(metadata.row_group(n).total_byte_size for n in range(metadata.num_row_groups))
+
+
+def _counted(rows: Iterator[pa.RecordBatch], base: Base, items: int) -> Iterator[pa.RecordBatch]:
+    """Yield the rows; raise `LakeError` before a commit of other than `items` rows."""
+    count = 0
+    for batch in rows:
+        count += len(batch)
+        yield batch
+    if count != items:
+        raise LakeError(
+            f"table {'.'.join(base.table.name())}: its files and {items} items after the changes "
+            f"gave {count} rows, which were not committed",
+            fix="run `cdc-pipeline verify`; with whole files, it is an error of cdc_pipeline",
+        )
