@@ -1,10 +1,15 @@
 """An earlier version of the product as a contender: its sources beside the present ones."""
 
+import json
+import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from benchmarks.measure import Cost
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -20,3 +25,16 @@ def checked_out(commit: str) -> Iterator[Path | None]:
             return
         subprocess.run(["tar", "--extract", "--file", str(archive)], cwd=folder, check=True)
         yield Path(folder)
+
+
+def run_earlier(tree: Path, script: str, *arguments: object) -> Cost:
+    """Run a script with an earlier version; a cost that it reports in its last line, or none."""
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(tree)}
+    done = subprocess.run(
+        command, cwd=tree, env=environment, check=False, capture_output=True, text=True
+    )
+    if done.returncode:
+        sys.exit(f"the earlier version failed:\n{done.stderr}")
+    lines = done.stdout.splitlines()
+    return Cost(**json.loads(lines[-1])) if lines else Cost(0, 0, 0, 1)

@@ -45,15 +45,16 @@ FROM range({{items}}) AS r(k)
 
 # Keys are drawn from a Zipf distribution over more keys than the base has, hot ones everywhere;
 # some changes are delivered twice.
+CHANGED_KEYS = """
+SELECT i, CAST(floor(power({keys}, chance(i, 1))) AS BIGINT) * 7919 % {keys} AS k
+FROM (SELECT CASE WHEN i % 50 = 49 THEN i - 49 ELSE i END AS i FROM range({changes}) AS r(i))
+"""
 _CHANGES = f"""
 SELECT key_of(k) AS item_key, '{_CHANGE_PREFIX}' || ({START_US} + i * 1000) AS order_key,
        CASE WHEN chance(i, 2) < 0.03 THEN 'D' ELSE 'U' END AS op,
        CASE WHEN chance(i, 2) < 0.03 THEN NULL ELSE item_of(k, i + 1000000000) END AS item,
        {START_US} + i * 1000 AS write_time_us
-FROM (
-    SELECT i, CAST(floor(power({{keys}}, chance(i, 1))) AS BIGINT) * 7919 % {{keys}} AS k
-    FROM (SELECT CASE WHEN i % 50 = 49 THEN i - 49 ELSE i END AS i FROM range({{changes}}) AS r(i))
-)
+FROM ({CHANGED_KEYS})
 """
 
 # Of items that the base does not have: some changes are older, some newer.

@@ -5,14 +5,12 @@ checked out of git, so this needs a clone with its history. Then ours publishes 
 DuckDB reads the state through the views of `connect`, beside the state right after a fold.
 """
 
-import json
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.earlier import checked_out
+from benchmarks.earlier import checked_out, run_earlier
 from benchmarks.measure import Cost, Row, Target, cheapest, in_own_process, measure, report
 from benchmarks.orders_lake import OrdersLake
 from cdc_pipeline.lake.publish.current_state import publish_current_state
@@ -68,9 +66,10 @@ def run() -> list[Row]:
                 for items in (_CHANGES, _ITEMS):  # the first compiles what the second runs
                     folder = Path(scratch).resolve() / f"earlier{items}"
                     folder.mkdir()
-                    _earlier(earlier, "write", folder, items)
+                    changes = min(_CHANGES, items // 10)
+                    run_earlier(earlier, _EARLIER, "write", folder, items, changes)
                     before = _files(folder)
-                    cost = _earlier(earlier, "publish", folder, items)
+                    cost = run_earlier(earlier, _EARLIER, "publish", folder, items)
                 rows.append((_PUBLISH, _BEFORE, cost))
                 print(f"{_BEFORE}: {_written_mb(before, _files(folder)):,.1f} MB")
         folder = Path(scratch).resolve() / "ours"
@@ -132,24 +131,6 @@ TARGETS = [
         _ALL, f"all of 10M items after {_PUBLICATIONS} publications: CPU time after a fold", 1.3
     ),
 ]
-
-
-def _earlier(tree: Path, step: str, folder: Path, items: int) -> Cost:
-    changes = str(min(_CHANGES, items // 10))
-    command = [sys.executable, "-c", _EARLIER, step, str(folder), str(items), changes]
-    done = subprocess.run(
-        command,
-        cwd=tree,
-        env={**os.environ, "PYTHONPATH": str(tree)},
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        sys.exit(f"{_BEFORE} failed:\n{done.stderr}")
-    return (
-        Cost(**json.loads(done.stdout.splitlines()[-1])) if step == "publish" else Cost(0, 0, 0, 1)
-    )
 
 
 def _own_process(step: str, folder: Path) -> Cost:

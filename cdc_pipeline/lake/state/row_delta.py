@@ -85,6 +85,8 @@ def publish_row_delta(
         base.table is not base.over
         or base.items <= SMALL_ITEMS
         or not base.is_counted
+        # So many seldom touch few items, and a row delta would look for their places in vain.
+        or sum(landed.rows for landed in delta) >= base.items
         or not is_typed_alike(table.settings, base)
     ):
         return None
