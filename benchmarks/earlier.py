@@ -36,5 +36,6 @@ def run_earlier(tree: Path, script: str, *arguments: object) -> Cost:
     )
     if done.returncode:
         sys.exit(f"the earlier version failed:\n{done.stderr}")
-    lines = done.stdout.splitlines()
-    return Cost(**json.loads(lines[-1])) if lines else Cost(0, 0, 0, 1)
+    # DuckDB draws progress bars on standard output.
+    costs = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    return Cost(**json.loads(costs[-1])) if costs else Cost(0, 0, 0, 1)
