@@ -19,6 +19,7 @@ from cdc_pipeline.lake.engine.masking import (
     published_rules,
     require_maskable_keys,
 )
+from cdc_pipeline.lake.engine.place_index import PlaceIndex
 from cdc_pipeline.lake.iceberg.files import data_files
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.settings.table import Table
@@ -38,7 +39,8 @@ REPLACED = "SELECT replaces AS place FROM effective WHERE replaces IS NOT NULL"
 """The places of the rows that the effective changes replace or delete."""
 
 _INLINED = 12  # bytes
-_FEW_KEYS = 200
+FEW_KEYS = 200
+"""Keys up to which row groups of the base are skipped by their bounds."""
 
 
 def create_base(
@@ -62,20 +64,60 @@ def create_touched_base(connection: duckdb.DuckDBPyConnection, rows: str) -> Non
     It takes the place of the whole base in `create_effective`. `rows`: SQL with `_key`,
     `_order_key` and `place`, which may include dead rows: those in table `dead_places` are dropped.
     """
+    _start_touched_base(connection)
+    _join_touched(connection, rows, "touched")
+    _finish_touched_base(connection)
+
+
+def create_indexed_base(
+    connection: duckdb.DuckDBPyConnection, rows: str, others: str, index: PlaceIndex, newest: str
+) -> None:
+    """Do `create_touched_base` with an index of the large files.
+
+    `others`: SQL of the rows of all other files. `newest`: an order key that no row exceeds. Later
+    changes replace whatever row their item has, so they need its place only, and have `newest` as
+    its order key; for others the row is read.
+    """
+    _start_touched_base(connection)
+    late = f"order_key <= {literal(newest)}"
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE late AS FROM touched WHERE {late}")
+    connection.execute(f"DELETE FROM touched WHERE {late}")
+    _join_touched(connection, rows, "late")
+    _join_touched(connection, others, "touched")
+    index.create_found(connection, "SELECT item_key FROM touched")
     connection.execute(
-        "CREATE OR REPLACE TEMP TABLE touched AS "
-        "SELECT c.item_key FROM changes AS c JOIN winners AS w ON w.place = c.place"
+        f"INSERT INTO base SELECT item_key, {literal(newest)} AS order_key, place FROM found"
     )
-    keys = connection.execute(f"FROM touched LIMIT {_FEW_KEYS + 1}").fetchall()
-    joined = "JOIN touched AS k ON k.item_key = b._key"
-    if len(keys) <= _FEW_KEYS:
+    connection.execute("DROP TABLE late; DROP TABLE found")
+    _finish_touched_base(connection)
+
+
+def _start_touched_base(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.execute(
+        "CREATE OR REPLACE TEMP TABLE touched AS SELECT c.item_key, c.order_key "
+        "FROM changes AS c JOIN winners AS w ON w.place = c.place"
+    )
+    connection.execute(
+        "CREATE OR REPLACE TEMP TABLE base (item_key VARCHAR, order_key VARCHAR, place BIGINT)"
+    )
+
+
+def _join_touched(connection: duckdb.DuckDBPyConnection, rows: str, touched: str) -> None:
+    keys = connection.execute(f"SELECT item_key FROM {touched} LIMIT {FEW_KEYS + 1}").fetchall()
+    if not keys:
+        return
+    joined = f"JOIN {touched} AS k ON k.item_key = b._key"
+    if len(keys) <= FEW_KEYS:
         # With the keys as literals, DuckDB reads only row groups whose bounds include one.
-        joined = f"WHERE b._key IN ({', '.join(literal(key) for (key,) in keys) or 'NULL'})"
+        joined = f"WHERE b._key IN ({', '.join(literal(key) for (key,) in keys)})"
     with written_join_order(connection):
         connection.execute(
-            "CREATE OR REPLACE TEMP TABLE base AS SELECT b._key AS item_key, "
-            f"b._order_key AS order_key, b.place FROM {rows} AS b {joined}"
+            "INSERT INTO base SELECT b._key AS item_key, b._order_key AS order_key, b.place "
+            f"FROM {rows} AS b {joined}"
         )
+
+
+def _finish_touched_base(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute("DELETE FROM base WHERE place IN (SELECT place FROM dead_places)")
     connection.execute("DROP TABLE touched")
 

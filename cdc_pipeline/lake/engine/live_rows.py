@@ -58,13 +58,16 @@ def _stored_rows(
 
 
 def dead_sql(live: LiveFiles) -> str:
-    """Return SQL for the places of the dead rows, without those of files that left the table."""
+    """Return SQL for the places of the dead rows, without those of files that left the table.
+
+    Delete files of racing engines may name a place twice.
+    """
     if not live.deletes:
         return "SELECT CAST(NULL AS BIGINT) AS place WHERE false"
     spelled = ", ".join(literal(entry.data_file.file_path) for entry in live.data)
     deletes = ", ".join(literal(path_of(entry.data_file)) for entry in live.deletes)
     return (
-        f"SELECT DISTINCT (file - 1) * {FILE_ROWS} + pos AS place "
+        f"SELECT (file - 1) * {FILE_ROWS} + pos AS place "
         f"FROM (SELECT CAST(list_position([{spelled}], file_path) AS BIGINT) AS file, pos "
         f"FROM read_parquet([{deletes}], hive_partitioning = false)) WHERE file > 0"
     )
@@ -115,7 +118,9 @@ def create_dead_places(connection: duckdb.DuckDBPyConnection, live: LiveFiles) -
 
     By the manifests: no data file is read.
     """
-    connection.execute(f"CREATE OR REPLACE TEMP TABLE dead_places AS {dead_sql(live)}")
+    connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE dead_places AS SELECT DISTINCT * FROM ({dead_sql(live)})"
+    )
     ((dead,),) = connection.execute("SELECT count(*) FROM dead_places").fetchall()
     return live.rows - dead
 

@@ -45,7 +45,10 @@ def rewrite_without(lake: Lake, table: IcebergTable, keys: Collection[str]) -> i
             f"_write_time_us AS write_time_us FROM {rows} WHERE _key NOT IN ({listed})"
         )
         indexes = ", ".join(map(str, touched)) or "-1"
-        dead = f"SELECT place FROM ({dead_sql(live)}) WHERE place // {FILE_ROWS} NOT IN ({indexes})"
+        dead = (
+            f"SELECT DISTINCT place FROM ({dead_sql(live)}) "
+            f"WHERE place // {FILE_ROWS} NOT IN ({indexes})"
+        )
         columns, stats = prior_columns(table), prior_stats(table)
         leaving = [live.data[index] for index in touched] + live.deletes
         items = int(table_property(table, "items") or 0) - count

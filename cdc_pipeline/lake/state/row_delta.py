@@ -22,8 +22,10 @@ from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.lake.engine.duckdb_session import FILE_ROWS, literal, open_duckdb
 from cdc_pipeline.lake.engine.folding import (
     CHANGED,
+    FEW_KEYS,
     REPLACED,
     create_effective,
+    create_indexed_base,
     create_tombstones,
     create_touched_base,
     create_winners,
@@ -43,6 +45,7 @@ from cdc_pipeline.lake.engine.item_table import (
 )
 from cdc_pipeline.lake.engine.live_rows import create_dead_places, dead_rows, placed_relation
 from cdc_pipeline.lake.engine.masking import masking_functions, masking_of
+from cdc_pipeline.lake.engine.place_index import place_index
 from cdc_pipeline.lake.iceberg.files import LiveFiles, data_files, live_files
 from cdc_pipeline.lake.iceberg.row_delta import RowDelta
 from cdc_pipeline.lake.iceberg.tables import delta_snapshots, holds
@@ -100,8 +103,7 @@ def publish_row_delta(
         alive = create_dead_places(connection, live)
         require_whole(table.settings, base, alive)
         tombstones = create_winners(connection, table, delta, touched_only=True)
-        stored = LiveFiles(live.data, [])  # the dead rows of the touched items are dropped later
-        create_touched_base(connection, placed_relation(connection, base.table, stored))
+        _create_base(connection, base, live, delta)
         create_effective(connection)
         effect = _effect(connection)
         most = live.rows * table.lake.settings.current_state.fold_percent / 100
@@ -137,6 +139,22 @@ def publish_row_delta(
             expired=_expired(base.table),
         )
     return TypedResult(committed, columns, items)
+
+
+def _create_base(
+    connection: duckdb.DuckDBPyConnection, base: Base, live: LiveFiles, delta: list[LandedObject]
+) -> None:
+    stored = LiveFiles(live.data, [])  # the dead rows of the touched items are dropped later
+    rows = placed_relation(connection, base.table, stored)
+    are_many = sum(landed.rows for landed in delta) > FEW_KEYS
+    index = place_index(connection, base.table, live) if are_many else None
+    newest = max_order_key(base.table)
+    if index is None or newest is None:
+        create_touched_base(connection, rows)
+        return
+    others = [number for number in range(len(live.data)) if number not in index.files]
+    rest = placed_relation(connection, base.table, stored, others)
+    create_indexed_base(connection, rows, rest, index, newest)
 
 
 def _with_merges(
