@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cdc_pipeline_tests.e2e.world import World, open_lake
+from cdc_pipeline_tests.e2e.world import World, few_items_are_many, open_lake
 
 BEFORE, AFTER = "before", "after"
 _PAGE_RECORDS = 2
@@ -178,6 +178,9 @@ def _run_step(step: str, lake: Any, name: str) -> None:
                 raise event.error
     elif step == "publish":
         publish_current_state(lake.table(table))
+    elif step in ("row delta", "merge"):
+        with few_items_are_many(merging=step == "merge"):
+            publish_current_state(lake.table(table))
     elif step == "repair":
         from cdc_pipeline.reconcile.reconcile import reconcile_full
 

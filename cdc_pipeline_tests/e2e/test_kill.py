@@ -21,6 +21,7 @@ from cdc_pipeline_tests.e2e.world import (
     assert_mirrors,
     assert_no_orphans,
     assert_nothing_twice,
+    few_items_are_many,
     make_world,
 )
 
@@ -65,7 +66,7 @@ def scene(
     world.make_table(NAME)
     # Few rows per object, so that one capture makes several entries.
     capture = {"poll_seconds": 0.01, "empty_polls": 1, "flush_rows": 3, "listing_lag_seconds": 0}
-    world.configure(NAME, capture=capture)
+    world.configure(NAME, capture=capture, current_state={"fold_percent": 1000})
     moments = _moments(world)
     scenes[kind] = Scene(world, Killer(world), moments)
     return scenes[kind]
@@ -116,6 +117,13 @@ def _finish(world: World, step: str) -> None:
         "publish": world.publish,
         "cdc": world.build_cdc,
     }
+    if step in ("row delta", "merge"):
+        with few_items_are_many(merging=step == "merge"):
+            world.publish(NAME)
+            world.capture_past_handover(NAME)
+            world.publish(NAME)
+        assert_mirrors(world, NAME)
+        step = "publish"
     again[step](NAME)
     world.capture_past_handover(NAME)
     if step in ("snapshot", "capture"):
@@ -129,7 +137,7 @@ def _verify(world: World, step: str) -> None:
     assert_no_orphans(world, NAME)
     if step != "cdc":
         assert_mirrors(world, NAME)
-    if step != "publish":
+    if step in ("snapshot", "capture", "cdc"):
         assert_nothing_twice(world, NAME)
 
 
@@ -151,6 +159,8 @@ LOCAL = [
     ("later capture", "capture", _CAPTURE),
     ("first publish", "publish", _FIRST_PUBLISH),
     ("later publish", "publish", _PUBLISH),
+    ("later publish", "row delta", _PUBLISH),
+    ("later publish", "merge", _PUBLISH),
     ("swap", "publish", _PUBLISH),
     ("first cdc", "cdc", {"create Iceberg table": 1, "Iceberg commit": 2}),
     ("later cdc", "cdc", {"Iceberg commit": 1}),
@@ -165,7 +175,7 @@ CASES = [("s3", *moment) for moment in S3] + [("local", *moment) for moment in L
 @pytest.mark.parametrize(
     ("kind", "moment", "step", "at_least"),
     CASES,
-    ids=[f"{case[0]}-{case[1]}" for case in CASES],
+    ids=["-".join(case[: 2 if case[2] in case[1] else 3]) for case in CASES],
     indirect=["kind"],
 )
 def test_killed_anywhere(scene: Scene, moment: str, step: str, at_least: dict[str, int]) -> None:

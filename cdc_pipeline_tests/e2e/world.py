@@ -5,6 +5,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -24,6 +25,7 @@ from cdc_pipeline.lake.publish.cdc import CdcDay, build_cdc_day, build_cdc_days
 from cdc_pipeline.lake.publish.current_state import PublishResult, publish_current_state
 from cdc_pipeline.lake.publish.staleness import Staleness
 from cdc_pipeline.lake.query.connection import connect_lake
+from cdc_pipeline.lake.state import row_delta
 from cdc_pipeline.lake.state.base import handover_us
 from cdc_pipeline.reconcile.compare import compare_with_source
 from cdc_pipeline.sandbox.export_options import ExportOptions
@@ -242,6 +244,16 @@ class World:
             for page in pages.paginate(Bucket=self.bucket, Prefix=f"lake/{prefix}")
             for entry in page.get("Contents", ())
         }
+
+
+@contextmanager
+def few_items_are_many(*, merging: bool = False) -> Iterator[None]:
+    """Publish as row deltas; `merging`: each with all files of the one before."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(row_delta, "SMALL_ITEMS", -1)
+        if merging:
+            patch.setattr(row_delta, "_TIER_FILES", 2)
+        yield
 
 
 def open_lake(settings_path: Path, margin_seconds: float) -> Lake:

@@ -18,14 +18,14 @@ import pytest
 from cdc_pipeline.core.items.columns import Column
 from cdc_pipeline.core.items.view_names import STORED_NAMES
 from cdc_pipeline.lake.glue_partitions import registered_days, repair
-from cdc_pipeline.lake.iceberg.files import data_files
+from cdc_pipeline.lake.iceberg.files import data_files, live_files
 from cdc_pipeline.lake.query.athena import catalogued
 from cdc_pipeline.lake.query.connection import connect_lake
 from cdc_pipeline.sandbox.demo.traffic import create_tables, seed
 from cdc_pipeline.sandbox.export_options import ExportOptions
 from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline.transform.athena import Statement, athena_statements
-from cdc_pipeline_tests.e2e.world import World, make_world
+from cdc_pipeline_tests.e2e.world import World, few_items_are_many, make_world
 from cdc_pipeline_tests.maven import Unavailable
 from cdc_pipeline_tests.trino import server
 from cdc_pipeline_tests.trino.server import Trino
@@ -121,6 +121,15 @@ def _fill(world: World) -> None:
     _expire(world, {"customer_id": {"S": "odd"}, "order_id": {"S": "expired"}})
     world.capture("orders")
     world.publish("orders")
+    # Athena reads what a row delta publishes, with the places of dead rows beside it.
+    put(TableName="orders", Item={**_KEY, **_ODD, "mixed": {"S": "text"}, "later": {"N": "1"}})
+    put(TableName="orders", Item={**gone, "tiny": {"N": "2E-130"}})
+    world.capture("orders")
+    with few_items_are_many():
+        world.publish("orders")
+    state = world.lake().iceberg.load("orders_current_state")
+    assert state is not None
+    assert live_files(state).deletes
     world.build_cdc("orders")
     lake, table = world.lake(), world.table("orders")
     landed = sorted(world.landing_files("orders"))[-1]
