@@ -2,7 +2,8 @@
 
 Each build writes a lake of its own, lands the same changes and publishes them. The earlier build is
 checked out of git, so this needs a clone with its history. Then ours publishes again and again, and
-DuckDB reads the state through the views of `connect`, beside the state right after a fold.
+DuckDB reads the state through the views of `connect`, beside the state right after a fold. A day is
+simulated (`benchmarks.day`), with the costs measured here.
 """
 
 import os
@@ -10,11 +11,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.day import simulate
 from benchmarks.earlier import checked_out, run_earlier
 from benchmarks.measure import Cost, Row, Target, cheapest, in_own_process, measure, report
 from benchmarks.orders_lake import OrdersLake
 from cdc_pipeline.lake.publish.current_state import publish_current_state
 from cdc_pipeline.lake.query.connection import connect_lake
+from cdc_pipeline.lake.state import row_delta
 
 _ITEMS = int(os.environ.get("PUBLISH_ITEMS", "10000000"))
 _CHANGES = 10_000
@@ -30,7 +33,11 @@ _QUERIES = {
     _GROUP: "SELECT country, count(*), sum(total) FROM orders.current_state GROUP BY country",
     _ALL: "SELECT sum(strlen(_item)), max(_order_key) FROM orders.current_state",
 }
-_WRITE = "write"
+_WRITE, _FOLD = "write", "fold"
+_DAY = f"a day of {_CHANGES:,} changes a minute over {_ITEMS:,} items"
+_MERGED_AT = 7
+"""Publications behind which small files are merged for the first time."""
+_PLACE_BYTES = 2
 
 _EARLIER = """
 import sys
@@ -71,29 +78,48 @@ def run() -> list[Row]:
                     before = _files(folder)
                     cost = run_earlier(earlier, _EARLIER, "publish", folder, items)
                 rows.append((_PUBLISH, _BEFORE, cost))
-                print(f"{_BEFORE}: {_written_mb(before, _files(folder)):,.1f} MB")
+                rewritten_mb = _written_mb(before, _files(folder))
+                print(f"{_BEFORE}: {rewritten_mb:,.1f} MB")
         folder = Path(scratch).resolve() / "ours"
         folder.mkdir()
         _own_process(_WRITE, folder)
         reads = [
             (w, _FOLDED, cheapest(_RUNS, lambda w=w: _own_process(w, folder))) for w in _QUERIES
         ]
-        costs = []
+        costs, written = [], 0.0
         for number in range(_PUBLICATIONS):
             _own_process(f"land {number}", folder)
             before = _files(folder)
             costs.append(_own_process(_PUBLISH, folder))
+            megabytes = _written_mb(before, _files(folder))
+            if number < _MERGED_AT - 1:
+                written += megabytes
             if number in (0, _PUBLICATIONS - 1):
-                print(
-                    f"ours, publication {number + 1}: {_written_mb(before, _files(folder)):,.2f} MB"
-                )
+                print(f"ours, publication {number + 1}: {megabytes:,.2f} MB")
         reads += [
             (w, _OURS, cheapest(_RUNS, lambda w=w: _own_process(w, folder))) for w in _QUERIES
         ]
+        before = _files(folder)
+        fold = _own_process(_FOLD, folder)
+        fold_mb = _written_mb(before, _files(folder))
+        print(f"a fold after them: {fold.cpu:.1f} CPU s, {fold_mb:,.1f} MB, {fold.peak_mb:.0f} MB")
     total = sum(cost.cpu for cost in costs)
     most = max(costs, key=_cpu).cpu
     print(f"ours: {total:.0f} CPU s for {len(costs)} publications, at most {most:.1f}")
     rows.append((_PUBLISH, _OURS, min(costs, key=_cpu)))
+    row_bytes = round(written / ((_MERGED_AT - 1) * _CHANGES) * 1e6)
+    day = simulate(_ITEMS, _CHANGES, row_bytes)
+    megabytes = (day.rows * row_bytes + day.places * _PLACE_BYTES) / 1e6 + day.folds * fold_mb
+    print(
+        f"a day, each minute: {megabytes / 1000:.1f} GB, {day.folds} folds, {day.merges} merges, "
+        f"at most {day.files} data files"
+    )
+    if rows[0][1] == _BEFORE:
+        once = rows[0][2]
+        print(f"a day, build {_COMMIT}, each 15 minutes: {96 * rewritten_mb / 1000:.1f} GB")
+        rows.append((_DAY, _BEFORE, Cost(96 * once.cpu, 96 * once.wall, once.peak_mb, 1440)))
+    cpu = 1440 * total / len(costs) + day.folds * fold.cpu
+    rows.append((_DAY, _OURS, Cost(cpu, 0, max(fold.peak_mb, rows[-1][2].peak_mb), 1440)))
     return rows + sorted(reads, reverse=True)
 
 
@@ -124,6 +150,16 @@ TARGETS = [
         0.4,
         lambda costs: costs[_PUBLISH, _OURS].peak_mb / 1000,
     ),
+    Target(
+        f"{_DAY}, at 1 minute: CPU time of the build {_COMMIT} at 15",
+        True,
+        2.5,
+        lambda costs: (
+            costs[_DAY, _BEFORE].cpu / costs[_DAY, _OURS].cpu
+            if (_DAY, _BEFORE) in costs
+            else float("nan")
+        ),
+    ),
     _ratio(
         _GROUP, f"sums of 10M items after {_PUBLICATIONS} publications: CPU time after a fold", 1.6
     ),
@@ -146,6 +182,10 @@ def _contend(step: str, folder: str) -> None:
     elif step.startswith("land "):
         lake.land(_CHANGES, int(step.removeprefix("land ")))
         report(Cost(0, 0, 0, 1))
+    elif step == _FOLD:
+        row_delta.SMALL_ITEMS = _ITEMS * 2
+        lake.land(_CHANGES, _PUBLICATIONS)
+        report(measure(lambda: publish_current_state(handle).changes_folded))
     elif step == _PUBLISH:
         report(measure(lambda: publish_current_state(handle).changes_folded))
     else:

@@ -29,9 +29,6 @@ from cdc_pipeline.core.plans.erasure import ItemTrace, key_hash, new_salt, typed
 from cdc_pipeline.core.run_context import SILENT, RunContext
 from cdc_pipeline.erase.exports import erase_from_exports
 from cdc_pipeline.erase.lake import (
-    FileWithItem,
-    SearchedPrefix,
-    count_versions,
     erase_files,
     erase_iceberg,
     erase_landed,
@@ -39,10 +36,15 @@ from cdc_pipeline.erase.lake import (
     erase_scratch,
     erase_state_rows,
     erase_versions,
+    rebuild_aggregates,
+)
+from cdc_pipeline.erase.places import (
+    FileWithItem,
+    SearchedPrefix,
+    count_versions,
     find_item,
     key_columns,
     lake_prefixes,
-    rebuild_aggregates,
 )
 from cdc_pipeline.lake.engine.masking import (
     masking_of,

@@ -20,7 +20,7 @@ from typing import Any
 from cdc_pipeline.core.log.entries import RemovedRows
 from cdc_pipeline.core.plans.erasure import ItemTrace
 from cdc_pipeline.erase.files import without_lines
-from cdc_pipeline.erase.lake import SearchedPrefix, find_item
+from cdc_pipeline.erase.places import SearchedPrefix, find_item
 from cdc_pipeline.lake.storage.store import Store
 
 _FILES, _SUMMARY = "manifest-files.json", "manifest-summary.json"

@@ -1,4 +1,4 @@
-"""Erasure from the lake: the places that can hold an item, the search, and the removal.
+"""Removal of an item from each place of the lake.
 
 Each removal can be killed at any time and run again. Landing objects are replaced through the
 capture log, as by compaction. Iceberg tables get a new snapshot without the item; all earlier
@@ -8,12 +8,9 @@ from an earlier snapshot can then no longer commit them.
 
 import time
 import zlib
-from collections.abc import Collection, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
-from graphlib import TopologicalSorter
 from typing import TypeVar
 
 import pyarrow as pa
@@ -21,45 +18,32 @@ import pyarrow.parquet as pq
 from pyiceberg.table.refs import MAIN_BRANCH
 
 from cdc_pipeline.aws.s3.objects import S3Store, StoredFile
-from cdc_pipeline.core.errors import LakeError, NotReadyError, QueryError, SettingsError
+from cdc_pipeline.core.errors import LakeError, NotReadyError, QueryError
 from cdc_pipeline.core.log.entries import LandedObject, QuarantinedObject, RemovedRows
 from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.names import entry_number, is_landing_name
 from cdc_pipeline.core.plans.erasure import ItemTrace
-from cdc_pipeline.erase.files import count_held, is_parquet, without_lines, without_rows
-from cdc_pipeline.lake.engine.masking import sources_of
-from cdc_pipeline.lake.iceberg.files import live_files, referenced_files
-from cdc_pipeline.lake.iceberg.foreign_files import NamedFiles
-from cdc_pipeline.lake.iceberg.properties import PROPERTY, description_folder
-from cdc_pipeline.lake.iceberg.tables import (
-    CommitConflictError,
-    retry_on_conflict,
+from cdc_pipeline.erase.files import is_parquet, without_lines, without_rows
+from cdc_pipeline.erase.places import (
+    SearchedPrefix,
+    aggregates_of,
+    files_with_item,
+    iceberg_folder,
+    key_columns,
 )
+from cdc_pipeline.lake.iceberg.files import live_files, referenced_files
+from cdc_pipeline.lake.iceberg.properties import PROPERTY, description_folder
+from cdc_pipeline.lake.iceberg.tables import CommitConflictError, retry_on_conflict
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.baselines import TAG, record_baseline, tag_baselines
 from cdc_pipeline.lake.publish.cdc import ROWS
-from cdc_pipeline.lake.publish.entity_tables import entity_tables
 from cdc_pipeline.lake.query.aggregates import build_aggregate
 from cdc_pipeline.lake.state.rewrite import rewrite_without
 from cdc_pipeline.lake.storage.compaction import remove_replaced
 from cdc_pipeline.lake.storage.landing import LANDING_SCHEMA, count_reasons, write_object
 from cdc_pipeline.lake.storage.log import CaptureLog, new_nonce
 from cdc_pipeline.lake.storage.store import TEMPORARY, Store
-from cdc_pipeline.transform.aggregates import Aggregate, broken_aggregates, load_aggregates
 
-KEY_COLUMNS = {
-    "current_state": "_key",
-    "tombstones": "item_key",
-    "cdc": "keys",
-    "ttl_archive": "keys",
-    "snapshot": "_key",
-}
-"""Iceberg tables of a DynamoDB table, each with its column of item keys.
-
-`key_columns` adds the tables of entities.
-"""
-
-_READERS = 8
 _ATTEMPTS = 5
 _TEMPORARY_SECONDS = 60
 """An older temporary file of a local lake is one of a killed writer."""
@@ -67,78 +51,11 @@ _TEMPORARY_SECONDS = 60
 _T = TypeVar("_T")
 
 
-def key_columns(table: TableLake) -> dict[str, str]:
-    """Return `KEY_COLUMNS` and the key columns of the tables of entities."""
-    return KEY_COLUMNS | dict.fromkeys(entity_tables(table), "_key")
-
-
-@dataclass(frozen=True)
-class SearchedPrefix:
-    """A prefix of a store whose files can hold an item. `name`: as in the log and in reports."""
-
-    name: str
-    store: Store
-    prefix: str
-
-
-@dataclass(frozen=True)
-class FileWithItem:
-    """A file that holds the item. `rows`: number of its rows, lines or entries with the item."""
-
-    place: str
-    key: str
-    rows: int
-
-
-def lake_prefixes(table: TableLake) -> list[SearchedPrefix]:
-    """Return every prefix of the lake whose files can hold items of the table."""
-    paths, store = table.paths, table.lake.store
-    names = {kind: f"{table.safe_name}_{kind}" for kind in key_columns(table)}
-    names |= {f"aggregates.{a.name}": a.table for a in _aggregates(table)}
-    iceberg = [
-        place for kind, name in names.items() for place in _table_places(table.lake, kind, name)
-    ]
-    return [
-        SearchedPrefix("landing", store, paths.landing),
-        SearchedPrefix("quarantine", store, paths.quarantine),
-        SearchedPrefix("backups", store, paths.backups),
-        SearchedPrefix("state", store, paths.state),
-        SearchedPrefix("temporary", store, TEMPORARY),
-        *iceberg,
-    ]
-
-
-def _table_places(lake: Lake, place: str, name: str) -> Iterator[SearchedPrefix]:
-    """Yield the Iceberg table's folder in the lake, and its files if they are elsewhere."""
-    yield SearchedPrefix(place, lake.store, _iceberg(lake, name))
-    table = lake.iceberg.load(name)
-    if table is not None and not lake.iceberg.is_placed(table):
-        yield SearchedPrefix(place, NamedFiles(lake.iceberg, name), "")
-
-
-def find_item(places: Iterable[SearchedPrefix], trace: ItemTrace) -> list[FileWithItem]:
-    """Read every file and return those that hold the item."""
-    return [holding for place in places for holding in _holdings(place, trace)]
-
-
-def _holdings(place: SearchedPrefix, trace: ItemTrace) -> Iterator[FileWithItem]:
-    files = list(place.store.files(place.prefix))
-
-    def count(file: StoredFile) -> int:
-        data = place.store.read(file.key)
-        return count_held(data, trace) if data is not None else 0
-
-    with ThreadPoolExecutor(_READERS) as pool:
-        for file, rows in zip(files, pool.map(count, files), strict=True):
-            if rows:
-                yield FileWithItem(place.name, file.key, rows)
-
-
 def erase_landed(log: CaptureLog, trace: ItemTrace) -> RemovedRows:
     """Replace landing objects by ones without the item; delete all replaced objects."""
     remove_replaced(log, _tomorrow_us(log))
     state = log.load()
-    holdings = list(_holdings(SearchedPrefix("landing", log.store, log.paths.landing), trace))
+    holdings = list(files_with_item(SearchedPrefix("landing", log.store, log.paths.landing), trace))
     for holding in holdings:
         if holding.key in state.objects:
             _replace_object(log, state, state.objects[holding.key], trace)
@@ -185,7 +102,9 @@ def _replace_object(
 def erase_quarantined(log: CaptureLog, trace: ItemTrace) -> RemovedRows:
     """Rewrite quarantine files without the item's lines; an empty file stays, the log names it."""
     state, store = log.load(), log.store
-    holdings = list(_holdings(SearchedPrefix("quarantine", store, log.paths.quarantine), trace))
+    holdings = list(
+        files_with_item(SearchedPrefix("quarantine", store, log.paths.quarantine), trace)
+    )
     for holding in holdings:
         if not log.names_quarantined(state, holding.key):
             rewrite_file(store, holding.key, trace)
@@ -203,7 +122,7 @@ def erase_quarantined(log: CaptureLog, trace: ItemTrace) -> RemovedRows:
 
 def erase_files(place: SearchedPrefix, trace: ItemTrace) -> RemovedRows:
     """Rewrite files that no log names, without the item; delete those that would be empty."""
-    holdings = list(_holdings(place, trace))
+    holdings = list(files_with_item(place, trace))
     for holding in holdings:
         rewrite_file(place.store, holding.key, trace)
     return RemovedRows(place.name, len(holdings), sum(holding.rows for holding in holdings))
@@ -372,7 +291,7 @@ def rebuild_aggregates(table: TableLake) -> tuple[list[RemovedRows], list[str]]:
     include the item.
     """
     removed, stale = [], []
-    for aggregate in _aggregates(table):
+    for aggregate in aggregates_of(table):
         files = _files(table.lake, aggregate.table)
         built = table.lake.iceberg.load(aggregate.table)
         if built is None:
@@ -397,27 +316,6 @@ def _remove_nothing(lake: Lake, name: str) -> None:
         lake.iceberg.remove_rows(table, "", ())
 
 
-def _aggregates(table: TableLake) -> list[Aggregate]:
-    """Return the aggregates with rows from this table, each after its inputs.
-
-    Raises `SettingsError` for a broken one that was built before: the source of its rows is
-    unknown.
-    """
-    for broken in broken_aggregates(table.lake.settings.aggregates_folder):
-        if table.lake.iceberg.load(broken.table) is not None:
-            fix = "correct the file, so that its rows can be built again"
-            raise SettingsError(broken.error, fix=fix)
-    every = load_aggregates(table.lake.settings.aggregates_folder)
-    by_name = {aggregate.name: aggregate for aggregate in every}
-    order = TopologicalSorter({a.name: [name for _, name in a.inputs] for a in every})
-    sorted_names = [name for name in order.static_order() if name in by_name]
-    return [
-        by_name[name]
-        for name in sorted_names
-        if table.settings in sources_of(table.lake, by_name[name], every)
-    ]
-
-
 def erase_versions(places: Iterable[SearchedPrefix]) -> RemovedRows:
     """Delete every earlier S3 version and delete marker under these prefixes.
 
@@ -433,21 +331,7 @@ def erase_versions(places: Iterable[SearchedPrefix]) -> RemovedRows:
     return RemovedRows("versions", count, 0)
 
 
-def count_versions(places: Iterable[SearchedPrefix]) -> int:
-    """Count the earlier versions and delete markers in S3; a local folder has none."""
-    return sum(
-        1
-        for place in places
-        if isinstance(place.store, S3Store)
-        for _ in place.store.old_versions(place.prefix)
-    )
-
-
 def _files(lake: Lake, name: str) -> list[StoredFile]:
     """Return the files in the folders of an Iceberg table, including its descriptions."""
-    folders = (_iceberg(lake, name), description_folder(lake.database, name))
+    folders = (iceberg_folder(lake, name), description_folder(lake.database, name))
     return [file for folder in folders for file in lake.store.files(folder)]
-
-
-def _iceberg(lake: Lake, name: str) -> str:
-    return f"iceberg/{lake.database}/{name}/"

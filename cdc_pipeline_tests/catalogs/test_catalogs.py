@@ -22,14 +22,8 @@ import pytest
 from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.errors import LakeError
 from cdc_pipeline.core.plans.erasure import ItemTrace
-from cdc_pipeline.erase.lake import (
-    KEY_COLUMNS,
-    erase_iceberg,
-    erase_landed,
-    erase_state_rows,
-    find_item,
-    lake_prefixes,
-)
+from cdc_pipeline.erase.lake import erase_iceberg, erase_landed, erase_state_rows
+from cdc_pipeline.erase.places import KEY_COLUMNS, find_item, lake_prefixes
 from cdc_pipeline.lake.iceberg.tables import CommitConflictError
 from cdc_pipeline.lake.publish.baselines import TAG, tag_baselines
 from cdc_pipeline.lake.publish.cdc import build_cdc_day

@@ -24,9 +24,7 @@ from cdc_pipeline.core.items.columns import (
 )
 from cdc_pipeline.lake.engine.duckdb_session import arrow_batches, literal
 from cdc_pipeline.lake.iceberg.properties import description, table_property
-from cdc_pipeline.lake.iceberg.tables import (
-    Tables,
-)
+from cdc_pipeline.lake.iceberg.tables import Tables
 from cdc_pipeline.transform.pinned_types import count_misfits, shred_pinned
 from cdc_pipeline.transform.shred import (
     NARROW_SCHEMA,

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import date, datetime, timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
@@ -27,14 +27,19 @@ from pyiceberg.table import ALWAYS_TRUE, Table, Transaction
 from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.refs import MAIN_BRANCH
 from pyiceberg.table.update import (
-    AssertCurrentSchemaId,
     AssertRefSnapshotId,
-    RemoveSchemasUpdate,
 )
 from pyiceberg.table.update.snapshot import ExpireSnapshots
 
 from cdc_pipeline.core.errors import LakeError
 from cdc_pipeline.lake.iceberg.errors import storage_errors
+from cdc_pipeline.lake.iceberg.evolution import (
+    evolve,
+    forget_schemas,
+    has_rows,
+    listed_days,
+    other_days,
+)
 from cdc_pipeline.lake.iceberg.files import live_files
 from cdc_pipeline.lake.iceberg.properties import (
     DESCRIPTION,
@@ -133,10 +138,10 @@ class Tables:
         summary = self._describe(name, described) if described is not None else {}
 
         def change(transaction: Transaction) -> None:
-            _evolve(transaction, rows.schema)
+            evolve(transaction, rows.schema)
             _bound(transaction, key)
             has_dead_rows = bool(live_files(table).deletes)
-            if _has_rows(table):
+            if has_rows(table):
                 transaction.delete(ALWAYS_TRUE)
             (append_to_empty if has_dead_rows else append_stream)(transaction, rows, summary)
             transaction.set_properties(with_prefix(properties) | summary)
@@ -164,7 +169,7 @@ class Tables:
         expires_later = isinstance(self._catalog, RestCatalog)
 
         def change(transaction: Transaction) -> None:
-            _evolve(transaction, schema)
+            evolve(transaction, schema)
             commit_row_delta(transaction, delta, {**summary, _ROW_DELTA: "true"})
             transaction.set_properties(with_prefix(properties) | summary)
             _drop_described_properties(transaction, described)
@@ -208,13 +213,13 @@ class Tables:
             raise _conflict(table)
 
         def change(transaction: Transaction) -> None:
-            others = _other_days(table, days, schema)
-            _evolve(transaction, schema)
+            others = other_days(table, days, schema)
+            evolve(transaction, schema)
             _bound(transaction, key)
             if others is not None:
                 transaction.overwrite(others)
-            elif _has_rows(table) and (old := self.days(table) & {*days}):
-                transaction.delete(f"day IN {_listed(old)}")
+            elif has_rows(table) and (old := self.days(table) & {*days}):
+                transaction.delete(f"day IN {listed_days(old)}")
             append_tables(transaction, chunks)
             transaction.set_properties(with_prefix(properties))
 
@@ -343,7 +348,7 @@ class Tables:
             if old:
                 _expire(table, old)
             with suppress(RESTError):  # optional, and not every catalogue supports it
-                _forget_schemas(table)
+                forget_schemas(table)
             return len(old)
         return 0
 
@@ -464,44 +469,6 @@ def delta_snapshots(table: Table, until: datetime) -> list[int]:
     ]
 
 
-def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    """Cast the column; raise `pa.ArrowInvalid` if a value would change."""
-    if pa.types.is_integer(column.type) and pa.types.is_decimal(kind):
-        # Arrow requires a precision for any integer of the type, regardless of the values.
-        column = column.cast(pa.decimal128(38, kind.scale))
-    return column.cast(kind)
-
-
-def _listed(days: Collection[date]) -> str:
-    return "(" + ", ".join(f"'{day.isoformat()}'" for day in sorted(days)) + ")"
-
-
-def _other_days(table: Table, days: Collection[date], schema: pa.Schema) -> pa.Table | None:
-    """Return the rows of all other days in `schema` if it changes a column's type, else None."""
-    present = table.schema().as_arrow()
-    kept = [field for field in present if field.name in schema.names]
-    if not _has_rows(table) or all(_has_same_type(f, schema.field(f.name)) for f in kept):
-        return None
-    rows = table.scan(row_filter=f"day NOT IN {_listed(days)}").to_arrow()
-    if not rows.num_rows:
-        return None
-    columns = []
-    for field in schema:
-        if field.name not in rows.column_names:
-            columns.append(pa.nulls(rows.num_rows, field.type))
-            continue
-        try:
-            columns.append(_cast(rows.column(field.name), field.type))
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            other_type = rows.column(field.name).type
-            raise LakeError(
-                f"table {'.'.join(table.name())}: column {field.name} of {min(days)} is "
-                f"{field.type}, which cannot hold the {other_type} of other days",
-                fix="cast it in the SQL to a type that holds both",
-            ) from error
-    return pa.Table.from_arrays(columns, schema=schema)
-
-
 def _conflict(table: Table) -> CommitConflictError:
     return CommitConflictError(
         f"table {'.'.join(table.name())}: another writer committed first",
@@ -515,61 +482,6 @@ def _records(metadata: TableMetadata, branch: str) -> int:
     return int(summary["total-records"] or 0) if summary else 0
 
 
-def _has_rows(table: Table) -> bool:
-    snapshot = table.current_snapshot()
-    summary = snapshot.summary if snapshot else None
-    return summary is not None and summary["total-data-files"] != "0"
-
-
-def _forget_schemas(table: Table) -> None:
-    """Drop schemas without a snapshot: each new attribute adds one, and Iceberg keeps them all."""
-    metadata = table.metadata
-    used = {s.schema_id for s in metadata.snapshots} | {metadata.current_schema_id}
-    unused = sorted({schema.schema_id for schema in metadata.schemas} - used)
-    if unused:
-        with table.transaction() as transaction:
-            # The commit fails if another writer adds a snapshot meanwhile.
-            same = AssertRefSnapshotId(ref=MAIN_BRANCH, snapshot_id=metadata.current_snapshot_id)  # type: ignore[call-arg]
-            schema = AssertCurrentSchemaId(current_schema_id=metadata.current_schema_id)  # type: ignore[call-arg]
-            removed = RemoveSchemasUpdate(schema_ids=unused)  # type: ignore[call-arg]
-            transaction._stage((removed,), (same, schema))
-
-
-def _evolve(transaction: Transaction, schema: pa.Schema) -> None:
-    """Give the table the schema of rows that replace all its rows.
-
-    A column keeps its field id if its type stays or Iceberg has a promotion for the change.
-    Otherwise it is dropped and added again; older snapshots are read with their own schema.
-    """
-    present = transaction.table_metadata.schema().as_arrow()
-    changed = [
-        field
-        for field in present
-        if field.name in schema.names and not _has_same_type(field, schema.field(field.name))
-    ]
-    readded = [f.name for f in changed if not _promotes(f.type, schema.field(f.name).type)]
-    removed = [f.name for f in present if f.name not in schema.names]
-    if readded or removed:
-        with transaction.update_schema(allow_incompatible_changes=True) as update:
-            for column in readded + removed:
-                update.delete_column((column,))
-    if changed or any(name not in present.names for name in schema.names):
-        with transaction.update_schema() as update:
-            update.union_by_name(schema)
-
-
-def holds(table: Table, schema: pa.Schema) -> bool:
-    """Whether rows of `schema` fit beside the table's present rows, which keep their files."""
-    return all(
-        field.name in schema.names
-        and (
-            _has_same_type(field, schema.field(field.name))
-            or _promotes(field.type, schema.field(field.name).type)
-        )
-        for field in table.schema().as_arrow()
-    )
-
-
 def _bound(transaction: Transaction, key: str | None) -> None:
     """Store full bounds of keys in the manifests, so that engines find the files of a key.
 
@@ -577,27 +489,3 @@ def _bound(transaction: Transaction, key: str | None) -> None:
     """
     if key and transaction.table_metadata.properties.get(_METRICS + key) != "full":
         transaction.set_properties({_METRICS + key: "full"})
-
-
-def _promotes(old: pa.DataType, new: pa.DataType) -> bool:
-    """Whether Iceberg's type promotion lets readers of the new type read old values."""
-    if _is_list(old) and _is_list(new):
-        return _promotes(old.value_type, new.value_type)
-    if isinstance(old, pa.Decimal128Type) and isinstance(new, pa.Decimal128Type):
-        return old.scale == new.scale and old.precision < new.precision
-    return pa.types.is_int32(old) and pa.types.is_int64(new)
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
-
-
-def _has_same_type(one: pa.Field, other: pa.Field) -> bool:
-    return _plain(one.type) == _plain(other.type)
-
-
-def _plain(kind: pa.DataType) -> Any:
-    """Return a type without `large_`: Iceberg returns large strings, binaries and lists."""
-    if _is_list(kind):
-        return ("list", _plain(kind.value_type))
-    return str(kind).removeprefix("large_")

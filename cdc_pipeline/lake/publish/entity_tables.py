@@ -22,9 +22,7 @@ from cdc_pipeline.lake.engine.masking import (
     require_rules,
 )
 from cdc_pipeline.lake.iceberg.properties import table_property
-from cdc_pipeline.lake.iceberg.tables import (
-    retry_on_conflict,
-)
+from cdc_pipeline.lake.iceberg.tables import retry_on_conflict
 from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.publish.entity_notes import (
     current_notes,

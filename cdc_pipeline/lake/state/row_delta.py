@@ -46,9 +46,10 @@ from cdc_pipeline.lake.engine.item_table import (
 from cdc_pipeline.lake.engine.live_rows import create_dead_places, dead_rows, placed_relation
 from cdc_pipeline.lake.engine.masking import masking_functions, masking_of
 from cdc_pipeline.lake.engine.place_index import place_index
+from cdc_pipeline.lake.iceberg.evolution import holds
 from cdc_pipeline.lake.iceberg.files import LiveFiles, data_files, live_files
 from cdc_pipeline.lake.iceberg.row_delta import RowDelta
-from cdc_pipeline.lake.iceberg.tables import delta_snapshots, holds
+from cdc_pipeline.lake.iceberg.tables import delta_snapshots
 from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.state.base import Base, is_typed_alike, require_whole, watermarks
 from cdc_pipeline.lake.state.columns import plan_columns

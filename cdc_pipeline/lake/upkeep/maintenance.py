@@ -9,10 +9,7 @@ from cdc_pipeline.aws.s3.objects import StoredFile
 from cdc_pipeline.core.names import is_landing_name
 from cdc_pipeline.lake.iceberg.files import referenced_files
 from cdc_pipeline.lake.iceberg.properties import description_folder
-from cdc_pipeline.lake.iceberg.tables import (
-    CommitConflictError,
-    ExpiryIgnoredError,
-)
+from cdc_pipeline.lake.iceberg.tables import CommitConflictError, ExpiryIgnoredError
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.baselines import kept_baselines, tag_baselines
 from cdc_pipeline.lake.publish.entity_tables import entity_tables

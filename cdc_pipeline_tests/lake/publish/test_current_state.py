@@ -20,9 +20,7 @@ from cdc_pipeline.lake.engine.item_table import max_order_key
 from cdc_pipeline.lake.iceberg import writer
 from cdc_pipeline.lake.iceberg.files import data_files
 from cdc_pipeline.lake.iceberg.properties import table_property
-from cdc_pipeline.lake.iceberg.tables import (
-    CommitConflictError,
-)
+from cdc_pipeline.lake.iceberg.tables import CommitConflictError
 from cdc_pipeline.lake.publish.current_state import (
     PublishResult,
     is_publication_due,

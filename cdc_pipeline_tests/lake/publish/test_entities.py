@@ -23,7 +23,8 @@ from cdc_pipeline.core.items.view_names import VIEW_COLUMNS
 from cdc_pipeline.core.plans.erasure import ItemTrace
 from cdc_pipeline.defs.tables.aggregates import usable_aggregates
 from cdc_pipeline.defs.tables.checks import entities_match
-from cdc_pipeline.erase.lake import erase_iceberg, find_item, key_columns, lake_prefixes
+from cdc_pipeline.erase.lake import erase_iceberg
+from cdc_pipeline.erase.places import find_item, key_columns, lake_prefixes
 from cdc_pipeline.lake.engine.duckdb_session import arrow_table
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.publish.current_state import publish_current_state

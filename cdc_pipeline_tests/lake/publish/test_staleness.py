@@ -9,9 +9,7 @@ from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.log.entries import LandedObject
 from cdc_pipeline.core.log.state import Entry, LogState
 from cdc_pipeline.lake.iceberg.properties import table_property
-from cdc_pipeline.lake.iceberg.tables import (
-    CommitConflictError,
-)
+from cdc_pipeline.lake.iceberg.tables import CommitConflictError
 from cdc_pipeline.lake.publish.cdc import build_cdc_days
 from cdc_pipeline.lake.publish.current_state import publish_current_state
 from cdc_pipeline.lake.publish.staleness import (

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from cdc_pipeline.core.errors import QueryError, SettingsError
-from cdc_pipeline.erase.lake import lake_prefixes
+from cdc_pipeline.erase.places import lake_prefixes
 from cdc_pipeline.lake import connect
 from cdc_pipeline.lake.publish.current_state import publish_current_state
 from cdc_pipeline.lake.query.aggregates import build_aggregate
