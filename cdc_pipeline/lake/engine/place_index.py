@@ -86,7 +86,7 @@ def place_index(
     if not large or live.rows < MANY_ROWS:
         return None
     with suppress(OSError, RuntimeError):  # no home, no space, read only
-        folder = _cache() / str(table.metadata.table_uuid)
+        folder = _folder(table)
         salt = _salt(folder)
         if salt is None:
             return None
@@ -97,6 +97,12 @@ def place_index(
         _remove_others(folder, {path.name for path in paths.values()})
         return PlaceIndex(salt, paths)
     return None
+
+
+def forget_places(table: IcebergTable) -> None:
+    """Remove this worker's indexes of a table: they hold hashes of keys of erased items."""
+    with suppress(OSError, RuntimeError):
+        shutil.rmtree(_folder(table))
 
 
 def _matches(
@@ -158,9 +164,9 @@ def _load(path: Path) -> _Index | None:
     )
 
 
-def _cache() -> Path:
+def _folder(table: IcebergTable) -> Path:
     user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(user) / "cdc_pipeline" / "places"
+    return Path(user) / "cdc_pipeline" / "places" / str(table.metadata.table_uuid)
 
 
 def _salt(folder: Path) -> str | None:

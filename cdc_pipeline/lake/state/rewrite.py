@@ -16,6 +16,7 @@ from cdc_pipeline.lake.engine.item_table import (
     typed_reader,
 )
 from cdc_pipeline.lake.engine.live_rows import dead_rows, dead_sql, placed_relation
+from cdc_pipeline.lake.engine.place_index import forget_places
 from cdc_pipeline.lake.iceberg.files import LiveFiles, live_files
 from cdc_pipeline.lake.iceberg.properties import table_property
 from cdc_pipeline.lake.iceberg.row_delta import RowDelta
@@ -64,4 +65,5 @@ def rewrite_without(lake: Lake, table: IcebergTable, keys: Collection[str]) -> i
             typed_schema(columns),
             size_properties(items, max_order_key(table)),
         )
+    forget_places(table)
     return count

@@ -15,6 +15,7 @@ from cdc_pipeline.lake.engine.place_index import PlaceIndex, place_index
 from cdc_pipeline.lake.iceberg.files import live_files
 from cdc_pipeline.lake.publish.current_state import publish_current_state
 from cdc_pipeline.lake.state import row_delta
+from cdc_pipeline.lake.state.rewrite import rewrite_without
 from cdc_pipeline_tests.lake.builder import MARGIN_US, START_US, LakeBuilder, change, plain_view
 
 
@@ -128,12 +129,18 @@ def test_a_disk_that_cannot_be_written_is_done_without(
     _check(built)
 
 
-def test_the_folder_is_its_owners_alone(built: LakeBuilder, cache: Path) -> None:
+def test_the_folder_is_its_owners_alone_and_ends_with_an_erasure(
+    built: LakeBuilder, cache: Path
+) -> None:
     for number in (1, 2):
         built.land([change("k1", number, {"n": {"N": "1"}})])
         publish_current_state(built.table_lake)
     (folder,) = cache.iterdir()
     assert folder.stat().st_mode & 0o777 == 0o700
+    table = built.lake.iceberg.load("orders_current_state")
+    assert table is not None
+    rewrite_without(built.lake, table, ['{"pk":{"S":"k1"}}'])
+    assert not folder.exists()
 
 
 def test_keys_with_equal_halves_of_hashes_are_told_apart() -> None:
