@@ -32,9 +32,9 @@ from cdc_pipeline.erase.files import _avro_text
 from cdc_pipeline.lake.engine.duckdb_session import arrow_table
 from cdc_pipeline.lake.engine.masking import masking_of
 from cdc_pipeline.lake.iceberg.tables import CommitConflictError, Tables
-from cdc_pipeline.lake.publish import current_state
 from cdc_pipeline.lake.query.aggregates import build_aggregate
 from cdc_pipeline.lake.query.connection import connect_lake
+from cdc_pipeline.lake.state import fold
 from cdc_pipeline.lake.storage.landing import write_quarantine
 from cdc_pipeline.lake.storage.log import CaptureLog, new_nonce
 from cdc_pipeline.lake.upkeep.maintenance import maintain_table
@@ -427,14 +427,14 @@ def test_a_publication_at_the_same_time(world: World, monkeypatch: pytest.Monkey
     world.capture("orders")
     world.delete("orders", VICTIM)
     lake, table = world.lake(), world.table("orders")
-    real = current_state.replace_tombstones
+    real = fold.replace_tombstones
 
     def erase_first(*args: Any) -> None:
-        monkeypatch.setattr(current_state, "replace_tombstones", real)
+        monkeypatch.setattr(fold, "replace_tombstones", real)
         erase_item(lake.table(table), KEY)
         real(*args)
 
-    monkeypatch.setattr(current_state, "replace_tombstones", erase_first)
+    monkeypatch.setattr(fold, "replace_tombstones", erase_first)
     with pytest.raises(CommitConflictError):
         world.publish("orders")
     world.publish("orders")

@@ -175,7 +175,7 @@ CASES = [("s3", *moment) for moment in S3] + [("local", *moment) for moment in L
 @pytest.mark.parametrize(
     ("kind", "moment", "step", "at_least"),
     CASES,
-    ids=["-".join(case[: 2 if case[2] in case[1] else 3]) for case in CASES],
+    ids=[f"{kind}-{moment}-{step}" for kind, moment, step, _ in CASES],
     indirect=["kind"],
 )
 def test_killed_anywhere(scene: Scene, moment: str, step: str, at_least: dict[str, int]) -> None:

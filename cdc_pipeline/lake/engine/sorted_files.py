@@ -180,8 +180,11 @@ def _in_order(groups: Iterable[_Group]) -> Iterator[_Group]:
     last = ""
     for group in groups:
         keys = group.keys
-        is_sorted = pc.all(pc.call_function("less_equal", [keys[:-1], keys[1:]])).as_py()
-        if is_sorted is False or keys[0].as_py().encode() < last.encode():
+        ascends = pc.call_function("less_equal", [keys[:-1], keys[1:]])
+        if (
+            pc.call_function("all", [ascends]).as_py() is False
+            or keys[0].as_py().encode() < last.encode()
+        ):
             raise UnsortedFilesError
         last = group.last
         yield group
