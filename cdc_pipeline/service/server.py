@@ -31,7 +31,7 @@ WORKERS = 4
 GRACE_SECONDS = LONGEST_SECONDS + 5
 """How long a server that was told to stop waits for the work at hand."""
 
-_HEARTBEAT_SECONDS = 120.0
+HEARTBEAT_SECONDS = 180.0
 """Pause between two heartbeats of a table's log, and between two looks at what others wrote. What
 waits for a watermark waits for the lag of listings anyway, which is longer."""
 _LOOK_AGAIN_SECONDS = 15.0
@@ -140,11 +140,11 @@ class Server:
         self._clock = clock
         self._queue: SimpleQueue[ServerEvent | _CaptureEnded | _LookEnded | str] = SimpleQueue()
         self._is_stopping = False
-        promise = int(_HEARTBEAT_SECONDS + 2 * every_seconds + 60)
+        promise = promise_seconds(every_seconds)
         lake.residence = Residence(
             server_owner(socket.gethostname(), os.getpid(), promise),
-            look_seconds=_HEARTBEAT_SECONDS,
-            rest_seconds=_HEARTBEAT_SECONDS,
+            look_seconds=HEARTBEAT_SECONDS,
+            rest_seconds=HEARTBEAT_SECONDS,
         )
         now = clock()
         self._turns = [
@@ -342,6 +342,11 @@ class Server:
         except Exception as failure:  # noqa: BLE001 - one table's fault stops no other
             error = _unexpected(turn.table, failure)
         self._queue.put(_LookEnded(turn, look, error))
+
+
+def promise_seconds(every_seconds: float) -> int:
+    """Seconds within which a server writes to each log again; after them others take over."""
+    return int(HEARTBEAT_SECONDS + 2 * every_seconds + 60)
 
 
 def _had_its_pass(turn: _Turn) -> bool:

@@ -165,6 +165,14 @@ def is_lineage_known(state: LogState, margin_us: int, now_us: int) -> bool:
     stream = state.stream
     if stream is None or state.discovered_us < stream.recorded_us + margin_us:
         return False
+    return is_read_lately(state, margin_us, now_us)
+
+
+def is_read_lately(state: LogState, margin_us: int, now_us: int) -> bool:
+    """Whether no shard was unread for as long as half of the retention."""
+    stream = state.stream
+    if stream is None:
+        return False
     oldest_us = now_us - stream.retention_us // 2
     reading = (s for s in state.shards.values() if s.status == "reading")
     return all(unread_since_us(state, s, margin_us) > oldest_us for s in reading)

@@ -38,6 +38,8 @@ _ITERATORS_TRIED = 5
 _OLD_STEP_SECONDS = 600
 _OLD_STEPS = 60
 _LONG_US = 365 * 24 * 3600 * 1_000_000
+_MORE_IF_OLD = 7
+"""Further empty reads of a run that does not wait for the proof of the tip, at an old position."""
 _LEAST_PAUSE_SECONDS = 0.25
 """AWS allows five reads a second and shard (observed: aws-sdk-java-v2 issue 470)."""
 
@@ -183,8 +185,10 @@ def read_shard(
         is_at_tip = max(read_to.tip_us, shard.read_to_us) >= options.until_us
         if is_at_tip and start.is_open:
             break
-        if options.empty_reads is not None and start.is_open and fruitless >= options.empty_reads:
-            break
+        if options.empty_reads is not None and start.is_open:
+            more = 0 if age_us < _OLD_STEP_SECONDS * 1_000_000 else _MORE_IF_OLD
+            if fruitless >= options.empty_reads + more:
+                break
         pause = reading.pause(page, options.poll_seconds)
         if pause is not None:
             if reading.in_order:

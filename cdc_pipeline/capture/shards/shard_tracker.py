@@ -94,7 +94,9 @@ class ShardTracker:
         is_recent = gaps.is_listed_lately(
             state, self._source.reading, self._lag_us, now_us, self._relist_seconds
         )
-        if not is_on or not is_recent or not gaps.is_lineage_known(state, margin_us, now_us):
+        # With pauses between listings, the hidden roots of a new stream are found after a pause.
+        is_known = gaps.is_read_lately if self._relist_seconds else gaps.is_lineage_known
+        if not is_on or not is_recent or not is_known(state, margin_us, now_us):
             self.discover()
             return
         self._listed = [_unlisted(s) for s in state.shards.values() if s.status == "reading"]

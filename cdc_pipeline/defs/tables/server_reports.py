@@ -1,7 +1,7 @@
 """What `cdc-pipeline serve` tells Dagster: asset events without a run, and only news.
 
-A thread of its own writes them, so that a slow database of Dagster delays no capture. What cannot be
-written is missing in Dagster until the next news of its table; the lake does not depend on it.
+A thread of its own writes them, so that a slow database of Dagster delays no capture. What cannot
+be written is missing in Dagster until the next news of its table; the lake does not depend on it.
 """
 
 import threading
