@@ -28,6 +28,7 @@ _BEFORE = "f5fdea5"
 _A_DAY = 24 * 60
 _BUCKET = "idle"
 _WRITES = ("PUT", "LIST")
+_REQUESTS = (*_WRITES, "GET", "HEAD", "DELETE")
 _SHOWN = ("GET", "LIST", "PUT", "GetRecords")
 
 Found = dict[str, dict[str, float]]
@@ -88,7 +89,7 @@ def _contend(
 
 
 def _requests(found: dict[str, float]) -> float:
-    return sum(count for kind, count in found.items() if kind not in ("cpu_ms", "GetRecords"))
+    return sum(count for kind, count in found.items() if kind in _REQUESTS)
 
 
 def _usd_a_month(found: dict[str, float]) -> float:

@@ -46,6 +46,8 @@ class Requests:
             target = request.headers.get("X-Amz-Target", b"")
             if target.endswith(b".GetRecords"):
                 self.counts["GetRecords"] += 1
+            elif target.startswith(b"AWSGlue"):
+                self.counts["Glue"] += 1
             if kind != "POST":
                 self.counts[kind] += 1
             return send(session, request)

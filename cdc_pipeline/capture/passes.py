@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import date
 
 from cdc_pipeline.capture.landing.result import CaptureResult
 from cdc_pipeline.capture.run import Landed, Unregistered, capture_one, capture_options
@@ -49,6 +50,7 @@ class Passes:
             relist_seconds=_RELIST_SECONDS,
         )
         self._cursors = Cursors()
+        self._registered: set[date] = set()
         self._source: Source | None = None
         self._opened = -math.inf
 
@@ -62,9 +64,11 @@ class Passes:
                 source=self._kept_source(),
                 opened=self._keep,
                 cursors=self._cursors,
+                registered=self._registered,
             )
         except BaseException:
             self._source = None
+            self._registered.clear()
             self._table.log.doubt()
             raise
 

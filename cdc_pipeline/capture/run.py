@@ -120,12 +120,14 @@ def capture_one(
     source: Source | None = None,
     opened: Callable[[Source], object] = lambda _: None,
     cursors: Cursors | None = None,
+    registered: set[date] | None = None,
 ) -> CaptureResult:
     """Capture one table. `source`: opened lately; others that the run opens go to `opened`.
 
-    `cursors`: where readers stopped in earlier runs. Raises the errors of `capture_table`.
+    `cursors`: where readers stopped in earlier runs. `registered`: days that are in Glue already.
+    Raises the errors of `capture_table`.
     """
-    registered: set[date] = set()
+    registered = set() if registered is None else registered
 
     def landed(objects: list[LandedObject]) -> None:
         if not objects:
