@@ -93,6 +93,16 @@ def _show(lake: "Lake", report: "PreflightReport") -> None:
         "S3 and Glue at that pace while nothing changes. Item counts are up to six hours old.",
         style="dim",
     )
+    runs = sum((t.stream_usd or 0) + (t.requests_usd or 0) for t in report.tables)
+    served = sum(
+        (t.stream_usd if t.served_stream_usd is None else t.served_stream_usd) or 0
+        for t in report.tables
+    ) + sum(t.served_requests_usd or 0 for t in report.tables)
+    out.print(
+        f"Changes and idle of all tables, a month: USD {runs:.2f} with runs of Dagster, "
+        f"USD {served:.2f} with `cdc-pipeline serve` at the same pace.",
+        style="dim",
+    )
     failures = sum(not table.is_ready for table in report.tables)
     summary = f"Tables: {len(report.tables) - failures} passed, {failures} failed"
     out.print(summary, style="green" if report.is_ready else "red")

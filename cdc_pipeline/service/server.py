@@ -19,7 +19,11 @@ from cdc_pipeline.capture.passes import LONGEST_SECONDS, Passes
 from cdc_pipeline.capture.run import Captured, Event, Failed, Landed, Unregistered
 from cdc_pipeline.core.errors import CdcPipelineError
 from cdc_pipeline.core.plans.backoff import Failures, fail
-from cdc_pipeline.core.plans.liveness import server_owner
+from cdc_pipeline.core.plans.liveness import (
+    SERVER_HEARTBEAT_SECONDS,
+    promise_seconds,
+    server_owner,
+)
 from cdc_pipeline.core.transports import FIREHOSE, KINESIS_CHANNEL
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.publish.current_state import PublishResult
@@ -31,9 +35,6 @@ WORKERS = 4
 GRACE_SECONDS = LONGEST_SECONDS + 5
 """How long a server that was told to stop waits for the work at hand."""
 
-HEARTBEAT_SECONDS = 180.0
-"""Pause between two heartbeats of a table's log, and between two looks at what others wrote. What
-waits for a watermark waits for the lag of listings anyway, which is longer."""
 _LOOK_AGAIN_SECONDS = 15.0
 _LONGEST_LOOK_SECONDS = 60.0
 _STOP = "stop"
@@ -140,11 +141,10 @@ class Server:
         self._clock = clock
         self._queue: SimpleQueue[ServerEvent | _CaptureEnded | _LookEnded | str] = SimpleQueue()
         self._is_stopping = False
-        promise = promise_seconds(every_seconds)
         lake.residence = Residence(
-            server_owner(socket.gethostname(), os.getpid(), promise),
-            look_seconds=HEARTBEAT_SECONDS,
-            rest_seconds=HEARTBEAT_SECONDS,
+            server_owner(socket.gethostname(), os.getpid(), promise_seconds(every_seconds)),
+            look_seconds=SERVER_HEARTBEAT_SECONDS,
+            rest_seconds=SERVER_HEARTBEAT_SECONDS,
         )
         now = clock()
         self._turns = [
@@ -342,11 +342,6 @@ class Server:
         except Exception as failure:  # noqa: BLE001 - one table's fault stops no other
             error = _unexpected(turn.table, failure)
         self._queue.put(_LookEnded(turn, look, error))
-
-
-def promise_seconds(every_seconds: float) -> int:
-    """Seconds within which a server writes to each log again; after them others take over."""
-    return int(HEARTBEAT_SECONDS + 2 * every_seconds + 60)
 
 
 def _had_its_pass(turn: _Turn) -> bool:

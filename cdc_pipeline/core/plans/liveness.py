@@ -22,7 +22,16 @@ def is_by_person(owner: str) -> bool:
     return owner.count(":") == 1
 
 
+SERVER_HEARTBEAT_SECONDS = 180.0
+"""Pause between two heartbeats that a server writes to a log, and between its looks at what others
+wrote. Watermarks wait longer anyway, for the lag of listings (`capture.listing_lag_seconds`)."""
+
 _SERVER = re.compile(r":serve-([0-9]{1,9})$")
+
+
+def promise_seconds(every_seconds: float) -> int:
+    """Seconds within which a server writes to each log again; after them others take over."""
+    return int(SERVER_HEARTBEAT_SECONDS + 2 * every_seconds + SILENCE_MARGIN_SECONDS)
 
 
 def server_owner(host: str, process: int, promise_seconds: int) -> str:
