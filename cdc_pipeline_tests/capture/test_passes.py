@@ -5,17 +5,22 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cdc_pipeline.capture import passes
 from cdc_pipeline.capture.landing.result import CaptureResult
-from cdc_pipeline.capture.passes import reads_per_pass
+from cdc_pipeline.capture.passes import Passes, reads_per_pass
 from cdc_pipeline.capture.shards.cursors import Cursors
 from cdc_pipeline.capture.shards.drain import capture_table
+from cdc_pipeline.capture.sources.source import Source
 from cdc_pipeline.core.errors import LakeError
 from cdc_pipeline.core.names import TablePaths
+from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.storage.log import CaptureLog
 from cdc_pipeline.lake.storage.residence import Residence
+from cdc_pipeline.settings.load import parse_settings
 from cdc_pipeline_tests.capture.shards.test_drain import OPTIONS, Bench, check
 from cdc_pipeline_tests.lake.counting_store import CountingStore
 from cdc_pipeline_tests.simulators.clients import use
@@ -90,12 +95,12 @@ def test_idle_passes_ask_for_nothing_but_records(bench: _Staying) -> None:
     bench.write(5)
     for _ in range(15):
         bench.make_pass()
-    lake, stream = bench.asked(20, 2)
+    lake, stream = bench.asked(10, 2)
     assert stream.pop("DescribeStream", 0) <= 1
-    assert stream == {"GetRecords": 40}, "one read per shard and pass"
+    assert stream == {"GetRecords": 20}, "one read per shard and pass"
     assert lake == {}
-    lake, stream = bench.asked(60, 4)
-    assert stream == {"GetRecords": 120, "DescribeStream": 4}, "a listing per minute"
+    lake, stream = bench.asked(24, 10)
+    assert stream == {"GetRecords": 48, "DescribeStream": 4}, "a listing per minute"
     assert lake["write"] == 2, "a heartbeat each two minutes"
     assert lake["read"] == 6, "and a look at what others wrote"
     assert {*lake} <= {"read", "write", "create", "list"}
@@ -155,6 +160,38 @@ def test_a_busy_table_gets_few_heartbeats(bench: _Staying) -> None:
     assert bench.store.beats <= 1
     assert bench.calls["list"] <= 1, "of summaries"
     check(bench)
+
+
+def test_an_opened_stream_is_kept_for_a_minute_and_not_after_an_error(
+    bench: _Staying, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = {"lake": "lake", "region": "us-east-1", "tables": [{"name": "orders"}]}
+    lake = Lake.open(parse_settings(raw, tmp_path / "settings.yaml"))
+    lake.residence = bench.residence
+    table, opened, given = lake.table(lake.settings.tables[0]), bench.source(), []
+    errors: list[Exception] = []
+
+    def capture_one(*_: object, source: Source | None, **more: Any) -> CaptureResult:
+        given.append(source)
+        more["opened"](opened)
+        if errors:
+            bench.residence.rested(table.log.store.uri(table.paths.entries))
+            raise errors.pop()
+        return CaptureResult("orders")
+
+    monkeypatch.setattr(passes, "capture_one", capture_one)
+    made = Passes(table, 5, bench.clock)
+    for _ in range(3):
+        made.run(lambda _: None)
+    bench.clock.advance(61)
+    made.run(lambda _: None)
+    assert given == [None, opened, opened, None]
+    errors.append(LakeError("no"))
+    with pytest.raises(LakeError):
+        made.run(lambda _: None)
+    assert not bench.residence.may_pass_over(table.log.store.uri(table.paths.entries))
+    made.run(lambda _: None)
+    assert given[4:] == [opened, None]
 
 
 @pytest.mark.parametrize(("every", "reads"), [(1, 1), (10, 1), (20, 1), (60, 3), (3600, 11)])

@@ -14,6 +14,9 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from cdc_pipeline.capture.passes import Passes
+from cdc_pipeline.core.plans.liveness import server_owner
+from cdc_pipeline.lake.storage.residence import Residence
 from cdc_pipeline_tests.e2e.deployment import deploy, requested_tables
 from cdc_pipeline_tests.e2e.world import (
     World,
@@ -101,7 +104,7 @@ def test_killed_at_any_moment_it_loses_nothing(world: World) -> None:
     world.make_table("things")
     world.configure("things", current_state={"publish_minutes": 0})
     world.bootstrap("things")
-    for life in range(3):
+    for life in range(2):
         with serving(world, "--every", "0.2") as process:
             began = world.table_lake("things").log.load().n
             for number in range(20):
@@ -120,7 +123,7 @@ def test_killed_at_any_moment_it_loses_nothing(world: World) -> None:
 
 def test_beside_runs_of_dagster_which_is_told(world: World) -> None:
     world.make_table("things")
-    world.configure("things")
+    world.configure("things", current_state={"publish_minutes": 0})
     world.bootstrap("things")
     home = world.folder / "dagster_home"
     home.mkdir()
@@ -138,6 +141,17 @@ def test_beside_runs_of_dagster_which_is_told(world: World) -> None:
         world.put("things", "last", value={"N": "1"})
         wait_for(lambda: rows(world, "things") == 31)
         stopped(process)
+        # What is landed and not published is the server's, as long as it may be alive.
+        world.put("things", "unpublished", value={"N": "1"})
+        table = world.table_lake("things")
+        for promise, wanted in ((300, False), (0, True)):
+            table.lake.residence = Residence(server_owner("host", 1, promise), 0, 0)
+            Passes(table, 0.2).run(lambda _: None)
+            asked = made.tick("downstream").run_requests
+            keys = {key.path[1] for request in asked for key in request.asset_selection}
+            assert "cdc" in keys
+            assert ("current_state" in keys) == wanted
+        table.lake.residence = None
     assert_mirrors(world, "things")
     world.refresh_cdc("things")
     assert_nothing_twice(world, "things")

@@ -101,11 +101,19 @@ def test_a_failing_table_stops_no_other(stage: Stage) -> None:
 
 
 def test_few_workers_serve_all_tables_in_turn(stage: Stage) -> None:
-    stage.act = lambda _: time.sleep(0.01)
+    stage.act = lambda _: time.sleep(0.04)
     stage.run(0.6, workers=2)
+    assert [event for event in stage.events if isinstance(event, Failed)] == []
     assert stage.most_at_once == 2
     assert max(stage.passes.values()) - min(stage.passes.values()) <= 2
     assert sum(isinstance(event, Captured) for event in stage.events) == stage.passes.total()
+
+
+def test_a_pass_that_takes_longer_than_the_pause_is_alone(stage: Stage) -> None:
+    stage.act = lambda _: time.sleep(0.06)
+    stage.run(0.3, workers=20)
+    assert stage.most_at_once == 6
+    assert [event for event in stage.events if isinstance(event, Failed)] == []
 
 
 def test_a_long_publication_delays_no_capture_and_no_end(
