@@ -14,6 +14,7 @@ import click
 from cdc_pipeline.commands.common import open_lake
 
 if TYPE_CHECKING:
+    from cdc_pipeline.service.news import News
     from cdc_pipeline.service.server import Server, ServerEvent, ServerStatus
 
 _LEAST_SECONDS = 0.2
@@ -45,12 +46,13 @@ def serve(
     leave these tables alone. SIGTERM and Ctrl-C end it after the passes at hand, within seconds; it
     may be killed at any moment. Prints a line per minute, and a line per error.
     """
+    from cdc_pipeline.service.news import News
     from cdc_pipeline.service.server import Server
 
     lake = open_lake()
     chosen = [lake.settings.table(name) for name in tables] or lake.settings.tables
     pace = every or float(lake.settings.capture.interval_seconds)
-    lines = _Lines(as_json)
+    lines = _Lines(as_json, News())
     server = Server(lake, chosen, pace, lines.event, workers=workers)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: server.stop())
@@ -79,26 +81,17 @@ def _run(server: "Server", lines: "_Lines", *, once: bool) -> bool:
 class _Lines:
     """What is printed. `also`: gets each event, too."""
 
-    def __init__(self, as_json: bool) -> None:
+    def __init__(self, as_json: bool, news: "News") -> None:
         self._as_json = as_json
-        self._told: dict[str, str] = {}
+        self._news = news
         self._before: tuple[int, int] = (0, 0)
         self.also: Callable[[ServerEvent], object] = lambda _: None
 
     def event(self, event: "ServerEvent") -> None:
-        """Print an error when it is new; other events only count."""
+        """Print what is new for people in an event."""
         self.also(event)
-        error = getattr(event, "error", None)
-        what = f"{event.table.label} {type(event).__name__}"
-        if error is None:
-            if type(event).__name__ in ("Captured", "Published"):
-                for name in ("Failed", "NotPublished", "Unregistered"):
-                    self._told.pop(f"{event.table.label} {name}", None)
-            return
-        if self._told.get(what) != str(error):
-            self._told[what] = str(error)
-            fix = f" Fix: {error.fix}" if error.fix else ""
-            self._line({"table": event.table.label, "error": f"{error.message}.{fix}"})
+        for text in self._news.of(event):
+            self._line({"table": event.table.label, "error": text})
 
     def say(self, text: str) -> None:
         """Print a message that is about no table."""
