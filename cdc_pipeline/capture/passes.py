@@ -18,7 +18,7 @@ from cdc_pipeline.capture.sources.source import Source
 from cdc_pipeline.core.transports import IN_FILES
 from cdc_pipeline.lake.lake import TableLake
 
-LONGEST_SECONDS = 10.0
+LONGEST_SECONDS = 5.0
 """A pass over a backlog ends after this time, so that the other tables get their turn."""
 
 _PROOF_SECONDS = 240
