@@ -15,6 +15,7 @@
 #   DEMO_ARGS=...                more arguments for `cdc-pipeline demo`, such as '--orders 2000 --changes 500'
 #   BENCH_ARGS='fold lookups'    the benchmarks that `make bench` runs (default: all of them)
 #   LATENCY_ARGS='--probes 20'   arguments for `make latency`
+#   SERVED_ARGS='--tables 10'    arguments for `make latency-served`
 #   LOCK_ARGS=--upgrade          let `make lock` move every version, not just what pyproject.toml forces
 
 SHELL := /bin/sh
@@ -34,6 +35,7 @@ TRANSPORT ?= dynamodb_streams
 DEMO_ARGS ?=
 LOCK_ARGS ?=
 LATENCY_ARGS ?=
+SERVED_ARGS ?=
 BENCH_ARGS ?=
 CHROMIUM ?= chromium
 CHROMEDRIVER ?= chromedriver
@@ -195,6 +197,10 @@ bench: $(STAMP) ## Compare with named peers; writes benchmarks/RESULTS.md (BENCH
 .PHONY: latency
 latency: $(STAMP) ## From a write until a query shows it, as in make dev; some minutes (LATENCY_ARGS=...)
 	@$(BIN)/python -m benchmarks.latency $(LATENCY_ARGS)
+
+.PHONY: latency-served
+latency-served: $(STAMP) ## The same for 100 tables under one server, with its price a day (SERVED_ARGS=...)
+	@$(BIN)/python -m benchmarks.served $(SERVED_ARGS)
 
 # ---------------------------------------------------------------------------------------------------- upkeep
 

@@ -79,7 +79,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started ends, too
     with tempfile.TemporaryDirectory(prefix="cdc-latency-") as folder, _dev(Path(folder)) as lake:
         table = lake.settings.table(_TABLE)
-        _say(f"state published; {options.probes} probes; {_load()}")
+        say(f"state published; {options.probes} probes; {system_load()}")
         probes = list(_probe_all(lake, options.probes, options.pause))
         _report(probes, lake, table)
 
@@ -93,7 +93,7 @@ def _probe_all(lake: Lake, count: int, pause: float) -> Iterator[Probe]:
     for number in range(count):
         time.sleep(chance.uniform(0.5, 1.5) * pause)
         probe = _probe(lake, dynamodb, number)
-        _say(
+        say(
             f"{number + 1:3d}/{count}  {probe.latency:5.2f} s, {probe.queries} queries, "
             f"the last {probe.last.opened + probe.last.queried:.2f} s"
         )
@@ -149,14 +149,14 @@ def _report(probes: Sequence[Probe], lake: Lake, table: Table) -> None:
         "    opening the connection": [p.last.opened for p in probes],
         "    running the SQL": [p.last.queried for p in probes],
     }
-    _say(f"{len(probes)} probes; {_load()}")
+    say(f"{len(probes)} probes; {system_load()}")
     print(f"\n{'seconds':46}{'p50':>8}{'p95':>8}{'max':>8}")
     for name, seconds in parts.items():
-        cells = (_percentile(seconds, 50), _percentile(seconds, 95), max(seconds))
+        cells = (percentile(seconds, 50), percentile(seconds, 95), max(seconds))
         print(f"{name:46}" + "".join(f"{cell:8.2f}" for cell in cells))
     _report_gaps(entries)
     for percent, most in _TARGET.items():
-        found = _percentile(parts["write → visible"], percent)
+        found = percentile(parts["write → visible"], percent)
         print(
             f"p{percent} {found:.2f} s, target {most:g} s: {'met' if found <= most else 'MISSED'}"
         )
@@ -183,21 +183,24 @@ def _report_gaps(entries: Sequence[Entry]) -> None:
     listed = ", ".join(f"{seconds:.1f}" for seconds in between) or "none"
     print(f"\npauses between two capture runs, s: {listed}")
     print(
-        f"pauses between log entries of one run, s: p50 {_percentile(within, 50):.2f}, "
-        f"p95 {_percentile(within, 95):.2f}, max {max(within):.2f}"
+        f"pauses between log entries of one run, s: p50 {percentile(within, 50):.2f}, "
+        f"p95 {percentile(within, 95):.2f}, max {max(within):.2f}"
     )
 
 
-def _percentile(values: Sequence[float], percent: int) -> float:
+def percentile(values: Sequence[float], percent: int) -> float:
+    """That of a sample, interpolated."""
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
-def _load() -> str:
+def system_load() -> str:
+    """How busy the machine is, for people."""
     one, five, _ = os.getloadavg()
     return f"load average {one:.2f} (1 min) {five:.2f} (5 min) on {os.cpu_count()} cores"
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Print a line with the time."""
     print(f"{datetime.now().astimezone():%H:%M:%S}  {text}", flush=True)
 
 
@@ -226,7 +229,7 @@ def _dev(folder: Path) -> Iterator[Lake]:
         )
     try:
         apply_environment(os.environ, f"http://127.0.0.1:{aws_port}")
-        _say(f"started `cdc-pipeline dev`; {_load()}")
+        say(f"started `cdc-pipeline dev`; {system_load()}")
         yield _published_lake(folder / ".dev" / "cdc_pipeline.yaml", process, output)
     finally:
         assert process.stdin is not None  # it was started with a pipe

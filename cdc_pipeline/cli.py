@@ -14,6 +14,7 @@ from cdc_pipeline.commands.preflight import preflight
 from cdc_pipeline.commands.query import athena_sql, query, views
 from cdc_pipeline.commands.reconcile import reconcile
 from cdc_pipeline.commands.sandbox import demo, dev, sandbox
+from cdc_pipeline.commands.serve import serve
 from cdc_pipeline.commands.settings import settings_schema, tables
 from cdc_pipeline.commands.status import status
 from cdc_pipeline.core.errors import CdcPipelineError
@@ -54,6 +55,7 @@ for _command in (
     query,
     reconcile,
     sandbox,
+    serve,
     settings_schema,
     status,
     tables,

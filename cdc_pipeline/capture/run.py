@@ -12,6 +12,7 @@ from cdc_pipeline.capture.firehose.drain import FileRun
 from cdc_pipeline.capture.landing.cutover import abandon_cutover
 from cdc_pipeline.capture.landing.options import CaptureOptions
 from cdc_pipeline.capture.landing.result import CaptureResult
+from cdc_pipeline.capture.shards.cursors import Cursors
 from cdc_pipeline.capture.shards.drain import capture_table, drain_table
 from cdc_pipeline.capture.sources.kinesis_channel import record_disabled
 from cdc_pipeline.capture.sources.source import Source
@@ -93,7 +94,7 @@ def capture_tables(
 
     def capture(table: Table) -> None:
         try:
-            events.put(Captured(table, _capture(lake.table(table), options, events)))
+            events.put(Captured(table, capture_one(lake.table(table), options, events.put)))
         except CdcPipelineError as error:
             events.put(Failed(table, error))
         except BaseException as error:  # noqa: BLE001 - raised again by the reader of the queue
@@ -111,10 +112,22 @@ def capture_tables(
             yield event
 
 
-def _capture(
-    table: TableLake, options: CaptureOptions, events: "SimpleQueue[Event | BaseException]"
+def capture_one(
+    table: TableLake,
+    options: CaptureOptions,
+    report: Callable[[Landed | Unregistered], object],
+    *,
+    source: Source | None = None,
+    opened: Callable[[Source], object] = lambda _: None,
+    cursors: Cursors | None = None,
+    registered: set[date] | None = None,
 ) -> CaptureResult:
-    registered: set[date] = set()
+    """Capture one table. `source`: opened lately; others that the run opens go to `opened`.
+
+    `cursors`: where readers stopped in earlier runs. `registered`: days that are in Glue already.
+    Raises the errors of `capture_table`.
+    """
+    registered = set() if registered is None else registered
 
     def landed(objects: list[LandedObject]) -> None:
         if not objects:
@@ -125,8 +138,8 @@ def _capture(
             registered.update(days)
         except LakeError as error:
             # Unread records expire in the stream; the catalogue can wait.
-            events.put(Unregistered(table.settings, error))
-        events.put(Landed(table.settings, objects))
+            report(Unregistered(table.settings, error))
+        report(Landed(table.settings, objects))
 
     log = table.log
     drain = partial(drain_table, log, options=options, report=landed)
@@ -138,15 +151,18 @@ def _capture(
         return measured
 
     def open_current() -> Source:
-        return measure(_current_source(table, drain))
+        current = measure(_current_source(table, drain))
+        opened(current)
+        return current
 
     result = capture_table(
         log,
-        open_current(),
+        source or open_current(),
         options,
         former=lambda stream: measure(followed_source(table, stream)),
         files=partial(FileRun, table, report=landed),
         reopen=open_current,
+        cursors=cursors,
         report=landed,
     )
     result.warnings += warnings

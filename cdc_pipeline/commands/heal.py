@@ -2,7 +2,7 @@
 
 import click
 
-from cdc_pipeline.commands.lake import open_lake
+from cdc_pipeline.commands.common import open_lake
 from cdc_pipeline.core.errors import CannotHealError
 from cdc_pipeline.core.run_context import RunContext
 

@@ -10,8 +10,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
-from cdc_pipeline.commands.lake import open_lake
-from cdc_pipeline.commands.output import console
+from cdc_pipeline.commands.common import console, open_lake
 
 if TYPE_CHECKING:
     from cdc_pipeline.lake.lake import Lake
@@ -92,6 +91,16 @@ def _show(lake: "Lake", report: "PreflightReport") -> None:
         f"reads every {lake.settings.capture.interval_seconds} s while changes are few, without "
         "AWS's free reads; data of Kinesis and Firehose not included. Idle: a month of requests to "
         "S3 and Glue at that pace while nothing changes. Item counts are up to six hours old.",
+        style="dim",
+    )
+    runs = sum((t.stream_usd or 0) + (t.requests_usd or 0) for t in report.tables)
+    served = sum(
+        (t.stream_usd if t.served_stream_usd is None else t.served_stream_usd) or 0
+        for t in report.tables
+    ) + sum(t.served_requests_usd or 0 for t in report.tables)
+    out.print(
+        f"Changes and idle of all tables, a month: USD {runs:.2f} with runs of Dagster, "
+        f"USD {served:.2f} with `cdc-pipeline serve` at the same pace.",
         style="dim",
     )
     failures = sum(not table.is_ready for table in report.tables)

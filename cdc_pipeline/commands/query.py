@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 import click
 
-from cdc_pipeline.commands.lake import open_lake
-from cdc_pipeline.commands.output import console
+from cdc_pipeline.commands.common import console, open_lake
 
 
 @click.command()

@@ -10,8 +10,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
-from cdc_pipeline.commands.lake import open_lake
-from cdc_pipeline.commands.output import console
+from cdc_pipeline.commands.common import console, open_lake
 from cdc_pipeline.core.run_context import RunContext
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.table import Table as Grid
 
-from cdc_pipeline.commands.output import console
+from cdc_pipeline.commands.common import console
 from cdc_pipeline.core.plans.table_list import TableList, TableRow
 
 if TYPE_CHECKING:

@@ -8,8 +8,7 @@ import click
 from rich.console import Console
 from rich.table import Table as Grid
 
-from cdc_pipeline.commands.lake import open_lake
-from cdc_pipeline.commands.output import console
+from cdc_pipeline.commands.common import console, open_lake
 from cdc_pipeline.core.clock import now_us, time_text
 
 if TYPE_CHECKING:

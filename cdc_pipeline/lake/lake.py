@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from cdc_pipeline.aws.client.session import AwsSession
     from cdc_pipeline.lake.iceberg.tables import Tables
+    from cdc_pipeline.lake.storage.residence import Residence
     from cdc_pipeline.settings.model import Settings
     from cdc_pipeline.settings.table import Table
 
@@ -25,12 +26,14 @@ if TYPE_CHECKING:
 class Lake:
     """Storage, capture logs and Iceberg tables of one lake. Opening it makes no network call.
 
-    `aws`: the session of the lake's account; None: made on first use.
+    `aws`: the session of the lake's account; None: made on first use. `residence`: of a process
+    that stays.
     """
 
     def __init__(self, settings: Settings, aws: AwsSession | None, store: Store) -> None:
         self.settings = settings
         self.store = store
+        self.residence: Residence | None = None
         self._aws = aws
         self._sources: dict[tuple[str | None, ...], AwsSession] = {}
         self._lock = threading.Lock()
@@ -126,7 +129,12 @@ class TableLake:
     @property
     def log(self) -> CaptureLog:
         """The table's capture log."""
-        return CaptureLog(self.lake.store, self.paths, margin_us=self.lake.settings.clock_margin_us)
+        return CaptureLog(
+            self.lake.store,
+            self.paths,
+            margin_us=self.lake.settings.clock_margin_us,
+            residence=self.lake.residence,
+        )
 
     def iceberg(self, kind: str) -> IcebergTable | None:
         """Load an Iceberg table of this table, such as `current_state`; None: it has no commit.

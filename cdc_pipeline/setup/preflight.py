@@ -4,10 +4,10 @@ Puts and deletes small objects, changes nothing else. Not tried, because they wo
 something: exports, writes to Glue, reads of items.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from cdc_pipeline.core.plans.prices import idle_table
+from cdc_pipeline.core.plans.prices import Requests, idle_table, served_table
 from cdc_pipeline.core.transports import FIREHOSE, KINESIS_CHANNEL
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.settings.table import Table
@@ -38,7 +38,8 @@ def _check_table(table: TableLake) -> TableReport:
     report = TableReport(
         table.safe_name, table.name, table.settings.transport, table.settings.role_arn
     )
-    report.requests_usd = _requests_usd(table)
+    report.requests_usd = _requests_usd(table, idle_table)
+    report.served_requests_usd = _requests_usd(table, served_table)
     try:
         reached = reach_table(table, report)
     except FailedCheckError as failed:
@@ -52,14 +53,14 @@ def _check_table(table: TableLake) -> TableReport:
     return report
 
 
-def _requests_usd(table: TableLake) -> float:
+def _requests_usd(table: TableLake, requests: Callable[..., Requests]) -> float:
     """Return USD per month of requests to the lake for a table in which nothing happens."""
     settings = table.lake.settings
     if not settings.is_s3:
         return 0.0
     files = {FIREHOSE: table.settings.firehose, KINESIS_CHANNEL: table.settings.kinesis_channel}
     source = files.get(table.settings.transport) or settings.capture
-    return idle_table(
+    return requests(
         source.interval_seconds,
         partitions_seconds=settings.schedules.glue_seconds,
         derive_minutes=settings.current_state.derive_minutes,

@@ -135,16 +135,24 @@ def proven_times(
     return moved if listed_us - state.resumed_us >= lag_us + 2 * margin_us else {}
 
 
-def is_listed_lately(state: LogState, reading: StreamProtocol, lag_us: int, now_us: int) -> bool:
+def is_listed_lately(
+    state: LogState,
+    reading: StreamProtocol,
+    lag_us: int,
+    now_us: int,
+    least_seconds: float = 0,
+) -> bool:
     """Whether the last whole listing is recent enough: new shards descend from known ones.
 
     DynamoDB's documents do not state this for roots, but the order of an item's changes depends on
     it: the key range of a new shard belonged to a known shard, which must end first. The log holds
     the proof of a listing as `discovered_us`, `lag_us` before the listing; where a shard without
-    children held that back, the stream counts as listed longer ago than it was.
+    children held that back, the stream counts as listed longer ago than it was. `least_seconds`:
+    recent enough at least for so long.
     """
     age_us = now_us - lag_us - state.discovered_us
-    return 0 <= age_us < reading.listing_seconds(len(state.shards)) * 1_000_000
+    seconds = max(reading.listing_seconds(len(state.shards)), least_seconds)
+    return 0 <= age_us < seconds * 1_000_000
 
 
 def is_lineage_known(state: LogState, margin_us: int, now_us: int) -> bool:
@@ -156,6 +164,14 @@ def is_lineage_known(state: LogState, margin_us: int, now_us: int) -> bool:
     """
     stream = state.stream
     if stream is None or state.discovered_us < stream.recorded_us + margin_us:
+        return False
+    return is_read_lately(state, margin_us, now_us)
+
+
+def is_read_lately(state: LogState, margin_us: int, now_us: int) -> bool:
+    """Whether no shard was unread for as long as half of the retention."""
+    stream = state.stream
+    if stream is None:
         return False
     oldest_us = now_us - stream.retention_us // 2
     reading = (s for s in state.shards.values() if s.status == "reading")

@@ -177,8 +177,9 @@ class Lander:
         so they lie in the folders of what it has landed. `is_whole`: nothing failed, and nothing is
         left for another run.
         """
-        first = object_prefix(self._began_n + 1)
-        self._remove_orphans([f"{folder}/{first}" for folder in sorted(self._landed)])
+        if self._landed and not (self._log.is_tidy() and not self._result.conflicts):
+            first = object_prefix(self._began_n + 1)
+            self._remove_orphans([f"{folder}/{first}" for folder in sorted(self._landed)])
         self._log.rest(self._state, clean=is_whole)
 
     def _remove_orphans(self, folders: list[str]) -> None:

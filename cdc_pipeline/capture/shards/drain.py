@@ -16,6 +16,7 @@ from cdc_pipeline.capture.landing.replication_losses import record_losses
 from cdc_pipeline.capture.landing.result import CaptureFailedError, CaptureResult
 from cdc_pipeline.capture.landing.retries import Attempt, retry_when_overtaken
 from cdc_pipeline.capture.shards.buffer import Batch, Buffer
+from cdc_pipeline.capture.shards.cursors import Cursors
 from cdc_pipeline.capture.shards.shard_reader import ReadOptions, Start, read_shard
 from cdc_pipeline.capture.shards.shard_tracker import ShardTracker
 from cdc_pipeline.capture.sources.source import Source
@@ -58,6 +59,7 @@ def capture_table(
     former: Callable[[StreamRef], Source] | None = None,
     files: "Callable[[Source, CaptureOptions], Run] | None" = None,
     reopen: Callable[[], Source] | None = None,
+    cursors: Cursors | None = None,
     report: Callable[[list[LandedObject]], None] = lambda _: None,
     sleep: Callable[[float], object] = time.sleep,
 ) -> CaptureResult:
@@ -68,7 +70,7 @@ def capture_table(
     logged, and until the old stream has been read up to it, the new one is not read
     (`capture.landing.cutover`). `files`: makes the run that reads objects in S3. `reopen`: opens
     the source again after a conflict with another capture, which may have made the log follow
-    another stream; by default the source stays.
+    another stream; by default the source stays. `cursors`: where readers stopped in earlier runs.
 
     Safe to kill at any moment and to run twice at once: after a conflict a run continues from the
     other one's entries. Raises `CaptureFailedError` if shards failed (after landing the others),
@@ -77,7 +79,9 @@ def capture_table(
 
     def attempt(attempt: Attempt) -> CaptureResult:
         current = reopen() if reopen and attempt.is_again else source
-        shards = partial(_Run, log, options=attempt.options, report=report, sleep=sleep)
+        shards = partial(
+            _Run, log, options=attempt.options, report=report, sleep=sleep, cursors=cursors
+        )
 
         def new_run(source: Source) -> Run:
             file_run = files if source.transport in IN_FILES else None
@@ -204,6 +208,7 @@ class _Run:
         options: CaptureOptions,
         report: Callable[[list[LandedObject]], None],
         sleep: Callable[[float], object],
+        cursors: Cursors | None = None,
     ) -> None:
         self.log = log
         self.source = source
@@ -218,6 +223,8 @@ class _Run:
             clock=log.clock,
             sleep=sleep,
             margin_us=log.margin_us,
+            empty_reads=options.empty_reads,
+            cursors=cursors,
         )
         self.pending = Buffer(options.flush_rows, options.flush_bytes)
         self.stop = threading.Event()
@@ -250,7 +257,8 @@ class _Run:
         self.shards = dict(self.state.shards)
         lag = self.source.reading.listing_lag_seconds(self.options.listing_lag_seconds)
         lag_us = int(lag * 1_000_000)
-        self.lineage = ShardTracker(self.log, self.source, self.state, self.shards, lag_us)
+        relist = self.options.relist_seconds
+        self.lineage = ShardTracker(self.log, self.source, self.state, self.shards, lag_us, relist)
         self.lander = Lander(self.log, self.state, self.source, self.result, self.report)
         self.lander.remove_orphans()
         self.lander.complete()

@@ -15,12 +15,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
 from cdc_pipeline.aws.shards import Page
 from cdc_pipeline.capture.shards.buffer import Buffer, after_page
+from cdc_pipeline.capture.shards.cursors import Cursor, Cursors
 from cdc_pipeline.capture.sources.reading import StreamProtocol
 from cdc_pipeline.capture.sources.source import ShardSource
 from cdc_pipeline.core.changes.change import Change
@@ -37,6 +38,8 @@ _ITERATORS_TRIED = 5
 _OLD_STEP_SECONDS = 600
 _OLD_STEPS = 60
 _LONG_US = 365 * 24 * 3600 * 1_000_000
+_MORE_IF_OLD = 7
+"""Further empty reads of a run that does not wait for the proof of the tip, at an old position."""
 _LEAST_PAUSE_SECONDS = 0.25
 """AWS allows five reads a second and shard (observed: aws-sdk-java-v2 issue 470)."""
 
@@ -47,7 +50,8 @@ class ReadOptions:
 
     `until_us`: a shard read up to this time counts as read to its tip, so that a run ends under
     continuous traffic. `deadline`: time in seconds at which every read stops. `margin_us`: largest
-    error of `clock` against AWS's.
+    error of `clock` against AWS's. `empty_reads`: after so many empty reads a shard is left to the
+    next run, None: when its tip is proven. `cursors`: where the run before has stopped.
     """
 
     empty_polls: int
@@ -57,6 +61,8 @@ class ReadOptions:
     clock: Callable[[], float] = time.time
     sleep: Callable[[float], object] = time.sleep
     margin_us: int = 0
+    empty_reads: int | None = None
+    cursors: Cursors | None = None
 
 
 @dataclass(frozen=True)
@@ -107,11 +113,23 @@ def read_shard(
     """
     shard = start.shard
     began_us = int(options.clock() * 1_000_000)
-    iterator = _iterator(source, stream, start, began_us, options.margin_us)
+    cursors = options.cursors
+    cursor = (
+        cursors.take(stream.arn, shard.shard_id, shard.sequence_number, began_us)
+        if cursors
+        else None
+    )
+    iterator = (
+        cursor.iterator if cursor else _iterator(source, stream, start, began_us, options.margin_us)
+    )
     # Start times of the last empty reads in a row, in µs.
-    empty: deque[int] = deque(maxlen=polls_needed(options.empty_polls, _LONG_US))
+    empty = deque(
+        cursor.empty if cursor else (), maxlen=polls_needed(options.empty_polls, _LONG_US)
+    )
     oldest_us = max(began_us - stream.retention_us, start.stream_began_us)
-    expired = 0
+    expired = fruitless = 0
+    # Whether everything before the iterator is in the log once `shard` is.
+    is_exact = True
     while not stop.is_set() and options.clock() < options.deadline:
         started_us = int(options.clock() * 1_000_000)
         try:
@@ -123,14 +141,18 @@ def read_shard(
                 raise SourceError(
                     f"shard {shard.shard_id}: {expired} iterators in a row had expired"
                 ) from error
-            iterator = source.iterator(stream.arn, shard.shard_id, shard.sequence_number)
+            here = replace(start, shard=shard)
+            iterator = _iterator(source, stream, here, started_us, options.margin_us)
             continue
         is_finished = page.next_iterator is None
         parsed = reading.parse(page, stream, shard)
+        last = reading.last(page)
         if page.records:
             empty.clear()
+            is_exact, fruitless = last is not None, 0
         else:
             empty.append(started_us)
+            fruitless += 1
         age_us = started_us - (shard.read_to_us or oldest_us)
         needed = polls_needed(options.empty_polls, age_us)
         # Empty reads of an ended shard do not give its end time, at which its children begin.
@@ -144,7 +166,7 @@ def read_shard(
         changes = _of_this_transport(parsed.changes, stream, start)
         shard = after_page(
             shard,
-            last=reading.last(page),
+            last=last,
             read_to_us=max(read_to.written_us, stream.since_us) if read_to.written_us else 0,
             rows=len(changes),
             is_finished=is_finished,
@@ -154,10 +176,19 @@ def read_shard(
             skipped = parsed.skipped + len(parsed.changes) - len(changes)
             size = page.size if page.records else 0
             pending.add(shard, changes, parsed.unreadable, size, skipped)
-        is_at_tip = max(read_to.tip_us, shard.read_to_us) >= options.until_us
-        if page.next_iterator is None or (is_at_tip and start.is_open):
-            break
+        if page.next_iterator is None:
+            return shard
         iterator = page.next_iterator
+        if cursors and is_exact:
+            cursor = Cursor(shard.sequence_number, iterator, tuple(empty), started_us)
+            cursors.keep(stream.arn, shard.shard_id, cursor)
+        is_at_tip = max(read_to.tip_us, shard.read_to_us) >= options.until_us
+        if is_at_tip and start.is_open:
+            break
+        if options.empty_reads is not None and start.is_open:
+            more = 0 if age_us < _OLD_STEP_SECONDS * 1_000_000 else _MORE_IF_OLD
+            if fruitless >= options.empty_reads + more:
+                break
         pause = reading.pause(page, options.poll_seconds)
         if pause is not None:
             if reading.in_order:

@@ -48,6 +48,7 @@ class ShardTracker:
 
     `enabled`: the table writes to the stream, by the last listing. `stream_began_us`: no record of
     the stream is older, 0: unknown. `next_listing_us`: time of the next whole listing.
+    `relist_seconds`: least pause between whole listings, if nothing asks for one.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class ShardTracker:
         state: LogState,
         shards: dict[str, ShardState],
         lag_us: int,
+        relist_seconds: float = 0,
     ) -> None:
         assert state.stream is not None  # it is followed
         self.enabled = True
@@ -69,6 +71,7 @@ class ShardTracker:
         self._shards = shards
         self._stream = state.stream
         self._lag_us = lag_us
+        self._relist_seconds = relist_seconds
         self._listed: list[Shard] = []
         # Time of this run's last listing, 0: none yet.
         self._listing_us = 0
@@ -88,8 +91,12 @@ class ShardTracker:
         self._parents = {
             p for s in state.shards.values() for p in (s.parent_id, s.adjacent_id) if p
         }
-        is_recent = gaps.is_listed_lately(state, self._source.reading, self._lag_us, now_us)
-        if not is_on or not is_recent or not gaps.is_lineage_known(state, margin_us, now_us):
+        is_recent = gaps.is_listed_lately(
+            state, self._source.reading, self._lag_us, now_us, self._relist_seconds
+        )
+        # With pauses between listings, the hidden roots of a new stream are found after a pause.
+        is_known = gaps.is_read_lately if self._relist_seconds else gaps.is_lineage_known
+        if not is_on or not is_recent or not is_known(state, margin_us, now_us):
             self.discover()
             return
         self._listed = [_unlisted(s) for s in state.shards.values() if s.status == "reading"]

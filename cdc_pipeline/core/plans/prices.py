@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from cdc_pipeline.core.plans.liveness import SERVER_HEARTBEAT_SECONDS, promise_seconds
+
 EXPORT_USD_PER_GB = 0.10
 """Full export: by the size of the table; incremental export: by the changes processed."""
 
@@ -81,6 +83,9 @@ ENTRY = Requests(writes=3, reads=2)
 LOOK = Requests(reads=3)
 """A look at a log that did not change; sensors that tick together share it."""
 
+SERVED = Requests(writes=1, reads=3)
+"""A heartbeat of a server, and its look at what others wrote; its other passes ask for nothing."""
+
 PUBLISHED = Requests(reads=1, glue=1)
 """Loading a published table, for the check `fresh`."""
 
@@ -99,11 +104,25 @@ def idle_table(
     With the intervals of the settings: of captures, of `glue_partition_sensor`, and of the marks of
     a quiet state as complete.
     """
+    captures = CAPTURE.every(interval_seconds)
+    looks = LOOK.every(max(5.0, min(30.0, interval_seconds)))  # shard_sensor
+    return captures + looks + _kept(partitions_seconds, derive_minutes, has_glue=has_glue)
+
+
+def served_table(
+    every_seconds: float, *, partitions_seconds: float, derive_minutes: float, has_glue: bool
+) -> Requests:
+    """Return the same for a table that `cdc-pipeline serve` captures, beside Dagster."""
+    beats = SERVED.every(max(SERVER_HEARTBEAT_SECONDS, every_seconds))
+    looks = LOOK.every(promise_seconds(every_seconds))  # shard_sensor
+    return beats + looks + _kept(partitions_seconds, derive_minutes, has_glue=has_glue)
+
+
+def _kept(partitions_seconds: float, derive_minutes: float, *, has_glue: bool) -> Requests:
+    """Requests of a month that do not depend on who captures."""
     minute = 60.0
     whole = (
-        CAPTURE.every(interval_seconds)
-        + ENTRY.every(3 * 60 * minute)
-        + LOOK.every(max(5.0, min(30.0, interval_seconds)))  # shard_sensor
+        ENTRY.every(3 * 60 * minute)
         + LOOK.every(minute)  # downstream, gap_sensor, alarm_sensor
         + PUBLISHED.every(minute)
         + ADVANCE.every(max(minute, derive_minutes * 60))

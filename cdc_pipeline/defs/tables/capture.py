@@ -137,23 +137,28 @@ class Landings:
     """Landed objects not yet reported as materialisations of raw_stream, by table and write day.
 
     A lingering run lands about every second; a materialisation for each object would flood the
-    event log, so objects are collected for 30 s.
+    event log, so objects are collected for `seconds`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = _REPORT_SECONDS) -> None:
+        self._seconds = seconds
         self._waiting: dict[tuple[str, str], list[LandedObject]] = {}
         self._reported = time.monotonic()
 
     def add(
         self, table: Table, objects: Sequence[LandedObject]
     ) -> Iterator[dg.AssetMaterialization]:
-        """Collect the objects; report all collected ones if the last report is 30 s ago."""
+        """Collect the objects; report all collected ones if the last report is long ago."""
         for landed in objects:
             self._waiting.setdefault((table.safe_name, landed.day), []).append(landed)
-        if time.monotonic() - self._reported >= _REPORT_SECONDS:
-            for key in sorted(self._waiting):
-                yield self._report(*key)
-            self._reported = time.monotonic()
+        if time.monotonic() - self._reported >= self._seconds:
+            yield from self.report_all()
+
+    def report_all(self) -> Iterator[dg.AssetMaterialization]:
+        """Report all collected objects."""
+        for key in sorted(self._waiting):
+            yield self._report(*key)
+        self._reported = time.monotonic()
 
     def report(self, table: Table) -> Iterator[dg.AssetMaterialization]:
         """Report the remaining objects of a table whose capture has ended."""

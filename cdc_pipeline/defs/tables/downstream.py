@@ -16,6 +16,7 @@ import msgspec
 from cdc_pipeline.core.clock import day_of, now_us
 from cdc_pipeline.core.errors import CdcPipelineError
 from cdc_pipeline.core.log.state import LogState
+from cdc_pipeline.core.plans.liveness import served_until_us
 from cdc_pipeline.defs.resources import LakeResource
 from cdc_pipeline.defs.run_history import ActiveRun, History, active_runs, is_working
 from cdc_pipeline.defs.tables.shard_sensor import sensor_status
@@ -188,6 +189,8 @@ class _Tick:
             self.skipped.append(f"{name}: {error.message}")
             return
         stale_assets = {part.asset: part for part in stale if part is not None}
+        if self._is_served(state) and stale_assets.pop("current_state", None):
+            is_waiting = True  # for the server, which publishes by the same rules
         if not stale_assets and not is_waiting:
             self.cursor.settled[name] = mark
         yield from self._runs_of(table, stale_assets, content)
@@ -246,10 +249,16 @@ class _Tick:
         pause_us = max(_LEAST_QUIET_SECONDS, minutes * 60) * 1_000_000
         if state.watermark_us - self.cursor.shown_us.get(name, 0) < pause_us:
             return
+        if self._is_served(state):
+            return
         if state.staged is not None and f"{name}/current_state" not in self.running:
             self.staleness.advance(table)
             # After an open gap it advances no further: not to be tried again at this watermark.
             self.cursor.shown_us[name] = state.watermark_us
+
+    def _is_served(self, state: LogState) -> bool:
+        """Whether a live server keeps the published state."""
+        return served_until_us(state.last_owner, state.at_us) > self.now_us
 
     def _may_request(self, asset: str, mark: str) -> bool:
         """Return whether to start a run: not while one is at work or in a pause after failures."""

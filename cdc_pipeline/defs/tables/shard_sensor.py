@@ -14,7 +14,11 @@ import msgspec
 from cdc_pipeline.core.clock import now_us
 from cdc_pipeline.core.errors import CdcPipelineError, ShardGoneError
 from cdc_pipeline.core.log.state import LogState
-from cdc_pipeline.core.plans.liveness import SILENCE_MARGIN_SECONDS, is_by_person
+from cdc_pipeline.core.plans.liveness import (
+    SILENCE_MARGIN_SECONDS,
+    is_by_person,
+    served_until_us,
+)
 from cdc_pipeline.core.transports import FIREHOSE, KINESIS_CHANNEL
 from cdc_pipeline.defs.resources import LakeResource
 from cdc_pipeline.defs.run_history import (
@@ -156,7 +160,8 @@ class _Cursor(msgspec.Struct):
     """The sensor's cursor.
 
     `after`: the next tick begins after this table. `hours`: last reported lag in hours, by table.
-    `started`: the tick of a table's last run. `history`: failures in a row.
+    `started`: the tick of a table's last run. `history`: failures in a row. `served`: times in µs
+    up to which tables are a live server's.
     """
 
     after: str = ""
@@ -164,6 +169,7 @@ class _Cursor(msgspec.Struct):
     started: dict[str, int] = msgspec.field(default_factory=dict)
     hours: dict[str, int] = msgspec.field(default_factory=dict)
     history: History = msgspec.field(default_factory=History)
+    served: dict[str, int] = msgspec.field(default_factory=dict)
 
     @classmethod
     def parse(cls, cursor: str | None) -> "_Cursor":
@@ -215,6 +221,8 @@ class _Tick:
     def _decide(self, table: Table) -> CaptureDecision:
         subject, handle = capture_subject(table.label), self.lake.table(table)
         log = handle.log
+        if served := self._served(table):
+            return CaptureDecision(table.label, False, served)
         try:
             state = log.look()
         except CdcPipelineError as error:
@@ -226,7 +234,21 @@ class _Tick:
         if in_flight := self._in_flight(subject, state):
             return CaptureDecision(table.label, False, in_flight)
         self._forget(subject, state)
+        self.cursor.served[table.label] = served_until_us(state.last_owner, state.at_us)
+        if served := self._served(table):
+            return CaptureDecision(table.label, False, served, state.watermark_us)
         return self._paused(_inspect(handle, log, state))
+
+    def _served(self, table: Table) -> str | None:
+        """Say that a server captures the table; None: none that is known to live.
+
+        Until its promise ends, its log is not looked at.
+        """
+        seconds = (self.cursor.served.get(table.label, 0) - self.now_us) / 1_000_000
+        if seconds <= 0:
+            self.cursor.served.pop(table.label, None)
+            return None
+        return f"served by `cdc-pipeline serve`, to be looked at in {seconds:.0f} s"
 
     def _in_flight(self, subject: str, state: LogState) -> str | None:
         """Name the run at work on a table; None: none, whatever Dagster counts as running."""
@@ -248,7 +270,8 @@ class _Tick:
         failures = self.cursor.history.failures.get(subject)
         if failures is None:
             return
-        is_fixed = is_by_person(state.last_owner) and state.at_us > failures.last_us
+        is_by_other = is_by_person(state.last_owner) or served_until_us(state.last_owner, 0) > 0
+        is_fixed = is_by_other and state.at_us > failures.last_us
         if is_fixed or (failures.are_kills and state.at_us > failures.since_us):
             self.cursor.history.forget(subject)
 

@@ -27,6 +27,7 @@ from cdc_pipeline.core.log.json_format import (
 from cdc_pipeline.core.log.state import Entry, LogState
 from cdc_pipeline.core.names import TablePaths, entry_number
 from cdc_pipeline.lake.storage.log_memory import MEMORY
+from cdc_pipeline.lake.storage.residence import Residence
 from cdc_pipeline.lake.storage.store import Store
 
 _SUMMARY_EVERY = 10
@@ -43,7 +44,8 @@ _ENTRY_EVERY_US = 3 * 3_600_000_000
 and it may be lost. What is known to be read then ends three hours earlier: less than the four at
 which a check warns, and far less than any retention."""
 _LOOK_SECONDS = 5.0
-
+_EVER_SECONDS = 1e12
+"""For a state that was not outdated since, however old it is."""
 
 Parts = Mapping[str, Any]
 """Fields of an `Entry` by name, without its number, time and owner."""
@@ -64,7 +66,7 @@ class CaptureLog:
     """The capture log of one table in one lake.
 
     `margin_us`: bound on the difference between `clock` and AWS's clock, applied wherever times of
-    the two are compared.
+    the two are compared. `residence`: that of a process that stays.
     """
 
     def __init__(
@@ -73,11 +75,13 @@ class CaptureLog:
         paths: TablePaths,
         clock: Callable[[], float] = time.time,
         margin_us: int = 0,
+        residence: Residence | None = None,
     ) -> None:
         self.store = store
         self.paths = paths
         self.clock = clock
         self.margin_us = margin_us
+        self.residence = residence
 
     def load(self) -> LogState:
         """Return the state after the newest entry, with the progress of the heartbeat."""
@@ -86,16 +90,40 @@ class CaptureLog:
         self._read_on(state)
         self._show(state, beat)
         MEMORY.remember(self._address, state)
+        if self.residence:
+            self.residence.loaded(self._address)
         return state
 
     def look(self) -> LogState:
         """Return the state that this process loaded within the last seconds, or load it.
 
         For the parts of one run, and for sensors that tick together. What this process has written
-        since is in it; what others have written may be missing, as after any load.
+        since is in it; what others have written may be missing, as after any load. A process that
+        stays looks as seldom as its `residence` says.
         """
         with MEMORY.looking(self._address):
-            return MEMORY.recall(self._address, seconds=_LOOK_SECONDS) or self.load()
+            seconds = _LOOK_SECONDS
+            if self.residence:
+                seconds = _EVER_SECONDS if self.residence.knows(self._address) else 0
+            return MEMORY.recall(self._address, seconds=seconds) or self.load()
+
+    def is_tidy(self) -> bool:
+        """Whether a run of this process has looked for what killed ones left; from now on it has.
+
+        What is left by others later is found once a day.
+        """
+        return self.residence is not None and self.residence.is_tidy(self._address)
+
+    def doubt(self) -> None:
+        """Begin anew, as a new process would: a run of this one has ended with an error."""
+        MEMORY.forget(self._address)
+        if self.residence:
+            self.residence.forget(self._address)
+
+    @property
+    def owner(self) -> str:
+        """The writer, as in an entry."""
+        return self.residence.owner if self.residence else this_owner()
 
     def catch_up(self, state: LogState) -> list[Entry]:
         """Apply what was written since `state` was read; return the new entries."""
@@ -227,10 +255,10 @@ class CaptureLog:
         """
         while (parts := step(state)) is not None:
             if may_rest and self._is_restful(state, parts):
-                state.beat(parts, at_us=self.now_us(), owner=this_owner())
+                state.beat(parts, at_us=self.now_us(), owner=self.owner)
                 return True
             entry = Entry(
-                **{"n": 0, "nonce": new_nonce(), "owner": this_owner(), "at_us": 0, **parts}
+                **{"n": 0, "nonce": new_nonce(), "owner": self.owner, "at_us": 0, **parts}
             )
             if self.append(state, entry):
                 return True
@@ -246,11 +274,14 @@ class CaptureLog:
         """Overwrite the heartbeat with what `state` has of progress, and the present time.
 
         `clean`: the log has no unlogged objects up to here. The heartbeat of a log that went on
-        meanwhile has no effect.
+        meanwhile has no effect. A process that stays remembers it, and writes it less often.
         """
         if not state.n or not state.digest:
             return
-        state.beat({}, at_us=self.now_us(), owner=this_owner(), clean=clean)
+        state.beat({}, at_us=self.now_us(), owner=self.owner, clean=clean)
+        if self.residence and self.residence.may_pass_over(self._address):
+            MEMORY.remember(self._address, state)
+            return
         assert state.heartbeat is not None  # it was set just now
         beats = state.heartbeat.beats + 1
         if beats == _SUMMARY_AT_BEAT and state.summary < state.n:
@@ -258,6 +289,8 @@ class CaptureLog:
         state.beat({}, beats=beats, summary=state.summary)
         self.store.write(self.paths.heartbeat, state.heartbeat.to_json().encode())
         MEMORY.remember(self._address, state)
+        if self.residence:
+            self.residence.rested(self._address)
 
     def append(self, state: LogState, entry: Entry) -> bool:
         """Try once to append `entry`; on success `state` includes it. See `commit`.

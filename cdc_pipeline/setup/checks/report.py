@@ -11,7 +11,8 @@ class TableReport:
 
     `stream_usd`: per month, reads of changes at the interval of the settings while changes are
     few. `recovery_usd`: per month, point-in-time recovery. `requests_usd`: per month, requests to
-    S3 and Glue while nothing changes.
+    S3 and Glue while nothing changes. `served_stream_usd`, `served_requests_usd`: the same under
+    `cdc-pipeline serve` at that pace.
     """
 
     table: str
@@ -27,6 +28,8 @@ class TableReport:
     recovery_usd: float | None = None
     stream_usd: float | None = None
     requests_usd: float | None = None
+    served_stream_usd: float | None = None
+    served_requests_usd: float | None = None
     findings: list[Finding] = field(default_factory=list)
 
     @property

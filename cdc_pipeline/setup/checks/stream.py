@@ -8,6 +8,7 @@ from cdc_pipeline.aws.kinesis import WRITTEN_TO, KinesisStreams, active_destinat
 from cdc_pipeline.aws.kinesis_channels import DELIVERING, channel_arn, find_channel
 from cdc_pipeline.aws.shards import client_of
 from cdc_pipeline.aws.streams import DynamoDBStreams
+from cdc_pipeline.capture.passes import reads_per_pass
 from cdc_pipeline.capture.shards.shard_reader import polls_needed
 from cdc_pipeline.capture.sources.firehose_listing import target_of
 from cdc_pipeline.capture.sources.kinesis_channel import channel_folders
@@ -61,6 +62,8 @@ def _dynamodb_stream(reached: ReachedTable) -> Iterator[Finding]:
     # A capture reads each open shard until enough reads in a row are empty.
     reads = polls_needed(options.empty_polls, options.interval_seconds * 1_000_000)
     reached.report.stream_usd = stream_reads_usd(shards, options.interval_seconds, reads)
+    served = reads_per_pass(options.empty_polls, options.interval_seconds)
+    reached.report.served_stream_usd = stream_reads_usd(shards, options.interval_seconds, served)
     yield Finding("stream", True, f"{_shards(shards)}, {view}")
 
 
