@@ -49,56 +49,83 @@ _NESTED = ["payment", "shipping", "lines"]
 
 def ours(folder: Path, files: list[DataFile], out: Path) -> int:
     """The product's own functions, from the compressed bytes on, in threads as it has them."""
+    return _typed(folder, files, out, sum(file.items for file in files))
+
+
+def ours_as_of_a_large_export(folder: Path, files: list[DataFile], out: Path) -> int:
+    """Ours as it converts more than `transform.spool.PLAIN_BYTES`: compressed, and kept as well."""
+    return _typed(folder, files, out, 0)
+
+
+def _typed(folder: Path, files: list[DataFile], out: Path, items: int) -> int:
     from cdc_pipeline.core.items.columns import columns_of
+    from cdc_pipeline.lake.iceberg.writer import DICTIONARY_BYTES, ROW_GROUP_ROWS
     from cdc_pipeline.transform.shred import merge_stats, shred, typed_schema
 
-    converted = _convert(folder, files, out)
+    converted = _convert(folder, files, out, items)
     columns = columns_of(merge_stats(*(file.stats for file in converted)))
     schema = typed_schema(columns)
 
-    def write(path: Path) -> int:
-        with pq.ParquetFile(path) as narrow:
-            batches, rows = narrow.iter_batches(4_000), narrow.metadata.num_rows
-            with pq.ParquetWriter(out / f"typed-{path.name}", schema, compression="zstd") as writer:
-                for batch in shred(batches, columns, rows):
-                    writer.write_batch(batch)
-            return rows
+    def write(number: int) -> int:
+        file, path = converted[number], out / f"typed-{number}.parquet"
+        typed = shred(_items([file], out).rows(), columns, file.items)
+        with pq.ParquetWriter(
+            path, schema, compression="zstd", dictionary_pagesize_limit=DICTIONARY_BYTES
+        ) as writer:
+            for group in _groups(typed, ROW_GROUP_ROWS):
+                writer.write_table(group)
+        return file.items
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return sum(pool.map(write, [path for file in converted for path in file.paths]))
+        return sum(pool.map(write, range(len(converted))))
+
+
+def _items(converted: list[Any], out: Path) -> Any:
+    from cdc_pipeline.core.plans.erasure import Suppressions
+    from cdc_pipeline.snapshot.items import ExportedItems
+
+    return ExportedItems(converted, "000001.0", 1, out, "export", Suppressions(()))
+
+
+def _groups(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
+    """Row groups as large as those of the product's tables."""
+    parts: list[pa.RecordBatch] = []
+    for batch in batches:
+        parts.append(batch)
+        if sum(map(len, parts)) >= rows:
+            yield pa.Table.from_batches(parts)
+            parts = []
+    if parts:
+        yield pa.Table.from_batches(parts)
 
 
 def sorted_in_iceberg(folder: Path, files: list[DataFile], out: Path) -> int:
     """All that `pitr_export` does with the files once they are there."""
-    from cdc_pipeline.lake.engine.duckdb_session import files_relation, open_duckdb
-    from cdc_pipeline.lake.engine.item_table import NarrowStats, replace_typed
+    return _sorted_in_iceberg(folder, files, out, sum(file.items for file in files))
+
+
+def sorted_as_of_a_large_export(folder: Path, files: list[DataFile], out: Path) -> int:
+    """The same as of more than `transform.spool.PLAIN_BYTES`."""
+    return _sorted_in_iceberg(folder, files, out, 0)
+
+
+def _sorted_in_iceberg(folder: Path, files: list[DataFile], out: Path, items: int) -> int:
     from cdc_pipeline.lake.lake import Lake
     from cdc_pipeline.settings.load import parse_settings
-    from cdc_pipeline.transform.shred import NARROW_SCHEMA, merge_stats
 
     raw = {"lake": str(out / "lake"), "region": "us-east-1", "tables": [{"name": "orders"}]}
     lake = Lake.open(parse_settings(raw, out / "settings.yaml"))
-    converted = _convert(folder, files, out)
-    seen = NarrowStats(sum(f.items for f in converted), merge_stats(*(f.stats for f in converted)))
-    paths = [str(path) for file in converted for path in file.paths]
-    with open_duckdb(lake, out) as connection:
-        connection.execute("SET memory_limit = '320MB'")
-        connection.execute("SET threads = 1")
-        narrow = f"SELECT * FROM {files_relation(connection, paths, NARROW_SCHEMA)}"
-        staged = replace_typed(
-            lake.iceberg, "orders", connection, narrow, {}, over=None, scratch=out, seen=seen
-        )
-    return staged.rows
+    exported = _items(_convert(folder, files, out, items), out)
+    memory_mb = lake.settings.memory_mb
+    return exported.commit(lake.iceberg, "orders", {}, over=None, memory_mb=memory_mb).rows
 
 
-def _convert(folder: Path, files: list[DataFile], out: Path) -> list[Any]:
+def _convert(folder: Path, files: list[DataFile], out: Path, items: int) -> list[Any]:
     from cdc_pipeline.aws.export import verified
     from cdc_pipeline.lake.storage.store import LocalStore
     from cdc_pipeline.snapshot.staging import Staging
 
-    items = sum(file.items for file in files)
-    kept = LocalStore(out / "kept")
-    staging = Staging(kept, "export/", out, KEY_NAMES, "000001.0", 1, items=items)
+    staging = Staging(LocalStore(out / "kept"), "export/", out, KEY_NAMES, items=items)
 
     def convert(file: DataFile) -> Any:
         with (folder / file.key).open("rb") as stream:
@@ -200,6 +227,8 @@ CONTENDERS: dict[str, Callable[[Path, list[DataFile], Path], int]] = {
     "boto3": boto3_way,
     "dynamodb_json": dynamodb_json_way,
     "sorted": sorted_in_iceberg,
+    "large": ours_as_of_a_large_export,
+    "sorted large": sorted_as_of_a_large_export,
 }
 
 

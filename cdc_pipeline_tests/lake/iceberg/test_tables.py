@@ -373,6 +373,8 @@ def test_files_are_described_as_pyiceberg_describes_its_own(tables: Tables) -> N
     ours = tables.replace("t", reader, {}, over=None)
     reader, _ = _mixed_rows([30_000, 15_000])
     theirs = tables.replace("other", _MIXED.empty_table().to_reader(), {}, over=None)
+    with theirs.transaction() as transaction:
+        transaction.set_properties(PARQUET_PROPERTIES)
     theirs.append(reader.read_all())
     files = [next(iter(table.scan().plan_files())).file for table in (ours, theirs)]
     described = [list(file._data) for file in files]
