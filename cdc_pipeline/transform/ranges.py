@@ -53,7 +53,7 @@ def sorted_items(
 
 def _sorted(rows: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     table = pa.Table.from_batches(rows, ITEMS_SCHEMA).combine_chunks()
-    order = pc.sort_indices(table.column("item_key"))
+    order = pc.call_function("array_sort_indices", [table.column("item_key")])
     size = min(_BATCH_ROWS, _BATCH_BYTES * len(order) // (table.nbytes or 1) + 1)
     for start in range(0, len(order), size):
         yield from table.take(order.slice(start, size)).to_batches()
@@ -75,7 +75,8 @@ def _passes(items: Spooled, ranges: int, at_once: int) -> Iterator[Iterator[pa.R
         orders.append((order.cast(pa.uint32()), cuts))
         lengths = pc.call_function("binary_length", [batch.column("item")]).take(order)
         for number, (start, end) in enumerate(pairwise(cuts)):
-            sizes[number] += pc.sum(lengths.slice(start, end - start)).as_py() or 0
+            part = lengths.slice(start, end - start)
+            sizes[number] += pc.call_function("sum", [part]).as_py() or 0
     if max(sizes) > 2 * at_once:
         return None
 
@@ -88,7 +89,7 @@ def _passes(items: Spooled, ranges: int, at_once: int) -> Iterator[Iterator[pa.R
 
 def _cut(keys: pa.Array, bounds: Sequence[str]) -> tuple[pa.Array, list[int]]:
     """Return the order of keys, and the places in it where each range begins, and the end."""
-    order = pc.sort_indices(keys)
+    order = pc.call_function("array_sort_indices", [keys])
     ordered = keys.take(order).to_pylist()
     return order, [0, *(bisect.bisect_left(ordered, bound) for bound in bounds), len(ordered)]
 

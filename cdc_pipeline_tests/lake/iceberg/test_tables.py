@@ -27,6 +27,7 @@ from cdc_pipeline.lake.iceberg.files import data_files, live_entries, live_files
 from cdc_pipeline.lake.iceberg.properties import table_property
 from cdc_pipeline.lake.iceberg.row_delta import DeadRows, RowDelta
 from cdc_pipeline.lake.iceberg.tables import CommitConflictError, Tables
+from cdc_pipeline.lake.iceberg.writer import PARQUET_PROPERTIES
 from cdc_pipeline_tests.lake.builder import LakeBuilder
 
 _ONE, _TWO = date(2026, 1, 1), date(2026, 1, 2)
