@@ -80,13 +80,13 @@ class ExportedItems:
         at_once = _sorted_at_once(memory_mb)
 
         def ordered() -> Iterator[pa.RecordBatch]:
+            """Read the items, once: exports have no pinned columns."""
             items = sorted_items(self._spooled, self._scratch, at_once, remove=True)
             return self._narrow(self._with_own_keys(items))
 
         return commit_typed(
             tables,
             name,
-            self.rows,
             ordered,
             NarrowStats(self.count(), self._stats),
             properties,

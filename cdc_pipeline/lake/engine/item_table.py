@@ -79,17 +79,23 @@ def replace_typed(
     spool = scratch / f"{name}.parquet"
     columns = "SELECT item_key, order_key, item, write_time_us FROM"
     seen = spool_narrow(connection, f"{columns} ({narrow_sql}) ORDER BY item_key", spool)
-    rows = partial(spooled, spool)
     return commit_typed(
-        tables, name, rows, rows, seen, properties, over=over, plan=plan, limit=limit, names=names
+        tables,
+        name,
+        partial(spooled, spool),
+        seen,
+        properties,
+        over=over,
+        plan=plan,
+        limit=limit,
+        names=names,
     )
 
 
 def commit_typed(
     tables: Tables,
     name: str,
-    rows: Callable[[], Iterable[pa.RecordBatch]],
-    ordered: Callable[[], Iterable[pa.RecordBatch]],
+    read: Callable[[], Iterable[pa.RecordBatch]],
     seen: NarrowStats,
     properties: dict[str, str],
     *,
@@ -98,24 +104,22 @@ def commit_typed(
     limit: int | None = None,
     names: Mapping[str, str] | None = None,
 ) -> TypedResult:
-    """Make narrow rows, known by their statistics, the whole table, typed.
+    """Make narrow rows, whose statistics are known, the whole table, typed.
 
-    `rows`: gives them in any order, called only if settings pin types; `ordered`: the same ones
-    sorted by key, called once, after that. An error of either prevents the commit.
-
-    `plan`: returns columns and more properties from the statistics; an error of it prevents the
-    commit. Default: columns that hold all values, of at most `limit` attributes, with the names of
-    `names`.
+    `read`: returns them sorted by key; called twice if `plan` has pinned columns that may not hold
+    all values. `plan`: returns columns and more properties from the statistics; default: columns
+    that hold all values, of at most `limit` attributes, with the names of `names`. An error of
+    either prevents the commit.
     """
     stats = seen.stats
     if plan is None:
         columns, more = columns_of(stats, prior_columns(over), limit=limit, names=names), {}
     else:
         columns, more = plan(stats)
-    misfits = count_misfits(rows(), columns, stats)
+    misfits = count_misfits(read(), columns, stats)
     table = tables.replace(
         name,
-        typed_reader(ordered(), columns, stats, seen.rows),
+        typed_reader(read(), columns, stats, seen.rows),
         {**properties, **more, **size_properties(seen.rows, seen.max_order_key)},
         over=over,
         key="_key",

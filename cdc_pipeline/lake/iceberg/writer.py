@@ -76,7 +76,11 @@ def write_rows(
     table: TableMetadata, io: "ChecksumIO", rows: pa.RecordBatchReader, commit: str
 ) -> Iterator[DataFile]:
     """Write all rows, in order, and yield the files. `commit`: part of the files' names."""
-    groups = _row_groups(_requested(table, batch) for batch in rows)
+    stored = _stored_schema(table, rows.schema)
+    names = [field.name for field in table.schema().fields]
+    groups = (
+        group.select(names).rename_columns(stored.names).cast(stored) for group in _row_groups(rows)
+    )
     for number in count():
         first = next(groups, None)
         if first is None:
@@ -218,16 +222,16 @@ def _write_file(
     )
 
 
-def _requested(table: TableMetadata, batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Convert rows to the schema of the table's files: names, order, nullability, field ids."""
-    schema = table.schema()
+def _stored_schema(table: TableMetadata, schema: pa.Schema) -> pa.Schema:
+    """Return the schema of the table's files: names, order, nullability, field ids."""
+    present = table.schema()
     return _to_requested_schema(
-        sanitize_column_names(schema),
-        pyarrow_to_schema(batch.schema, schema.name_mapping, format_version=2),
-        batch,
+        sanitize_column_names(present),
+        pyarrow_to_schema(schema, present.name_mapping, format_version=2),
+        pa.RecordBatch.from_pylist([], schema),
         include_field_ids=True,
         format_model=FileFormatFactory.get(FileFormat.PARQUET),
-    )
+    ).schema
 
 
 def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
