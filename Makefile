@@ -191,7 +191,9 @@ types: $(STAMP) ## pyright over the package and its tests
 	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
 
 .PHONY: bench
-bench: $(STAMP) ## Compare with named peers; writes benchmarks/RESULTS.md (BENCH_ARGS=...)
+bench: $(STAMP) ## Compare with named peers, installed once; writes benchmarks/RESULTS.md (BENCH_ARGS=...)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location \
+		-c constraints.txt -e '.[bench]'
 	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 .PHONY: latency

@@ -22,8 +22,8 @@ BENCHMARKS = ("landing", "export", "fold", "full_fold", "lookups", "publish", "s
 
 OURS = "ours"
 _PACKAGES = (
-    *("boto3", "dynamodb-json", "duckdb", "isal", "msgspec", "numba", "orjson", "pyarrow"),
-    *("pyiceberg", "pyspark"),
+    *("boto3", "chdb-core", "datafusion", "dynamodb-json", "duckdb", "isal", "msgspec", "numba"),
+    *("orjson", "pyarrow", "pyiceberg", "pyspark"),
 )
 _HEADS = ("work", "contender", "rows / CPU s", "CPU, ours = 1", "wall s / 100k rows", "peak MB")
 _TARGET_HEADS = ("target", "bound", "measured", "")

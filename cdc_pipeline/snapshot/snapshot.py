@@ -10,7 +10,6 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import duckdb
 import pyarrow as pa
 
 from cdc_pipeline.aws.client.session import cause_code
@@ -34,13 +33,7 @@ from cdc_pipeline.core.log.entries import FIRST_GENERATION, Baseline
 from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.plans.erasure import Suppressions
 from cdc_pipeline.core.run_context import SILENT, RunContext
-from cdc_pipeline.lake.engine.duckdb_session import files_relation, open_duckdb
-from cdc_pipeline.lake.engine.item_table import (
-    NarrowStats,
-    TypedResult,
-    column_names,
-    replace_typed,
-)
+from cdc_pipeline.lake.engine.item_table import TypedResult, column_names
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.baselines import record_baseline, tag_baselines
 from cdc_pipeline.lake.storage.log import CaptureLog
@@ -51,21 +44,14 @@ from cdc_pipeline.snapshot.export import (
     export_token,
     wait_for_export,
 )
+from cdc_pipeline.snapshot.items import ExportedItems
 from cdc_pipeline.snapshot.resumption import require_not_discarded, resume_baseline
 from cdc_pipeline.snapshot.staging import ConvertedFile, Staging
-from cdc_pipeline.transform.ranges import split_by_key
-from cdc_pipeline.transform.shred import NARROW_SCHEMA, merge_stats
 
 # One for each core, at most the number that converts a 100 GB export in an hour; each takes
 # about 60 MB, and as much again while it keeps a part.
 _WORKERS = 4
 _FEW_ITEMS = 50_000
-_SORT_PERCENT = 26
-"""Percentage of `memory_mb`; the rest is for Arrow, which types and writes sorted items."""
-_SORT_LEAST_MB = 256
-"""With half of it DuckDB 2.0.0 fails to sort 260 MB of items (measured)."""
-_SORT_BYTES = 1 << 30
-"""Text sorted at once, per 1000 MB of `memory_mb`: 256 MB sort 1.1 GB, 200 MB fail (measured)."""
 _REFUSALS = 10
 _INVALID_TIME = "InvalidExportTimeException"
 _REQUEST_AGAIN = "remove the cause and materialise pitr_export again; it requests a new export"
@@ -271,72 +257,45 @@ def _stage(
 
     After the verification, `erased` items are left out.
     """
-    name = f"{table.safe_name}_snapshot"
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        open_duckdb(table.lake, Path(folder)) as connection,
-    ):
-        memory_mb = table.lake.settings.memory_mb
-        sort_mb = max(memory_mb * _SORT_PERCENT // 100, _SORT_LEAST_MB)
-        connection.execute(f"SET memory_limit = '{sort_mb}MB'")
-        connection.execute("SET threads = 1")  # each thread takes a share of the memory limit
-        root = table.paths.staging
+    with tempfile.TemporaryDirectory() as folder:
+        scratch, root = Path(folder), table.paths.staging
         staging = Staging(
             table.lake.store,
             f"{root}{status.arn.rpartition('/')[2]}/",
-            Path(folder),
+            scratch,
             key_names,
-            order_key(baseline.generation, SNAPSHOT_POSITION),
-            baseline.export_time_us,
             items=manifest.items,
         )
         staging.open(root)
         files = _convert_all(table.lake, status, manifest, staging, context)
-        range_bytes = _SORT_BYTES * memory_mb // 1000
-        narrow = _narrow_ranges(connection, files, Path(folder), range_bytes)
         # Arrow keeps freed memory, up to 170 MB, and sorting and typing need more.
         pa.default_memory_pool().release_unused()
-        count = sum(_count_keys(connection, sql) for sql in narrow)
-        if count != manifest.items:
-            raise ExportError(f"export {status.arn} holds {manifest.items} items but {count} keys")
         # The table before the log: an erasure after the call of `erased` makes the commit fail.
-        over = table.lake.iceberg.load(name)
-        narrow, items = _without_erased(connection, narrow, manifest.items, erased())
-        context.progress(f"sorting and typing {items} items")
+        over = table.iceberg("snapshot")
+        items = ExportedItems(
+            files,
+            order_key(baseline.generation, SNAPSHOT_POSITION),
+            baseline.export_time_us,
+            scratch,
+            f"export {status.arn}",
+            erased(),
+        )
+        context.progress(f"sorting and typing {items.count()} items")
         properties = {
             "generation": str(baseline.generation),
             "export_arn": status.arn,
             "export_time_us": str(baseline.export_time_us),
         }
-        staged = replace_typed(
+        staged = items.commit(
             table.lake.iceberg,
-            name,
-            connection,
-            narrow,
+            f"{table.safe_name}_snapshot",
             properties,
             over=over,
-            scratch=Path(folder),
-            seen=NarrowStats(items, merge_stats(*(file.stats for file in files))),
+            memory_mb=table.lake.settings.memory_mb,
             limit=table.settings.max_columns,
             names=column_names(table.lake.iceberg, table.safe_name),
         )
         return staged, sum(file.bytes for file in files)
-
-
-def _narrow_ranges(
-    connection: duckdb.DuckDBPyConnection,
-    files: list[ConvertedFile],
-    scratch: Path,
-    range_bytes: int,
-) -> list[str]:
-    """SQL for the rows of all files, in ranges of keys of about `range_bytes` of text."""
-    paths = [path for file in files for path in file.paths]
-    ranges = sum(file.bytes for file in files) // range_bytes + 1
-    groups = [[path] for path in split_by_key(paths, scratch, ranges)] if ranges > 1 else [paths]
-    return [
-        f"SELECT * FROM {files_relation(connection, [str(p) for p in group], NARROW_SCHEMA)}"
-        for group in groups
-    ]
 
 
 def _erased(table: Table, log: CaptureLog, state: LogState, baseline: Baseline) -> Suppressions:
@@ -349,26 +308,6 @@ def _erased(table: Table, log: CaptureLog, state: LogState, baseline: Baseline) 
     require_not_discarded(table, state.baselines[baseline.generation])
     erasures = state.erasures.values()
     return Suppressions(e for e in erasures if e.until_us >= baseline.recorded_us)
-
-
-def _without_erased(
-    connection: duckdb.DuckDBPyConnection, narrow: list[str], items: int, erased: Suppressions
-) -> tuple[list[str], int]:
-    if not erased:
-        return narrow, items
-    connection.create_function(
-        "is_erased",
-        lambda key: erased.is_suppressed(key, 0),
-        ["VARCHAR"],  # type: ignore[arg-type]
-        "BOOLEAN",  # type: ignore[arg-type]
-    )
-    kept = [f"SELECT * FROM ({sql}) WHERE NOT is_erased(item_key)" for sql in narrow]
-    return kept, sum(_count_keys(connection, sql) for sql in kept)
-
-
-def _count_keys(connection: duckdb.DuckDBPyConnection, narrow: str) -> int:
-    sql = f"SELECT count(*) FROM (SELECT DISTINCT item_key FROM ({narrow}))"
-    return connection.execute(sql).fetchall()[0][0]
 
 
 def _convert_all(

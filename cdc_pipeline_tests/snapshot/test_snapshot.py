@@ -31,7 +31,10 @@ from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.storage.store import LocalStore
 from cdc_pipeline.settings.load import parse_settings
 from cdc_pipeline.snapshot import export as exports
+from cdc_pipeline.snapshot import items as exported
 from cdc_pipeline.snapshot import snapshot, staging
+from cdc_pipeline.transform import spool
+from cdc_pipeline.transform.spool import Spooled
 from cdc_pipeline_tests.simulators.clients import session, use
 from cdc_pipeline_tests.simulators.streams_server import StreamsSimulator
 
@@ -278,7 +281,7 @@ def test_large_exports_are_sorted_in_ranges(
     setting: Setting, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
     """Whatever the keys, the ranges together are the table; a key twice still shows."""
-    monkeypatch.setattr(snapshot, "_SORT_BYTES", at_once)
+    monkeypatch.setattr(exported, "_sorted_at_once", lambda _: at_once)
     found = _items(40)
     files = {f"{n}.json.gz": _gz(found[n::4]) for n in range(4)}
     setting.status = setting.bucket.write_export(files, [10] * 4)
@@ -324,6 +327,7 @@ def test_gunzip_is_exact_however_the_bytes_come(
 @pytest.fixture
 def keep_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(staging, "KEEP_BYTES", 1)
+    monkeypatch.setattr(spool, "PLAIN_BYTES", 0)
 
 
 def _three(setting: Setting) -> list[dict[str, Any]]:
@@ -364,7 +368,7 @@ def test_what_is_kept_is_not_trusted_blindly(
 ) -> None:
     found = _three(setting)
     with monkeypatch.context() as patch:
-        patch.setattr(snapshot, "replace_typed", lambda *_, **__: 1 / 0)
+        patch.setattr(exported, "commit_typed", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             setting.take()
     store, kept = setting.lake.store, setting.staged()
@@ -380,7 +384,7 @@ def test_what_is_kept_is_not_trusted_blindly(
             store.write(key.replace("0a1b2c3d", "00000000"), data)
             store.delete([key])
     else:
-        store.delete(k for k in kept if k.endswith(".parquet" if how == "no parts" else ".json"))
+        store.delete(k for k in kept if k.endswith(".arrow" if how == "no parts" else ".json"))
     setting.bucket.read.clear()
     assert setting.take().items == 30
     assert setting.bucket.read == ["0.json.gz", "1.json.gz", "2.json.gz"]
@@ -396,7 +400,7 @@ from cdc_pipeline.snapshot import staging
 from cdc_pipeline.lake.storage.store import LocalStore
 folder, scratch, kill_at = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 staging.KEEP_BYTES = 1
-kept = staging.Staging(LocalStore(folder), "s/e/", scratch, ("pk",), "o", 1)
+kept = staging.Staging(LocalStore(folder), "s/e/", scratch, ("pk",))
 kept.open("s/")
 for number, line in enumerate(sys.stdin):
     name, md5, items = line.split()
@@ -432,6 +436,7 @@ def test_sigkill_in_the_middle_of_a_conversion(tmp_path: Path) -> None:
 
     assert run(2) == (-signal.SIGKILL, ["0.gz", "1.gz", "2.gz"])
     assert run(9) == (0, ["2.gz", "3.gz"])
-    paths = sorted((tmp_path / "scratch-9").glob("*.parquet"))
-    rows = [row for path in paths for row in pq.read_table(path)["item"].to_pylist()]
+    paths = sorted((tmp_path / "scratch-9").glob("*.arrow"))
+    spooled = Spooled([(path, None) for path in paths], 200, 0, compressed=True)
+    rows = [row for batch in spooled.read() for row in batch.column("item").to_pylist()]
     assert sorted(rows) == sorted(_texts(_items(200)))

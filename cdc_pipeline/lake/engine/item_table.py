@@ -60,36 +60,57 @@ def replace_typed(
     tables: Tables,
     name: str,
     connection: duckdb.DuckDBPyConnection,
-    narrow_sql: str | Sequence[str],
+    narrow_sql: str,
     properties: dict[str, str],
     *,
     over: Table | None,
     scratch: Path,
     plan: Callable[[Stats], tuple[list[Column], dict[str, str]]] | None = None,
-    seen: NarrowStats | None = None,
     limit: int | None = None,
     names: Mapping[str, str] | None = None,
 ) -> TypedResult:
     """Make the rows of `narrow_sql` (`NARROW_SCHEMA`) the whole table, typed and sorted by key.
 
     Columns come from all rows, not from a sample, so rows are spooled to disk between the pass that
-    collects statistics and the pass that types. With `seen`, rows go from the sort into the table
-    without a spool; `narrow_sql` may run twice if settings pin types, and may be several queries:
-    key ranges in order, each sorted alone. Memory: a few batches, and DuckDB's sort.
+    collects statistics and the pass that types. Memory: a few batches, and DuckDB's sort.
 
-    `plan`: returns columns and more properties from the statistics; an error of it prevents the
-    commit. Default: columns that hold all values, of at most `limit` attributes, with the names of
-    `names`.
+    `plan`, `limit` and `names`: as in `commit_typed`.
     """
-    ranges = [narrow_sql] if isinstance(narrow_sql, str) else narrow_sql
-    columns_sql = "SELECT item_key, order_key, item, write_time_us FROM"
-    sorts = [f"{columns_sql} ({sql}) ORDER BY item_key" for sql in ranges]
-    read = partial(_sorted, connection, sorts)
-    if seen is None:
-        (sql,) = sorts
-        spool = scratch / f"{name}.parquet"
-        seen = spool_narrow(connection, sql, spool)
-        read = partial(spooled, spool)
+    spool = scratch / f"{name}.parquet"
+    columns = "SELECT item_key, order_key, item, write_time_us FROM"
+    seen = spool_narrow(connection, f"{columns} ({narrow_sql}) ORDER BY item_key", spool)
+    return commit_typed(
+        tables,
+        name,
+        partial(spooled, spool),
+        seen,
+        properties,
+        over=over,
+        plan=plan,
+        limit=limit,
+        names=names,
+    )
+
+
+def commit_typed(
+    tables: Tables,
+    name: str,
+    read: Callable[[], Iterable[pa.RecordBatch]],
+    seen: NarrowStats,
+    properties: dict[str, str],
+    *,
+    over: Table | None,
+    plan: Callable[[Stats], tuple[list[Column], dict[str, str]]] | None = None,
+    limit: int | None = None,
+    names: Mapping[str, str] | None = None,
+) -> TypedResult:
+    """Make narrow rows, whose statistics are known, the whole table, typed.
+
+    `read`: returns them sorted by key; called twice if `plan` has pinned columns that may not hold
+    all values. `plan`: returns columns and more properties from the statistics; default: columns
+    that hold all values, of at most `limit` attributes, with the names of `names`. An error of
+    either prevents the commit.
+    """
     stats = seen.stats
     if plan is None:
         columns, more = columns_of(stats, prior_columns(over), limit=limit, names=names), {}
@@ -144,15 +165,9 @@ def spool_narrow(connection: duckdb.DuckDBPyConnection, sql: str, spool: Path) -
 def sorted_batches(connection: duckdb.DuckDBPyConnection, sql: str) -> Iterator[pa.RecordBatch]:
     """Yield narrow rows sorted by key."""
     columns = "SELECT item_key, order_key, item, write_time_us FROM"
-    return _sorted(connection, [f"{columns} ({sql}) ORDER BY item_key"])
-
-
-def _sorted(
-    connection: duckdb.DuckDBPyConnection, sorts: Sequence[str]
-) -> Iterator[pa.RecordBatch]:
-    for sql in sorts:
-        for batch in arrow_batches(connection, sql, _BATCH_ROWS):
-            yield batch.cast(NARROW_SCHEMA)
+    sort = f"{columns} ({sql}) ORDER BY item_key"
+    for batch in arrow_batches(connection, sort, _BATCH_ROWS):
+        yield batch.cast(NARROW_SCHEMA)
 
 
 def spooled(spool: Path) -> Iterator[pa.RecordBatch]:

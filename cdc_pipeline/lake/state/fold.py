@@ -62,7 +62,6 @@ from cdc_pipeline.lake.state.base import Base, generation_of, require_whole, wat
 from cdc_pipeline.lake.state.columns import plan_columns
 from cdc_pipeline.lake.state.tombstones import replace_tombstones
 from cdc_pipeline.transform.pinned_types import count_misfits
-from cdc_pipeline.transform.ranges import split_by_key
 from cdc_pipeline.transform.shred import NARROW_SCHEMA, collect_stats, merge_stats, typed_schema
 from cdc_pipeline.transform.sql import load_sql
 
@@ -70,6 +69,8 @@ _SORT_BYTES = 256 << 20
 """Changed items, as text, that are sorted at once, per 1,000 MB of `memory_mb`."""
 _SORT_PERCENT = 50
 """Percentage of `memory_mb` for that sort."""
+_SAMPLES = 200
+"""Keys looked at for each range."""
 
 _GONE = f"{REPLACED} UNION ALL SELECT place FROM dead_places"
 _STORED = ("_key", "_order_key", "_item", "_write_time_us")
@@ -127,11 +128,8 @@ def _fold_in_order(
         # The rest of the memory is for Arrow, which types and writes the rows.
         connection.execute(f"SET memory_limit = '{memory_mb * _SORT_PERCENT // 100}MB'")
         ranges = _text_bytes(spool) * 1000 // (_SORT_BYTES * memory_mb) + 1
-        paths = split_by_key([spool], Path(folder), ranges) if ranges > 1 else [spool]
-        changes = chain.from_iterable(
-            sorted_batches(connection, f"SELECT * FROM read_parquet({literal(str(path))})")
-            for path in paths
-        )
+        parts = key_ranges(connection, spool, changed.rows, ranges)
+        changes = chain.from_iterable(sorted_batches(connection, part) for part in parts)
         items = alive - gone + changed.rows
         rows = _merged(base, files, columns, stats, kept, changes, items)
         committed = table.lake.iceberg.replace(
@@ -253,6 +251,27 @@ def _is_same_or_wider(old: Column, new: Column) -> bool:
     # A pinned type may be narrower than some numbers, which are rescued.
     is_pinned = old.pinned or new.pinned
     return not is_pinned and new.type.startswith("decimal(") and old.type != "string"
+
+
+def key_ranges(
+    connection: duckdb.DuckDBPyConnection, spool: Path, rows: int, ranges: int
+) -> list[str]:
+    """Return SQL for the rows of a spool in about `ranges` ranges of keys, in their order.
+
+    By a sample of the keys; the spool is read once for each range, which costs less than a sort of
+    more than the memory holds.
+    """
+    spooled_rows = f"SELECT * FROM read_parquet({literal(str(spool))})"
+    step = max(rows // (ranges * _SAMPLES), 1)
+    sample = connection.execute(
+        f"SELECT item_key FROM ({spooled_rows} WHERE file_row_number % {step} = 0) "
+        f"ORDER BY item_key"
+    ).fetchall()
+    bounds = sorted({sample[len(sample) * n // ranges][0] for n in range(1, ranges)})
+    conditions = [f"item_key >= {literal(bound)}" for bound in bounds]
+    ends = [f"item_key < {literal(bound)}" for bound in bounds]
+    pairs = zip(["true", *conditions], [*ends, "true"], strict=True)
+    return [f"{spooled_rows} WHERE {start} AND {end}" for start, end in pairs]
 
 
 def _text_bytes(spool: Path) -> int:

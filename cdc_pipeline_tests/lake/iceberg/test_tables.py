@@ -27,6 +27,7 @@ from cdc_pipeline.lake.iceberg.files import data_files, live_entries, live_files
 from cdc_pipeline.lake.iceberg.properties import table_property
 from cdc_pipeline.lake.iceberg.row_delta import DeadRows, RowDelta
 from cdc_pipeline.lake.iceberg.tables import CommitConflictError, Tables
+from cdc_pipeline.lake.iceberg.writer import PARQUET_PROPERTIES
 from cdc_pipeline_tests.lake.builder import LakeBuilder
 
 _ONE, _TWO = date(2026, 1, 1), date(2026, 1, 2)
@@ -373,6 +374,8 @@ def test_files_are_described_as_pyiceberg_describes_its_own(tables: Tables) -> N
     ours = tables.replace("t", reader, {}, over=None)
     reader, _ = _mixed_rows([30_000, 15_000])
     theirs = tables.replace("other", _MIXED.empty_table().to_reader(), {}, over=None)
+    with theirs.transaction() as transaction:
+        transaction.set_properties(PARQUET_PROPERTIES)
     theirs.append(reader.read_all())
     files = [next(iter(table.scan().plan_files())).file for table in (ours, theirs)]
     described = [list(file._data) for file in files]
