@@ -93,7 +93,10 @@ class CurrentState(Strict):
         "publish at once when as many items have changed",
     )
     derive_minutes: float = Field(
-        15, ge=0, description="make tables of entities and aggregates from it at most this often"
+        15,
+        ge=0,
+        description="make tables of entities and aggregates from it, and large days of cdc, at most "
+        "this often",
     )
 
     @model_validator(mode="before")

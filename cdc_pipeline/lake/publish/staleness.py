@@ -3,7 +3,8 @@
 It does not depend on who changed the lake or on a notification: the cause can be a run killed after
 its log entry, a heal, a command. A derived table is stale by these rules:
 
-- a day of `cdc`: objects were logged for it after its `watermark.<day>`, it has rows of a heal by
+- a day of `cdc`: objects were logged for it after its `watermark.<day>` (of a large day: a tenth of
+  its rows, or `current_state.derive_minutes` after the last build), it has rows of a heal by
   the rules of an older version, or lacks the differences of a baseline of that day;
 - a day of `ttl_archive`: made from another version of that day of `cdc`;
 - `current_state`: changes landed after its watermark, before any open gap, or a newer baseline is
@@ -26,7 +27,7 @@ from cdc_pipeline.lake.engine.masking import PUBLISHED
 from cdc_pipeline.lake.iceberg.properties import PROPERTY, table_property
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.publish.baseline_changes import days_to_compare
-from cdc_pipeline.lake.publish.cdc import outdated_days
+from cdc_pipeline.lake.publish.cdc import ROWS, outdated_days
 from cdc_pipeline.lake.publish.current_state import is_publication_due
 from cdc_pipeline.lake.publish.entity_notes import are_current, entity_mark, read_notes
 from cdc_pipeline.lake.publish.entity_tables import stale_entities
@@ -43,6 +44,12 @@ INPUTS = "inputs"
 """Table property with the versions of an aggregate's inputs; daily ones have the day as suffix."""
 
 _WATERMARK = f"{PROPERTY}watermark."
+LARGE_DAY = 500_000
+"""Rows of a day of `cdc` from which it is not built for less than a tenth of them at once.
+
+Else a day of n rows would be built as often as the sensor looks, each time for n rows.
+"""
+
 _BY_DAY = {"cdc": "cdc", "history": "cdc", "ttl_archive": "ttl_archive"}
 """Views over tables built day by day, and the table of each."""
 
@@ -119,7 +126,9 @@ class Staleness:
         cdc = _watermarks(built)
         outdated = days_to_compare(self.lake, built, state)
         outdated |= outdated_days(built, state) if built else set()
-        if days := sorted({*_dates(stale_cdc_days(state, cdc)), *outdated}):
+        changed = stale_cdc_days(state, cdc)
+        kept = [day for day in changed if self._adds_little(built, state, day, cdc.get(day, 0))]
+        if days := sorted({*_dates(changed), *outdated} - {*_dates(kept)}):
             yield Stale("cdc", tuple(days))
         if table.ttl_archive:
             archive = _watermarks(self._iceberg(f"{name}_ttl_archive"))
@@ -147,6 +156,21 @@ class Staleness:
                     self._waiting[name] = True
                 else:
                     yield Stale(entity)
+        self._waiting[name] |= bool(kept)
+
+    def _adds_little(
+        self, built: IcebergTable | None, state: LogState, day: str, watermark: int
+    ) -> bool:
+        """Whether a large day of `cdc`, which is built as a whole, waits for more changes."""
+        rows = int((built and table_property(built, f"{ROWS}.{day}")) or 0)
+        if rows < LARGE_DAY or built is None:
+            return False
+        fresh = sum(
+            landed.rows
+            for landed in state.objects.values()
+            if landed.day == day and landed.entry > watermark
+        )
+        return fresh * 10 < rows and self._is_recent(built.name()[-1])
 
     def is_waiting(self, table: Table) -> bool:
         """Whether changes landed that are not worth a fold yet or cannot be published yet."""

@@ -99,6 +99,35 @@ def test_a_table_from_its_first_export_on(built: LakeBuilder) -> None:
     assert stale(built) == []
 
 
+def test_a_large_day_is_built_when_a_tenth_is_new_or_it_is_old(
+    built: LakeBuilder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cdc_pipeline.lake.publish.staleness.LARGE_DAY", 20)
+    publish_current_state(built.table_lake)
+    patience = built.lake.settings.current_state
+    patient = patience.model_copy(update={"derive_minutes": 15})
+    built.lake.settings = built.lake.settings.model_copy(update={"current_state": patient})
+    built.land(change(f"k{n}", n, {}) for n in range(1, 31))
+    assert "cdc" in stale(built)
+    list(build_cdc_days(built.table_lake, [day_of(START_US)]))
+    publish_current_state(built.table_lake)
+    built.land([change("k1", 40, {}), change("k1", 41, {})])
+    publish_current_state(built.table_lake)
+    found = Staleness(built.lake)
+    found.load(built.table)
+    assert [s.asset for s in found.of_table(built.table)] == []
+    assert found.is_waiting(built.table)  # or the sensor would not look again
+    built.land([change("k1", 42, {})])
+    publish_current_state(built.table_lake)
+    assert stale(built) == ["cdc"]  # 3 of 30
+    list(build_cdc_days(built.table_lake, [day_of(START_US)]))
+    built.land([change("k1", 43, {})])
+    publish_current_state(built.table_lake)
+    assert stale(built) == []
+    built.lake.settings = built.lake.settings.model_copy(update={"current_state": patience})
+    assert stale(built) == ["cdc"]  # built longer ago than that
+
+
 def test_a_quiet_table_is_complete_up_to_a_later_time_without_a_new_version(
     built: LakeBuilder,
 ) -> None:
