@@ -95,8 +95,8 @@ class CurrentState(Strict):
     derive_minutes: float = Field(
         15,
         ge=0,
-        description="make tables of entities and aggregates from it, and large days of cdc, at most "
-        "this often",
+        description="make tables of entities and aggregates from it, and large days of cdc, at "
+        "most this often",
     )
 
     @model_validator(mode="before")

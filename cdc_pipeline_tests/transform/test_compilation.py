@@ -159,14 +159,16 @@ from cdc_pipeline.lake.storage.store import LocalStore
 from cdc_pipeline.snapshot.staging import Staging
 from cdc_pipeline.aws.export import DataFile
 from cdc_pipeline.transform.shred import collect_stats, shred
+from cdc_pipeline.core.plans.erasure import Suppressions
+from cdc_pipeline.snapshot.items import ExportedItems
 from pathlib import Path
-import pyarrow.parquet as pq
 
 folder = Path(sys.argv[1])
-staging = Staging(LocalStore(folder), "s/", folder, ("pk",), "o", 1, items=1)
+staging = Staging(LocalStore(folder), "s/", folder, ("pk",), items=1)
 line = b'{"Item":{"pk":{"S":"a"},"n":{"N":"1.50"}}}' + bytes([10])
 converted = staging.convert(DataFile("a", "", 1), iter([line]), "data file a")
-batches = pq.read_table(converted.paths[0]).to_batches()
+exported = ExportedItems([converted], "o", 1, folder, "export", Suppressions([]))
+batches = list(exported.rows())
 stats = collect_stats(batches)
 assert stats == converted.stats
 rows = [row for batch in shred(batches, columns_of(stats)) for row in batch.to_pylist()]

@@ -122,20 +122,21 @@ class Tables:
         *,
         over: Table | None,
         key: str | None = None,
-        described: str | None = None,
+        described: str | Callable[[], str] | None = None,
     ) -> Table:
         """Replace the whole table by `rows` in one commit.
 
         `over`: the table as loaded when the rows were computed (None: it had no rows); any later
         commit raises `CommitConflictError`. The schema becomes the rows' schema. `key`: the column
         of item keys, whose bounds are stored in full. `described`: a text stored with the rows that
-        may be too long for a property, see `description`.
+        may be too long for a property, see `description`; a function is called behind the last row.
         """
         table = over or self._ensure(name, rows.schema)
         if over is None and table.current_snapshot():
             raise _conflict(table)
 
-        summary = self._describe(name, described) if described is not None else {}
+        path = self._description_path(name) if described is not None else None
+        summary = {PROPERTY + DESCRIPTION: self._store.uri(path)} if path else {}
 
         def change(transaction: Transaction) -> None:
             evolve(transaction, rows.schema)
@@ -144,8 +145,11 @@ class Tables:
             if has_rows(table):
                 transaction.delete(ALWAYS_TRUE)
             (append_to_empty if has_dead_rows else append_stream)(transaction, rows, summary)
+            if path and described is not None:
+                text = described if isinstance(described, str) else described()
+                self._store.write(path, text.encode())
+                _drop_described_properties(transaction)
             transaction.set_properties(with_prefix(properties) | summary)
-            _drop_described_properties(transaction, described)
 
         return self._commit(table, change)
 
@@ -172,7 +176,8 @@ class Tables:
             evolve(transaction, schema)
             commit_row_delta(transaction, delta, {**summary, _ROW_DELTA: "true"})
             transaction.set_properties(with_prefix(properties) | summary)
-            _drop_described_properties(transaction, described)
+            if described is not None:
+                _drop_described_properties(transaction)
             if expired and not expires_later:
                 ExpireSnapshots(transaction).by_ids([*expired]).commit()
 
@@ -187,9 +192,12 @@ class Tables:
 
         It belongs in the snapshot's summary, too: the file is kept as long as the snapshot.
         """
-        path = f"{description_folder(self._database, name)}{secrets.token_hex(8)}.json"
+        path = self._description_path(name)
         self._store.write(path, text.encode())
         return {PROPERTY + DESCRIPTION: self._store.uri(path)}
+
+    def _description_path(self, name: str) -> str:
+        return f"{description_folder(self._database, name)}{secrets.token_hex(8)}.json"
 
     def replace_days(
         self,
@@ -448,11 +456,11 @@ def _expire(table: Table, snapshot_ids: list[int]) -> None:
         )
 
 
-def _drop_described_properties(transaction: Transaction, described: str | None) -> None:
-    """Drop what older versions had as properties, if the description has it now."""
+def _drop_described_properties(transaction: Transaction) -> None:
+    """Drop what older versions had as properties: the description has it now."""
     present = transaction.table_metadata.properties
     old = [name for name in map(PROPERTY.__add__, _DESCRIBED) if name in present]
-    if described is not None and old:
+    if old:
         transaction.remove_properties(*old)
 
 

@@ -6,8 +6,10 @@ not parsed. If keys are masked anew, or another engine has written files, all ro
 """
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -90,7 +92,10 @@ def publish_fold(
     published = None
     if not masking or base.table is base.over:  # or masked keys would have another order
         with suppress(UnsortedFilesError):
-            published = _fold_in_order(table, state, base, delta, masking)
+            try:
+                published = _fold_in_order(table, state, base, delta, masking)
+            except _ColumnGoneError:
+                published = _fold_in_order(table, state, base, delta, masking, counts_first=True)
     if published is None:
         published = _fold_and_sort(table, state, base, delta, masking)
     if shows_too_much:
@@ -99,7 +104,13 @@ def publish_fold(
 
 
 def _fold_in_order(
-    table: TableLake, state: LogState, base: Base, delta: Sequence[LandedObject], masking: Masking
+    table: TableLake,
+    state: LogState,
+    base: Base,
+    delta: Sequence[LandedObject],
+    masking: Masking,
+    *,
+    counts_first: bool = False,
 ) -> TypedResult:
     memory_mb = table.lake.settings.memory_mb
     with (
@@ -121,9 +132,11 @@ def _fold_in_order(
         ((gone,),) = connection.execute(f"SELECT count(*) FROM ({REPLACED})").fetchall()
         newest = max(_newest(connection, base, stored), changed.max_order_key or "")
         connection.execute("DROP TABLE base; DROP TABLE effective; DROP TABLE dead_places")
-        kept = _kept_stats(base, live, files)
-        stats = merge_stats(kept, changed.stats)
-        columns, properties = plan_columns(table, base.over, masking)(stats)
+        plan = plan_columns(table, base.over, masking)
+        guess = None if counts_first else _guessed(base, changed.stats, plan)
+        cells = None if guess is None else Counter[str]()
+        chosen = guess or _counted_plan(base, live, files, changed.stats, plan)
+        stats, columns = chosen.stats, chosen.columns
         misfits = count_misfits(chain(files.items(gone=False), spooled(spool)), columns, stats)
         # The rest of the memory is for Arrow, which types and writes the rows.
         connection.execute(f"SET memory_limit = '{memory_mb * _SORT_PERCENT // 100}MB'")
@@ -131,16 +144,22 @@ def _fold_in_order(
         parts = key_ranges(connection, spool, changed.rows, ranges)
         changes = chain.from_iterable(sorted_batches(connection, part) for part in parts)
         items = alive - gone + changed.rows
-        rows = _merged(base, files, columns, stats, kept, changes, items)
+        rows = _counted(_merged(base, files, chosen, changes, items), base, items)
+        if cells is not None:
+            rows = _with_cells(rows, columns, cells)
         committed = table.lake.iceberg.replace(
             f"{table.safe_name}_current_state",
-            pa.RecordBatchReader.from_batches(typed_schema(columns), _counted(rows, base, items)),
-            {**watermarks(base, state), **properties, **size_properties(items, newest)},
+            pa.RecordBatchReader.from_batches(typed_schema(columns), rows),
+            {**watermarks(base, state), **chosen.properties, **size_properties(items, newest)},
             over=base.over,
             key="_key",
-            described=description_text(stats, columns, misfits),
+            described=lambda: description_text(_exact(stats, columns, cells), columns, misfits),
         )
     return TypedResult(committed, columns, items)
+
+
+class _ColumnGoneError(Exception):
+    """No row has the attribute of a column any more."""
 
 
 def _fold_and_sort(
@@ -191,6 +210,75 @@ def _newest(connection: duckdb.DuckDBPyConnection, base: Base, stored: str) -> s
     return known or ""
 
 
+_Plan = Callable[[Stats], tuple[list[Column], dict[str, str]]]
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Columns and properties of the next version. `kept`: statistics of the base's rows that stay.
+
+    `stats`: of all rows.
+    """
+
+    kept: Stats
+    stats: Stats
+    columns: list[Column]
+    properties: dict[str, str]
+
+
+def _guessed(base: Base, changed: Stats, plan: _Plan) -> _Chosen | None:
+    """Choose with the statistics of the base, which count rows that are gone; None: not possible.
+
+    The cells tell the exact numbers when the rows pass, if all values of an attribute have one
+    type, none is NULL, and its column shows each of them: a pinned one lacks what does not fit it.
+    """
+    prior = prior_stats(base.table) if base.table is base.over else {}
+    stats = merge_stats(prior, changed)
+    if not prior or any(len(seen.tags) > 1 or "NULL" in seen.tags for seen in stats.values()):
+        return None
+    columns, properties = plan(stats)
+    are_shown = len(columns) == len(stats) and not any(column.pinned for column in columns)
+    if not are_shown or not _stay(base, columns, stats):
+        return None
+    return _Chosen(prior, stats, columns, properties)
+
+
+def _counted_plan(
+    base: Base, live: LiveFiles, files: SortedFiles, changed: Stats, plan: _Plan
+) -> _Chosen:
+    """Choose with exact statistics."""
+    kept = _kept_stats(base, live, files)
+    stats = merge_stats(kept, changed)
+    return _Chosen(kept, stats, *plan(stats))
+
+
+def _with_cells(
+    rows: Iterable[pa.RecordBatch], columns: Sequence[Column], cells: Counter[str]
+) -> Iterator[pa.RecordBatch]:
+    """Yield the rows; count the cells with a value, by attribute."""
+    for batch in rows:
+        for column in columns:
+            cells[column.attribute] += len(batch) - batch.column(column.name).null_count
+        yield batch
+
+
+def _exact(stats: Stats, columns: Sequence[Column], cells: Counter[str] | None) -> Stats:
+    """Return the statistics of rows by the number of their cells; None: they are exact.
+
+    Raises `_ColumnGoneError` for an attribute without values, whose column goes.
+    """
+    if cells is None:
+        return stats
+    if not all(cells[column.attribute] for column in columns):
+        raise _ColumnGoneError
+    return {
+        column.attribute: replace(
+            stats[column.attribute], tags=Counter({column.tag: cells[column.attribute]})
+        )
+        for column in columns
+    }
+
+
 def _kept_stats(base: Base, live: LiveFiles, files: SortedFiles) -> Stats:
     """Return statistics of the base's rows that stay.
 
@@ -207,15 +295,13 @@ def _kept_stats(base: Base, live: LiveFiles, files: SortedFiles) -> Stats:
 def _merged(
     base: Base,
     files: SortedFiles,
-    columns: Sequence[Column],
-    stats: Stats,
-    kept: Stats,
+    chosen: _Chosen,
     changes: Iterable[pa.RecordBatch],
     items: int,
 ) -> Iterator[pa.RecordBatch]:
-    """Yield typed rows of the next version; `kept`: statistics of the base's rows that stay."""
-    is_described = base.snapshot_id in (None, base.table.metadata.current_snapshot_id)
-    if is_described and stay_as_they_are(prior_columns(base.table), columns, kept):
+    """Yield typed rows of the next version."""
+    columns, stats = chosen.columns, chosen.stats
+    if _stay(base, columns, chosen.kept):
         return files.merged(typed_schema(columns), typed_reader(iter(changes), columns, stats))
     beside = (pa.RecordBatch.from_arrays(b.columns, schema=_NARROW_ROWS) for b in changes)
     narrow = (
@@ -223,6 +309,11 @@ def _merged(
         for batch in files.merged(_NARROW_ROWS, beside)
     )
     return iter(typed_reader(narrow, columns, stats, items))
+
+
+def _stay(base: Base, columns: Sequence[Column], kept: Stats) -> bool:
+    is_described = base.snapshot_id in (None, base.table.metadata.current_snapshot_id)
+    return is_described and stay_as_they_are(prior_columns(base.table), columns, kept)
 
 
 def stay_as_they_are(before: Iterable[Column], columns: Sequence[Column], kept: Stats) -> bool:
