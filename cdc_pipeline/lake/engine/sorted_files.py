@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table as IcebergTable
 
+from cdc_pipeline.core.errors import LakeError
 from cdc_pipeline.lake.iceberg.files import LiveFiles
 from cdc_pipeline.lake.iceberg.row_delta import DeadRows
 
@@ -54,7 +55,7 @@ class SortedFiles:
     """
 
     def __init__(self, table: IcebergTable, live: LiveFiles, gone: Iterable[DeadRows]) -> None:
-        self._io = table.io
+        self._io, self._name = table.io, ".".join(table.name())
         files = [entry.data_file for entry in live.data if entry.data_file.record_count]
         self._chains = _chains(files, table.schema().find_field(_KEY).field_id)
         self._gone = _bits(files, gone)
@@ -66,10 +67,11 @@ class SortedFiles:
 
         `schema`: columns by name, of which `_key` is one; a column that a file lacks is NULL, and
         values are cast if that is exact. `beside`: rows of `schema` with other keys, sorted by key.
+        Raises `LakeError` if two rows have the same key.
         """
         streams = [self._groups(chain, schema) for chain in self._chains]
         streams.append(_whole_groups(beside))
-        return _merge([_in_order(stream) for stream in streams])
+        return _with_own_keys(_merge([_in_order(stream) for stream in streams]), self._name)
 
     def items(self, *, gone: bool) -> Iterator[pa.RecordBatch]:
         """Yield column `item` of the rows that are gone, or of those that are not."""
@@ -210,6 +212,23 @@ def _merge(streams: Iterable[Iterator[_Group]]) -> Iterator[pa.RecordBatch]:
                 ahead.append((following, stream))
         heads = ahead
         yield _joined(parts)
+
+
+def _with_own_keys(batches: Iterable[pa.RecordBatch], table: str) -> Iterator[pa.RecordBatch]:
+    last = None
+    for batch in batches:
+        keys = batch.column(_KEY)
+        differ = pc.call_function("not_equal", [keys[1:], keys[:-1]])
+        if differ.true_count < len(keys) - 1 or keys[0].as_py() == last:
+            safe_name = (
+                table.rpartition(".")[2].removesuffix("_current_state").removesuffix("_snapshot")
+            )
+            raise LakeError(
+                f"table {table}: an item has two rows, which no publication of ours leaves",
+                fix=f"cdc-pipeline reconcile {safe_name} --full --repair",
+            )
+        last = keys[-1].as_py()
+        yield batch
 
 
 def _joined(parts: Sequence[tuple[_Group, int, int]]) -> pa.RecordBatch:

@@ -242,6 +242,24 @@ def test_a_row_too_few_is_not_committed(tmp_path: Path, monkeypatch: pytest.Monk
     assert _state(built).metadata.current_snapshot_id == before
 
 
+def test_an_item_with_two_rows_is_not_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the place of a replaced row had not been found."""
+    built = LakeBuilder.at(tmp_path)
+    _start(built)
+    create = fold.create_effective
+
+    def forgetful(connection: Any) -> None:
+        create(connection)
+        connection.execute("UPDATE effective SET replaces = NULL")
+
+    monkeypatch.setattr(fold, "create_effective", forgetful)
+    built.land([change("k1", 1, {"n": {"N": "1"}})])
+    with pytest.raises(LakeError, match="an item has two rows"):
+        publish_current_state(built.table_lake)
+
+
 def test_large_changes_are_sorted_in_ranges(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
