@@ -118,8 +118,9 @@ def run() -> list[Row]:
         once = rows[0][2]
         print(f"a day, build {_COMMIT}, each 15 minutes: {96 * rewritten_mb / 1000:.1f} GB")
         rows.append((_DAY, _BEFORE, Cost(96 * once.cpu, 96 * once.wall, once.peak_mb, 1440)))
+    peak_mb = max(fold.peak_mb, *(cost.peak_mb for cost in costs))
     cpu = 1440 * total / len(costs) + day.folds * fold.cpu
-    rows.append((_DAY, _OURS, Cost(cpu, 0, max(fold.peak_mb, rows[-1][2].peak_mb), 1440)))
+    rows.append((_DAY, _OURS, Cost(cpu, 0, peak_mb, 1440)))
     return rows + sorted(reads, reverse=True)
 
 
