@@ -14,7 +14,7 @@ import secrets
 import shutil
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,10 +38,13 @@ _SALT = "salt"
 
 @dataclass(frozen=True)
 class PlaceIndex:
-    """Indexes of the large data files of a table. `files`: by number of the file in `LiveFiles`."""
+    """Indexes of the large data files of a table.
+
+    `files`: by number of the data file in `LiveFiles`, the path of its index and its own.
+    """
 
     salt: str
-    files: Mapping[int, Path]
+    files: Mapping[int, tuple[Path, str]]
 
     def create_found(self, connection: duckdb.DuckDBPyConnection, keys_sql: str) -> None:
         """Create table `found`: `item_key` and `place` of keys that the files have, dead rows too.
@@ -52,9 +55,8 @@ class PlaceIndex:
         keys = arrow_table(connection, f"SELECT item_key, {hashed} FROM ({keys_sql})")
         upper, lower = (keys[name].to_numpy() for name in ("upper", "lower"))
         numbers, places = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-        for number, path in self.files.items():
-            index = _load(path)
-            assert index is not None  # checked by `place_index`
+        for number, (path, data_file) in self.files.items():
+            index = _load(path) or _make(connection, path, data_file, self.salt)
             for needles, at in _matches(index, upper, lower):
                 numbers.append(needles)
                 places.append(index.rows[at].astype(np.int64) + number * FILE_ROWS)
@@ -74,13 +76,11 @@ class _Index:
     rows: np.ndarray
 
 
-def place_index(
-    connection: duckdb.DuckDBPyConnection, table: IcebergTable, live: LiveFiles
-) -> PlaceIndex | None:
-    """Return the indexes of a table's large files; missing ones are made.
+def place_index(table: IcebergTable, live: LiveFiles) -> PlaceIndex | None:
+    """Return the indexes of a table's large files, which are made when they are first used.
 
-    None if keys are read faster without, and where this worker's disk is new or not writable: making
-    an index costs what some twenty publications save (ten million items, measured).
+    None if keys are read faster without, and where this worker's disk is new or not writable:
+    making an index costs what some twenty publications save (ten million items, measured).
     """
     large = [n for n, e in enumerate(live.data) if e.data_file.record_count >= LARGE_FILE]
     if not large or live.rows < MANY_ROWS:
@@ -90,12 +90,9 @@ def place_index(
         salt = _salt(folder)
         if salt is None:
             return None
-        paths = {n: folder / _name(live.paths[n]) for n in large}
-        for number, path in paths.items():
-            if _load(path) is None:
-                _make(connection, path, live.paths[number], salt)
-        _remove_others(folder, {path.name for path in paths.values()})
-        return PlaceIndex(salt, paths)
+        files = {n: (folder / _name(live.paths[n]), live.paths[n]) for n in large}
+        _remove_others(folder, {path.name for path, _ in files.values()})
+        return PlaceIndex(salt, files)
     return None
 
 
@@ -126,26 +123,25 @@ def _hashed(column: str, salt: str) -> str:
     return f"md5_number_upper({text}) AS upper, md5_number_lower({text}) AS lower"
 
 
-def _make(connection: duckdb.DuckDBPyConnection, path: Path, data_file: str, salt: str) -> None:
+def _make(connection: duckdb.DuckDBPyConnection, path: Path, data_file: str, salt: str) -> _Index:
+    """Return the index of a data file, and keep it unless the disk is full."""
     hashes = arrow_table(
         connection,
         f"SELECT {_hashed('_key', salt)}, CAST(file_row_number AS UINTEGER) AS place "
         f"FROM read_parquet({literal(data_file)}, hive_partitioning = false)",
     )
-    upper = hashes["upper"].to_numpy()
+    upper, lower, rows = (hashes[name].to_numpy() for name in ("upper", "lower", "place"))
     order = np.argsort(upper)
-    parts: Sequence[np.ndarray] = (
-        upper[order],
-        hashes["lower"].to_numpy()[order],
-        hashes["place"].to_numpy()[order],
-    )
-    data = b"".join(part.tobytes() for part in parts)
+    index = _Index(upper[order], lower[order], rows[order])
+    data = index.upper.tobytes() + index.lower.tobytes() + index.rows.tobytes()
     new = path.with_suffix(f".{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        new.write_bytes(zlib.crc32(data).to_bytes(8, "little") + data)
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
+    with suppress(OSError):
+        try:
+            new.write_bytes(zlib.crc32(data).to_bytes(8, "little") + data)
+            new.replace(path)
+        finally:
+            new.unlink(missing_ok=True)
+    return index
 
 
 def _load(path: Path) -> _Index | None:

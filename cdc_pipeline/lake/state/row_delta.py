@@ -148,7 +148,7 @@ def _create_base(
     stored = LiveFiles(live.data, [])  # the dead rows of the touched items are dropped later
     rows = placed_relation(connection, base.table, stored)
     are_many = sum(landed.rows for landed in delta) > FEW_KEYS
-    index = place_index(connection, base.table, live) if are_many else None
+    index = place_index(base.table, live) if are_many else None
     newest = max_order_key(base.table)
     if index is None or newest is None:
         create_touched_base(connection, rows)

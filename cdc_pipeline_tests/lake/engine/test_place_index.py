@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -119,6 +120,26 @@ def test_a_damaged_index_is_made_anew(damage: str, built: LakeBuilder, cache: Pa
     _check(built)
 
 
+def test_an_index_that_another_publisher_removed_is_made_anew(
+    built: LakeBuilder, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 2):
+        built.land([change("k1", number, {"n": {"N": "1"}})])
+        publish_current_state(built.table_lake)
+    real = PlaceIndex.create_found
+
+    def behind_another(self: PlaceIndex, *args: Any) -> None:
+        for path in _indexes(cache):
+            path.unlink()
+        real(self, *args)
+
+    monkeypatch.setattr(PlaceIndex, "create_found", behind_another)
+    built.land([change(f"k{n}", 10 + n, {"n": {"N": "-1"}}) for n in range(60)])
+    publish_current_state(built.table_lake)
+    _check(built)
+    assert _indexes(cache)
+
+
 def test_a_disk_that_cannot_be_written_is_done_without(
     built: LakeBuilder, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,17 +182,20 @@ def test_keys_with_equal_halves_of_hashes_are_told_apart() -> None:
 def test_many_keys_in_several_files(built: LakeBuilder, tmp_path: Path) -> None:
     keys = [f"key {n}" for n in range(3000)]
     files = [keys[:1000], keys[1000:2900], keys[2900:]]
-    paths = {}
+    indexes = {}
     with duckdb.connect() as connection:
         for number, part in enumerate(files):
             source = tmp_path / f"{number}.parquet"
             pq.write_table(pa.table({"_key": part}), source)
-            paths[number] = tmp_path / f"{number}.places"
-            module._make(connection, paths[number], str(source), "salt")
-        index = PlaceIndex("salt", paths)
+            indexes[number] = (tmp_path / f"{number}.places", str(source))
+        index = PlaceIndex("salt", indexes)
         sql = "SELECT 'key ' || n * 7 AS item_key FROM range(500) AS r(n)"
         index.create_found(connection, sql)
+        made = connection.execute("FROM found ORDER BY place").fetchall()
+        index.create_found(connection, sql)
         found = connection.execute("FROM found ORDER BY place").fetchall()
+    assert all(path.exists() for path, _ in indexes.values())
+    assert made == found
     wanted = [(f"key {n}", n) for n in range(0, 3000, 7)]
     start = [0, 1000, 2900]
     places = [
@@ -186,5 +210,4 @@ def test_small_tables_have_none(built: LakeBuilder, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(module, "MANY_ROWS", 1000)
     table = built.lake.iceberg.load("orders_current_state")
     assert table is not None
-    with duckdb.connect() as connection:
-        assert place_index(connection, table, live_files(table)) is None
+    assert place_index(table, live_files(table)) is None
