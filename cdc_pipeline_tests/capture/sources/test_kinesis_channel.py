@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,9 +87,11 @@ class Road:
         listed = self.world.client("s3").list_objects_v2(Bucket=self.world.bucket, Prefix=prefix)
         return [found["Key"] for found in listed.get("Contents", ())]
 
-    def deliver(self) -> None:
-        """Wait until the channel has written what is in the stream."""
+    @contextmanager
+    def delivery(self) -> Iterator[None]:
+        """Wait behind the one write in it until the channel has written that."""
         before = len(self.keys())
+        yield
         wait_for(lambda: len(self.keys()) > before)
 
     def order(self, **orders: Any) -> None:
@@ -207,8 +210,8 @@ def test_dead_letters_are_read_again_from_the_stream_once(road: Road) -> None:
     road.world.capture(NAME)
     assert road.changes() == road.written("a", "b", "c")
     # What is no JSON is given up by the channel itself, and kept where the lake keeps such records.
-    road.kinesis.put_record(StreamName="changes", Data=b"no JSON", PartitionKey="x")
-    road.deliver()
+    with road.delivery():
+        road.kinesis.put_record(StreamName="changes", Data=b"no JSON", PartitionKey="x")
     road.world.capture(NAME)
     quarantined = road.state().quarantined.values()
     assert [q.reasons for q in quarantined] == [{"a record that is not JSON": 1}]
@@ -227,8 +230,8 @@ def test_a_dead_letter_whose_record_is_gone_is_a_gap_and_is_healed(
     road.open_channel()
     world.bootstrap(NAME)
     road.order(channel_dead_letters=1)
-    world.put(NAME, "lost")
-    road.deliver()
+    with road.delivery():
+        world.put(NAME, "lost")
     (letter,) = road.keys("kinesis-channel/errors/")
     s3 = world.client("s3")
     body = s3.get_object(Bucket=world.bucket, Key=letter)["Body"].read().decode()
@@ -237,8 +240,8 @@ def test_a_dead_letter_whose_record_is_gone_is_a_gap_and_is_healed(
     gone = body.replace(number, str(int(number) - 1).zfill(len(number)))
     s3.put_object(Bucket=world.bucket, Key=letter, Body=gone + '{"no": "letter"}\n')
     s3.put_object(Bucket=world.bucket, Key=f"{letter}-2", Body=b"\x1f\x8b in name only")
-    world.put(NAME, "later")
-    road.deliver()
+    with road.delivery():
+        world.put(NAME, "later")
     with monkeypatch.context() as patch:
         patch.setattr(Lander, "land", _killed)  # behind the entry that tells of the gap
         with pytest.raises(Killed):
@@ -260,8 +263,8 @@ def test_a_dead_letter_whose_record_is_gone_is_a_gap_and_is_healed(
     world.capture(NAME)
     assert road.causes() == ["not delivered"] * 2
     road.heal()
-    world.put(NAME, "last")
-    road.deliver()
+    with road.delivery():
+        world.put(NAME, "last")
     world.capture(NAME)
     world.publish(NAME)
     assert assert_mirrors(world, NAME) == 3
@@ -296,8 +299,8 @@ def test_another_channel_and_a_destination_that_was_off_are_gaps(road: Road) -> 
     connect(road)
     world.capture(NAME)
     assert road.causes() == ["new stream", "new stream"]
-    world.put(NAME, "last")
-    road.deliver()
+    with road.delivery():
+        world.put(NAME, "last")
     road.heal()
     world.capture(NAME)
     world.publish(NAME)
@@ -328,7 +331,6 @@ def test_switching_to_a_channel_loses_and_doubles_nothing(road: Road) -> None:
         write(f"on the way, {len(expected)}")
         assert time.monotonic() < deadline
     write("behind the cut")
-    road.deliver()
     wait_for(lambda: world.capture(NAME).rows == 0 and len(road.changes()) >= len(expected))
     assert road.state().gaps == {}
     found = road.changes()
