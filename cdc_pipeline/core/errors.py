@@ -95,3 +95,7 @@ class EraseRefusedError(CdcPipelineError):
 
 class CannotHealError(CdcPipelineError):
     """A gap that incremental exports cannot heal; it needs a new baseline."""
+
+
+class WorkersError(CdcPipelineError):
+    """A Spark job did not start, ended early, or failed for a reason that is not the data's."""

@@ -42,6 +42,11 @@ class LakeResource(dg.ConfigurableResource):
             if before is not None:
                 os.environ[RUN_ID_VARIABLE] = before
 
-    def open(self) -> Lake:
-        """Open the lake; touches no network."""
-        return Lake.open(load_settings(Path(self.settings_path)))
+    def open(self, context: dg.OpExecutionContext | dg.AssetExecutionContext | None = None) -> Lake:
+        """Open the lake; touches no network. `context`: of a run, which can start Spark jobs."""
+        lake = Lake.open(load_settings(Path(self.settings_path)))
+        if context is not None:
+            from cdc_pipeline.defs.spark import workers_of
+
+            lake.workers_of = workers_of(context)
+        return lake

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from cdc_pipeline.core.names import TablePaths
+from cdc_pipeline.core.workers import StartWorkers, needs_workers
 from cdc_pipeline.lake.iceberg.metadata_file import PROPERTY, NeedsPyIcebergError, read_properties
 from cdc_pipeline.lake.storage.log import CaptureLog
 from cdc_pipeline.lake.storage.store import LocalStore, Store, open_s3
@@ -27,13 +28,15 @@ class Lake:
     """Storage, capture logs and Iceberg tables of one lake. Opening it makes no network call.
 
     `aws`: the session of the lake's account; None: made on first use. `residence`: of a process
-    that stays.
+    that stays. `workers_of`: of a process that can start Spark jobs, such as a run of
+    Dagster.
     """
 
     def __init__(self, settings: Settings, aws: AwsSession | None, store: Store) -> None:
         self.settings = settings
         self.store = store
         self.residence: Residence | None = None
+        self.workers_of: Callable[[TableLake], StartWorkers] | None = None
         self._aws = aws
         self._sources: dict[tuple[str | None, ...], AwsSession] = {}
         self._lock = threading.Lock()
@@ -135,6 +138,14 @@ class TableLake:
             margin_us=self.lake.settings.clock_margin_us,
             residence=self.lake.residence,
         )
+
+    def start_workers(self, size: int) -> StartWorkers | None:
+        """Return how to start workers for work on `size` bytes; None: this process does it."""
+        settings = self.lake.settings
+        engine = self.settings.engine or settings.engine
+        chosen = needs_workers(engine, size, settings.spark.auto_gb)
+        workers_of = self.lake.workers_of
+        return workers_of(self) if chosen and workers_of else None
 
     def iceberg(self, kind: str) -> IcebergTable | None:
         """Load an Iceberg table of this table, such as `current_state`; None: it has no commit.

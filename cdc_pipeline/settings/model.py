@@ -8,6 +8,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from cdc_pipeline.core.errors import SettingsError
 from cdc_pipeline.core.names import LAKE_ZONES
+from cdc_pipeline.core.workers import Engine
 from cdc_pipeline.settings.catalog import AWS_CATALOGS, Catalog
 from cdc_pipeline.settings.field_types import KmsKey, Strict
 from cdc_pipeline.settings.sections import (
@@ -19,6 +20,7 @@ from cdc_pipeline.settings.sections import (
     Maintenance,
     Reconcile,
     Schedules,
+    Spark,
 )
 from cdc_pipeline.settings.table import Table, clashes
 
@@ -72,6 +74,12 @@ class Settings(Strict):
     alarms: Alarms = Alarms()  # type: ignore[call-arg]
     reconcile: Reconcile = Reconcile()  # type: ignore[call-arg]
     glue: Glue = Glue()  # type: ignore[call-arg]
+    engine: Engine = Field(
+        "local",
+        description="what does work on whole tables, in runs of Dagster: this machine, Spark, or "
+        "Spark from `spark.auto_gb` on",
+    )
+    spark: Spark = Spark()  # type: ignore[call-arg]
     tables: Annotated[list[Table], Field(min_length=1)]
 
     _folder: Path = PrivateAttr(default=Path())
@@ -82,6 +90,8 @@ class Settings(Strict):
             raise ValueError(reason)
         if not self.is_s3 and "://" in self.lake:
             raise ValueError(f"lake {self.lake!r}: use s3://bucket/prefix or a local folder")
+        if self.spark.start != "spark_submit" and not self.is_s3:
+            raise ValueError(f"spark: start: {self.spark.start} needs a lake in S3")
         self._check_catalog()
         self._keep_firehose_out_of_the_lake()
         return self

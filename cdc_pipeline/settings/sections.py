@@ -1,11 +1,11 @@
 """Sections of the settings that hold for all tables, each with its keys and defaults."""
 
 import warnings
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from cdc_pipeline.settings.field_types import AccountId, Cron, KmsKey, Strict
+from cdc_pipeline.settings.field_types import AccountId, Cron, KmsKey, RoleArn, S3Folder, Strict
 
 
 class Capture(Strict):
@@ -161,6 +161,47 @@ class Reconcile(Strict):
     full_schedule: Cron | None = Field(
         None, description="cron (UTC) of comparisons with a fresh full export (which costs)"
     )
+
+
+class Spark(Strict):
+    """How Spark jobs are started, for tables whose engine is `spark` or `auto` (docs/spark.md)."""
+
+    start: Literal["spark_submit", "emr_serverless", "glue"] = Field(
+        "spark_submit", description="spark_submit: by the process of the run, see `master`"
+    )
+    auto_gb: float = Field(
+        100,
+        ge=0,
+        description="GB of a table in DynamoDB from which engine `auto` chooses Spark "
+        "(docs/spark.md has the measured sizes)",
+    )
+    master: str = Field(
+        "local[*]", description="Spark's master: local[*], or spark://host:port of a cluster"
+    )
+    application_id: Annotated[str, Field(pattern=r"^[0-9a-z]{1,64}$")] | None = Field(
+        None, description="id of the EMR Serverless application"
+    )
+    role_arn: RoleArn | None = Field(None, description="role of the job on EMR Serverless")
+    glue_job: str | None = Field(None, description="name of the Glue job")
+    package: S3Folder | None = Field(
+        None,
+        description="folder of what `cdc-pipeline spark package` has made; default: "
+        "_cdc/spark/ in the lake",
+    )
+    conf: dict[str, str] = Field({}, description="more of Spark's settings, by their full names")
+    timeout_minutes: int = Field(720, ge=1, description="a job that runs longer is ended")
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "Spark":
+        needed = {
+            "emr_serverless": ("application_id", "role_arn"),
+            "glue": ("glue_job",),
+            "spark_submit": (),
+        }[self.start]
+        missing = [name for name in needed if getattr(self, name) is None]
+        if missing:
+            raise ValueError(f"start: {self.start} needs {' and '.join(missing)}")
+        return self
 
 
 class Glue(Strict):

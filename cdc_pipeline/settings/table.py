@@ -9,6 +9,7 @@ from cdc_pipeline.core.items.columns import MAX_COLUMNS
 from cdc_pipeline.core.items.entities import RESERVED_ENTITIES, RESERVED_PREFIXES, unreachable
 from cdc_pipeline.core.names import safe_name
 from cdc_pipeline.core.transports import DYNAMODB_STREAMS, FIREHOSE, Transport
+from cdc_pipeline.core.workers import Engine
 from cdc_pipeline.settings.entities import EntityRule
 from cdc_pipeline.settings.field_types import (
     ChannelName,
@@ -187,6 +188,10 @@ class Table(Strict):
     schema_contract: Literal["evolve", "refuse"] = Field(
         "evolve",
         description="refuse: new attributes and changed types leave current_state unchanged",
+    )
+
+    engine: Engine | None = Field(
+        None, description="what does work on the whole table; default: the deployment's `engine`"
     )
 
     entities: list[EntityRule] = Field(

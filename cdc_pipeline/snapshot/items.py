@@ -12,16 +12,9 @@ from cdc_pipeline.core.plans.erasure import Suppressions
 from cdc_pipeline.lake.engine.item_table import NarrowStats, TypedResult, commit_typed
 from cdc_pipeline.lake.iceberg.tables import Tables
 from cdc_pipeline.snapshot.staging import ConvertedFile
-from cdc_pipeline.transform.ranges import sorted_items
+from cdc_pipeline.transform.ranges import sorted_at_once, sorted_items
 from cdc_pipeline.transform.shred import NARROW_SCHEMA, merge_stats
 from cdc_pipeline.transform.spool import Spooled
-
-_SORT_PERCENT = 12
-"""Percentage of `memory_mb` that the text sorted at once may have; it is there twice."""
-
-
-def _sorted_at_once(memory_mb: int) -> int:
-    return (memory_mb << 20) * _SORT_PERCENT // 100
 
 
 class ExportedItems:
@@ -77,23 +70,25 @@ class ExportedItems:
 
         Raises `ExportError` if two items have the same key.
         """
-        at_once = _sorted_at_once(memory_mb)
-
-        def ordered() -> Iterator[pa.RecordBatch]:
-            """Read the items, once: exports have no pinned columns."""
-            items = sorted_items(self._spooled, self._scratch, at_once, remove=True)
-            return self._narrow(self._with_own_keys(items))
-
         return commit_typed(
             tables,
             name,
-            ordered,
+            lambda: self.ordered(memory_mb),  # called once: exports have no pinned columns
             NarrowStats(self.count(), self._stats),
             properties,
             over=over,
             limit=limit,
             names=names,
         )
+
+    def ordered(self, memory_mb: int) -> Iterator[pa.RecordBatch]:
+        """Yield the items as rows of `NARROW_SCHEMA`, sorted by key; then the spools are gone.
+
+        Raises `ExportError` if two items have the same key.
+        """
+        at_once = sorted_at_once(memory_mb)
+        items = sorted_items(self._spooled, self._scratch, at_once, remove=True)
+        return self._narrow(self._with_own_keys(items))
 
     def _kept(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         if not self._erased:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,7 +30,7 @@ from cdc_pipeline.core.changes.order import SNAPSHOT_POSITION, order_key
 from cdc_pipeline.core.clock import utc
 from cdc_pipeline.core.errors import ExportError, FailedExportError, NotReadyError
 from cdc_pipeline.core.items.columns import Column
-from cdc_pipeline.core.log.entries import FIRST_GENERATION, Baseline
+from cdc_pipeline.core.log.entries import FIRST_GENERATION, Baseline, Erasure
 from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.core.plans.erasure import Suppressions
 from cdc_pipeline.core.run_context import SILENT, RunContext
@@ -45,6 +46,7 @@ from cdc_pipeline.snapshot.export import (
     wait_for_export,
 )
 from cdc_pipeline.snapshot.items import ExportedItems
+from cdc_pipeline.snapshot.parts import stage_by_workers, staging_prefix
 from cdc_pipeline.snapshot.resumption import require_not_discarded, resume_baseline
 from cdc_pipeline.snapshot.staging import ConvertedFile, Staging
 
@@ -118,15 +120,14 @@ def take_snapshot(
         raise ExportError(error.message, fix=_REQUEST_AGAIN) from error
     try:
         manifest = export_manifest(table.lake, status, described.table_id)
-        staged, size = _stage(
-            table,
-            status,
-            manifest,
-            baseline,
-            described.key_names,
-            context,
-            lambda: _erased(table.settings, log, state, baseline),
-        )
+        start_workers = table.start_workers(described.bytes)
+        export = (table, status, manifest, baseline, described.key_names)
+        erased = partial(_erased, table.settings, log, state, baseline)
+        if start_workers is None:
+            staged, size = _stage(*export, erased, context)
+        else:
+            with start_workers(f"{staging_prefix(table, status)}spark/") as workers:
+                staged, size = stage_by_workers(*export, erased, context, workers)
     except ExportError as error:
         _give_up(log, state, baseline)
         raise ExportError(error.message, fix=_REQUEST_AGAIN) from error
@@ -250,23 +251,17 @@ def _stage(
     manifest: Manifest,
     baseline: Baseline,
     key_names: tuple[str, ...],
+    erased: Callable[[], list[Erasure]],
     context: RunContext,
-    erased: Callable[[], Suppressions],
 ) -> tuple[TypedResult, int]:
     """Verify and convert every file, then commit them together as `<table>_snapshot`.
 
     After the verification, `erased` items are left out.
     """
     with tempfile.TemporaryDirectory() as folder:
-        scratch, root = Path(folder), table.paths.staging
-        staging = Staging(
-            table.lake.store,
-            f"{root}{status.arn.rpartition('/')[2]}/",
-            scratch,
-            key_names,
-            items=manifest.items,
-        )
-        staging.open(root)
+        scratch, prefix = Path(folder), staging_prefix(table, status)
+        staging = Staging(table.lake.store, prefix, scratch, key_names, items=manifest.items)
+        staging.open(table.paths.staging)
         files = _convert_all(table.lake, status, manifest, staging, context)
         # Arrow keeps freed memory, up to 170 MB, and sorting and typing need more.
         pa.default_memory_pool().release_unused()
@@ -278,7 +273,7 @@ def _stage(
             baseline.export_time_us,
             scratch,
             f"export {status.arn}",
-            erased(),
+            Suppressions(erased()),
         )
         context.progress(f"sorting and typing {items.count()} items")
         properties = {
@@ -298,7 +293,7 @@ def _stage(
         return staged, sum(file.bytes for file in files)
 
 
-def _erased(table: Table, log: CaptureLog, state: LogState, baseline: Baseline) -> Suppressions:
+def _erased(table: Table, log: CaptureLog, state: LogState, baseline: Baseline) -> list[Erasure]:
     """Erased items that an export of the past may still contain, by the current log.
 
     Changes written after the baseline's positions come with the stream, so an item that was put
@@ -307,7 +302,7 @@ def _erased(table: Table, log: CaptureLog, state: LogState, baseline: Baseline) 
     log.catch_up(state)
     require_not_discarded(table, state.baselines[baseline.generation])
     erasures = state.erasures.values()
-    return Suppressions(e for e in erasures if e.until_us >= baseline.recorded_us)
+    return [erasure for erasure in erasures if erasure.until_us >= baseline.recorded_us]
 
 
 def _convert_all(

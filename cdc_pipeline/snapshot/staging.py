@@ -21,8 +21,9 @@ from cdc_pipeline.core.errors import ExportError
 from cdc_pipeline.core.items.columns import Stats
 from cdc_pipeline.lake.storage.store import Store
 from cdc_pipeline.transform.export_lines import LineConverter, Rows
+from cdc_pipeline.transform.ranges import sorted_at_once, sorted_items
 from cdc_pipeline.transform.shred import stats_from_json, stats_to_json
-from cdc_pipeline.transform.spool import ITEMS_SCHEMA, SpoolWriter, is_compressed
+from cdc_pipeline.transform.spool import ITEMS_SCHEMA, Spooled, SpoolWriter, is_compressed
 
 _FORMAT = 2
 _PART_BYTES = 64 << 20  # a part is kept in one piece, by each worker
@@ -40,6 +41,12 @@ class ConvertedFile:
     bytes: int
     stats: Stats
     compressed: bool
+
+    def sorted(self, scratch: Path, memory_mb: int) -> Iterator[pa.RecordBatch]:
+        """Yield the items in order of key; the spools are gone after that."""
+        spools = [(path, None) for path in self.paths]
+        spooled = Spooled(spools, self.items, self.bytes, self.compressed)
+        return sorted_items(spooled, scratch, sorted_at_once(memory_mb), remove=True)
 
 
 class _Done(msgspec.Struct):
@@ -98,8 +105,10 @@ class Staging:
             paths, done.items, done.bytes, stats_from_json(done.stats), compressed=True
         )
 
-    def convert(self, file: DataFile, pieces: Iterator[bytes], where: str) -> ConvertedFile:
-        """Convert and verify a data file, and keep it if that pays; raises `ExportError`."""
+    def convert(
+        self, file: DataFile, pieces: Iterator[bytes], where: str, *, keep: bool = True
+    ) -> ConvertedFile:
+        """Convert and verify a data file; `keep` it if that pays. Raises `ExportError`."""
         name, size, compressed = self._name(file), 0, True
         converter = LineConverter(self._key_names, where, items=self._items)
         with _PartWriter(self._scratch / name) as writer:
@@ -114,7 +123,7 @@ class Staging:
             )
         stats = converter.stats()
         converted = ConvertedFile(writer.paths, converter.lines, size, stats, compressed)
-        if compressed and size >= KEEP_BYTES:
+        if keep and compressed and size >= KEEP_BYTES:
             self._keep(name, converted)
         return converted
 

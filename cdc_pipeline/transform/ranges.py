@@ -14,12 +14,20 @@ import pyarrow.compute as pc
 
 from cdc_pipeline.transform.spool import ITEMS_SCHEMA, Spooled, SpoolWriter, is_compressed
 
+_SORT_PERCENT = 12
+"""Percentage of `memory_mb` that the text sorted at once may have; it is there twice."""
+
 _SAMPLES = 200
 _MOST_PASSES = 32
 _MOST_RANGES = 256
 _BATCH_ROWS = 4_000
 _BATCH_BYTES = 8 << 20
 _SLICE_BYTES = 128 << 10
+
+
+def sorted_at_once(memory_mb: int) -> int:
+    """Return the bytes of text to sort in memory at once."""
+    return (memory_mb << 20) * _SORT_PERCENT // 100
 
 
 def sorted_items(

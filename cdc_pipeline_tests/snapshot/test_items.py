@@ -137,7 +137,7 @@ def _expected(found: list[Item]) -> pa.Table:
 def test_any_items_as_by_the_exact_path(
     tmp_path: Path, way: str, at_once: int, plain: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exported, "_sorted_at_once", lambda _: at_once)
+    monkeypatch.setattr(exported, "sorted_at_once", lambda _: at_once)
     monkeypatch.setattr(spool, "PLAIN_BYTES", 1 << 40 if plain else 0)
     found = _mixed(300)
     expected = _expected(found)
@@ -159,7 +159,7 @@ def test_few_items(tmp_path: Path, count: int) -> None:
 def test_erased_items_are_left_out(
     tmp_path: Path, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exported, "_sorted_at_once", lambda _: at_once)
+    monkeypatch.setattr(exported, "sorted_at_once", lambda _: at_once)
     found = [{"pk": {"S": str(n)}} for n in range(20)]
     gone = [to_json({"pk": {"S": str(n)}}) for n in (3, 19)]
     table, rows = _commit(tmp_path, found, _Without(*gone))
@@ -179,7 +179,7 @@ def test_a_key_that_repeats_prevents_the_commit(
     tmp_path: Path, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever the two are: in one batch, on both sides of a batch or of a range."""
-    monkeypatch.setattr(exported, "_sorted_at_once", lambda _: at_once)
+    monkeypatch.setattr(exported, "sorted_at_once", lambda _: at_once)
     found = [{"pk": {"S": f"{n:02}"}} for n in range(30)]
     _failing(tmp_path, [*found, found[17]], ExportError, "31 items but 30 keys")
 
@@ -192,7 +192,7 @@ def _full(path: Path, *, compressed: bool) -> SpoolWriter:
 def test_a_full_disk_leaves_nothing(
     tmp_path: Path, where: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exported, "_sorted_at_once", lambda _: 100)
+    monkeypatch.setattr(exported, "sorted_at_once", lambda _: 100)
     monkeypatch.setattr(spool, "PLAIN_BYTES", 0)
     monkeypatch.setattr(where, "SpoolWriter", _full)
     _failing(tmp_path, _mixed(40), LakeError, "disk")

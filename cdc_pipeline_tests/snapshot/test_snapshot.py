@@ -281,7 +281,7 @@ def test_large_exports_are_sorted_in_ranges(
     setting: Setting, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
     """Whatever the keys, the ranges together are the table; a key twice still shows."""
-    monkeypatch.setattr(exported, "_sorted_at_once", lambda _: at_once)
+    monkeypatch.setattr(exported, "sorted_at_once", lambda _: at_once)
     found = _items(40)
     files = {f"{n}.json.gz": _gz(found[n::4]) for n in range(4)}
     setting.status = setting.bucket.write_export(files, [10] * 4)

@@ -111,7 +111,8 @@ def _pitr_export(table: Table) -> dg.AssetsDefinition:
         from cdc_pipeline.snapshot.snapshot import take_snapshot
 
         with readable_failures():
-            result = take_snapshot(lake.open().table(table), context=RunContext(context.log.info))
+            handle = lake.open(context).table(table)
+            result = take_snapshot(handle, context=RunContext(context.log.info))
         return dg.MaterializeResult(metadata=snapshot_metadata(result))
 
     return pitr_export

@@ -36,6 +36,8 @@ from cdc_pipeline.lake.iceberg.files import LiveFiles, live_files
 from cdc_pipeline.lake.iceberg.writer import (
     CHECKSUMS,
     ChecksumIO,
+    WrittenFiles,
+    added_files,
     known_checksums,
     listed_checksums,
     write_rows,
@@ -107,7 +109,9 @@ def commit_row_delta(
 
 
 def append_to_empty(
-    transaction: Transaction, rows: pa.RecordBatchReader, properties: Mapping[str, str]
+    transaction: Transaction,
+    rows: pa.RecordBatchReader | WrittenFiles,
+    properties: Mapping[str, str],
 ) -> None:
     """Append to a table whose data files are deleted by this transaction, and drop its dead rows.
 
@@ -115,12 +119,12 @@ def append_to_empty(
     """
     summary: dict[str, str] = {**properties}
     files = _RowDeltaFiles(transaction, transaction._table.io, summary)
-    checked = ChecksumIO(transaction._table.io)
-    for file in write_rows(transaction.table_metadata, checked, rows, str(files.commit_uuid)):
+    added, sums = added_files(transaction, rows, str(files.commit_uuid))
+    for file in added:
         files.append_data_file(file)
     live = live_files(transaction._table)
     files.removed = {entry.data_file.file_path: entry for entry in live.deletes}
-    summary[CHECKSUMS] = listed_checksums(checked.sums)
+    summary[CHECKSUMS] = listed_checksums(sums)
     files.commit()
 
 

@@ -49,7 +49,12 @@ from cdc_pipeline.lake.iceberg.properties import (
     with_prefix,
 )
 from cdc_pipeline.lake.iceberg.row_delta import RowDelta, append_to_empty, commit_row_delta
-from cdc_pipeline.lake.iceberg.writer import ROW_GROUP_ROWS, append_stream, append_tables
+from cdc_pipeline.lake.iceberg.writer import (
+    ROW_GROUP_ROWS,
+    WrittenFiles,
+    append_stream,
+    append_tables,
+)
 from cdc_pipeline.lake.storage.store import Store
 
 _DESCRIBED = ("columns", "statistics", "misfits")
@@ -117,14 +122,14 @@ class Tables:
     def replace(
         self,
         name: str,
-        rows: pa.RecordBatchReader,
+        rows: pa.RecordBatchReader | WrittenFiles,
         properties: Mapping[str, str],
         *,
         over: Table | None,
         key: str | None = None,
         described: str | Callable[[], str] | None = None,
     ) -> Table:
-        """Replace the whole table by `rows` in one commit.
+        """Replace the whole table by `rows`, or by files that have them, in one commit.
 
         `over`: the table as loaded when the rows were computed (None: it had no rows); any later
         commit raises `CommitConflictError`. The schema becomes the rows' schema. `key`: the column
@@ -152,6 +157,29 @@ class Tables:
             transaction.set_properties(with_prefix(properties) | summary)
 
         return self._commit(table, change)
+
+    def planned(
+        self, name: str, schema: pa.Schema, *, over: Table | None, key: str | None = None
+    ) -> TableMetadata:
+        """Return the metadata by which files for `replace` are written.
+
+        It has the field ids that the commit gives to the columns of `schema`, and neither snapshots
+        nor times, so that the same plan has the same text. Arguments as there; a table without a
+        commit is created.
+        """
+        transaction = (over or self._ensure(name, schema)).transaction()
+        evolve(transaction, schema)
+        _bound(transaction, key)
+        return transaction.table_metadata.model_copy(
+            update={
+                "last_updated_ms": 0,
+                "current_snapshot_id": None,
+                "snapshots": [],
+                "snapshot_log": [],
+                "metadata_log": [],
+                "refs": {},
+            }
+        )
 
     def change_rows(
         self,

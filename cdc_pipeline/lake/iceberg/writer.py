@@ -2,11 +2,13 @@
 
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain, count
 from typing import Any, cast
 
 import pyarrow as pa
 import pyiceberg.io.pyarrow as pyiceberg_arrow
+from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.io.fileformat import FileFormatFactory
 from pyiceberg.io.pyarrow import (
     ParquetFormatWriter,
@@ -55,8 +57,39 @@ sizes.
 """
 
 
+@dataclass(frozen=True)
+class WrittenFiles:
+    """Data files that are whole and that no commit names yet.
+
+    `sums`: their CRC-32 by path. `schema`: of their rows. `planned`: metadata of the table by which
+    they were written, see `tables.Tables.planned`.
+    """
+
+    files: Sequence[DataFile]
+    sums: Mapping[str, int]
+    schema: pa.Schema
+    planned: TableMetadata
+
+
+def added_files(
+    transaction: Transaction, rows: pa.RecordBatchReader | WrittenFiles, commit: str
+) -> tuple[Iterable[DataFile], Mapping[str, int]]:
+    """Return data files with the rows, and their CRC-32 by path, known once all are read.
+
+    Raises `CommitFailedException` for files that were written for another schema.
+    """
+    if isinstance(rows, WrittenFiles):
+        if transaction.table_metadata.schema().as_struct() != rows.planned.schema().as_struct():
+            raise CommitFailedException("the files have the field ids of another schema")
+        return rows.files, rows.sums
+    io = ChecksumIO(transaction._table.io)
+    return write_rows(transaction.table_metadata, io, rows, commit), io.sums
+
+
 def append_stream(
-    transaction: Transaction, rows: pa.RecordBatchReader, properties: Mapping[str, str]
+    transaction: Transaction,
+    rows: pa.RecordBatchReader | WrittenFiles,
+    properties: Mapping[str, str],
 ) -> None:
     """Append all rows, in order, to a table without partitions; makes a snapshot even without rows.
 
@@ -64,12 +97,12 @@ def append_stream(
     too, but holds all rows of a file, and its executor reads those of every file before the first
     is written (`pyiceberg.io.pyarrow.write_file`). Its Parquet writer, used here, writes in parts.
     """
-    io = ChecksumIO(transaction._table.io)
     summary: dict[str, str] = {**properties}
     with transaction.update_snapshot(summary).fast_append() as files:
-        for file in write_rows(transaction.table_metadata, io, rows, str(files.commit_uuid)):
+        added, sums = added_files(transaction, rows, str(files.commit_uuid))
+        for file in added:
             files.append_data_file(file)
-        summary[CHECKSUMS] = listed_checksums(io.sums)
+        summary[CHECKSUMS] = listed_checksums(sums)
 
 
 def write_rows(
