@@ -37,6 +37,9 @@ Context = dg.OpExecutionContext | dg.AssetExecutionContext
 
 def workers_of(context: Context) -> Callable[[TableLake], StartWorkers]:
     """Return how a run starts workers for a table (`lake.lake.Lake.workers_of`)."""
+    if isinstance(context, dg.AssetExecutionContext):
+        # Pipes asks it for what an asset's context warns of.
+        context = context.op_execution_context
 
     def of_table(table: TableLake) -> StartWorkers:
         def start(prefix: str) -> AbstractContextManager[Workers]:

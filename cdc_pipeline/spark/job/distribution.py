@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import msgspec
-import pyarrow as pa
 
 from cdc_pipeline.core.errors import WorkersError
 from cdc_pipeline.spark.job.tasks import Distribute, Log, Work, do_task
@@ -38,16 +37,12 @@ def _distributed(spark: Any, work: Work, log: Log, is_over: Callable[[], bool]) 
     # In a broadcast, not in the function: that goes to every task.
     shared = context.broadcast(msgspec.json.encode(work))
 
-    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            for number in batch.column(0).to_pylist():
-                outcome = do_task(shared.value, number)
-                yield pa.RecordBatch.from_pydict({"number": [number], "outcome": [outcome]})
-
-    rows = spark.range(0, count, 1, count).mapInArrow(run, "number long, outcome binary")
+    # Not `mapInArrow`: it wants pandas (Spark 4.1), and only outcomes pass through Spark.
+    tasks = context.parallelize(range(count), count)
+    outcomes = tasks.map(lambda number: do_task(shared.value, number))
     started, done = time.monotonic(), -1
     with ThreadPoolExecutor(1, "spark action") as pool:
-        action = pool.submit(rows.collect)
+        action = pool.submit(outcomes.collect)
         while wait([action], _LOOK_SECONDS).not_done:
             if is_over():
                 context.cancelAllJobs()
@@ -63,8 +58,7 @@ def _distributed(spark: Any, work: Work, log: Log, is_over: Callable[[], bool]) 
             fix="see the log of the job's driver and executors",
         ) from error
     log(f"{name}: {count} of {count} tasks done ({time.monotonic() - started:.0f} s)")
-    ordered = sorted(action.result(), key=lambda row: row.number)
-    return [msgspec.json.decode(row.outcome) for row in ordered]
+    return [msgspec.json.decode(outcome) for outcome in action.result()]
 
 
 def _done(context: Any, count: int) -> int:
