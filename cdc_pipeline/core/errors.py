@@ -42,6 +42,10 @@ class LakeError(CdcPipelineError):
     """The lake cannot be read or written, or contains files that this project did not write."""
 
 
+class UnsortedFilesError(LakeError):
+    """Files of a published state are not sorted by key: another engine has written them."""
+
+
 class CaptureConflictError(CdcPipelineError):
     """Another writer advanced the capture log of the same table first."""
 

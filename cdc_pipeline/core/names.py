@@ -107,6 +107,11 @@ class TablePaths:
         return f"{self.state}staging/"
 
     @property
+    def work(self) -> str:
+        """What workers hand on to each other, one folder for each piece of work."""
+        return f"{self.state}work/"
+
+    @property
     def backups(self) -> str:
         """Unchanged copies of records, where another program writes them."""
         return f"dynamo-backup/{self.database}/{self.table}/"

@@ -150,8 +150,8 @@ def rewrite_file(store: Store, key: str, trace: ItemTrace) -> None:
 
 
 def erase_scratch(table: TableLake) -> RemovedRows:
-    """Delete converted exports, kept only to resume fast after a kill, and temporary files."""
-    keys = list(table.lake.store.list(table.paths.staging))
+    """Delete what unfinished runs have converted or sorted, and temporary files."""
+    keys = [*table.lake.store.list(table.paths.staging), *table.lake.store.list(table.paths.work)]
     before = time.time() - _TEMPORARY_SECONDS
     keys += [file.key for file in table.lake.store.files(TEMPORARY) if file.modified < before]
     table.lake.store.delete(keys)

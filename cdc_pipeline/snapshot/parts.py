@@ -1,7 +1,8 @@
 """A full export as a baseline by workers: each converts data files, then writes ranges of keys."""
 
+import hashlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,12 @@ from cdc_pipeline.lake.engine.written_files import FileDescriptor, commit_name, 
 from cdc_pipeline.lake.iceberg.catalog import open_files
 from cdc_pipeline.lake.iceberg.writer import ChecksumIO, WrittenFiles, write_rows
 from cdc_pipeline.lake.lake import TableLake
+from cdc_pipeline.lake.storage.sorted_parts import KeyRange, SortedParts, key_ranges
 from cdc_pipeline.snapshot.items import ExportedItems
-from cdc_pipeline.snapshot.sorted_parts import SortedParts
 from cdc_pipeline.snapshot.staging import ConvertedFile, Staging
 from cdc_pipeline.transform.pinned_types import count_misfits
 from cdc_pipeline.transform.shred import merge_stats, stats_from_json, stats_to_json, typed_schema
-from cdc_pipeline.transform.spool import SpoolWriter
+from cdc_pipeline.transform.spool import ITEMS_SCHEMA, SpoolWriter
 
 CONVERT, WRITE = "convert the export", "write the baseline"
 
@@ -45,6 +46,7 @@ _SLICE_BYTES = 1 << 20
 """Text that a range should have of each data file: less makes many small reads."""
 
 _READERS = 8
+_FORMAT = 1
 
 
 class _Export(msgspec.Struct):
@@ -74,6 +76,13 @@ class _Baseline(msgspec.Struct):
     erased: list[Erasure]
 
 
+class _Note(msgspec.Struct):
+    """What a converted file's part says beside its rows."""
+
+    bytes: int
+    stats: str
+
+
 class _Converted(msgspec.Struct):
     """The result of a conversion: `sample` has some of the file's keys."""
 
@@ -81,13 +90,6 @@ class _Converted(msgspec.Struct):
     bytes: int
     stats: str
     sample: list[str]
-
-
-class _Range(msgspec.Struct):
-    """Keys from `least` on and before `end`; None: from the first or to the last."""
-
-    least: str | None
-    end: str | None
 
 
 class _Written(msgspec.Struct):
@@ -149,7 +151,9 @@ def stage_by_workers(
         planned.model_dump_json(),
         left_out,
     )
-    ranges = key_ranges([key for done in converted for key in done.sample], size, len(converted))
+    sample = [key for done in converted for key in done.sample]
+    least_bytes = max(_RANGE_BYTES, len(converted) * _SLICE_BYTES)
+    ranges = key_ranges(sample, size // least_bytes + 1)
     context.progress(f"sorting and typing {manifest.items} items in {len(ranges)} ranges of keys")
     written = [
         msgspec.convert(done, _Written, str_keys=True)
@@ -185,22 +189,11 @@ def staging_prefix(table: TableLake, status: ExportStatus) -> str:
     return f"{table.paths.staging}{status.arn.rpartition('/')[2]}/"
 
 
-def key_ranges(sample: Sequence[str], size: int, files: int) -> list[_Range]:
-    """Return ranges of about equal size that have all keys, from a sample of the keys.
-
-    `size`: bytes of text in all, from `files` files.
-    """
-    count = size // max(_RANGE_BYTES, files * _SLICE_BYTES) + 1
-    keys = sorted(sample, key=str.encode)
-    bounds = sorted({keys[len(keys) * n // count] for n in range(1, count)}, key=str.encode)
-    return [_Range(least, end) for least, end in zip([None, *bounds], [*bounds, None], strict=True)]
-
-
 def convert_part(table: TableLake, shared: Any, argument: Any) -> Any:
     """Verify, convert and sort a data file, unless an earlier attempt has; a task of `CONVERT`."""
     export, file = msgspec.convert(shared, _Export), msgspec.convert(argument, DataFile)
-    parts = SortedParts(table.lake.store, export.staging)
-    kept = parts.kept(file)
+    parts = SortedParts(table.lake.store, export.staging, ITEMS_SCHEMA)
+    kept = parts.kept(_part_name(file))
     if kept is None:
         with tempfile.TemporaryDirectory() as folder:
             staging = Staging(
@@ -209,16 +202,20 @@ def convert_part(table: TableLake, shared: Any, argument: Any) -> Any:
             pieces = read_data_file(table.lake.aws, export.status(), file)
             converted = staging.convert(file, pieces, f"data file {file.key}", keep=False)
             rows = converted.sorted(Path(folder), table.lake.settings.memory_mb)
-            stats = stats_to_json(converted.stats)
-            kept = parts.keep(file, converted.items, converted.bytes, stats, rows)
-    if kept.items != file.items:
-        raise ExportError(f"data file {file.key}: converted files have {kept.items} items")
-    return msgspec.to_builtins(_Converted(kept.items, kept.bytes, kept.stats, kept.sample()))
+            note = msgspec.json.encode(_Note(converted.bytes, stats_to_json(converted.stats)))
+            kept = parts.keep(_part_name(file), rows, converted.items, note.decode())
+    note = msgspec.json.decode(kept.note, type=_Note)
+    return msgspec.to_builtins(_Converted(kept.rows, note.bytes, note.stats, kept.sample()))
+
+
+def _part_name(file: DataFile) -> str:
+    inputs = (_FORMAT, file.key, file.md5)
+    return hashlib.sha256(repr(inputs).encode()).hexdigest()[:32]
 
 
 def write_range(table: TableLake, shared: Any, argument: Any) -> Any:
     """Write the items of a range of keys as sorted, typed files; a task of `WRITE`."""
-    baseline, keys = msgspec.convert(shared, _Baseline), msgspec.convert(argument, _Range)
+    baseline, keys = msgspec.convert(shared, _Baseline), msgspec.convert(argument, KeyRange)
     metadata = TableMetadataUtil.parse_raw(baseline.metadata)
     io = ChecksumIO(open_files(table.lake.settings, table.lake.aws))
     with tempfile.TemporaryDirectory() as folder:
@@ -241,16 +238,17 @@ def write_range(table: TableLake, shared: Any, argument: Any) -> Any:
 
 
 def _spool_range(
-    table: TableLake, baseline: _Baseline, keys: _Range, scratch: Path
+    table: TableLake, baseline: _Baseline, keys: KeyRange, scratch: Path
 ) -> ConvertedFile:
     """Gather the rows of a range from all data files in a temporary file."""
-    parts = SortedParts(table.lake.store, baseline.export.staging)
+    parts = SortedParts(table.lake.store, baseline.export.staging, ITEMS_SCHEMA)
+    names = [_part_name(file) for file in baseline.files]
     path, items, size = scratch / "range.arrow", 0, 0
     with ThreadPoolExecutor(_READERS, "read") as pool, SpoolWriter(path, compressed=False) as spool:
         # A few at a time: the results wait in memory.
-        for start in range(0, len(baseline.files), _READERS):
-            files = baseline.files[start : start + _READERS]
-            for batches in pool.map(lambda file: parts.read(file, keys.least, keys.end), files):
+        for start in range(0, len(names), _READERS):
+            some = names[start : start + _READERS]
+            for batches in pool.map(lambda name: parts.read(name, keys), some):
                 for batch in batches:
                     spool.write(batch)
                     items, size = items + len(batch), size + batch.nbytes

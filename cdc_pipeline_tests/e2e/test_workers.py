@@ -9,9 +9,10 @@ import pyarrow as pa
 import pytest
 
 from cdc_pipeline.core.errors import ExportError
+from cdc_pipeline.lake.storage import sorted_parts
 from cdc_pipeline.lake.upkeep.verify import verify_files
 from cdc_pipeline.sandbox.process import SandboxProcess
-from cdc_pipeline.snapshot import parts, sorted_parts
+from cdc_pipeline.snapshot import parts
 from cdc_pipeline.spark.job.tasks import Work
 from cdc_pipeline_tests.e2e.world import World, assert_mirrors, make_world, quick_sandbox
 from cdc_pipeline_tests.spark.in_process import distributed_here, workers_here
@@ -52,7 +53,7 @@ def fill(world: World, seed: int) -> None:
         {"N": "1"},
         {"N": "-12.50"},
         {"N": "1E+20"},
-        {"S": "a\"\\\n\x01ü\U0001f600"},
+        {"S": 'a"\\\n\x01ü\U0001f600'},
         {"NULL": True},
         {"SS": ["b", "a"]},
         {"L": [{"M": {"z": {"N": "2"}}}]},

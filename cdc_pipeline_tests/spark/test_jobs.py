@@ -38,7 +38,10 @@ def world(sandbox: SandboxProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def lines(instance: dg.DagsterInstance, run_id: str) -> list[str]:
-    return [record.event_log_entry.user_message for record in instance.get_records_for_run(run_id).records]
+    return [
+        record.event_log_entry.user_message
+        for record in instance.get_records_for_run(run_id).records
+    ]
 
 
 def test_spark_submit_makes_the_same_baseline(world: World) -> None:

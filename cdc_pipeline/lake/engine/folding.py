@@ -149,17 +149,32 @@ def create_winners(
     `until_us`: later changes are ignored. `touched_only`: `tombstones` has only those of the
     winners' items. Returns the Iceberg table of tombstones as loaded.
     """
-    masking = masking_of(table.lake.settings, table.settings, writing=True)
     tombstones = table.iceberg("tombstones")
-    is_usable = tombstones is not None and masking.made(published_rules(tombstones))
+    create_delta_winners(connection, table, delta, until_us)
+    create_tombstones(connection, usable_tombstones(table, tombstones), touched_only=touched_only)
+    return tombstones
+
+
+def create_delta_winners(
+    connection: duckdb.DuckDBPyConnection,
+    table: TableLake,
+    delta: Sequence[LandedObject],
+    until_us: int | None = None,
+) -> None:
+    """Do `create_winners` without tombstones."""
+    masking = masking_of(table.lake.settings, table.settings, writing=True)
     _create_changes(connection, table.lake, delta, until_us)
     require_maskable_keys(connection, table.settings, masking, "SELECT item_key FROM changes")
     find_winners(connection, *_order_keys(delta))
     if masking:
         _mask_winners(connection, masking)
-    files = data_files(tombstones) if tombstones and is_usable else []
-    create_tombstones(connection, files, touched_only=touched_only)
-    return tombstones
+
+
+def usable_tombstones(table: TableLake, tombstones: IcebergTable | None) -> list[str]:
+    """Return the files of tombstones that are masked by the settings' rules."""
+    masking = masking_of(table.lake.settings, table.settings, writing=True)
+    is_usable = tombstones is not None and masking.made(published_rules(tombstones))
+    return data_files(tombstones) if tombstones and is_usable else []
 
 
 def create_exact_winners(
@@ -172,16 +187,21 @@ def create_exact_winners(
 
 
 def create_tombstones(
-    connection: duckdb.DuckDBPyConnection, files: list[str], *, touched_only: bool = False
+    connection: duckdb.DuckDBPyConnection,
+    files: list[str],
+    *,
+    touched_only: bool = False,
+    where: str = "true",
 ) -> None:
     """Create view `tombstones` with one for each item; publications append newer ones.
 
-    `touched_only`: of the winners' items; the table `winners` must exist when the view is read.
+    `where`: a condition for their rows. `touched_only`: of the winners' items; the table `winners`
+    must exist when the view is read.
     """
-    relation = files_relation(connection, files, TOMBSTONE_SCHEMA)
+    relation = f"{files_relation(connection, files, TOMBSTONE_SCHEMA)} WHERE {where}"
     if touched_only:
         relation += (
-            " WHERE item_key IN (SELECT c.item_key FROM changes AS c "
+            " AND item_key IN (SELECT c.item_key FROM changes AS c "
             "JOIN winners AS w ON w.place = c.place)"
         )
     connection.execute(

@@ -17,17 +17,16 @@ import pyarrow.parquet as pq
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table as IcebergTable
 
-from cdc_pipeline.core.errors import LakeError
+from cdc_pipeline.core.errors import LakeError, UnsortedFilesError
 from cdc_pipeline.lake.iceberg.files import LiveFiles
 from cdc_pipeline.lake.iceberg.row_delta import DeadRows
+from cdc_pipeline.lake.storage.sorted_parts import KeyRange
 
 _KEY = "_key"
 _MOST_CHAINS = 40
 """Chains of files above which the rows are sorted instead: each holds a row group in memory."""
 
-
-class UnsortedFilesError(Exception):
-    """The files are not sorted by key: another engine, or a very old version, has written them."""
+_UNSORTED = "files of a published state are not sorted by key"
 
 
 @dataclass
@@ -54,8 +53,16 @@ class SortedFiles:
     Raises `UnsortedFilesError`; if rows within a file are not sorted, only when they are read.
     """
 
-    def __init__(self, table: IcebergTable, live: LiveFiles, gone: Iterable[DeadRows]) -> None:
+    def __init__(
+        self,
+        table: IcebergTable,
+        live: LiveFiles,
+        gone: Iterable[DeadRows],
+        keys: KeyRange | None = None,
+    ) -> None:
+        """`keys`: range of the rows; None: all of them."""
         self._io, self._name = table.io, ".".join(table.name())
+        self._range = keys
         files = [entry.data_file for entry in live.data if entry.data_file.record_count]
         self._chains = _chains(files, table.schema().find_field(_KEY).field_id)
         self._gone = _bits(files, gone)
@@ -75,23 +82,42 @@ class SortedFiles:
 
     def items(self, *, gone: bool) -> Iterator[pa.RecordBatch]:
         """Yield column `item` of the rows that are gone, or of those that are not."""
-        schema = pa.schema([pa.field("_item", pa.string(), nullable=False)])
+        names = ("_item",) if self._range is None else ("_item", _KEY)
+        schema = pa.schema([pa.field(name, pa.string(), nullable=False) for name in names])
         for file in (file for chain in self._chains for file in chain):
             for batch, is_gone in self._batches(file, schema, gone=gone):
-                rows = is_gone if gone else ~is_gone
+                rows = (is_gone if gone else ~is_gone) & self._in_range(batch)
                 if rows.any():
                     kept = batch if rows.all() else batch.filter(pa.array(rows))
-                    yield kept.rename_columns(["item"])
+                    yield kept.select(["_item"]).rename_columns(["item"])
 
     def _groups(self, chain: Sequence[DataFile], schema: pa.Schema) -> Iterator[_Group]:
         key = schema.get_field_index(_KEY)
         for file in chain:
             for batch, is_gone in self._batches(file, schema):
-                rows = np.flatnonzero(~is_gone)
+                rows = np.flatnonzero(~is_gone & self._in_range(batch))
                 if len(rows):
                     keys = batch.column(key)
                     is_whole = len(rows) == len(keys)
                     yield _Group(batch, rows, keys if is_whole else keys.take(pa.array(rows)))
+
+    def _in_range(self, batch: pa.RecordBatch) -> np.ndarray:
+        """Return which rows of a row group are in the range."""
+        rows = np.ones(len(batch), bool)
+        if self._range is not None:
+            start, stop = self._range.within(batch.column(_KEY))
+            rows[:start] = rows[stop:] = False
+        return rows
+
+    def _may_have_rows(self, metadata: pq.FileMetaData, number: int) -> bool:
+        """Whether a row group may have rows in the range, by its statistics."""
+        if self._range is None:
+            return True
+        column = metadata.row_group(number).column(metadata.schema.names.index(_KEY))
+        bounds = column.statistics
+        if bounds is None or not bounds.has_min_max:
+            return True
+        return self._range.overlaps(bounds.min.encode(), bounds.max.encode())
 
     def _batches(
         self, file: DataFile, schema: pa.Schema, *, gone: bool = False
@@ -105,7 +131,7 @@ class SortedFiles:
                 count = metadata.row_group(number).num_rows
                 is_gone = _unpacked(bits, first, count)
                 first += count
-                if not gone or is_gone.any():
+                if (not gone or is_gone.any()) and self._may_have_rows(metadata, number):
                     # Opened anew, or the file's buffers would stay until its last row group.
                     with pq.ParquetFile(source, metadata=metadata, pre_buffer=True) as parquet:
                         yield _read(parquet, number, schema), is_gone
@@ -120,7 +146,7 @@ def _chains(files: Sequence[DataFile], key_id: int) -> list[list[DataFile]]:
     for file in files:
         least, most = ((of or {}).get(key_id) for of in (file.lower_bounds, file.upper_bounds))
         if least is None or most is None:
-            raise UnsortedFilesError
+            raise UnsortedFilesError(_UNSORTED)
         bounds.append((least, most, file))
     chains: list[tuple[bytes, list[DataFile]]] = []
     for least, most, file in sorted(bounds, key=lambda bound: bound[:2]):
@@ -132,7 +158,7 @@ def _chains(files: Sequence[DataFile], key_id: int) -> list[list[DataFile]]:
         else:
             chains.append((most, [file]))
     if len(chains) > _MOST_CHAINS:
-        raise UnsortedFilesError
+        raise UnsortedFilesError(_UNSORTED)
     return [chain for _, chain in chains]
 
 
@@ -187,7 +213,7 @@ def _in_order(groups: Iterable[_Group]) -> Iterator[_Group]:
             pc.call_function("all", [ascends]).as_py() is False
             or keys[0].as_py().encode() < last.encode()
         ):
-            raise UnsortedFilesError
+            raise UnsortedFilesError(_UNSORTED)
         last = group.last
         yield group
 

@@ -25,10 +25,10 @@ class FileDescriptor(msgspec.Struct, omit_defaults=True):
     upper_bounds: dict[int, bytes] = {}
     split_offsets: list[int] | None = None
 
-    def data_file(self, spec_id: int) -> DataFile:
+    def data_file(self, spec_id: int, content: DataFileContent = DataFileContent.DATA) -> DataFile:
         """Return the file for a manifest; `spec_id`: of the table, which has no partitions."""
         file = DataFile.from_args(
-            content=DataFileContent.DATA,
+            content=content,
             file_path=self.path,
             file_format=FileFormat.PARQUET,
             partition=Record(),
@@ -56,12 +56,12 @@ def describe_file(file: DataFile, crc32: int) -> FileDescriptor:
         file.record_count,
         file.file_size_in_bytes,
         crc32,
-        file.column_sizes or {},
-        file.value_counts or {},
-        file.null_value_counts or {},
-        file.nan_value_counts or {},
-        file.lower_bounds or {},
-        file.upper_bounds or {},
+        dict(file.column_sizes or {}),
+        dict(file.value_counts or {}),
+        dict(file.null_value_counts or {}),
+        dict(file.nan_value_counts or {}),
+        dict(file.lower_bounds or {}),
+        dict(file.upper_bounds or {}),
         file.split_offsets,
     )
 

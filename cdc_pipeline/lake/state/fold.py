@@ -7,9 +7,8 @@ not parsed. If keys are masked anew, or another engine has written files, all ro
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -17,8 +16,8 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cdc_pipeline.core.errors import LakeError
-from cdc_pipeline.core.items.columns import Column, Stats, subtract_stats
+from cdc_pipeline.core.errors import LakeError, UnsortedFilesError
+from cdc_pipeline.core.items.columns import Stats, subtract_stats
 from cdc_pipeline.core.items.masking import Masking
 from cdc_pipeline.core.log.entries import LandedObject
 from cdc_pipeline.core.log.state import LogState
@@ -35,14 +34,12 @@ from cdc_pipeline.lake.engine.item_table import (
     TypedResult,
     description_text,
     max_order_key,
-    prior_columns,
     prior_stats,
     replace_typed,
     size_properties,
     sorted_batches,
     spool_narrow,
     spooled,
-    typed_reader,
 )
 from cdc_pipeline.lake.engine.live_rows import (
     create_dead_places,
@@ -57,26 +54,39 @@ from cdc_pipeline.lake.engine.masking import (
     masking_of,
     published_rules,
 )
-from cdc_pipeline.lake.engine.sorted_files import SortedFiles, UnsortedFilesError
+from cdc_pipeline.lake.engine.sorted_files import SortedFiles
 from cdc_pipeline.lake.iceberg.files import LiveFiles, live_files
 from cdc_pipeline.lake.lake import TableLake
-from cdc_pipeline.lake.state.base import Base, generation_of, require_whole, watermarks
+from cdc_pipeline.lake.state.base import Base, require_whole, watermarks
+from cdc_pipeline.lake.state.choice import (
+    Choice,
+    ColumnGoneError,
+    Plan,
+    exact_stats,
+    guess_choice,
+    merged_rows,
+    oldest_generation,
+    stays,
+    with_cells,
+)
 from cdc_pipeline.lake.state.columns import plan_columns
+from cdc_pipeline.lake.state.fold_parts import fold_by_workers
 from cdc_pipeline.lake.state.tombstones import replace_tombstones
 from cdc_pipeline.transform.pinned_types import count_misfits
-from cdc_pipeline.transform.shred import NARROW_SCHEMA, collect_stats, merge_stats, typed_schema
+from cdc_pipeline.transform.shred import collect_stats, merge_stats, typed_schema
 from cdc_pipeline.transform.sql import load_sql
 
 _SORT_BYTES = 256 << 20
 """Changed items, as text, that are sorted at once, per 1,000 MB of `memory_mb`."""
 _SORT_PERCENT = 50
 """Percentage of `memory_mb` for that sort."""
+_COMPRESSED = 5
+"""Size of items in DynamoDB, in sizes of their Parquet files (docs/spark.md)."""
+
 _SAMPLES = 200
 """Keys looked at for each range."""
 
 _GONE = f"{REPLACED} UNION ALL SELECT place FROM dead_places"
-_STORED = ("_key", "_order_key", "_item", "_write_time_us")
-_NARROW_ROWS = pa.schema([f.with_name(n) for f, n in zip(NARROW_SCHEMA, _STORED, strict=True)])
 
 
 def publish_fold(
@@ -92,15 +102,31 @@ def publish_fold(
     published = None
     if not masking or base.table is base.over:  # or masked keys would have another order
         with suppress(UnsortedFilesError):
-            try:
-                published = _fold_in_order(table, state, base, delta, masking)
-            except _ColumnGoneError:
-                published = _fold_in_order(table, state, base, delta, masking, counts_first=True)
+            published = _fold_ranges(table, state, base, delta, masking)
     if published is None:
         published = _fold_and_sort(table, state, base, delta, masking)
     if shows_too_much:
         expire_earlier_versions(table.lake, published.table)
     return published
+
+
+def _fold_ranges(
+    table: TableLake, state: LogState, base: Base, delta: Sequence[LandedObject], masking: Masking
+) -> TypedResult:
+    """Fold by workers, if the engine chooses them, else here."""
+    stored = live_files(base.table, base.snapshot_id).data
+    size = sum(entry.data_file.file_size_in_bytes for entry in stored) * _COMPRESSED
+    start_workers = table.start_workers(size)
+    if start_workers is not None:
+        prefix = f"{table.paths.work}fold-{base.table.metadata.current_snapshot_id}-{state.n}/"
+        with start_workers(f"{prefix}spark/") as workers:
+            published = fold_by_workers(table, state, base, delta, masking, workers, prefix)
+        table.lake.store.delete(list(table.lake.store.list(table.paths.work)))
+        return published
+    try:
+        return _fold_in_order(table, state, base, delta, masking)
+    except ColumnGoneError:
+        return _fold_in_order(table, state, base, delta, masking, counts_first=True)
 
 
 def _fold_in_order(
@@ -126,14 +152,14 @@ def _fold_in_order(
         create_touched_base(connection, stored)
         create_effective(connection)
         files = SortedFiles(base.table, live, dead_rows(connection, _GONE, live))
-        replace_tombstones(connection, table, tombstones, masking, _oldest(base))
+        replace_tombstones(connection, table, tombstones, masking, oldest_generation(base))
         spool = Path(folder) / "changed.parquet"
         changed = spool_narrow(connection, CHANGED, spool)
         ((gone,),) = connection.execute(f"SELECT count(*) FROM ({REPLACED})").fetchall()
         newest = max(_newest(connection, base, stored), changed.max_order_key or "")
         connection.execute("DROP TABLE base; DROP TABLE effective; DROP TABLE dead_places")
         plan = plan_columns(table, base.over, masking)
-        guess = None if counts_first else _guessed(base, changed.stats, plan)
+        guess = None if counts_first else guess_choice(base, changed.stats, plan)
         cells = None if guess is None else Counter[str]()
         chosen = guess or _counted_plan(base, live, files, changed.stats, plan)
         stats, columns = chosen.stats, chosen.columns
@@ -144,22 +170,23 @@ def _fold_in_order(
         parts = key_ranges(connection, spool, changed.rows, ranges)
         changes = chain.from_iterable(sorted_batches(connection, part) for part in parts)
         items = alive - gone + changed.rows
-        rows = _counted(_merged(base, files, chosen, changes, items), base, items)
+        merged = merged_rows(
+            files, columns, stats, changes, stays=stays(base, columns, chosen.kept), items=items
+        )
+        rows = _counted(merged, base, items)
         if cells is not None:
-            rows = _with_cells(rows, columns, cells)
+            rows = with_cells(rows, columns, cells)
         committed = table.lake.iceberg.replace(
             f"{table.safe_name}_current_state",
             pa.RecordBatchReader.from_batches(typed_schema(columns), rows),
             {**watermarks(base, state), **chosen.properties, **size_properties(items, newest)},
             over=base.over,
             key="_key",
-            described=lambda: description_text(_exact(stats, columns, cells), columns, misfits),
+            described=lambda: description_text(
+                exact_stats(stats, columns, cells), columns, misfits
+            ),
         )
     return TypedResult(committed, columns, items)
-
-
-class _ColumnGoneError(Exception):
-    """No row has the attribute of a column any more."""
 
 
 def _fold_and_sort(
@@ -177,7 +204,7 @@ def _fold_and_sort(
         create_base(connection, table.settings, rows, masking if is_exact else Masking())
         tombstones = create_winners(connection, table, delta)
         create_effective(connection)
-        replace_tombstones(connection, table, tombstones, masking, _oldest(base))
+        replace_tombstones(connection, table, tombstones, masking, oldest_generation(base))
         return replace_typed(
             table.lake.iceberg,
             f"{table.safe_name}_current_state",
@@ -188,11 +215,6 @@ def _fold_and_sort(
             scratch=Path(folder),
             plan=plan_columns(table, base.over, masking),
         )
-
-
-def _oldest(base: Base) -> int:
-    """Return the oldest generation with tombstones: until the commit, readers use `over`'s."""
-    return generation_of(base.over) if base.over else base.generation
 
 
 def _stored_rows(connection: duckdb.DuckDBPyConnection, base: Base, live: LiveFiles) -> str:
@@ -210,73 +232,13 @@ def _newest(connection: duckdb.DuckDBPyConnection, base: Base, stored: str) -> s
     return known or ""
 
 
-_Plan = Callable[[Stats], tuple[list[Column], dict[str, str]]]
-
-
-@dataclass(frozen=True)
-class _Chosen:
-    """Columns and properties of the next version. `kept`: statistics of the base's rows that stay.
-
-    `stats`: of all rows.
-    """
-
-    kept: Stats
-    stats: Stats
-    columns: list[Column]
-    properties: dict[str, str]
-
-
-def _guessed(base: Base, changed: Stats, plan: _Plan) -> _Chosen | None:
-    """Choose with the statistics of the base, which count rows that are gone; None: not possible.
-
-    The cells tell the exact numbers when the rows pass, if all values of an attribute have one
-    type, none is NULL, and its column shows each of them: a pinned one lacks what does not fit it.
-    """
-    prior = prior_stats(base.table) if base.table is base.over else {}
-    stats = merge_stats(prior, changed)
-    if not prior or any(len(seen.tags) > 1 or "NULL" in seen.tags for seen in stats.values()):
-        return None
-    columns, properties = plan(stats)
-    are_shown = len(columns) == len(stats) and not any(column.pinned for column in columns)
-    if not are_shown or not _stay(base, columns, stats):
-        return None
-    return _Chosen(prior, stats, columns, properties)
-
-
 def _counted_plan(
-    base: Base, live: LiveFiles, files: SortedFiles, changed: Stats, plan: _Plan
-) -> _Chosen:
+    base: Base, live: LiveFiles, files: SortedFiles, changed: Stats, plan: Plan
+) -> Choice:
     """Choose with exact statistics."""
     kept = _kept_stats(base, live, files)
     stats = merge_stats(kept, changed)
-    return _Chosen(kept, stats, *plan(stats))
-
-
-def _with_cells(
-    rows: Iterable[pa.RecordBatch], columns: Sequence[Column], cells: Counter[str]
-) -> Iterator[pa.RecordBatch]:
-    """Yield the rows; count the cells with a value, by attribute."""
-    for batch in rows:
-        for column in columns:
-            cells[column.attribute] += len(batch) - batch.column(column.name).null_count
-        yield batch
-
-
-def _exact(stats: Stats, columns: Sequence[Column], cells: Counter[str] | None) -> Stats:
-    """Return the statistics of rows by the number of their cells; None: they are exact.
-
-    Raises `_ColumnGoneError` for an attribute without values, whose column goes.
-    """
-    if cells is None:
-        return stats
-    if not all(cells[column.attribute] for column in columns):
-        raise _ColumnGoneError
-    return {
-        column.attribute: replace(
-            stats[column.attribute], tags=Counter({column.tag: cells[column.attribute]})
-        )
-        for column in columns
-    }
+    return Choice(kept, stats, *plan(stats), is_exact=True)
 
 
 def _kept_stats(base: Base, live: LiveFiles, files: SortedFiles) -> Stats:
@@ -290,58 +252,6 @@ def _kept_stats(base: Base, live: LiveFiles, files: SortedFiles) -> Stats:
     if counted == live.rows:
         return subtract_stats(prior, collect_stats(files.items(gone=True)))
     return collect_stats(files.items(gone=False), live.rows)
-
-
-def _merged(
-    base: Base,
-    files: SortedFiles,
-    chosen: _Chosen,
-    changes: Iterable[pa.RecordBatch],
-    items: int,
-) -> Iterator[pa.RecordBatch]:
-    """Yield typed rows of the next version."""
-    columns, stats = chosen.columns, chosen.stats
-    if _stay(base, columns, chosen.kept):
-        return files.merged(typed_schema(columns), typed_reader(iter(changes), columns, stats))
-    beside = (pa.RecordBatch.from_arrays(b.columns, schema=_NARROW_ROWS) for b in changes)
-    narrow = (
-        pa.RecordBatch.from_arrays(batch.columns, schema=NARROW_SCHEMA)
-        for batch in files.merged(_NARROW_ROWS, beside)
-    )
-    return iter(typed_reader(narrow, columns, stats, items))
-
-
-def _stay(base: Base, columns: Sequence[Column], kept: Stats) -> bool:
-    is_described = base.snapshot_id in (None, base.table.metadata.current_snapshot_id)
-    return is_described and stay_as_they_are(prior_columns(base.table), columns, kept)
-
-
-def stay_as_they_are(before: Iterable[Column], columns: Sequence[Column], kept: Stats) -> bool:
-    """Whether rows with columns `before` have the cells of `columns`, but for wider numbers.
-
-    `kept`: statistics of these rows. A column that they gain or lose must be one of an attribute
-    that they lack.
-    """
-    known = {column.name: column for column in before}
-    shown = {column.attribute for column in columns}
-    return all(
-        column.attribute in shown or column.attribute not in kept for column in known.values()
-    ) and all(
-        _is_same_or_wider(known[column.name], column)
-        if column.name in known
-        else column.attribute not in kept
-        for column in columns
-    )
-
-
-def _is_same_or_wider(old: Column, new: Column) -> bool:
-    if (old.attribute, old.tag) != (new.attribute, new.tag):
-        return False
-    if old.type == new.type:
-        return True
-    # A pinned type may be narrower than some numbers, which are rescued.
-    is_pinned = old.pinned or new.pinned
-    return not is_pinned and new.type.startswith("decimal(") and old.type != "string"
 
 
 def key_ranges(

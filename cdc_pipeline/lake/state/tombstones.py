@@ -3,6 +3,7 @@
 import duckdb
 import pyarrow as pa
 from pyiceberg.table import Table as IcebergTable
+from pyiceberg.table.metadata import TableMetadata
 
 from cdc_pipeline.core.changes.order import generation_prefix
 from cdc_pipeline.core.items.masking import Masking
@@ -11,6 +12,7 @@ from cdc_pipeline.lake.engine.folding import TOMBSTONE_SCHEMA
 from cdc_pipeline.lake.engine.masking import PUBLISHED, expire_earlier_versions, published_rules
 from cdc_pipeline.lake.iceberg.files import live_files
 from cdc_pipeline.lake.iceberg.row_delta import RowDelta
+from cdc_pipeline.lake.iceberg.writer import WrittenFiles
 from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.transform.sql import load_sql
 
@@ -44,14 +46,36 @@ def replace_tombstones(
     and backlogs, repeats and late files have no time limit. Changes of generations before a
     published baseline are ignored, so the tombstones that exclude them are not needed.
     """
-    sql = (
+    commit_tombstones(table, tombstones_after(connection, oldest), tombstones, masking)
+
+
+def tombstones_after(connection: duckdb.DuckDBPyConnection, oldest: int) -> pa.RecordBatchReader:
+    """Read the tombstones after a fold, without those of generations before `oldest`."""
+    return _reader(
+        connection,
         f"SELECT {', '.join(TOMBSTONE_SCHEMA.names)} FROM ({load_sql('tombstones')}) "
-        f"WHERE order_key >= {literal(generation_prefix(oldest))}"
+        f"WHERE order_key >= {literal(generation_prefix(oldest))}",
     )
+
+
+def planned_tombstones(table: TableLake, tombstones: IcebergTable | None) -> TableMetadata:
+    """Return the metadata by which workers write files of tombstones."""
+    return table.lake.iceberg.planned(
+        _name(table), TOMBSTONE_SCHEMA, over=tombstones, key="item_key"
+    )
+
+
+def commit_tombstones(
+    table: TableLake,
+    rows: pa.RecordBatchReader | WrittenFiles,
+    tombstones: IcebergTable | None,
+    masking: Masking,
+) -> None:
+    """Make `rows` the tombstones. `tombstones`: as they were loaded."""
     shows_too_much = tombstones is not None and not masking.made(published_rules(tombstones))
     committed = table.lake.iceberg.replace(
         _name(table),
-        _reader(connection, sql),
+        rows,
         {PUBLISHED: masking.fingerprint},
         over=tombstones,
         key="item_key",

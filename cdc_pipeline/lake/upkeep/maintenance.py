@@ -84,8 +84,9 @@ def _remove_unlogged(table: TableLake, result: MaintenanceResult) -> None:
         file for file in old if file.key not in live and not state.may_be_quarantined(file.key)
     ]
     _remove(table.lake, unlogged, result)
-    # Staging: converted files of an unfinished export; a run that resumes it converts them again.
-    temporary = [*_old_files(table.lake, TEMPORARY), *_old_files(table.lake, paths.staging)]
+    # Unfinished exports and folds: a run that resumes one converts or sorts again.
+    folders = (TEMPORARY, paths.staging, paths.work)
+    temporary = [file for folder in folders for file in _old_files(table.lake, folder)]
     _remove(table.lake, temporary, result)
 
 

@@ -12,13 +12,18 @@ import msgspec
 
 from cdc_pipeline.core.errors import CdcPipelineError
 from cdc_pipeline.lake.lake import Lake, TableLake
+from cdc_pipeline.lake.state import fold_parts
 from cdc_pipeline.settings.load import parse_settings
-from cdc_pipeline.snapshot.parts import CONVERT, WRITE, convert_part, write_range
+from cdc_pipeline.snapshot import parts
 from cdc_pipeline.spark.exchange import Request, Setup
 
 _TASKS: Mapping[str, Callable[[TableLake, Any, Any], Any]] = {
-    CONVERT: convert_part,
-    WRITE: write_range,
+    parts.CONVERT: parts.convert_part,
+    parts.WRITE: parts.write_range,
+    fold_parts.SORT: fold_parts.sort_changes,
+    fold_parts.PREPARE: fold_parts.prepare_range,
+    fold_parts.COUNT: fold_parts.count_range,
+    fold_parts.WRITE: fold_parts.write_range,
 }
 
 

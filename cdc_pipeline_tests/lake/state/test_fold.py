@@ -11,14 +11,14 @@ import pytest
 from pyiceberg.table import Table
 
 from cdc_pipeline.core.changes.change import Change
-from cdc_pipeline.core.errors import LakeError
+from cdc_pipeline.core.errors import LakeError, UnsortedFilesError
 from cdc_pipeline.core.items.columns import AttributeStats, Column, Stats, columns_of
 from cdc_pipeline.lake.engine.item_table import prior_columns, prior_misfits, prior_stats
-from cdc_pipeline.lake.engine.sorted_files import SortedFiles, UnsortedFilesError
+from cdc_pipeline.lake.engine.sorted_files import SortedFiles
 from cdc_pipeline.lake.iceberg.files import data_files
 from cdc_pipeline.lake.publish import current_state
 from cdc_pipeline.lake.publish.current_state import publish_current_state
-from cdc_pipeline.lake.state import fold, row_delta
+from cdc_pipeline.lake.state import choice, fold, row_delta
 from cdc_pipeline.lake.upkeep.verify import verify_files
 from cdc_pipeline_tests.lake.builder import MARGIN_US, START_US, LakeBuilder, change, plain_view
 
@@ -77,7 +77,7 @@ def _check(built: LakeBuilder) -> None:
 
 
 def _unsorted(*_: object) -> SortedFiles:
-    raise UnsortedFilesError
+    raise UnsortedFilesError("unsorted")
 
 
 def _story(chance: random.Random) -> Iterator[tuple[list[Change], bool, bool]]:
@@ -154,7 +154,7 @@ def test_what_stays_is_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     built = LakeBuilder.at(tmp_path)
     _start(built)
     typed, counted = Counter[str](), Counter[str]()
-    reader, collect = fold.typed_reader, fold.collect_stats
+    reader, collect = choice.typed_reader, fold.collect_stats
 
     def typing(batches: Any, *args: Any) -> Any:
         batches = [*batches]
@@ -166,7 +166,7 @@ def test_what_stays_is_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         counted["rows"] += sum(map(len, batches))
         return collect(batches, *args)
 
-    monkeypatch.setattr(fold, "typed_reader", typing)
+    monkeypatch.setattr(choice, "typed_reader", typing)
     monkeypatch.setattr(fold, "collect_stats", counting)
     changes = [change("k1", 1, {"n": {"N": "1"}}), change("k2", 2, None), change("x", 3, {})]
     built.land(changes)
@@ -284,21 +284,21 @@ def test_large_changes_are_sorted_in_ranges(
 def test_a_pinned_column_is_no_reason_to_widen() -> None:
     old = Column("n", "n", "N", "int64")
     stats: Stats = {}
-    assert fold.stay_as_they_are([old], [old], stats)
+    assert choice.stay_as_they_are([old], [old], stats)
     wide = Column("n", "n", "N", "decimal(38,2)")
-    assert fold.stay_as_they_are([old], [wide], stats)
-    assert not fold.stay_as_they_are([old], [Column("n", "n", "N", "decimal(4,2)", True)], stats)
-    assert not fold.stay_as_they_are([wide], [old], stats)
-    assert not fold.stay_as_they_are([old], [Column("n", "N", "N", "int64")], stats)
-    assert not fold.stay_as_they_are([old], [Column("n", "n", "S", "string")], stats)
+    assert choice.stay_as_they_are([old], [wide], stats)
+    assert not choice.stay_as_they_are([old], [Column("n", "n", "N", "decimal(4,2)", True)], stats)
+    assert not choice.stay_as_they_are([wide], [old], stats)
+    assert not choice.stay_as_they_are([old], [Column("n", "N", "N", "int64")], stats)
+    assert not choice.stay_as_they_are([old], [Column("n", "n", "S", "string")], stats)
 
 
 def test_columns_of_attributes_that_rows_have_are_made_from_them() -> None:
     kept = {"a": AttributeStats(Counter({"S": 3}))}
     (a,) = columns_of(kept)
-    assert not fold.stay_as_they_are([], [a], kept)
-    assert not fold.stay_as_they_are([a], [], kept)
-    assert fold.stay_as_they_are([a], [a], kept)
+    assert not choice.stay_as_they_are([], [a], kept)
+    assert not choice.stay_as_they_are([a], [], kept)
+    assert choice.stay_as_they_are([a], [a], kept)
     gone = Column("b", "b", "S", "string")
-    assert fold.stay_as_they_are([a, gone], [a], kept)
-    assert fold.stay_as_they_are([a], [a, gone], kept)
+    assert choice.stay_as_they_are([a, gone], [a], kept)
+    assert choice.stay_as_they_are([a], [a, gone], kept)
