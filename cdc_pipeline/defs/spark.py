@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -33,6 +34,10 @@ _ENVIRONMENT = "environment"
 _ENTRY = "entry.py"
 
 Context = dg.OpExecutionContext | dg.AssetExecutionContext
+
+
+# Printed for each job, of a method of Dagster's own that it calls itself (1.13).
+warnings.filterwarnings("ignore", "Function `PipesMessageReader.expected_writer_count`")
 
 
 def workers_of(context: Context) -> Callable[[TableLake], StartWorkers]:
@@ -80,8 +85,8 @@ def _submit(context: Context, table: TableLake, prefix: str, _: int) -> None:
     command = [_spark_submit(), "--master", options.master, "--name", _name(table)]
     command += [part for pair in _conf(defaults, options) for part in ("--conf", pair)]
     entry = Path(__file__).parents[1] / "spark" / "job" / _ENTRY
-    python = {name: os.environ.get(name, sys.executable) for name in ("PYSPARK_PYTHON",)}
-    dg.PipesSubprocessClient(env=python).run(
+    python = os.environ.get("PYSPARK_PYTHON", sys.executable)
+    dg.PipesSubprocessClient(env={"PYSPARK_PYTHON": python}).run(
         context=context, command=[*command, str(entry), *_arguments(table.lake, prefix)]
     )
 
