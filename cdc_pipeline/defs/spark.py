@@ -82,7 +82,7 @@ def _submit(context: Context, table: TableLake, prefix: str, _: int) -> None:
             "spark.driver.bindAddress": "127.0.0.1",
             "spark.ui.enabled": "false",
         }
-    command = [_spark_submit(), "--master", options.master, "--name", _name(table)]
+    command = [spark_submit(), "--master", options.master, "--name", _name(table)]
     command += [part for pair in _conf(defaults, options) for part in ("--conf", pair)]
     entry = Path(__file__).parents[1] / "spark" / "job" / _ENTRY
     python = os.environ.get("PYSPARK_PYTHON", sys.executable)
@@ -91,7 +91,8 @@ def _submit(context: Context, table: TableLake, prefix: str, _: int) -> None:
     )
 
 
-def _spark_submit() -> str:
+def spark_submit() -> str:
+    """Return the path of `spark-submit` on this machine; raises `SettingsError`."""
     home = os.environ.get("SPARK_HOME")
     package = importlib.util.find_spec("pyspark")
     folders = [Path(home)] if home else []
