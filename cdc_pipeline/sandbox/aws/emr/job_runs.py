@@ -30,8 +30,13 @@ _FAILED = (
     "Job failed, please check complete logs in configured logging destination. ExitCode: {}. "
     "Last few exceptions: "
 )
-# A line of Spark's own log, such as those that follow a traceback.
-_LOG_LINE = re.compile(r"\d\d/\d\d/\d\d \d\d:\d\d:\d\d [A-Z]+ .*")
+_TRACEBACK = "Traceback (most recent call last):"
+# Lines of Spark's own log and of its start.
+_NOT_TELLING = re.compile(
+    r"\d\d/\d\d/\d\d \d\d:\d\d:\d\d [A-Z]+ "
+    rf"|Using Spark's default |WARNING: |{re.escape(_TRACEBACK)}"
+)
+_LAST_LINES = 3
 
 _logger = logging.getLogger(__name__)
 
@@ -151,7 +156,8 @@ class JobRun:
             await _end(process)
             return "CANCELLED", ""
         if code:
-            return "FAILED", failure_details(code, (self.folder / "stderr").read_bytes())
+            logs = (self.folder / name for name in ("stdout", "stderr"))
+            return "FAILED", failure_details(code, *(log.read_bytes() for log in logs))
         return "SUCCESS", ""
 
     async def _prepared(self, work: Path) -> list[str]:
@@ -235,13 +241,25 @@ def _unpack(packed: Path, folder: Path) -> None:
         raise JobFailedError(f"the archive for {folder.name} is not readable: {error}") from error
 
 
-def failure_details(code: int, stderr: bytes) -> str:
-    """Return stateDetails of a failed job: the last lines of its error output that are no log.
+def failure_details(code: int, stdout: bytes, stderr: bytes) -> str:
+    """Return stateDetails of a failed job: its last exception, else the last lines of its output.
 
     The model of the API allows 256 characters.
     """
     start = _FAILED.format(code)
-    lines = [line for line in stderr.decode(errors="replace").splitlines() if line.strip()]
-    told = [line for line in lines if not _LOG_LINE.fullmatch(line)] or lines
-    room, tail = _LONGEST_DETAILS - len(start), "\n".join(told)
-    return start + (tail if len(tail) <= room else f"...{tail[-room + 3 :]}")
+    # Spark writes the error output of a Python driver to its own standard output.
+    outputs = [text.decode(errors="replace") for text in (stdout, stderr)]
+    thrown = [text[text.rindex(_TRACEBACK) :] for text in outputs if _TRACEBACK in text]
+    told = [line for text in thrown or outputs for line in _telling(text)]
+    details = start + "\n".join(told if thrown else told[-_LAST_LINES:])
+    fits = len(details) <= _LONGEST_DETAILS
+    return details if fits else f"{details[: _LONGEST_DETAILS - 3]}..."
+
+
+def _telling(text: str) -> list[str]:
+    """Return the lines that are neither of a log nor of a stack."""
+    return [
+        line
+        for line in text.splitlines()
+        if line.strip() and not line[0].isspace() and not _NOT_TELLING.match(line)
+    ]

@@ -54,6 +54,7 @@ code = "import fcntl, signal, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fc
 code += "f.write('locked'); f.flush(); signal.pause()"
 subprocess.run([sys.executable, "-c", code, sys.argv[1]])
 """
+_LOG = "26/12/01 03:00:00 INFO ShutdownHookManager: Shutdown hook called"
 
 
 @pytest.fixture
@@ -180,8 +181,7 @@ def test_a_failed_job_has_its_last_lines_in_its_details(
     described = ended(aws, application, start(aws, application, entry_point, parameters=spark))
     assert described["state"] == "FAILED"
     assert "ExitCode: 1" in described["stateDetails"]
-    assert described["stateDetails"].endswith("ValueError: no such table: orders")
-    assert len(described["stateDetails"]) <= 256
+    assert described["stateDetails"].endswith("exceptions: ValueError: no such table: orders")
 
 
 @pytest.mark.parametrize(
@@ -284,11 +284,26 @@ def test_jobs_end_with_the_sandbox(
         assert not Path(urlparse(url).path).exists()
 
 
-def test_details_of_a_failure_leave_out_the_log_and_keep_the_end() -> None:
-    log = "26/12/01 03:00:00 INFO ShutdownHookManager: Shutdown hook called"
-    details = failure_details(1, f"{log}\nTraceback:\nValueError: no\n{log}\n".encode())
-    assert details.endswith("Last few exceptions: Traceback:\nValueError: no")
-    assert failure_details(2, f"{log}\n".encode()).endswith(log)
-    long = failure_details(1, b"x" * 1000 + b"the end")
-    assert len(long) == 256
-    assert long.endswith("the end")
+@pytest.mark.parametrize(
+    ("stdout", "stderr", "found"),
+    [
+        # Of a Python driver, which chains exceptions.
+        ("a\nTraceback (most recent call last):\n  File x\nKeyError: 1\n\nDuring ...:\n\n"
+         "Traceback (most recent call last):\n  File y\n    raise z\nValueError: no\n  at q\n",
+         f"{_LOG}\nUsing Spark's default log4j profile\n", "ValueError: no"),
+        # Of spark-submit itself.
+        ("", f"WARNING: modules\n{_LOG}\nException in thread main: no class\n\tat a.b\n{_LOG}\n",
+         "Exception in thread main: no class"),
+        ("1\n2\n3\n4\n", "", "2\n3\n4"),
+        ("", _LOG, ""),
+    ],
+)  # fmt: skip
+def test_details_of_a_failure_are_its_last_exception(stdout: str, stderr: str, found: str) -> None:
+    details = failure_details(1, stdout.encode(), stderr.encode())
+    assert details.partition("Last few exceptions: ")[2] == found
+
+
+def test_details_of_a_failure_are_cut_as_in_the_model() -> None:
+    details = failure_details(1, b"", b"Error: " + b"x" * 1000)
+    assert len(details) == 256
+    assert details.endswith("xxx...")
