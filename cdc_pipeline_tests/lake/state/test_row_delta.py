@@ -15,6 +15,8 @@ from pyiceberg.table import Table
 
 from cdc_pipeline.core.errors import LakeError
 from cdc_pipeline.lake.engine import masking
+from cdc_pipeline.lake.iceberg import checksums
+from cdc_pipeline.lake.iceberg.checksums import CHECKSUM_LIST
 from cdc_pipeline.lake.iceberg.files import LiveFiles, data_files, live_files
 from cdc_pipeline.lake.iceberg.tables import CommitConflictError
 from cdc_pipeline.lake.publish import current_state
@@ -375,6 +377,25 @@ def test_rows_of_another_engine_are_noticed(built: LakeBuilder) -> None:
     built.land([change("k2", 2, {"n": {"N": "1"}})])
     with pytest.raises(LakeError, match="has 41 rows and was committed with 40"):
         publish_current_state(built.table_lake)
+
+
+def test_files_are_verified_by_a_list_of_checksums_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A random history in which two files are many, with maintenance and an erasure at its end."""
+    monkeypatch.setattr(checksums, "LIMIT", 1)
+    test_random_histories(4, 8, tmp_path / "random")
+    built = _lake(tmp_path)
+    _start(built)
+    for number in (1, 2, 3):
+        built.land([change(f"k{number}", number, {"n": {"N": "1"}})])
+        assert _published(built)
+    key = json.dumps(key_of("k1"), separators=(",", ":"))
+    assert rewrite_without(built.lake, _state(built), [key]) == 1
+    del built.expected[key]
+    maintain_table(built.table_lake)
+    _check(built)
+    assert CHECKSUM_LIST in _state(built).current_snapshot().summary.additional_properties  # type: ignore[union-attr]
 
 
 def test_a_lost_delete_file_is_damage(built: LakeBuilder) -> None:
