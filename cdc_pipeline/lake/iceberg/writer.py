@@ -29,7 +29,7 @@ _ROW_GROUP_BYTES = 32 << 20
 """Arrow bytes after which a row group ends even with fewer rows: it is held in memory."""
 
 _FILE_BYTES = 128 << 20
-"""Parquet bytes after which a file is full; large, because a look-up opens every file."""
+"""Parquet bytes after which a file is full; large, because a view opens every file."""
 
 DICTIONARY_BYTES = 32 << 10
 """Parquet bytes of different values after which a column of a row group is no dictionary any more.
