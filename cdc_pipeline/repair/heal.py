@@ -7,13 +7,14 @@ so a heal has no deadline: it never beats newer changes (docs/aws_facts.md, heal
 import random
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from cdc_pipeline.aws.export import (
     INCREMENTAL,
+    DataFile,
     ExportStatus,
     request_incremental,
 )
@@ -33,13 +34,12 @@ from cdc_pipeline.core.errors import (
 )
 from cdc_pipeline.core.log.entries import Gap, Heal, HealWindow, LandedObject
 from cdc_pipeline.core.log.state import LogState
-from cdc_pipeline.core.plans.erasure import Suppressions
 from cdc_pipeline.core.plans.heal import RECREATED
 from cdc_pipeline.core.run_context import SILENT, RunContext
 from cdc_pipeline.core.transports import READ
+from cdc_pipeline.core.workers import Workers
 from cdc_pipeline.lake.engine.duckdb_session import landed_relation, open_duckdb
 from cdc_pipeline.lake.lake import TableLake
-from cdc_pipeline.lake.storage.landing import write_days
 from cdc_pipeline.lake.storage.log import CaptureLog, new_nonce
 from cdc_pipeline.repair.heal_plans import (
     cannot_heal_error,
@@ -50,6 +50,7 @@ from cdc_pipeline.repair.heal_plans import (
     windows_of,
 )
 from cdc_pipeline.repair.incremental_export import batches, export_changes, wait_until_restorable
+from cdc_pipeline.repair.landing_parts import LandedHeal, land_changes, landed_by_workers
 from cdc_pipeline.snapshot.export import (
     export_manifest,
     export_target,
@@ -59,6 +60,9 @@ from cdc_pipeline.snapshot.export import (
 from cdc_pipeline.snapshot.snapshot import SnapshotResult, take_snapshot
 
 _BASELINES = 3
+_LINE_BYTES = 1_000
+"""Size of a line of an export, about, by which engine `auto` decides."""
+
 _PAUSE_SECONDS = (0.2, 2.0)
 """Bounds of the random pause before continuing after another run's heal."""
 
@@ -237,17 +241,39 @@ class _Healing:
         manifest = export_manifest(self.table.lake, status, self.described.table_id, INCREMENTAL)
         discarded_files = set(window.files) - {file.key for file in manifest.files}
         known = self._landed(window) if discarded_files else set()
-        for file in manifest.files:
-            if file.key not in window.files:
-                changes = export_changes(self.table.lake, status, file, self.described.table_id)
-                objects = self._land(c for c in changes if c.uuid not in known)
+        files = [file for file in manifest.files if file.key not in window.files]
+        # What landed from another export is left out by its identity, which is in this memory.
+        size = 0 if known else sum(file.items for file in files) * _LINE_BYTES
+        start_workers = self.table.start_workers(size) if size else None
+        work = f"{self.table.paths.work}heal-{self.gap.entry}-{new_nonce()}/spark/"
+        with start_workers(work) if start_workers else nullcontext() as workers:
+            for file, objects in self._landed_files(status, files, known, workers):
                 self.lines += file.items
                 landed = replace(window, files=(*window.files, file.key))
                 window = self._move(number, landed, objects)
-            self.context.progress(
-                f"{where}: {len(window.files)} of {len(manifest.files)} files landed"
-            )
+                self.context.progress(
+                    f"{where}: {len(window.files)} of {len(manifest.files)} files landed"
+                )
+        self.log.store.delete(list(self.log.store.list(work)))
         self._move(number, replace(window, done=True))
+
+    def _landed_files(
+        self,
+        status: ExportStatus,
+        files: Sequence[DataFile],
+        known: Container[str],
+        workers: Workers | None,
+    ) -> Iterator[tuple[DataFile, list[LandedObject]]]:
+        """Yield the landing objects of each file, without the changes that are `known`."""
+        table_id = self.described.table_id
+        if workers is not None:
+            yield from landed_by_workers(
+                self.table, workers, status, files, table_id, self._landing()
+            )
+            return
+        for file in files:
+            changes = export_changes(self.table.lake, status, file, table_id)
+            yield file, self._land(c for c in changes if c.uuid not in known)
 
     def _plan_again(self) -> None:
         """Plan the windows again: recovery does not reach back to one that was not exported yet.
@@ -295,14 +321,12 @@ class _Healing:
 
     def _land(self, changes: Iterable[Change]) -> list[LandedObject]:
         """Write landing objects in batches; they become valid with a log entry."""
-        objects: list[LandedObject] = []
-        erased = Suppressions(self.state.erasures.values())
-        for rows in batches(changes):
-            kept = [c for c in rows if not erased.is_suppressed(c.keys, c.write_time_us)]
-            keys = partial(self.log.paths.healed, gap=self.gap.entry, nonce=new_nonce())
-            generation, now_us = self.gap.heal_generation, self.log.now_us()
-            objects += write_days(self.log.store, kept, keys, generation, now_us)
-        return objects
+        return land_changes(self.table, self._landing(), changes)
+
+    def _landing(self) -> LandedHeal:
+        erased = list(self.state.erasures.values())
+        generation = self.gap.heal_generation
+        return LandedHeal(self.gap.entry, generation, self.log.now_us(), erased)
 
     def _reread(self) -> None:
         """The ghost rule: read again the items that changed in the log but are in no export.

@@ -59,11 +59,15 @@ class Request(msgspec.Struct):
 
 
 class Failure(msgspec.Struct):
-    """An error that a user can act on; `kind`: its class in `core.errors`."""
+    """An error that a user can act on; `kind`: its class in `core.errors`.
+
+    `caused`: by another error, which stays in the job's log.
+    """
 
     kind: str
     message: str
     fix: str | None = None
+    caused: bool = False
 
 
 class Answer(msgspec.Struct):

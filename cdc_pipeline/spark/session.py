@@ -180,6 +180,10 @@ def note_end(exchange: Exchange) -> None:
 
 def _error(failure: Failure) -> CdcPipelineError:
     kind = getattr(known_errors, failure.kind, None)
+    raised: type[CdcPipelineError] = WorkersError
     if isinstance(kind, type) and issubclass(kind, CdcPipelineError):
-        return kind(failure.message, fix=failure.fix)
-    return WorkersError(failure.message, fix=failure.fix)
+        raised = kind
+    error = raised(failure.message, fix=failure.fix)
+    if failure.caused:
+        error.__cause__ = WorkersError("see the log of the Spark job")
+    return error

@@ -1,6 +1,7 @@
 """Baselines by workers equal those of one process, row by row; killed ones are finished."""
 
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,21 @@ import pyarrow as pa
 import pytest
 
 from cdc_pipeline.core.errors import ExportError
+from cdc_pipeline.core.log.entries import Gap
 from cdc_pipeline.lake.storage import sorted_parts
 from cdc_pipeline.lake.upkeep.verify import verify_files
+from cdc_pipeline.repair import landing_parts
+from cdc_pipeline.repair.heal import heal_gap
 from cdc_pipeline.sandbox.process import SandboxProcess
 from cdc_pipeline.snapshot import parts
 from cdc_pipeline.spark.job.tasks import Work
-from cdc_pipeline_tests.e2e.world import World, assert_mirrors, make_world, quick_sandbox
+from cdc_pipeline_tests.e2e.world import (
+    World,
+    assert_mirrors,
+    assert_nothing_twice,
+    make_world,
+    quick_sandbox,
+)
 from cdc_pipeline_tests.spark.in_process import distributed_here, workers_here
 
 pytestmark = pytest.mark.slow
@@ -151,6 +161,68 @@ def test_errors_of_tasks_are_those_of_one_process(
             world.snapshot(NAME)
     world.snapshot(NAME)
     assert len(exported(world)) == ITEMS
+
+
+def test_a_gap_is_healed_by_workers(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another stream of the table is a gap; its changes come from an incremental export."""
+    exports = {"bucket": world.bucket, "poll_seconds": 0.05, "least_window_minutes": 0.02}
+    world.configure(NAME, engine="spark", export=exports)
+    for number in range(30):
+        world.put(NAME, f"k{number}")
+    world.bootstrap(NAME)
+    off = {"StreamEnabled": False}
+    world.dynamodb.update_table(TableName=NAME, StreamSpecification=off)
+    for number in range(20):
+        world.put(NAME, f"k{number}", new={"N": str(number)})
+    world.delete(NAME, "k29")
+    time.sleep(1.1)
+    on = {"StreamEnabled": True, "StreamViewType": "NEW_AND_OLD_IMAGES"}
+    world.dynamodb.update_table(TableName=NAME, StreamSpecification=on)
+    world.put(NAME, "after")
+    done: list[str] = []
+
+    def counted(work: Work, *rest: Any) -> list[Any]:
+        done.extend([work.request.task] * len(work.request.arguments))
+        return distributed_here(work, *rest)
+
+    world.capture(NAME)
+    handle = world.table_lake(NAME)
+    (gap,) = handle.log.load().open_gaps()
+    use_workers(world, distribute=counted)
+    with monkeypatch.context() as patch:
+        patch.setitem(_tasks(), landing_parts.LAND, _unreachable)
+        with pytest.raises(ExportError, match="cannot be reached"):
+            _heal(world, gap)
+    # An error of a service does not cost another export.
+    assert [w.attempt for w in handle.log.load().heals[gap.entry].windows] == [0]
+    done.clear()
+    _heal(world, gap)
+    assert done.count(landing_parts.LAND) == 4
+    assert handle.log.load().open_gaps() == []
+    world.capture(NAME)
+    world.publish(NAME)
+    assert assert_mirrors(world, NAME) == 30
+    world.build_cdc(NAME)
+    assert_nothing_twice(world, NAME)
+    assert not world.stored(handle.paths.work)
+
+
+def _heal(world: World, gap: Gap) -> None:
+    """As soon as capture has passed the window of its export."""
+    handle = world.table_lake(NAME)
+    deadline = time.monotonic() + 60
+    while handle.log.load().watermark_us <= gap.to_us + 1_500_000:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+        world.capture(NAME)
+    heal_gap(handle, gap)
+
+
+def _unreachable(*_: Any) -> Any:
+    try:
+        raise OSError
+    except OSError as error:
+        raise ExportError("S3 cannot be reached") from error
 
 
 def _tasks() -> Any:

@@ -45,7 +45,7 @@ def heal_gaps(context: dg.OpExecutionContext, config: HealConfig, lake: LakeReso
     from cdc_pipeline.repair.heal import close_gaps
 
     with readable_failures():
-        opened = lake.open()
+        opened = lake.open(context)
         table = opened.table(opened.settings.table(config.table))
         try:
             for result in close_gaps(table, context=RunContext(context.log.info)):

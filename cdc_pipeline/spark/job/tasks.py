@@ -13,6 +13,7 @@ import msgspec
 from cdc_pipeline.core.errors import CdcPipelineError
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.state import fold_parts
+from cdc_pipeline.repair import landing_parts
 from cdc_pipeline.settings.load import parse_settings
 from cdc_pipeline.snapshot import parts
 from cdc_pipeline.spark.exchange import Request, Setup
@@ -20,6 +21,7 @@ from cdc_pipeline.spark.exchange import Request, Setup
 _TASKS: Mapping[str, Callable[[TableLake, Any, Any], Any]] = {
     parts.CONVERT: parts.convert_part,
     parts.WRITE: parts.write_range,
+    landing_parts.LAND: landing_parts.land_file,
     fold_parts.SORT: fold_parts.sort_changes,
     fold_parts.PREPARE: fold_parts.prepare_range,
     fold_parts.COUNT: fold_parts.count_range,
@@ -47,7 +49,13 @@ def do_task(work: bytes, number: int) -> bytes:
         task, argument = _TASKS[request.task], request.arguments[number]
         return msgspec.json.encode({"result": task(table, request.shared, argument)})
     except CdcPipelineError as error:
-        failure = {"kind": type(error).__name__, "message": error.message, "fix": error.fix}
+        # Callers distinguish errors of data from those of services, which have a cause.
+        failure = {
+            "kind": type(error).__name__,
+            "message": error.message,
+            "fix": error.fix,
+            "caused": error.__cause__ is not None,
+        }
         return msgspec.json.encode({"failure": failure})
 
 
