@@ -203,6 +203,11 @@ bench: $(STAMP) ## Compare with named peers, installed once; writes benchmarks/R
 		-c constraints.txt -e '.[bench]'
 	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
+.PHONY: bench-spark
+bench-spark: $(STAMP) ## Exports and folds on a Spark of this machine beside one process; wants Java 17 (SPARK_ITEMS=10000000)
+	@$(NEED_SPARK)
+	@$(BIN)/python -m benchmarks spark_jobs
+
 .PHONY: latency
 latency: $(STAMP) ## From a write until a query shows it, as in make dev; some minutes (LATENCY_ARGS=...)
 	@$(BIN)/python -m benchmarks.latency $(LATENCY_ARGS)

@@ -47,8 +47,8 @@ from cdc_pipeline.spark.session import open_workers
 from cdc_pipeline.transform.precompile import precompile
 from cdc_pipeline_tests.spark import session
 
-_ITEMS = int(os.environ.get("EXPORT_ITEMS", "1000000"))
-_FOLD_ITEMS = int(os.environ.get("FOLD_ITEMS", "1000000"))
+_LARGE = int(os.environ.get("SPARK_ITEMS", "10000000"))
+_SIZES = (_LARGE // 10, _LARGE)
 _FILES = 16
 _BUCKET = "bench"
 _OURS, _SPARK, _WARM = "ours", "spark", "spark without start"
@@ -150,12 +150,13 @@ def run() -> list[Row]:
         s3.create_bucket(Bucket=_BUCKET)
         folder = Path(scratch).resolve()
         rows: list[Row] = []
-        for kind, items in (("export", _ITEMS), ("fold", _FOLD_ITEMS)):
-            work = _export_work(items) if kind == "export" else _fold_work(items)
-            _, start = _run(kind, folder / f"tiny {kind}", _TINY)
-            ours, spark = _run(kind, folder / kind, items)
-            warm = replace(spark, cpu=spark.cpu - start.cpu, wall=spark.wall - start.wall)
-            rows += [(work, _OURS, ours), (work, _SPARK, spark), (work, _WARM, warm)]
+        for kind, work_of in (("export", _export_work), ("fold", _fold_work)):
+            _, start = _run(kind, folder / f"{kind}-tiny", _TINY)
+            for items in _SIZES:
+                work = work_of(items)
+                ours, spark = _run(kind, folder / f"{kind}-{items}", items)
+                warm = replace(spark, cpu=spark.cpu - start.cpu, wall=spark.wall - start.wall)
+                rows += [(work, _OURS, ours), (work, _SPARK, spark), (work, _WARM, warm)]
     return rows
 
 
@@ -167,6 +168,7 @@ def _run(kind: str, folder: Path, items: int) -> list[Cost]:
         for way in (_OURS, _SPARK)
     ]
     _require_equal(kind, folder, items)
+    shutil.rmtree(folder)
     return costs
 
 
@@ -270,7 +272,7 @@ def _target(work: str, way: str) -> Target:
     )
 
 
-TARGETS = [_target(_export_work(_ITEMS), _SPARK), _target(_export_work(_ITEMS), _WARM)]
+TARGETS = [_target(_export_work(items), way) for items in _SIZES for way in (_SPARK, _WARM)]
 
 
 if __name__ == "__main__":
