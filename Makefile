@@ -12,6 +12,7 @@
 #                                Kinesis, one of exports
 #   TRANSPORT=firehose           the transport of `make demo` and `make dev`: dynamodb_streams (the default), kinesis,
 #                                kinesis_channel, firehose
+#   ENGINE=spark                 `make demo` on a Spark cluster of this machine; wants Java 17, installs 450 MB once
 #   DEMO_ARGS=...                more arguments for `cdc-pipeline demo`, such as '--orders 2000 --changes 500'
 #   BENCH_ARGS='fold lookups'    the benchmarks that `make bench` runs (default: all of them)
 #   LATENCY_ARGS='--probes 20'   arguments for `make latency`
@@ -32,6 +33,7 @@ SOAK_SECONDS ?= 600
 SOAK_SEED ?= 0
 STORIES ?= 20000
 TRANSPORT ?= dynamodb_streams
+ENGINE ?= local
 DEMO_ARGS ?=
 LOCK_ARGS ?=
 LATENCY_ARGS ?=
@@ -88,6 +90,10 @@ $(STAMP): pyproject.toml constraints.txt $(shell $(VENV_GOOD) || echo FORCE)
 	@broken=$$($(BIN)/python -m pip check --disable-pip-version-check) || { echo "$$broken"; exit 1; }
 	@echo "$$(pwd -P) with $$(cat .venv/.python)" >$(STAMP).new && mv $(STAMP).new $(STAMP)
 
+# Spark is large, so it comes into .venv only where it is asked for.
+NEED_SPARK = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location \
+	-c constraints.txt -e '.[spark]'
+
 .PHONY: FORCE
 FORCE:
 
@@ -97,8 +103,9 @@ venv: $(STAMP) ## Make .venv, or bring it up to date
 # ---------------------------------------------------------------------------------------------------- use
 
 .PHONY: demo
-demo: $(STAMP) ## A local AWS, tables, their lake and queries, end to end (TRANSPORT=..., DEMO_ARGS=...)
-	@$(BIN)/cdc-pipeline demo --transport '$(TRANSPORT)' $(DEMO_ARGS)
+demo: $(STAMP) ## A local AWS, tables, their lake and queries, end to end (TRANSPORT=..., ENGINE=spark, DEMO_ARGS=...)
+	@$(if $(filter spark,$(ENGINE)),$(NEED_SPARK))
+	@$(BIN)/cdc-pipeline demo --transport '$(TRANSPORT)' --engine '$(ENGINE)' $(DEMO_ARGS)
 
 .PHONY: dev
 dev: $(STAMP) ## Dagster's web interface and daemon on this checkout

@@ -1,6 +1,7 @@
 """`cdc-pipeline sandbox`, `demo` and `dev`: commands on a local AWS."""
 
 import sys
+from typing import Literal
 
 import click
 
@@ -31,12 +32,21 @@ def sandbox(port: int, traffic: bool, orders: int, rate: float) -> None:
 @click.option("--orders", default=20_000, show_default=True, help="Orders to seed.")
 @click.option("--changes", default=5_000, show_default=True, help="Minimum of live changes.")
 @click.option("--lake", "kind", type=click.Choice(["s3", "local"]), default="s3", show_default=True)
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "spark"]),
+    default="local",
+    show_default=True,
+    help="spark: exports and full folds on a Spark cluster of this machine (Java 17, pyspark).",
+)
 @_transport
-def demo(orders: int, changes: int, kind: str, transport: str) -> None:
+def demo(
+    orders: int, changes: int, kind: str, engine: Literal["local", "spark"], transport: str
+) -> None:
     """Run the whole pipeline once on a local AWS and prove that the lake equals its source."""
     from cdc_pipeline.sandbox.demo.demo import run_demo
 
-    if not run_demo(orders=orders, changes=changes, kind=kind, transport=transport):
+    if not run_demo(orders=orders, changes=changes, kind=kind, transport=transport, engine=engine):
         sys.exit(1)
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -31,6 +32,10 @@ from cdc_pipeline.spark.package import ARCHIVE, ENTRY, ENTRY_FILE, ENVIRONMENT, 
 from cdc_pipeline.spark.session import open_workers
 
 Context = dg.OpExecutionContext | dg.AssetExecutionContext
+
+
+# Printed for each job, of a method of Dagster's own that it calls itself (1.13).
+warnings.filterwarnings("ignore", "Function `PipesMessageReader.expected_writer_count`")
 
 
 def workers_of(context: Context) -> Callable[[TableLake], StartWorkers]:
@@ -75,15 +80,16 @@ def _submit(context: Context, table: TableLake, prefix: str, _: int) -> None:
             "spark.driver.bindAddress": "127.0.0.1",
             "spark.ui.enabled": "false",
         }
-    command = [_spark_submit(), "--master", options.master, "--name", _name(table)]
+    command = [spark_submit(), "--master", options.master, "--name", _name(table)]
     command += [part for pair in _conf(defaults, options) for part in ("--conf", pair)]
-    python = {name: os.environ.get(name, sys.executable) for name in ("PYSPARK_PYTHON",)}
-    dg.PipesSubprocessClient(env=python).run(
+    python = os.environ.get("PYSPARK_PYTHON", sys.executable)
+    dg.PipesSubprocessClient(env={"PYSPARK_PYTHON": python}).run(
         context=context, command=[*command, str(ENTRY_FILE), *_arguments(table.lake, prefix)]
     )
 
 
-def _spark_submit() -> str:
+def spark_submit() -> str:
+    """Return the path of `spark-submit` on this machine; raises `SettingsError`."""
     home = os.environ.get("SPARK_HOME")
     package = importlib.util.find_spec("pyspark")
     folders = [Path(home)] if home else []

@@ -1,7 +1,8 @@
 """Guard process: runs COMMAND and ends it with its children when the guard's parent ends.
 
 The parent holds the guard's standard input, which closes at any death of the parent, `kill -9`
-included. Usage: `-m cdc_pipeline.sandbox.guard COMMAND`.
+included. Usage: `-m cdc_pipeline.sandbox.guard [--grace SECONDS] COMMAND`: seconds from the
+interrupt to the kill, 15 by default; 0 kills at once.
 """
 
 import os
@@ -15,24 +16,32 @@ _GRACE_SECONDS = 15
 
 def main() -> int:
     """Run the command in a process group of its own until it ends or standard input closes."""
-    child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)
+    command, grace = sys.argv[1:], float(_GRACE_SECONDS)
+    if command[0] == "--grace":
+        command, grace = command[2:], float(command[1])
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: _end(child))
-    threading.Thread(target=_end_with_input, args=(child,), daemon=True).start()
+        signal.signal(number, lambda *_: _end(child, grace))
+    threading.Thread(target=_end_with_input, args=(child, grace), daemon=True).start()
     try:
         return child.wait()
     finally:
         _signal_group(child, signal.SIGKILL)
 
 
-def _end_with_input(child: subprocess.Popen[bytes]) -> None:
-    sys.stdin.buffer.read()
-    _end(child)
+def _end_with_input(child: subprocess.Popen[bytes], grace: float) -> None:
+    # Not sys.stdin: Python aborts if a thread has its lock when the command ends by itself.
+    while os.read(0, 1024):
+        pass
+    _end(child, grace)
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
+def _end(child: subprocess.Popen[bytes], grace: float) -> None:
+    if not grace:
+        _signal_group(child, signal.SIGKILL)
+        return
     _signal_group(child, signal.SIGINT)
-    killer = threading.Timer(_GRACE_SECONDS, _signal_group, (child, signal.SIGKILL))
+    killer = threading.Timer(grace, _signal_group, (child, signal.SIGKILL))
     killer.daemon = True
     killer.start()
 

@@ -89,6 +89,8 @@ class SparkWorkers:
 
     def map(self, task: str, arguments: Sequence[Any], shared: Any = None) -> list[Any]:
         """See `Workers`."""
+        if not arguments:
+            return []
         name = self._exchange.request(Request(task, list(arguments), shared))
         answer = self._exchange.read_answer(name)
         if answer is not None and answer.failure is not None:

@@ -57,7 +57,7 @@ _ROOMS = (
     ("sandbox",),
     ("sandbox.aws.dynamodb",),
     ("sandbox.aws.exports",),
-    ("sandbox.aws.firehose",),
+    ("sandbox.aws.firehose", "sandbox.aws.emr"),
     ("sandbox.aws",),
     ("sandbox.__main__", "sandbox.demo"),
     # Above the demo: the commands `sandbox`, `demo` and `dev` start it.

@@ -20,6 +20,7 @@ class Aws:
     s3: Any
     cloudformation: Any
     cloudwatch: Any
+    emr: Any
     firehose: Any
     glue: Any
     kinesis: Any
@@ -39,6 +40,7 @@ def connect(endpoint_url: str, account: str = "sandbox") -> Aws:
             ("s3", "s3"),
             ("cloudformation", "cloudformation"),
             ("cloudwatch", "cloudwatch"),
+            ("emr", "emr-serverless"),
             ("firehose", "firehose"),
             ("glue", "glue"),
             ("kinesis", "kinesis"),

@@ -2,14 +2,11 @@
 
 import importlib.util
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import cdc_pipeline
-
-JAVA = 17
-"""The least that Spark 4 runs on."""
+from cdc_pipeline.sandbox.demo.spark import no_java
 
 ICEBERG = "org.apache.iceberg:iceberg-spark-runtime-4.1_2.13:1.12.0"
 """The newest Iceberg for the Spark of the extra `spark`: Maven coordinates."""
@@ -18,19 +15,6 @@ SQLITE = "org.xerial:sqlite-jdbc:3.46.1.3"
 """How Spark reaches the catalogue of a local lake."""
 
 _IVY = Path(cdc_pipeline.__file__).resolve().parents[1] / ".cache" / "ivy"
-
-
-def no_java() -> str | None:
-    """Why there is no Java for Spark here and what would help, None where there is."""
-    java = shutil.which("java")
-    if java is None:
-        return f"there is no `java` on PATH: install a Java {JAVA} runtime or newer"
-    java_version = subprocess.run([java, "-version"], capture_output=True, text=True, check=False)
-    version = java_version.stderr.partition('"')[2].partition('"')[0]
-    major = version.partition(".")[0]
-    if java_version.returncode or not major.isdecimal() or int(major) < JAVA:
-        return f"`java` is {version or 'broken'}: Spark 4 needs {JAVA} or newer"
-    return None
 
 
 def unavailable() -> str | None:

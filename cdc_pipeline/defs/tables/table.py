@@ -257,7 +257,7 @@ def _current_state(table: Table) -> dg.AssetsDefinition:
         from cdc_pipeline.lake.publish.current_state import publish_current_state
 
         with readable_failures():
-            handle = lake.open().table(table)
+            handle = lake.open(context).table(table)
             try:
                 result = publish_current_state(handle)
             except NotReadyError as error:

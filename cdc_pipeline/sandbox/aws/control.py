@@ -22,6 +22,7 @@ def control(endpoint_url: str, **commands: object) -> dict[str, Any]:
     write_time: `typed`, `number` or `string`, the format of WriteTimestampMicros in the next
     exports. channel_delimiter: written by Kinesis channels after each record (default: nothing).
     channel_dead_letters: number of the next channel records to become dead letters.
+    job_minute_seconds: a minute of executionTimeoutMinutes of the next job runs of EMR Serverless.
 
     The answer: `now_micros` and the remaining `fail_exports`. Raises SandboxError for any error.
     """

@@ -17,6 +17,7 @@ from cdc_pipeline.sandbox.aws.control import Control, SandboxClock
 from cdc_pipeline.sandbox.aws.dynamodb.journal import Clock
 from cdc_pipeline.sandbox.aws.dynamodb.kinesis import Replication, Shards
 from cdc_pipeline.sandbox.aws.dynamodb.streams import Writes, own_ttl
+from cdc_pipeline.sandbox.aws.emr.operations import EmrServerless
 from cdc_pipeline.sandbox.aws.encryption import install_managed_key
 from cdc_pipeline.sandbox.aws.exports.files import multipart_put
 from cdc_pipeline.sandbox.aws.exports.operations import Exports
@@ -165,6 +166,8 @@ class _Sandbox:
         self._deliveries.install()
         self._channels = Channels(emulator.kinesis, s3, emulator.cloudwatch)
         self._channels.install()
+        self._emr = EmrServerless(emulator.app, s3)
+        self._emr.install()
         self._control = Control(self._command_handlers(), self._state)
         self._emulator = emulator
 
@@ -181,6 +184,7 @@ class _Sandbox:
 
     def _command_handlers(self) -> dict[str, Callable[[Any], None]]:
         faults, channels = self._exports.faults, self._channels.faults
+        pace = self._emr.pace
         return {
             "stand_at": lambda micros: self._clock.stand_at(int(micros)),
             "fail_exports": lambda count: setattr(faults, "fail_exports", int(count)),
@@ -189,6 +193,7 @@ class _Sandbox:
             "write_time": faults.set_write_time,
             "channel_delimiter": lambda text: setattr(channels, "delimiter", str(text)),
             "channel_dead_letters": lambda count: setattr(channels, "dead_letters", int(count)),
+            "job_minute_seconds": lambda count: setattr(pace, "minute_seconds", float(count)),
         }
 
     def _state(self) -> dict[str, int]:
@@ -239,6 +244,7 @@ class _Sandbox:
             if ending is not None:
                 ending.cancel()
             self._exports.stop()
+            await self._emr.stop()
 
     async def _reap(self, interval_seconds: float) -> None:
         while True:

@@ -4,9 +4,10 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import dagster as dg
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.table import Table as Grid
 
 from cdc_pipeline.core.errors import CdcPipelineError
 from cdc_pipeline.core.transports import DYNAMODB_STREAMS
+from cdc_pipeline.sandbox.demo.spark import local_cluster, quiet_jobs
 from cdc_pipeline.sandbox.demo.traffic import Traffic, seed
 from cdc_pipeline.sandbox.demo.transports import create_source
 from cdc_pipeline.sandbox.demo.workspace import BUCKET, write_settings
@@ -35,10 +37,17 @@ class DemoError(CdcPipelineError):
     """A step of the demo failed."""
 
 
-def run_demo(*, orders: int, changes: int, kind: str, transport: str = DYNAMODB_STREAMS) -> bool:
+def run_demo(
+    *,
+    orders: int,
+    changes: int,
+    kind: str,
+    transport: str = DYNAMODB_STREAMS,
+    engine: Literal["local", "spark"] = "local",
+) -> bool:
     """Seed, export under traffic, capture, fold, aggregate, compare; True: no differences.
 
-    `transport`: as in the settings.
+    `transport`, `engine`: as in the settings; for `spark` a cluster is started on this machine.
     """
     with (
         tempfile.TemporaryDirectory(prefix="cdc-demo-") as folder,
@@ -46,8 +55,16 @@ def run_demo(*, orders: int, changes: int, kind: str, transport: str = DYNAMODB_
         dg.DagsterInstance.ephemeral() as instance,
     ):
         sandbox.apply_environment(os.environ)
-        demo = _Demo(Path(folder), instance, kind, transport, sandbox.endpoint_url)
-        return demo.run(orders, changes)
+        on_spark = engine == "spark"
+        with (
+            local_cluster(Path(folder)) if on_spark else nullcontext() as master,
+            quiet_jobs(Path(folder)) if on_spark else nullcontext(),
+        ):
+            path = write_settings(
+                Path(folder), kind=kind, running=False, transport=transport, master=master
+            )
+            demo = _Demo(path, instance, transport, sandbox.endpoint_url)
+            return demo.run(orders, changes)
 
 
 class _Demo:
@@ -55,9 +72,8 @@ class _Demo:
 
     def __init__(
         self,
-        folder: Path,
+        path: Path,
         instance: dg.DagsterInstance,
-        kind: str,
         transport: str,
         endpoint_url: str,
     ) -> None:
@@ -65,7 +81,6 @@ class _Demo:
         from cdc_pipeline.lake.lake import Lake
         from cdc_pipeline.settings.load import load_settings
 
-        path = write_settings(folder, kind=kind, running=False, transport=transport)
         self.settings = load_settings(path)
         self.lake = Lake.open(self.settings)
         self.defs = build_definitions(self.settings, path)
@@ -80,6 +95,8 @@ class _Demo:
             f"[bold]cdc_pipeline demo[/]: a local AWS at {self.endpoint_url}, lake "
             f"{self.settings.lake}, everything fresh"
         )
+        if self.settings.engine == "spark":
+            self.console.print(f"exports and full folds by Spark at {self.settings.spark.master}")
         local: Any = local_client
         local("s3").create_bucket(Bucket=BUCKET)
         dynamodb = local("dynamodb")

@@ -14,12 +14,17 @@ DATABASE = "cdc"
 
 
 def write_settings(
-    folder: Path, *, kind: str, running: bool, transport: str = DYNAMODB_STREAMS
+    folder: Path,
+    *,
+    kind: str,
+    running: bool,
+    transport: str = DYNAMODB_STREAMS,
+    master: str | None = None,
 ) -> Path:
     """Write a settings file for `orders` and `customers`, with short intervals for a local AWS.
 
     `kind`: `s3` or `local` lake. `running`: whether sensors and schedules start by default.
-    `transport`: of both tables.
+    `transport`: of both tables. `master`: of the Spark that does exports and full folds, if any.
     """
     settings = {
         "lake": f"s3://{BUCKET}/{LAKE_PREFIX}" if kind == "s3" else str(folder / "lake"),
@@ -44,6 +49,10 @@ def write_settings(
             _table("customers", transport),
         ],
     }
+    if master is not None:
+        settings["engine"] = "spark"
+        conf = {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
+        settings["spark"] = {"master": master, "conf": {**conf, "spark.ui.enabled": "false"}}
     path = folder / "cdc_pipeline.yaml"
     path.write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")
     return path
