@@ -17,7 +17,9 @@ from rich.table import Table
 
 from benchmarks.measure import Cost, Costs, Row, Target
 
-BENCHMARKS = ("landing", "export", "fold", "full_fold", "lookups", "publish", "startup")
+BENCHMARKS = (
+    *("landing", "export", "fold", "full_fold", "lookups", "lookup_files", "publish", "startup"),
+)
 """Modules of this package: `run()` gives rows, `TARGETS` what they are held to."""
 
 OURS = "ours"

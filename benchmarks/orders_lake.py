@@ -93,18 +93,25 @@ class OrdersLake:
         assert table is not None
         return files_relation(duckdb.connect(), data_files(table), pa.schema([]))
 
-    def write(self, *, shuffled: bool = True) -> None:
-        """Write everything but the delta. `shuffled`: the items in no order, too."""
+    def write(self, *, shuffled: bool = True, key: str | None = None) -> None:
+        """Write everything but the delta. `shuffled`: the items in no order, too.
+
+        `key`: a column whose bounds are stored whole, as the product stores those of keys.
+        """
         built = LakeBuilder.at(self.folder)
         built.start()
         with generator(self.folder) as connection:
             connection.execute("SET TimeZone = 'UTC'")
-            self._write_items(built, connection, shuffled)
+            self._write_items(built, connection, shuffled, key)
             if self.days:
                 self._write_days(built.lake, connection)
 
     def _write_items(
-        self, built: LakeBuilder, connection: duckdb.DuckDBPyConnection, shuffled: bool
+        self,
+        built: LakeBuilder,
+        connection: duckdb.DuckDBPyConnection,
+        shuffled: bool,
+        key: str | None,
     ) -> None:
         sample = _table(connection, _NARROW.format(items=_SAMPLE)).cast(NARROW_SCHEMA)
         stats = collect_stats(sample.to_batches())
@@ -125,7 +132,7 @@ class OrdersLake:
             statements["shuffled"] = f"SELECT * FROM ({sql}) ORDER BY hash(version)"
         for name, statement in statements.items():
             rows = _reader(connection, statement, schema)
-            built.lake.iceberg.replace(f"orders_{name}", rows, described, over=None)
+            built.lake.iceberg.replace(f"orders_{name}", rows, described, over=None, key=key)
             (found,) = connection.sql(f"SELECT sum(version) FROM {self.files(name)}").fetchall()
             assert found == (self.items * (self.items - 1) // 2,)
 

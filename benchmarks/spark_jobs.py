@@ -52,7 +52,7 @@ _FOLD_ITEMS = int(os.environ.get("FOLD_ITEMS", "1000000"))
 _FILES = 16
 _BUCKET = "bench"
 _OURS, _SPARK, _WARM = "ours", "spark", "spark without start"
-_TINY = 1_000
+_TINY = 5_000
 
 
 def _export_work(items: int) -> str:

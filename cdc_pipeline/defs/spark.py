@@ -120,8 +120,8 @@ def _run_emr(context: Context, table: TableLake, prefix: str, ended: int) -> Non
     }
     client: Any = lake.aws.client("emr-serverless")
     messages = f"{prefix}pipes-{ended}/"
-    PipesEMRServerlessClient(
-        client=client,
+    _EmrServerless(
+        client=_WithoutDashboards(client),
         context_injector=_Context(lake, messages),
         message_reader=_Messages(lake, messages),
     ).run(
@@ -180,6 +180,39 @@ def _token(lake: Lake, prefix: str, ended: int) -> str:
     """Return the same token for the same work, until a job of it has ended."""
     parts = (lake.settings.lake, prefix, str(ended))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+class _EmrServerless(PipesEMRServerlessClient):
+    """The client, with the same request for each attempt at the same job.
+
+    Its tags have the id of the run, and AWS refuses a token with other parameters. Its warning that
+    messages in S3 are not read is not true (dagster-aws 0.29.27).
+    """
+
+    def _enrich_start_params(self, context: Any, session: Any, params: Any) -> Any:
+        enriched = super()._enrich_start_params(context, session, params)
+        del enriched["tags"]
+        return enriched
+
+    def _read_messages(self, context: Any, session: Any, response: Any) -> None:
+        pass
+
+
+class _WithoutDashboards:
+    """A client of EMR Serverless that hands out no dashboards: their addresses let anyone in."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def get_dashboard_for_job_run(self, **run: str) -> str:
+        """Return the command that gives the caller an address, in place of one for the log."""
+        return (
+            "aws emr-serverless get-dashboard-for-job-run "
+            f"--application-id {run['applicationId']} --job-run-id {run['jobRunId']}"
+        )
 
 
 class _Messages(PipesS3MessageReader):

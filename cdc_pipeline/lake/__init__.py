@@ -15,9 +15,9 @@ def connect(
     """Open a DuckDB connection with one schema of views per table, as the settings file names them.
 
     `tables`: names of the tables to load; None: all. Views: `pitr_export`, `raw_stream`, `cdc`,
-    `current_state`, `history`, and `aggregates.<name>`. The connection shows the lake as of its
-    opening. A query fails for a missing file when maintenance has merged the file since: connect
-    again.
+    `current_state`, `history`, and `aggregates.<name>`; the macro `item(key)` reads one item of
+    many files. The connection shows the lake as of its opening. A query fails for a missing file
+    when maintenance has merged the file since: connect again.
 
     `as_of`: show the tables as of the end of that second (ISO 8601 text or datetime), without
     aggregates, which have no past. A warning names each cause that may make this state inexact.

@@ -28,7 +28,8 @@ from cdc_pipeline.lake.engine.item_table import (
 )
 from cdc_pipeline.lake.engine.written_files import FileDescriptor, commit_name, describe_file
 from cdc_pipeline.lake.iceberg.catalog import open_files
-from cdc_pipeline.lake.iceberg.writer import ChecksumIO, WrittenFiles, write_rows
+from cdc_pipeline.lake.iceberg.checksums import ChecksumIO
+from cdc_pipeline.lake.iceberg.writer import WrittenFiles, write_rows
 from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.storage.sorted_parts import KeyRange, SortedParts, key_ranges
 from cdc_pipeline.snapshot.items import ExportedItems

@@ -138,7 +138,10 @@ def _parse(path: Path) -> Aggregate:
 
 
 def tables_named(sql: str, where: str = "SQL") -> tuple[tuple[str, str], ...]:
-    """List the (schema, view) pairs read by a statement, without CTEs; raises `SettingsError`."""
+    """List the (schema, view) pairs read by a statement, without CTEs; raises `SettingsError`.
+
+    A macro of a schema that is read like a view is one, too.
+    """
     try:
         statement = sqlglot.parse_one(sql, read="duckdb")
     except SqlglotError as error:
@@ -146,10 +149,14 @@ def tables_named(sql: str, where: str = "SQL") -> tuple[tuple[str, str], ...]:
     except RecursionError:
         raise SettingsError(f"{where}: not valid SQL: nested too deeply") from None
     defined = {cte.alias_or_name for cte in statement.find_all(exp.CTE)}
-    pairs = {
-        (table.db.lower(), table.name.lower())
+    named = {
+        (table.db, table.name or (table.this.name if table.db else ""))
         for table in statement.find_all(exp.Table)
-        if table.name and not (not table.db and table.name in defined)
+    }
+    pairs = {
+        (schema.lower(), view.lower())
+        for schema, view in named
+        if view and (schema or view not in defined)
     }
     return tuple(sorted(pairs))
 

@@ -29,7 +29,6 @@ from cdc_pipeline.core.clock import day_of
 from cdc_pipeline.core.items.columns import SYSTEM_COLUMNS, Column
 from cdc_pipeline.core.items.view_names import VIEW_COLUMNS
 from cdc_pipeline.core.log.entries import Baseline
-from cdc_pipeline.core.plans.erasure import Suppressions
 from cdc_pipeline.core.run_context import SILENT
 from cdc_pipeline.lake.engine.item_table import prior_columns
 from cdc_pipeline.lake.publish.cdc import build_cdc_day
@@ -198,8 +197,8 @@ def _exported(built: LakeBuilder, lines: Sequence[str], key_names: tuple[str, ..
             Manifest("bucket", len(lines), "", files),
             baseline,
             key_names,
+            list,
             SILENT,
-            lambda: Suppressions(()),
         )
     committed = staged.table.current_snapshot()
     assert committed is not None

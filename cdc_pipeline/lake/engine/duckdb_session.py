@@ -9,6 +9,7 @@ from typing import cast
 
 import duckdb
 import pyarrow as pa
+from pyiceberg.schema import Schema
 from pyiceberg.table import Table as IcebergTable
 
 from cdc_pipeline.aws.s3.filesystem import s3_filesystem
@@ -112,14 +113,20 @@ def table_relation(connection: duckdb.DuckDBPyConnection, table: IcebergTable) -
     schema, paths = table.schema(), data_files(table)
     if not paths or has_first_schema(table):
         return files_relation(connection, paths, schema.as_arrow())
+    listed = ", ".join(map(literal, paths))
+    columns = schema_sql(connection, schema)
+    return f"read_parquet([{listed}], hive_partitioning = false, schema = {columns})"
+
+
+def schema_sql(connection: duckdb.DuckDBPyConnection, schema: Schema) -> str:
+    """Return the `schema` of a `read_parquet` that matches columns by field id."""
     no_rows = connection.from_arrow(schema.as_arrow().empty_table())
     columns = ", ".join(
         f"{field.field_id}: {{name: {literal(field.name)}, type: {literal(str(kind))}, "
         "default_value: NULL}"
         for field, kind in zip(schema.fields, no_rows.types, strict=True)
     )
-    listed = ", ".join(map(literal, paths))
-    return f"read_parquet([{listed}], hive_partitioning = false, schema = MAP {{{columns}}})"
+    return f"MAP {{{columns}}}"
 
 
 def has_first_schema(table: IcebergTable) -> bool:

@@ -12,6 +12,7 @@ from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Snapshot
 
 from cdc_pipeline.core.errors import LakeError
+from cdc_pipeline.lake.iceberg.checksums import checksum_lists
 from cdc_pipeline.lake.iceberg.properties import description_files
 
 
@@ -104,6 +105,7 @@ def referenced_files(table: Table) -> set[str]:
     files.update(earlier.metadata_file for earlier in table.metadata.metadata_log)
     manifests: set[str] = set()
     files.update(description_files(table))
+    files.update(checksum_lists(table))
     for snapshot in table.metadata.snapshots:
         files.add(snapshot.manifest_list)
         for manifest in snapshot.manifests(table.io):

@@ -7,8 +7,8 @@ from functools import lru_cache
 from pyiceberg.io import FileIO
 from pyiceberg.table import Table
 
-from cdc_pipeline.lake.iceberg.errors import storage_errors
 from cdc_pipeline.lake.iceberg.metadata_file import PROPERTY
+from cdc_pipeline.lake.storage.errors import storage_errors
 
 DESCRIPTION = "description"
 

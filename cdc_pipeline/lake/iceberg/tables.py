@@ -32,7 +32,7 @@ from pyiceberg.table.update import (
 from pyiceberg.table.update.snapshot import ExpireSnapshots
 
 from cdc_pipeline.core.errors import LakeError
-from cdc_pipeline.lake.iceberg.errors import storage_errors
+from cdc_pipeline.lake.iceberg.checksums import ChecksumFolder, checksum_folder
 from cdc_pipeline.lake.iceberg.evolution import (
     evolve,
     forget_schemas,
@@ -55,6 +55,7 @@ from cdc_pipeline.lake.iceberg.writer import (
     append_stream,
     append_tables,
 )
+from cdc_pipeline.lake.storage.errors import storage_errors
 from cdc_pipeline.lake.storage.store import Store
 
 _DESCRIBED = ("columns", "statistics", "misfits")
@@ -149,7 +150,8 @@ class Tables:
             has_dead_rows = bool(live_files(table).deletes)
             if has_rows(table):
                 transaction.delete(ALWAYS_TRUE)
-            (append_to_empty if has_dead_rows else append_stream)(transaction, rows, summary)
+            append = append_to_empty if has_dead_rows else append_stream
+            append(transaction, rows, summary, self._checksums(name))
             if path and described is not None:
                 text = described if isinstance(described, str) else described()
                 self._store.write(path, text.encode())
@@ -197,12 +199,14 @@ class Tables:
         promote the present one to, see `holds`. `expired`: snapshots to expire in the same commit;
         by a REST catalogue some at a time, because it may refuse that and the whole commit with it.
         """
-        summary = self._describe(table.name()[-1], described) if described is not None else {}
+        name = table.name()[-1]
+        summary = self._describe(name, described) if described is not None else {}
         expires_later = isinstance(self._catalog, RestCatalog)
 
         def change(transaction: Transaction) -> None:
             evolve(transaction, schema)
-            commit_row_delta(transaction, delta, {**summary, _ROW_DELTA: "true"})
+            properties_of_delta = {**summary, _ROW_DELTA: "true"}
+            commit_row_delta(transaction, delta, properties_of_delta, self._checksums(name))
             transaction.set_properties(with_prefix(properties) | summary)
             if described is not None:
                 _drop_described_properties(transaction)
@@ -223,6 +227,9 @@ class Tables:
         path = self._description_path(name)
         self._store.write(path, text.encode())
         return {PROPERTY + DESCRIPTION: self._store.uri(path)}
+
+    def _checksums(self, name: str) -> ChecksumFolder:
+        return ChecksumFolder(self._store, checksum_folder(self._database, name))
 
     def _description_path(self, name: str) -> str:
         return f"{description_folder(self._database, name)}{secrets.token_hex(8)}.json"
@@ -256,7 +263,7 @@ class Tables:
                 transaction.overwrite(others)
             elif has_rows(table) and (old := self.days(table) & {*days}):
                 transaction.delete(f"day IN {listed_days(old)}")
-            append_tables(transaction, chunks)
+            append_tables(transaction, chunks, self._checksums(name))
             transaction.set_properties(with_prefix(properties))
 
         return self._commit(table, change)

@@ -1,6 +1,5 @@
 """Appends of rows to an Iceberg table in one snapshot, with bounded memory."""
 
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
@@ -21,8 +20,9 @@ from pyiceberg.schema import sanitize_column_names
 from pyiceberg.table import TableProperties, Transaction
 from pyiceberg.table.locations import load_location_provider
 from pyiceberg.table.metadata import TableMetadata
-from pyiceberg.table.snapshots import Snapshot
 from pyiceberg.typedef import Record
+
+from cdc_pipeline.lake.iceberg.checksums import ChecksumFolder, ChecksumIO
 
 ROW_GROUP_ROWS = 20_000
 """The rows of a sorted file that are read to find one item."""
@@ -31,7 +31,7 @@ _ROW_GROUP_BYTES = 32 << 20
 """Arrow bytes after which a row group ends even with fewer rows: it is held in memory."""
 
 _FILE_BYTES = 128 << 20
-"""Parquet bytes after which a file is full; large, because a look-up opens every file."""
+"""Parquet bytes after which a file is full; large, because a view opens every file."""
 
 DICTIONARY_BYTES = 32 << 10
 """Parquet bytes of different values after which a column of a row group is no dictionary any more.
@@ -48,13 +48,6 @@ PARQUET_PROPERTIES = {
 }
 
 _LAST_CHARACTER = chr(0x10FFFF)
-
-CHECKSUMS = "cdc_pipeline.crc32"
-"""Summary property of a snapshot: CRC-32 of each of its files, in order of path.
-
-In hex, separated by commas; empty: unknown. Delete files are included. Iceberg itself stores only
-sizes.
-"""
 
 
 @dataclass(frozen=True)
@@ -90,6 +83,7 @@ def append_stream(
     transaction: Transaction,
     rows: pa.RecordBatchReader | WrittenFiles,
     properties: Mapping[str, str],
+    checksums: ChecksumFolder,
 ) -> None:
     """Append all rows, in order, to a table without partitions; makes a snapshot even without rows.
 
@@ -102,11 +96,11 @@ def append_stream(
         added, sums = added_files(transaction, rows, str(files.commit_uuid))
         for file in added:
             files.append_data_file(file)
-        summary[CHECKSUMS] = listed_checksums(sums)
+        summary.update(checksums.record(sums))
 
 
 def write_rows(
-    table: TableMetadata, io: "ChecksumIO", rows: pa.RecordBatchReader, commit: str
+    table: TableMetadata, io: ChecksumIO, rows: pa.RecordBatchReader, commit: str
 ) -> Iterator[DataFile]:
     """Write all rows, in order, and yield the files. `commit`: part of the files' names."""
     stored = _stored_schema(table, rows.schema)
@@ -122,7 +116,9 @@ def write_rows(
         yield _write_file(table, io, name, chain([first], groups))
 
 
-def append_tables(transaction: Transaction, tables: Iterable[pa.Table]) -> None:
+def append_tables(
+    transaction: Transaction, tables: Iterable[pa.Table], checksums: ChecksumFolder
+) -> None:
     """Append tables one after the other; makes a snapshot even without tables.
 
     Each table has its own files. PyIceberg scans a whole table for each of its days, so tables of
@@ -136,7 +132,7 @@ def append_tables(transaction: Transaction, tables: Iterable[pa.Table]) -> None:
             metadata = transaction.table_metadata
             for file in _dataframe_to_data_files(metadata, table, io, files.commit_uuid, number):
                 files.append_data_file(file)
-        summary[CHECKSUMS] = listed_checksums(io.sums)
+        summary.update(checksums.record(io.sums))
 
 
 def upper_text_bound(text: str, length: int | None) -> str | None:
@@ -158,71 +154,6 @@ def upper_text_bound(text: str, length: int | None) -> str | None:
 # Every commit imports this module, including those whose files PyIceberg writes itself, such as a
 # rewrite for a removed row. PyIceberg makes its bounds in this one function and has no setting.
 pyiceberg_arrow.__dict__["truncate_upper_bound_text_string"] = upper_text_bound
-
-
-class ChecksumIO:
-    """The part of PyIceberg's FileIO that writes files, with a CRC-32 of each by its path."""
-
-    def __init__(self, io: Any) -> None:
-        self._io = io
-        self.sums: dict[str, int] = {}
-
-    def new_output(self, location: str) -> "_ChecksumOutput":
-        """Return a file whose checksum is counted as it is written."""
-        return _ChecksumOutput(self._io.new_output(location), self.sums)
-
-
-def listed_checksums(sums: Mapping[str, int | None]) -> str:
-    """Return the value of `CHECKSUMS` for these files, by path as in the manifests."""
-    texts = ((path, sums[path]) for path in sorted(sums))
-    return ",".join("" if crc32 is None else f"{crc32:08x}" for _, crc32 in texts)
-
-
-def known_checksums(files: Sequence[DataFile], snapshot: Snapshot | None) -> dict[str, int | None]:
-    """Return the recorded checksums of a version's files, by path; None: not recorded."""
-    paths = sorted(file.file_path for file in files)
-    summary = snapshot.summary if snapshot else None
-    listed = summary.additional_properties.get(CHECKSUMS) if summary else None
-    texts = listed.split(",") if listed else [""] * len(paths)
-    return {p: int(t, 16) if t else None for p, t in zip(paths, texts, strict=True)}
-
-
-class _ChecksumOutput:
-    def __init__(self, file: Any, sums: dict[str, int]) -> None:
-        self._file = file
-        self._sums = sums
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-    def __len__(self) -> int:
-        return len(self._file)
-
-    def create(self, overwrite: bool = False) -> "_ChecksumStream":
-        return _ChecksumStream(self._file.create(overwrite), self._file.location, self._sums)
-
-
-class _ChecksumStream:
-    """A Parquet file being written, from its first byte to its last."""
-
-    def __init__(self, stream: Any, path: str, sums: dict[str, int]) -> None:
-        self._stream = stream
-        self._path = path
-        self._sums = sums
-        sums[path] = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def __enter__(self) -> "_ChecksumStream":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stream.close()
-
-    def write(self, data: Any) -> int:
-        self._sums[self._path] = zlib.crc32(data, self._sums[self._path])
-        return self._stream.write(data)
 
 
 def _write_file(

@@ -30,7 +30,7 @@ from cdc_pipeline.lake.engine.masking import (
     create_failing_view,
     require_rules_of_aggregate,
 )
-from cdc_pipeline.lake.iceberg.files import data_files
+from cdc_pipeline.lake.iceberg.files import data_files, live_files
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.cdc import require_rules_of_days
 from cdc_pipeline.lake.query.entity_views import (
@@ -38,8 +38,9 @@ from cdc_pipeline.lake.query.entity_views import (
     not_published_error,
     refuse_entity_views,
 )
+from cdc_pipeline.lake.query.item_lookup import create_item_macro, create_plain_macro
 from cdc_pipeline.lake.query.merged_view import merged_relation
-from cdc_pipeline.lake.query.named_views import with_view_names
+from cdc_pipeline.lake.query.named_views import selected_columns, with_view_names
 from cdc_pipeline.lake.query.time_travel import find_sources, write_state
 from cdc_pipeline.lake.state.base import published_base
 from cdc_pipeline.transform.aggregates import AGGREGATES, broken_aggregates, load_aggregates
@@ -101,15 +102,24 @@ def _create_schema(connection: duckdb.DuckDBPyConnection, table: TableLake) -> N
         delta = state.delta(generation=base.generation, after=base.after)
         view = f"{schema}.current_state"
         try:
-            merged = merged_relation(connection, table, base, delta)
+            merge = merged_relation(connection, table, base, delta)
         except (OtherRulesError, SettingsError) as error:
             files = live_relation(connection, base.table)
             shown = with_view_names(connection, "current_state", files)
             create_failing_view(connection, view, f"({shown})", error)
             refuse_entity_views(connection, table.settings, error)
         else:
-            shown = with_view_names(connection, "current_state", f"({merged})")
-            connection.execute(f"CREATE VIEW {view} AS {shown}")
+            live = live_files(base.table)
+            rows = f"({merge(live_relation(connection, base.table, live))})"
+            columns = selected_columns(connection, "current_state", rows)
+            connection.execute(f"CREATE VIEW {view} AS SELECT {columns} FROM {rows}")
+            create_item_macro(
+                connection,
+                table.safe_name,
+                base.table,
+                live,
+                lambda rows: f"SELECT {columns} FROM ({merge(rows)})",
+            )
             create_entity_views(connection, table, base.table)
 
 
@@ -135,6 +145,7 @@ def _create_past_schema(
         write_state(scratch, table, state, past, items)
     shown = with_view_names(connection, "current_state", f"read_parquet({literal(str(items))})")
     connection.execute(f"CREATE VIEW {schema}.current_state AS {shown}")
+    create_plain_macro(connection, table.safe_name)
     create_entity_views(connection, table)
 
 

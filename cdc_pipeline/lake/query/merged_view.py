@@ -1,5 +1,6 @@
 """The merged view: a published base and the changes that landed since, with the same types."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import duckdb
@@ -15,7 +16,6 @@ from cdc_pipeline.lake.engine.item_table import (
     prior_columns,
     prior_stats,
 )
-from cdc_pipeline.lake.engine.live_rows import live_relation
 from cdc_pipeline.lake.engine.masking import masking_of, published_rules, require_rules
 from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.state.base import Base
@@ -33,44 +33,51 @@ def merged_relation(
     table: TableLake,
     base: Base,
     delta: list[LandedObject],
-) -> str:
-    """Return SQL for the items of `base` after `delta`, for views of this connection.
+) -> Callable[[str], str]:
+    """Return SQL for the items of `base` after `delta`, for views and macros of this connection.
 
+    The function that is returned takes a relation of the base's live rows, or of those of one item.
     The delta is folded and typed now; the query joins it with the base and reads only the columns
     it needs. Columns are those of the base, widened where the delta needs it. A delta that breaks
     the table's schema contract is left out, because it cannot be published. Raises
     `OtherRulesError`, `SettingsError` if base and delta cannot be masked by the same rules.
     """
     before = prior_columns(base.table)
-    files = live_relation(connection, base.table)
     masking = masking_of(table.lake.settings, table.settings, writing=True)
     tombstones = create_winners(connection, table, delta, touched_only=True) if delta else None
     published = [published_rules(t) for t in (base.table, tombstones) if t]
     name = table.safe_name
     require_rules(masking, published, f"{name}.current_state", f"{name}/current_state")
     if not delta:
-        return f"SELECT * FROM {files}"
+        return "SELECT * FROM {}".format
     names = column_names(table.lake.iceberg, name)
     columns = _delta_tables(connection, table.settings, base, before, names)
     if breaches(table.settings, before, columns):
-        return f"SELECT * FROM {files}"  # the last published version
+        return "SELECT * FROM {}".format  # the last published version
     system = [field.name for field in typed_schema([])]
     old = ", ".join([*(f"b.{name}" for name in system), *(_widened(c, before) for c in columns)])
     new = ", ".join(f"d.{identifier(name)}" for name in [*system, *(c.name for c in columns)])
     keys, items = _temporary(table.settings, _TOUCHED), _temporary(table.settings, _FRESH)
-    kept, fresh = "k.item_key IS NULL", f"SELECT {new} FROM {items} AS d"
+    fresh = f"SELECT {new} FROM {items} AS d"
     ((min_key,),) = connection.execute(f"SELECT min(order_key) FROM {keys}").fetchall()
-    if not _is_older(base, min_key):
+    late = None if _is_older(base, min_key) else min_key
+    return lambda files: _merged(files, f"SELECT {old}", keys, fresh, late)
+
+
+def _merged(files: str, selected: str, keys: str, fresh: str, late: str | None) -> str:
+    """Return the merged items; `late`: the least order key, if it may be older than rows of it."""
+    kept = "k.item_key IS NULL"
+    if late is not None:
         # A row that landed late may be older than the base's: the later order key wins.
         # With the minimum as a literal, DuckDB skips most of the base by Parquet's statistics.
         kept += " OR b._order_key >= k.order_key"
         fresh += (
             f" LEFT JOIN (SELECT _key, _order_key FROM {files} "
-            f"WHERE _order_key >= {literal(min_key)}) AS b "
+            f"WHERE _order_key >= {literal(late)}) AS b "
             "ON b._key = d._key AND b._order_key >= d._order_key WHERE b._key IS NULL"
         )
     return (
-        f"SELECT {old} FROM {files} AS b LEFT JOIN {keys} AS k ON k.item_key = b._key "
+        f"{selected} FROM {files} AS b LEFT JOIN {keys} AS k ON k.item_key = b._key "
         f"WHERE {kept} UNION ALL {fresh}"
     )
 

@@ -12,6 +12,11 @@ def with_view_names(connection: duckdb.DuckDBPyConnection, view: str, relation: 
     A column with one of these names keeps it: an attribute of a table published before the names
     existed.
     """
+    return f"SELECT {selected_columns(connection, view, relation)} FROM {relation}"
+
+
+def selected_columns(connection: duckdb.DuckDBPyConnection, view: str, relation: str) -> str:
+    """Return the list of columns that `with_view_names` selects from the relation."""
     described = connection.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()
     columns = {row[0] for row in described}
     added = [
@@ -19,7 +24,7 @@ def with_view_names(connection: duckdb.DuckDBPyConnection, view: str, relation: 
         for name, stored in STORED_NAMES[view].items()
         if name not in columns
     ]
-    return f"SELECT {', '.join(['*', *added])} FROM {relation}"
+    return ", ".join(["*", *added])
 
 
 def _expression(stored: str) -> str:

@@ -15,6 +15,7 @@ from cdc_pipeline.lake.engine.duckdb_session import explain, statement
 from cdc_pipeline.lake.engine.duckdb_types import shown_rows
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.query.connection import connect_lake
+from cdc_pipeline.lake.query.item_lookup import ITEM
 from cdc_pipeline.transform.aggregates import AGGREGATES, tables_named
 
 _BATCH_ROWS = 10_000
@@ -51,11 +52,11 @@ def connect_for(lake: Lake, sql: str, as_of: datetime | None = None) -> duckdb.D
 
 def _missing(schema: str, view: str, views: list[str]) -> QueryError:
     existing = f"views that exist now: {', '.join(views) or 'none'}"
-    if schema != AGGREGATES and view not in VIEWS:
+    if schema != AGGREGATES and view not in (*VIEWS, ITEM):
         return QueryError(
             f"there is no view {schema}.{view}", fix=f"use one of: {', '.join(VIEWS)}; {existing}"
         )
-    asset = "cdc" if view == "history" else view
+    asset = {"history": "cdc", ITEM: "current_state"}.get(view, view)
     return QueryError(
         f"{schema}.{view} does not exist yet", fix=f"materialise {schema}/{asset}; {existing}"
     )
@@ -68,7 +69,7 @@ def run_query(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBP
     except duckdb.CatalogException as error:
         views = _views(connection)
         for schema, view in tables_named(sql):
-            if schema and f"{schema}.{view}" not in views:
+            if schema and f"{schema}.{view}" not in (*views, *_macros(connection)):
                 raise _missing(schema, view, views) from None
         raise QueryError(explain(error)) from None
     except duckdb.Error as error:
@@ -80,6 +81,14 @@ def _views(connection: duckdb.DuckDBPyConnection) -> list[str]:
         "SELECT schema_name || '.' || view_name FROM duckdb_views() WHERE NOT internal ORDER BY 1"
     ).fetchall()
     return [name for (name,) in rows if not name.startswith(("main.", "temp."))]
+
+
+def _macros(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    rows = connection.execute(
+        "SELECT schema_name || '.' || function_name FROM duckdb_functions() "
+        "WHERE function_type = 'table_macro' AND NOT internal"
+    ).fetchall()
+    return [name for (name,) in rows]
 
 
 def show(result: duckdb.DuckDBPyRelation, width: int, rows: int = 200) -> None:

@@ -58,9 +58,10 @@ from cdc_pipeline.lake.engine.live_rows import (
 from cdc_pipeline.lake.engine.sorted_files import SortedFiles
 from cdc_pipeline.lake.engine.written_files import FileDescriptor, commit_name, describe_file
 from cdc_pipeline.lake.iceberg.catalog import open_files
+from cdc_pipeline.lake.iceberg.checksums import ChecksumIO
 from cdc_pipeline.lake.iceberg.files import LiveFiles, live_files
 from cdc_pipeline.lake.iceberg.row_delta import DeadRows
-from cdc_pipeline.lake.iceberg.writer import ChecksumIO, WrittenFiles, write_rows
+from cdc_pipeline.lake.iceberg.writer import WrittenFiles, write_rows
 from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.state.base import Base, require_whole, watermarks
 from cdc_pipeline.lake.state.choice import (

@@ -115,7 +115,7 @@ class SortedParts:
         firsts = [batch.first.encode() for batch in kept.batches]
         start, stop = 0, len(firsts)
         if keys.least is not None:
-            start = max(bisect.bisect_right(firsts, keys.least.encode()) - 1, 0)
+            start = max(bisect.bisect_left(firsts, keys.least.encode()) - 1, 0)
         if keys.end is not None:
             stop = bisect.bisect_left(firsts, keys.end.encode())
         found = []

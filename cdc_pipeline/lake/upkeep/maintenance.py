@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from cdc_pipeline.aws.s3.objects import StoredFile
 from cdc_pipeline.core.names import is_landing_name
+from cdc_pipeline.lake.iceberg.checksums import checksum_folder
 from cdc_pipeline.lake.iceberg.files import referenced_files
 from cdc_pipeline.lake.iceberg.properties import description_folder
 from cdc_pipeline.lake.iceberg.tables import CommitConflictError, ExpiryIgnoredError
@@ -93,7 +94,11 @@ def _remove_unlogged(table: TableLake, result: MaintenanceResult) -> None:
 def _maintain_iceberg(
     lake: Lake, name: str, keep: set[int | None], result: MaintenanceResult
 ) -> None:
-    folders = (f"iceberg/{lake.database}/{name}/", description_folder(lake.database, name))
+    folders = (
+        f"iceberg/{lake.database}/{name}/",
+        description_folder(lake.database, name),
+        checksum_folder(lake.database, name),
+    )
     old = [file for folder in folders for file in _old_files(lake, folder)]
     table = lake.iceberg.load(name)
     if table is None:

@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import duckdb
 import pyarrow as pa
@@ -18,10 +18,14 @@ from cdc_pipeline.core.errors import LakeError
 from cdc_pipeline.core.log.entries import Baseline
 from cdc_pipeline.core.log.state import LogState
 from cdc_pipeline.lake.engine.duckdb_session import explain
+from cdc_pipeline.lake.iceberg.checksums import (
+    LostChecksumsError,
+    known_checksums,
+    no_checksums,
+)
 from cdc_pipeline.lake.iceberg.files import live_entries
 from cdc_pipeline.lake.iceberg.foreign_files import NamedFiles
 from cdc_pipeline.lake.iceberg.properties import PROPERTY
-from cdc_pipeline.lake.iceberg.writer import known_checksums
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.lake.publish.baselines import kept_baselines
 from cdc_pipeline.lake.publish.cdc import ROWS
@@ -146,7 +150,7 @@ def _iceberg_files(
                 for baseline in baselines.values():
                     yield from _baseline_files(table, built, baseline, result)
             else:
-                yield from _typed_files(table, kind, built, built.current_snapshot())
+                yield from _typed_files(table, kind, built, built.current_snapshot(), result)
         except OSError as error:
             damage = Damage(
                 kind, name, f"has unreadable metadata ({error})", repair_command(table.settings)
@@ -159,8 +163,8 @@ def _baseline_files(
 ) -> Iterator[_ExpectedFile]:
     snapshot = staged.snapshot_by_id(baseline.snapshot_id or 0)
     if snapshot is not None:
-        for file in _typed_files(table, BASELINE, staged, snapshot):
-            yield replace(file, generation=baseline.generation)
+        generation = baseline.generation
+        yield from _typed_files(table, BASELINE, staged, snapshot, result, generation)
         return
     text = f"of {time_text(baseline.export_time_us)} UTC has expired"
     name, fix = f"{table.safe_name}_{BASELINE}", repair_command(table.settings)
@@ -168,15 +172,33 @@ def _baseline_files(
 
 
 def _typed_files(
-    table: TableLake, kind: str, built: IcebergTable, snapshot: Snapshot | None
+    table: TableLake,
+    kind: str,
+    built: IcebergTable,
+    snapshot: Snapshot | None,
+    result: VerificationResult,
+    generation: int | None = None,
 ) -> Iterator[_ExpectedFile]:
+    """Yield the files of a version, and add lost checksums to the damages."""
     assert snapshot is not None  # `Tables.load` returns no table without one
     files = [entry.data_file for entry in live_entries(built, snapshot)]
-    checksums = known_checksums(files, snapshot)
+    fix = repair_command(table.settings)
+    try:
+        checksums = known_checksums(files, snapshot, built.io)
+    except LostChecksumsError as error:
+        name, found = f"{table.safe_name}_{kind}", f"has no checksums: {error.message}"
+        result.damages.append(Damage(kind, name, found, fix, generation=generation))
+        checksums = no_checksums(files)
     for file in files:
-        key, fix = _key(table.lake, file.file_path), repair_command(table.settings)
-        crc32 = checksums[file.file_path]
-        yield _ExpectedFile(kind, key, file.file_size_in_bytes, crc32, file.record_count, fix)
+        yield _ExpectedFile(
+            kind,
+            _key(table.lake, file.file_path),
+            file.file_size_in_bytes,
+            checksums.sums[file.file_path],
+            file.record_count,
+            fix,
+            generation=generation,
+        )
 
 
 def _cdc_files(

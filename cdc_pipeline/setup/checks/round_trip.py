@@ -21,6 +21,7 @@ from cdc_pipeline.lake.engine.duckdb_session import (
     files_relation,
 )
 from cdc_pipeline.lake.iceberg.catalog import open_files
+from cdc_pipeline.lake.iceberg.checksums import ChecksumFolder
 from cdc_pipeline.lake.iceberg.writer import append_stream
 from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.storage.store import TEMPORARY
@@ -56,7 +57,8 @@ def _write(lake: Lake, where: str) -> Table:
         _SCHEMA, UNPARTITIONED_PARTITION_SPEC, UNSORTED_SORT_ORDER, where, {"format-version": "2"}
     )
     transaction = Table(name, metadata, location, io, catalog).transaction()
-    append_stream(transaction, _ROWS.to_reader(), {})
+    checksums = ChecksumFolder(lake.store, f"{where}/")
+    append_stream(transaction, _ROWS.to_reader(), {}, checksums)
     ToOutputFile.table_metadata(transaction.table_metadata, io.new_output(location))
     return Table(name, FromInputFile.table_metadata(io.new_input(location)), location, io, catalog)
 

@@ -14,7 +14,6 @@ import pytest
 from cdc_pipeline.aws import export
 from cdc_pipeline.aws.export import DataFile, ExportStatus, Manifest
 from cdc_pipeline.core.log.entries import Baseline
-from cdc_pipeline.core.plans.erasure import Suppressions
 from cdc_pipeline.core.run_context import SILENT
 from cdc_pipeline.lake.publish.current_state import publish_current_state
 from cdc_pipeline.snapshot import snapshot
@@ -75,8 +74,8 @@ def child() -> None:
         Manifest("bucket", items, "", files),
         Baseline(1, START_US, START_US),
         ("pk",),
+        list,
         SILENT,
-        lambda: Suppressions([]),
     )
     print(round(peak()))
     committed = staged.table.current_snapshot()

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from cdc_pipeline.core.errors import UnsortedFilesError
+from cdc_pipeline.core.errors import LakeError, UnsortedFilesError
 from cdc_pipeline.lake.engine.sorted_files import SortedFiles
 from cdc_pipeline.lake.iceberg import writer
 from cdc_pipeline.lake.iceberg.files import data_files
@@ -18,8 +18,8 @@ from cdc_pipeline.lake.state import fold, fold_parts, row_delta
 from cdc_pipeline.lake.storage import sorted_parts
 from cdc_pipeline.lake.upkeep.verify import verify_files
 from cdc_pipeline.spark.job.tasks import Work
-from cdc_pipeline_tests.lake.builder import LakeBuilder, change
-from cdc_pipeline_tests.lake.state.test_fold import _facts, _start, _state, _story
+from cdc_pipeline_tests.lake.builder import LakeBuilder, change, plain_view
+from cdc_pipeline_tests.lake.state.test_fold import _ALL, _facts, _start, _state, _story
 from cdc_pipeline_tests.spark.in_process import distributed_here, workers_here
 
 
@@ -104,3 +104,119 @@ def _check_files(built: LakeBuilder) -> None:
 
 def _unsorted(*_: object) -> SortedFiles:
     raise UnsortedFilesError("unsorted")
+
+
+def test_masked_states_are_folded_by_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New rules make everything anew, in another order of keys; then ranges have masked keys."""
+    monkeypatch.setenv("CDC_MASKING_KEY", "0" * 64)
+    monkeypatch.setattr(current_state, "publish_row_delta", lambda *_: None)
+    done = Counter[str]()
+    rules = {"pk": {"hash": True}, "n": {"mask": "-"}}
+    alone, together = (_lake(tmp_path / name, done, columns=rules) for name in ("one", "many"))
+    alone.lake.workers_of = None
+    for built in (alone, together):
+        _start(built)
+        for number in range(1, 4):
+            built.land(
+                [
+                    change(f"k{number}", 10 * number, {"n": {"N": "7"}}),
+                    change(f"k{number + 20}", 10 * number + 1, None),
+                    change(f"new{number}", 10 * number + 2, {"m": {"S": "x"}}),
+                ]
+            )
+            publish_current_state(built.table_lake)
+    assert _facts(together) == _facts(alone)
+    assert len(plain_view(together.lake, "SELECT * FROM orders.current_state")) == 40
+    assert done[fold_parts.WRITE] > 3
+    assert verify_files(together.table_lake, content=True).damages == []
+
+
+def test_a_hot_key_is_one_row_of_each_group(tmp_path: Path) -> None:
+    done = Counter[str]()
+    built = _lake(tmp_path, done)
+    _start(built)
+    rows: list[int] = []
+
+    def counted(work: Work, *rest: Any) -> list[Any]:
+        outcomes = distributed_here(work, *rest)
+        if work.request.task == fold_parts.SORT:
+            rows.extend(outcome["result"]["rows"] for outcome in outcomes)
+        return outcomes
+
+    built.lake.workers_of = lambda table: workers_here(table, distribute=counted)
+    for group in range(3):
+        built.land([change("k5", 100 * group + n, {"n": {"N": str(n)}}) for n in range(1, 50)])
+    publish_current_state(built.table_lake)
+    assert rows == [1, 1, 1]
+    _check_files(built)
+    assert plain_view(built.lake, _ALL)[35]["n"] == 49
+
+
+def test_files_that_another_engine_sorted_otherwise_are_sorted_by_one_process(
+    tmp_path: Path,
+) -> None:
+    done = Counter[str]()
+    built = _lake(tmp_path, done)
+    _start(built)
+    table = _state(built)
+    rows = table.scan().to_arrow()
+    table.overwrite(rows.take(list(range(39, -1, -1))))
+    built.land([change("k5", 1, {"n": {"N": "-5"}}), change("k6", 2, None)])
+    publish_current_state(built.table_lake)
+    _check_files(built)
+    assert len(plain_view(built.lake, _ALL)) == 39
+
+
+def test_a_fold_that_was_killed_is_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each commit: what is published is whole, and nothing is done twice."""
+    done = Counter[str]()
+    built = _lake(tmp_path, done)
+    _start(built)
+    before = _state(built).metadata.current_snapshot_id
+    built.land([change("k5", 1, {"n": {"N": "-5"}}), change("k6", 2, None)])
+    replace = type(built.lake.iceberg).replace
+
+    def killed_at(kind: str) -> Any:
+        def killed(tables: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+            if name.endswith(kind):
+                raise KeyboardInterrupt
+            return replace(tables, name, *args, **kwargs)
+
+        return killed
+
+    for kind in ("tombstones", "current_state"):
+        with monkeypatch.context() as patch:
+            patch.setattr(type(built.lake.iceberg), "replace", killed_at(kind))
+            with pytest.raises(KeyboardInterrupt):
+                publish_current_state(built.table_lake)
+        assert _state(built).metadata.current_snapshot_id == before
+        rows = {row["_key"]: row["_item"] for row in plain_view(built.lake, _ALL)}
+        assert rows == built.items()
+    done.clear()
+    publish_current_state(built.table_lake)
+    # The tombstones are others now, so the changes are folded again; they are sorted already.
+    assert done[fold_parts.SORT] == 0
+    _check_files(built)
+    assert not list(built.lake.store.list(built.table_lake.paths.work))
+
+
+def test_rows_that_workers_lost_are_not_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = _lake(tmp_path, Counter[str]())
+    _start(built)
+    before = _state(built).metadata.current_snapshot_id
+
+    class _Losing(SortedFiles):
+        def merged(self, schema: Any, beside: Any) -> Any:
+            return (batch.slice(1) for batch in super().merged(schema, beside))
+
+    monkeypatch.setattr(fold_parts, "SortedFiles", _Losing)
+    built.land([change("k1", 1, {"n": {"N": "1"}})])
+    with pytest.raises(LakeError, match="rows instead of 40"):
+        publish_current_state(built.table_lake)
+    assert _state(built).metadata.current_snapshot_id == before

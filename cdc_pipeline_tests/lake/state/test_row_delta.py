@@ -15,10 +15,13 @@ from pyiceberg.table import Table
 
 from cdc_pipeline.core.errors import LakeError
 from cdc_pipeline.lake.engine import masking
+from cdc_pipeline.lake.iceberg import checksums
+from cdc_pipeline.lake.iceberg.checksums import CHECKSUM_LIST
 from cdc_pipeline.lake.iceberg.files import LiveFiles, data_files, live_files
 from cdc_pipeline.lake.iceberg.tables import CommitConflictError
 from cdc_pipeline.lake.publish import current_state
 from cdc_pipeline.lake.publish.current_state import publish_current_state
+from cdc_pipeline.lake.query.connection import connect_lake
 from cdc_pipeline.lake.query.view_script import view_script
 from cdc_pipeline.lake.state import row_delta
 from cdc_pipeline.lake.state.rewrite import rewrite_without
@@ -85,12 +88,22 @@ def _check(built: LakeBuilder) -> None:
     orders = {key: row.order_key for key, row in built.expected.items() if row.item is not None}
     rows = [(row["_key"], row["_item"], row["_order_key"]) for row in plain_view(built.lake, _VIEW)]
     assert sorted(rows) == sorted((key, item, orders[key]) for key, item in expected.items())
+    _check_items(built)
     scanned = _state(built).scan().to_arrow()
     pairs = zip(scanned["_key"].to_pylist(), scanned["_item"].to_pylist(), strict=True)
     assert sorted(pairs) == sorted(expected.items())
     assert verify_files(built.table_lake, content=True).damages == []
     summary = _state(built).properties
     assert summary["cdc_pipeline.items"] == str(len(expected))
+
+
+def _check_items(built: LakeBuilder) -> None:
+    """The macro `item` gives the view's rows, whatever is dead, late or of another schema."""
+    with connect_lake(built.lake) as connection:
+        view = connection.execute("FROM orders.current_state ORDER BY _key").fetchall()
+        for key in [*(row[0] for row in view), *(set(built.expected) - {row[0] for row in view})]:
+            rows = connection.execute("FROM orders.item(?)", [key]).fetchall()
+            assert rows == [row for row in view if row[0] == key]
 
 
 def _published(built: LakeBuilder) -> bool:
@@ -335,6 +348,7 @@ def test_a_crash_between_tombstones_and_rows_is_made_good(
 def _check_view(built: LakeBuilder) -> None:
     rows = plain_view(built.lake, _VIEW)
     assert {row["_key"]: row["_item"] for row in rows} == built.items()
+    _check_items(built)
 
 
 def _dying(*_: Any) -> Iterator[Any]:
@@ -375,6 +389,25 @@ def test_rows_of_another_engine_are_noticed(built: LakeBuilder) -> None:
     built.land([change("k2", 2, {"n": {"N": "1"}})])
     with pytest.raises(LakeError, match="has 41 rows and was committed with 40"):
         publish_current_state(built.table_lake)
+
+
+def test_files_are_verified_by_a_list_of_checksums_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A random history in which two files are many, with maintenance and an erasure at its end."""
+    monkeypatch.setattr(checksums, "LIMIT", 1)
+    test_random_histories(4, 8, tmp_path / "random")
+    built = _lake(tmp_path)
+    _start(built)
+    for number in (1, 2, 3):
+        built.land([change(f"k{number}", number, {"n": {"N": "1"}})])
+        assert _published(built)
+    key = json.dumps(key_of("k1"), separators=(",", ":"))
+    assert rewrite_without(built.lake, _state(built), [key]) == 1
+    del built.expected[key]
+    maintain_table(built.table_lake)
+    _check(built)
+    assert CHECKSUM_LIST in _state(built).current_snapshot().summary.additional_properties  # type: ignore[union-attr]
 
 
 def test_a_lost_delete_file_is_damage(built: LakeBuilder) -> None:
