@@ -79,7 +79,7 @@ def spark() -> None:
 )
 @click.option(
     "--python",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     help="Python of the package, a program; default: the one that runs this command.",
 )
 @click.option("--upload", is_flag=True, help="Copy it to `spark.package` of the settings.")
