@@ -93,7 +93,7 @@ def package(output: Path, python: Path | None, upload: bool) -> None:
 
     \b
     Example:
-      cdc-pipeline spark package --python $(uv python find 3.11) --upload
+      cdc-pipeline spark package --python $(uv python find --managed-python 3.11) --upload
     """
     from cdc_pipeline.core.run_context import RunContext
     from cdc_pipeline.spark.package import OLDER_FIX, build_package, too_new, upload_package

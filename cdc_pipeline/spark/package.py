@@ -33,7 +33,7 @@ ARCHIVE, ENTRY = f"{ENVIRONMENT}.tar.gz", "entry.py"
 ENTRY_FILE = Path(__file__).parent / "job" / ENTRY
 
 GLIBC_OF_AWS: Glibc = (2, 34)
-"""Of Amazon Linux 2023, on which EMR 7 and 8 and Glue 5 are built."""
+"""Of Amazon Linux 2023, on which EMR 7 and Glue 5 are built."""
 
 _LINES_OF_ERROR = 5
 
@@ -159,6 +159,4 @@ def too_new(package: Package) -> str:
     return f"the Python needs glibc {needed}, EMR and Glue have {there}"
 
 
-OLDER_FIX = (
-    "choose one for older systems, such as --python $(uv python find 3.11): docs/spark_setup.md"
-)
+OLDER_FIX = "choose one for older systems, such as --python $(uv python find --managed-python 3.11): docs/spark_setup.md"
