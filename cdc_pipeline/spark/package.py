@@ -159,4 +159,7 @@ def too_new(package: Package) -> str:
     return f"the Python needs glibc {needed}, EMR and Glue have {there}"
 
 
-OLDER_FIX = "choose one for older systems, such as --python $(uv python find --managed-python 3.11): docs/spark_setup.md"
+OLDER_FIX = (
+    "choose one for older systems, such as --python $(uv python find --managed-python 3.11): see "
+    "docs/spark_setup.md"
+)
