@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
+from cdc_pipeline.commands.deploy import iam_policy, spark
 from cdc_pipeline.commands.erase import erase
 from cdc_pipeline.commands.heal import heal
-from cdc_pipeline.commands.iam import iam_policy
 from cdc_pipeline.commands.move_sensors import move_sensors
 from cdc_pipeline.commands.preflight import preflight
 from cdc_pipeline.commands.query import athena_sql, query, views
@@ -57,6 +57,7 @@ for _command in (
     sandbox,
     serve,
     settings_schema,
+    spark,
     status,
     tables,
     views,

@@ -28,10 +28,8 @@ from cdc_pipeline.core.workers import StartWorkers, Workers
 from cdc_pipeline.lake.lake import Lake, TableLake
 from cdc_pipeline.settings.sections import Spark
 from cdc_pipeline.spark.exchange import Exchange, setup_of
+from cdc_pipeline.spark.package import ARCHIVE, ENTRY, ENTRY_FILE, ENVIRONMENT, package_folder
 from cdc_pipeline.spark.session import open_workers
-
-_ENVIRONMENT = "environment"
-_ENTRY = "entry.py"
 
 Context = dg.OpExecutionContext | dg.AssetExecutionContext
 
@@ -84,10 +82,9 @@ def _submit(context: Context, table: TableLake, prefix: str, _: int) -> None:
         }
     command = [spark_submit(), "--master", options.master, "--name", _name(table)]
     command += [part for pair in _conf(defaults, options) for part in ("--conf", pair)]
-    entry = Path(__file__).parents[1] / "spark" / "job" / _ENTRY
     python = os.environ.get("PYSPARK_PYTHON", sys.executable)
     dg.PipesSubprocessClient(env={"PYSPARK_PYTHON": python}).run(
-        context=context, command=[*command, str(entry), *_arguments(table.lake, prefix)]
+        context=context, command=[*command, str(ENTRY_FILE), *_arguments(table.lake, prefix)]
     )
 
 
@@ -113,10 +110,10 @@ def spark_submit() -> str:
 def _run_emr(context: Context, table: TableLake, prefix: str, ended: int) -> None:
     """Run the job on EMR Serverless."""
     lake, options = table.lake, table.lake.settings.spark
-    package = _package(lake)
-    python = f"./{_ENVIRONMENT}/bin/python"
+    package = package_folder(lake.settings)
+    python = f"./{ENVIRONMENT}/bin/python"
     defaults = {
-        "spark.archives": f"{package}{_ENVIRONMENT}.tar.gz#{_ENVIRONMENT}",
+        "spark.archives": f"{package}{ARCHIVE}#{ENVIRONMENT}",
         "spark.emr-serverless.driverEnv.PYSPARK_DRIVER_PYTHON": python,
         "spark.emr-serverless.driverEnv.PYSPARK_PYTHON": python,
         "spark.executorEnv.PYSPARK_PYTHON": python,
@@ -137,7 +134,7 @@ def _run_emr(context: Context, table: TableLake, prefix: str, ended: int) -> Non
             "executionTimeoutMinutes": options.timeout_minutes,
             "jobDriver": {
                 "sparkSubmit": {
-                    "entryPoint": f"{package}{_ENTRY}",
+                    "entryPoint": f"{package}{ENTRY}",
                     "entryPointArguments": _arguments(lake, prefix),
                     "sparkSubmitParameters": " ".join(
                         f"--conf {pair}" for pair in _conf(defaults, options)
@@ -177,11 +174,6 @@ def _conf(defaults: dict[str, str], options: Spark) -> list[str]:
 
 def _name(table: TableLake) -> str:
     return f"cdc_pipeline {table.safe_name}"
-
-
-def _package(lake: Lake) -> str:
-    folder = lake.settings.spark.package or f"{lake.settings.lake.rstrip('/')}/_cdc/spark/"
-    return f"{folder.rstrip('/')}/"
 
 
 def _token(lake: Lake, prefix: str, ended: int) -> str:

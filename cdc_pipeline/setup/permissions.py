@@ -13,8 +13,10 @@ from cdc_pipeline.core.plans.iam import (
     SourceTable,
     Statement,
     bucket_policy,
+    emr_serverless_statements,
     erase_statements,
     export_statements,
+    glue_job_statements,
     glue_statements,
     key_statements,
     lake_statements,
@@ -77,6 +79,7 @@ def build_policies(
     allowed += role_statements(list(by_role))
     allowed += _lake_statements(lake, tables, exports)
     allowed += _glue_statements(lake, tables, account)
+    allowed += _spark_statements(lake, account)
     if lake.settings.alarms.sns_topic:
         allowed.append(statement("Alarms", ["sns:Publish"], [lake.settings.alarms.sns_topic]))
     places = {*exports.values(), *([lake_place(lake)] if lake.settings.is_s3 else [])}
@@ -177,6 +180,19 @@ def _glue_statements(lake: Lake, tables: Sequence[Table], account: str) -> list[
     if lake.settings.catalog_type == "s3tables" and lake.settings.catalog:
         statements += s3tables_statements(lake.settings.catalog.properties["warehouse"])
     return statements
+
+
+def _spark_statements(lake: Lake, account: str) -> list[Statement]:
+    """Build the statements for starting Spark jobs as the settings say."""
+    options = lake.settings.spark
+    if options.start == "emr_serverless" and options.application_id and options.role_arn:
+        region = lake.aws.client("emr-serverless").meta.region_name
+        where = f"arn:{lake.aws.partition}:emr-serverless:{region}:{account}"
+        application = f"{where}:/applications/{options.application_id}"
+        return emr_serverless_statements(application, options.role_arn)
+    if options.start == "glue" and options.glue_job:
+        return glue_job_statements(f"{glue_root(lake, account)}job/{options.glue_job}")
+    return []
 
 
 def _common_folder(prefixes: Sequence[str]) -> str:

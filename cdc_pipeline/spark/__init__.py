@@ -1,1 +1,1 @@
-"""Work on Spark: how a run and its job talk; the job itself is in `spark.job`."""
+"""Work on Spark: how a run and its job talk, and what a cluster needs; the job is `spark.job`."""

@@ -79,6 +79,7 @@ _SEES_ONLY = {
         "erase",
         "service",
         "setup",
+        "spark",
         "defs",
         "sandbox.demo",
         "commands",

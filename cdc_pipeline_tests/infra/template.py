@@ -1,4 +1,4 @@
-"""The CloudFormation template with its functions evaluated, as far as it uses them."""
+"""A CloudFormation template with its functions evaluated, as far as it uses them."""
 
 import re
 from functools import cache
@@ -16,6 +16,17 @@ _PSEUDO = {
     "AWS::Region": REGION,
     "AWS::StackName": STACK,
 }
+_REQUIRED = {
+    "TableName": "orders",
+    "LakeTable": "orders",
+    "CodeBucket": "code",
+    "LakeBucket": "lake",
+}
+_REQUIRED_OF_A_STACK = (
+    {"TableName", "LakeTable", "CodeBucket"},
+    {"TableName", "LakeTable"},
+    {"LakeBucket"},
+)
 _NOTHING = object()
 
 
@@ -56,10 +67,9 @@ class Stack:
             name: parameter.get("Default")
             for name, parameter in self._template["Parameters"].items()
         }
-        required = {"TableName": "orders", "LakeTable": "orders"}
-        required |= {"CodeBucket": "code"} if path == PATH else {}
         self.required = {name for name, default in defaults.items() if default is None}
-        assert self.required == set(required)
+        assert self.required in _REQUIRED_OF_A_STACK
+        required = {name: _REQUIRED[name] for name in self.required}
         self._parameters = defaults | required | parameters
         assert set(parameters) <= set(defaults), "a parameter that the template does not have"
         self.resources = self._chosen("Resources")
@@ -140,6 +150,11 @@ class Stack:
     def _if(self, argument: list[Any]) -> Any:
         name, yes, no = argument
         return self._value(yes if self._condition(name) else no)
+
+    def _join(self, argument: list[Any]) -> str:
+        separator, values = map(self._value, argument)
+        # A list among the parameters is written with commas.
+        return separator.join(values.split(",") if isinstance(values, str) else values)
 
     def _equals(self, argument: list[Any]) -> bool:
         one, other = map(self._value, argument)

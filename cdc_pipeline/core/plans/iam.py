@@ -212,6 +212,35 @@ def glue_statements(
     ]
 
 
+def emr_serverless_statements(application: str, role: str) -> list[Statement]:
+    """Build statements for Spark jobs of an EMR Serverless application (its ARN).
+
+    `role`: ARN of the role that the jobs have.
+    """
+    of_jobs = ["GetJobRun", "GetDashboardForJobRun", "CancelJobRun"]
+    passing = statement("SparkRole", ["iam:PassRole"], [role])
+    to_service = {"iam:PassedToService": "emr-serverless.amazonaws.com"}
+    return [
+        statement(
+            "SparkApplication",
+            ["emr-serverless:StartJobRun", "emr-serverless:GetApplication"],
+            [application],
+        ),
+        statement(
+            "SparkJobs",
+            [f"emr-serverless:{name}" for name in of_jobs],
+            [f"{application}/jobruns/*"],
+        ),
+        {**passing, "Condition": {"StringEquals": to_service}},
+    ]
+
+
+def glue_job_statements(job: str) -> list[Statement]:
+    """Build the statement for Spark jobs as runs of a Glue job (its ARN)."""
+    actions = ["glue:StartJobRun", "glue:GetJobRun", "glue:BatchStopJobRun"]
+    return [statement("SparkJobs", actions, [job])]
+
+
 def s3tables_statements(bucket: str) -> list[Statement]:
     """Build statements for a table bucket (its ARN); S3 Tables' actions also cover the files."""
     of_bucket = ["GetTableBucket", "GetNamespace", "CreateNamespace", "CreateTable", "ListTables"]

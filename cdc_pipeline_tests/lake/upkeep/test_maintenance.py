@@ -25,6 +25,7 @@ from cdc_pipeline.lake.storage.compaction import compact_landing, mergeable, rem
 from cdc_pipeline.lake.storage.log import CaptureLog, remove_orphans
 from cdc_pipeline.lake.storage.store import LocalStore
 from cdc_pipeline.lake.upkeep.maintenance import maintain_table
+from cdc_pipeline.spark.package import ARCHIVE
 from cdc_pipeline_tests.lake.builder import (
     MARGIN_US,
     START_US,
@@ -238,7 +239,8 @@ def test_maintenance_removes_what_nothing_names_and_is_old_enough(built: LakeBui
     orphans += [f"{folder}/{name}-ff.parquet" for name in ("heal-1", "backfill")]
     strangers = [f"{folder}/notes.txt", "iceberg/cdc/orders_cdc/data/day=2026-01-01/lost.parquet"]
     orphans.append("_cdc/tmp/0123456789abcdef")  # of a writer that was killed
-    for key in (*orphans, *strangers):
+    packaged = f"_cdc/spark/{ARCHIVE}"
+    for key in (*orphans, *strangers, packaged):
         store.write(key, b"?")
     before = (plain_view(built.lake, _STATE), plain_view(built.lake, _RAW))
     young = maintain_table(built.table_lake)
@@ -248,7 +250,7 @@ def test_maintenance_removes_what_nothing_names_and_is_old_enough(built: LakeBui
     old = maintain_table(built.table_lake)
     there = _files(built, "")
     assert not {*orphans, strangers[1]} & there
-    assert strangers[0] in there  # not ours, not named like ours
+    assert {strangers[0], packaged} <= there  # not ours and not named like ours; of Spark jobs
     assert (plain_view(built.lake, _STATE), plain_view(built.lake, _RAW)) == before
     assert old.files >= 3
     assert old.bytes > 0

@@ -1,10 +1,13 @@
-"""`cdc-pipeline iam-policy`: least-privilege policies for roles and buckets."""
+"""`cdc-pipeline iam-policy` and `spark package`: what a deployment in AWS is given."""
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from cdc_pipeline.commands.common import open_lake
 
 if TYPE_CHECKING:
     from cdc_pipeline.setup.permissions import Policies
@@ -59,3 +62,50 @@ def _documents(made: "Policies") -> dict[str, Any]:
         arn: {"policy": policy, "trust": trust} for arn, (policy, trust) in made.roles.items()
     }
     return {"export_bucket": None, **documents}
+
+
+@click.group()
+def spark() -> None:
+    """Prepare Spark jobs on clusters."""
+
+
+@spark.command()
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("spark-package"),
+    show_default=True,
+    help="Folder of the package.",
+)
+@click.option(
+    "--python",
+    type=click.Path(path_type=Path),
+    help="Python of the package, a program; default: the one that runs this command.",
+)
+@click.option("--upload", is_flag=True, help="Copy it to `spark.package` of the settings.")
+def package(output: Path, python: Path | None, upload: bool) -> None:
+    r"""Build what Spark jobs need on a cluster.
+
+    \b
+    environment.tar.gz  a Python with this code, compiled; runs wherever it is unpacked
+    entry.py            the program that a job starts
+    cdc_pipeline-*.whl  this code for Glue, which installs it itself
+
+    \b
+    Example:
+      cdc-pipeline spark package --python $(uv python find --managed-python 3.11) --upload
+    """
+    from cdc_pipeline.core.run_context import RunContext
+    from cdc_pipeline.spark.package import OLDER_FIX, build_package, too_new, upload_package
+
+    lake = open_lake() if upload else None
+    built = build_package(output, RunContext(click.echo), python=python)
+    for file in built.files:
+        click.echo(f"{file} ({file.stat().st_size / 1e6:,.1f} MB)")
+    glibc = ".".join(map(str, built.glibc))
+    click.echo(f"for Linux on {built.machine} with glibc {glibc} or newer; Python {built.python}")
+    if not built.runs_on_aws:
+        click.echo(f"not for EMR and Glue: {too_new(built)}\n  Fix: {OLDER_FIX}", err=True)
+    if lake is not None:
+        for address in upload_package(lake, built):
+            click.echo(f"uploaded {address}")
