@@ -47,9 +47,8 @@ Cells = tuple[str, ...]
 def main(wanted: list[str]) -> None:
     """Run, print, and write the results beside this file."""
     if unknown := set(wanted) - {*BENCHMARKS, *ON_REQUEST}:
-        sys.exit(
-            f"no benchmark {', '.join(sorted(unknown))}: there are {', '.join((*BENCHMARKS, *ON_REQUEST))}"
-        )
+        known = ", ".join((*BENCHMARKS, *ON_REQUEST))
+        sys.exit(f"no benchmark {', '.join(sorted(unknown))}: there are {known}")
     console, table, targets = Console(width=140), Table(*_HEADS), Table(*_TARGET_HEADS)
     for name in wanted or BENCHMARKS:
         started, load = time.monotonic(), os.getloadavg()[0]

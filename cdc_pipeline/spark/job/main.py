@@ -17,7 +17,9 @@ from cdc_pipeline.aws.client.session import AwsSession
 from cdc_pipeline.aws.s3.objects import S3Store
 from cdc_pipeline.core.errors import CdcPipelineError, WorkersError
 from cdc_pipeline.core.names import split_s3
+from cdc_pipeline.lake.lake import Lake
 from cdc_pipeline.lake.storage.store import LocalStore, Store
+from cdc_pipeline.settings.load import parse_settings
 from cdc_pipeline.spark.exchange import (
     FORMAT,
     JOB,
@@ -51,6 +53,9 @@ def main(argv: Sequence[str]) -> int:
         try:
             from cdc_pipeline.spark.job.distribution import open_spark
 
+            # With the lake's own encryption, which its settings name.
+            settings = parse_settings(exchange.setup().settings, Path("settings.yaml"))
+            exchange = Exchange(Lake.open(settings).store, chosen.exchange)
             with open_spark() as distribute:
                 serve(exchange, distribute, log, timeout_seconds=chosen.timeout_minutes * 60)
         except CdcPipelineError as error:
