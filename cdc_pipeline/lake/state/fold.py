@@ -5,6 +5,7 @@ sorted items after the changes: what did not change is not sorted and, as long a
 not parsed. If keys are masked anew, or another engine has written files, all rows are sorted.
 """
 
+import hashlib
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -118,7 +119,10 @@ def _fold_ranges(
     size = sum(entry.data_file.file_size_in_bytes for entry in stored) * _COMPRESSED
     start_workers = table.start_workers(size)
     if start_workers is not None:
-        prefix = f"{table.paths.work}fold-{base.table.metadata.current_snapshot_id}-{state.n}/"
+        # By what the sorted changes follow from, so that a repeated run finds them.
+        inputs = (base.table.metadata.current_snapshot_id, state.n, masking.fingerprint)
+        digest = hashlib.sha256(repr(inputs).encode()).hexdigest()[:16]
+        prefix = f"{table.paths.work}fold-{digest}/"
         with start_workers(f"{prefix}spark/") as workers:
             published = fold_by_workers(table, state, base, delta, masking, workers, prefix)
         table.lake.store.delete(list(table.lake.store.list(table.paths.work)))

@@ -12,7 +12,7 @@ import msgspec
 
 from cdc_pipeline.core.errors import CdcPipelineError
 from cdc_pipeline.lake.lake import Lake, TableLake
-from cdc_pipeline.lake.state import fold_parts
+from cdc_pipeline.lake.state import fold_tasks
 from cdc_pipeline.repair import landing_parts
 from cdc_pipeline.settings.load import parse_settings
 from cdc_pipeline.snapshot import parts
@@ -22,10 +22,10 @@ _TASKS: Mapping[str, Callable[[TableLake, Any, Any], Any]] = {
     parts.CONVERT: parts.convert_part,
     parts.WRITE: parts.write_range,
     landing_parts.LAND: landing_parts.land_file,
-    fold_parts.SORT: fold_parts.sort_changes,
-    fold_parts.PREPARE: fold_parts.prepare_range,
-    fold_parts.COUNT: fold_parts.count_range,
-    fold_parts.WRITE: fold_parts.write_range,
+    fold_tasks.SORT: fold_tasks.sort_changes,
+    fold_tasks.PREPARE: fold_tasks.prepare_range,
+    fold_tasks.COUNT: fold_tasks.count_range,
+    fold_tasks.WRITE: fold_tasks.write_range,
 }
 
 

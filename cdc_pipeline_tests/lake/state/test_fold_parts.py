@@ -14,7 +14,7 @@ from cdc_pipeline.lake.iceberg import writer
 from cdc_pipeline.lake.iceberg.files import data_files
 from cdc_pipeline.lake.publish import current_state
 from cdc_pipeline.lake.publish.current_state import publish_current_state
-from cdc_pipeline.lake.state import fold, fold_parts, row_delta
+from cdc_pipeline.lake.state import fold, fold_parts, fold_tasks, row_delta
 from cdc_pipeline.lake.storage import sorted_parts
 from cdc_pipeline.lake.upkeep.verify import verify_files
 from cdc_pipeline.spark.job.tasks import Work
@@ -85,7 +85,7 @@ def test_folds_by_workers_equal_folds_that_sort(
                     facts[id(built)].append(_facts(built))
     for one, other in zip(facts[id(together)], facts[id(alone)], strict=True):
         assert one == other
-    assert done[fold_parts.WRITE] > 2 * done.total() // 9
+    assert done[fold_tasks.WRITE] > 2 * done.total() // 9
     monkeypatch.setattr(current_state, "publish_row_delta", lambda *_: None)
     together.land([change("k0", 1000, {"n": {"N": "0"}})])
     publish_current_state(together.table_lake)
@@ -129,7 +129,7 @@ def test_masked_states_are_folded_by_workers(
             publish_current_state(built.table_lake)
     assert _facts(together) == _facts(alone)
     assert len(plain_view(together.lake, "SELECT * FROM orders.current_state")) == 40
-    assert done[fold_parts.WRITE] > 3
+    assert done[fold_tasks.WRITE] > 3
     assert verify_files(together.table_lake, content=True).damages == []
 
 
@@ -141,7 +141,7 @@ def test_a_hot_key_is_one_row_of_each_group(tmp_path: Path) -> None:
 
     def counted(work: Work, *rest: Any) -> list[Any]:
         outcomes = distributed_here(work, *rest)
-        if work.request.task == fold_parts.SORT:
+        if work.request.task == fold_tasks.SORT:
             rows.extend(outcome["result"]["rows"] for outcome in outcomes)
         return outcomes
 
@@ -199,7 +199,7 @@ def test_a_fold_that_was_killed_is_continued(
     done.clear()
     publish_current_state(built.table_lake)
     # The tombstones are others now, so the changes are folded again; they are sorted already.
-    assert done[fold_parts.SORT] == 0
+    assert done[fold_tasks.SORT] == 0
     _check_files(built)
     assert not list(built.lake.store.list(built.table_lake.paths.work))
 
@@ -215,7 +215,7 @@ def test_rows_that_workers_lost_are_not_committed(
         def merged(self, schema: Any, beside: Any) -> Any:
             return (batch.slice(1) for batch in super().merged(schema, beside))
 
-    monkeypatch.setattr(fold_parts, "SortedFiles", _Losing)
+    monkeypatch.setattr(fold_tasks, "SortedFiles", _Losing)
     built.land([change("k1", 1, {"n": {"N": "1"}})])
     with pytest.raises(LakeError, match="rows instead of 40"):
         publish_current_state(built.table_lake)
