@@ -122,10 +122,11 @@ def _fold_ranges(
         # By what the sorted changes follow from, so that a repeated run finds them.
         inputs = (base.table.metadata.current_snapshot_id, state.n, masking.fingerprint)
         digest = hashlib.sha256(repr(inputs).encode()).hexdigest()[:16]
-        prefix = f"{table.paths.work}fold-{digest}/"
+        folds = f"{table.paths.work}fold-"
+        prefix = f"{folds}{digest}/"
         with start_workers(f"{prefix}spark/") as workers:
             published = fold_by_workers(table, state, base, delta, masking, workers, prefix)
-        table.lake.store.delete(list(table.lake.store.list(table.paths.work)))
+        table.lake.store.delete(list(table.lake.store.list(folds)))  # those given up, too
         return published
     try:
         return _fold_in_order(table, state, base, delta, masking)
