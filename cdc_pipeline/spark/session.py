@@ -1,6 +1,7 @@
 """A run's side of a Spark job: starts or joins it, gives it work, and ends it."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
@@ -110,9 +111,18 @@ class SparkWorkers:
         return answer.results
 
     def wait_for_end(self) -> None:
-        """Wait until the job has seen the end; one that does not is left to end by itself."""
+        """Wait until the job has seen the end; one that does not is left to end by itself.
+
+        What it writes last would stay, once the caller has removed the exchange.
+        """
         if self._job is not None:
             wait([self._job], _END_SECONDS)
+        deadline = time.monotonic() + _END_SECONDS
+        while self._joined and time.monotonic() < deadline:
+            life = self._watch.look()
+            if life is None or life.ended:
+                return
+            self._context.sleep(self._poll_seconds)
 
     def _need_job(self) -> None:
         life = self._watch.look()

@@ -129,6 +129,9 @@ def test_a_run_joins_the_job_of_a_killed_one(exchange: Exchange) -> None:
     told: list[str] = []
     with opened(exchange, refused, told) as workers:
         assert workers.map("double", [4]) == [8]
+    life = exchange.life(JOB)
+    assert life is not None
+    assert life.ended
     job.join(20)
     assert not job.is_alive()
     assert told[0] == "a Spark job for this work is running already: joining it"
