@@ -60,10 +60,9 @@ def main(argv: Sequence[str]) -> int:
                 serve(exchange, distribute, log, timeout_seconds=chosen.timeout_minutes * 60)
         except CdcPipelineError as error:
             log(str(error))
-            return 1
-        finally:
             with suppress(CdcPipelineError):
                 note_end(exchange)
+            return 1
     return 0
 
 
@@ -131,6 +130,8 @@ def serve(
         over.set()
         thread.join()
         with suppress(CdcPipelineError):
+            note_end(exchange)
+            # The last object: a run that has joined removes them all after it.
             exchange.live(JOB, lines[0], ended=True)
 
 
