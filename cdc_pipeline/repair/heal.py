@@ -246,15 +246,18 @@ class _Healing:
         size = 0 if known else sum(file.items for file in files) * _LINE_BYTES
         start_workers = self.table.start_workers(size) if size else None
         work = f"{self.table.paths.work}heal-{self.gap.entry}-{new_nonce()}/spark/"
-        with start_workers(work) if start_workers else nullcontext() as workers:
-            for file, objects in self._landed_files(status, files, known, workers):
-                self.lines += file.items
-                landed = replace(window, files=(*window.files, file.key))
-                window = self._move(number, landed, objects)
-                self.context.progress(
-                    f"{where}: {len(window.files)} of {len(manifest.files)} files landed"
-                )
-        self.log.store.delete(list(self.log.store.list(work)))
+        try:
+            with start_workers(work) if start_workers else nullcontext() as workers:
+                for file, objects in self._landed_files(status, files, known, workers):
+                    self.lines += file.items
+                    landed = replace(window, files=(*window.files, file.key))
+                    window = self._move(number, landed, objects)
+                    self.context.progress(
+                        f"{where}: {len(window.files)} of {len(manifest.files)} files landed"
+                    )
+        finally:
+            # Never used again: after a conflict, the objects of an answer are deleted.
+            self.log.store.delete(list(self.log.store.list(work)) if start_workers else ())
         self._move(number, replace(window, done=True))
 
     def _landed_files(
