@@ -26,10 +26,15 @@ from cdc_pipeline.lake.engine.item_table import (
     size_properties,
     typed_reader,
 )
-from cdc_pipeline.lake.engine.written_files import FileDescriptor, commit_name, describe_file
+from cdc_pipeline.lake.engine.written_files import (
+    FileDescriptor,
+    commit_name,
+    describe_file,
+    written_files,
+)
 from cdc_pipeline.lake.iceberg.catalog import open_files
 from cdc_pipeline.lake.iceberg.checksums import ChecksumIO
-from cdc_pipeline.lake.iceberg.writer import WrittenFiles, write_rows
+from cdc_pipeline.lake.iceberg.writer import write_rows
 from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.storage.sorted_parts import KeyRange, SortedParts, key_ranges
 from cdc_pipeline.snapshot.items import ExportedItems
@@ -166,12 +171,7 @@ def stage_by_workers(
     files = [file for done in written for file in done.files]
     committed = table.lake.iceberg.replace(
         name,
-        WrittenFiles(
-            [file.data_file(planned.default_spec_id) for file in files],
-            {file.path: file.crc32 for file in files},
-            schema,
-            planned,
-        ),
+        written_files(files, schema, planned),
         {
             "generation": str(baseline.generation),
             "export_arn": status.arn,

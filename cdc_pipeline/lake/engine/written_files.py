@@ -1,10 +1,15 @@
 """Descriptions, as JSON, of data files that workers have written and no commit names yet."""
 
 import secrets
+from collections.abc import Sequence
 
 import msgspec
+import pyarrow as pa
 from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
+from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.typedef import Record
+
+from cdc_pipeline.lake.iceberg.writer import WrittenFiles
 
 
 class FileDescriptor(msgspec.Struct, omit_defaults=True):
@@ -47,6 +52,18 @@ class FileDescriptor(msgspec.Struct, omit_defaults=True):
         )
         file.spec_id = spec_id
         return file
+
+
+def written_files(
+    files: Sequence[FileDescriptor], schema: pa.Schema, planned: TableMetadata
+) -> WrittenFiles:
+    """Return what a commit of described files needs; `planned`: see `WrittenFiles`."""
+    return WrittenFiles(
+        [file.data_file(planned.default_spec_id) for file in files],
+        {file.path: file.crc32 for file in files},
+        schema,
+        planned,
+    )
 
 
 def describe_file(file: DataFile, crc32: int) -> FileDescriptor:

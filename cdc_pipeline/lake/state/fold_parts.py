@@ -34,9 +34,8 @@ from cdc_pipeline.lake.engine.item_table import (
 from cdc_pipeline.lake.engine.live_rows import (
     create_dead_places,
 )
-from cdc_pipeline.lake.engine.written_files import describe_file
+from cdc_pipeline.lake.engine.written_files import describe_file, written_files
 from cdc_pipeline.lake.iceberg.files import LiveFiles, live_files
-from cdc_pipeline.lake.iceberg.writer import WrittenFiles
 from cdc_pipeline.lake.lake import TableLake
 from cdc_pipeline.lake.state.base import Base, require_whole, watermarks
 from cdc_pipeline.lake.state.choice import (
@@ -182,12 +181,7 @@ def _commit_tombstones(
     masking: Masking,
 ) -> None:
     files = [file for done in prepared for file in done.tombstones]
-    written = WrittenFiles(
-        [file.data_file(planned.default_spec_id) for file in files],
-        {file.path: file.crc32 for file in files},
-        planned.schema().as_arrow(),
-        planned,
-    )
+    written = written_files(files, planned.schema().as_arrow(), planned)
     commit_tombstones(table, written, tombstones, masking)
 
 
@@ -243,12 +237,7 @@ def _write(
     files = [file for done in written for file in done.files]
     committed = table.lake.iceberg.replace(
         name,
-        WrittenFiles(
-            [file.data_file(planned.default_spec_id) for file in files],
-            {file.path: file.crc32 for file in files},
-            schema,
-            planned,
-        ),
+        written_files(files, schema, planned),
         {**watermarks(base, state), **choice.properties, **size_properties(items, newest)},
         over=base.over,
         key="_key",
