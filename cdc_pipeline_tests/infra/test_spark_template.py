@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from datetime import date
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,7 @@ def test_a_job_reads_and_writes_where_it_must_and_deletes_nothing(name: str) -> 
         f"{lake}/{_PATHS.staging}x/part",
         f"{lake}/{_PATHS.work}x/answers/1.json",
         f"{lake}/iceberg/cdc/orders_current_state/data/1.parquet",
+        f"{lake}/{_PATHS.healed(date(2026, 3, 7), 5, 'x')}",
     ]
     read = [
         f"{_EXPORTS[name]}{_PATHS.exports}/AWSDynamoDB/1/data/a.json.gz",
