@@ -119,6 +119,16 @@ def test_a_baseline_by_workers_equals_that_of_one_process(world: World) -> None:
     assert verify_files(handle, content=True).damages == []
 
 
+def test_an_empty_table_is_a_baseline_without_files(world: World) -> None:
+    use_workers(world)
+    world.snapshot(NAME)
+    assert len(exported(world)) == 0
+    world.put(NAME, "first")
+    world.capture_past_handover(NAME)
+    world.publish(NAME)
+    assert assert_mirrors(world, NAME) == 1
+
+
 class Killed(BaseException):
     """As if the process ended: not handled by anything."""
 
