@@ -172,12 +172,7 @@ def stage_by_workers(
     committed = table.lake.iceberg.replace(
         name,
         written_files(files, schema, planned),
-        {
-            "generation": str(baseline.generation),
-            "export_arn": status.arn,
-            "export_time_us": str(baseline.export_time_us),
-            **size_properties(rows, None),
-        },
+        {**baseline_properties(baseline, status), **size_properties(rows, None)},
         over=over,
         key="_key",
         described=description_text(stats, columns, count_misfits((), columns, stats)),
@@ -188,6 +183,15 @@ def stage_by_workers(
 def staging_prefix(table: TableLake, status: ExportStatus) -> str:
     """Return the folder of an export's converted files."""
     return f"{table.paths.staging}{status.arn.rpartition('/')[2]}/"
+
+
+def baseline_properties(baseline: Baseline, status: ExportStatus) -> dict[str, str]:
+    """Return the table properties that say what a baseline was made from."""
+    return {
+        "generation": str(baseline.generation),
+        "export_arn": status.arn,
+        "export_time_us": str(baseline.export_time_us),
+    }
 
 
 def convert_part(table: TableLake, shared: Any, argument: Any) -> Any:

@@ -46,7 +46,7 @@ from cdc_pipeline.snapshot.export import (
     wait_for_export,
 )
 from cdc_pipeline.snapshot.items import ExportedItems
-from cdc_pipeline.snapshot.parts import stage_by_workers, staging_prefix
+from cdc_pipeline.snapshot.parts import baseline_properties, stage_by_workers, staging_prefix
 from cdc_pipeline.snapshot.resumption import require_not_discarded, resume_baseline
 from cdc_pipeline.snapshot.staging import ConvertedFile, Staging
 
@@ -276,11 +276,7 @@ def _stage(
             Suppressions(erased()),
         )
         context.progress(f"sorting and typing {items.count()} items")
-        properties = {
-            "generation": str(baseline.generation),
-            "export_arn": status.arn,
-            "export_time_us": str(baseline.export_time_us),
-        }
+        properties = baseline_properties(baseline, status)
         staged = items.commit(
             table.lake.iceberg,
             f"{table.safe_name}_snapshot",

@@ -188,7 +188,10 @@ def _commit_tombstones(
 def _kept_stats(
     base: Base, live: LiveFiles, fold: Fold, ranges: Sequence[RangePart], workers: Workers
 ) -> Stats:
-    """Return statistics of the base's rows that stay, see `choice.counted_stats`."""
+    """Return statistics of the base's rows that stay.
+
+    Those of the last publication without the rows that are gone, if it counted every row.
+    """
     prior = prior_stats(base.table) if base.table is base.over else {}
     counted = max((sum(seen.tags.values()) for seen in prior.values()), default=0)
     is_known = counted == live.rows

@@ -8,7 +8,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -176,22 +175,16 @@ def sort_changes(table: TableLake, shared: Any, argument: Any) -> Any:
     return {"rows": kept.rows, "sample": kept.sample()}
 
 
-@contextmanager
-def _opened(
-    table: TableLake, fold: Fold, keys: KeyRange
-) -> Iterator[tuple[IcebergTable, LiveFiles]]:
-    """Yield the base's table and those of its files that may have rows in the range."""
+def _opened(table: TableLake, fold: Fold, keys: KeyRange) -> tuple[IcebergTable, LiveFiles]:
+    """Return the base's table and those of its files that may have rows in the range."""
     io = open_files(table.lake.settings, table.lake.aws)
     metadata = TableMetadataUtil.parse_raw(fold.metadata)
     base = IcebergTable(tuple(fold.name), metadata, "", io, NoopCatalog("workers"))
     field = metadata.schema().find_field("_key").field_id
     data = [file for file in fold.files if _may_overlap(file, field, keys)]
-    yield (
-        base,
-        LiveFiles(
-            [_entry(file, DataFileContent.DATA) for file in data],
-            [_entry(file, DataFileContent.POSITION_DELETES) for file in fold.deletes],
-        ),
+    return base, LiveFiles(
+        [_entry(file, DataFileContent.DATA) for file in data],
+        [_entry(file, DataFileContent.POSITION_DELETES) for file in fold.deletes],
     )
 
 
@@ -210,10 +203,10 @@ def prepare_range(table: TableLake, shared: Any, argument: Any) -> Any:
     """Find the effective changes of a range, and its tombstones; a task of `PREPARE`."""
     fold = msgspec.convert(shared, Fold, str_keys=True)
     part = msgspec.convert(argument, RangePart)
+    base, live = _opened(table, fold, part.keys)
     with (
         tempfile.TemporaryDirectory() as folder,
         open_duckdb(table.lake, Path(folder)) as connection,
-        _opened(table, fold, part.keys) as (base, live),
     ):
         _create_changes(connection, table, fold, part.keys, Path(folder) / "changes.parquet")
         find_winners(connection, "", "")
@@ -328,9 +321,8 @@ def count_range(table: TableLake, shared: Any, argument: Any) -> Any:
     """Return statistics of the rows that are gone, or of those that stay; a task of `COUNT`."""
     fold = msgspec.convert(shared, Fold, str_keys=True)
     part = msgspec.convert(argument["part"], RangePart)
-    with _opened(table, fold, part.keys) as (base, live):
-        files = _files(table, fold, part, base, live)
-        return stats_to_json(collect_stats(files.items(gone=argument["gone"])))
+    files = _files(table, fold, part, *_opened(table, fold, part.keys))
+    return stats_to_json(collect_stats(files.items(gone=argument["gone"])))
 
 
 def write_range(table: TableLake, shared: Any, argument: Any) -> Any:
@@ -340,16 +332,15 @@ def write_range(table: TableLake, shared: Any, argument: Any) -> Any:
     fold, columns, stats = wanted.fold, wanted.columns, stats_from_json(wanted.stats)
     io = ChecksumIO(open_files(table.lake.settings, table.lake.aws))
     cells = Counter[str]()
-    with _opened(table, fold, part.keys) as (base, live):
-        files = _files(table, fold, part, base, live)
-        kept = chain(files.items(gone=False), _changed(table, fold, part))
-        misfits = count_misfits(kept, columns, stats)
-        rows = merged_rows(files, columns, stats, _changed(table, fold, part), stays=wanted.stays)
-        if wanted.counts_cells:
-            rows = with_cells(rows, columns, cells)
-        typed = pa.RecordBatchReader.from_batches(typed_schema(columns), rows)
-        metadata = TableMetadataUtil.parse_raw(wanted.planned)
-        written = list(write_rows(metadata, io, typed, commit_name()))
+    files = _files(table, fold, part, *_opened(table, fold, part.keys))
+    kept = chain(files.items(gone=False), _changed(table, fold, part))
+    misfits = count_misfits(kept, columns, stats)
+    rows = merged_rows(files, columns, stats, _changed(table, fold, part), stays=wanted.stays)
+    if wanted.counts_cells:
+        rows = with_cells(rows, columns, cells)
+    typed = pa.RecordBatchReader.from_batches(typed_schema(columns), rows)
+    metadata = TableMetadataUtil.parse_raw(wanted.planned)
+    written = list(write_rows(metadata, io, typed, commit_name()))
     described = [describe_file(file, io.sums[file.file_path]) for file in written]
     count = sum(file.record_count for file in written)
     return msgspec.to_builtins(WrittenRange(count, described, dict(cells), misfits))
